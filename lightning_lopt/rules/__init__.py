@@ -1,0 +1,17 @@
+"""Update rules: pure functions of tensors with learned weights."""
+
+from lightning_lopt.rules.base import ROLES, RULES, Role, State, StepContext, UpdateRule, register_rule
+from lightning_lopt.rules.roles import role_of_shape, role_table, roles_of
+
+__all__ = [
+    "ROLES",
+    "RULES",
+    "Role",
+    "State",
+    "StepContext",
+    "UpdateRule",
+    "register_rule",
+    "role_of_shape",
+    "role_table",
+    "roles_of",
+]

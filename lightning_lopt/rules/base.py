@@ -1,0 +1,118 @@
+"""What an update rule is: a module whose parameters are θ, and whose state is passed in and handed back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+
+from torch import Tensor, nn
+
+Role = Literal["matrix", "vector", "embedding", "head"]
+ROLES: tuple[Role, ...] = ("matrix", "vector", "embedding", "head")
+
+Params = dict[str, Tensor]
+Updates = dict[str, Tensor]
+
+
+class State(NamedTuple):
+    """Everything a rule remembers between two inner steps. A pytree, so ``vmap`` maps over it.
+
+    Attributes:
+        tensors: for every parameter name its own state tensors by key, e.g. ``{"net.weight": {"momentum": ...}}``.
+        shared: state that belongs to no single parameter, e.g. running averages of the loss.
+    """
+
+    tensors: dict[str, dict[str, Tensor]]
+    shared: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What the gradient does not tell.
+
+    Attributes:
+        step: inner steps made before this one, 0-dim; 0 on the first call.
+        total_steps: planned number of inner steps (the horizon), 0-dim.
+        loss: loss of this step before the update, 0-dim, in the unit of the task's loss; ``None`` if unknown
+            (only for rules with ``reads_loss = False``).
+        roles: role of each parameter; a name that is missing has :func:`~lightning_lopt.rules.role_of_shape`'s role.
+        weight_decay: extra decoupled weight decay asked for by the user, by parameter name; a name that is missing
+            has 0. A rule multiplies it by its own step size, as AdamW multiplies it by the learning rate.
+    """
+
+    step: Tensor
+    total_steps: Tensor
+    loss: Tensor | None = None
+    roles: Mapping[str, Role] = field(default_factory=dict)
+    weight_decay: Mapping[str, float | Tensor] = field(default_factory=dict)
+
+
+class UpdateRule(nn.Module, ABC):
+    """An update rule. θ are this module's parameters; everything else it needs is passed in and handed back.
+
+    A rule writes nothing in place and branches on no tensor's value, so ``torch.func.functional_call`` and
+    ``torch.vmap`` run many θ and many inner models at once, and :class:`~lightning_lopt.LearnedOptimizer` runs the
+    very same code for one.
+
+    Attributes:
+        rule_name: the key in :data:`RULES`, written into ``config.json`` by ``save_rule``.
+        reads_loss: whether :meth:`forward` needs ``context.loss``.
+        reads_horizon: whether :meth:`forward` needs a meaningful ``context.total_steps``.
+    """
+
+    rule_name: ClassVar[str] = ""
+    reads_loss: bool = False
+    reads_horizon: bool = False
+
+    @property
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Keyword arguments that build this rule again, JSON values only; θ is not part of it."""
+
+    @abstractmethod
+    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
+        """State before the first step. Must not read θ (a learned initial state is read at step 0 instead).
+
+        Args:
+            params: parameters by name, of any shape, rank 0 to 4 and beyond, float32 or float64.
+            roles: role of each parameter.
+        """
+
+    @abstractmethod
+    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
+        """One step: what to *add* to each parameter, and the state after it.
+
+        Args:
+            params: parameters by name.
+            grads: gradient of the loss for exactly these names, same shapes.
+            state: what :meth:`init_state` or the last call returned, for at least these names.
+            context: loss, step and horizon, roles.
+
+        Returns:
+            ``updates`` with ``new_param = param + update``, and the new state for these names.
+        """
+
+
+RULES: dict[str, type[UpdateRule]] = {}
+"""Rules that files may name: what :func:`~lightning_lopt.load_rule` is allowed to build."""
+
+_RuleClass = TypeVar("_RuleClass", bound=type[UpdateRule])
+
+
+def register_rule(name: str) -> Callable[[_RuleClass], _RuleClass]:
+    """Class decorator: make a rule loadable from a file under ``name``.
+
+    Raises:
+        ValueError: if another class already has that name.
+    """
+
+    def register(cls: _RuleClass) -> _RuleClass:
+        if name in RULES and RULES[name].__qualname__ != cls.__qualname__:
+            raise ValueError(f"rule name {name!r} is taken by {RULES[name].__qualname__}; choose another name.")
+        cls.rule_name = name
+        RULES[name] = cls
+        return cls
+
+    return register

@@ -1,0 +1,145 @@
+"""Hand-designed optimizers as rules: the proof that the interface is enough, and baselines with learnable constants."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
+
+
+def _zeros_like(params: Params, *keys: str) -> dict[str, dict[str, Tensor]]:
+    return {name: {key: torch.zeros_like(param) for key in keys} for name, param in params.items()}
+
+
+def _positive(value: float, what: str) -> Tensor:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{what} must be a positive number, got {value!r}.")
+    return torch.tensor(math.log(value))
+
+
+def _unit_interval(value: float, what: str) -> float:
+    if not 0 <= value < 1:
+        raise ValueError(f"{what} must lie in [0, 1), got {value!r}.")
+    return value
+
+
+@register_rule("sgd")
+class SGDRule(UpdateRule):
+    r"""Stochastic gradient descent with (Nesterov) momentum; θ is the logarithm of the learning rate.
+
+    .. math:: m \leftarrow \mu m + g + \lambda p, \qquad \Delta p = -\eta\, m
+
+    Same numbers as ``torch.optim.SGD(dampening=0)``.
+
+    Args:
+        lr: initial learning rate η, > 0; learnable through its logarithm.
+        momentum: μ, in [0, 1).
+        nesterov: step along :math:`g + \mu m` instead of :math:`m`.
+        weight_decay: coupled weight decay λ, >= 0; ``context.weight_decay`` is added to it.
+
+    Raises:
+        ValueError: if a constant lies outside its range.
+    """
+
+    def __init__(
+        self, lr: float = 0.1, momentum: float = 0.9, nesterov: bool = False, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.log_lr = nn.Parameter(_positive(lr, "lr"))
+        self.initial_lr = lr
+        self.momentum = _unit_interval(momentum, "momentum")
+        self.nesterov = nesterov
+        self.weight_decay = weight_decay
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {
+            "lr": self.initial_lr,
+            "momentum": self.momentum,
+            "nesterov": self.nesterov,
+            "weight_decay": self.weight_decay,
+        }
+
+    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
+        return State(_zeros_like(params, "momentum"), {})
+
+    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
+        updates, tensors = {}, {}
+        for name, grad in grads.items():
+            decay = self.weight_decay + context.weight_decay.get(name, 0.0)
+            grad = grad + decay * params[name]
+            momentum = self.momentum * state.tensors[name]["momentum"] + grad
+            direction = grad + self.momentum * momentum if self.nesterov else momentum
+            updates[name] = -torch.exp(self.log_lr) * direction
+            tensors[name] = {"momentum": momentum}
+        return updates, State(tensors, state.shared)
+
+
+@register_rule("adam")
+class AdamRule(UpdateRule):
+    r"""Adam with decoupled weight decay; θ is the logarithm of the learning rate.
+
+    .. math::
+        m \leftarrow \beta_1 m + (1-\beta_1) g, \quad v \leftarrow \beta_2 v + (1-\beta_2) g^2, \quad
+        \Delta p = -\eta \Big( \frac{m / (1-\beta_1^{t})}{\sqrt{v / (1-\beta_2^{t})} + \epsilon} + \lambda p \Big)
+
+    with :math:`t` counted from 1. Same numbers as ``torch.optim.AdamW``.
+
+    Args:
+        lr: initial learning rate η, > 0; learnable through its logarithm.
+        betas: decay of the two averages, each in [0, 1).
+        eps: ε, > 0.
+        weight_decay: decoupled weight decay λ, >= 0; ``context.weight_decay`` is added to it.
+
+    Raises:
+        ValueError: if a constant lies outside its range.
+
+    References: Kingma and Ba 2015, https://arxiv.org/abs/1412.6980; Loshchilov and Hutter 2019,
+    https://arxiv.org/abs/1711.05101.
+    """
+
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.log_lr = nn.Parameter(_positive(lr, "lr"))
+        self.initial_lr = lr
+        self.betas = (_unit_interval(betas[0], "betas[0]"), _unit_interval(betas[1], "betas[1]"))
+        self.eps = math.exp(_positive(eps, "eps").item())
+        self.weight_decay = weight_decay
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {
+            "lr": self.initial_lr,
+            "betas": list(self.betas),
+            "eps": self.eps,
+            "weight_decay": self.weight_decay,
+        }
+
+    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
+        return State(_zeros_like(params, "momentum", "second_moment"), {})
+
+    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
+        beta1, beta2 = self.betas
+        lr = torch.exp(self.log_lr)
+        count = context.step + 1
+        updates, tensors = {}, {}
+        for name, grad in grads.items():
+            momentum = beta1 * state.tensors[name]["momentum"] + (1 - beta1) * grad
+            second_moment = beta2 * state.tensors[name]["second_moment"] + (1 - beta2) * grad.square()
+            numerator = momentum / (1 - beta1**count)
+            denominator = (second_moment / (1 - beta2**count)).sqrt() + self.eps
+            decay = self.weight_decay + context.weight_decay.get(name, 0.0)
+            updates[name] = -lr * (numerator / denominator + decay * params[name])
+            tensors[name] = {"momentum": momentum, "second_moment": second_moment}
+        return updates, State(tensors, state.shared)

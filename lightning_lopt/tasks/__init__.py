@@ -1,0 +1,1 @@
+"""Inner problems: a model, its loss and its batches, as pure functions."""

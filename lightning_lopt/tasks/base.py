@@ -1,0 +1,68 @@
+"""What a rule trains: parameters, a loss and batches, as pure functions."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.rules.base import Params, Role
+
+Batch = dict[str, Tensor]
+Split = Literal["train", "valid"]
+
+
+class Task(ABC):
+    """One inner problem. Holds data and shapes, no parameters: many inner runs of it go side by side under ``vmap``.
+
+    Attributes:
+        name: short and unique within a family, for logs (``"image_mlp/digits/64-32-10/relu/b64"``).
+        roles: role of each parameter.
+        loss_scale: loss of a model that knows nothing (e.g. ``log(classes)``), > 0: what losses of different tasks
+            are divided by before they are averaged.
+    """
+
+    name: str
+    roles: dict[str, Role]
+    loss_scale: float = 1.0
+
+    @abstractmethod
+    def init(self, generator: torch.Generator) -> Params:
+        """Freshly initialised parameters by name, drawn from ``generator`` alone."""
+
+    @abstractmethod
+    def batch(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
+        """Mini-batches drawn from ``generator`` alone, with leading axes ``lead`` (one batch for each index)."""
+
+    @abstractmethod
+    def full_batch(self, split: Split) -> Batch:
+        """The whole split as one batch, for measuring."""
+
+    @abstractmethod
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        """Mean loss of one batch, 0-dim. Pure, differentiable and vmap-able over ``params`` and ``batch``."""
+
+    def metrics(self, params: Params, batch: Batch) -> dict[str, Tensor]:
+        """Further numbers worth reporting for a batch, 0-dim each (accuracy for classification)."""
+        return {}
+
+
+class TaskFamily(ABC):
+    """A distribution of tasks: what meta-training draws from.
+
+    Attributes:
+        name: as it is written in a mixture, a log and a card.
+    """
+
+    name: str
+
+    @abstractmethod
+    def sample(self, generator: torch.Generator) -> Task:
+        """Draw a task from ``generator`` alone: the same generator state gives the same task."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the family draws from, JSON values only, for cards and logs."""
+        return {"name": self.name}
