@@ -1,10 +1,15 @@
 """Update rules: pure functions of tensors with learned weights."""
 
 from lightning_lopt.rules.base import ROLES, RULES, Role, State, StepContext, UpdateRule, register_rule
+from lightning_lopt.rules.hand_designed import AdamRule, SGDRule
+from lightning_lopt.rules.residual import ResidualRule
 from lightning_lopt.rules.roles import role_of_shape, role_table, roles_of
 
 __all__ = [
     "ROLES",
+    "AdamRule",
+    "ResidualRule",
+    "SGDRule",
     "RULES",
     "Role",
     "State",

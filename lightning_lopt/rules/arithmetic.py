@@ -1,0 +1,65 @@
+"""Arithmetic that several rules share: normalisation, matrix form, orthogonalisation."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+TINY = 1e-30  # added to mean squares: a gradient keeps its direction down to an RMS of about 1e-15
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic coefficients of Jordan et al. 2024: steep at 0, fixed near 1
+
+
+def rms(x: Tensor) -> Tensor:
+    """Root mean square over all entries, 0-dim; 1e-15 for a tensor of zeros, so it may be divided by."""
+    return torch.sqrt(x.square().mean() + TINY)
+
+
+def unit_rms(x: Tensor) -> Tensor:
+    """``x`` scaled to root mean square 1; zeros stay zeros.
+
+    >>> unit_rms(torch.tensor([3.0, 4.0])).square().mean()
+    tensor(1.)
+    """
+    return x / rms(x)
+
+
+def matrix_shape(shape: tuple[int, ...] | torch.Size) -> tuple[int, int]:
+    """The matrix a tensor of rank >= 2 stands for: (out, everything else), so a kernel is (out, in x kh x kw).
+
+    >>> matrix_shape((16, 8, 3, 3)), matrix_shape((5,)), matrix_shape(())
+    ((16, 72), (5, 1), (1, 1))
+    """
+    rows = shape[0] if len(shape) > 0 else 1
+    return rows, math.prod(shape[1:])
+
+
+def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
+    r"""The nearest semi-orthogonal matrix, roughly: :math:`U V^\top` of :math:`x = U S V^\top`, by Newton-Schulz.
+
+    .. math:: X \leftarrow a X + (b\, X X^\top + c\, (X X^\top)^2) X, \qquad X_0 = x / \lVert x \rVert_F
+
+    Singular values end between 0.7 and 1.2 where they were above about 1e-3 of the norm. Tensors of rank > 2 are
+    taken as :func:`matrix_shape`'s matrix. The smaller Gram matrix is formed, so the cost is
+    :math:`2 (2 r^2 n + r^3)` FLOPs a step for an r x n matrix, r <= n.
+
+    Args:
+        x: tensor of rank >= 2, any scale.
+        steps: number of iterations.
+    Returns:
+        tensor of the shape of ``x``; zeros for zeros.
+    References: Bernstein and Newhouse 2024, https://arxiv.org/abs/2409.20325; Jordan et al. 2024 (Muon).
+    """
+    a, b, c = NEWTON_SCHULZ
+    rows, columns = matrix_shape(x.shape)
+    matrix = x.reshape(rows, columns)
+    if rows > columns:
+        matrix = matrix.mT
+    matrix = matrix / (rms(matrix) * math.sqrt(rows * columns))
+    for _ in range(steps):
+        gram = matrix @ matrix.mT
+        matrix = a * matrix + (b * gram + c * (gram @ gram)) @ matrix
+    if rows > columns:
+        matrix = matrix.mT
+    return matrix.reshape(x.shape)

@@ -1,0 +1,36 @@
+"""The per-parameter correction of :class:`ResidualRule`: a tiny MLP applied to every entry of a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+FEATURES = 4  # besides a constant, which carries the bias
+
+
+class DirectionMLP(nn.Module):
+    """What to add to the direction of each parameter, from a few features of it; zero before any meta-training.
+
+    Features are stacked on the first axis, so that the tiny layers are products of (hidden, F) with (F, N) matrices:
+    the long axis stays contiguous.
+
+    Args:
+        hidden: width of the two hidden layers.
+    """
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.weight_0 = nn.Parameter(torch.randn(hidden, FEATURES + 1) * (2 / (FEATURES + 1)) ** 0.5)
+        self.weight_1 = nn.Parameter(torch.randn(hidden, hidden) * (2 / hidden) ** 0.5)
+        self.output_weight = nn.Parameter(torch.zeros(1, hidden))
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """The correction, of the shape of each of the ``FEATURES`` tensors."""
+        shape, dtype = features[0].shape, features[0].dtype
+        rows = [feature.reshape(-1) for feature in features]
+        x = torch.stack([*rows, torch.ones_like(rows[0])]).to(self.weight_0.dtype)
+        x = torch.relu_(self.weight_0 @ x)
+        x = torch.relu_(self.weight_1 @ x)
+        return (self.output_weight @ x).reshape(shape).to(dtype)

@@ -1,0 +1,217 @@
+"""The flagship: a strong hand-designed rule, and small networks that start as its identity and learn the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lopt.rules.arithmetic import orthogonalise, rms, unit_rms
+from lightning_lopt.rules.base import ROLES, Params, Role, State, StepContext, UpdateRule, Updates, register_rule
+from lightning_lopt.rules.controller import Controller, Controls
+from lightning_lopt.rules.direction import DirectionMLP
+from lightning_lopt.rules.roles import check_role, role_of_shape
+from lightning_lopt.rules.signals import LOSS_DECAYS, SIGNALS, average_loss, temporal_signals
+
+GRADIENT_LIMIT = 1e15  # entries are clipped here, so that squares stay finite in float32
+
+
+class RoleConstants(nn.Module):
+    """The constants of the hand-designed part, one entry per role in the order of ``ROLES``, all learnable.
+
+    Stored in the space in which they are learned: positive constants by their logarithm, those between 0 and 1 by
+    their logit.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def table(matrix: float, other: float) -> nn.Parameter:
+            return nn.Parameter(torch.tensor([matrix if role == "matrix" else other for role in ROLES]))
+
+        def logit(value: float) -> float:
+            return math.log(value / (1 - value))
+
+        self.log_step_size = table(math.log(0.02), math.log(0.02))  # per step, in units of the tensor's initial RMS
+        self.log_rms_floor = table(math.log(0.03), math.log(0.03))
+        self.logit_warmup = table(logit(0.05), logit(0.05))  # as a fraction of the horizon
+        self.log_decay_power = table(0.0, 0.0)  # 1 is linear
+        self.logit_momentum = table(logit(0.95), logit(0.9))
+        self.momentum_mix = table(0.95, 1.0)  # weight of the momentum against the bare gradient (Nesterov)
+        self.logit_second_moment = table(logit(0.99), logit(0.99))
+        self.log_weight_decay = table(math.log(1e-3), math.log(1e-3))  # times the step size, as in AdamW
+
+
+@register_rule("residual")
+class ResidualRule(UpdateRule):
+    r"""A hand-designed rule plus what meta-training adds to it; with fresh θ it *is* the hand-designed rule.
+
+    .. math:: \Delta p = -\eta\, s(t)\, \big( \max(\mathrm{RMS}(p_0), \rho)\, d + \lambda p \big)
+
+    - :math:`d`, of RMS 1: for matrices the orthogonalised Nesterov momentum, for the other roles the bias-corrected
+      Adam direction, each after an optional correction by a per-parameter MLP;
+    - :math:`s(t)`: linear warm-up over 5 % of the horizon, then linear decay to 0;
+    - :math:`\eta = 0.02`, :math:`\rho = 0.03`, and further constants, per role (:class:`RoleConstants`), times what
+      a recurrent :class:`Controller` sets for each tensor.
+
+    The step is relative to the RMS of the tensor at initialisation: relative to the present one it would feed on
+    itself. Multiplying the loss by a constant leaves the run unchanged.
+
+    Args:
+        direction: learn a per-parameter correction of the direction.
+        controller: learn step size, weight decay and momentum mix per tensor; the rule then reads the loss.
+        orthogonalised: roles whose direction is orthogonalised; an empty list for none.
+        direction_hidden: width of the two hidden layers of the direction MLP.
+        controller_hidden: size of the controller's recurrent state.
+        step_range: largest factor by which the controller may change a step size, > 1.
+
+    Raises:
+        ValueError: if a size is not positive, ``step_range`` not above 1, or a role unknown.
+
+    State bytes per parameter (float32): 4 for orthogonalised tensors without learned direction, else 8.
+    """
+
+    reads_horizon = True
+
+    def __init__(
+        self,
+        direction: bool = True,
+        controller: bool = True,
+        orthogonalised: Sequence[str] = ("matrix",),
+        direction_hidden: int = 8,
+        controller_hidden: int = 16,
+        step_range: float = 4.0,
+    ) -> None:
+        super().__init__()
+        if direction_hidden < 1 or controller_hidden < 1:
+            raise ValueError(
+                f"direction_hidden and controller_hidden must be at least 1, got {direction_hidden} and "
+                f"{controller_hidden}."
+            )
+        if not 1 < step_range < math.inf:
+            raise ValueError(f"step_range must be a number above 1, got {step_range!r}.")
+        self.config_values = {
+            "direction": direction,
+            "controller": controller,
+            "orthogonalised": [check_role(role, "orthogonalised") for role in orthogonalised],
+            "direction_hidden": direction_hidden,
+            "controller_hidden": controller_hidden,
+            "step_range": step_range,
+        }
+        self.reads_loss = controller
+        self.orthogonalised = frozenset(orthogonalised)
+        self.controller_hidden = controller_hidden
+        self.constants = RoleConstants()
+        self.direction = DirectionMLP(direction_hidden) if direction else None
+        self.controller = Controller(SIGNALS, controller_hidden, step_range) if controller else None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return dict(self.config_values)
+
+    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
+        tensors = {}
+        for name, param in params.items():
+            own = {"momentum": torch.zeros_like(param), "initial_rms": rms(param)}
+            role = roles.get(name, role_of_shape(tuple(param.shape)))
+            if self.direction is not None or not self._is_orthogonalised(param, role):
+                own["second_moment"] = torch.zeros_like(param)
+            if self.controller is not None:
+                own["hidden"] = param.new_zeros(self.controller_hidden)
+                own["gradient_power"] = param.new_zeros(())
+            tensors[name] = own
+        shared = {}
+        if self.controller is not None and params:
+            shared["loss_averages"] = next(iter(params.values())).new_zeros(len(LOSS_DECAYS))
+        return State(tensors, shared)
+
+    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
+        if not grads:
+            return {}, state
+        roles = {name: context.roles.get(name, role_of_shape(tuple(params[name].shape))) for name in grads}
+        grads = {name: grad.clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT) for name, grad in grads.items()}
+        tensors = {name: self._accumulate(grads[name], state.tensors[name], roles[name]) for name in grads}
+        shared = dict(state.shared)
+        controls: dict[str, Controls] = {}
+        if self.controller is not None:
+            shared["loss_averages"] = average_loss(shared["loss_averages"], context)
+            signals = temporal_signals(params, grads, tensors, shared["loss_averages"], roles, context)
+            dtype = self.controller.gate_weight.dtype
+            hidden = torch.stack([tensors[name]["hidden"].to(dtype) for name in grads])
+            stacked, hidden = self.controller(signals.to(dtype), hidden)
+            for row, name in enumerate(grads):
+                controls[name] = Controls(*(control[row] for control in stacked))
+                tensors[name]["hidden"] = hidden[row].to(params[name].dtype)
+        updates = {
+            name: self._update(name, params[name], grads[name], tensors[name], roles[name], controls.get(name), context)
+            for name in grads
+        }
+        return updates, State(tensors, shared)
+
+    def _is_orthogonalised(self, param: Tensor, role: Role) -> bool:
+        return param.ndim >= 2 and role in self.orthogonalised
+
+    def _accumulate(self, grad: Tensor, old: Mapping[str, Tensor], role: Role) -> dict[str, Tensor]:
+        """The tensor's state with this gradient taken into its running averages."""
+        index = ROLES.index(role)
+        momentum_rate = 1 - torch.sigmoid(self.constants.logit_momentum[index])
+        second_moment_rate = 1 - torch.sigmoid(self.constants.logit_second_moment[index])
+        new = dict(old)
+        new["momentum"] = old["momentum"] + momentum_rate * (grad - old["momentum"])
+        square = grad.square()
+        if "second_moment" in old:
+            new["second_moment"] = old["second_moment"] + second_moment_rate * (square - old["second_moment"])
+        if "gradient_power" in old:
+            power = old["gradient_power"]
+            new["gradient_power"] = power + second_moment_rate * (square.mean() - power)
+        return new
+
+    def _update(
+        self,
+        name: str,
+        param: Tensor,
+        grad: Tensor,
+        state: Mapping[str, Tensor],
+        role: Role,
+        controls: Controls | None,
+        context: StepContext,
+    ) -> Tensor:
+        constants, index = self.constants, ROLES.index(role)
+        step_size = torch.exp(constants.log_step_size[index]) * self._schedule(context, index)
+        decay = torch.exp(constants.log_weight_decay[index])
+        mix = constants.momentum_mix[index]
+        if controls is not None:
+            step_size = step_size * controls.step_factor
+            decay = decay * controls.decay_factor
+            mix = mix + controls.mix_shift
+        direction = self._direction(param, grad, state, role, mix, context)
+        scale = torch.maximum(state["initial_rms"], torch.exp(constants.log_rms_floor[index]))
+        return -step_size * (scale * direction + (decay + context.weight_decay.get(name, 0.0)) * param)
+
+    def _direction(
+        self, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], role: Role, mix: Tensor, context: StepContext
+    ) -> Tensor:
+        """The direction of the step, of RMS 1 (0 where momentum and gradient are)."""
+        orthogonal = self._is_orthogonalised(param, role)
+        mixed = grad + mix * (state["momentum"] - grad)
+        if "second_moment" not in state:
+            return unit_rms(orthogonalise(mixed))
+        # The bias correction of the momentum is one factor for the tensor and cancels in unit_rms; that of the second
+        # moment does not beside the 1e-12.
+        beta = torch.sigmoid(self.constants.logit_second_moment[ROLES.index(role)])
+        root = torch.sqrt(state["second_moment"] / (1 - beta ** (context.step + 1))) + 1e-12
+        adam = unit_rms(mixed / root)
+        direction = unit_rms(mixed) if orthogonal else adam
+        if self.direction is not None:
+            direction = direction + self.direction((direction, adam, unit_rms(grad / root), unit_rms(param)))
+        return unit_rms(orthogonalise(direction) if orthogonal else direction)
+
+    def _schedule(self, context: StepContext, index: int) -> Tensor:
+        """Linear warm-up, then decay to 0 at the horizon, as a factor in (0, 1]."""
+        warmup = torch.sigmoid(self.constants.logit_warmup[index]) * context.total_steps
+        rise = torch.clamp((context.step + 1) / torch.clamp(warmup, min=1.0), max=1.0)
+        left = torch.clamp((context.total_steps - context.step) / (context.total_steps - warmup), 1e-6, 1.0)
+        return rise * left ** torch.exp(self.constants.log_decay_power[index])

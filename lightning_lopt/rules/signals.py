@@ -1,0 +1,79 @@
+"""What the controller sees: where the run is, how the loss and the gradients of a tensor have been behaving."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.rules.arithmetic import TINY, matrix_shape
+from lightning_lopt.rules.base import ROLES, Params, Role, StepContext
+
+LOSS_DECAYS = (0.9, 0.99)  # of the fast and the slow average of the loss
+SIGNALS = 11 + len(ROLES)
+
+
+def average_loss(averages: Tensor, context: StepContext) -> Tensor:
+    """Exponential averages of the loss, shape (2,), not corrected for their start at zero."""
+    if context.loss is None:
+        raise ValueError("ResidualRule with a controller reads the loss, but StepContext.loss is None; pass the loss.")
+    decays = averages.new_tensor(LOSS_DECAYS)
+    return decays * averages + (1 - decays) * context.loss.to(averages.dtype)
+
+
+def temporal_signals(
+    params: Params,
+    grads: Params,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    loss_averages: Tensor,
+    roles: Mapping[str, Role],
+    context: StepContext,
+) -> Tensor:
+    """The controller's inputs, shape (n, SIGNALS) for n tensors, each within about ±1.
+
+    In order: progress; warm-up done; log horizon; fast against slow loss average; loss against fast average;
+    log gradient power against its average; cosine of gradient and momentum; log share of the momentum in the gradient
+    power (signal-to-noise); log growth of the tensor since initialisation; log rows; log columns; role, one-hot.
+    All are unchanged when the loss is multiplied by a constant.
+    """
+    dtype = loss_averages.dtype
+    step, total = context.step.to(dtype), context.total_steps.to(dtype)
+    assert context.loss is not None
+    decays = loss_averages.new_tensor(LOSS_DECAYS)
+    fast, slow = (loss_averages / (1 - decays ** (step + 1))).unbind(-1)
+    shared = [
+        step / total,
+        torch.clamp((step + 1) / (0.05 * total), max=1.0),
+        torch.log(total) / 10,
+        _contrast(fast, slow),
+        _contrast(context.loss.to(dtype), fast),
+    ]
+    rows = []
+    for name, grad in grads.items():
+        param, momentum, power = params[name], tensors[name]["momentum"], tensors[name]["gradient_power"]
+        grad_power, momentum_power = grad.square().mean(), momentum.square().mean()
+        cosine = (grad * momentum).mean() * torch.rsqrt(grad_power * momentum_power + TINY)
+        growth = (param.square().mean() + TINY) / tensors[name]["initial_rms"].square()
+        height, width = matrix_shape(param.shape)
+        constants = [math.log2(max(height, 1)) / 10, math.log2(max(width, 1)) / 10]
+        constants += [float(role == roles[name]) for role in ROLES]
+        own = [
+            _log_ratio(grad_power, power),
+            cosine,
+            _log_ratio(momentum_power, power),
+            torch.clamp(torch.log(growth) / 4, -2.0, 2.0),
+        ]
+        rows.append(torch.cat([torch.stack([x.to(dtype) for x in own]), loss_averages.new_tensor(constants)]))
+    common = torch.stack(shared)
+    return torch.stack([torch.cat([common, row]) for row in rows])
+
+
+def _contrast(a: Tensor, b: Tensor) -> Tensor:
+    """(a - b) relative to their size, within ±1, also for losses of any sign."""
+    return torch.clamp(4 * (a - b) / (a.abs() + b.abs() + TINY), -1.0, 1.0)
+
+
+def _log_ratio(a: Tensor, b: Tensor) -> Tensor:
+    return torch.clamp(torch.log((a + TINY) / (b + TINY)) / 4, -2.0, 2.0)

@@ -1,0 +1,153 @@
+"""Labelled images from .npz archives and MNIST-style IDX files. Nothing in a file is trusted before it is checked."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+
+from lightning_lopt.tasks.labelled_images import LabelledImages
+
+Part = Literal["train", "test"]
+
+_NPZ_KEYS: dict[str, tuple[tuple[str, str], ...]] = {
+    "train": (
+        ("x_train", "y_train"),
+        ("train_images", "train_labels"),
+        ("images", "labels"),
+        ("inputs", "targets"),
+        ("data", "target"),
+        ("x", "y"),
+    ),
+    "test": (("x_test", "y_test"), ("test_images", "test_labels")),
+}
+_IDX_PREFIX = {"train": "train", "test": "t10k"}
+_IDX_UINT8 = 0x08
+_MAX_DEFLATE_RATIO = 1100
+"""Deflate shrinks at most about 1032-fold, so a header that claims more than this cannot be true."""
+
+
+def from_npz(path: str | Path, part: Part = "train") -> LabelledImages:
+    """Images and labels from a ``.npz`` archive, which is never unpickled.
+
+    The arrays may be called x_train and y_train, train_images and train_labels, images and labels, inputs and
+    targets, data and target, or x and y, in upper or lower case; for ``part="test"`` x_test and y_test, or
+    test_images and test_labels. :meth:`LabelledImages.from_arrays` says which shapes and types they may have.
+
+    Raises:
+        ValueError: if the file is missing, damaged, holds Python objects, or lacks such arrays.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; give the path of a .npz file.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name[: -len(".npy")].lower(): name for name in archive.namelist() if name.endswith(".npy")}
+            for images, labels in _NPZ_KEYS[part]:
+                if images in names and labels in names:
+                    x, y = (_read_npy(archive, names[key], path) for key in (images, labels))
+                    return LabelledImages.from_arrays(x, y, path.stem)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+        raise ValueError(f"{path}: not a readable .npz file ({error}); write it again with numpy.savez.") from error
+    wanted = ", ".join(f"{images}/{labels}" for images, labels in _NPZ_KEYS[part])
+    raise ValueError(f"{path}: holds the arrays {sorted(names.values())}, but needs one pair of {wanted}.")
+
+
+def _read_npy(archive: zipfile.ZipFile, member: str, path: Path) -> np.ndarray[Any, Any]:
+    """One array of an archive, its header checked against its size before anything is allocated."""
+    info = archive.getinfo(member)
+    with archive.open(member) as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            read_header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
+            shape, _, dtype = read_header(file)
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{path}: {member} is not a NumPy array; write it again with numpy.savez.") from error
+        if dtype.hasobject:
+            raise ValueError(
+                f"{path}: {member} holds Python objects, which could run code when loaded; save plain number arrays."
+            )
+        claimed, stored = math.prod(shape) * dtype.itemsize, info.file_size - file.tell()
+        if min(shape, default=0) < 0 or claimed != stored or stored > _MAX_DEFLATE_RATIO * info.compress_size:
+            raise ValueError(
+                f"{path}: {member} claims {claimed} bytes of data but has room for {stored} in "
+                f"{info.compress_size} compressed ones; the file is damaged, get it again."
+            )
+    with archive.open(member) as file:
+        try:
+            array: np.ndarray[Any, Any] = np.lib.format.read_array(file, allow_pickle=False)
+        except (ValueError, OverflowError, MemoryError) as error:
+            raise ValueError(f"{path}: {member} cannot be read ({error}); write it again with numpy.savez.") from error
+    return array
+
+
+def is_idx_folder(folder: Path, part: Part = "train") -> bool:
+    """Whether the folder holds MNIST-style image files of this part."""
+    return any(folder.glob(f"*{_IDX_PREFIX[part]}-images?idx3-ubyte*"))
+
+
+def from_idx(folder: str | Path, part: Part = "train") -> LabelledImages:
+    """MNIST-style data: train-images-idx3-ubyte and train-labels-idx1-ubyte, each perhaps with .gz behind.
+
+    Names with something in front (``emnist-digits-train-...``) and with a dot before ``idx3`` do as well;
+    ``part="test"`` reads the files called t10k.
+
+    Raises:
+        ValueError: if a file is missing, there are several of a kind, or one is damaged.
+    """
+    folder = Path(folder)
+    prefix = _IDX_PREFIX[part]
+    images = _read_idx(_one_file(folder, f"{prefix}-images", "idx3-ubyte"), dims=3)
+    labels = _read_idx(_one_file(folder, f"{prefix}-labels", "idx1-ubyte"), dims=1)
+    return LabelledImages.from_arrays(images, labels, folder.resolve().name)
+
+
+def _one_file(folder: Path, stem: str, suffix: str) -> Path:
+    """The one file of this kind; the plain one where its .gz lies beside it."""
+    pattern = f"*{stem}?{suffix}"
+    found = sorted(folder.glob(pattern)) or sorted(folder.glob(f"{pattern}.gz"))
+    if len(found) != 1:
+        have = f"there are {len(found)}: {', '.join(file.name for file in found)}" if found else "there is none"
+        raise ValueError(f"{folder}: needs one file {stem}-{suffix} or {stem}-{suffix}.gz, but {have}.")
+    return found[0]
+
+
+def _read_idx(path: Path, dims: int) -> np.ndarray[Any, Any]:
+    """An unsigned-byte IDX file with ``dims`` axes: magic number, sizes (big-endian uint32), then the bytes."""
+    size = path.stat().st_size
+    try:
+        if path.suffix == ".gz":
+            with gzip.open(path) as file:
+                return _read_idx_stream(file, path, dims, None, _MAX_DEFLATE_RATIO * size)
+        with path.open("rb") as file:
+            return _read_idx_stream(file, path, dims, size, size)
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{path}: not a readable gzip file ({error}); get it again.") from error
+
+
+def _read_idx_stream(
+    file: IO[bytes] | gzip.GzipFile, path: Path, dims: int, exact: int | None, at_most: int
+) -> np.ndarray[Any, Any]:
+    """Read an open IDX file that holds ``exact`` bytes, or if that is unknown at most ``at_most``."""
+    length = 4 + 4 * dims
+    header = file.read(length)
+    if len(header) < length or header[:2] != b"\0\0" or header[3] != dims:
+        raise ValueError(f"{path}: not an IDX file with {dims} axes (it begins with {header[:4].hex()}); get it again.")
+    if header[2] != _IDX_UINT8:
+        raise ValueError(f"{path}: its values are of IDX type 0x{header[2]:02x}; only unsigned bytes (0x08) are read.")
+    shape = struct.unpack(f">{dims}I", header[4:])
+    wanted = math.prod(shape)
+    if length + wanted > at_most or (exact is not None and length + wanted != exact):
+        there = f"holds {exact} bytes" if exact is not None else f"can hold at most {at_most} bytes"
+        raise ValueError(f"{path}: its header asks for {length + wanted} bytes but the file {there}; get it again.")
+    content = file.read(wanted + 1)
+    if len(content) != wanted:
+        more = "more than that" if len(content) > wanted else str(len(content))
+        raise ValueError(f"{path}: its header asks for {wanted} bytes of data but there are {more}; get it again.")
+    return np.frombuffer(content, dtype=np.uint8).reshape(shape)
