@@ -16,10 +16,10 @@ def _zeros_like(params: Params, *keys: str) -> dict[str, dict[str, Tensor]]:
     return {name: {key: torch.zeros_like(param) for key in keys} for name, param in params.items()}
 
 
-def _positive(value: float, what: str) -> Tensor:
+def _positive(value: float, what: str) -> float:
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{what} must be a positive number, got {value!r}.")
-    return torch.tensor(math.log(value))
+    return value
 
 
 def _unit_interval(value: float, what: str) -> float:
@@ -50,7 +50,7 @@ class SGDRule(UpdateRule):
         self, lr: float = 0.1, momentum: float = 0.9, nesterov: bool = False, weight_decay: float = 0.0
     ) -> None:
         super().__init__()
-        self.log_lr = nn.Parameter(_positive(lr, "lr"))
+        self.log_lr = nn.Parameter(torch.tensor(math.log(_positive(lr, "lr"))))
         self.initial_lr = lr
         self.momentum = _unit_interval(momentum, "momentum")
         self.nesterov = nesterov
@@ -111,10 +111,10 @@ class AdamRule(UpdateRule):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__()
-        self.log_lr = nn.Parameter(_positive(lr, "lr"))
+        self.log_lr = nn.Parameter(torch.tensor(math.log(_positive(lr, "lr"))))
         self.initial_lr = lr
         self.betas = (_unit_interval(betas[0], "betas[0]"), _unit_interval(betas[1], "betas[1]"))
-        self.eps = math.exp(_positive(eps, "eps").item())
+        self.eps = _positive(eps, "eps")
         self.weight_decay = weight_decay
 
     @property

@@ -71,8 +71,8 @@ class LabelledImages:
 
         Args:
             x: uint8 (then divided by 255) or floating point (kept as it is), of shape ``(N, H, W)``, ``(N, C, H, W)``,
-                ``(N, H, W, C)`` or, for flat square images with one channel, ``(N, D)``. Channels are 1 to 4; where
-                both ends would fit, ``(N, C, H, W)`` is meant.
+                ``(N, H, W, C)`` or, for flat square images with one channel, ``(N, D)``. Channels are 1 to 4, and
+                of the two places the smaller one; with equal ones ``(N, C, H, W)`` is meant.
             y: integer labels from 0, of shape ``(N,)`` or ``(N, 1)``. The largest one gives the number of classes.
             name: for task names and messages.
 
@@ -167,7 +167,7 @@ def _images(x: np.ndarray[Any, Any], name: str) -> Tensor:
         x = x.reshape(-1, 1, side, side)
     elif x.ndim == 3:
         x = x[:, None]
-    elif x.ndim == 4 and x.shape[1] > _MAX_CHANNELS and x.shape[3] <= _MAX_CHANNELS:
+    elif x.ndim == 4 and x.shape[3] <= _MAX_CHANNELS and x.shape[3] < x.shape[1]:
         x = np.moveaxis(x, 3, 1)
     if x.ndim != 4 or x.shape[1] > _MAX_CHANNELS:
         raise ValueError(

@@ -48,7 +48,7 @@ class Variety:
     @classmethod
     def draw(cls, data: LabelledImages, generator: torch.Generator) -> Variety:
         """Settings for ``data``. Each change is left out of a good part of all tasks."""
-        few = min(MIN_EXAMPLES, len(data))
+        few = min(MIN_EXAMPLES, len(data) // 2)
         classes = integer(2, data.classes + 1, generator) if chance(0.5, generator) else data.classes
         return cls(
             seed=integer(0, 2**31, generator),

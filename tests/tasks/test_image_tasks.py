@@ -127,7 +127,7 @@ def test_wrong_options(blobs, arguments, sentence):
 
 
 def test_variety_needs_two_images_of_each_class(blobs):
-    with pytest.raises(ValueError, match="class 3 has 1 images; .* pass variety=False"):
+    with pytest.raises(ValueError, match=r"class 3 has 1 images; .* pass variety=False"):
         ImageMLP(blobs.take(torch.arange(7)))
 
 

@@ -1,0 +1,9 @@
+"""Rules as files: ``model.safetensors``, ``config.json`` and a model card. Nothing that is read is ever executed."""
+
+from lightning_lopt.io.card import Card
+from lightning_lopt.io.files import RuleFileError
+from lightning_lopt.io.load import load_card, load_rule
+from lightning_lopt.io.save import save_rule
+from lightning_lopt.io.sources import available_rules
+
+__all__ = ["Card", "RuleFileError", "available_rules", "load_card", "load_rule", "save_rule"]

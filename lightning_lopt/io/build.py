@@ -1,0 +1,174 @@
+"""From a config to a rule: only registered classes, only checked arguments, and sizes known before memory is taken."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from lightning_lopt.io.files import LIMITS, WEIGHTS, RuleFileError, cause, show
+from lightning_lopt.io.header import TensorSpec
+from lightning_lopt.rules import UpdateRule
+
+MAX_INTEGER = 10**7
+MAX_LIST_DEPTH = 4
+MAX_TORCH_CALLS = 20_000
+
+
+def check_arguments(rule_class: type[UpdateRule], arguments: Any, label: str) -> dict[str, Any]:
+    """``arguments`` if they can be the keyword arguments of ``rule_class``: known names, JSON values of the right type.
+
+    The type is that of the argument's default: a boolean, an integer, a number, a text, or a list of such.
+
+    Raises:
+        RuleFileError: if they cannot.
+    """
+    rule = f"rule {rule_class.rule_name!r}"
+    if not isinstance(arguments, dict):
+        raise RuleFileError(f"{label} must hold an object under 'config', but holds {show(arguments)}; correct it.")
+    parameters = {
+        name: parameter
+        for name, parameter in inspect.signature(rule_class).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+    for name, value in arguments.items():
+        if name not in parameters:
+            raise RuleFileError(
+                f"{label} gives {rule} the unknown argument {show(name)}; it takes {', '.join(parameters) or 'none'}."
+            )
+        if not _is_plain(value, MAX_LIST_DEPTH):
+            raise RuleFileError(
+                f"{label} gives {rule} {name}={show(value)}; values are finite numbers up to {MAX_INTEGER} if integer, "
+                "texts, true, false, null, or lists of these."
+            )
+        default = parameters[name].default
+        if default is not parameters[name].empty and not _is_like(value, default):
+            raise RuleFileError(f"{label} gives {rule} {name}={show(value)}; expected a value like {show(default)}.")
+    missing = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+    missing = [name for name in missing if name not in arguments]
+    if missing:
+        raise RuleFileError(f"{label} does not give {rule} the argument {missing[0]!r}; add it.")
+    return arguments
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    if isinstance(value, list):
+        return depth > 0 and all(_is_plain(item, depth - 1) for item in value)
+    if type(value) is int:
+        return abs(value) <= MAX_INTEGER
+    return value is None or type(value) in (bool, float, str)  # parse_json_object lets only finite floats through
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    if default is None:
+        return True
+    if isinstance(default, list | tuple):
+        kinds = [item for item in default if item is not None]
+        return isinstance(value, list) and (not kinds or all(_is_like(item, kinds[0]) for item in value))
+    if type(default) is float:
+        return type(value) in (int, float)
+    return type(value) is type(default)
+
+
+class _CallBudget(TorchFunctionMode):
+    """Ends a constructor that makes tensors in a loop of a length taken from the file."""
+
+    calls = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.calls += 1
+        if self.calls > MAX_TORCH_CALLS:
+            raise RuntimeError(f"building it takes more than {MAX_TORCH_CALLS} torch calls")
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _plain_torch(device: str) -> Iterator[None]:
+    """The caller's default device, default type, random state and inference mode do not matter inside."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.device(device), _CallBudget():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+def build_rule(
+    rule_class: type[UpdateRule],
+    arguments: Mapping[str, Any],
+    specs: Mapping[str, TensorSpec],
+    label: str,
+    weights: str,
+) -> UpdateRule:
+    """A rule whose tensors have exactly the names, shapes and types of ``specs``; their values are still arbitrary.
+
+    It is built on the ``meta`` device first, where a tensor of any size takes no memory.
+
+    Args:
+        rule_class: a class of the registry.
+        arguments: its keyword arguments, already checked.
+        specs: the tensors of the file.
+        label: what messages call the file with ``arguments``.
+        weights: what messages call the file with ``specs``.
+
+    Raises:
+        RuleFileError: if the constructor refuses the arguments or reads them as something else, or the tensors differ.
+    """
+    # A rule that was saved in float64 is built in float32, and then turned.
+    floats = {spec.dtype for spec in specs.values() if spec.dtype.is_floating_point}
+    dtype = floats.pop() if len(floats) == 1 else None
+
+    def build(device: str) -> UpdateRule:
+        with _plain_torch(device):
+            rule = rule_class(**arguments)
+            mixed = len({t.dtype for t in rule.state_dict().values() if t.dtype.is_floating_point}) > 1
+            return rule if dtype is None or mixed else rule.to(dtype)
+
+    try:
+        plan = build("meta")
+        tensors = plan.state_dict()
+        size = sum(t.numel() * t.element_size() for t in [*plan.parameters(), *plan.buffers()])
+        read_as = json.loads(json.dumps(plan.config))
+    except Exception as error:  # a constructor may fail in any way on arguments from outside
+        raise RuleFileError(
+            f"{label} has arguments that rule {rule_class.rule_name!r} cannot be built from ({cause(error)}); correct them."
+        ) from error
+    for name, value in arguments.items():
+        if read_as.get(name) != value:
+            raise RuleFileError(
+                f"{label} gives rule {rule_class.rule_name!r} {name}={show(value)}, which it reads as "
+                f"{show(read_as.get(name))}; correct it."
+            )
+    _compare({name: TensorSpec(t.dtype, tuple(t.shape)) for name, t in tensors.items()}, specs, weights)
+    if size > LIMITS[WEIGHTS]:
+        raise RuleFileError(
+            f"{label} asks for a rule of {size} bytes, more than the {LIMITS[WEIGHTS]} that are allowed."
+        )
+    return build("cpu")
+
+
+def _compare(wanted: Mapping[str, TensorSpec], found: Mapping[str, TensorSpec], weights: str) -> None:
+    advice = "take config.json and the weights from the same rule"
+    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    if missing:
+        raise RuleFileError(
+            f"{weights} lacks {len(missing)} of the rule's tensors, first {show(missing[0])}; {advice}."
+        )
+    if extra:
+        raise RuleFileError(
+            f"{weights} has {len(extra)} tensors that the rule lacks, first {show(extra[0])}; {advice}."
+        )
+    for name, spec in wanted.items():
+        if found[name] != spec:
+            raise RuleFileError(
+                f"{weights} has tensor {show(name)} as {found[name].dtype} {list(found[name].shape)} where the rule has "
+                f"{spec.dtype} {list(spec.shape)}; {advice}."
+            )

@@ -1,0 +1,67 @@
+"""The model card of a rule: where it comes from, what it cost, how good it is, and under which licence it is."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+SECTIONS = {
+    "recipe": "Recipe",
+    "tasks": "Tasks it was meta-trained on",
+    "cost": "Cost of meta-training",
+    "results": "Results",
+    "limitations": "Limitations",
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card says. Each text is markdown; what is left empty is printed as not recorded.
+
+    Args:
+        title: heading, on one line.
+        summary: what the rule is, in a sentence or two.
+        recipe: the command that makes the weights again.
+        tasks: the task distribution of meta-training.
+        cost: hardware and hours of meta-training.
+        results: tables against tuned baselines, with the losses as well as the wins.
+        limitations: where the rule should not be used.
+        licence: SPDX identifier of the licence of the weights.
+
+    Raises:
+        ValueError: if ``title`` is empty or has several lines, or ``licence`` is not an identifier.
+    """
+
+    title: str
+    summary: str = ""
+    recipe: str = ""
+    tasks: str = ""
+    cost: str = ""
+    results: str = ""
+    limitations: str = ""
+    licence: str = "Apache-2.0"
+
+    def __post_init__(self) -> None:
+        if not self.title.strip() or len(self.title.splitlines()) != 1:
+            raise ValueError(f"the title of a card must be one line of text, got {self.title!r}.")
+        if not re.fullmatch(r"[A-Za-z0-9.+-]+", self.licence):
+            raise ValueError(f"licence must be an SPDX identifier such as 'Apache-2.0', got {self.licence!r}.")
+
+    def render(self) -> str:
+        """The card as markdown, with the front matter that the Hugging Face Hub reads.
+
+        >>> print(Card("Adam", licence="MIT").render()[:71])
+        ---
+        license: mit
+        library_name: lightning_lopt
+        tags:
+        - learned-optimizer
+        """
+        # The Hub writes licence identifiers in lower case.
+        lines = ["---", f"license: {self.licence.lower()}", "library_name: lightning_lopt", "tags:"]
+        lines += ["- learned-optimizer", "---", "", f"# {self.title.strip()}", ""]
+        if self.summary.strip():
+            lines += [self.summary.strip(), ""]
+        for field, heading in SECTIONS.items():
+            lines += [f"## {heading}", "", getattr(self, field).strip() or "Not recorded.", ""]
+        return "\n".join([*lines, "## Licence", "", self.licence, ""])

@@ -1,0 +1,139 @@
+"""Reading what came from outside: one exception, bounded reads, strict JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import reprlib
+import stat
+from pathlib import Path
+from typing import Any, NamedTuple
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+CARD = "README.md"
+
+MIB = 2**20
+LIMITS = {CONFIG: 1 * MIB, WEIGHTS: 256 * MIB, CARD: 1 * MIB}
+"""The most bytes that are read of each file; the largest published rules (VeLO) are a few MiB."""
+
+TAKE_AGAIN = "take the folder again from where it came from"
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+_SHORT.maxlong = 30
+
+
+class RuleFileError(ValueError):
+    """A rule's file is missing, damaged, foreign or newer.
+
+    The message is one sentence on one line: which file, what is wrong with it, what arrived and what to do.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+def show(value: object) -> str:
+    """A value from outside for a message: its ``repr``, on one line and never long."""
+    return _SHORT.repr(value)
+
+
+def cause(error: BaseException) -> str:
+    """Another exception's text for the middle of a sentence."""
+    text = " ".join(str(error).split())[:200].rstrip(". ").replace(". ", "; ")
+    return text or type(error).__name__
+
+
+class RuleFile(NamedTuple):
+    """One file of a rule.
+
+    Attributes:
+        name: ``CONFIG``, ``WEIGHTS`` or ``CARD``.
+        label: what messages call it.
+        path: where it is on this machine.
+        root: the folder that symbolic links may not lead out of; ``None`` for the cache of ``huggingface_hub``, which
+            is made of links that the library, not the repository's author, has set.
+    """
+
+    name: str
+    label: str
+    path: Path
+    root: Path | None
+
+
+def read_file(file: RuleFile) -> bytes:
+    """All bytes of a regular file of bounded size.
+
+    Raises:
+        RuleFileError: if it is missing, not a regular file, a link out of its folder, too large or unreadable.
+    """
+    limit = LIMITS[file.name]
+    try:
+        real = file.path.resolve(strict=True)
+        if file.root is not None and not real.is_relative_to(file.root.resolve(strict=True)):
+            raise RuleFileError(
+                f"{file.label} is a link that leads out of its folder, to {show(str(real))}; put the file itself there."
+            )
+        if not stat.S_ISREG(real.stat().st_mode):  # before opening, since opening a pipe would wait for its writer
+            raise RuleFileError(f"{file.label} is not a regular file; {TAKE_AGAIN}.")
+        with open(
+            os.open(real, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)), "rb"
+        ) as opened:
+            size = os.fstat(opened.fileno()).st_size
+            data = b"" if size > limit else opened.read(limit + 1)
+    except FileNotFoundError:
+        raise RuleFileError(f"{file.label} is missing; a rule is a folder with {CONFIG} and {WEIGHTS}.") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
+        raise RuleFileError(
+            f"{file.label} could not be read ({cause(error)}); check the path and its rights."
+        ) from None
+    if max(size, len(data)) > limit:
+        raise RuleFileError(f"{file.label} is too large, {size} bytes where at most {limit} are read; {TAKE_AGAIN}.")
+    return data
+
+
+def decode_text(data: bytes, label: str) -> str:
+    """UTF-8 text.
+
+    Raises:
+        RuleFileError: if it is something else.
+    """
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise RuleFileError(f"{label} is not UTF-8 text (byte {error.start} is wrong); {TAKE_AGAIN}.") from None
+
+
+def parse_json_object(data: bytes, label: str) -> dict[str, Any]:
+    """A JSON object, more strictly than the standard library: no key twice, no number that is not finite.
+
+    Raises:
+        RuleFileError: if ``data`` is anything else.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in found if keys.count(key) > 1)
+            raise ValueError(f"the key {show(twice)} occurs twice")
+        return found
+
+    def finite(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value):
+            raise ValueError(f"{show(text)} is not a finite number")
+        return value
+
+    text = decode_text(data, label)
+    try:
+        value = json.loads(text, object_pairs_hook=unique, parse_float=finite, parse_constant=finite)
+    except RecursionError:
+        raise RuleFileError(f"{label} is nested too deeply; {TAKE_AGAIN}.") from None
+    except ValueError as error:
+        raise RuleFileError(f"{label} is not valid JSON ({cause(error)}); {TAKE_AGAIN}.") from None
+    if not isinstance(value, dict):
+        raise RuleFileError(f"{label} must hold a JSON object but holds {show(value)}; {TAKE_AGAIN}.")
+    return value

@@ -1,0 +1,101 @@
+"""From a folder to a rule: every check that needs no memory first, the weights last."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+
+from lightning_lopt.io.build import build_rule, check_arguments
+from lightning_lopt.io.files import (
+    CARD,
+    CONFIG,
+    TAKE_AGAIN,
+    WEIGHTS,
+    RuleFileError,
+    cause,
+    decode_text,
+    parse_json_object,
+    read_file,
+    show,
+)
+from lightning_lopt.io.header import read_header
+from lightning_lopt.io.sources import find_files
+from lightning_lopt.rules import RULES, UpdateRule
+
+FORMAT = "lightning_lopt"
+FORMAT_VERSION = 1
+
+
+def load_rule(source: str | os.PathLike[str]) -> UpdateRule:
+    """The rule at ``source``, on the CPU, with the very weights that were saved.
+
+    Files are treated as hostile: they are data of bounded size, name a class of the registry at most, and take no
+    memory for tensors before all sizes agree. The random state is left as it was.
+
+    Args:
+        source: name of embedded weights (see :func:`available_rules`), a folder, or ``hf://owner/name[@revision]``
+            (needs ``huggingface_hub``). A folder that is called like embedded weights is written ``"./base"``.
+
+    Raises:
+        RuleFileError: if anything is missing, damaged, foreign, newer or does not fit together.
+    """
+    files = find_files(source, (CONFIG, WEIGHTS))
+    label, weights = files[CONFIG].label, files[WEIGHTS].label
+    config = parse_json_object(read_file(files[CONFIG]), label)
+    rule_class = _rule_class(config, label)
+    arguments = check_arguments(rule_class, config.get("config"), label)
+
+    data = read_file(files[WEIGHTS])
+    specs = read_header(data, weights)
+    digest = hashlib.sha256(data).hexdigest()
+    if config.get("weights_sha256") != digest:
+        raise RuleFileError(
+            f"{weights} has the SHA-256 {digest[:12]}... where {CONFIG} says {show(config.get('weights_sha256'))}; "
+            f"{TAKE_AGAIN}."
+        )
+    rule = build_rule(rule_class, arguments, specs, label, weights)
+    try:
+        tensors = load_tensors(data)
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise RuleFileError(f"{weights} has values in {show(name)} that are not finite; {TAKE_AGAIN}.")
+        rule.load_state_dict(tensors, strict=True)
+    except RuleFileError:
+        raise
+    except Exception as error:  # the library's own checks, in case they are stricter than ours
+        raise RuleFileError(f"{weights} could not be loaded ({cause(error)}); {TAKE_AGAIN}.") from error
+    return rule
+
+
+def load_card(source: str | os.PathLike[str]) -> str:
+    """The model card of the rule at ``source``, as markdown.
+
+    Raises:
+        RuleFileError: if there is none, or it is not text.
+    """
+    file = find_files(source, (CARD,))[CARD]
+    return decode_text(read_file(file), file.label)
+
+
+def _rule_class(config: dict[str, Any], label: str) -> type[UpdateRule]:
+    """The registered class that ``config`` names, once the file is known to be ours and not newer."""
+    tag, version, name = config.get("format"), config.get("format_version"), config.get("rule")
+    if tag != FORMAT:
+        raise RuleFileError(f"{label} has the format {show(tag)} instead of {FORMAT!r}; point to a rule's folder.")
+    if type(version) is not int or version < 1:
+        raise RuleFileError(f"{label} has the format version {show(version)}, which never existed; {TAKE_AGAIN}.")
+    if version > FORMAT_VERSION:
+        raise RuleFileError(
+            f"{label} was made by a newer lightning_lopt (format version {show(version)}, this one reads up to "
+            f"{FORMAT_VERSION}); upgrade with 'pip install -U lightning-lopt'."
+        )
+    if not isinstance(name, str) or name not in RULES:
+        raise RuleFileError(
+            f"{label} names the rule {show(name)}, which is none of {', '.join(sorted(RULES))}; if it is your own, "
+            "import the module that registers it first."
+        )
+    return RULES[name]

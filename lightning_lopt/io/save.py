@@ -1,0 +1,135 @@
+"""From a rule to a folder, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as serialise
+
+from lightning_lopt.__about__ import __version__
+from lightning_lopt.io.card import Card
+from lightning_lopt.io.files import CARD, CONFIG, WEIGHTS, RuleFileError, cause, show
+from lightning_lopt.io.load import FORMAT, FORMAT_VERSION, load_rule
+from lightning_lopt.rules import RULES, UpdateRule
+
+
+def save_rule(
+    rule: UpdateRule,
+    folder: str | os.PathLike[str],
+    *,
+    card: Card | str | None = None,
+    meta_training: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write ``rule`` as ``model.safetensors``, ``config.json`` and ``README.md``; the same rule gives the same bytes.
+
+    The files are written and read back beside ``folder`` before anything there changes. A new folder appears at once;
+    in an existing one the three files are replaced one by one, ``config.json`` last, so that a crash in between leaves
+    a mismatch that :func:`load_rule` refuses.
+
+    Args:
+        rule: an instance of a class decorated with ``register_rule``, on any device.
+        folder: where to; made if it does not exist, with its parents.
+        card: the model card, as :class:`Card` or markdown.
+        meta_training: JSON values to keep in ``config.json``, for instance outer steps and meta-loss.
+
+    Returns:
+        ``folder`` as a path.
+
+    Raises:
+        RuleFileError: if the rule is not registered, has weights that are not finite, would not load again, or cannot
+            be written.
+    """
+    target = Path(folder)
+    name = getattr(rule, "rule_name", None)
+    if not isinstance(rule, UpdateRule) or RULES.get(rule.rule_name) is not type(rule):
+        raise RuleFileError(
+            f"{target} was not written, because {type(rule).__qualname__} (rule name {show(name)}) is not a registered "
+            "rule; decorate the class with @register_rule."
+        )
+    contents = _contents(rule, target, card, meta_training)
+    try:
+        target = target.resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+        try:
+            _write(contents, draft)
+            _check_draft(draft, target, contents[WEIGHTS])
+            if target.exists():
+                for file in (WEIGHTS, CARD, CONFIG):
+                    os.replace(draft / file, target / file)
+            else:
+                os.rename(draft, target)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    except OSError as error:
+        raise RuleFileError(f"{target} could not be written ({cause(error)}); choose another folder.") from error
+    return Path(folder)
+
+
+def _contents(
+    rule: UpdateRule, target: Path, card: Card | str | None, meta_training: Mapping[str, Any] | None
+) -> dict[str, bytes]:
+    """The bytes of the three files."""
+    weights = _weights(rule, target)
+    config = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "rule": rule.rule_name,
+        "config": rule.config,
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "lightning_lopt_version": __version__,
+    }
+    if meta_training is not None:
+        config["meta_training"] = dict(meta_training)
+    try:
+        text = json.dumps(config, indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RuleFileError(
+            f"{target / CONFIG} was not written, because the rule's config or meta_training is not JSON ({cause(error)}); "
+            "use finite numbers, texts, lists and dictionaries."
+        ) from None
+    if card is None:
+        card = Card(f"Update rule {rule.rule_name}")
+    return {WEIGHTS: weights, CONFIG: text.encode(), CARD: (card if isinstance(card, str) else card.render()).encode()}
+
+
+def _weights(rule: UpdateRule, target: Path) -> bytes:
+    tensors = {}
+    for name, tensor in rule.state_dict().items():
+        if not isinstance(tensor, torch.Tensor) or not torch.isfinite(tensor).all():
+            raise RuleFileError(
+                f"{target / WEIGHTS} was not written, because {show(name)} of the rule is not a tensor of finite values; "
+                "save an earlier state."
+            )
+        # A copy, since safetensors refuses tensors that share memory.
+        tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
+    return serialise(tensors, {"format": "pt"})
+
+
+def _write(contents: Mapping[str, bytes], draft: Path) -> None:
+    draft.mkdir()
+    for name, data in contents.items():
+        with open(draft / name, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _check_draft(draft: Path, target: Path, weights: bytes) -> None:
+    try:
+        same = _weights(load_rule(draft), target) == weights
+    except RuleFileError as error:
+        found = cause(error).replace(str(draft), str(target))
+        raise RuleFileError(f"{target} was not written, because it would not load again ({found}).") from error
+    if not same:
+        raise RuleFileError(
+            f"{target} was not written, because the rule does not load its own weights; correct its class."
+        )

@@ -1,0 +1,65 @@
+"""What the outer loop draws from: a mixture of task families, as a LightningDataModule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import lightning.pytorch as L
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_lopt.seeding import generator
+from lightning_lopt.tasks.base import Task, TaskFamily
+from lightning_lopt.tasks.data import DataLike
+from lightning_lopt.tasks.mixtures import make_families
+
+
+class TaskMixture:
+    """Task families that are drawn with equal probability.
+
+    Args:
+        families: at least one; one that is there twice is drawn twice as often.
+    """
+
+    def __init__(self, families: Sequence[TaskFamily]) -> None:
+        if not families:
+            raise ValueError("a TaskMixture needs at least one task family, got none.")
+        self.families = tuple(families)
+
+    def sample(self, seed: int) -> Task:
+        """The task that belongs to ``seed``: the same seed always gives the same task."""
+        draws = generator(seed, "task")
+        index = int(torch.randint(len(self.families), (), generator=draws))
+        return self.families[index].sample(draws)
+
+
+class _Endless(IterableDataset[TaskMixture]):
+    """The mixture for every outer step: all that an outer step draws follows from its own number."""
+
+    def __init__(self, mixture: TaskMixture) -> None:
+        self.mixture = mixture
+
+    def __iter__(self) -> Iterator[TaskMixture]:
+        while True:
+            yield self.mixture
+
+
+class TaskDataModule(L.LightningDataModule):
+    """Task families by name for :class:`~lightning_lopt.MetaTrainer`.
+
+    Args:
+        families: names joined by ``+``, or families; see :func:`~lightning_lopt.tasks.make_families`.
+        data: where images come from (``"digits"``, an ``.npz`` file, a folder of IDX files, labelled images).
+
+    Raises:
+        ValueError: if a name is unknown or data cannot be loaded.
+    """
+
+    def __init__(
+        self, families: str | TaskFamily | Sequence[str | TaskFamily] = "image_mlp", data: DataLike | None = None
+    ) -> None:
+        super().__init__()
+        self.mixture = TaskMixture(make_families(families, data))
+
+    def train_dataloader(self) -> DataLoader[TaskMixture]:
+        return DataLoader(_Endless(self.mixture), batch_size=None)

@@ -1,0 +1,100 @@
+"""The unroll engine: many inner runs of one task, each with its own θ, side by side under ``vmap``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad_and_value, vmap
+
+from lightning_lopt.rules.base import Params, State, StepContext, UpdateRule
+from lightning_lopt.seeding import generator
+from lightning_lopt.tasks.base import Batch, Task
+
+Theta = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class InnerRuns:
+    """``2 P`` inner runs of one task in lock-step: P antithetic pairs, first all ``+`` particles, then all ``-``.
+
+    The two runs of a pair begin at the same parameters and see the same batches (common random numbers); pairs differ.
+
+    Attributes:
+        task: the problem all of them solve.
+        params: parameters, leading axis ``2 P``.
+        state: state of the rule, leading axis ``2 P``.
+        step: inner steps made so far.
+        horizon: inner steps planned, the rule's ``total_steps``.
+        noise_sum: perturbations of θ added up since the runs began, leading axis ``P`` (for PES).
+    """
+
+    task: Task
+    params: Params
+    state: State
+    step: int
+    horizon: int
+    noise_sum: Theta
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.horizon
+
+
+def start_runs(rule: UpdateRule, theta: Theta, task: Task, *, pairs: int, horizon: int, seed: int) -> InnerRuns:
+    """Inner runs before their first step; pair ``p`` is initialised from ``(seed, "init", p)`` alone."""
+    inits = [task.init(generator(seed, "init", pair)) for pair in range(pairs)]
+    params = {name: torch.stack([init[name] for init in inits] * 2) for name in inits[0]}
+    state = vmap(lambda one: rule.init_state(one, task.roles))(params)
+    noise_sum = {name: value.new_zeros(pairs, *value.shape) for name, value in theta.items()}
+    return InnerRuns(task, params, state, 0, horizon, noise_sum)
+
+
+def inner_step(
+    rule: UpdateRule,
+    theta: Theta,
+    task: Task,
+    params: Params,
+    state: State,
+    batch: Batch,
+    step: Tensor,
+    total_steps: Tensor,
+) -> tuple[Params, State, Tensor]:
+    """One step of one inner run: new parameters, new state, and the loss before the step. Pure."""
+    grads, loss = grad_and_value(task.loss)(params, batch)
+    context = StepContext(step, total_steps, loss, task.roles)
+    updates, state = functional_call(rule, theta, (params, grads, state, context))
+    return {name: value + updates[name] for name, value in params.items()}, state, loss
+
+
+def unroll(
+    rule: UpdateRule, particles: Theta, runs: InnerRuns, steps: int, draws: torch.Generator
+) -> tuple[InnerRuns, Tensor]:
+    """Advance all runs by ``steps``, particle ``i`` with ``particles[...][i]`` as θ.
+
+    Args:
+        rule: the rule; its own parameters are replaced by ``particles``.
+        particles: θ for each run, leading axis ``2 P``, for the names that are perturbed; others are the rule's own.
+        runs: where to go on.
+        steps: inner steps to make; fewer are made where the horizon comes first.
+        draws: where the mini-batches come from, P at a time, each shown to both runs of a pair.
+
+    Returns:
+        the runs after it, and losses before each step, shape ``(steps made, 2 P)``.
+    """
+    steps = min(steps, runs.horizon - runs.step)
+    pairs = len(next(iter(runs.params.values()))) // 2
+
+    def one(theta: Theta, params: Params, state: State, batch: Batch, step: Tensor) -> tuple[Params, State, Tensor]:
+        return inner_step(rule, theta, runs.task, params, state, batch, step, total)
+
+    advance = vmap(one, in_dims=(0, 0, 0, 0, None))
+    params, state, losses = runs.params, runs.state, []
+    total = torch.tensor(float(runs.horizon))
+    for step in range(runs.step, runs.step + steps):
+        drawn = runs.task.batch(draws, pairs)
+        batch = {name: torch.cat([value, value]) for name, value in drawn.items()}
+        params, state, loss = advance(particles, params, state, batch, torch.tensor(float(step)))
+        losses.append(loss)
+    return replace(runs, params=params, state=state, step=runs.step + steps), torch.stack(losses)
