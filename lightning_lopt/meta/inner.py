@@ -17,14 +17,15 @@ Theta = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class InnerRuns:
-    """``2 P`` inner runs of one task in lock-step: P antithetic pairs, first all ``+`` particles, then all ``-``.
+    """Inner runs of one task in lock-step: for meta-training ``2 P``, first all ``+`` particles, then all ``-``.
 
     The two runs of a pair begin at the same parameters and see the same batches (common random numbers); pairs differ.
+    For measuring, ``copies`` other than 2 share initial parameters and batches in the same way.
 
     Attributes:
         task: the problem all of them solve.
-        params: parameters, leading axis ``2 P``.
-        state: state of the rule, leading axis ``2 P``.
+        params: parameters, leading axis ``copies x P``.
+        state: state of the rule, leading axis ``copies x P``.
         step: inner steps made so far.
         horizon: inner steps planned, the rule's ``total_steps``.
         noise_sum: perturbations of θ added up since the runs began, leading axis ``P`` (for PES).
@@ -36,19 +37,22 @@ class InnerRuns:
     step: int
     horizon: int
     noise_sum: Theta
+    copies: int = 2
 
     @property
     def finished(self) -> bool:
         return self.step >= self.horizon
 
 
-def start_runs(rule: UpdateRule, theta: Theta, task: Task, *, pairs: int, horizon: int, seed: int) -> InnerRuns:
+def start_runs(
+    rule: UpdateRule, theta: Theta, task: Task, *, pairs: int, horizon: int, seed: int, copies: int = 2
+) -> InnerRuns:
     """Inner runs before their first step; pair ``p`` is initialised from ``(seed, "init", p)`` alone."""
     inits = [task.init(generator(seed, "init", pair)) for pair in range(pairs)]
-    params = {name: torch.stack([init[name] for init in inits] * 2) for name in inits[0]}
+    params = {name: torch.stack([init[name] for init in inits] * copies) for name in inits[0]}
     state = vmap(lambda one: rule.init_state(one, task.roles))(params)
     noise_sum = {name: value.new_zeros(pairs, *value.shape) for name, value in theta.items()}
-    return InnerRuns(task, params, state, 0, horizon, noise_sum)
+    return InnerRuns(task, params, state, 0, horizon, noise_sum, copies)
 
 
 def inner_step(
@@ -75,16 +79,16 @@ def unroll(
 
     Args:
         rule: the rule; its own parameters are replaced by ``particles``.
-        particles: θ for each run, leading axis ``2 P``, for the names that are perturbed; others are the rule's own.
+        particles: θ for each run, leading axis ``copies x P``, for the names that are perturbed; others are the rule's own.
         runs: where to go on.
         steps: inner steps to make; fewer are made where the horizon comes first.
-        draws: where the mini-batches come from, P at a time, each shown to both runs of a pair.
+        draws: where the mini-batches come from, P at a time, each shown to all copies.
 
     Returns:
-        the runs after it, and losses before each step, shape ``(steps made, 2 P)``.
+        the runs after it, and losses before each step, shape ``(steps made, copies x P)``.
     """
     steps = min(steps, runs.horizon - runs.step)
-    pairs = len(next(iter(runs.params.values()))) // 2
+    pairs = len(next(iter(runs.params.values()))) // runs.copies
 
     def one(theta: Theta, params: Params, state: State, batch: Batch, step: Tensor) -> tuple[Params, State, Tensor]:
         return inner_step(rule, theta, runs.task, params, state, batch, step, total)
@@ -94,7 +98,7 @@ def unroll(
     total = torch.tensor(float(runs.horizon))
     for step in range(runs.step, runs.step + steps):
         drawn = runs.task.batch(draws, pairs)
-        batch = {name: torch.cat([value, value]) for name, value in drawn.items()}
+        batch = {name: torch.cat([value] * runs.copies) for name, value in drawn.items()}
         params, state, loss = advance(particles, params, state, batch, torch.tensor(float(step)))
         losses.append(loss)
     return replace(runs, params=params, state=state, step=runs.step + steps), torch.stack(losses)

@@ -22,6 +22,20 @@ def _positive(value: float, what: str) -> float:
     return value
 
 
+def _schedule(name: str, context: StepContext) -> Tensor | float:
+    """Factor on the learning rate at this step: 1, or half a cosine from 1 at the first step towards 0 at the last."""
+    if name == "constant":
+        return 1.0
+    progress = torch.clamp(context.step / context.total_steps, 0.0, 1.0)
+    return 0.5 * (1 + torch.cos(math.pi * progress))
+
+
+def _schedule_name(name: str) -> str:
+    if name not in ("constant", "cosine"):
+        raise ValueError(f"schedule must be 'constant' or 'cosine', got {name!r}.")
+    return name
+
+
 def _unit_interval(value: float, what: str) -> float:
     if not 0 <= value < 1:
         raise ValueError(f"{what} must lie in [0, 1), got {value!r}.")
@@ -41,15 +55,19 @@ class SGDRule(UpdateRule):
         momentum: μ, in [0, 1).
         nesterov: step along :math:`g + \mu m` instead of :math:`m`.
         weight_decay: coupled weight decay λ, >= 0; ``context.weight_decay`` is added to it.
+        schedule: of the learning rate over the horizon, ``"constant"`` or ``"cosine"`` (to 0).
 
     Raises:
         ValueError: if a constant lies outside its range.
     """
 
     def __init__(
-        self, lr: float = 0.1, momentum: float = 0.9, nesterov: bool = False, weight_decay: float = 0.0
+        self, lr: float = 0.1, momentum: float = 0.9, nesterov: bool = False, weight_decay: float = 0.0,
+        schedule: str = "constant",
     ) -> None:
         super().__init__()
+        self.schedule = _schedule_name(schedule)
+        self.reads_horizon = schedule != "constant"
         self.log_lr = nn.Parameter(torch.tensor(math.log(_positive(lr, "lr"))))
         self.initial_lr = lr
         self.momentum = _unit_interval(momentum, "momentum")
@@ -63,19 +81,21 @@ class SGDRule(UpdateRule):
             "momentum": self.momentum,
             "nesterov": self.nesterov,
             "weight_decay": self.weight_decay,
+            "schedule": self.schedule,
         }
 
     def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
         return State(_zeros_like(params, "momentum"), {})
 
     def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
+        lr = torch.exp(self.log_lr) * _schedule(self.schedule, context)
         updates, tensors = {}, {}
         for name, grad in grads.items():
             decay = self.weight_decay + context.weight_decay.get(name, 0.0)
             grad = grad + decay * params[name]
             momentum = self.momentum * state.tensors[name]["momentum"] + grad
             direction = grad + self.momentum * momentum if self.nesterov else momentum
-            updates[name] = -torch.exp(self.log_lr) * direction
+            updates[name] = -lr * direction
             tensors[name] = {"momentum": momentum}
         return updates, State(tensors, state.shared)
 
@@ -95,6 +115,7 @@ class AdamRule(UpdateRule):
         betas: decay of the two averages, each in [0, 1).
         eps: ε, > 0.
         weight_decay: decoupled weight decay λ, >= 0; ``context.weight_decay`` is added to it.
+        schedule: of the learning rate over the horizon, ``"constant"`` or ``"cosine"`` (to 0).
 
     Raises:
         ValueError: if a constant lies outside its range.
@@ -109,8 +130,11 @@ class AdamRule(UpdateRule):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        schedule: str = "constant",
     ) -> None:
         super().__init__()
+        self.schedule = _schedule_name(schedule)
+        self.reads_horizon = schedule != "constant"
         self.log_lr = nn.Parameter(torch.tensor(math.log(_positive(lr, "lr"))))
         self.initial_lr = lr
         self.betas = (_unit_interval(betas[0], "betas[0]"), _unit_interval(betas[1], "betas[1]"))
@@ -124,6 +148,7 @@ class AdamRule(UpdateRule):
             "betas": list(self.betas),
             "eps": self.eps,
             "weight_decay": self.weight_decay,
+            "schedule": self.schedule,
         }
 
     def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
@@ -131,7 +156,7 @@ class AdamRule(UpdateRule):
 
     def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
         beta1, beta2 = self.betas
-        lr = torch.exp(self.log_lr)
+        lr = torch.exp(self.log_lr) * _schedule(self.schedule, context)
         count = context.step + 1
         updates, tensors = {}, {}
         for name, grad in grads.items():
