@@ -1,1 +1,5 @@
+"""Lightning callbacks."""
 
+from lightning_lopt.callbacks.adapter import LearnedOptimizerAdapter
+
+__all__ = ["LearnedOptimizerAdapter"]

@@ -59,9 +59,7 @@ def run_rules(rules: Sequence[UpdateRule], task: Task, *, horizon: int, seeds: i
             for split, full in (("train", task.full_batch("train")), ("valid", task.full_batch("valid")))
         }
     train = losses.reshape(horizon, len(rules), seeds)
-    return [
-        Curves(str(copy), train[:, copy], final["train"][copy], final["valid"][copy]) for copy in range(len(rules))
-    ]
+    return [Curves(str(copy), train[:, copy], final["train"][copy], final["valid"][copy]) for copy in range(len(rules))]
 
 
 def tuned_adamw(

@@ -136,9 +136,7 @@ class PES(EvolutionStrategies):
 
     name = "pes"
 
-    def __init__(
-        self, truncation: int = 50, pairs: int = 8, sigma: float = 0.01, loss_cap: float | None = 1.5
-    ) -> None:
+    def __init__(self, truncation: int = 50, pairs: int = 8, sigma: float = 0.01, loss_cap: float | None = 1.5) -> None:
         super().__init__(pairs, sigma, loss_cap)
         if truncation < 1:
             raise ValueError(f"truncation must be at least 1, got {truncation!r}.")

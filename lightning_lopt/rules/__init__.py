@@ -7,11 +7,11 @@ from lightning_lopt.rules.roles import role_of_shape, role_table, roles_of
 
 __all__ = [
     "ROLES",
+    "RULES",
     "AdamRule",
     "ResidualRule",
-    "SGDRule",
-    "RULES",
     "Role",
+    "SGDRule",
     "State",
     "StepContext",
     "UpdateRule",

@@ -30,6 +30,11 @@ def _schedule(name: str, context: StepContext) -> Tensor | float:
     return 0.5 * (1 + torch.cos(math.pi * progress))
 
 
+def _bias_correction(beta: float, count: Tensor) -> Tensor | float:
+    """1 - β^count; ``expm1`` keeps the digits that float32 loses where the power is close to 1."""
+    return -torch.expm1(count * math.log(beta)) if beta > 0 else 1.0
+
+
 def _schedule_name(name: str) -> str:
     if name not in ("constant", "cosine"):
         raise ValueError(f"schedule must be 'constant' or 'cosine', got {name!r}.")
@@ -62,7 +67,11 @@ class SGDRule(UpdateRule):
     """
 
     def __init__(
-        self, lr: float = 0.1, momentum: float = 0.9, nesterov: bool = False, weight_decay: float = 0.0,
+        self,
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
         schedule: str = "constant",
     ) -> None:
         super().__init__()
@@ -162,8 +171,8 @@ class AdamRule(UpdateRule):
         for name, grad in grads.items():
             momentum = beta1 * state.tensors[name]["momentum"] + (1 - beta1) * grad
             second_moment = beta2 * state.tensors[name]["second_moment"] + (1 - beta2) * grad.square()
-            numerator = momentum / (1 - beta1**count)
-            denominator = (second_moment / (1 - beta2**count)).sqrt() + self.eps
+            numerator = momentum / _bias_correction(beta1, count)
+            denominator = (second_moment / _bias_correction(beta2, count)).sqrt() + self.eps
             decay = self.weight_decay + context.weight_decay.get(name, 0.0)
             updates[name] = -lr * (numerator / denominator + decay * params[name])
             tensors[name] = {"momentum": momentum, "second_moment": second_moment}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_lopt.rules.arithmetic import orthogonalise, rms, unit_rms
@@ -201,8 +202,8 @@ class ResidualRule(UpdateRule):
             return unit_rms(orthogonalise(mixed))
         # The bias correction of the momentum is one factor for the tensor and cancels in unit_rms; that of the second
         # moment does not beside the 1e-12.
-        beta = torch.sigmoid(self.constants.logit_second_moment[ROLES.index(role)])
-        root = torch.sqrt(state["second_moment"] / (1 - beta ** (context.step + 1))) + 1e-12
+        log_beta = F.logsigmoid(self.constants.logit_second_moment[ROLES.index(role)])
+        root = torch.sqrt(state["second_moment"] / -torch.expm1((context.step + 1) * log_beta)) + 1e-12
         adam = unit_rms(mixed / root)
         direction = unit_rms(mixed) if orthogonal else adam
         if self.direction is not None:

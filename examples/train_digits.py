@@ -1,0 +1,188 @@
+"""Train a CNN on handwritten digits three ways: a learned optimizer, AdamW as it comes, and AdamW tuned.
+
+python examples/train_digits.py                    # scikit-learn's digits, about a minute on two cores
+python examples/train_digits.py --data DIR         # MNIST as IDX files or npz
+python examples/train_digits.py --seeds 5 --wandb  # medians of 5 seeds, curves to Weights & Biases (offline)
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import statistics
+import time
+import warnings
+from dataclasses import dataclass, field
+
+import lightning.pytorch as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_lopt import LearnedOptimizer, LearnedOptimizerAdapter
+from lightning_lopt.seeding import generator
+from lightning_lopt.tasks import load_images
+
+LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+
+
+class DigitsCNN(L.LightningModule):
+    """An ordinary LightningModule; only ``configure_optimizers`` knows which optimizer trains it."""
+
+    def __init__(self, channels: int, size: int, classes: int, optimizer: str, lr: float | None = None) -> None:
+        super().__init__()
+        self.optimizer, self.lr = optimizer, lr
+        self.net = nn.Sequential(
+            nn.Conv2d(channels, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(128, classes),
+        )
+        self.accuracy = MulticlassAccuracy(classes, average="micro")
+        self.train_losses: list[float] = []
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        inputs, targets = batch
+        loss = F.cross_entropy(self.net(inputs), targets)
+        self.train_losses.append(float(loss.detach()))
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        inputs, targets = batch
+        logits = self.net(inputs)
+        self.accuracy(logits, targets)
+        self.log("valid_loss", F.cross_entropy(logits, targets))
+        self.log("valid_accuracy", self.accuracy)
+
+    def configure_optimizers(self):
+        if self.optimizer == "learned":
+            return LearnedOptimizer(self)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr or 1e-3)
+        if self.lr is None:
+            return optimizer
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.trainer.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
+
+
+@dataclass
+class Result:
+    """What one optimizer reached, one entry per seed."""
+
+    name: str
+    final: list[float] = field(default_factory=list)  # loss on the whole training split after the last step
+    valid: list[float] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    curves: list[list[float]] = field(default_factory=list)
+
+
+def fit(result: Result, data, arguments, optimizer: str, lr: float | None, seed: int) -> None:
+    L.seed_everything(seed, verbose=False)
+    train, valid = data
+    module = DigitsCNN(train.shape[0], train.shape[-1], train.classes, optimizer, lr)
+    loader = DataLoader(TensorDataset(train.inputs, train.targets), batch_size=64, shuffle=True, drop_last=True)
+    held_out = DataLoader(TensorDataset(valid.inputs, valid.targets), batch_size=len(valid))
+    logger = False
+    if arguments.wandb:
+        from lightning.pytorch.loggers import WandbLogger
+
+        logger = WandbLogger(project="lightning_lopt", name=f"{result.name} seed {seed}", reinit=True)
+    trainer = L.Trainer(
+        max_steps=arguments.steps,
+        max_epochs=-1,
+        accelerator="cpu",
+        logger=logger,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        check_val_every_n_epoch=None,
+        val_check_interval=arguments.steps,
+        callbacks=[LearnedOptimizerAdapter()] if optimizer == "learned" else [],
+    )
+    began = time.perf_counter()
+    trainer.fit(module, loader, held_out)
+    result.seconds.append(time.perf_counter() - began)
+    module.eval()
+    with torch.no_grad():
+        result.final.append(float(F.cross_entropy(module.net(train.inputs), train.targets)))
+    result.valid.append(float(trainer.callback_metrics["valid_loss"]))
+    result.accuracy.append(float(trainer.callback_metrics["valid_accuracy"]))
+    result.curves.append(module.train_losses)
+    if arguments.wandb:
+        import wandb
+
+        wandb.finish()
+
+
+def smooth(curve: list[float], window: int = 20) -> list[float]:
+    """Mean over the last ``window`` steps."""
+    return [statistics.fmean(curve[max(0, i - window + 1) : i + 1]) for i in range(len(curve))]
+
+
+def median_curve(result: Result) -> list[float]:
+    return [statistics.median(values) for values in zip(*map(smooth, result.curves), strict=True)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="digits", help="folder of IDX files or npz, or an npz file")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--picture", default="train_digits.png")
+    parser.add_argument(
+        "--wandb", action="store_true", help="log to Weights & Biases, offline unless WANDB_MODE says so"
+    )
+    arguments = parser.parse_args()
+    if arguments.wandb:
+        os.environ.setdefault("WANDB_MODE", "offline")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    data = load_images(arguments.data).standardised().split(0.2, generator(0, "split"))
+
+    learned, default = Result("LearnedOptimizer, nothing tuned"), Result("AdamW, PyTorch's default")
+    sweep = [Result(f"AdamW, best of 7 rates + cosine (lr={lr:g})") for lr in LEARNING_RATES]
+    for seed in range(arguments.seeds):
+        fit(learned, data, arguments, "learned", None, seed)
+        fit(default, data, arguments, "adamw", None, seed)
+        for lr, result in zip(LEARNING_RATES, sweep, strict=True):
+            fit(result, data, arguments, "adamw", lr, seed)
+    tuned = min(sweep, key=lambda result: statistics.median(result.final))
+
+    target = median_curve(tuned)[-1]
+    print(f"\n{'optimizer':<48}{'train loss':>11}{'valid loss':>11}{'accuracy':>9}{'steps to tuned':>15}{'seconds':>9}")
+    for result in (learned, default, tuned):
+        reached = next((str(i + 1) for i, loss in enumerate(median_curve(result)) if loss <= target), "never")
+        middle = statistics.median
+        print(
+            f"{result.name:<48}{middle(result.final):>11.4f}{middle(result.valid):>11.4f}"
+            f"{middle(result.accuracy):>9.3f}{reached:>15}{middle(result.seconds):>9.1f}"
+        )
+    plot((learned, default, tuned), arguments.picture)
+
+
+def plot(results: tuple[Result, ...], path: str) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for result in results:
+        axes.semilogy(median_curve(result), label=result.name)
+    axes.set(xlabel="step", ylabel="training loss (mean of 20 steps)", title="A CNN on handwritten digits")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    print(f"curves: {path}")
+
+
+if __name__ == "__main__":
+    main()

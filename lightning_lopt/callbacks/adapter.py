@@ -1,0 +1,145 @@
+"""Where a rule meets somebody's Trainer: loss and horizon in, and the optimizer swapped if asked to."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor
+
+from lightning_lopt.optim import LearnedOptimizer, named_groups
+from lightning_lopt.rules.base import UpdateRule
+from lightning_lopt.rules.roles import roles_of
+
+
+class LearnedOptimizerAdapter(L.Callback):
+    """Feeds every :class:`~lightning_lopt.LearnedOptimizer` the loss of each step and the horizon of the fit.
+
+    The loss is the mean over the accumulation window and over ranks, without the gradient scaler's factor. With
+    ``rule``, the optimizers that the module configures are replaced, their learning-rate schedulers dropped (a rule
+    schedules itself), and roles of parameters follow from the types of the module's layers.
+
+    Args:
+        rule: ``None`` to feed only; a rule, or what ``LearnedOptimizer`` takes for one, to replace the optimizers.
+        total_steps: horizon, where the Trainer's own estimate does not hold (manual optimization with several steps
+            a batch, a changing accumulation factor) or does not exist.
+        lr: see :class:`~lightning_lopt.LearnedOptimizer`; used with ``rule`` only.
+        weight_decay: likewise.
+
+    Raises:
+        ValueError: in ``setup`` for a strategy that flattens parameters, at the start of training if there is no
+            learned optimizer or no horizon.
+    """
+
+    def __init__(
+        self,
+        rule: str | UpdateRule | None = None,
+        *,
+        total_steps: int | None = None,
+        lr: float = 1.0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self.rule = rule
+        self.total_steps = total_steps
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self._loss: Tensor | None = None
+        self._count = 0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if type(trainer.strategy).__name__ == "FSDPStrategy":
+            raise ValueError(
+                "strategy='fsdp' flattens parameters, so their shapes are lost to the rule; use "
+                "ModelParallelStrategy (FSDP2) or 'ddp'."
+            )
+        if stage == "fit" and self.rule is not None:
+            original = pl_module.configure_optimizers
+
+            def configure_optimizers() -> Any:
+                return self._replace(original(), pl_module)
+
+            pl_module.configure_optimizers = configure_optimizers  # type: ignore[method-assign]
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        pl_module.__dict__.pop("configure_optimizers", None) if self.rule is not None else None
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")
+
+    def _replace(self, configured: Any, module: L.LightningModule) -> Any:
+        by_name = roles_of(module)
+        names = {id(param): name for name, param in module.named_parameters()}
+        roles = {key: by_name[name] for key, name in names.items()}
+        learned = []
+        for optimizer in _optimizers_in(configured):
+            groups = [
+                {"params": [(names.get(id(p), f"extra.{i}"), p) for i, p in enumerate(group["params"])]}
+                for group in optimizer.param_groups
+            ]
+            learned.append(self._build(named_groups(groups, roles=roles)))
+        if not learned:
+            learned = [self._build(module)]
+        return learned[0] if len(learned) == 1 else learned
+
+    def _build(self, params: Any) -> LearnedOptimizer:
+        assert self.rule is not None
+        return LearnedOptimizer(
+            params, self.rule, total_steps=self.total_steps, lr=self.lr, weight_decay=self.weight_decay
+        )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        learned = [opt for opt in trainer.optimizers if isinstance(opt, LearnedOptimizer)]
+        if not learned:
+            raise ValueError(
+                "LearnedOptimizerAdapter() found no LearnedOptimizer; return one from configure_optimizers, or give "
+                "the adapter a rule, as in LearnedOptimizerAdapter('base')."
+            )
+        estimate: float = self.total_steps or trainer.estimated_stepping_batches
+        for optimizer in learned:
+            given = optimizer.total_steps_given
+            if given and self.total_steps is None:
+                continue
+            horizon = estimate
+            if self.total_steps is None and int(optimizer.param_groups[0]["step"]) == 0:
+                horizon -= trainer.global_step  # a second fit with a fresh optimizer
+            if 1 <= horizon < math.inf:
+                optimizer.total_steps = int(horizon)
+            elif optimizer.rule.reads_horizon:
+                raise ValueError(
+                    f"the Trainer cannot tell how many steps it will make (its estimate is {estimate}); pass "
+                    "LearnedOptimizerAdapter(total_steps=...) or set max_steps."
+                )
+        self._loss, self._count = None, 0
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        value = loss.detach().float()
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            value = value / scaler.scale(torch.ones((), device=value.device))
+        if pl_module.automatic_optimization:
+            value = value * trainer.accumulate_grad_batches
+        self._loss = value if self._loss is None else self._loss + value
+        self._count += 1
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if self._loss is None:
+            return
+        mean = trainer.strategy.reduce(self._loss / self._count, reduce_op="mean")
+        self._loss, self._count = None, 0
+        if isinstance(optimizer, LearnedOptimizer):
+            optimizer.signals.loss = mean
+
+
+def _optimizers_in(configured: Any) -> list[torch.optim.Optimizer]:
+    """The optimizers in anything that ``configure_optimizers`` may return."""
+    if isinstance(configured, torch.optim.Optimizer):
+        return [configured]
+    if isinstance(configured, dict):
+        return _optimizers_in(configured.get("optimizer"))
+    if isinstance(configured, list | tuple):
+        return [optimizer for entry in configured for optimizer in _optimizers_in(entry)]
+    return []

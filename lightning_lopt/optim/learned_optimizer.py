@@ -1,0 +1,255 @@
+"""A rule behind the ``torch.optim.Optimizer`` interface."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lopt.optim.groups import named_groups
+from lightning_lopt.rules.base import Role, State, StepContext, UpdateRule
+from lightning_lopt.rules.roles import role_table
+
+FORMAT = "lightning_lopt/1"
+
+
+class StepSignals:
+    """What reaches an optimizer from outside between two steps; shared by reference, so wrappers may write to it."""
+
+    def __init__(self) -> None:
+        self.loss: Tensor | None = None
+        self.warned = False
+
+
+class LearnedOptimizer(torch.optim.Optimizer):
+    """Trains a model with an update rule; no learning rate to tune.
+
+    The step of the rule is multiplied by ``lr``, so learning-rate schedulers and monitors work; ``lr=0`` changes
+    nothing. Half-precision parameters are updated from float32 arithmetic with float32 state. A step whose loss or
+    gradients are not finite is skipped and counted (:attr:`skipped_steps`), without waiting for the device.
+
+    Args:
+        params: a module, tensors, ``(name, tensor)`` pairs, or parameter groups of these. Groups may set ``lr``,
+            ``weight_decay`` and ``role`` (``"matrix"``, ``"vector"``, ``"embedding"`` or ``"head"``). With a module,
+            roles follow from the types of its layers; bare tensors of rank 2 and up are matrices, the rest vectors.
+        rule: name of embedded weights, a folder, ``hf://owner/name``, or an :class:`~lightning_lopt.UpdateRule`. Its
+            weights are used as they are and are not part of ``state_dict``.
+        total_steps: planned number of steps, or a function of no arguments read at the first step. ``None`` leaves it
+            to :class:`~lightning_lopt.LearnedOptimizerAdapter`.
+        lr: multiplies every step, >= 0.
+        weight_decay: extra decoupled weight decay, >= 0, in units of the rule's own step size.
+
+    Raises:
+        ValueError: for arguments out of range, a checkpoint of another optimizer, or, at the first step, if the rule
+            needs a loss or a horizon and none has arrived.
+    """
+
+    def __init__(
+        self,
+        params: nn.Module | Iterable[Any],
+        rule: str | Path | UpdateRule = "base",
+        *,
+        total_steps: int | Callable[[], int] | None = None,
+        lr: float = 1.0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        for what, value in (("lr", lr), ("weight_decay", weight_decay)):
+            if not (0 <= value < math.inf):
+                raise ValueError(f"{what} must be a number >= 0, got {value!r}.")
+        if not isinstance(rule, UpdateRule):
+            from lightning_lopt.io import load_rule
+
+            rule = load_rule(rule)
+        self.rule = rule
+        self.total_steps = total_steps if callable(total_steps) else _checked_horizon(total_steps)
+        self.total_steps_given = total_steps is not None  # then it wins over the Trainer's estimate
+        self.signals = StepSignals()
+        self._counter = 0
+        super().__init__(
+            named_groups(params),
+            {"lr": lr, "weight_decay": weight_decay, "role": None, "format": f"{FORMAT}:{rule.rule_name}"},
+        )
+        own = self.param_groups[0]
+        device = own["params"][0].device
+        own["step"] = torch.zeros((), dtype=torch.int64, device=device)
+        own["skipped_steps"] = torch.zeros((), dtype=torch.int64, device=device)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters; their state begins now, the step count and everything shared goes on."""
+        group = dict(param_group)
+        if "names" not in group:
+            (group,) = named_groups([group], first=len(self.param_groups))
+        super().add_param_group(group)
+        group = self.param_groups[-1]
+        for param in group["params"]:
+            if param.is_complex() or not param.is_floating_point():
+                raise ValueError(f"parameters must be real floating point, got one of {param.dtype}.")
+        named = dict(zip(group["names"], group["params"], strict=True))
+        with torch.no_grad():
+            state = self.rule.init_state(
+                {name: _wide(param.detach()) for name, param in named.items()}, self._roles_of(group)
+            )
+        for name, param in named.items():
+            self.state[param] = dict(state.tensors[name])
+        first = self.param_groups[0]
+        first.setdefault("shared", state.shared)
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that were skipped because the loss or a gradient was not finite."""
+        return int(self.param_groups[0]["skipped_steps"])
+
+    def role_table(self) -> str:
+        """Name, shape and role of every parameter, as text."""
+        params = {n: p for g in self.param_groups for n, p in zip(g["names"], g["params"], strict=True)}
+        roles = {name: role for group in self.param_groups for name, role in self._roles_of(group).items()}
+        return role_table(params, roles)
+
+    def _roles_of(self, group: dict[str, Any]) -> dict[str, Role]:
+        given = group["role"]
+        return {n: given or role for n, role in zip(group["names"], group["roles"], strict=True)}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None, *, loss: Tensor | float | None = None) -> Any:  # type: ignore[override]
+        """One step.
+
+        Args:
+            closure: computes loss and gradients again and returns the loss.
+            loss: loss of this step, if no closure returns it.
+
+        Returns:
+            what ``closure`` returned, else ``None``.
+        """
+        result = None
+        if closure is not None:
+            with torch.enable_grad():
+                result = closure()
+        delivered, self.signals.loss = self.signals.loss, None
+        value = loss if loss is not None else delivered if delivered is not None else result
+        params = {
+            name: param
+            for group in self.param_groups
+            for name, param in zip(group["names"], group["params"], strict=True)
+            if param.grad is not None
+        }
+        if not params:
+            return result
+        own = self.param_groups[0]
+        context, finite = self._context(value, own)
+        grads = {}
+        for name, param in params.items():
+            grad = cast(Tensor, param.grad)
+            if grad.is_sparse:
+                raise ValueError(f"the gradient of {name!r} is sparse; use nn.Embedding(..., sparse=False).")
+            grads[name] = _wide(grad)
+            finite = finite & torch.isfinite(grad).all().to(finite.device)
+        state = State({name: self.state[param] for name, param in params.items()}, own["shared"])
+        wide = {name: _wide(param) for name, param in params.items()}
+        updates, after = self.rule(wide, grads, state, context)
+        for group in self.param_groups:
+            for name, param in zip(group["names"], group["params"], strict=True):
+                if name in updates:
+                    update = updates[name] * group["lr"]
+                    # where, not multiply: 0 x nan is nan
+                    param.add_(torch.where(finite, update, 0.0).to(param.dtype))
+                    old = self.state[param]
+                    self.state[param] = {k: torch.where(finite, v, old[k]) for k, v in after.tensors[name].items()}
+        own["shared"] = {k: torch.where(finite, v, own["shared"][k]) for k, v in after.shared.items()}
+        own["step"] = own["step"] + finite.long()
+        own["skipped_steps"] = own["skipped_steps"] + (~finite).long()
+        return result
+
+    def _context(self, loss: Any, own: dict[str, Any]) -> tuple[StepContext, Tensor]:
+        """The step's context, and whether its loss is finite."""
+        device = own["step"].device
+        if self.rule.reads_loss and loss is None:
+            raise ValueError(
+                f"rule {self.rule.rule_name!r} reads the loss, but none arrived; call step(closure) or "
+                "step(loss=loss), and under Lightning add LearnedOptimizerAdapter() to Trainer(callbacks=[...])."
+            )
+        if callable(self.total_steps):
+            self.total_steps = _checked_horizon(self.total_steps())
+        if self.rule.reads_horizon and self.total_steps is None:
+            raise ValueError(
+                f"rule {self.rule.rule_name!r} needs the number of steps to come, but total_steps is None; pass "
+                "total_steps=..., or add LearnedOptimizerAdapter() to Trainer(callbacks=[...])."
+            )
+        total = self.total_steps or 1
+        self._counter += 1
+        if self.rule.reads_horizon and self._counter > total and not self.signals.warned:
+            self.signals.warned = True
+            warnings.warn(
+                f"LearnedOptimizer is past its total_steps={total}; it goes on with its last step size.", stacklevel=3
+            )
+        tensor = None if loss is None else torch.as_tensor(loss, device=device).detach().float()
+        finite = torch.ones((), dtype=torch.bool, device=device) if tensor is None else torch.isfinite(tensor).all()
+        step = torch.clamp(own["step"], max=total - 1) if self.rule.reads_horizon else own["step"]
+        roles = {name: role for group in self.param_groups for name, role in self._roles_of(group).items()}
+        decay = {n: g["weight_decay"] for g in self.param_groups if g["weight_decay"] for n in g["names"]}
+        return StepContext(step.float(), torch.tensor(float(total), device=device), tensor, roles, decay), finite
+
+    def state_dict(self) -> dict[str, Any]:
+        saved = super().state_dict()
+        saved["param_groups"][0]["total_steps"] = None if callable(self.total_steps) else self.total_steps
+        return cast(dict[str, Any], saved)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore; tensors keep their saved type, and a horizon already set here wins over the saved one.
+
+        Raises:
+            ValueError: if the checkpoint is of another optimizer or rule; nothing has changed then.
+        """
+        wanted = self.param_groups[0]["format"]
+        for group in state_dict["param_groups"]:
+            found = group.get("format")
+            if found != wanted:
+                raise ValueError(
+                    f"this optimizer state has the format {found!r} where {wanted!r} is needed; it was written by "
+                    "another optimizer or rule: resume with that one, or load the model's weights alone."
+                )
+        roles = [group["roles"] for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, kept in zip(self.param_groups, roles, strict=True):
+            group["roles"] = kept
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            for param, key in zip(group["params"], saved["params"], strict=True):
+                if key in state_dict["state"]:
+                    self.state[param] = {
+                        k: v.detach().clone().to(param.device) for k, v in state_dict["state"][key].items()
+                    }
+        own = self.param_groups[0]
+        device = own["params"][0].device
+        saved_total = own.pop("total_steps", None)
+        if self.total_steps is None:
+            self.total_steps = saved_total
+        for key in ("step", "skipped_steps"):
+            own[key] = own[key].to(device)
+        own["shared"] = {k: v.to(device) for k, v in own["shared"].items()}
+        self._counter = int(own["step"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {key: self.__dict__[key] for key in ("rule", "total_steps", "total_steps_given", "_counter")}
+        return {**super().__getstate__(), **kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "signals" not in self.__dict__:
+            self.signals = StepSignals()
+
+
+def _wide(x: Tensor) -> Tensor:
+    """``x`` in the type the rule computes in: float32, or float64 where it is already."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _checked_horizon(total_steps: Any) -> int | None:
+    if total_steps is None:
+        return None
+    if not (isinstance(total_steps, int | float) and 1 <= total_steps < math.inf):
+        raise ValueError(f"total_steps must be a whole number of at least 1, got {total_steps!r}.")
+    return int(total_steps)
