@@ -139,7 +139,8 @@ def build_rule(
         read_as = json.loads(json.dumps(plan.config))
     except Exception as error:  # a constructor may fail in any way on arguments from outside
         raise RuleFileError(
-            f"{label} has arguments that rule {rule_class.rule_name!r} cannot be built from ({cause(error)}); correct them."
+            f"{label} has arguments that rule {rule_class.rule_name!r} cannot be built from ({cause(error)}); "
+            "correct them."
         ) from error
     for name, value in arguments.items():
         if read_as.get(name) != value:
@@ -169,6 +170,6 @@ def _compare(wanted: Mapping[str, TensorSpec], found: Mapping[str, TensorSpec], 
     for name, spec in wanted.items():
         if found[name] != spec:
             raise RuleFileError(
-                f"{weights} has tensor {show(name)} as {found[name].dtype} {list(found[name].shape)} where the rule has "
-                f"{spec.dtype} {list(spec.shape)}; {advice}."
+                f"{weights} has tensor {show(name)} as {found[name].dtype} {list(found[name].shape)} where the "
+                f"rule has {spec.dtype} {list(spec.shape)}; {advice}."
             )

@@ -93,8 +93,8 @@ def _contents(
         text = json.dumps(config, indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError, RecursionError) as error:
         raise RuleFileError(
-            f"{target / CONFIG} was not written, because the rule's config or meta_training is not JSON ({cause(error)}); "
-            "use finite numbers, texts, lists and dictionaries."
+            f"{target / CONFIG} was not written, because the rule's config or meta_training is not JSON "
+            f"({cause(error)}); use finite numbers, texts, lists and dictionaries."
         ) from None
     if card is None:
         card = Card(f"Update rule {rule.rule_name}")
@@ -106,8 +106,8 @@ def _weights(rule: UpdateRule, target: Path) -> bytes:
     for name, tensor in rule.state_dict().items():
         if not isinstance(tensor, torch.Tensor) or not torch.isfinite(tensor).all():
             raise RuleFileError(
-                f"{target / WEIGHTS} was not written, because {show(name)} of the rule is not a tensor of finite values; "
-                "save an earlier state."
+                f"{target / WEIGHTS} was not written, because {show(name)} of the rule is not a tensor of finite "
+                "values; save an earlier state."
             )
         # A copy, since safetensors refuses tensors that share memory.
         tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()

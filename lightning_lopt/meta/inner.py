@@ -79,7 +79,8 @@ def unroll(
 
     Args:
         rule: the rule; its own parameters are replaced by ``particles``.
-        particles: θ for each run, leading axis ``copies x P``, for the names that are perturbed; others are the rule's own.
+        particles: θ for each run, leading axis ``copies x P``, for the names that are perturbed;
+            others are the rule's own.
         runs: where to go on.
         steps: inner steps to make; fewer are made where the horizon comes first.
         draws: where the mini-batches come from, P at a time, each shown to all copies.

@@ -115,7 +115,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return {n: given or role for n, role in zip(group["names"], group["roles"], strict=True)}
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None, *, loss: Tensor | float | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None, *, loss: Tensor | float | None = None) -> Any:
         """One step.
 
         Args:
@@ -196,7 +196,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         saved = super().state_dict()
         saved["param_groups"][0]["total_steps"] = None if callable(self.total_steps) else self.total_steps
-        return cast(dict[str, Any], saved)
+        return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore; tensors keep their saved type, and a horizon already set here wins over the saved one.

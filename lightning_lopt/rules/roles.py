@@ -25,7 +25,7 @@ def check_role(role: object, where: str) -> Role:
     """Return ``role`` if it is one, else raise ``ValueError`` naming ``where`` it came from."""
     if role not in ROLES:
         raise ValueError(f"{where} has role {role!r}; use one of {', '.join(map(repr, ROLES))}.")
-    return role  # type: ignore[return-value]
+    return role
 
 
 def roles_of(module: nn.Module) -> dict[str, Role]:
