@@ -11,7 +11,7 @@ from lightning_lopt.rules import StepContext
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import ImageMLP, Quadratic
 
-HORIZON, TRUNCATION, SIGMA, LR = 8, 2, 0.3, 0.2
+HORIZON, TRUNCATION, SIGMA, LR = 8, 2, 0.1, 0.2
 
 
 def smoothed_meta_gradient(persistent: bool) -> float:
