@@ -39,6 +39,8 @@ def named_groups(
 
 
 def _named(group: Mapping[str, Any], number: int, known: Mapping[int, Role]) -> dict[str, Any]:
+    if "roles" in group:  # named before
+        return dict(group)
     given = group["params"]
     members = [given] if isinstance(given, Tensor) else list(given)
     pairs = [
