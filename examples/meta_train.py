@@ -1,0 +1,94 @@
+"""Meta-train a ResidualRule, choose among its checkpoints on held-out tasks, and export the best.
+
+    python examples/meta_train.py --steps 200 --out my_rule            # a few minutes on two cores
+    python examples/meta_train.py --steps 200 --out my_rule --resume   # go on where it stopped
+
+The command that made the embedded ``base`` is in its card (``lightning_lopt/pretrained/base/README.md``).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger
+
+from lightning_lopt import PES, FullES, MetaTrainer, ResidualRule, TaskDataModule, save_rule
+from lightning_lopt.io import Card
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="my_rule", help="folder of the exported rule; checkpoints go beside it")
+    parser.add_argument("--steps", type=int, default=200, help="outer steps in all")
+    parser.add_argument("--tasks", default="image", help="task families, joined by +")
+    parser.add_argument("--data", default="digits", help="digits, an npz file, or a folder of IDX files")
+    parser.add_argument("--estimator", choices=("pes", "full_es"), default="pes")
+    parser.add_argument("--learn", nargs="+", choices=("constants", "direction", "controller"), default=["constants"])
+    parser.add_argument("--orthogonalised", nargs="*", default=["matrix"])
+    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--groups", type=int, default=4)
+    parser.add_argument("--truncation", type=int, default=25)
+    parser.add_argument("--sigma", type=float, default=0.02)
+    parser.add_argument("--horizons", type=int, nargs=2, default=(60, 1000))
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    arguments = parser.parse_args()
+
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    rule = ResidualRule(
+        direction="direction" in arguments.learn,
+        controller="controller" in arguments.learn,
+        orthogonalised=arguments.orthogonalised,
+    )
+    rule.constants.requires_grad_("constants" in arguments.learn)
+    settings = {"pairs": arguments.pairs, "sigma": arguments.sigma}
+    estimator = PES(arguments.truncation, **settings) if arguments.estimator == "pes" else FullES(**settings)
+    module = MetaTrainer(
+        rule,
+        estimator,
+        groups=arguments.groups,
+        horizons=tuple(arguments.horizons),
+        lr=arguments.lr,
+        seed=arguments.seed,
+    )
+    folder = Path(f"{arguments.out}_training")
+    trainer = L.Trainer(
+        max_steps=arguments.steps,
+        accelerator="cpu",
+        gradient_clip_val=1.0,
+        log_every_n_steps=1,
+        enable_model_summary=False,
+        logger=CSVLogger(folder, name="", version="log"),
+        callbacks=[
+            ModelCheckpoint(folder, filename="{step}", every_n_train_steps=25, save_top_k=-1, save_last=True),
+            TQDMProgressBar(refresh_rate=10),
+        ],
+    )
+    last = folder / "last.ckpt"
+    if arguments.resume and not last.is_file():
+        parser.error(f"--resume found no checkpoint {last}; start without it.")
+    trainer.fit(module, TaskDataModule(arguments.tasks, arguments.data), ckpt_path=last if arguments.resume else None)
+
+    options = " ".join(
+        f"--{key} {' '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
+        for key, value in vars(arguments).items()
+        if key not in ("resume", "out")
+    )
+    card = Card(
+        f"ResidualRule, {arguments.steps} outer steps on {arguments.tasks}",
+        recipe=f"```bash\npython examples/meta_train.py --out {Path(arguments.out).name} {options}\n```",
+        tasks=f"families {arguments.tasks} on {arguments.data}, horizons {tuple(arguments.horizons)}",
+    )
+    save_rule(rule, arguments.out, card=card, meta_training={"outer_steps": module.outer_step, **estimator.config})
+    print(f"exported to {arguments.out}; use it with LearnedOptimizer(model, {arguments.out!r})")
+
+
+if __name__ == "__main__":
+    main()
