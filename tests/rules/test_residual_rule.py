@@ -1,0 +1,156 @@
+"""ResidualRule: what it is before meta-training, in closed form, for tensors of every rank."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_lopt import AdamRule, ResidualRule, SGDRule, StepContext
+from lightning_lopt.rules.arithmetic import orthogonalise, unit_rms
+
+SHAPES = {
+    "scalar": (),
+    "size1": (1,),
+    "vector": (7,),
+    "row": (1, 6),
+    "column": (6, 1),
+    "tall": (9, 4),
+    "wide": (4, 9),
+    "cube": (3, 4, 2),
+    "conv": (5, 3, 2, 2),
+    "conv1x1": (4, 6, 1, 1),
+}
+
+
+def tensors(seed, scale=1.0, dtype=torch.float64):
+    draws = torch.Generator().manual_seed(seed)
+    return {name: scale * torch.randn(shape, generator=draws, dtype=dtype) for name, shape in SHAPES.items()}
+
+
+def context(step, total=100, loss=1.0, **more):
+    return StepContext(torch.tensor(float(step)), torch.tensor(float(total)), torch.tensor(loss), **more)
+
+
+def run(rule, steps=5, scale=1.0, total=100, zero=False, initial=1.0):
+    params = tensors(0, initial)
+    state = rule.init_state(params, {})
+    for step in range(steps):
+        grads = tensors(step + 1, 0.0 if zero else scale)
+        updates, state = rule(params, grads, state, context(step, total, scale))
+        params = {name: params[name] + updates[name] for name in params}
+    return params, updates
+
+
+def plain_schedule(step, total):
+    warmup = 0.05 * total
+    return min(1.0, (step + 1) / warmup) * min(1.0, (total - step) / (total - warmup))
+
+
+def test_theta_zero_is_the_hand_designed_rule():
+    """Against a separate few lines that follow the formulas, for orthogonalised and for Adam tensors."""
+    rule = ResidualRule().double()
+    params, roles = tensors(0), {"tall": "head"}
+    state = rule.init_state(params, roles)
+    momentum = {name: torch.zeros_like(value) for name, value in params.items()}
+    second = {name: torch.zeros_like(value) for name, value in params.items()}
+    initial = {name: max(float(value.square().mean().sqrt()), 0.03) for name, value in params.items()}
+    for step in range(8):
+        grads = tensors(step + 1)
+        updates, state = rule(params, grads, state, context(step, 40, roles=roles))
+        for name, grad in grads.items():
+            matrix = grad.ndim >= 2 and name != "tall"
+            beta = 0.95 if matrix else 0.9
+            momentum[name] = beta * momentum[name] + (1 - beta) * grad
+            second[name] = 0.99 * second[name] + 0.01 * grad**2
+            if matrix:
+                nesterov = (0.95 * momentum[name] + 0.05 * grad).reshape(grad.shape[0], -1)
+                x = nesterov / nesterov.norm()
+                for _ in range(5):
+                    x = 3.4445 * x - 4.7750 * x @ x.T @ x + 2.0315 * x @ x.T @ x @ x.T @ x
+                direction = x.reshape(grad.shape)
+            else:
+                direction = momentum[name] / (1 - 0.9 ** (step + 1))
+                direction = direction / ((second[name] / (1 - 0.99 ** (step + 1))).sqrt() + 1e-12)
+            direction = direction / direction.square().mean().sqrt()
+            expected = -0.02 * plain_schedule(step, 40) * (initial[name] * direction + 1e-3 * params[name])
+            torch.testing.assert_close(updates[name], expected, rtol=1e-5, atol=1e-8)
+        params = {name: params[name] + updates[name] for name in params}
+
+
+@pytest.mark.parametrize("learned", [{}, {"direction": False}, {"controller": False}])
+def test_untrained_networks_are_the_identity(learned):
+    plain, _ = run(ResidualRule(direction=False, controller=False).double())
+    other, _ = run(ResidualRule(**learned).double())
+    for name in plain:
+        torch.testing.assert_close(plain[name], other[name], rtol=1e-9, atol=1e-12)
+
+
+def trained_rule():
+    torch.manual_seed(0)
+    rule = ResidualRule().double()
+    with torch.no_grad():
+        for value in rule.parameters():
+            value.add_(0.1 * torch.randn_like(value))
+    return rule
+
+
+def test_loss_scale_does_not_matter():
+    one, _ = run(trained_rule(), scale=1.0)
+    other, _ = run(trained_rule(), scale=1e-4)
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [trained_rule(), AdamRule(), SGDRule()], ids=lambda rule: rule.rule_name)
+def test_zero_gradients_give_finite_updates(rule):
+    params, _ = run(rule, zero=True)
+    assert all(value.isfinite().all() for value in params.values())
+    huge, _ = run(trained_rule(), scale=1e25)
+    assert all(value.isfinite().all() for value in huge.values())
+
+
+def test_one_step_is_bounded_by_the_controller():
+    """RMS of a step: at most step_range x 0.02 x the initial RMS, whatever the networks say."""
+    torch.manual_seed(0)
+    rule = ResidualRule(step_range=2.0).double()
+    with torch.no_grad():
+        for name, value in rule.named_parameters():
+            if "constants" not in name:
+                value.normal_(std=10.0)
+        rule.constants.log_weight_decay.fill_(-50.0)
+    _, updates = run(rule)
+    for name, value in tensors(0).items():
+        bound = 2.0 * 0.02 * max(float(value.square().mean().sqrt()), 0.03)
+        assert float(updates[name].square().mean().sqrt()) <= bound * (1 + 1e-6)
+
+
+def test_conv_kernels_are_matrices_of_out_by_the_rest():
+    x = tensors(3)["conv"]
+    torch.testing.assert_close(orthogonalise(x), orthogonalise(x.reshape(5, 12)).reshape(x.shape))
+    one = tensors(3)["conv1x1"]
+    torch.testing.assert_close(orthogonalise(one).reshape(4, 6), orthogonalise(one.reshape(4, 6)))
+
+
+def test_orthogonalise_flattens_the_spectrum():
+    x = nn.init.orthogonal_(torch.empty(6, 6, dtype=torch.float64)) @ torch.diag(
+        torch.tensor([1.0, 0.5, 0.2, 0.1, 0.05, 0.02], dtype=torch.float64)
+    )
+    values = torch.linalg.svdvals(orthogonalise(x))
+    assert values.min() > 0.65
+    assert values.max() < 1.25
+    assert orthogonalise(torch.zeros(3, 4)).eq(0).all()
+
+
+def test_unit_rms():
+    assert float(unit_rms(torch.tensor([3.0, 4.0])).square().mean()) == pytest.approx(1.0)
+    assert math.isclose(float(unit_rms(torch.tensor(-5.0))), -1.0, rel_tol=1e-6)
+
+
+def test_all_of_theta_gets_a_gradient():
+    rule = trained_rule()
+    for initial in (1.0, 0.01):  # above and below the floor of the RMS
+        params, _ = run(rule, steps=8, total=20, initial=initial)
+        sum(value.square().sum() for value in params.values()).backward()
+    missing = [name for name, value in rule.named_parameters() if value.grad is None or not value.grad.any()]
+    assert missing == []
