@@ -1,4 +1,4 @@
-"""Train a CNN on handwritten digits three ways: a learned optimizer, AdamW as it comes, and AdamW tuned.
+"""Train a network on handwritten digits three ways: a learned optimizer, AdamW as it comes, and AdamW tuned.
 
 python examples/train_digits.py                    # scikit-learn's digits, about a minute on two cores
 python examples/train_digits.py --data DIR         # MNIST as IDX files or npz
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import statistics
 import time
@@ -29,22 +30,34 @@ from lightning_lopt.tasks import load_images
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
 
-class DigitsCNN(L.LightningModule):
+class DigitClassifier(L.LightningModule):
     """An ordinary LightningModule; only ``configure_optimizers`` knows which optimizer trains it."""
 
-    def __init__(self, channels: int, size: int, classes: int, optimizer: str, lr: float | None = None) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], classes: int, model: str, optimizer: str, lr: float | None = None
+    ) -> None:
         super().__init__()
         self.optimizer, self.lr = optimizer, lr
-        self.net = nn.Sequential(
-            nn.Conv2d(channels, 16, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(16, 32, 3, padding=1),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(2),
-            nn.Flatten(),
-            nn.Linear(128, classes),
-        )
+        if model == "cnn":
+            self.net = nn.Sequential(
+                nn.Conv2d(shape[0], 16, 3, padding=1),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+                nn.Conv2d(16, 32, 3, padding=1),
+                nn.ReLU(),
+                nn.AdaptiveAvgPool2d(2),
+                nn.Flatten(),
+                nn.Linear(128, classes),
+            )
+        else:
+            self.net = nn.Sequential(
+                nn.Flatten(),
+                nn.Linear(math.prod(shape), 64),
+                nn.ReLU(),
+                nn.Linear(64, 64),
+                nn.ReLU(),
+                nn.Linear(64, classes),
+            )
         self.accuracy = MulticlassAccuracy(classes, average="micro")
         self.train_losses: list[float] = []
 
@@ -64,7 +77,7 @@ class DigitsCNN(L.LightningModule):
 
     def configure_optimizers(self):
         if self.optimizer == "learned":
-            return LearnedOptimizer(self)
+            return LearnedOptimizer(self, self.rule)
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr or 1e-3)
         if self.lr is None:
             return optimizer
@@ -87,7 +100,8 @@ class Result:
 def fit(result: Result, data, arguments, optimizer: str, lr: float | None, seed: int) -> None:
     L.seed_everything(seed, verbose=False)
     train, valid = data
-    module = DigitsCNN(train.shape[0], train.shape[-1], train.classes, optimizer, lr)
+    module = DigitClassifier(train.shape, train.classes, arguments.model, optimizer, lr)
+    module.rule = arguments.rule
     loader = DataLoader(TensorDataset(train.inputs, train.targets), batch_size=64, shuffle=True, drop_last=True)
     held_out = DataLoader(TensorDataset(valid.inputs, valid.targets), batch_size=len(valid))
     logger = False
@@ -134,6 +148,8 @@ def median_curve(result: Result) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits", help="folder of IDX files or npz, or an npz file")
+    parser.add_argument("--model", choices=("cnn", "mlp"), default="cnn")
+    parser.add_argument("--rule", default="base", help="embedded weights, or a folder that examples/meta_train.py made")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--picture", default="train_digits.png")
@@ -177,7 +193,7 @@ def plot(results: tuple[Result, ...], path: str) -> None:
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for result in results:
         axes.semilogy(median_curve(result), label=result.name)
-    axes.set(xlabel="step", ylabel="training loss (mean of 20 steps)", title="A CNN on handwritten digits")
+    axes.set(xlabel="step", ylabel="training loss (mean of 20 steps)", title="Handwritten digits")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)
