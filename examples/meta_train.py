@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_lopt import PES, FullES, MetaTrainer, ResidualRule, TaskDataModule, save_rule
+from lightning_lopt import PES, FullES, MetaLoss, MetaTrainer, ResidualRule, TaskDataModule, save_rule
 from lightning_lopt.io import Card
 
 
@@ -29,6 +29,9 @@ def main() -> None:
     parser.add_argument("--estimator", choices=("pes", "full_es"), default="pes")
     parser.add_argument("--learn", nargs="+", choices=("constants", "direction", "controller"), default=["constants"])
     parser.add_argument("--orthogonalised", nargs="*", default=["matrix"])
+    parser.add_argument("--meta-loss", choices=("linear", "log"), default="log", help="scale of the meta-loss")
+    parser.add_argument("--split", choices=("train", "valid", "both"), default="both", help="batches it is measured on")
+    parser.add_argument("--last", type=float, default=1.0, help="share of the horizon, at its end, that counts")
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--groups", type=int, default=4)
     parser.add_argument("--truncation", type=int, default=25)
@@ -48,7 +51,8 @@ def main() -> None:
         orthogonalised=arguments.orthogonalised,
     )
     rule.constants.requires_grad_("constants" in arguments.learn)
-    settings = {"pairs": arguments.pairs, "sigma": arguments.sigma}
+    meta_loss = MetaLoss(arguments.meta_loss, arguments.split, arguments.last)
+    settings = {"pairs": arguments.pairs, "sigma": arguments.sigma, "meta_loss": meta_loss}
     estimator = PES(arguments.truncation, **settings) if arguments.estimator == "pes" else FullES(**settings)
     module = MetaTrainer(
         rule,
@@ -77,7 +81,7 @@ def main() -> None:
     trainer.fit(module, TaskDataModule(arguments.tasks, arguments.data), ckpt_path=last if arguments.resume else None)
 
     options = " ".join(
-        f"--{key} {' '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
+        f"--{key.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
         for key, value in vars(arguments).items()
         if key not in ("resume", "out")
     )

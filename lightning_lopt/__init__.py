@@ -3,7 +3,7 @@
 from lightning_lopt.__about__ import __version__
 from lightning_lopt.callbacks import LearnedOptimizerAdapter
 from lightning_lopt.io import available_rules, load_rule, save_rule
-from lightning_lopt.meta import PES, FullES, MetaTrainer, TaskDataModule
+from lightning_lopt.meta import PES, FullES, MetaLoss, MetaTrainer, TaskDataModule
 from lightning_lopt.optim import LearnedOptimizer
 from lightning_lopt.rules import AdamRule, ResidualRule, SGDRule, State, StepContext, UpdateRule, register_rule
 
@@ -13,6 +13,7 @@ __all__ = [
     "FullES",
     "LearnedOptimizer",
     "LearnedOptimizerAdapter",
+    "MetaLoss",
     "MetaTrainer",
     "ResidualRule",
     "SGDRule",

@@ -58,7 +58,7 @@ def run_rules(rules: Sequence[UpdateRule], task: Task, *, horizon: int, seeds: i
             )
             for split, full in (("train", task.full_batch("train")), ("valid", task.full_batch("valid")))
         }
-    train = losses.reshape(horizon, len(rules), seeds)
+    train = losses[0].reshape(horizon, len(rules), seeds)
     return [Curves(str(copy), train[:, copy], final["train"][copy], final["valid"][copy]) for copy in range(len(rules))]
 
 

@@ -3,6 +3,7 @@
 from lightning_lopt.meta.data import TaskDataModule, TaskMixture
 from lightning_lopt.meta.estimators import PES, Estimate, EvolutionStrategies, FullES
 from lightning_lopt.meta.inner import InnerRuns, inner_step, start_runs, unroll
+from lightning_lopt.meta.objective import MetaLoss
 from lightning_lopt.meta.trainer import MetaTrainer
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "EvolutionStrategies",
     "FullES",
     "InnerRuns",
+    "MetaLoss",
     "MetaTrainer",
     "TaskDataModule",
     "TaskMixture",

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.meta.inner import InnerRuns, Theta, start_runs, unroll
+from lightning_lopt.meta.objective import MetaLoss
 from lightning_lopt.rules.base import UpdateRule
-from lightning_lopt.tasks.base import Task
+from lightning_lopt.tasks.base import Split, Task
 
 
 class Estimate(NamedTuple):
@@ -20,9 +21,9 @@ class Estimate(NamedTuple):
 
     Attributes:
         gradient: estimate of the meta-gradient, by the names of the perturbed entries of θ.
-        meta_loss: mean loss of this truncation over steps and particles, in units of ``task.loss_scale``, 0-dim.
+        meta_loss: unweighted mean of what :class:`MetaLoss` makes of the losses of this truncation, 0-dim.
         runs: the inner runs after it.
-        failures: number of particles that met a loss that is not finite; they count as ``loss_cap``.
+        failures: number of particles that met a loss that is not finite; they count as its cap.
     """
 
     gradient: Theta
@@ -35,14 +36,12 @@ class EvolutionStrategies(ABC):
     r"""Antithetic evolution strategies with common random numbers.
 
     P pairs of particles run with :math:`\theta \pm \epsilon_p`, :math:`\epsilon_p \sim \mathcal N(0, \sigma^2 I)`, from
-    the same initial parameters and on the same mini-batches. The meta-loss is the training loss before each inner
-    step, divided by the task's ``loss_scale`` and capped.
+    the same initial parameters and on the same mini-batches.
 
     Args:
         pairs: number P of antithetic pairs, >= 1.
         sigma: standard deviation σ of one perturbation, in the unit of θ, > 0.
-        loss_cap: losses, in units of ``loss_scale``, are capped here, and those that are not finite count as this;
-            ``None`` for no cap (then a loss that is not finite takes its pair out of the estimate).
+        meta_loss: what is minimised; the mean training loss by default.
 
     Raises:
         ValueError: if a number is out of range.
@@ -50,21 +49,19 @@ class EvolutionStrategies(ABC):
 
     name: ClassVar[str]
 
-    def __init__(self, pairs: int = 8, sigma: float = 0.01, loss_cap: float | None = 1.5) -> None:
+    def __init__(self, pairs: int = 8, sigma: float = 0.01, meta_loss: MetaLoss | None = None) -> None:
         if pairs < 1:
             raise ValueError(f"pairs must be at least 1, got {pairs!r}.")
         if not (math.isfinite(sigma) and sigma > 0):
             raise ValueError(f"sigma must be a positive number, got {sigma!r}.")
-        if loss_cap is not None and not loss_cap > 0:
-            raise ValueError(f"loss_cap must be positive or None, got {loss_cap!r}.")
         self.pairs = pairs
         self.sigma = sigma
-        self.loss_cap = loss_cap
+        self.meta_loss = meta_loss or MetaLoss()
 
     @property
     def config(self) -> dict[str, Any]:
         """JSON values that describe the estimator, for cards and logs."""
-        return {"name": self.name, "pairs": self.pairs, "sigma": self.sigma, "loss_cap": self.loss_cap}
+        return {"name": self.name, "pairs": self.pairs, "sigma": self.sigma, "meta_loss": self.meta_loss.config}
 
     def start(self, rule: UpdateRule, task: Task, *, horizon: int, seed: int) -> InnerRuns:
         """Inner runs of ``task`` for :meth:`estimate`, all of their randomness from ``seed``."""
@@ -84,14 +81,16 @@ class EvolutionStrategies(ABC):
             for name, value in theta.items()
         }
         particles = {name: torch.cat([value + noise[name], value - noise[name]]) for name, value in theta.items()}
-        runs, losses = unroll(rule, particles, runs, steps, draws)
+        first, split = runs.step, self.meta_loss.split
+        splits: tuple[Split, ...] = ("train", "valid") if split == "both" else (split,)
+        runs, losses = unroll(rule, particles, runs, steps, draws, splits)
         losses = losses / runs.task.loss_scale
-        failed = ~losses.isfinite()
-        if self.loss_cap is not None:
-            losses = torch.where(failed, self.loss_cap, losses).clamp(max=self.loss_cap)
-        plus, minus = losses.chunk(2, dim=1)
-        delta = torch.nan_to_num(plus - minus, nan=0.0, posinf=0.0, neginf=0.0)
-        mean = torch.nanmean(torch.where(losses.isfinite(), losses, torch.nan))
+        failed = ~losses.isfinite().all(0)
+        values = self.meta_loss.of_losses(losses).mean(0)
+        mean = values.nanmean()
+        values = values * self.meta_loss.weights(first, len(values), runs.horizon)[:, None]
+        plus, minus = values.chunk(2, dim=1)
+        delta = torch.nan_to_num(plus - minus, nan=0.0)
         return noise, delta, mean, runs, int(failed.any(0).sum())
 
 
@@ -129,15 +128,17 @@ class PES(EvolutionStrategies):
 
     Args:
         truncation: inner steps K of one estimate, >= 1; the last of a run is shorter where K does not divide it.
-        pairs, sigma, loss_cap: see :class:`EvolutionStrategies`.
+        pairs, sigma, meta_loss: see :class:`EvolutionStrategies`.
 
     References: Vicol et al. 2021, https://arxiv.org/abs/2112.13835.
     """
 
     name = "pes"
 
-    def __init__(self, truncation: int = 50, pairs: int = 8, sigma: float = 0.01, loss_cap: float | None = 1.5) -> None:
-        super().__init__(pairs, sigma, loss_cap)
+    def __init__(
+        self, truncation: int = 50, pairs: int = 8, sigma: float = 0.01, meta_loss: MetaLoss | None = None
+    ) -> None:
+        super().__init__(pairs, sigma, meta_loss)
         if truncation < 1:
             raise ValueError(f"truncation must be at least 1, got {truncation!r}.")
         self.truncation = truncation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +11,7 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from lightning_lopt.rules.base import Params, State, StepContext, UpdateRule
 from lightning_lopt.seeding import generator
-from lightning_lopt.tasks.base import Batch, Task
+from lightning_lopt.tasks.base import Batch, Split, Task
 
 Theta = dict[str, Tensor]
 
@@ -73,7 +74,12 @@ def inner_step(
 
 
 def unroll(
-    rule: UpdateRule, particles: Theta, runs: InnerRuns, steps: int, draws: torch.Generator
+    rule: UpdateRule,
+    particles: Theta,
+    runs: InnerRuns,
+    steps: int,
+    draws: torch.Generator,
+    splits: Sequence[Split] = ("train",),
 ) -> tuple[InnerRuns, Tensor]:
     """Advance all runs by ``steps``, particle ``i`` with ``particles[...][i]`` as θ.
 
@@ -84,9 +90,10 @@ def unroll(
         runs: where to go on.
         steps: inner steps to make; fewer are made where the horizon comes first.
         draws: where the mini-batches come from, P at a time, each shown to all copies.
+        splits: of what to measure the loss: the batches that are trained on, fresh ones held out, or both.
 
     Returns:
-        the runs after it, and losses before each step, shape ``(steps made, copies x P)``.
+        the runs after it, and losses before each step, shape ``(splits, steps made, copies x P)``.
     """
     steps = min(steps, runs.horizon - runs.step)
     pairs = len(next(iter(runs.params.values()))) // runs.copies
@@ -95,11 +102,20 @@ def unroll(
         return inner_step(rule, theta, runs.task, params, state, batch, step, total)
 
     advance = vmap(one, in_dims=(0, 0, 0, 0, None))
-    params, state, losses = runs.params, runs.state, []
+    measure = vmap(runs.task.loss)
+
+    def draw(split: Split) -> Batch:
+        drawn = runs.task.batch(draws, pairs, split=split)
+        return {name: torch.cat([value] * runs.copies) for name, value in drawn.items()}
+
+    params, state = runs.params, runs.state
+    losses: dict[Split, list[Tensor]] = {"train": [], "valid": []}
     total = torch.tensor(float(runs.horizon))
     for step in range(runs.step, runs.step + steps):
-        drawn = runs.task.batch(draws, pairs)
-        batch = {name: torch.cat([value] * runs.copies) for name, value in drawn.items()}
+        batch = draw("train")
+        if "valid" in splits:
+            losses["valid"].append(measure(params, draw("valid")))
         params, state, loss = advance(particles, params, state, batch, torch.tensor(float(step)))
-        losses.append(loss)
-    return replace(runs, params=params, state=state, step=runs.step + steps), torch.stack(losses)
+        losses["train"].append(loss)
+    measured = torch.stack([torch.stack(losses[split]) for split in splits])
+    return replace(runs, params=params, state=state, step=runs.step + steps), measured

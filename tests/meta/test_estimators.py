@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from lightning_lopt import PES, AdamRule, FullES, ResidualRule, SGDRule
+from lightning_lopt import PES, AdamRule, FullES, MetaLoss, ResidualRule, SGDRule
 from lightning_lopt.meta import start_runs, unroll
 from lightning_lopt.rules import StepContext
 from lightning_lopt.seeding import generator
@@ -45,7 +45,7 @@ def test_unbiased_on_a_quadratic(estimator):
     task.loss_scale = 1.0
     rule = SGDRule(LR, momentum=0.0).double()
     draws, estimates = 400, []
-    settings = {"pairs": 64, "sigma": SIGMA, "loss_cap": None}
+    settings = {"pairs": 64, "sigma": SIGMA, "meta_loss": MetaLoss(cap=None)}
     one = estimator(**settings) if estimator is FullES else PES(TRUNCATION, **settings)
     for draw in range(draws):
         runs = one.start(rule, task, horizon=HORIZON, seed=draw)
@@ -91,7 +91,7 @@ def test_vmapped_unroll_equals_a_plain_loop(rule):
             with torch.no_grad():
                 updates, state = functional_call(rule, own, (params, grads, state, context))
                 params = {name: value + updates[name] for name, value in params.items()}
-            torch.testing.assert_close(losses[step, particle], loss.detach(), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(losses[0, step, particle], loss.detach(), rtol=1e-5, atol=1e-5)
         for name, value in params.items():
             torch.testing.assert_close(after.params[name][particle], value, rtol=1e-5, atol=1e-5)
 

@@ -1,0 +1,79 @@
+"""What the outer loop minimises: the losses of an inner run, made comparable over tasks and weighted over time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+SCALES = ("linear", "log")
+SPLITS = ("train", "valid", "both")
+
+
+@dataclass(frozen=True)
+class MetaLoss:
+    r"""The meta-loss of one inner run: a weighted mean over its steps of :math:`\ell(L_t / s)`.
+
+    :math:`L_t` is the loss of a batch before step t, :math:`s` the task's ``loss_scale`` (the loss of a model that
+    knows nothing). What is not finite, or above ``cap``, counts as ``cap``. Then
+
+    .. math:: \ell(x) = x \quad\text{(linear)} \qquad\text{or}\qquad \ell(x) = \log(x + f) \quad\text{(log)}
+
+    The logarithm weighs a halving of the loss the same at every level down to the floor f. Between the two particles of
+    an antithetic pair it is the log-ratio to *any* baseline on the same task and seed, since that cancels.
+
+    Args:
+        scale: ``"linear"`` or ``"log"``.
+        split: batches that are measured: ``"train"`` (those that are trained on, no extra cost), ``"valid"``, or the
+            mean of :math:`\ell` on ``"both"``; the latter two cost one more forward pass a step.
+        last: share of the horizon, at its end, whose steps count, in (0, 1]; 1 for all of them.
+        cap: in units of ``loss_scale``, > 0; ``None`` for none (then a loss that is not finite takes its pair out).
+        floor: f, in units of ``loss_scale``, > 0.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+
+    scale: Literal["linear", "log"] = "linear"
+    split: Literal["train", "valid", "both"] = "train"
+    last: float = 1.0
+    cap: float | None = 1.5
+    floor: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.scale not in SCALES:
+            raise ValueError(f"the scale of a meta-loss must be one of {SCALES}, got {self.scale!r}.")
+        if self.split not in SPLITS:
+            raise ValueError(f"the split of a meta-loss must be one of {SPLITS}, got {self.split!r}.")
+        if not 0 < self.last <= 1:
+            raise ValueError(f"last must lie in (0, 1], got {self.last!r}.")
+        if self.cap is not None and not self.cap > 0:
+            raise ValueError(f"cap must be positive or None, got {self.cap!r}.")
+        if not 0 < self.floor < math.inf:
+            raise ValueError(f"floor must be a positive number, got {self.floor!r}.")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """JSON values, for cards and logs."""
+        return asdict(self)
+
+    def of_losses(self, losses: Tensor) -> Tensor:
+        r""":math:`\ell` of ``losses`` in units of ``loss_scale``, any shape; NaN where not finite and without a cap."""
+        if self.cap is None:
+            losses = torch.where(losses.isfinite(), losses, torch.nan)
+        else:
+            losses = torch.where(losses.isfinite(), losses, self.cap).clamp(max=self.cap)
+        return losses if self.scale == "linear" else torch.log(losses.clamp(min=0.0) + self.floor)
+
+    def weights(self, first: int, steps: int, horizon: int) -> Tensor:
+        """Weight of each of ``steps`` steps from step ``first`` on, shape ``(steps,)``; they average 1 over a run.
+
+        >>> MetaLoss(last=0.5).weights(0, 8, 8)
+        tensor([0., 0., 0., 0., 2., 2., 2., 2.])
+        """
+        counted = max(1, round(self.last * horizon))
+        at = torch.arange(first, first + steps)
+        return torch.where(at >= horizon - counted, horizon / counted, 0.0)
