@@ -1,7 +1,7 @@
 """Learned optimizers for PyTorch Lightning."""
 
 from lightning_lopt.__about__ import __version__
-from lightning_lopt.callbacks import LearnedOptimizerAdapter
+from lightning_lopt.callbacks import LearnedOptimizerAdapter, MetaValidation
 from lightning_lopt.io import available_rules, load_rule, save_rule
 from lightning_lopt.meta import PES, FullES, MetaLoss, MetaTrainer, TaskDataModule
 from lightning_lopt.optim import LearnedOptimizer
@@ -15,6 +15,7 @@ __all__ = [
     "LearnedOptimizerAdapter",
     "MetaLoss",
     "MetaTrainer",
+    "MetaValidation",
     "ResidualRule",
     "SGDRule",
     "State",

@@ -1,5 +1,6 @@
 """Lightning callbacks."""
 
 from lightning_lopt.callbacks.adapter import LearnedOptimizerAdapter
+from lightning_lopt.callbacks.meta_validation import MetaValidation
 
-__all__ = ["LearnedOptimizerAdapter"]
+__all__ = ["LearnedOptimizerAdapter", "MetaValidation"]

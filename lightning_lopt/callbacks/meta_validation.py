@@ -1,0 +1,167 @@
+"""Is what meta-training learns any good elsewhere? Held-out problems every few outer steps, and the best rule kept."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_lopt.evaluation.baselines import TunedBaselines
+from lightning_lopt.evaluation.comparison import ADAMW, Row, compare, score
+from lightning_lopt.evaluation.report import log_media
+from lightning_lopt.evaluation.suites import Problem
+from lightning_lopt.io import save_rule
+from lightning_lopt.meta.trainer import MetaTrainer
+from lightning_lopt.rules.base import UpdateRule
+
+START, CURRENT, AVERAGE = "start", "theta", "average"
+
+
+class MetaValidation(L.Callback):
+    """Measures the rule of a :class:`~lightning_lopt.MetaTrainer` on problems that meta-training never sees.
+
+    Every ``every_n_steps`` outer steps, and at the end, the present θ (and its average, where Lightning's
+    ``WeightAveraging`` keeps one) solves each problem beside the same rule as it was at the start, on the same models
+    and mini-batches, and beside tuned AdamW. Logged are ``meta_validation/score``, the mean log-ratio of final losses
+    to those of the start (below 0: learning helps), ``.../vs_adamw``, and the ratio of each problem; a table and a
+    picture of the curves go to loggers that take them. The rule with the lowest score is kept in ``folder``, the start
+    included, so what is there is never worse on these problems than what meta-training began with.
+
+    Where ``patience`` measurements in a row are no better than an earlier one while the meta-loss falls, it
+    warns of meta-overfitting and logs ``meta_validation/overfitting`` as 1.
+
+    Args:
+        problems: held-out problems; see :func:`~lightning_lopt.evaluation.suites.make_suite`.
+        folder: where the best rule is saved, as by :func:`~lightning_lopt.save_rule`.
+        every_n_steps: outer steps between two measurements, >= 1.
+        baselines: tuned AdamW for the problems, and the number of seeds.
+        patience: measurements in a row without a new best that count as overfitting, >= 1.
+
+    Raises:
+        ValueError: if a number is out of range, or in ``setup`` if the module is no ``MetaTrainer``.
+    """
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        folder: str | os.PathLike[str],
+        *,
+        every_n_steps: int = 250,
+        baselines: TunedBaselines | None = None,
+        patience: int = 3,
+    ) -> None:
+        if every_n_steps < 1 or patience < 1:
+            raise ValueError(f"every_n_steps and patience must be at least 1, got {every_n_steps} and {patience}.")
+        if not problems:
+            raise ValueError("MetaValidation needs at least one problem, got none.")
+        self.problems = list(problems)
+        self.folder = Path(folder)
+        self.every_n_steps = every_n_steps
+        self.baselines = baselines or TunedBaselines()
+        self.patience = patience
+        self.history: list[dict[str, float]] = []
+        self._start: UpdateRule | None = None
+        self._meta_losses: list[float] = []  # since the last measurement
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if not isinstance(pl_module, MetaTrainer):
+            raise ValueError(f"MetaValidation works beside a MetaTrainer, got a {type(pl_module).__name__}.")
+        if self._start is None:  # before a checkpoint is restored, so a resumed run compares with the same start
+            self._start = copy.deepcopy(pl_module.rule)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if "meta_loss" in trainer.callback_metrics:
+            self._meta_losses.append(float(trainer.callback_metrics["meta_loss"]))
+        last = trainer.global_step == trainer.max_steps
+        due = trainer.global_step > 0 and (trainer.global_step % self.every_n_steps == 0 or last)
+        if due and not (self.history and self.history[-1]["step"] == trainer.global_step):
+            self._measure(trainer, pl_module)
+
+    @property
+    def best(self) -> dict[str, float] | None:
+        """The measurement whose rule is in ``folder``; ``None`` where the start was never beaten."""
+        better = [entry for entry in self.history if entry["score"] < 0]
+        return min(better, key=lambda entry: entry["score"], default=None)
+
+    def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, MetaTrainer)
+        assert self._start is not None
+        step = trainer.global_step
+        if trainer.is_global_zero:
+            rules = {START: self._start, CURRENT: pl_module.rule}
+            average = _average_of(trainer)
+            if average is not None:
+                rules[AVERAGE] = average
+            rows = list(compare(rules, self.problems, baselines=self.baselines))
+            scores = {name: score(rows, name, START) for name in rules if name != START}
+            chosen = min(scores, key=scores.__getitem__)
+            self._keep_best(rules, chosen, scores[chosen], step)
+            self._log(trainer, rows, scores, chosen)
+        trainer.strategy.barrier("meta_validation")
+
+    def _keep_best(self, rules: dict[str, UpdateRule], chosen: str, value: float, step: int) -> None:
+        best = self.best
+        if not self.history:
+            save_rule(rules[START], self.folder, meta_training={"outer_step": 0, "meta_validation": 0.0})
+        if value < (best["score"] if best is not None else 0.0):
+            save_rule(rules[chosen], self.folder, meta_training={"outer_step": step, "meta_validation": value})
+        losses = self._meta_losses or [float("nan")]
+        self.history.append({"step": step, "score": value, "meta_loss": sum(losses) / len(losses)})
+        self._meta_losses = []
+
+    @property
+    def overfitting(self) -> bool:
+        """Whether the last ``patience`` measurements were no better than one before, while the meta-loss fell."""
+        recent, before = self.history[-self.patience :], self.history[: -self.patience]
+        if not before:
+            return False
+        best = min(before, key=lambda entry: entry["score"])
+        worse = all(entry["score"] >= best["score"] for entry in recent)
+        return worse and recent[-1]["meta_loss"] < best["meta_loss"]
+
+    def _log(self, trainer: L.Trainer, rows: Sequence[Row], scores: dict[str, float], chosen: str) -> None:
+        metrics = {
+            "meta_validation/score": scores[chosen],
+            "meta_validation/vs_adamw": score(rows, chosen, ADAMW),
+            "meta_validation/overfitting": float(self.overfitting),
+        }
+        metrics |= {f"meta_validation/score_{name}": value for name, value in scores.items()}
+        metrics |= {
+            f"meta_validation/{row.problem}/{split}": row.log_ratio(chosen, START, split)
+            for row in rows
+            for split in ("train", "valid")
+        }
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+            log_media(logger, rows, (chosen, START, ADAMW), self.folder, trainer.global_step)
+        if self.overfitting:
+            rank_zero_warn(
+                f"meta-overfitting: for {self.patience} measurements the meta-loss went on falling while held-out "
+                f"problems got no better (score {scores[chosen]:+.3f}); {self.folder} holds the best rule so far."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history, "meta_losses": self._meta_losses}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = list(state_dict["history"])
+        self._meta_losses = list(state_dict["meta_losses"])
+
+
+def _average_of(trainer: L.Trainer) -> UpdateRule | None:
+    """The averaged rule that a ``WeightAveraging`` callback keeps, if there is one."""
+    for callback in getattr(trainer, "callbacks", ()):
+        if isinstance(callback, WeightAveraging) and callback._average_model is not None:
+            module = callback._average_model.module
+            return module.rule if isinstance(module, MetaTrainer) else None
+    return None
