@@ -1,7 +1,7 @@
 """Meta-train a ResidualRule, choose among its checkpoints on held-out tasks, and export the best.
 
-    python examples/meta_train.py --steps 200 --out my_rule            # a few minutes on two cores
-    python examples/meta_train.py --steps 200 --out my_rule --resume   # go on where it stopped
+    python examples/meta_train.py --steps 100 --out my_rule            # a few minutes on two cores
+    python examples/meta_train.py --steps 100 --out my_rule --resume   # go on where it stopped
 
 The command that made the embedded ``base`` is in its card (``lightning_lopt/pretrained/base/README.md``).
 """
@@ -16,7 +16,19 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_lopt import PES, FullES, MetaLoss, MetaTrainer, ResidualRule, TaskDataModule, save_rule
+from lightning_lopt import (
+    PES,
+    FullES,
+    MetaLoss,
+    MetaTrainer,
+    MetaValidation,
+    ResidualRule,
+    TaskDataModule,
+    load_rule,
+    save_rule,
+)
+from lightning_lopt.evaluation.baselines import TunedBaselines
+from lightning_lopt.evaluation.suites import make_suite
 from lightning_lopt.io import Card
 
 
@@ -40,6 +52,10 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--validate-every", type=int, default=50, help="outer steps between two looks at held-out tasks"
+    )
+    parser.add_argument("--suite", default="images", help="held-out problems")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     arguments = parser.parse_args()
 
@@ -63,6 +79,12 @@ def main() -> None:
         seed=arguments.seed,
     )
     folder = Path(f"{arguments.out}_training")
+    validation = MetaValidation(
+        make_suite(arguments.suite),
+        arguments.out,
+        every_n_steps=arguments.validate_every,
+        baselines=TunedBaselines(folder / "baselines.json"),
+    )
     trainer = L.Trainer(
         max_steps=arguments.steps,
         accelerator="cpu",
@@ -72,7 +94,8 @@ def main() -> None:
         logger=CSVLogger(folder, name="", version="log"),
         callbacks=[
             ModelCheckpoint(folder, filename="{step}", every_n_train_steps=25, save_top_k=-1, save_last=True),
-            TQDMProgressBar(refresh_rate=10),
+            TQDMProgressBar(refresh_rate=1),
+            validation,
         ],
     )
     last = folder / "last.ckpt"
@@ -85,13 +108,17 @@ def main() -> None:
         for key, value in vars(arguments).items()
         if key not in ("resume", "out")
     )
+    best = validation.best
+    chosen = "the rule before meta-training, which nothing beat" if best is None else f"outer step {best['step']:.0f}"
     card = Card(
-        f"ResidualRule, {arguments.steps} outer steps on {arguments.tasks}",
+        f"ResidualRule, meta-trained on {arguments.tasks}",
+        f"Chosen on the held-out suite {arguments.suite!r}: {chosen}.",
         recipe=f"```bash\npython examples/meta_train.py --out {Path(arguments.out).name} {options}\n```",
         tasks=f"families {arguments.tasks} on {arguments.data}, horizons {tuple(arguments.horizons)}",
     )
-    save_rule(rule, arguments.out, card=card, meta_training={"outer_steps": module.outer_step, **estimator.config})
-    print(f"exported to {arguments.out}; use it with LearnedOptimizer(model, {arguments.out!r})")
+    record = {"outer_steps": 0 if best is None else int(best["step"]), "meta_validation": validation.history}
+    save_rule(load_rule(arguments.out), arguments.out, card=card, meta_training={**record, **estimator.config})
+    print(f"exported to {arguments.out} ({chosen}); use it with LearnedOptimizer(model, {arguments.out!r})")
 
 
 if __name__ == "__main__":
