@@ -63,6 +63,8 @@ def load_rule(source: str | os.PathLike[str]) -> UpdateRule:
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
                 raise RuleFileError(f"{weights} has values in {show(name)} that are not finite; {TAKE_AGAIN}.")
+            if tensor.dtype == torch.bool and tensor.view(torch.uint8).gt(1).any():  # undefined behaviour in C++
+                raise RuleFileError(f"{weights} has values in {show(name)} that are not 0 or 1; {TAKE_AGAIN}.")
         rule.load_state_dict(tensors, strict=True)
     except RuleFileError:
         raise

@@ -32,7 +32,8 @@ RULES_TO_SAVE: dict[str, Callable[[], UpdateRule]] = {
 def trained(make: Callable[[], UpdateRule], dtype: torch.dtype = torch.float32) -> UpdateRule:
     """A rule whose weights are no initial values: of both signs, and of sizes from the subnormal to the huge."""
     draws = torch.Generator().manual_seed(7)
-    rule = make().to(dtype)
+    with torch.random.fork_rng(devices=[]):
+        rule = make().to(dtype)
     with torch.no_grad():
         for value in rule.parameters():
             exponents = torch.empty(value.shape, dtype=torch.float64).uniform_(-44, 38, generator=draws)
