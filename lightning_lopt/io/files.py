@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
+PENDING = WEIGHTS + ".next"
+"""Where new weights wait while ``save_rule`` replaces those of an existing folder."""
 
 MIB = 2**20
 LIMITS = {CONFIG: 1 * MIB, WEIGHTS: 256 * MIB, CARD: 1 * MIB}
