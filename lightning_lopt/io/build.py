@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lightning_lopt.io.files import LIMITS, WEIGHTS, RuleFileError, cause, show
@@ -123,37 +124,49 @@ def build_rule(
         RuleFileError: if the constructor refuses the arguments or reads them as something else, or the tensors differ.
     """
     # A rule that was saved in float64 is built in float32, and then turned.
-    floats = {spec.dtype for spec in specs.values() if spec.dtype.is_floating_point}
-    dtype = floats.pop() if len(floats) == 1 else None
+    wanted = _float_types(specs.values())
 
     def build(device: str) -> UpdateRule:
         with _plain_torch(device):
             rule = rule_class(**arguments)
-            mixed = len({t.dtype for t in rule.state_dict().values() if t.dtype.is_floating_point}) > 1
-            return rule if dtype is None or mixed else rule.to(dtype)
+            if len(wanted) == 1 and _float_types(rule.state_dict().values()) != wanted:
+                rule = rule.to(dtype=next(iter(wanted)))
+        return rule
 
-    try:
+    with _blame(label, rule_class):
         plan = build("meta")
-        tensors = plan.state_dict()
-        size = sum(t.numel() * t.element_size() for t in [*plan.parameters(), *plan.buffers()])
+        tensors = {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in plan.state_dict().items()}
+        size = sum(tensor.numel() * tensor.element_size() for tensor in [*plan.parameters(), *plan.buffers()])
         read_as = json.loads(json.dumps(plan.config))
-    except Exception as error:  # a constructor may fail in any way on arguments from outside
-        raise RuleFileError(
-            f"{label} has arguments that rule {rule_class.rule_name!r} cannot be built from ({cause(error)}); "
-            "correct them."
-        ) from error
     for name, value in arguments.items():
         if read_as.get(name) != value:
             raise RuleFileError(
                 f"{label} gives rule {rule_class.rule_name!r} {name}={show(value)}, which it reads as "
                 f"{show(read_as.get(name))}; correct it."
             )
-    _compare({name: TensorSpec(t.dtype, tuple(t.shape)) for name, t in tensors.items()}, specs, weights)
+    _compare(tensors, specs, weights)
     if size > LIMITS[WEIGHTS]:
         raise RuleFileError(
-            f"{label} asks for a rule of {size} bytes, more than the {LIMITS[WEIGHTS]} that are allowed."
+            f"{label} asks for a rule of {size} bytes, more than the {LIMITS[WEIGHTS]} that are allowed; correct it."
         )
-    return build("cpu")
+    with _blame(label, rule_class):
+        return build("cpu")
+
+
+@contextmanager
+def _blame(label: str, rule_class: type[UpdateRule]) -> Iterator[None]:
+    """Whatever is raised inside is the fault of the arguments: a constructor may fail in any way."""
+    try:
+        yield
+    except Exception as error:
+        raise RuleFileError(
+            f"{label} has arguments that rule {rule_class.rule_name!r} cannot be built from ({cause(error)}); "
+            "correct them."
+        ) from error
+
+
+def _float_types(tensors: Iterable[Tensor | TensorSpec]) -> set[torch.dtype]:
+    return {tensor.dtype for tensor in tensors if tensor.dtype.is_floating_point}
 
 
 def _compare(wanted: Mapping[str, TensorSpec], found: Mapping[str, TensorSpec], weights: str) -> None:

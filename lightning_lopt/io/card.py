@@ -44,7 +44,7 @@ class Card:
     def __post_init__(self) -> None:
         if not self.title.strip() or len(self.title.splitlines()) != 1:
             raise ValueError(f"the title of a card must be one line of text, got {self.title!r}.")
-        if not re.fullmatch(r"[A-Za-z0-9.+-]+", self.licence):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", self.licence):
             raise ValueError(f"licence must be an SPDX identifier such as 'Apache-2.0', got {self.licence!r}.")
 
     def render(self) -> str:

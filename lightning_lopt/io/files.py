@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
+PENDING = WEIGHTS + ".next"
+"""Where new weights wait while ``save_rule`` replaces those of an existing folder."""
 
 MIB = 2**20
 LIMITS = {CONFIG: 1 * MIB, WEIGHTS: 256 * MIB, CARD: 1 * MIB}
@@ -23,6 +25,9 @@ TAKE_AGAIN = "take the folder again from where it came from"
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 _SHORT.maxlong = 30
+_SHORT.maxlevel = 2
+_LONGEST = 160  # characters of a shown value
+_LONGEST_INTEGER = 20  # digits; more than 64 bits have, and far fewer than take noticeable time to read
 
 
 class RuleFileError(ValueError):
@@ -32,12 +37,15 @@ class RuleFileError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        line = " ".join(message.split())
+        # Names and paths from outside may hold terminal escapes, or surrogates that cannot be printed.
+        super().__init__("".join(character if character.isprintable() else "?" for character in line))
 
 
 def show(value: object) -> str:
     """A value from outside for a message: its ``repr``, on one line and never long."""
-    return _SHORT.repr(value)
+    text = _SHORT.repr(value)
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
 
 
 def cause(error: BaseException) -> str:
@@ -82,14 +90,16 @@ def read_file(file: RuleFile) -> bytes:
             os.open(real, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)), "rb"
         ) as opened:
             size = os.fstat(opened.fileno()).st_size
-            data = b"" if size > limit else opened.read(limit + 1)
+            data = b"" if size > limit else opened.read(size)  # read() reserves all that it is asked for
     except FileNotFoundError:
-        raise RuleFileError(f"{file.label} is missing; a rule is a folder with {CONFIG} and {WEIGHTS}.") from None
+        raise RuleFileError(
+            f"{file.label} is missing; a rule is a folder with {CONFIG}, {WEIGHTS} and {CARD}."
+        ) from None
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
         raise RuleFileError(
             f"{file.label} could not be read ({cause(error)}); check the path and its rights."
         ) from None
-    if max(size, len(data)) > limit:
+    if size > limit:
         raise RuleFileError(f"{file.label} is too large, {size} bytes where at most {limit} are read; {TAKE_AGAIN}.")
     return data
 
@@ -107,19 +117,24 @@ def decode_text(data: bytes, label: str) -> str:
 
 
 def parse_json_object(data: bytes, label: str) -> dict[str, Any]:
-    """A JSON object, more strictly than the standard library: no key twice, no number that is not finite.
+    """A JSON object, more strictly than the standard library: no key twice, only finite numbers of sensible length.
 
     Raises:
         RuleFileError: if ``data`` is anything else.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in found if keys.count(key) > 1)
-            raise ValueError(f"the key {show(twice)} occurs twice")
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise ValueError(f"the key {show(key)} occurs twice")
+            found[key] = value
         return found
+
+    def short(text: str) -> int:
+        if len(text) > _LONGEST_INTEGER:
+            raise ValueError(f"the integer {show(text)} has more than {_LONGEST_INTEGER} characters")
+        return int(text)
 
     def finite(text: str) -> float:
         value = float(text)
@@ -129,7 +144,7 @@ def parse_json_object(data: bytes, label: str) -> dict[str, Any]:
 
     text = decode_text(data, label)
     try:
-        value = json.loads(text, object_pairs_hook=unique, parse_float=finite, parse_constant=finite)
+        value = json.loads(text, object_pairs_hook=unique, parse_int=short, parse_float=finite, parse_constant=finite)
     except RecursionError:
         raise RuleFileError(f"{label} is nested too deeply; {TAKE_AGAIN}.") from None
     except ValueError as error:

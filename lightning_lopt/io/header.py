@@ -13,7 +13,7 @@ import torch
 
 from lightning_lopt.io.files import MIB, TAKE_AGAIN, RuleFileError, parse_json_object, show
 
-MAX_HEADER_BYTES = 4 * MIB
+MAX_HEADER_BYTES = 1 * MIB  # some 10,000 tensors; as JSON objects they take thirty times as much memory
 MAX_RANK = 8
 DTYPES = {
     "F64": torch.float64,

@@ -13,8 +13,10 @@ from lightning_lopt.io.build import build_rule, check_arguments
 from lightning_lopt.io.files import (
     CARD,
     CONFIG,
+    PENDING,
     TAKE_AGAIN,
     WEIGHTS,
+    RuleFile,
     RuleFileError,
     cause,
     decode_text,
@@ -49,9 +51,8 @@ def load_rule(source: str | os.PathLike[str]) -> UpdateRule:
     rule_class = _rule_class(config, label)
     arguments = check_arguments(rule_class, config.get("config"), label)
 
-    data = read_file(files[WEIGHTS])
+    data, digest = _read_weights(files[WEIGHTS], config.get("weights_sha256"))
     specs = read_header(data, weights)
-    digest = hashlib.sha256(data).hexdigest()
     if config.get("weights_sha256") != digest:
         raise RuleFileError(
             f"{weights} has the SHA-256 {digest[:12]}... where {CONFIG} says {show(config.get('weights_sha256'))}; "
@@ -63,12 +64,26 @@ def load_rule(source: str | os.PathLike[str]) -> UpdateRule:
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
                 raise RuleFileError(f"{weights} has values in {show(name)} that are not finite; {TAKE_AGAIN}.")
+            if tensor.dtype == torch.bool and tensor.view(torch.uint8).gt(1).any():  # undefined behaviour in C++
+                raise RuleFileError(f"{weights} has values in {show(name)} that are not 0 or 1; {TAKE_AGAIN}.")
         rule.load_state_dict(tensors, strict=True)
     except RuleFileError:
         raise
     except Exception as error:  # the library's own checks, in case they are stricter than ours
         raise RuleFileError(f"{weights} could not be loaded ({cause(error)}); {TAKE_AGAIN}.") from error
     return rule
+
+
+def _read_weights(file: RuleFile, wanted: Any) -> tuple[bytes, str]:
+    """The weights and their SHA-256; where ``save_rule`` was cut short, those that ``config.json`` already means."""
+    data = read_file(file)
+    digest = hashlib.sha256(data).hexdigest()
+    pending = file.path.with_name(PENDING)
+    if digest != wanted and file.root is not None and os.path.isfile(pending):
+        other = read_file(file._replace(label=str(pending), path=pending))
+        if hashlib.sha256(other).hexdigest() == wanted:
+            return other, wanted
+    return data, digest
 
 
 def load_card(source: str | os.PathLike[str]) -> str:

@@ -16,8 +16,9 @@ from safetensors.torch import save as serialise
 
 from lightning_lopt.__about__ import __version__
 from lightning_lopt.io.card import Card
-from lightning_lopt.io.files import CARD, CONFIG, WEIGHTS, RuleFileError, cause, show
-from lightning_lopt.io.load import FORMAT, FORMAT_VERSION, load_rule
+from lightning_lopt.io.files import CARD, CONFIG, PENDING, WEIGHTS, RuleFileError, cause, show
+from lightning_lopt.io.header import DTYPES
+from lightning_lopt.io.load import FORMAT, FORMAT_VERSION, load_card, load_rule
 from lightning_lopt.rules import RULES, UpdateRule
 
 
@@ -30,9 +31,8 @@ def save_rule(
 ) -> Path:
     """Write ``rule`` as ``model.safetensors``, ``config.json`` and ``README.md``; the same rule gives the same bytes.
 
-    The files are written and read back beside ``folder`` before anything there changes. A new folder appears at once;
-    in an existing one the three files are replaced one by one, ``config.json`` last, so that a crash in between leaves
-    a mismatch that :func:`load_rule` refuses.
+    The files are written aside and read back before anything changes. A new folder appears at once; in an existing one
+    the three files are replaced, others stay, and wherever that is cut short the old rule or the new one can be loaded.
 
     Args:
         rule: an instance of a class decorated with ``register_rule``, on any device.
@@ -58,18 +58,18 @@ def save_rule(
     try:
         target = target.resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+        # Inside a folder that exists, since it may be a mount point: files move only within one file system.
+        draft = (target if target.is_dir() else target.parent) / f".saving-{uuid.uuid4().hex}"
         try:
+            draft.mkdir()
             _write(contents, draft)
             _check_draft(draft, target, contents[WEIGHTS])
-            if target.exists():
-                for file in (WEIGHTS, CARD, CONFIG):
-                    os.replace(draft / file, target / file)
-            else:
-                os.rename(draft, target)
+            _publish(draft, target, contents[WEIGHTS])
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-    except OSError as error:
+    except RuleFileError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:  # the last two for a loop of links and a null byte
         raise RuleFileError(f"{target} could not be written ({cause(error)}); choose another folder.") from error
     return Path(folder)
 
@@ -79,7 +79,7 @@ def _contents(
 ) -> dict[str, bytes]:
     """The bytes of the three files."""
     weights = _weights(rule, target)
-    config = {
+    config: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "rule": rule.rule_name,
@@ -87,9 +87,9 @@ def _contents(
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "lightning_lopt_version": __version__,
     }
-    if meta_training is not None:
-        config["meta_training"] = dict(meta_training)
     try:
+        if meta_training is not None:
+            config["meta_training"] = dict(meta_training)
         text = json.dumps(config, indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError, RecursionError) as error:
         raise RuleFileError(
@@ -98,24 +98,33 @@ def _contents(
         ) from None
     if card is None:
         card = Card(f"Update rule {rule.rule_name}")
-    return {WEIGHTS: weights, CONFIG: text.encode(), CARD: (card if isinstance(card, str) else card.render()).encode()}
+    try:
+        markdown = (card if isinstance(card, str) else card.render()).encode()
+    except UnicodeEncodeError as error:
+        raise RuleFileError(
+            f"{target / CARD} was not written, because the card is no text ({cause(error)}); correct it."
+        ) from None
+    return {WEIGHTS: weights, CONFIG: text.encode(), CARD: markdown}
 
 
 def _weights(rule: UpdateRule, target: Path) -> bytes:
+    def refuse(name: str, wrong: str) -> RuleFileError:
+        return RuleFileError(f"{target / WEIGHTS} was not written, because {show(name)} of the rule {wrong}.")
+
     tensors = {}
     for name, tensor in rule.state_dict().items():
-        if not isinstance(tensor, torch.Tensor) or not torch.isfinite(tensor).all():
-            raise RuleFileError(
-                f"{target / WEIGHTS} was not written, because {show(name)} of the rule is not a tensor of finite "
-                "values; save an earlier state."
-            )
+        if not isinstance(tensor, torch.Tensor) or tensor.is_meta or tensor.layout != torch.strided:
+            raise refuse(name, f"is {show(tensor)}; keep ordinary tensors in its state only")
+        if tensor.dtype not in DTYPES.values():
+            raise refuse(name, f"is of {tensor.dtype}; turn it into one of {', '.join(map(str, DTYPES.values()))}")
+        if not torch.isfinite(tensor).all():
+            raise refuse(name, "has values that are not finite; save an earlier state")
         # A copy, since safetensors refuses tensors that share memory.
         tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
     return serialise(tensors, {"format": "pt"})
 
 
 def _write(contents: Mapping[str, bytes], draft: Path) -> None:
-    draft.mkdir()
     for name, data in contents.items():
         with open(draft / name, "xb") as file:
             file.write(data)
@@ -126,10 +135,30 @@ def _write(contents: Mapping[str, bytes], draft: Path) -> None:
 def _check_draft(draft: Path, target: Path, weights: bytes) -> None:
     try:
         same = _weights(load_rule(draft), target) == weights
+        load_card(draft)
     except RuleFileError as error:
-        found = cause(error).replace(str(draft), str(target))
+        found = cause(RuleFileError(str(error).replace(f"{draft}{os.sep}", "")))  # shortened after it is replaced
         raise RuleFileError(f"{target} was not written, because it would not load again ({found}).") from error
     if not same:
         raise RuleFileError(
             f"{target} was not written, because the rule does not load its own weights; correct its class."
         )
+
+
+def _publish(draft: Path, target: Path, weights: bytes) -> None:
+    """Move the draft to ``target``, where at each moment in between the old rule or the new one can be loaded.
+
+    ``config.json`` names its weights by their SHA-256, so its replacement is the moment of change. Until the weights
+    follow, ``load_rule`` finds them under the name ``PENDING``; one that is left behind does no harm.
+    """
+    try:
+        if not target.is_dir():
+            os.rename(draft, target)
+            return
+    except OSError:
+        if not target.is_dir():  # else another process has made it meanwhile
+            raise
+    _write({PENDING: weights}, draft)
+    for name in (PENDING, CONFIG, WEIGHTS, CARD):
+        os.replace(draft / name, target / name)
+    (target / PENDING).unlink(missing_ok=True)

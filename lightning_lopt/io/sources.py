@@ -36,14 +36,14 @@ def find_files(source: str | os.PathLike[str], names: Sequence[str]) -> dict[str
         return _hub_files(source, names)
     if not isinstance(source, str | os.PathLike):
         raise RuleFileError(
-            f"a rule's source must be a name, a folder or an address hf://owner/name, got {show(source)}."
+            f"the source of a rule is {show(source)}; use a name, a folder or an address hf://owner/name."
         )
     embedded = available_rules()
     folder = pretrained.ROOT / source if source in embedded else Path(source)
-    if "\0" in str(folder) or not folder.is_dir():
+    if not os.path.isdir(folder):  # False for every odd name, where Path.is_dir raises for some
         raise RuleFileError(
-            f"{show(str(source))} is neither a folder nor an embedded rule; the embedded rules are: "
-            f"{', '.join(embedded) or 'none'}."
+            f"{show(str(source))} is neither a folder nor an embedded rule; use a folder or one of: "
+            f"{', '.join(embedded)}."
         )
     return {name: RuleFile(name, str(folder / name), folder / name, folder) for name in names}
 
@@ -52,7 +52,7 @@ def _hub_files(source: str, names: Sequence[str]) -> dict[str, RuleFile]:
     match = _HUB_SOURCE.fullmatch(source)
     if match is None:
         raise RuleFileError(
-            f"{show(source)} is not an address of the form hf://owner/name or hf://owner/name@revision."
+            f"{show(source)} is not an address on the Hub; write hf://owner/name or hf://owner/name@revision."
         )
     try:
         hub: Any = importlib.import_module("huggingface_hub")

@@ -22,6 +22,12 @@ def _positive(value: float, what: str) -> float:
     return value
 
 
+def _not_negative(value: float, what: str) -> float:
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{what} must be a number from 0 up, got {value!r}.")
+    return value
+
+
 def _schedule(name: str, context: StepContext) -> Tensor | float:
     """Factor on the learning rate at this step: 1, or half a cosine from 1 at the first step towards 0 at the last."""
     if name == "constant":
@@ -81,7 +87,7 @@ class SGDRule(UpdateRule):
         self.initial_lr = lr
         self.momentum = _unit_interval(momentum, "momentum")
         self.nesterov = nesterov
-        self.weight_decay = weight_decay
+        self.weight_decay = _not_negative(weight_decay, "weight_decay")
 
     @property
     def config(self) -> dict[str, Any]:
@@ -148,7 +154,7 @@ class AdamRule(UpdateRule):
         self.initial_lr = lr
         self.betas = (_unit_interval(betas[0], "betas[0]"), _unit_interval(betas[1], "betas[1]"))
         self.eps = _positive(eps, "eps")
-        self.weight_decay = weight_decay
+        self.weight_decay = _not_negative(weight_decay, "weight_decay")
 
     @property
     def config(self) -> dict[str, Any]:
