@@ -104,7 +104,7 @@ class SGDRule(UpdateRule):
             grad = grad + decay * params[name]
             momentum = self.momentum * state.tensors[name]["momentum"] + grad
             direction = grad + self.momentum * momentum if self.nesterov else momentum
-            updates[name] = -lr * direction
+            updates[name] = (-lr * direction).to(grad.dtype)
             tensors[name] = {"momentum": momentum}
         return updates, State(tensors, state.shared)
 
@@ -174,6 +174,6 @@ class AdamRule(UpdateRule):
             numerator = momentum / _bias_correction(beta1, count)
             denominator = (second_moment / _bias_correction(beta2, count)).sqrt() + self.eps
             decay = self.weight_decay + context.weight_decay.get(name, 0.0)
-            updates[name] = -lr * (numerator / denominator + decay * params[name])
+            updates[name] = (-lr * (numerator / denominator + decay * params[name])).to(grad.dtype)
             tensors[name] = {"momentum": momentum, "second_moment": second_moment}
         return updates, State(tensors, state.shared)

@@ -158,8 +158,8 @@ class ResidualRule(UpdateRule):
     def _accumulate(self, grad: Tensor, old: Mapping[str, Tensor], role: Role) -> dict[str, Tensor]:
         """The tensor's state with this gradient taken into its running averages."""
         index = ROLES.index(role)
-        momentum_rate = 1 - torch.sigmoid(self.constants.logit_momentum[index])
-        second_moment_rate = 1 - torch.sigmoid(self.constants.logit_second_moment[index])
+        momentum_rate = (1 - torch.sigmoid(self.constants.logit_momentum[index])).to(grad.dtype)
+        second_moment_rate = (1 - torch.sigmoid(self.constants.logit_second_moment[index])).to(grad.dtype)
         new = dict(old)
         new["momentum"] = old["momentum"] + momentum_rate * (grad - old["momentum"])
         square = grad.square()
@@ -190,7 +190,8 @@ class ResidualRule(UpdateRule):
             mix = mix + controls.mix_shift
         direction = self._direction(param, grad, state, role, mix, context)
         scale = torch.maximum(state["initial_rms"], torch.exp(constants.log_rms_floor[index]))
-        return -step_size * (scale * direction + (decay + context.weight_decay.get(name, 0.0)) * param)
+        step = scale * direction + (decay + context.weight_decay.get(name, 0.0)) * param
+        return (-step_size * step).to(param.dtype)
 
     def _direction(
         self, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], role: Role, mix: Tensor, context: StepContext

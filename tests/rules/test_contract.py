@@ -66,19 +66,21 @@ def test_every_registered_rule_is_in_the_catalogue():
 @every_rule
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_updates_and_state_keep_names_shapes_and_types(entry, dtype):
-    rule = entry.rule(dtype)
-    before = rule.init_state(tensors(0, dtype=dtype), {})
-    params, updates, state = run(rule, dtype=dtype)
-    assert {name: (tuple(x.shape), x.dtype) for name, x in updates.items()} == {
-        name: (shape, dtype) for name, shape in SHAPES.items()
-    }
-    assert all(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(state))
-    assert tree_flatten(before)[1] == tree_flatten(state)[1]
-    for old, new in zip(tree_leaves(before), tree_leaves(state), strict=True):
-        assert (old.shape, old.dtype) == (new.shape, new.dtype)
-        assert new.isfinite().all()
-    assert all(value.isfinite().all() for value in params.values())
-    assert all(value.any() for value in updates.values())
+    """Also where θ has another precision than the parameters."""
+    for theta_dtype in (torch.float32, torch.float64):
+        rule = entry.rule(theta_dtype)
+        before = rule.init_state(tensors(0, dtype=dtype), {})
+        params, updates, state = run(rule, dtype=dtype)
+        assert {name: (tuple(x.shape), x.dtype) for name, x in updates.items()} == {
+            name: (shape, dtype) for name, shape in SHAPES.items()
+        }
+        assert all(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(state))
+        assert tree_flatten(before)[1] == tree_flatten(state)[1]
+        for old, new in zip(tree_leaves(before), tree_leaves(state), strict=True):
+            assert (old.shape, old.dtype) == (new.shape, new.dtype)
+            assert new.isfinite().all()
+        assert all(value.isfinite().all() for value in params.values())
+        assert all(value.any() for value in updates.values())
 
 
 @every_rule
