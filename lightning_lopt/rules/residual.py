@@ -208,7 +208,9 @@ class ResidualRule(UpdateRule):
         adam = unit_rms(mixed / root)
         direction = unit_rms(mixed) if orthogonal else adam
         if self.direction is not None:
-            direction = direction + self.direction((direction, adam, unit_rms(grad / root), unit_rms(param)))
+            correction = self.direction((direction, adam, unit_rms(grad / root), unit_rms(param)))
+            alive = direction.square().mean()  # 1, or 0 without a gradient, which must not become a step
+            direction = direction + alive * correction
         return unit_rms(orthogonalise(direction) if orthogonal else direction)
 
     def _schedule(self, context: StepContext, index: int) -> Tensor:

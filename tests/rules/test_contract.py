@@ -94,12 +94,18 @@ def test_convolution_kernels_are_matrices_of_out_by_the_rest(entry):
 
 
 @every_rule
-def test_zero_gradients_give_finite_numbers(entry):
+def test_zero_gradients_move_nothing(entry):
+    """Beside the weight decay, which acts along the parameter: a tensor that never had a gradient stays put."""
     params, updates, state = run(entry.rule(), scale=0.0)
-    assert all(value.isfinite().all() for value in tree_leaves((params, updates, state)))
+    assert all(value.isfinite().all() for value in tree_leaves((params, state)))
+    for name, value in tensors(0).items():
+        decay = updates[name] / value
+        torch.testing.assert_close(decay, decay.flatten()[0].expand(SHAPES[name]))
+        assert (decay <= 0).all()
     zeros = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
     updates, state = entry.rule()(zeros, zeros, entry.rule().init_state(zeros, {}), context(0))
-    assert all(value.isfinite().all() for value in tree_leaves((updates, state)))
+    assert all(value.isfinite().all() for value in tree_leaves(state))
+    assert not any(value.any() for value in updates.values())
 
 
 @every_rule
