@@ -117,7 +117,7 @@ class AdamRule(UpdateRule):
         m \leftarrow \beta_1 m + (1-\beta_1) g, \quad v \leftarrow \beta_2 v + (1-\beta_2) g^2, \quad
         \Delta p = -\eta \Big( \frac{m / (1-\beta_1^{t})}{\sqrt{v / (1-\beta_2^{t})} + \epsilon} + \lambda p \Big)
 
-    with :math:`t` counted from 1. Same numbers as ``torch.optim.AdamW``.
+    with :math:`t` the number of gradients the parameter has had. Same numbers as ``torch.optim.AdamW``.
 
     Args:
         lr: initial learning rate η, > 0; learnable through its logarithm.
@@ -161,19 +161,23 @@ class AdamRule(UpdateRule):
         }
 
     def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
-        return State(_zeros_like(params, "momentum", "second_moment"), {})
+        tensors = _zeros_like(params, "momentum", "second_moment")
+        for name, param in params.items():
+            tensors[name]["count"] = param.new_zeros(())
+        return State(tensors, {})
 
     def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
         beta1, beta2 = self.betas
         lr = torch.exp(self.log_lr) * _schedule(self.schedule, context)
-        count = context.step + 1
         updates, tensors = {}, {}
         for name, grad in grads.items():
-            momentum = beta1 * state.tensors[name]["momentum"] + (1 - beta1) * grad
-            second_moment = beta2 * state.tensors[name]["second_moment"] + (1 - beta2) * grad.square()
+            old = state.tensors[name]
+            count = old["count"] + 1
+            momentum = beta1 * old["momentum"] + (1 - beta1) * grad
+            second_moment = beta2 * old["second_moment"] + (1 - beta2) * grad.square()
             numerator = momentum / _bias_correction(beta1, count)
             denominator = (second_moment / _bias_correction(beta2, count)).sqrt() + self.eps
             decay = self.weight_decay + context.weight_decay.get(name, 0.0)
             updates[name] = (-lr * (numerator / denominator + decay * params[name])).to(grad.dtype)
-            tensors[name] = {"momentum": momentum, "second_moment": second_moment}
+            tensors[name] = {"momentum": momentum, "second_moment": second_moment, "count": count}
         return updates, State(tensors, state.shared)
