@@ -188,10 +188,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
             )
         tensor = None if loss is None else torch.as_tensor(loss, device=device).detach().float()
         finite = torch.ones((), dtype=torch.bool, device=device) if tensor is None else torch.isfinite(tensor).all()
-        step = torch.clamp(own["step"], max=total - 1) if self.rule.reads_horizon else own["step"]
         roles = {name: role for group in self.param_groups for name, role in self._roles_of(group).items()}
         decay = {n: g["weight_decay"] for g in self.param_groups if g["weight_decay"] for n in g["names"]}
-        return StepContext(step.float(), torch.tensor(float(total), device=device), tensor, roles, decay), finite
+        horizon = torch.full((), float(total), device=device)  # unlike torch.tensor, no copy to wait for
+        return StepContext(own["step"].float(), horizon, tensor, roles, decay), finite
 
     def state_dict(self) -> dict[str, Any]:
         saved = super().state_dict()

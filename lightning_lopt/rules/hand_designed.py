@@ -23,11 +23,10 @@ def _positive(value: float, what: str) -> float:
 
 
 def _schedule(name: str, context: StepContext) -> Tensor | float:
-    """Factor on the learning rate at this step: 1, or half a cosine from 1 at the first step towards 0 at the last."""
+    """Factor on the learning rate: 1, or half a cosine from 1 at the first step towards 0 after the last."""
     if name == "constant":
         return 1.0
-    progress = torch.clamp(context.step / context.total_steps, 0.0, 1.0)
-    return 0.5 * (1 + torch.cos(math.pi * progress))
+    return 0.5 * (1 + torch.cos(math.pi * context.scheduled_step / context.total_steps))
 
 
 def _bias_correction(beta: float, count: Tensor) -> Tensor | float:

@@ -215,7 +215,8 @@ class ResidualRule(UpdateRule):
 
     def _schedule(self, context: StepContext, index: int) -> Tensor:
         """Linear warm-up, then decay to 0 at the horizon, as a factor in (0, 1]."""
-        warmup = torch.sigmoid(self.constants.logit_warmup[index]) * context.total_steps
-        rise = torch.clamp((context.step + 1) / torch.clamp(warmup, min=1.0), max=1.0)
-        left = torch.clamp((context.total_steps - context.step) / (context.total_steps - warmup), 1e-6, 1.0)
+        step, total = context.scheduled_step, context.total_steps
+        warmup = torch.sigmoid(self.constants.logit_warmup[index]) * total
+        rise = torch.clamp((step + 1) / torch.clamp(warmup, min=1.0), max=1.0)
+        left = torch.clamp((total - step) / (total - warmup), 1e-6, 1.0)
         return rise * left ** torch.exp(self.constants.log_decay_power[index])
