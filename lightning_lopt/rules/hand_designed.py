@@ -40,6 +40,12 @@ def _schedule_name(name: str) -> str:
     return name
 
 
+def _not_negative(value: float, what: str) -> float:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{what} must be a number >= 0, got {value!r}.")
+    return value
+
+
 def _unit_interval(value: float, what: str) -> float:
     if not 0 <= value < 1:
         raise ValueError(f"{what} must lie in [0, 1), got {value!r}.")
@@ -80,7 +86,7 @@ class SGDRule(UpdateRule):
         self.initial_lr = lr
         self.momentum = _unit_interval(momentum, "momentum")
         self.nesterov = nesterov
-        self.weight_decay = weight_decay
+        self.weight_decay = _not_negative(weight_decay, "weight_decay")
 
     @property
     def config(self) -> dict[str, Any]:
@@ -147,7 +153,7 @@ class AdamRule(UpdateRule):
         self.initial_lr = lr
         self.betas = (_unit_interval(betas[0], "betas[0]"), _unit_interval(betas[1], "betas[1]"))
         self.eps = _positive(eps, "eps")
-        self.weight_decay = weight_decay
+        self.weight_decay = _not_negative(weight_decay, "weight_decay")
 
     @property
     def config(self) -> dict[str, Any]:
