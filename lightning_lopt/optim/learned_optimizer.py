@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lightning_lopt.optim.groups import named_groups
+from lightning_lopt.optim.groups import labels_of, named_groups
 from lightning_lopt.rules.base import Role, State, StepContext, UpdateRule
 from lightning_lopt.rules.roles import role_table
 
@@ -36,7 +36,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
     Args:
         params: a module, tensors, ``(name, tensor)`` pairs, or parameter groups of these. Groups may set ``lr``,
             ``weight_decay`` and ``role`` (``"matrix"``, ``"vector"``, ``"embedding"`` or ``"head"``). With a module,
-            roles follow from the types of its layers; bare tensors of rank 2 and up are matrices, the rest vectors.
+            roles follow from the types of its layers, also for those of its parameters that are frozen now and join
+            later; bare tensors of rank 2 and up are matrices, the rest vectors.
         rule: name of embedded weights, a folder, ``hf://owner/name``, or an :class:`~lightning_lopt.UpdateRule`. Its
             weights are used as they are and are not part of ``state_dict``.
         total_steps: planned number of steps, or a function of no arguments read at the first step. ``None`` leaves it
@@ -69,13 +70,16 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.total_steps = total_steps if callable(total_steps) else _checked_horizon(total_steps)
         self.total_steps_given = total_steps is not None  # then it wins over the Trainer's estimate
         self.signals = StepSignals()
+        self.labels = labels_of(params) if isinstance(params, nn.Module) else {}
         self._counter = 0
+        groups = named_groups(params)
+        if not any(group["params"] for group in groups):
+            raise ValueError("LearnedOptimizer got no parameters; pass model, model.parameters() or parameter groups.")
         super().__init__(
-            named_groups(params),
-            {"lr": lr, "weight_decay": weight_decay, "role": None, "format": f"{FORMAT}:{rule.rule_name}"},
+            groups, {"lr": lr, "weight_decay": weight_decay, "role": None, "format": f"{FORMAT}:{rule.rule_name}"}
         )
         own = self.param_groups[0]
-        device = own["params"][0].device
+        device = self._device
         own["step"] = torch.zeros((), dtype=torch.int64, device=device)
         own["skipped_steps"] = torch.zeros((), dtype=torch.int64, device=device)
 
@@ -83,12 +87,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """Add parameters; their state begins now, the step count and everything shared goes on."""
         group = dict(param_group)
         if "names" not in group:
-            (group,) = named_groups([group], first=len(self.param_groups))
+            (group,) = named_groups([group], labels=self.labels, first=len(self.param_groups))
+        names = [name for present in (*self.param_groups, group) for name in present["names"]]
+        twice = next((name for name in group["names"] if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two parameters are named {twice!r}; pass names that differ, or the tensors alone.")
         super().add_param_group(group)
         group = self.param_groups[-1]
-        for param in group["params"]:
-            if param.is_complex() or not param.is_floating_point():
-                raise ValueError(f"parameters must be real floating point, got one of {param.dtype}.")
         named = dict(zip(group["names"], group["params"], strict=True))
         with torch.no_grad():
             state = self.rule.init_state(
@@ -96,8 +101,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
             )
         for name, param in named.items():
             self.state[param] = dict(state.tensors[name])
-        first = self.param_groups[0]
-        first.setdefault("shared", state.shared)
+        if named:
+            self.param_groups[0].setdefault("shared", state.shared)
+
+    @property
+    def _device(self) -> torch.device:
+        first: Tensor = next(param for group in self.param_groups for param in group["params"])
+        return first.device
 
     @property
     def skipped_steps(self) -> int:
@@ -223,7 +233,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                         k: v.detach().clone().to(param.device) for k, v in state_dict["state"][key].items()
                     }
         own = self.param_groups[0]
-        device = own["params"][0].device
+        device = self._device
         saved_total = own.pop("total_steps", None)
         if self.total_steps is None:
             self.total_steps = saved_total
@@ -240,6 +250,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         if "signals" not in self.__dict__:
             self.signals = StepSignals()
+            self.labels = {}
 
 
 def _wide(x: Tensor) -> Tensor:
