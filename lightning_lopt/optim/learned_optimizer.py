@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lightning_lopt.optim.checkpoint import check_state
 from lightning_lopt.optim.groups import labels_of, named_groups
 from lightning_lopt.rules.base import Role, State, StepContext, UpdateRule
 from lightning_lopt.rules.roles import role_table
@@ -209,29 +210,19 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore; tensors keep their saved type, and a horizon already set here wins over the saved one.
+        """Restore; tensors keep their saved type. Names, roles and a horizon already set here win over the saved ones.
 
         Raises:
-            ValueError: if the checkpoint is of another optimizer or rule; nothing has changed then.
+            ValueError: if the checkpoint is of another optimizer, rule or model; nothing has changed then.
         """
-        wanted = self.param_groups[0]["format"]
-        for group in state_dict["param_groups"]:
-            found = group.get("format")
-            if found != wanted:
-                raise ValueError(
-                    f"this optimizer state has the format {found!r} where {wanted!r} is needed; it was written by "
-                    "another optimizer or rule: resume with that one, or load the model's weights alone."
-                )
-        roles = [group["roles"] for group in self.param_groups]
+        check_state(state_dict, self.param_groups, self.rule)
+        kept = [{key: group[key] for key in ("names", "roles", "role")} for group in self.param_groups]
         super().load_state_dict(state_dict)
-        for group, kept in zip(self.param_groups, roles, strict=True):
-            group["roles"] = kept
-        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+        for group, labels, saved in zip(self.param_groups, kept, state_dict["param_groups"], strict=True):
+            group.update(labels)
             for param, key in zip(group["params"], saved["params"], strict=True):
-                if key in state_dict["state"]:
-                    self.state[param] = {
-                        k: v.detach().clone().to(param.device) for k, v in state_dict["state"][key].items()
-                    }
+                own_state = state_dict["state"][key]  # in the saved types: torch has cast them to the parameter's
+                self.state[param] = {k: v.detach().to(param.device, copy=True) for k, v in own_state.items()}
         own = self.param_groups[0]
         device = self._device
         saved_total = own.pop("total_steps", None)
