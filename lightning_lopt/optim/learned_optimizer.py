@@ -68,11 +68,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
             rule = load_rule(rule)
         self.rule = rule
-        self.total_steps = total_steps if callable(total_steps) else _checked_horizon(total_steps)
+        self.total_steps = total_steps if callable(total_steps) else checked_horizon(total_steps)
         self.total_steps_given = total_steps is not None  # then it wins over the Trainer's estimate
         self.signals = StepSignals()
         self.labels = labels_of(params) if isinstance(params, nn.Module) else {}
-        self._counter = 0
+        self._calls = 0  # steps, skipped ones too: what is known without waiting for the device
         groups = named_groups(params)
         if not any(group["params"] for group in groups):
             raise ValueError("LearnedOptimizer got no parameters; pass model, model.parameters() or parameter groups.")
@@ -184,19 +184,21 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 "step(loss=loss), and under Lightning add LearnedOptimizerAdapter() to Trainer(callbacks=[...])."
             )
         if callable(self.total_steps):
-            self.total_steps = _checked_horizon(self.total_steps())
+            self.total_steps = checked_horizon(self.total_steps())
         if self.rule.reads_horizon and self.total_steps is None:
             raise ValueError(
                 f"rule {self.rule.rule_name!r} needs the number of steps to come, but total_steps is None; pass "
                 "total_steps=..., or add LearnedOptimizerAdapter() to Trainer(callbacks=[...])."
             )
         total = self.total_steps or 1
-        self._counter += 1
-        if self.rule.reads_horizon and self._counter > total and not self.signals.warned:
-            self.signals.warned = True
-            warnings.warn(
-                f"LearnedOptimizer is past its total_steps={total}; it goes on with its last step size.", stacklevel=3
-            )
+        self._calls += 1
+        if self.rule.reads_horizon and self._calls > total and not self.signals.warned:
+            self.signals.warned = int(own["step"]) >= total  # which waits for the device, so not before it may be true
+            if self.signals.warned:
+                warnings.warn(
+                    f"LearnedOptimizer is past its total_steps={total}; it goes on with its last step size.",
+                    stacklevel=5,  # whoever called step, through torch's two wrappers
+                )
         tensor = None if loss is None else torch.as_tensor(loss, device=device).detach().float()
         finite = torch.ones((), dtype=torch.bool, device=device) if tensor is None else torch.isfinite(tensor).all()
         roles = {name: role for group in self.param_groups for name, role in self._roles_of(group).items()}
@@ -231,10 +233,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         for key in ("step", "skipped_steps"):
             own[key] = own[key].to(device)
         own["shared"] = {k: v.to(device) for k, v in own["shared"].items()}
-        self._counter = int(own["step"])
+        self._calls = int(own["step"])
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {key: self.__dict__[key] for key in ("rule", "total_steps", "total_steps_given", "_counter")}
+        kept = {key: self.__dict__[key] for key in ("rule", "total_steps", "total_steps_given", "_calls")}
         return {**super().__getstate__(), **kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -249,9 +251,14 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def _checked_horizon(total_steps: Any) -> int | None:
+def checked_horizon(total_steps: Any) -> int | None:
+    """A number of steps as ``int``, whatever kind of whole number it came as; ``None`` stays ``None``."""
     if total_steps is None:
         return None
-    if not (isinstance(total_steps, int | float) and 1 <= total_steps < math.inf):
+    try:
+        whole = int(total_steps)
+    except (TypeError, ValueError, OverflowError):  # no number, nan, inf
+        whole = 0
+    if whole < 1 or whole != total_steps:
         raise ValueError(f"total_steps must be a whole number of at least 1, got {total_steps!r}.")
-    return int(total_steps)
+    return whole
