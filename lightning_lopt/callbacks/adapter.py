@@ -9,9 +9,8 @@ import lightning.pytorch as L
 import torch
 from torch import Tensor
 
-from lightning_lopt.optim import LearnedOptimizer, named_groups
+from lightning_lopt.optim import LearnedOptimizer, labels_of, named_groups
 from lightning_lopt.rules.base import UpdateRule
-from lightning_lopt.rules.roles import roles_of
 
 
 class LearnedOptimizerAdapter(L.Callback):
@@ -69,16 +68,12 @@ class LearnedOptimizerAdapter(L.Callback):
         self.teardown(trainer, pl_module, "fit")
 
     def _replace(self, configured: Any, module: L.LightningModule) -> Any:
-        by_name = roles_of(module)
-        names = {id(param): name for name, param in module.named_parameters()}
-        roles = {key: by_name[name] for key, name in names.items()}
+        labels = labels_of(module)
         learned = []
         for optimizer in _optimizers_in(configured):
-            groups = [
-                {"params": [(names.get(id(p), f"extra.{i}"), p) for i, p in enumerate(group["params"])]}
-                for group in optimizer.param_groups
-            ]
-            learned.append(self._build(named_groups(groups, roles=roles)))
+            groups = [{"params": group["params"], "role": group.get("role")} for group in optimizer.param_groups]
+            learned.append(self._build(named_groups(groups, labels=labels)))
+            learned[-1].labels = labels
         if not learned:
             learned = [self._build(module)]
         return learned[0] if len(learned) == 1 else learned

@@ -11,7 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lightning_lopt.optim.groups import named_groups
+from lightning_lopt.optim.checkpoint import check_state
+from lightning_lopt.optim.groups import labels_of, named_groups
 from lightning_lopt.rules.base import Role, State, StepContext, UpdateRule
 from lightning_lopt.rules.roles import role_table
 
@@ -36,7 +37,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
     Args:
         params: a module, tensors, ``(name, tensor)`` pairs, or parameter groups of these. Groups may set ``lr``,
             ``weight_decay`` and ``role`` (``"matrix"``, ``"vector"``, ``"embedding"`` or ``"head"``). With a module,
-            roles follow from the types of its layers; bare tensors of rank 2 and up are matrices, the rest vectors.
+            roles follow from the types of its layers, also for those of its parameters that are frozen now and join
+            later; bare tensors of rank 2 and up are matrices, the rest vectors.
         rule: name of embedded weights, a folder, ``hf://owner/name``, or an :class:`~lightning_lopt.UpdateRule`. Its
             weights are used as they are and are not part of ``state_dict``.
         total_steps: planned number of steps, or a function of no arguments read at the first step. ``None`` leaves it
@@ -66,16 +68,19 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
             rule = load_rule(rule)
         self.rule = rule
-        self.total_steps = total_steps if callable(total_steps) else _checked_horizon(total_steps)
+        self.total_steps = total_steps if callable(total_steps) else checked_horizon(total_steps)
         self.total_steps_given = total_steps is not None  # then it wins over the Trainer's estimate
         self.signals = StepSignals()
-        self._counter = 0
+        self.labels = labels_of(params) if isinstance(params, nn.Module) else {}
+        self._calls = 0  # steps, skipped ones too: what is known without waiting for the device
+        groups = named_groups(params)
+        if not any(group["params"] for group in groups):
+            raise ValueError("LearnedOptimizer got no parameters; pass model, model.parameters() or parameter groups.")
         super().__init__(
-            named_groups(params),
-            {"lr": lr, "weight_decay": weight_decay, "role": None, "format": f"{FORMAT}:{rule.rule_name}"},
+            groups, {"lr": lr, "weight_decay": weight_decay, "role": None, "format": f"{FORMAT}:{rule.rule_name}"}
         )
         own = self.param_groups[0]
-        device = own["params"][0].device
+        device = self._device
         own["step"] = torch.zeros((), dtype=torch.int64, device=device)
         own["skipped_steps"] = torch.zeros((), dtype=torch.int64, device=device)
 
@@ -83,12 +88,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """Add parameters; their state begins now, the step count and everything shared goes on."""
         group = dict(param_group)
         if "names" not in group:
-            (group,) = named_groups([group], first=len(self.param_groups))
+            (group,) = named_groups([group], labels=self.labels, first=len(self.param_groups))
+        names = [name for present in (*self.param_groups, group) for name in present["names"]]
+        twice = next((name for name in group["names"] if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two parameters are named {twice!r}; pass names that differ, or the tensors alone.")
         super().add_param_group(group)
         group = self.param_groups[-1]
-        for param in group["params"]:
-            if param.is_complex() or not param.is_floating_point():
-                raise ValueError(f"parameters must be real floating point, got one of {param.dtype}.")
         named = dict(zip(group["names"], group["params"], strict=True))
         with torch.no_grad():
             state = self.rule.init_state(
@@ -96,8 +102,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
             )
         for name, param in named.items():
             self.state[param] = dict(state.tensors[name])
-        first = self.param_groups[0]
-        first.setdefault("shared", state.shared)
+        if named:
+            self.param_groups[0].setdefault("shared", state.shared)
+
+    @property
+    def _device(self) -> torch.device:
+        first: Tensor = next(param for group in self.param_groups for param in group["params"])
+        return first.device
 
     @property
     def skipped_steps(self) -> int:
@@ -173,25 +184,27 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 "step(loss=loss), and under Lightning add LearnedOptimizerAdapter() to Trainer(callbacks=[...])."
             )
         if callable(self.total_steps):
-            self.total_steps = _checked_horizon(self.total_steps())
+            self.total_steps = checked_horizon(self.total_steps())
         if self.rule.reads_horizon and self.total_steps is None:
             raise ValueError(
                 f"rule {self.rule.rule_name!r} needs the number of steps to come, but total_steps is None; pass "
                 "total_steps=..., or add LearnedOptimizerAdapter() to Trainer(callbacks=[...])."
             )
         total = self.total_steps or 1
-        self._counter += 1
-        if self.rule.reads_horizon and self._counter > total and not self.signals.warned:
-            self.signals.warned = True
-            warnings.warn(
-                f"LearnedOptimizer is past its total_steps={total}; it goes on with its last step size.", stacklevel=3
-            )
+        self._calls += 1
+        if self.rule.reads_horizon and self._calls > total and not self.signals.warned:
+            self.signals.warned = int(own["step"]) >= total  # which waits for the device, so not before it may be true
+            if self.signals.warned:
+                warnings.warn(
+                    f"LearnedOptimizer is past its total_steps={total}; it goes on with its last step size.",
+                    stacklevel=5,  # whoever called step, through torch's two wrappers
+                )
         tensor = None if loss is None else torch.as_tensor(loss, device=device).detach().float()
         finite = torch.ones((), dtype=torch.bool, device=device) if tensor is None else torch.isfinite(tensor).all()
-        step = torch.clamp(own["step"], max=total - 1) if self.rule.reads_horizon else own["step"]
         roles = {name: role for group in self.param_groups for name, role in self._roles_of(group).items()}
         decay = {n: g["weight_decay"] for g in self.param_groups if g["weight_decay"] for n in g["names"]}
-        return StepContext(step.float(), torch.tensor(float(total), device=device), tensor, roles, decay), finite
+        horizon = torch.full((), float(total), device=device)  # unlike torch.tensor, no copy to wait for
+        return StepContext(own["step"].float(), horizon, tensor, roles, decay), finite
 
     def state_dict(self) -> dict[str, Any]:
         saved = super().state_dict()
@@ -199,47 +212,38 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore; tensors keep their saved type, and a horizon already set here wins over the saved one.
+        """Restore; tensors keep their saved type. Names, roles and a horizon already set here win over the saved ones.
 
         Raises:
-            ValueError: if the checkpoint is of another optimizer or rule; nothing has changed then.
+            ValueError: if the checkpoint is of another optimizer, rule or model; nothing has changed then.
         """
-        wanted = self.param_groups[0]["format"]
-        for group in state_dict["param_groups"]:
-            found = group.get("format")
-            if found != wanted:
-                raise ValueError(
-                    f"this optimizer state has the format {found!r} where {wanted!r} is needed; it was written by "
-                    "another optimizer or rule: resume with that one, or load the model's weights alone."
-                )
-        roles = [group["roles"] for group in self.param_groups]
+        check_state(state_dict, self.param_groups, self.rule)
+        kept = [{key: group[key] for key in ("names", "roles", "role")} for group in self.param_groups]
         super().load_state_dict(state_dict)
-        for group, kept in zip(self.param_groups, roles, strict=True):
-            group["roles"] = kept
-        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+        for group, labels, saved in zip(self.param_groups, kept, state_dict["param_groups"], strict=True):
+            group.update(labels)
             for param, key in zip(group["params"], saved["params"], strict=True):
-                if key in state_dict["state"]:
-                    self.state[param] = {
-                        k: v.detach().clone().to(param.device) for k, v in state_dict["state"][key].items()
-                    }
+                own_state = state_dict["state"][key]  # in the saved types: torch has cast them to the parameter's
+                self.state[param] = {k: v.detach().to(param.device, copy=True) for k, v in own_state.items()}
         own = self.param_groups[0]
-        device = own["params"][0].device
+        device = self._device
         saved_total = own.pop("total_steps", None)
         if self.total_steps is None:
             self.total_steps = saved_total
         for key in ("step", "skipped_steps"):
             own[key] = own[key].to(device)
         own["shared"] = {k: v.to(device) for k, v in own["shared"].items()}
-        self._counter = int(own["step"])
+        self._calls = int(own["step"])
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {key: self.__dict__[key] for key in ("rule", "total_steps", "total_steps_given", "_counter")}
+        kept = {key: self.__dict__[key] for key in ("rule", "total_steps", "total_steps_given", "_calls")}
         return {**super().__getstate__(), **kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "signals" not in self.__dict__:
             self.signals = StepSignals()
+            self.labels = {}
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -247,9 +251,14 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def _checked_horizon(total_steps: Any) -> int | None:
+def checked_horizon(total_steps: Any) -> int | None:
+    """A number of steps as ``int``, whatever kind of whole number it came as; ``None`` stays ``None``."""
     if total_steps is None:
         return None
-    if not (isinstance(total_steps, int | float) and 1 <= total_steps < math.inf):
+    try:
+        whole = int(total_steps)
+    except (TypeError, ValueError, OverflowError):  # no number, nan, inf
+        whole = 0
+    if whole < 1 or whole != total_steps:
         raise ValueError(f"total_steps must be a whole number of at least 1, got {total_steps!r}.")
-    return int(total_steps)
+    return whole

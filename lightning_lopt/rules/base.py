@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 Role = Literal["matrix", "vector", "embedding", "head"]
@@ -33,7 +34,7 @@ class StepContext:
     """What the gradient does not tell.
 
     Attributes:
-        step: inner steps made before this one, 0-dim; 0 on the first call.
+        step: inner steps made before this one, 0-dim; 0 on the first call. It goes on past ``total_steps``.
         total_steps: planned number of inner steps (the horizon), 0-dim.
         loss: loss of this step before the update, 0-dim, in the unit of the task's loss; ``None`` if unknown
             (only for rules with ``reads_loss = False``).
@@ -47,6 +48,11 @@ class StepContext:
     loss: Tensor | None = None
     roles: Mapping[str, Role] = field(default_factory=dict)
     weight_decay: Mapping[str, float | Tensor] = field(default_factory=dict)
+
+    @property
+    def scheduled_step(self) -> Tensor:
+        """``step``, 0-dim, for schedules: it stops at the last of the horizon, so schedules keep that value."""
+        return torch.minimum(self.step, self.total_steps - 1)
 
 
 class UpdateRule(nn.Module, ABC):

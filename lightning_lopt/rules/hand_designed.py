@@ -29,11 +29,10 @@ def _not_negative(value: float, what: str) -> float:
 
 
 def _schedule(name: str, context: StepContext) -> Tensor | float:
-    """Factor on the learning rate at this step: 1, or half a cosine from 1 at the first step towards 0 at the last."""
+    """Factor on the learning rate: 1, or half a cosine from 1 at the first step towards 0 after the last."""
     if name == "constant":
         return 1.0
-    progress = torch.clamp(context.step / context.total_steps, 0.0, 1.0)
-    return 0.5 * (1 + torch.cos(math.pi * progress))
+    return 0.5 * (1 + torch.cos(math.pi * context.scheduled_step / context.total_steps))
 
 
 def _bias_correction(beta: float, count: Tensor) -> Tensor | float:
@@ -45,6 +44,12 @@ def _schedule_name(name: str) -> str:
     if name not in ("constant", "cosine"):
         raise ValueError(f"schedule must be 'constant' or 'cosine', got {name!r}.")
     return name
+
+
+def _not_negative(value: float, what: str) -> float:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{what} must be a number >= 0, got {value!r}.")
+    return value
 
 
 def _unit_interval(value: float, what: str) -> float:
@@ -110,7 +115,7 @@ class SGDRule(UpdateRule):
             grad = grad + decay * params[name]
             momentum = self.momentum * state.tensors[name]["momentum"] + grad
             direction = grad + self.momentum * momentum if self.nesterov else momentum
-            updates[name] = -lr * direction
+            updates[name] = (-lr * direction).to(grad.dtype)
             tensors[name] = {"momentum": momentum}
         return updates, State(tensors, state.shared)
 
@@ -123,7 +128,7 @@ class AdamRule(UpdateRule):
         m \leftarrow \beta_1 m + (1-\beta_1) g, \quad v \leftarrow \beta_2 v + (1-\beta_2) g^2, \quad
         \Delta p = -\eta \Big( \frac{m / (1-\beta_1^{t})}{\sqrt{v / (1-\beta_2^{t})} + \epsilon} + \lambda p \Big)
 
-    with :math:`t` counted from 1. Same numbers as ``torch.optim.AdamW``.
+    with :math:`t` the number of gradients the parameter has had. Same numbers as ``torch.optim.AdamW``.
 
     Args:
         lr: initial learning rate η, > 0; learnable through its logarithm.
@@ -167,19 +172,23 @@ class AdamRule(UpdateRule):
         }
 
     def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
-        return State(_zeros_like(params, "momentum", "second_moment"), {})
+        tensors = _zeros_like(params, "momentum", "second_moment")
+        for name, param in params.items():
+            tensors[name]["count"] = param.new_zeros(())
+        return State(tensors, {})
 
     def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
         beta1, beta2 = self.betas
         lr = torch.exp(self.log_lr) * _schedule(self.schedule, context)
-        count = context.step + 1
         updates, tensors = {}, {}
         for name, grad in grads.items():
-            momentum = beta1 * state.tensors[name]["momentum"] + (1 - beta1) * grad
-            second_moment = beta2 * state.tensors[name]["second_moment"] + (1 - beta2) * grad.square()
+            old = state.tensors[name]
+            count = old["count"] + 1
+            momentum = beta1 * old["momentum"] + (1 - beta1) * grad
+            second_moment = beta2 * old["second_moment"] + (1 - beta2) * grad.square()
             numerator = momentum / _bias_correction(beta1, count)
             denominator = (second_moment / _bias_correction(beta2, count)).sqrt() + self.eps
             decay = self.weight_decay + context.weight_decay.get(name, 0.0)
-            updates[name] = -lr * (numerator / denominator + decay * params[name])
-            tensors[name] = {"momentum": momentum, "second_moment": second_moment}
+            updates[name] = (-lr * (numerator / denominator + decay * params[name])).to(grad.dtype)
+            tensors[name] = {"momentum": momentum, "second_moment": second_moment, "count": count}
         return updates, State(tensors, state.shared)

@@ -158,8 +158,8 @@ class ResidualRule(UpdateRule):
     def _accumulate(self, grad: Tensor, old: Mapping[str, Tensor], role: Role) -> dict[str, Tensor]:
         """The tensor's state with this gradient taken into its running averages."""
         index = ROLES.index(role)
-        momentum_rate = 1 - torch.sigmoid(self.constants.logit_momentum[index])
-        second_moment_rate = 1 - torch.sigmoid(self.constants.logit_second_moment[index])
+        momentum_rate = (1 - torch.sigmoid(self.constants.logit_momentum[index])).to(grad.dtype)
+        second_moment_rate = (1 - torch.sigmoid(self.constants.logit_second_moment[index])).to(grad.dtype)
         new = dict(old)
         new["momentum"] = old["momentum"] + momentum_rate * (grad - old["momentum"])
         square = grad.square()
@@ -190,7 +190,8 @@ class ResidualRule(UpdateRule):
             mix = mix + controls.mix_shift
         direction = self._direction(param, grad, state, role, mix, context)
         scale = torch.maximum(state["initial_rms"], torch.exp(constants.log_rms_floor[index]))
-        return -step_size * (scale * direction + (decay + context.weight_decay.get(name, 0.0)) * param)
+        step = scale * direction + (decay + context.weight_decay.get(name, 0.0)) * param
+        return (-step_size * step).to(param.dtype)
 
     def _direction(
         self, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], role: Role, mix: Tensor, context: StepContext
@@ -207,12 +208,15 @@ class ResidualRule(UpdateRule):
         adam = unit_rms(mixed / root)
         direction = unit_rms(mixed) if orthogonal else adam
         if self.direction is not None:
-            direction = direction + self.direction((direction, adam, unit_rms(grad / root), unit_rms(param)))
+            correction = self.direction((direction, adam, unit_rms(grad / root), unit_rms(param)))
+            alive = direction.square().mean()  # 1, or 0 without a gradient, which must not become a step
+            direction = direction + alive * correction
         return unit_rms(orthogonalise(direction) if orthogonal else direction)
 
     def _schedule(self, context: StepContext, index: int) -> Tensor:
         """Linear warm-up, then decay to 0 at the horizon, as a factor in (0, 1]."""
-        warmup = torch.sigmoid(self.constants.logit_warmup[index]) * context.total_steps
-        rise = torch.clamp((context.step + 1) / torch.clamp(warmup, min=1.0), max=1.0)
-        left = torch.clamp((context.total_steps - context.step) / (context.total_steps - warmup), 1e-6, 1.0)
+        step, total = context.scheduled_step, context.total_steps
+        warmup = torch.sigmoid(self.constants.logit_warmup[index]) * total
+        rise = torch.clamp((step + 1) / torch.clamp(warmup, min=1.0), max=1.0)
+        left = torch.clamp((total - step) / (total - warmup), 1e-6, 1.0)
         return rise * left ** torch.exp(self.constants.log_decay_power[index])

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from lightning_lopt.rules.base import ROLES, Role
 
-_PROJECTIONS = (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_PROJECTIONS = (nn.Linear, nn.Bilinear, *_CONVOLUTIONS)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 

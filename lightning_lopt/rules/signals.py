@@ -39,10 +39,10 @@ def temporal_signals(
     All are unchanged when the loss is multiplied by a constant.
     """
     dtype = loss_averages.dtype
-    step, total = context.step.to(dtype), context.total_steps.to(dtype)
+    step, total = context.scheduled_step.to(dtype), context.total_steps.to(dtype)
     assert context.loss is not None
     decays = loss_averages.new_tensor(LOSS_DECAYS)
-    fast, slow = (loss_averages / (1 - decays ** (step + 1))).unbind(-1)
+    fast, slow = (loss_averages / (1 - decays ** (context.step.to(dtype) + 1))).unbind(-1)
     shared = [
         step / total,
         torch.clamp((step + 1) / (0.05 * total), max=1.0),

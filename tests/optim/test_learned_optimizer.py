@@ -51,6 +51,32 @@ def test_equals_torch_over_50_steps(rule, reference):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("rule", "reference"),
+    [
+        (AdamRule(1e-2, weight_decay=0.1), lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1)),
+        (SGDRule(0.1), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)),
+    ],
+    ids=["adam", "sgd"],
+)
+def test_equals_torch_where_parameters_join_late_and_gradients_are_missing(rule, reference):
+    results = []
+    for build in (lambda p: LearnedOptimizer(p, rule), reference):
+        net = model()
+        optimizer = build([net[0].weight, net[2].weight])
+        for step in range(30):
+            if step == 10:
+                optimizer.add_param_group({"params": [net[4].weight]})
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(batch(step)[0]), batch(step)[1]).backward()
+            if step % 3 == 0:
+                net[2].weight.grad = None
+            optimizer.step()
+        results.append([param.detach() for param in net.parameters()])
+    for x, y in zip(*results, strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_stop_and_resume_is_no_stop(dtype):
     straight = model(dtype=dtype)

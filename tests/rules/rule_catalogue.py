@@ -1,0 +1,46 @@
+"""Every rule of the package, in every configuration worth a test: one line each, and it passes the whole contract."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lightning_lopt import AdamRule, ResidualRule, SGDRule, UpdateRule
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A rule's class, the arguments it is built with, and which of ``"loss"`` and ``"horizon"`` it reads."""
+
+    build: Callable[..., UpdateRule]
+    config: dict[str, Any] = field(default_factory=dict)
+    reads: frozenset[str] = frozenset()
+
+    def __str__(self) -> str:
+        return "-".join([self.build.rule_name, *(f"{key}={value}" for key, value in self.config.items())])
+
+    def rule(self, dtype: torch.dtype = torch.float64) -> UpdateRule:
+        """The rule with θ moved off its start, so that no learned part is silent; the same on every call."""
+        draws = torch.Generator().manual_seed(0)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            rule = self.build(**self.config).to(dtype)
+        with torch.no_grad():
+            for value in rule.parameters():
+                value.add_(0.1 * torch.randn(value.shape, generator=draws, dtype=dtype))
+        return rule
+
+
+LOSS, HORIZON = frozenset({"loss"}), frozenset({"horizon"})
+
+CATALOGUE = [
+    Entry(SGDRule),
+    Entry(SGDRule, {"nesterov": True, "weight_decay": 0.01, "schedule": "cosine"}, HORIZON),
+    Entry(AdamRule),
+    Entry(AdamRule, {"betas": (0.0, 0.9), "weight_decay": 0.01, "schedule": "cosine"}, HORIZON),
+    Entry(ResidualRule, reads=LOSS | HORIZON),
+    Entry(ResidualRule, {"direction": False}, LOSS | HORIZON),
+    Entry(ResidualRule, {"controller": False, "orthogonalised": []}, HORIZON),
+    Entry(ResidualRule, {"orthogonalised": ["matrix", "embedding", "head"], "step_range": 2.0}, LOSS | HORIZON),
+]

@@ -1,0 +1,43 @@
+"""Arguments out of range, names taken and roles unknown are refused with a sentence."""
+
+import pytest
+
+from lightning_lopt import AdamRule, ResidualRule, SGDRule, UpdateRule, register_rule
+from lightning_lopt.rules import RULES
+
+BAD = [
+    (SGDRule, {"lr": 0.0}, "lr must be a positive number"),
+    (SGDRule, {"momentum": 1.0}, r"momentum must lie in \[0, 1\)"),
+    (SGDRule, {"weight_decay": -1.0}, "weight_decay must be a number >= 0"),
+    (SGDRule, {"schedule": "linear"}, "'constant' or 'cosine'"),
+    (AdamRule, {"lr": float("inf")}, "lr must be a positive number"),
+    (AdamRule, {"betas": (0.9, 1.5)}, r"betas\[1\] must lie in"),
+    (AdamRule, {"eps": -1e-8}, "eps must be a positive number"),
+    (AdamRule, {"weight_decay": float("nan")}, "weight_decay must be a number >= 0"),
+    (ResidualRule, {"direction_hidden": 0}, "must be at least 1"),
+    (ResidualRule, {"controller_hidden": 0}, "must be at least 1"),
+    (ResidualRule, {"step_range": 1.0}, "step_range must be a number above 1"),
+    (ResidualRule, {"orthogonalised": ["matrices"]}, "orthogonalised has role 'matrices'; use one of 'matrix'"),
+]
+
+
+@pytest.mark.parametrize(("rule", "arguments", "message"), BAD, ids=lambda part: getattr(part, "rule_name", None))
+def test_arguments_out_of_range(rule, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        rule(**arguments)
+
+
+def test_a_rule_name_belongs_to_one_class(monkeypatch):
+    monkeypatch.setattr("lightning_lopt.rules.base.RULES", dict(RULES))
+    with pytest.raises(ValueError, match="'adam' is taken by AdamRule"):
+
+        @register_rule("adam")
+        class Other(UpdateRule):
+            pass
+
+    register_rule("adam")(AdamRule)  # the same class again, as when a module is reloaded
+
+
+def test_an_update_rule_alone_is_an_interface():
+    with pytest.raises(TypeError, match="abstract"):
+        UpdateRule()

@@ -1,0 +1,260 @@
+"""What every rule promises, whatever it computes: one matrix of tests over the one catalogue of rules."""
+
+import json
+
+import pytest
+import torch
+from rule_catalogue import CATALOGUE
+from torch.func import functional_call, vmap
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+
+from lightning_lopt import StepContext
+from lightning_lopt.rules import ROLES, RULES, role_of_shape
+
+SHAPES = {
+    "scalar": (),
+    "size1": (1,),
+    "vector": (7,),
+    "one": (1, 1),
+    "row": (1, 6),
+    "column": (6, 1),
+    "matrix": (4, 5),
+    "cube": (3, 4, 2),
+    "conv": (5, 3, 2, 2),
+    "conv1x1": (4, 6, 1, 1),
+    "conv_one": (1, 1, 1, 1),
+}
+TOTAL = 10
+
+every_rule = pytest.mark.parametrize("entry", CATALOGUE, ids=str)
+
+
+def tensors(seed, *, shapes=SHAPES, scale=1.0, dtype=torch.float64):
+    draws = torch.Generator().manual_seed(seed)
+    return {name: scale * torch.randn(shape, generator=draws, dtype=dtype) for name, shape in shapes.items()}
+
+
+def context(step, *, loss=1.0, total=TOTAL, **more):
+    loss = None if loss is None else torch.tensor(float(loss))
+    return StepContext(torch.tensor(float(step)), torch.tensor(float(total)), loss, **more)
+
+
+def run(rule, *, steps=3, shapes=SHAPES, scale=1.0, dtype=torch.float64, **more):
+    """Parameters, last updates and state after some steps with drawn gradients; ``more`` goes to the context."""
+    params = tensors(0, shapes=shapes, dtype=dtype)
+    state = rule.init_state(params, more.get("roles", {}))
+    for step in range(steps):
+        grads = tensors(step + 1, shapes=shapes, scale=scale, dtype=dtype)
+        updates, state = rule(params, grads, state, context(step, **{"loss": 1 / (step + 1), **more}))
+        params = {name: params[name] + updates[name] for name in params}
+    return params, updates, state
+
+
+def assert_same(one, other, **tolerance):
+    """Equal structure and, within ``tolerance`` (none: bit for bit), equal tensors."""
+    (a, structure), (b, other_structure) = tree_flatten(one), tree_flatten(other)
+    assert structure == other_structure
+    for x, y in zip(a, b, strict=True):
+        torch.testing.assert_close(x, y, **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+def test_every_registered_rule_is_in_the_catalogue():
+    ours = {name for name, rule in RULES.items() if rule.__module__.startswith("lightning_lopt.")}
+    assert {entry.build.rule_name for entry in CATALOGUE} == ours
+
+
+@every_rule
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_updates_and_state_keep_names_shapes_and_types(entry, dtype):
+    """Also where θ has another precision than the parameters."""
+    for theta_dtype in (torch.float32, torch.float64):
+        rule = entry.rule(theta_dtype)
+        before = rule.init_state(tensors(0, dtype=dtype), {})
+        params, updates, state = run(rule, dtype=dtype)
+        assert {name: (tuple(x.shape), x.dtype) for name, x in updates.items()} == {
+            name: (shape, dtype) for name, shape in SHAPES.items()
+        }
+        assert all(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(state))
+        assert tree_flatten(before)[1] == tree_flatten(state)[1]
+        for old, new in zip(tree_leaves(before), tree_leaves(state), strict=True):
+            assert (old.shape, old.dtype) == (new.shape, new.dtype)
+            assert new.isfinite().all()
+        assert all(value.isfinite().all() for value in params.values())
+        assert all(value.any() for value in updates.values())
+
+
+@every_rule
+def test_convolution_kernels_are_matrices_of_out_by_the_rest(entry):
+    kernels = {"conv": (5, 3, 2, 2), "conv1x1": (4, 6, 1, 1), "cube": (3, 4, 2)}
+    flat = {"conv": (5, 12), "conv1x1": (4, 6), "cube": (3, 8)}
+    params, _, _ = run(entry.rule(), shapes=kernels)
+    expected, _, _ = run(entry.rule(), shapes=flat)
+    for name, shape in flat.items():
+        torch.testing.assert_close(params[name].reshape(shape), expected[name])
+
+
+@every_rule
+def test_zero_gradients_move_nothing(entry):
+    """Beside the weight decay, which acts along the parameter: a tensor that never had a gradient stays put."""
+    params, updates, state = run(entry.rule(), scale=0.0)
+    assert all(value.isfinite().all() for value in tree_leaves((params, state)))
+    for name, value in tensors(0).items():
+        decay = updates[name] / value
+        torch.testing.assert_close(decay, decay.flatten()[0].expand(SHAPES[name]))
+        assert (decay <= 0).all()
+    zeros = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
+    updates, state = entry.rule()(zeros, zeros, entry.rule().init_state(zeros, {}), context(0))
+    assert all(value.isfinite().all() for value in tree_leaves(state))
+    assert not any(value.any() for value in updates.values())
+
+
+@every_rule
+def test_missing_gradients(entry):
+    """Updates and state come for the names that have gradients; a rule keeps nothing for the others."""
+    rule, params, grads = entry.rule(), tensors(0), tensors(1)
+    state = rule.init_state(params, {})
+    some = {name: grads[name] for name in ("conv", "vector", "scalar")}
+    updates, after = rule(params, some, state, context(0))
+    assert list(updates) == list(some)
+    assert set(some) <= set(after.tensors)
+    assert (
+        tree_flatten({name: after.tensors[name] for name in some})[1]
+        == (tree_flatten({name: state.tensors[name] for name in some})[1])
+    )
+    assert set(after.shared) == set(state.shared)
+    alone = {name: params[name] for name in some}
+    expected, _ = rule(alone, some, rule.init_state(alone, {}), context(0))
+    assert_same(updates, expected)
+    assert rule(params, {}, state, context(0))[0] == {}
+
+
+@every_rule
+def test_order_of_names_does_not_matter(entry):
+    rule, params, grads = entry.rule(), tensors(0), tensors(1)
+    updates, _ = rule(params, grads, rule.init_state(params, {}), context(0))
+    turned = dict(reversed(grads.items()))
+    other, _ = rule(params, turned, rule.init_state(dict(reversed(params.items())), {}), context(0))
+    assert_same(updates, {name: other[name] for name in updates}, rtol=1e-12, atol=1e-15)
+
+
+@every_rule
+def test_roles(entry):
+    """Left out they follow from the shape; given, each of the four is taken for any tensor."""
+    by_shape = {name: role_of_shape(shape) for name, shape in SHAPES.items()}
+    assert_same(run(entry.rule()), run(entry.rule(), roles=by_shape))
+    for role in ROLES:
+        params, _, state = run(entry.rule(), roles=dict.fromkeys(SHAPES, role))
+        assert all(value.isfinite().all() for value in tree_leaves((params, state)))
+
+
+@every_rule
+def test_pure(entry):
+    """Nothing is written to, the rule remembers nothing, and the same call gives the same bits."""
+    rule, params, grads = entry.rule(), tensors(0), tensors(1)
+    _, _, state = run(rule)
+    inputs = [*params.values(), *grads.values(), *tree_leaves(state), *rule.parameters(), *rule.buffers()]
+    copies, versions = [value.clone() for value in inputs], [value._version for value in inputs]
+    first = rule(params, grads, state, context(3))
+    rule(params, tensors(2), state, context(4))
+    assert_same(first, rule(params, grads, state, context(3)))
+    assert [value._version for value in inputs] == versions
+    assert_same(inputs, copies)
+    assert_same(first, entry.rule()(params, grads, state, context(3)))
+
+
+@every_rule
+def test_vmap_over_theta_equals_a_loop(entry):
+    rule, particles = entry.rule(torch.float32), 3
+    draws = torch.Generator().manual_seed(1)
+    theta = {
+        name: value.detach() + 0.05 * torch.randn(particles, *value.shape, generator=draws)
+        for name, value in rule.named_parameters()
+    }
+    params = {name: torch.stack([value] * particles) for name, value in tensors(0, dtype=torch.float32).items()}
+    state = vmap(lambda one: rule.init_state(one, {}))(params)
+
+    def step(theta, params, grads, state, loss, step):
+        updates, state = functional_call(
+            rule, theta, (params, grads, state, StepContext(step, torch.tensor(10.0), loss))
+        )
+        return {name: params[name] + updates[name] for name in params}, state
+
+    def pick(tree, index):
+        return tree_map(lambda value: value[index], tree)
+
+    singles = [(pick(params, index), pick(state, index)) for index in range(particles)]
+    for number in range(3):
+        grads = {
+            name: torch.stack([tensors(10 * number + index, dtype=torch.float32)[name] for index in range(particles)])
+            for name in SHAPES
+        }
+        losses, at = torch.tensor([1.0, 2.0, 0.5]) / (number + 1), torch.tensor(float(number))
+        params, state = vmap(step, in_dims=(0, 0, 0, 0, 0, None))(theta, params, grads, state, losses, at)
+        singles = [
+            step(pick(theta, i), one, pick(grads, i), own, losses[i], at) for i, (one, own) in enumerate(singles)
+        ]
+    for index, single in enumerate(singles):
+        assert_same((pick(params, index), pick(state, index)), single, rtol=1e-5, atol=1e-6)
+
+
+@every_rule
+def test_reads_what_it_says(entry):
+    rule = entry.rule()
+    assert {what for what in ("loss", "horizon") if getattr(rule, f"reads_{what}")} == entry.reads
+    if "loss" in entry.reads:
+        with pytest.raises(ValueError, match="loss"):
+            run(rule, loss=None)
+        assert not torch.equal(run(rule, steps=2)[1]["vector"], run(rule, steps=2, loss=0.1)[1]["vector"])
+    else:
+        assert_same(run(rule), run(rule, loss=None))
+    if "horizon" in entry.reads:
+        assert not torch.equal(run(rule)[1]["vector"], run(rule, total=1000)[1]["vector"])
+    else:
+        assert_same(run(rule), run(rule, total=1))
+
+
+@every_rule
+def test_first_state_does_not_depend_on_theta(entry):
+    params = tensors(0)
+    without_theta = entry.rule().to("meta")
+    assert_same(entry.rule().init_state(params, {}), without_theta.init_state(params, {}))
+
+
+@every_rule
+def test_never_waits_for_the_device(entry):
+    """On the meta device there are shapes and no values, so ``.item()`` or a branch on a value would raise."""
+    rule = entry.rule().to("meta")
+    params = {name: value.to("meta") for name, value in tensors(0).items()}
+    at = StepContext(*(torch.zeros((), device="meta") for _ in range(3)))
+    updates, state = rule(params, params, rule.init_state(params, {}), at)
+    assert all(value.is_meta for value in tree_leaves((updates, state)))
+
+
+@every_rule
+def test_asked_for_weight_decay_pulls_towards_zero(entry):
+    rule, params, grads = entry.rule(), tensors(0), tensors(1)
+    state = rule.init_state(params, {})
+    plain, _ = rule(params, grads, state, context(3))
+    decayed, _ = rule(params, grads, state, context(3, weight_decay={"conv": 0.5, "scalar": torch.tensor(0.5)}))
+    for name, value in params.items():
+        pulled = (decayed[name] - plain[name]) / value
+        assert torch.equal(decayed[name], plain[name]) if name not in ("conv", "scalar") else (pulled < 0).all()
+
+
+@every_rule
+def test_config_builds_the_rule_again(entry):
+    rule = entry.rule()
+    config = json.loads(json.dumps(rule.config))
+    again = RULES[rule.rule_name](**config).double()
+    assert again.config == rule.config
+    again.load_state_dict(rule.state_dict())
+    assert_same(run(rule), run(again))
+
+
+@every_rule
+def test_compiles_without_a_break(entry):
+    shapes = {name: SHAPES[name] for name in ("scalar", "vector", "conv")}
+    rule, params, grads = entry.rule(), tensors(0, shapes=shapes), tensors(1, shapes=shapes)
+    state = rule.init_state(params, {})
+    compiled = torch.compile(rule, backend="eager", fullgraph=True)
+    assert_same(compiled(params, grads, state, context(3)), rule(params, grads, state, context(3)), rtol=1e-12, atol=0)
