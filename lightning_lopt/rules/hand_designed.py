@@ -22,12 +22,6 @@ def _positive(value: float, what: str) -> float:
     return value
 
 
-def _not_negative(value: float, what: str) -> float:
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{what} must be a number from 0 up, got {value!r}.")
-    return value
-
-
 def _schedule(name: str, context: StepContext) -> Tensor | float:
     """Factor on the learning rate: 1, or half a cosine from 1 at the first step towards 0 after the last."""
     if name == "constant":
