@@ -1,4 +1,5 @@
 import json
+import time
 
 import lightning.pytorch as L
 import pytest
@@ -121,25 +122,34 @@ def wandb_records(data):
             pieces = b""
 
 
+def whole_run(path):
+    """All records of a run; its background process may still be writing the last ones after ``finish``."""
+    from wandb.proto import wandb_internal_pb2
+
+    for _ in range(60):
+        records = [wandb_internal_pb2.Record.FromString(data) for data in wandb_records(path.read_bytes())]
+        if any(record.HasField("exit") for record in records):
+            break
+        time.sleep(0.5)
+    return records
+
+
 def test_weights_and_biases_offline_run_holds_history_table_picture_and_artifact(tmp_path, monkeypatch):
     for variable, place in (("WANDB_DATA_DIR", "data"), ("WANDB_CACHE_DIR", "cache"), ("WANDB_CONFIG_DIR", "config")):
         monkeypatch.setenv(variable, str(tmp_path / place))
     (tmp_path / "logs").mkdir()
     fit(tmp_path / "best", logger=WandbLogger(offline=True, save_dir=tmp_path / "logs", project="test"))
     import wandb
-    from wandb.proto import wandb_internal_pb2
 
     wandb.finish()
     (run,) = (tmp_path / "logs" / "wandb").glob("offline-run-*")
-    history, artifacts = [], []
-    for data in wandb_records(next(run.glob("*.wandb")).read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        if record.HasField("history"):
-            items = record.history.item
-            history.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
-        elif record.HasField("artifact"):
-            artifacts.append(record.artifact.name)
+    records = whole_run(next(run.glob("*.wandb")))
+    artifacts = [record.artifact.name for record in records if record.HasField("artifact")]
+    history = [
+        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        for record in records
+        if record.HasField("history")
+    ]
     scores = [row["meta_validation/score"] for row in history if "meta_validation/score" in row]
     assert len(scores) == 2
     assert scores[1] < scores[0] < 0
