@@ -51,7 +51,7 @@ def test_unbiased_on_a_quadratic(estimator):
         runs = one.start(rule, task, horizon=HORIZON, seed=draw)
         total, truncations = 0.0, 0
         while not runs.finished:
-            estimate = one.estimate(rule, runs, generator(draw, "noise", truncations))
+            estimate = one.estimate(rule, runs)
             runs, truncations = estimate.runs, truncations + 1
             total += float(estimate.gradient["log_lr"])
         # PES adds up (1/K) Σ_t over truncations; the meta-loss is the mean over the horizon
@@ -74,7 +74,7 @@ def test_vmapped_unroll_equals_a_plain_loop(rule):
     theta = {name: value.detach() for name, value in rule.named_parameters()}
     noise = {name: 0.1 * torch.randn(4, *value.shape) for name, value in theta.items()}
     particles = {name: value + noise[name] for name, value in theta.items()}
-    runs = start_runs(rule, theta, task, pairs=2, horizon=12, seed=5)
+    runs = start_runs(rule, task, pairs=2, horizon=12, seed=5)
     after, losses = unroll(rule, particles, runs, 6, generator(9))
 
     draws = generator(9)
@@ -98,9 +98,7 @@ def test_vmapped_unroll_equals_a_plain_loop(rule):
 
 def test_a_diverging_particle_is_counted_and_capped():
     task = Quadratic(torch.tensor([1.0, 1000.0]), start=1e20)
-    estimate = PES(5, pairs=2).estimate(
-        SGDRule(10.0), PES(5, pairs=2).start(SGDRule(10.0), task, horizon=20, seed=0), generator(0)
-    )
+    estimate = PES(5, pairs=2).estimate(SGDRule(10.0), PES(5, pairs=2).start(SGDRule(10.0), task, horizon=20, seed=0))
     assert estimate.failures == 4
     assert all(value.isfinite().all() for value in estimate.gradient.values())
     assert float(estimate.meta_loss) == pytest.approx(1.5)
