@@ -71,7 +71,9 @@ class TruncatedBackprop(Estimator):
                 pieces.append(losses)
             values, mean, failed = self._judge(torch.cat(pieces, dim=1), runs)
             total = torch.nan_to_num(values).sum() / self.truncation
-            gradients = torch.autograd.grad(total, list(theta.values()), materialize_grads=True)
+        gradients = [torch.zeros_like(value) for value in theta.values()]
+        if total.requires_grad:  # the first loss of a truncation does not depend on θ
+            gradients = list(torch.autograd.grad(total, list(theta.values()), materialize_grads=True))
         rows = dict(zip(theta, gradients, strict=True))
         finite = squared_norms(gradients).isfinite()
         rows = {name: torch.where(_column(finite, row), row, 0.0) for name, row in rows.items()}
