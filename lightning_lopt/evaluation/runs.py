@@ -44,7 +44,7 @@ def run_rules(rules: Sequence[UpdateRule], task: Task, *, horizon: int, seeds: i
         name: torch.stack([dict(rule.named_parameters())[name].detach() for rule in rules]).repeat_interleave(seeds, 0)
         for name, _ in rules[0].named_parameters()
     }
-    runs = start_runs(rules[0], {}, task, pairs=seeds, horizon=horizon, seed=seed, copies=len(rules))
+    runs = start_runs(rules[0], task, pairs=seeds, horizon=horizon, seed=seed, copies=len(rules))
     with torch.no_grad():
         runs, losses = unroll(rules[0], theta, runs, horizon, generator(seed, "batches"))
         final = {

@@ -28,9 +28,16 @@ class TaskMixture:
 
     def sample(self, seed: int) -> Task:
         """The task that belongs to ``seed``: the same seed always gives the same task."""
+        family, draws = self._draw(seed)
+        return family.sample(draws)
+
+    def family(self, seed: int) -> str:
+        """Name of the family that the task of ``seed`` comes from."""
+        return self._draw(seed)[0].name
+
+    def _draw(self, seed: int) -> tuple[TaskFamily, torch.Generator]:
         draws = generator(seed, "task")
-        index = int(torch.randint(len(self.families), (), generator=draws))
-        return self.families[index].sample(draws)
+        return self.families[int(torch.randint(len(self.families), (), generator=draws))], draws
 
 
 class _Endless(IterableDataset[TaskMixture]):

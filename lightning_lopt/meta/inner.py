@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -29,7 +29,11 @@ class InnerRuns:
         state: state of the rule, leading axis ``copies x P``.
         step: inner steps made so far.
         horizon: inner steps planned, the rule's ``total_steps``.
-        noise_sum: perturbations of θ added up since the runs began, leading axis ``P`` (for PES).
+        seed: what initial parameters, batches and perturbations of these runs are derived from.
+        copies: runs that share initial parameters and batches.
+        truncations: how many times an estimator has advanced them.
+        noise_sum: perturbations of θ added up since the runs began, leading axis ``P`` (for PES, which derives them
+            from ``seed`` again where this is ``None``, as after a checkpoint).
     """
 
     task: Task
@@ -37,23 +41,36 @@ class InnerRuns:
     state: State
     step: int
     horizon: int
-    noise_sum: Theta
+    seed: int
     copies: int = 2
+    truncations: int = 0
+    noise_sum: Theta | None = None
 
     @property
     def finished(self) -> bool:
         return self.step >= self.horizon
 
 
-def start_runs(
-    rule: UpdateRule, theta: Theta, task: Task, *, pairs: int, horizon: int, seed: int, copies: int = 2
-) -> InnerRuns:
+def start_runs(rule: UpdateRule, task: Task, *, pairs: int, horizon: int, seed: int, copies: int = 2) -> InnerRuns:
     """Inner runs before their first step; pair ``p`` is initialised from ``(seed, "init", p)`` alone."""
     inits = [task.init(generator(seed, "init", pair)) for pair in range(pairs)]
-    params = {name: torch.stack([init[name] for init in inits] * copies) for name in inits[0]}
+    device = device_of(rule)
+    params = {name: torch.stack([init[name] for init in inits] * copies).to(device) for name in inits[0]}
     state = vmap(lambda one: rule.init_state(one, task.roles))(params)
-    noise_sum = {name: value.new_zeros(pairs, *value.shape) for name, value in theta.items()}
-    return InnerRuns(task, params, state, 0, horizon, noise_sum, copies)
+    return InnerRuns(task, params, state, 0, horizon, seed, copies)
+
+
+def device_of(rule: UpdateRule) -> torch.device:
+    """The device of the rule's parameters, where its inner runs live."""
+    return next((parameter.device for parameter in rule.parameters()), torch.device("cpu"))
+
+
+def map_runs(runs: InnerRuns, function: Callable[[Tensor], Tensor]) -> InnerRuns:
+    """The runs with ``function`` applied to each tensor of their parameters and of the rule's state."""
+    params = {name: function(value) for name, value in runs.params.items()}
+    tensors = {name: {key: function(value) for key, value in own.items()} for name, own in runs.state.tensors.items()}
+    shared = {key: function(value) for key, value in runs.state.shared.items()}
+    return replace(runs, params=params, state=State(tensors, shared))
 
 
 def inner_step(
@@ -96,7 +113,8 @@ def unroll(
         the runs after it, and losses before each step, shape ``(splits, steps made, copies x P)``.
     """
     steps = min(steps, runs.horizon - runs.step)
-    pairs = len(next(iter(runs.params.values()))) // runs.copies
+    first = next(iter(runs.params.values()))
+    pairs, device = len(first) // runs.copies, first.device
 
     def one(theta: Theta, params: Params, state: State, batch: Batch, step: Tensor) -> tuple[Params, State, Tensor]:
         return inner_step(rule, theta, runs.task, params, state, batch, step, total)
@@ -106,16 +124,16 @@ def unroll(
 
     def draw(split: Split) -> Batch:
         drawn = runs.task.batch(draws, pairs, split=split)
-        return {name: torch.cat([value] * runs.copies) for name, value in drawn.items()}
+        return {name: torch.cat([value] * runs.copies).to(device) for name, value in drawn.items()}
 
     params, state = runs.params, runs.state
     losses: dict[Split, list[Tensor]] = {"train": [], "valid": []}
-    total = torch.tensor(float(runs.horizon))
+    total = torch.tensor(float(runs.horizon), device=device)
     for step in range(runs.step, runs.step + steps):
         batch = draw("train")
         if "valid" in splits:
             losses["valid"].append(measure(params, draw("valid")))
-        params, state, loss = advance(particles, params, state, batch, torch.tensor(float(step)))
+        params, state, loss = advance(particles, params, state, batch, torch.tensor(float(step), device=device))
         losses["train"].append(loss)
     measured = torch.stack([torch.stack(losses[split]) for split in splits])
     return replace(runs, params=params, state=state, step=runs.step + steps), measured

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_lopt.tasks.base import Split
+
 SCALES = ("linear", "log")
 SPLITS = ("train", "valid", "both")
 
@@ -59,6 +61,11 @@ class MetaLoss:
     def config(self) -> dict[str, Any]:
         """JSON values, for cards and logs."""
         return asdict(self)
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits whose batches are measured."""
+        return ("train", "valid") if self.split == "both" else (self.split,)
 
     def of_losses(self, losses: Tensor) -> Tensor:
         r""":math:`\ell` of ``losses`` in units of ``loss_scale``, any shape; NaN where not finite and without a cap."""

@@ -4,7 +4,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_lopt import PES, AdamRule, FullES, MetaTrainer, ResidualRule, SGDRule, TaskDataModule
-from lightning_lopt.tasks import ImageMLP
+from lightning_lopt.meta import NRES, ESSingle, TruncatedBackprop, TruncatedES
+from lightning_lopt.tasks import ImageMLP, QuadraticFamily
 
 
 def fit(path, estimator, max_steps, ckpt=None, rule=None, **settings):
@@ -24,17 +25,69 @@ def fit(path, estimator, max_steps, ckpt=None, rule=None, **settings):
     return module, trainer
 
 
-@pytest.mark.parametrize("estimator", [PES(4, pairs=2), FullES(pairs=2)], ids=lambda estimator: estimator.name)
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        PES(4, pairs=2),
+        FullES(pairs=2),
+        NRES(4, pairs=2),
+        ESSingle(4, pairs=2),
+        TruncatedES(4, pairs=2, shaping="rank"),
+        TruncatedBackprop(4, runs=2, clip=1.0),
+    ],
+    ids=lambda estimator: estimator.name,
+)
 def test_stop_and_resume_is_no_stop(tmp_path, estimator):
     straight, trainer = fit(tmp_path, estimator, 8)
-    resumed, _ = fit(tmp_path / "again", estimator, 8, ckpt=tmp_path / "step=3.ckpt")
+    resumed, again = fit(tmp_path / "again", estimator, 8, ckpt=tmp_path / "step=3.ckpt")
     for name, value in straight.rule.named_parameters():
         assert torch.equal(value, dict(resumed.rule.named_parameters())[name]), name
-    for a, b in zip(straight.runs, resumed.runs, strict=True):
-        assert (a.task.name, a.step, a.horizon) == (b.task.name, b.step, b.horizon)
-        assert all(torch.equal(value, b.params[name]) for name, value in a.params.items())
-        assert all(torch.equal(value, b.noise_sum[name]) for name, value in a.noise_sum.items())
+    for a, b in zip(straight.own_groups, resumed.own_groups, strict=True):
+        assert a.starts == b.starts
+        a, b = a.state_dict(), b.state_dict()
+        assert tensors_of(a).keys() == tensors_of(b).keys()
+        assert all(torch.equal(value, tensors_of(b)[name]) for name, value in tensors_of(a).items())
+        assert (a["task"], a["step"], a["horizon"], a["truncations"]) == (
+            b["task"],
+            b["step"],
+            b["horizon"],
+            b["truncations"],
+        )
+    a, b = (tensors_of(one.optimizers[0].state_dict()["state"]) for one in (trainer, again))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(value, b[name]) for name, value in a.items())
     assert {"meta_loss", "inner_steps_per_second"} <= set(trainer.progress_bar_metrics)
+
+
+def tensors_of(tree, path=()):
+    """The tensors of nested dictionaries by path."""
+    if isinstance(tree, torch.Tensor):
+        return {path: tree}
+    if not isinstance(tree, dict):
+        return {}
+    return {key: value for name, branch in tree.items() for key, value in tensors_of(branch, (*path, name)).items()}
+
+
+def test_a_checkpoint_holds_no_noise(tmp_path):
+    """It holds one float for each parameter and state entry of each inner run, and what Lightning adds for θ."""
+    module, _ = fit(tmp_path, PES(4, pairs=2), 3)
+    groups = torch.load(tmp_path / "step=3.ckpt", weights_only=True)["meta_training"]["groups"]
+    assert [group["number"] for group in groups] == [0, 1]
+    for group in groups:
+        assert set(group) == {
+            "number",
+            "starts",
+            "task",
+            "params",
+            "tensors",
+            "shared",
+            "step",
+            "horizon",
+            "truncations",
+        }
+        assert all(len(value) == 4 for value in tensors_of(group).values())
+    theta = sum(value.numel() for value in module.rule.parameters())
+    assert all(value.numel() != 2 * theta for group in groups for value in tensors_of(group).values())
 
 
 def test_learns_a_better_learning_rate(tmp_path):
@@ -45,15 +98,28 @@ def test_learns_a_better_learning_rate(tmp_path):
 
 def test_resuming_with_other_settings_is_refused(tmp_path):
     fit(tmp_path, PES(4, pairs=1), 3)
-    module = MetaTrainer(ResidualRule(), PES(4, pairs=1), groups=3)
-    trainer = L.Trainer(max_steps=4, logger=False, accelerator="cpu", enable_progress_bar=False)
-    with pytest.raises(ValueError, match="groups"):
-        trainer.fit(module, TaskDataModule(ImageMLP()), ckpt_path=tmp_path / "step=3.ckpt")
+    for estimator, settings, sentence in (
+        (PES(4, pairs=1), {"groups": 3}, "holds 2 groups"),
+        (PES(4, pairs=1), {"groups": 2, "seed": 1}, "seed=0"),
+        (NRES(4, pairs=1), {"groups": 2}, "estimator='pes'"),
+        (PES(4, pairs=2), {"groups": 2}, "2 inner runs"),
+        (PES(4, pairs=1), {"groups": 2, "family": QuadraticFamily()}, "task"),
+    ):
+        family = settings.pop("family", ImageMLP(depths=(1,), widths=(8,), batch_sizes=(8,)))
+        module = MetaTrainer(ResidualRule(), estimator, **settings)
+        trainer = L.Trainer(max_steps=4, logger=False, accelerator="cpu", enable_progress_bar=False)
+        with pytest.raises(ValueError, match=sentence):
+            trainer.fit(module, TaskDataModule(family), ckpt_path=tmp_path / "step=3.ckpt")
 
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
-    [({"groups": 0}, "groups"), ({"horizons": (5, 2)}, "horizons"), ({"lr": float("nan")}, "lr")],
+    [
+        ({"groups": 0}, "groups"),
+        ({"horizons": (5, 2)}, "horizons"),
+        ({"horizons": 20_001}, "20000"),
+        ({"lr": float("nan")}, "lr"),
+    ],
 )
 def test_bad_settings_get_one_sentence(settings, sentence):
     with pytest.raises(ValueError, match=sentence):

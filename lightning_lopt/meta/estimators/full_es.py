@@ -1,0 +1,30 @@
+"""Evolution strategies on whole inner runs."""
+
+from __future__ import annotations
+
+from lightning_lopt.meta.estimators.evolution import EvolutionStrategies, pair_noise
+from lightning_lopt.meta.inner import InnerRuns, Theta
+
+
+class FullES(EvolutionStrategies):
+    r"""One perturbation for the whole inner run, from its first step to its horizon.
+
+    .. math:: g = \frac{1}{2 \sigma^2 P} \sum_p \Big( \tfrac1T \sum_t \Delta_{tp} \Big) \epsilon_p
+
+    Unbiased for :math:`\nabla_\theta\, \mathbb E_\epsilon \tfrac1T \sum_t L_t(\theta + \epsilon)`; one estimate costs
+    a whole run, so θ changes rarely.
+
+    References: Salimans et al. 2017, https://arxiv.org/abs/1703.03864; Metz et al. 2019,
+    https://arxiv.org/abs/1810.10180.
+    """
+
+    name = "full_es"
+
+    def _steps(self, runs: InnerRuns) -> int:
+        if runs.step != 0:
+            raise ValueError(f"FullES needs runs at their first step, got runs at step {runs.step}; start new ones.")
+        return runs.horizon
+
+    def _perturb(self, theta: Theta, runs: InnerRuns) -> tuple[Theta, Theta]:
+        noise = pair_noise(theta, self.pairs, self.sigma, runs.seed, 0)
+        return noise, noise

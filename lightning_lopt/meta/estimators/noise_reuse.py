@@ -1,0 +1,35 @@
+"""Evolution strategies that keep one perturbation for a whole inner run, estimated piece by piece."""
+
+from __future__ import annotations
+
+from lightning_lopt.meta.estimators.evolution import TruncatedEvolutionStrategies, pair_noise
+from lightning_lopt.meta.inner import InnerRuns, Theta
+
+
+class NRES(TruncatedEvolutionStrategies):
+    r"""Noise-reuse evolution strategies: one perturbation from the first step of a run to its last.
+
+    .. math:: g = \frac{1}{2 \sigma^2 P} \sum_p \Big( \tfrac1K \sum_{t} \Delta_{tp} \Big) \epsilon_p, \qquad
+        \epsilon_p \text{ drawn once for each run}
+
+    The estimates of a run average to that of :class:`FullES`, and are unbiased for the same smoothed loss, but θ
+    changes after every truncation. The variance does not grow with the number of truncations in a run, as that of
+    :class:`PES` does. Runs should be out of phase, as :class:`~lightning_lopt.meta.Horizons` staggers them.
+
+    References: Li et al. 2023, https://arxiv.org/abs/2304.12180.
+    """
+
+    name = "nres"
+
+    def _perturb(self, theta: Theta, runs: InnerRuns) -> tuple[Theta, Theta]:
+        noise = pair_noise(theta, self.pairs, self.sigma, runs.seed, 0)
+        return noise, noise
+
+
+class ESSingle(NRES):
+    """ES-Single: the estimate of :class:`NRES`, found independently and published under this name.
+
+    References: Vicol 2023, "Low-variance gradient estimation in unrolled computation graphs with ES-Single", ICML.
+    """
+
+    name = "es_single"

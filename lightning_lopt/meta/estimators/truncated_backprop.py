@@ -1,0 +1,114 @@
+"""Backpropagation through pieces of inner runs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.meta.estimators.base import Estimate, Estimator, check_at_least_one, squared_norms, trainable
+from lightning_lopt.meta.inner import InnerRuns, map_runs, unroll
+from lightning_lopt.meta.objective import MetaLoss
+from lightning_lopt.rules.base import UpdateRule
+from lightning_lopt.seeding import generator
+
+
+class TruncatedBackprop(Estimator):
+    r"""The gradient of each truncation by backpropagation through its inner steps.
+
+    .. math:: g = \frac1R \sum_r \nabla_\theta\, \tfrac1K \sum_{t} L_{tr}
+
+    with R inner runs side by side, all at θ. What lies before the truncation counts as a constant: the short-horizon
+    bias. Exact where ``truncation`` is the whole horizon, but there a chaotic run has gradients that explode, and the
+    non-smooth losses that evolution strategies blur are taken as they are. Memory grows with ``truncation``, not with
+    the horizon. A run whose gradient is not finite takes no part.
+
+    Args:
+        truncation: inner steps K of one piece, >= 1.
+        runs: number R of inner runs, >= 1.
+        meta_loss: what is minimised; the mean training loss by default. Above its cap the gradient is 0.
+        clip: largest norm of the gradient that flows from one inner step to the step before it, over all parameters
+            and state of a run, > 0; ``None`` for none. Makes a chaotic run bearable at the price of a bias.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    References: Werbos 1990; Wu et al. 2018, https://arxiv.org/abs/1803.02021 (the bias); Metz et al. 2021,
+    https://arxiv.org/abs/2111.05803 (chaos).
+    """
+
+    name = "truncated_backprop"
+
+    def __init__(
+        self, truncation: int = 50, runs: int = 8, meta_loss: MetaLoss | None = None, clip: float | None = None
+    ) -> None:
+        if clip is not None and not (math.isfinite(clip) and clip > 0):
+            raise ValueError(f"clip must be a positive number or None, got {clip!r}.")
+        self.truncation = check_at_least_one(truncation, "truncation")
+        self.terms = self.particles = check_at_least_one(runs, "runs")
+        self.meta_loss = meta_loss or MetaLoss()
+        self.clip = clip
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {**super().config, "runs": self.particles, "truncation": self.truncation, "clip": self.clip}
+
+    def estimate(self, rule: UpdateRule, runs: InnerRuns) -> Estimate:
+        theta = {
+            name: value.expand(self.particles, *value.shape).clone().requires_grad_()
+            for name, value in trainable(rule).items()
+        }
+        draws = generator(runs.seed, "batches", runs.truncations)
+        after, pieces = runs, []
+        with torch.enable_grad():
+            for _ in range(min(self.truncation, runs.horizon - runs.step)):
+                after, losses = unroll(rule, theta, after, 1, draws, self.meta_loss.splits)
+                if self.clip is not None:
+                    after = _clip_backward(after, self.clip)
+                pieces.append(losses)
+            values, mean, failed = self._judge(torch.cat(pieces, dim=1), runs)
+            total = torch.nan_to_num(values).sum() / self.truncation
+        gradients = [torch.zeros_like(value) for value in theta.values()]
+        if total.requires_grad:  # the first loss of a truncation does not depend on θ
+            gradients = list(torch.autograd.grad(total, list(theta.values()), materialize_grads=True))
+        rows = dict(zip(theta, gradients, strict=True))
+        finite = squared_norms(gradients).isfinite()
+        rows = {name: torch.where(_column(finite, row), row, 0.0) for name, row in rows.items()}
+        power = squared_norms(rows.values()).mean()
+        after = replace(map_runs(after, Tensor.detach), truncations=runs.truncations + 1)
+        failures = int((failed | ~finite).sum())
+        return Estimate({name: row.mean(0) for name, row in rows.items()}, mean, after, failures, power)
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    """``values`` of shape ``(R,)`` with as many further axes as ``like`` has."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+class _ClipBackward(torch.autograd.Function):
+    """The identity; backwards, the joint norm of all gradients of a run is clipped at ``limit``."""
+
+    @staticmethod
+    def forward(ctx: Any, limit: float, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.limit = limit
+        return tuple(tensor.view_as(tensor) for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        factor = torch.clamp(ctx.limit * squared_norms(gradients).rsqrt(), max=1.0)
+        return (None, *(gradient * _column(factor, gradient) for gradient in gradients))
+
+
+def _clip_backward(runs: InnerRuns, limit: float) -> InnerRuns:
+    tensors: list[Tensor] = []
+
+    def collect(tensor: Tensor) -> Tensor:
+        tensors.append(tensor)
+        return tensor
+
+    map_runs(runs, collect)
+    clipped = iter(_ClipBackward.apply(limit, *tensors))  # type: ignore[no-untyped-call]
+    return map_runs(runs, lambda _: next(clipped))

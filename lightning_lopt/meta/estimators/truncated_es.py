@@ -1,0 +1,33 @@
+"""Evolution strategies on pieces of inner runs, each judged by itself."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.meta.estimators.evolution import TruncatedEvolutionStrategies, pair_noise
+from lightning_lopt.meta.inner import InnerRuns, Theta, map_runs
+
+
+class TruncatedES(TruncatedEvolutionStrategies):
+    r"""Each truncation is judged by itself: low variance, biased towards what pays off within it.
+
+    .. math:: g = \frac{1}{2 \sigma^2 P} \sum_p \Big( \tfrac1K \sum_{t} \Delta_{tp} \Big) \epsilon_p
+
+    Both particles of a pair begin a truncation at the same inner state, and both go on from that of the ``+``
+    particle (of the ``-`` particle where the other failed). What θ did before the truncation gets no credit: the
+    short-horizon bias. Unbiased where ``truncation`` is the whole horizon.
+
+    References: Metz et al. 2019, https://arxiv.org/abs/1810.10180; Wu et al. 2018, https://arxiv.org/abs/1803.02021
+    (the bias).
+    """
+
+    name = "truncated_es"
+
+    def _perturb(self, theta: Theta, runs: InnerRuns) -> tuple[Theta, Theta]:
+        noise = pair_noise(theta, self.pairs, self.sigma, runs.seed, runs.truncations)
+        return noise, noise
+
+    def _carry_on(self, runs: InnerRuns, credited: Theta, failed: Tensor) -> InnerRuns:
+        survivors = torch.arange(self.pairs, device=failed.device) + self.pairs * failed[: self.pairs]
+        return map_runs(runs, lambda value: value.index_select(0, survivors.repeat(2)))

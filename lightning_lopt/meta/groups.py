@@ -1,0 +1,136 @@
+"""Groups of inner runs: which task and horizon each has, when it starts anew, and how it goes into a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_lopt.meta.data import TaskMixture
+from lightning_lopt.meta.estimators.base import Estimate, Estimator
+from lightning_lopt.meta.horizons import Horizons
+from lightning_lopt.meta.inner import InnerRuns, device_of, map_runs
+from lightning_lopt.rules.base import State, UpdateRule
+from lightning_lopt.seeding import derive_seed
+
+
+@dataclass
+class Group:
+    """Inner runs of one task; when they are finished, those of another task take their place.
+
+    All that is drawn follows from the seed, the number of the group and how often it has started, so it does not
+    depend on the process that advances it.
+
+    Attributes:
+        number: among all groups of all processes.
+        groups: how many there are.
+        seed: of the meta-training.
+        starts: how often runs have been started.
+        runs: the present ones.
+    """
+
+    number: int
+    groups: int
+    seed: int
+    starts: int = 0
+    runs: InnerRuns | None = None
+
+    @property
+    def run_seed(self) -> int:
+        """What everything about the present runs is derived from, their task included."""
+        return derive_seed(self.seed, "runs", self.number, self.starts)
+
+    def advance(
+        self, rule: UpdateRule, estimator: Estimator, mixture: TaskMixture, horizons: Horizons, outer_step: int
+    ) -> tuple[Estimate, int]:
+        """One estimate, and the inner steps that it took, added up over the runs."""
+        before = self.runs
+        if before is None or before.finished:
+            self.starts += 1
+            first_of = (self.number, self.groups) if self.starts == 1 else None
+            horizon = horizons.draw(self.run_seed, outer_step, first_of)
+            before = estimator.start(rule, mixture.sample(self.run_seed), horizon=horizon, seed=self.run_seed)
+        estimate = estimator.estimate(rule, before)
+        self.runs = estimate.runs
+        return estimate, (estimate.runs.step - before.step) * estimator.particles
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and strings; perturbations are not among them, since they follow from the seed."""
+        if self.runs is None:
+            return {"number": self.number, "starts": self.starts}
+        return {
+            "number": self.number,
+            "starts": self.starts,
+            "task": self.runs.task.name,
+            "params": self.runs.params,
+            "tensors": self.runs.state.tensors,
+            "shared": self.runs.state.shared,
+            "step": self.runs.step,
+            "horizon": self.runs.horizon,
+            "truncations": self.runs.truncations,
+        }
+
+    def load_state_dict(
+        self, state: dict[str, Any], rule: UpdateRule, estimator: Estimator, mixture: TaskMixture
+    ) -> None:
+        """Go on where a checkpoint stopped, on the device of ``rule``.
+
+        Raises:
+            ValueError: if the mixture gives another task, or the estimator has another number of particles.
+        """
+        self.starts = state["starts"]
+        if "task" not in state:
+            return
+        task = mixture.sample(self.run_seed)
+        if task.name != state["task"]:
+            raise ValueError(
+                f"this checkpoint was training on task {state['task']!r}, but these task families give {task.name!r} "
+                "at the same seed; resume with the families, data and seed it was written with."
+            )
+        particles = len(next(iter(state["params"].values())))
+        if particles != estimator.particles:
+            raise ValueError(
+                f"this checkpoint holds {particles} inner runs a group, the estimator has {estimator.particles}; "
+                "resume with the estimator it was written with."
+            )
+        runs = InnerRuns(
+            task,
+            state["params"],
+            State(state["tensors"], state["shared"]),
+            state["step"],
+            state["horizon"],
+            self.run_seed,
+            copies=particles // estimator.terms,
+            truncations=state["truncations"],
+        )
+        device = device_of(rule)
+        self.runs = map_runs(runs, lambda value: value.to(device))
+
+
+def groups_of_rank(groups: int, seed: int, rank: int, ranks: int) -> list[Group]:
+    """The groups that one of several processes advances: ``rank``, ``rank + ranks``, and so on.
+
+    Raises:
+        ValueError: if ``groups`` is not a multiple of ``ranks``.
+    """
+    if groups % ranks:
+        raise ValueError(
+            f"groups={groups} cannot be shared evenly by {ranks} processes; set groups to a multiple of {ranks} (with "
+            "fewer pairs in each, the work stays the same)."
+        )
+    return [Group(number, groups, seed) for number in range(rank, groups, ranks)]
+
+
+def states_by_number(states: Sequence[dict[str, Any]], groups: int) -> dict[int, dict[str, Any]]:
+    """States of groups as a checkpoint holds them, by number.
+
+    Raises:
+        ValueError: if they are not those of ``groups`` groups.
+    """
+    by_number = {state["number"]: state for state in states}
+    if sorted(by_number) != list(range(groups)):
+        raise ValueError(
+            f"this checkpoint holds {len(by_number)} groups of inner runs, MetaTrainer has groups={groups}; resume "
+            "with the settings it was written with."
+        )
+    return by_number

@@ -1,0 +1,87 @@
+"""How long inner runs are, and how that changes over meta-training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lightning_lopt.seeding import generator
+
+LONGEST = 20_000
+"""Horizons are refused from here on."""
+
+
+@dataclass(frozen=True)
+class Horizons:
+    r"""Horizons drawn log-uniformly between a shortest and a longest one.
+
+    With a curriculum the longest one grows, by the same factor in each outer step, from ``shortest`` to ``longest``:
+
+    .. math:: \text{longest}(s) = \text{shortest} \cdot (\text{longest} / \text{shortest})^{\min(1, s / C)}
+
+    Args:
+        shortest: in inner steps, >= 1.
+        longest: in inner steps, at least ``shortest`` and at most 20,000; ``None`` for constant horizons.
+        curriculum: outer steps C over which the longest one is reached, >= 0; 0 for no curriculum.
+        staggered: cut the first run of each group to a share of its horizon, evenly spread over the groups, so that
+            groups are out of phase from the first outer step on and their truncations cover all parts of a run.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    shortest: int
+    longest: int | None = None
+    curriculum: int = 0
+    staggered: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shortest <= self.last <= LONGEST:
+            raise ValueError(
+                f"horizons must be (shortest, longest) with 1 <= shortest <= longest <= {LONGEST}, got "
+                f"({self.shortest!r}, {self.last!r})."
+            )
+        if self.curriculum < 0:
+            raise ValueError(f"curriculum must be a number of outer steps >= 0, got {self.curriculum!r}.")
+
+    @classmethod
+    def of(cls, value: Horizons | int | tuple[int, int]) -> Horizons:
+        """Horizons from themselves, from one constant, or from (shortest, longest).
+
+        >>> Horizons.of((100, 1000))
+        Horizons(shortest=100, longest=1000, curriculum=0, staggered=True)
+        """
+        if isinstance(value, Horizons):
+            return value
+        return cls(value) if isinstance(value, int) else cls(*value)
+
+    @property
+    def last(self) -> int:
+        """The longest horizon once a curriculum is over."""
+        return self.shortest if self.longest is None else self.longest
+
+    def longest_at(self, outer_step: int) -> float:
+        """The longest horizon that may be drawn in this outer step.
+
+        >>> Horizons(10, 1000, curriculum=100).longest_at(50)
+        100.0
+        """
+        done = min(1.0, outer_step / self.curriculum) if self.curriculum else 1.0
+        return float(self.shortest * (self.last / self.shortest) ** done)
+
+    def draw(self, seed: int, outer_step: int, first_of: tuple[int, int] | None = None) -> int:
+        """A horizon, from ``seed`` alone.
+
+        Args:
+            seed: of the runs that it is for.
+            outer_step: when they start.
+            first_of: for the first runs of a group, its number and the number of groups.
+        """
+        draws = generator(seed, "horizon")
+        share, offset = torch.rand(2, generator=draws, dtype=torch.float64).tolist()
+        horizon = float(self.shortest * (self.longest_at(outer_step) / self.shortest) ** share)
+        if self.staggered and first_of is not None:
+            group, groups = first_of
+            horizon *= (group + offset) / groups
+        return max(1, round(horizon))

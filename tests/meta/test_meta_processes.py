@@ -1,0 +1,98 @@
+"""Several processes: the meta-gradient does not depend on their number, and a checkpoint fits any number."""
+
+import lightning.pytorch as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from lightning_lopt import PES, MetaTrainer, ResidualRule, TaskDataModule
+from lightning_lopt.tasks import ImageMLP, Quadratic, TaskFamily
+
+
+class DoubleQuadratics(TaskFamily):
+    """Noisy bowls in float64."""
+
+    name = "double"
+
+    def sample(self, generator):
+        return Quadratic(torch.rand(6, generator=generator, dtype=torch.float64) + 0.1, noise=0.1)
+
+
+class Recorder(Callback):
+    """Leaves the gradient of every outer step, and the final θ, in a file."""
+
+    def __init__(self, path):
+        self.path = path
+        self.gradients = []
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        rows = [value.grad.flatten().clone() for value in module.parameters() if value.grad is not None]
+        self.gradients.append(torch.cat(rows))
+
+    def on_train_end(self, trainer, module):
+        theta = torch.cat([value.detach().flatten() for value in module.parameters()])
+        if trainer.is_global_zero:
+            torch.save({"gradients": torch.stack(self.gradients), "theta": theta}, self.path / "record.pt")
+
+
+def fit(path, ranks, max_steps, dtype=torch.float64, ckpt=None, groups=4):
+    torch.manual_seed(0)
+    module = MetaTrainer(
+        ResidualRule(controller_hidden=4, direction_hidden=4).to(dtype),
+        PES(4, pairs=2),
+        groups=groups,
+        horizons=(4, 20),
+        lr=0.01,
+        warmup_steps=1,
+    )
+    family = DoubleQuadratics() if dtype == torch.float64 else ImageMLP(depths=(1,), widths=(8,), batch_sizes=(8,))
+    trainer = L.Trainer(
+        max_steps=max_steps,
+        logger=False,
+        accelerator="cpu",
+        devices=ranks,
+        strategy="ddp_fork" if ranks > 1 else "auto",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[
+            ModelCheckpoint(path, every_n_train_steps=3, save_top_k=-1, filename="{step}"),
+            Recorder(path),
+        ],
+    )
+    path.mkdir(exist_ok=True)
+    trainer.fit(module, TaskDataModule(family), ckpt_path=ckpt)
+    return torch.load(path / "record.pt")
+
+
+def relative(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=str)
+def test_gradient_does_not_depend_on_the_number_of_processes(tmp_path, dtype, tolerance):
+    records = {ranks: fit(tmp_path / str(ranks), ranks, 3, dtype) for ranks in (1, 2, 4)}
+    first = records[1]["gradients"][0]
+    assert first.norm() > 0
+    for ranks in (2, 4):
+        assert relative(records[ranks]["gradients"][0], first) < tolerance
+        assert relative(records[ranks]["gradients"][2], records[1]["gradients"][2]) < 100 * tolerance
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_resume_on_another_number_of_processes(tmp_path, before, after):
+    straight = fit(tmp_path / "straight", before, 7)
+    resumed = fit(tmp_path / "resumed", after, 7, ckpt=tmp_path / "straight" / "step=3.ckpt")
+    assert len(resumed["gradients"]) == 4
+    assert relative(resumed["gradients"], straight["gradients"][3:]) < 1e-10
+    assert relative(resumed["theta"], straight["theta"]) < 1e-12
+
+
+def test_groups_must_share_evenly(tmp_path):
+    with pytest.raises(Exception, match="groups=3 cannot be shared evenly by 2 processes"):
+        fit(tmp_path, 2, 1, groups=3)
+
+
+@pytest.mark.slow
+def test_end_to_end_does_not_depend_on_the_number_of_processes(tmp_path):
+    one, two = (fit(tmp_path / str(ranks), ranks, 100) for ranks in (1, 2))
+    assert relative(two["theta"], one["theta"]) < 1e-9
