@@ -7,11 +7,14 @@ from lightning_lopt.tasks.image_cnn import ImageCNN, ImageCNNTask
 from lightning_lopt.tasks.image_mlp import ImageMLP, ImageMLPTask
 from lightning_lopt.tasks.mixtures import FAMILIES, MIXTURES, make_families
 from lightning_lopt.tasks.quadratic import Quadratic, QuadraticFamily
+from lightning_lopt.tasks.transforms import AUGMENTATIONS, Augmented, Transform, augment
 from lightning_lopt.tasks.variety import Variety
 
 __all__ = [
+    "AUGMENTATIONS",
     "FAMILIES",
     "MIXTURES",
+    "Augmented",
     "Batch",
     "ClassificationTask",
     "ImageCNN",
@@ -25,7 +28,9 @@ __all__ = [
     "Split",
     "Task",
     "TaskFamily",
+    "Transform",
     "Variety",
+    "augment",
     "from_idx",
     "from_npz",
     "load_digits_data",
