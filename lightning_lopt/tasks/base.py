@@ -14,6 +14,9 @@ from lightning_lopt.rules.base import Params, Role
 Batch = dict[str, Tensor]
 Split = Literal["train", "valid"]
 
+OWN = "~"
+"""How names of entries begin that a task adds to params and batches for itself: they are no parameters, no examples."""
+
 
 class Task(ABC):
     """One inner problem. Holds data and shapes, no parameters: many inner runs of it go side by side under ``vmap``.

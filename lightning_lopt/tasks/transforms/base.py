@@ -14,9 +14,7 @@ from torch import Tensor
 from lightning_lopt.rules.base import Params
 from lightning_lopt.seeding import derive_seed
 from lightning_lopt.tasks._draw import chance
-from lightning_lopt.tasks.base import Batch, Split, Task, TaskFamily
-
-OWN = "~"  # how names of entries begin that a task adds to params and batches: they are no parameters, no examples
+from lightning_lopt.tasks.base import OWN, Batch, Split, Task, TaskFamily
 
 
 class TransformedTask(Task):

@@ -13,8 +13,8 @@ from torch import Tensor
 from lightning_lopt.rules.base import Params
 from lightning_lopt.seeding import generator as derived_generator
 from lightning_lopt.tasks._draw import check_sizes, log_uniform, uniform
-from lightning_lopt.tasks.base import Batch, Split, Task
-from lightning_lopt.tasks.transforms.base import OWN, Transform, TransformedTask, tag
+from lightning_lopt.tasks.base import OWN, Batch, Split, Task
+from lightning_lopt.tasks.transforms.base import Transform, TransformedTask, tag
 
 
 class SmallerBatchTask(TransformedTask):
