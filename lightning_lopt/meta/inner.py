@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import functional_call, vmap
 
 from lightning_lopt.rules.base import Params, State, StepContext, UpdateRule
 from lightning_lopt.seeding import generator
@@ -56,7 +56,8 @@ def start_runs(rule: UpdateRule, task: Task, *, pairs: int, horizon: int, seed: 
     inits = [task.init(generator(seed, "init", pair)) for pair in range(pairs)]
     device = device_of(rule)
     params = {name: torch.stack([init[name] for init in inits] * copies).to(device) for name in inits[0]}
-    state = vmap(lambda one: rule.init_state(one, task.roles))(params)
+    trained = {name: value for name, value in params.items() if name in task.roles}
+    state = vmap(lambda one: rule.init_state(one, task.roles))(trained)
     return InnerRuns(task, params, state, 0, horizon, seed, copies)
 
 
@@ -84,10 +85,11 @@ def inner_step(
     total_steps: Tensor,
 ) -> tuple[Params, State, Tensor]:
     """One step of one inner run: new parameters, new state, and the loss before the step. Pure."""
-    grads, loss = grad_and_value(task.loss)(params, batch)
+    grads, loss, carried = task.gradient(params, batch)
+    trained = {name: params[name] for name in grads}
     context = StepContext(step, total_steps, loss, task.roles)
-    updates, state = functional_call(rule, theta, (params, grads, state, context))
-    return {name: value + updates[name] for name, value in params.items()}, state, loss
+    updates, state = functional_call(rule, theta, (trained, grads, state, context))
+    return params | {name: value + updates[name] for name, value in trained.items()} | carried, state, loss
 
 
 def unroll(

@@ -7,11 +7,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.func import grad_and_value
 
 from lightning_lopt.rules.base import Params, Role
 
 Batch = dict[str, Tensor]
 Split = Literal["train", "valid"]
+
+OWN = "~"
+"""How names of entries begin that a task adds to params and batches for itself: they are no parameters, no examples."""
 
 
 class Task(ABC):
@@ -19,14 +23,17 @@ class Task(ABC):
 
     Attributes:
         name: short and unique within a family, for logs (``"image_mlp/digits/64-32-10/relu/b64"``).
-        roles: role of each parameter.
+        roles: role of each parameter that a rule trains. Further entries of ``params`` are hidden from the rule and
+            carried along: what a task remembers from one inner step to the next.
         loss_scale: loss of a model that knows nothing (e.g. ``log(classes)``), > 0: what losses of different tasks
             are divided by before they are averaged.
+        config: everything that was drawn for this task, JSON values only.
     """
 
     name: str
     roles: dict[str, Role]
     loss_scale: float = 1.0
+    config: dict[str, Any]
 
     @abstractmethod
     def init(self, generator: torch.Generator) -> Params:
@@ -43,6 +50,18 @@ class Task(ABC):
     @abstractmethod
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """Mean loss of one batch, 0-dim. Pure, differentiable and vmap-able over ``params`` and ``batch``."""
+
+    def gradient(self, params: Params, batch: Batch) -> tuple[Params, Tensor, Params]:
+        """What an inner step is made from. A task overrides it to change the gradient and not the loss.
+
+        Pure and vmap-able like :meth:`loss`, noise included: that comes in ``batch``, where the particles of a pair
+        share it.
+
+        Returns:
+            the gradient for each name in :attr:`roles`, the loss, 0-dim, and new values for carried entries.
+        """
+        grads, loss = grad_and_value(self.loss)(params, batch)
+        return grads, loss, {}
 
     def metrics(self, params: Params, batch: Batch) -> dict[str, Tensor]:
         """Further numbers worth reporting for a batch, 0-dim each (accuracy for classification)."""

@@ -1,0 +1,28 @@
+"""A family of one task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lightning_lopt.tasks.base import Task, TaskFamily
+
+
+class FixedTask(TaskFamily):
+    """Always the same task, for instance a :class:`~lightning_lopt.tasks.LightningTask`, where a family is asked for.
+
+    Args:
+        task: what :meth:`sample` returns.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.name = task.name.partition("/")[0]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"name": self.name, "task": self.task.name} | getattr(self.task, "config", {})
+
+    def sample(self, generator: torch.Generator) -> Task:
+        return self.task

@@ -1,0 +1,134 @@
+"""Mini-batches of a dataloader as stacked tensors, from which a task draws by number."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from lightning_lopt.tasks.base import Batch, Split
+from lightning_lopt.tasks.seeded_random import isolated
+
+Tree = Any
+_PLAIN = (bool, int, float, str, bytes, type(None))
+
+
+class StackedBatches:
+    """Batches of one structure and one set of shapes: nested tuples, lists and dicts of tensors.
+
+    Args:
+        batches: at least one. Those that differ in shape from most (a last, smaller one) are left out.
+        what: how errors name them.
+
+    Raises:
+        ValueError: if there is no batch, no tensor in them, if what is no tensor differs, or if fewer than half of the
+            batches have the same shapes.
+
+    Attributes:
+        tensors: by a name such as ``"batch['image']"`` or ``"batch[0]"``, leading axis the number of the batch.
+        left_out: how many batches had other shapes.
+    """
+
+    def __init__(self, batches: Iterable[Tree], what: str) -> None:
+        flat = [pytree.tree_flatten_with_path(batch) for batch in batches]
+        if not flat:
+            raise ValueError(f"{what}: there is no batch; give a dataloader or list with at least one.")
+        shapes = [_shapes(leaves) for leaves, _ in flat]
+        common, count = Counter(shapes).most_common(1)[0]
+        if 2 * count < len(flat):
+            raise ValueError(
+                f"{what}: of {len(flat)} batches only {count} have the same shapes ({_show(common)}); pad or crop "
+                "examples to one size, or group them by size and make a task of each group."
+            )
+        kept = [entry for entry, shape in zip(flat, shapes, strict=True) if shape == common]
+        self.left_out = len(flat) - count
+        self.structure = kept[0][1]
+        self.names = ["batch" + pytree.keystr(path) for path, _ in kept[0][0]]
+        columns = [[leaves[place][1] for leaves, _ in kept] for place in range(len(self.names))]
+        self.tensors: dict[str, Tensor] = {}
+        self.constants: dict[str, Any] = {}
+        for name, column in zip(self.names, columns, strict=True):
+            if isinstance(column[0], Tensor):
+                self.tensors[name] = torch.stack([leaf.detach() for leaf in column])
+            elif all(isinstance(leaf, _PLAIN) and leaf == column[0] for leaf in column):
+                self.constants[name] = column[0]
+            else:
+                raise ValueError(
+                    f"{what}: {name} is neither a tensor nor a plain value that all batches share "
+                    f"({type(column[0]).__name__}); return (tuples, lists, dicts of) tensors."
+                )
+        if not self.tensors:
+            raise ValueError(f"{what}: a batch holds no tensor ({_show(common)}); return tensors from the dataloader.")
+        lengths = {value.shape[1:2] for value in self.tensors.values()}
+        only = lengths.pop() if len(lengths) == 1 else ()
+        self.batch_size: int | None = only[0] if only else None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def take(self, index: Tensor) -> Batch:
+        """Batches by number, leading axes those of ``index``."""
+        return {
+            name: value.index_select(0, index.flatten().to(value.device)).reshape(*index.shape, *value.shape[1:])
+            for name, value in self.tensors.items()
+        }
+
+    def tree(self, batch: Batch) -> Tree:
+        """The batch as the dataloader gave it."""
+        leaves = [batch[name] if name in self.tensors else self.constants[name] for name in self.names]
+        return pytree.tree_unflatten(leaves, self.structure)
+
+
+def batches_of(
+    data: Iterable[Tree] | L.LightningDataModule, split: Split, module: L.LightningModule, limit: int
+) -> list[Tree] | None:
+    """The first ``limit`` batches of one pass, through the hooks before and after the transfer to a device.
+
+    Args:
+        data: batches (a dataloader, a list), or a data module.
+        split: which loader of a data module; before ``"train"`` it is prepared and set up, if no Trainer has it.
+        module: whose hooks are called, where a data module does not override them.
+        limit: largest number of batches.
+
+    Returns:
+        ``None`` where a data module has no such loader.
+    """
+    hooks: Any = module
+    if isinstance(data, L.LightningDataModule):
+        name = "train_dataloader" if split == "train" else "val_dataloader"
+        if not is_overridden(name, data, L.LightningDataModule):
+            return None
+        if data.trainer is None and split == "train":
+            data.prepare_data()
+            data.setup("fit")
+        with isolated(0):
+            loaders = CombinedLoader(getattr(data, name)(), "max_size_cycle" if split == "train" else "sequential")
+            found = [batch for batch, *_ in islice(iter(loaders), limit)]
+        if is_overridden("on_after_batch_transfer", data) or is_overridden("on_before_batch_transfer", data):
+            hooks = data
+    else:
+        with isolated(0):
+            found = list(islice(data, limit))
+    with isolated(1):
+        return [hooks.on_after_batch_transfer(hooks.on_before_batch_transfer(batch, 0), 0) for batch in found]
+
+
+def _shapes(leaves: list[tuple[Any, Any]]) -> tuple[Any, ...]:
+    return tuple(
+        (pytree.keystr(path), tuple(leaf.shape), str(leaf.dtype)) if isinstance(leaf, Tensor) else pytree.keystr(path)
+        for path, leaf in leaves
+    )
+
+
+def _show(shapes: tuple[Any, ...]) -> str:
+    return ", ".join(
+        f"batch{entry[0]}: {entry[1]}" if isinstance(entry, tuple) else f"batch{entry}: no tensor" for entry in shapes
+    )

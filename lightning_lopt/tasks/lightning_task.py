@@ -1,0 +1,222 @@
+"""Anybody's LightningModule and its data as a task, so that rules are meta-trained on what they will be used for."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from typing import Any
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import grad_and_value, vmap
+
+from lightning_lopt.rules.base import Params
+from lightning_lopt.rules.roles import roles_of
+from lightning_lopt.seeding import generator as derived_generator
+from lightning_lopt.tasks._draw import integer
+from lightning_lopt.tasks.base import OWN, Batch, Split, Task
+from lightning_lopt.tasks.lightning_batches import StackedBatches, batches_of
+from lightning_lopt.tasks.lightning_module import TrainingStep
+from lightning_lopt.tasks.looped import looped
+from lightning_lopt.tasks.seeded_random import SeededRandom, isolated
+
+_log = logging.getLogger(__name__)
+_SEED = f"{OWN}seed"
+_ALL = f"{OWN}all/"
+
+
+class LightningTask(Task):
+    """A LightningModule's own ``training_step`` on its own batches; see :class:`~.lightning_module.TrainingStep`.
+
+    A mini-batch is one of the first ``max_batches`` of the dataloader, as it came out of one pass over it, drawn with
+    replacement. Dropout and other randomness of torch follow from a seed in the mini-batch: the same masks for both
+    particles of a pair, other masks in the next step. :meth:`full_batch` is all of the batches, one after the other,
+    and their mean loss is taken without dropout.
+
+    Whether inner runs go side by side is tried out on two of them: where ``vmap`` fails or gives other numbers than a
+    loop (``.item()`` or a branch on a value, writing into buffers, random numbers of NumPy), losses and gradients are
+    computed one run after the other, with the same results; the rule stays vmapped.
+
+    Args:
+        module: a module, from whose present parameters every inner run starts; or a function without arguments that
+            builds one, called for each inner run under a seed of its own.
+        train: batches (a dataloader, a list), or a ``LightningDataModule``.
+        valid: likewise, for the ``"valid"`` split, with batches of the same structure; taken from the data module if
+            that has a validation dataloader.
+        max_batches: how many batches of each are kept in memory, >= 1.
+        loss_scale: see :class:`~lightning_lopt.tasks.Task`; ``None`` for the mean loss at the start.
+        name: name of the task.
+
+    Attributes:
+        vmapped: whether inner runs go side by side.
+        reason: why not, in words; empty if they do.
+
+    Raises:
+        ValueError: with one sentence, for a module or batches that cannot be used.
+    """
+
+    def __init__(
+        self,
+        module: L.LightningModule | Callable[[], L.LightningModule],
+        train: Iterable[Any] | L.LightningDataModule,
+        valid: Iterable[Any] | None = None,
+        *,
+        max_batches: int = 100,
+        loss_scale: float | None = None,
+        name: str | None = None,
+    ) -> None:
+        if max_batches < 1:
+            raise ValueError(f"max_batches must be at least 1, got {max_batches!r}.")
+        self._build = None if isinstance(module, L.LightningModule) else module
+        built = self._built(0) if self._build is not None else module
+        assert isinstance(built, L.LightningModule)
+        self._step = TrainingStep(built)
+        kind = self._step.kind
+        roles = roles_of(self._step.module)
+        self.roles = {key: roles[key] for key in self._step.trained}
+        self.data: dict[Split, StackedBatches] = {}
+        splits: tuple[tuple[Split, Any], ...] = (("train", train), ("valid", train if valid is None else valid))
+        for split, source in splits:
+            if split == "valid" and valid is None and not isinstance(train, L.LightningDataModule):
+                continue
+            found = batches_of(source, split, self._step.module, max_batches)
+            if found is not None:
+                self.data[split] = StackedBatches(found, f"{kind}, {split} batches")
+        if "train" not in self.data:
+            raise ValueError(f"{type(train).__name__} has no train_dataloader; write one, or give batches.")
+        if "valid" in self.data and self.data["valid"].structure != self.data["train"].structure:
+            raise ValueError(
+                f"{kind}: validation batches hold {self.data['valid'].names}, training batches hold "
+                f"{self.data['train'].names}; give both the same structure."
+            )
+        self.batch_size = self.data["train"].batch_size
+        params = self._step.params()
+        count = sum(value.numel() for value in params.values())
+        self.name = name if name is not None else f"lightning/{kind}/p{count}"
+        self.random, self.vmapped, self.reason = False, True, ""
+        scale = self._try_out(params)
+        self.loss_scale = scale if loss_scale is None else loss_scale
+        self.reason = self._why_looped(params)
+        self.vmapped = not self.reason
+        _log.info("%s: inner runs go %s", self.name, f"one by one: {self.reason}" if self.reason else "side by side")
+        self.config = {
+            "family": "lightning",
+            "module": kind,
+            "parameters": count,
+            "batches": {split: len(batches) for split, batches in self.data.items()},
+            "batch_size": self.batch_size,
+            "vmapped": self.vmapped,
+        }
+
+    def init(self, generator: torch.Generator) -> Params:
+        if self._build is None:
+            return self._step.params()
+        values = dict(self._built(integer(0, 2**62, generator)).named_parameters())
+        return {name: values[name].detach().clone() for name in self.roles}
+
+    def batch(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
+        data = self._data(split)
+        batch = data.take(torch.randint(len(data), lead, generator=generator))
+        return batch | {_SEED: torch.randint(2**62, lead, generator=generator)} if self.random else batch
+
+    def full_batch(self, split: Split) -> Batch:
+        return {_ALL + name: value for name, value in self._data(split).tensors.items()}
+
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        return self._loss(params, batch) if self.vmapped else looped(self._loss, params, batch)
+
+    def _loss(self, params: Params, batch: Batch) -> Tensor:
+        """The loss by operations that see ``vmap``, if any."""
+        stacked = {name.removeprefix(_ALL): value for name, value in batch.items() if name.startswith(_ALL)}
+        if stacked:
+            count = len(next(iter(stacked.values())))
+            one_by_one = ({name: value[index] for name, value in stacked.items()} for index in range(count))
+            return torch.stack([self._loss(params, one) for one in one_by_one]).mean()
+        tree = self.data["train"].tree(batch)
+        if not self.random:
+            return self._step.loss(params, tree)
+        seed = batch.get(_SEED)
+        # what SeededRandom does not know draws from global state, which only a loop can seed
+        rest = nullcontext() if self.vmapped else isolated(0 if seed is None else int(seed))
+        with SeededRandom(seed), rest:
+            return self._step.loss(params, tree)
+
+    def _data(self, split: Split) -> StackedBatches:
+        if split not in self.data:
+            raise ValueError(f"{self.name} has no {split} batches; pass LightningTask(..., valid=dataloader).")
+        return self.data[split]
+
+    def _built(self, seed: int) -> L.LightningModule:
+        assert self._build is not None
+        with isolated(seed):
+            return self._build()
+
+    def _try_out(self, params: Params) -> float:
+        """The mean loss of a few batches, after noticing which randomness the step uses."""
+        data = self.data["train"]
+        losses = []
+        for index in range(min(4, len(data))):
+            leaves = {name: value.requires_grad_() for name, value in params.items()}
+            draws = SeededRandom(torch.tensor(index))
+            with isolated(index), draws:
+                before = _global_state()
+                batch = data.tree(data.take(torch.tensor(index)))
+                try:
+                    self._step.output(leaves, batch)
+                except Exception as error:
+                    raise ValueError(
+                        f"{self._step.kind}.training_step fails outside a Trainer ({type(error).__name__}: {error}); "
+                        "let it use only the batch and the module."
+                    ) from error
+                if _global_state() != before:
+                    self.reason = "training_step draws random numbers that vmap cannot draw for each run"
+                self.random |= bool(self.reason) or draws.calls > 0
+                losses.append(self._step.loss(leaves, batch))
+        if not losses[0].requires_grad:
+            raise ValueError(f"{self._step.kind}: the loss does not depend on the parameters; do not detach it.")
+        mean = float(torch.stack(losses).detach().mean().abs())
+        if not mean < float("inf"):
+            raise ValueError(
+                f"{self._step.kind}.training_step gives a loss of {mean} at the start; check the data, and use "
+                "the functional form of a torchmetrics metric that is part of the loss."
+            )
+        return mean or 1.0
+
+    def _why_looped(self, params: Params) -> str:
+        """Why ``vmap`` does not do, empty if it does: judged by two runs, of slightly different parameters."""
+        if self.reason:
+            return self.reason
+        draws = derived_generator(0, "probe")
+        pair = {name: torch.stack([value.detach(), value.detach() * 1.01]) for name, value in params.items()}
+        batch = self.batch(draws, 2)
+        try:
+            with torch.no_grad():
+                grads, losses = vmap(grad_and_value(self._loss))(pair, batch)
+                measured = vmap(self._loss)(pair, batch)  # other kernels may run where no gradient is wanted
+        except Exception as error:
+            return f"vmap of training_step fails ({type(error).__name__}: {str(error).splitlines()[0][:160]})"
+        for index in range(2):
+            one = {name: value[index] for name, value in batch.items()}
+            expected, loss = grad_and_value(self._loss)({name: value[index] for name, value in pair.items()}, one)
+            wrong = [name for name, value in expected.items() if not _close(grads[name][index], value)]
+            if wrong or not (_close(losses[index], loss) and _close(measured[index], loss)):
+                return f"vmap of training_step gives other numbers than a loop (for {', '.join(wrong) or 'the loss'})"
+        return ""
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).abs().max() <= 1e-3 * b.abs().max() + 1e-6)
+
+
+def _global_state() -> tuple[bytes, bytes, object]:
+    """What changes when a random number is drawn from global state."""
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002
+    return (
+        torch.get_rng_state().numpy().tobytes(),
+        numpy_state[1].tobytes() + bytes([numpy_state[2] % 256]),
+        random.getstate(),
+    )

@@ -1,0 +1,131 @@
+"""What a transform is: a task seen through a change, drawn for each task of a family."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.rules.base import Params
+from lightning_lopt.seeding import derive_seed
+from lightning_lopt.tasks._draw import chance
+from lightning_lopt.tasks.base import OWN, Batch, Split, Task, TaskFamily
+
+
+class TransformedTask(Task):
+    """A task seen through a transform: all is as in ``task`` but for what a subclass overrides.
+
+    Args:
+        task: the task to change, itself transformed or not.
+        label: what is added to its name, after a ``+``.
+        settings: what is added to the list ``config["transforms"]``, JSON values only.
+    """
+
+    def __init__(self, task: Task, label: str, settings: dict[str, Any]) -> None:
+        config = getattr(task, "config", {})
+        self.task = task
+        self.name = f"{task.name}+{label}"
+        self.roles = task.roles
+        self.loss_scale = task.loss_scale
+        self.batch_size: int | None = getattr(task, "batch_size", None)
+        self.config = config | {"transforms": [*config.get("transforms", []), settings]}
+        self.depth: int = getattr(task, "depth", 0) + 1
+
+    def own(self, name: str) -> str:
+        """The name of an entry of params or batch that is this transform's: ``"~<depth>/<name>"``."""
+        return f"{OWN}{self.depth}/{name}"
+
+    def inner(self, params: Params) -> Params:
+        """The parameters of the task within."""
+        return {name: value for name, value in params.items() if not name.startswith(self.own(""))}
+
+    def init(self, generator: torch.Generator) -> Params:
+        return self.task.init(generator)
+
+    def batch(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
+        return self.task.batch(generator, *lead, split=split)
+
+    def full_batch(self, split: Split) -> Batch:
+        return self.task.full_batch(split)
+
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        return self.task.loss(self.inner(params), batch)
+
+    def gradient(self, params: Params, batch: Batch) -> tuple[Params, Tensor, Params]:
+        return self.task.gradient(self.inner(params), batch)
+
+    def metrics(self, params: Params, batch: Batch) -> dict[str, Tensor]:
+        return self.task.metrics(self.inner(params), batch)
+
+
+@dataclass(frozen=True)
+class Transform(ABC):
+    """A distribution of changes to a task; a subclass says which, and from what its settings are drawn.
+
+    Attributes:
+        probability: share of tasks that are changed, in [0, 1].
+    """
+
+    name: ClassVar[str]
+    probability: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"{self.name}: probability must lie in [0, 1], got {self.probability!r}.")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The class and its fields, JSON values only."""
+        fields = asdict(self).items()
+        return {"name": self.name} | {key: list(value) if isinstance(value, tuple) else value for key, value in fields}
+
+    def __call__(self, task: Task, generator: torch.Generator) -> Task:
+        """The task, changed or left alone as ``generator`` decides."""
+        return self.apply(task, generator) if chance(self.probability, generator) else task
+
+    @abstractmethod
+    def apply(self, task: Task, generator: torch.Generator) -> Task:
+        """The changed task, its settings drawn from ``generator`` alone; ``task`` itself where nothing can change."""
+
+
+class Augmented(TaskFamily):
+    """A family whose tasks go through transforms, the first one innermost.
+
+    The tasks within are those that the plain family draws from the same generator. The family keeps its name, so logs
+    go on telling families apart; names and ``config`` of its tasks say what was applied.
+
+    Args:
+        family: where tasks come from.
+        transforms: what is applied to each, in this order.
+    """
+
+    def __init__(self, family: TaskFamily, transforms: Sequence[Transform]) -> None:
+        self.family = family
+        self.transforms = tuple(transforms)
+        self.name = family.name
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.family.config | {"transforms": [transform.config for transform in self.transforms]}
+
+    def sample(self, generator: torch.Generator) -> Task:
+        task = self.family.sample(generator)
+        for transform in self.transforms:
+            task = transform(task, generator)
+        return task
+
+
+def tag(settings: dict[str, Any]) -> str:
+    """Four characters that tell settings apart that are too long for a name."""
+    return f"{derive_seed(0, json.dumps(settings)) & 0xFFFF:04x}"
+
+
+def check_range(low: float, high: float, what: str) -> None:
+    """``ValueError`` unless 0 < low <= high < inf."""
+    if not 0 < low <= high < float("inf"):
+        raise ValueError(f"{what}: low and high must be positive numbers in this order, got {low!r} and {high!r}.")

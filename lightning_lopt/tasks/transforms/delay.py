@@ -1,0 +1,67 @@
+"""Delayed gradients: those of parameters some steps ago, as workers that run asynchronously send them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.rules.base import Params
+from lightning_lopt.tasks._draw import check_sizes, choice
+from lightning_lopt.tasks.base import Batch, Task
+from lightning_lopt.tasks.transforms.base import Transform, TransformedTask
+
+
+class DelayedGradientTask(TransformedTask):
+    r"""Loss and gradient of an inner step are those of the parameters ``delay`` steps ago.
+
+    .. math:: x_{t+1} = x_t + u\big(\nabla L(x_{\max(t - d, 0)};\, z_t)\big)
+
+    The rule gets the stale loss too, as it would from such a worker, and so does the meta-loss; :meth:`loss` is that
+    of the present parameters. Past parameters travel as carried entries of ``params``, leading axis d, oldest first.
+
+    Args:
+        task: the task to change.
+        delay: d >= 1 inner steps; memory is d further copies of the trained tensors.
+
+    Raises:
+        ValueError: if ``delay`` is not a positive integer.
+    """
+
+    def __init__(self, task: Task, delay: int) -> None:
+        check_sizes([delay], "delay")
+        super().__init__(task, f"delay({delay})", {"name": DelayedGradients.name, "delay": delay})
+        self.delay = delay
+
+    def init(self, generator: torch.Generator) -> Params:
+        params = super().init(generator)
+        return params | {self.own(name): torch.stack([params[name]] * self.delay) for name in self.roles}
+
+    def gradient(self, params: Params, batch: Batch) -> tuple[Params, Tensor, Params]:
+        past = {name: params[self.own(name)] for name in self.roles}
+        stale = {name: value[0] for name, value in past.items()}
+        grads, loss, carried = super().gradient(params | stale, batch)
+        queue = {self.own(name): torch.cat([value[1:], params[name][None]]) for name, value in past.items()}
+        return grads, loss, carried | queue
+
+
+@dataclass(frozen=True)
+class DelayedGradients(Transform):
+    """:class:`DelayedGradientTask` with one of several delays.
+
+    Attributes:
+        delays: inner steps, each >= 1.
+    """
+
+    name: ClassVar[str] = "delayed_gradients"
+    delays: Sequence[int] = (1, 2, 4)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sizes(self.delays, "delays")
+
+    def apply(self, task: Task, generator: torch.Generator) -> Task:
+        return DelayedGradientTask(task, choice(self.delays, generator))

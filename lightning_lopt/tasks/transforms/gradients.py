@@ -1,0 +1,140 @@
+"""Gradients that are worse than the task's own: noisy, or rounded to few bits. The loss stays exact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.rules.arithmetic import TINY, rms
+from lightning_lopt.rules.base import Params
+from lightning_lopt.seeding import generator as derived_generator
+from lightning_lopt.tasks._draw import check_names, choice, log_uniform
+from lightning_lopt.tasks.base import Batch, Split, Task
+from lightning_lopt.tasks.transforms.base import Transform, TransformedTask, check_range
+
+FORMATS: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
+
+
+class NoisyGradientTask(TransformedTask):
+    r"""Adds Gaussian noise to each tensor's gradient, in proportion to its size: nothing here depends on units.
+
+    .. math:: g' = g + \lambda\, \mathrm{RMS}(g)\, z, \qquad z \sim \mathcal N(0, 1), \qquad
+        \mathbb E\, \lVert g' \rVert^2 = (1 + \lambda^2) \lVert g \rVert^2
+
+    The noise comes with the batch, so the two particles of a pair share it; a full batch has none.
+
+    Args:
+        task: the task to change.
+        level: :math:`\lambda \ge 0`.
+
+    Raises:
+        ValueError: if ``level`` is negative or not finite.
+    """
+
+    def __init__(self, task: Task, level: float) -> None:
+        if not 0 <= level < float("inf"):
+            raise ValueError(f"level must be a number >= 0, got {level!r}.")
+        super().__init__(task, f"noise({level:g})", {"name": GradientNoise.name, "level": level})
+        self.level = level
+        example = task.init(derived_generator(0, "shapes"))
+        self.like = {self.own(name): value for name, value in example.items() if name in task.roles}
+
+    def batch(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
+        batch = super().batch(generator, *lead, split=split)
+        return batch | {
+            name: torch.randn((*lead, *value.shape), generator=generator, dtype=value.dtype)
+            for name, value in self.like.items()
+        }
+
+    def full_batch(self, split: Split) -> Batch:
+        return super().full_batch(split) | {name: torch.zeros_like(value) for name, value in self.like.items()}
+
+    def gradient(self, params: Params, batch: Batch) -> tuple[Params, Tensor, Params]:
+        grads, loss, carried = super().gradient(params, batch)
+        grads = {name: grad + self.level * rms(grad) * batch[self.own(name)] for name, grad in grads.items()}
+        return grads, loss, carried
+
+
+@dataclass(frozen=True)
+class GradientNoise(Transform):
+    """:class:`NoisyGradientTask` with a level drawn log-uniformly.
+
+    Attributes:
+        low, high: bounds of the level, > 0.
+    """
+
+    name: ClassVar[str] = "gradient_noise"
+    low: float = 0.01
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self.low, self.high, self.name)
+
+    def apply(self, task: Task, generator: torch.Generator) -> Task:
+        return NoisyGradientTask(task, float(f"{log_uniform(self.low, self.high, generator):.4g}"))
+
+
+def rounded(x: Tensor, precision: str) -> Tensor:
+    """``x`` as it comes out of a number format with fewer bits, in the type of ``x``.
+
+    Args:
+        x: floating point, any shape.
+        precision: ``"bfloat16"``; ``"float16"``, clipped to its largest number, small entries lost; or ``"int8"``:
+            127 equal steps up to the largest entry of the tensor.
+
+    Its derivative is taken to be 1, so meta-gradients pass through.
+
+    >>> rounded(torch.tensor([1.0, 0.3, 0.001]), "int8") * 127
+    tensor([127.,  38.,   0.])
+    """
+    if precision == "int8":
+        step = x.abs().amax() / 127 + TINY
+        return x + (torch.round(x / step) * step - x).detach()
+    dtype = FORMATS[precision]
+    limit = torch.finfo(dtype).max
+    return x.clamp(-limit, limit).to(dtype).to(x.dtype)
+
+
+class LowPrecisionTask(TransformedTask):
+    """Rounds the gradient as in :func:`rounded`.
+
+    Args:
+        task: the task to change.
+        precision: name in :data:`FORMATS`.
+
+    Raises:
+        ValueError: if ``precision`` is unknown.
+    """
+
+    def __init__(self, task: Task, precision: str) -> None:
+        check_names([precision], "precision", tuple(FORMATS))
+        super().__init__(task, precision, {"name": LowPrecision.name, "precision": precision})
+        self.precision = precision
+
+    def gradient(self, params: Params, batch: Batch) -> tuple[Params, Tensor, Params]:
+        grads, loss, carried = super().gradient(params, batch)
+        return {name: rounded(grad, self.precision) for name, grad in grads.items()}, loss, carried
+
+
+@dataclass(frozen=True)
+class LowPrecision(Transform):
+    """:class:`LowPrecisionTask` in one of several formats.
+
+    Attributes:
+        precisions: names in :data:`FORMATS`.
+    """
+
+    name: ClassVar[str] = "low_precision"
+    precisions: Sequence[str] = tuple(FORMATS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_names(self.precisions, "precisions", tuple(FORMATS))
+
+    def apply(self, task: Task, generator: torch.Generator) -> Task:
+        return LowPrecisionTask(task, choice(self.precisions, generator))

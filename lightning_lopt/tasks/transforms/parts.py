@@ -1,0 +1,130 @@
+"""Part of a task: part of each mini-batch, part of the parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.rules.base import Params
+from lightning_lopt.seeding import generator as derived_generator
+from lightning_lopt.tasks._draw import check_sizes, log_uniform, uniform
+from lightning_lopt.tasks.base import OWN, Batch, Split, Task
+from lightning_lopt.tasks.transforms.base import Transform, TransformedTask, tag
+
+
+class SmallerBatchTask(TransformedTask):
+    """Keeps a random part of each mini-batch, drawn without replacement; full batches stay whole.
+
+    Args:
+        task: a task with a ``batch_size``: the first axis of every entry of its mini-batches.
+        batch_size: examples kept, between 1 and ``task.batch_size``.
+
+    Raises:
+        ValueError: if there is no such axis, or fewer examples than that.
+    """
+
+    batch_size: int
+
+    def __init__(self, task: Task, batch_size: int) -> None:
+        check_sizes([batch_size], "batch_size")
+        available: int | None = getattr(task, "batch_size", None)
+        if available is None:
+            raise ValueError(f"{task.name} has no batch_size, so its mini-batches cannot be made smaller; leave it.")
+        drawn = task.batch(derived_generator(0, "shapes")).items()
+        lengths = {name: value.shape[:1] for name, value in drawn if not name.startswith(OWN)}
+        if batch_size > available or any(length != (available,) for length in lengths.values()):
+            raise ValueError(
+                f"{task.name} has mini-batches of {available} examples in entries of length "
+                f"{ {name: tuple(length) for name, length in lengths.items()} }; keep at most that many of them "
+                f"(got {batch_size}), and give every entry an axis of examples first."
+            )
+        super().__init__(task, f"b{batch_size}", {"name": SmallerBatch.name, "batch_size": batch_size})
+        self.batch_size = batch_size
+        self.available = available
+
+    def batch(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
+        batch = super().batch(generator, *lead, split=split)
+        groups = math.prod(lead)
+        order = torch.rand(groups, self.available, generator=generator).argsort(-1)[:, : self.batch_size]
+        rows = (torch.arange(groups)[:, None] * self.available + order).flatten()
+
+        def part(value: Tensor) -> Tensor:
+            rest = value.shape[len(lead) + 1 :]
+            kept = value.reshape(groups * self.available, *rest).index_select(0, rows.to(value.device))
+            return kept.reshape(*lead, self.batch_size, *rest)
+
+        return {name: value if name.startswith(OWN) else part(value) for name, value in batch.items()}
+
+
+@dataclass(frozen=True)
+class SmallerBatch(Transform):
+    """:class:`SmallerBatchTask` with a share of the batch drawn log-uniformly; tasks without a batch size stay.
+
+    Attributes:
+        smallest: smallest share of a mini-batch that is kept, in (0, 1].
+    """
+
+    name: ClassVar[str] = "smaller_batch"
+    smallest: float = 0.125
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.smallest <= 1:
+            raise ValueError(f"{self.name}: smallest must lie in (0, 1], got {self.smallest!r}.")
+
+    def apply(self, task: Task, generator: torch.Generator) -> Task:
+        share = log_uniform(self.smallest, 1.0, generator)
+        available: int | None = getattr(task, "batch_size", None)
+        return task if available is None else SmallerBatchTask(task, max(1, round(share * available)))
+
+
+class FrozenTask(TransformedTask):
+    """Some tensors keep their initial values, hidden from the rule: training goes on in fewer directions.
+
+    Args:
+        task: the task to change.
+        frozen: names of tensors, some of ``task.roles`` but not all.
+
+    Raises:
+        ValueError: if a name is unknown or nothing is left to train.
+    """
+
+    def __init__(self, task: Task, frozen: Sequence[str]) -> None:
+        if not set(frozen) < set(task.roles):
+            raise ValueError(f"frozen must be some but not all of {sorted(task.roles)}, got {frozen!r}.")
+        settings = {"name": FrozenTensors.name, "frozen": sorted(frozen)}
+        super().__init__(task, f"frozen({len(frozen)}~{tag(settings)})", settings)
+        self.roles = {name: role for name, role in task.roles.items() if name not in frozen}
+
+    def gradient(self, params: Params, batch: Batch) -> tuple[Params, Tensor, Params]:
+        grads, loss, carried = super().gradient(params, batch)
+        return {name: grad for name, grad in grads.items() if name in self.roles}, loss, carried
+
+
+@dataclass(frozen=True)
+class FrozenTensors(Transform):
+    """:class:`FrozenTask` with a random part of the tensors; a task with a single one stays.
+
+    Attributes:
+        largest: largest share of the tensors that are frozen, in [0, 1].
+    """
+
+    name: ClassVar[str] = "frozen_tensors"
+    largest: float = 0.75
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.largest <= 1:
+            raise ValueError(f"{self.name}: largest must lie in [0, 1], got {self.largest!r}.")
+
+    def apply(self, task: Task, generator: torch.Generator) -> Task:
+        names = list(task.roles)
+        share = uniform(0.0, self.largest, generator)
+        order = torch.randperm(len(names), generator=generator).tolist()
+        count = min(math.ceil(share * len(names)), len(names) - 1)
+        return FrozenTask(task, [names[index] for index in sorted(order[:count])]) if count else task

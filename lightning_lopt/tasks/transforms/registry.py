@@ -1,0 +1,47 @@
+"""Augmentations by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning_lopt.tasks.base import TaskFamily
+from lightning_lopt.tasks.transforms.base import Augmented, Transform
+from lightning_lopt.tasks.transforms.delay import DelayedGradients
+from lightning_lopt.tasks.transforms.gradients import GradientNoise, LowPrecision
+from lightning_lopt.tasks.transforms.parts import FrozenTensors, SmallerBatch
+from lightning_lopt.tasks.transforms.reparametrise import Reparametrise
+
+AUGMENTATIONS: dict[str, tuple[Transform, ...]] = {
+    "celo": (Reparametrise(),),
+    "broad": (
+        SmallerBatch(probability=0.2),
+        FrozenTensors(probability=0.1),
+        Reparametrise(probability=0.4),
+        Reparametrise(probability=0.2, low=0.1, high=10.0, per_tensor=True),
+        DelayedGradients(probability=0.1),
+        GradientNoise(probability=0.2),
+        LowPrecision(probability=0.2),
+    ),
+}
+"""``"celo"``: one scale for all tensors of each task, log-uniform in [1e-3, 1e3], as Celo and Celo2 were trained;
+``"broad"``: each transform for some of the tasks, about one task in five left as it is."""
+
+
+def augment(families: Sequence[TaskFamily], augmentation: str | Sequence[Transform] | None) -> list[TaskFamily]:
+    """The families with their tasks transformed.
+
+    Args:
+        families: what :func:`~lightning_lopt.tasks.make_families` returns.
+        augmentation: a name in :data:`AUGMENTATIONS`, transforms in the order they are applied, or ``None`` for none.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    if augmentation is None:
+        return list(families)
+    if isinstance(augmentation, str):
+        if augmentation not in AUGMENTATIONS:
+            known = ", ".join(map(repr, AUGMENTATIONS))
+            raise ValueError(f"there is no augmentation {augmentation!r}; use one of {known}, or a list of transforms.")
+        augmentation = AUGMENTATIONS[augmentation]
+    return [Augmented(family, augmentation) for family in families]

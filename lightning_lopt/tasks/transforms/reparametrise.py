@@ -1,0 +1,86 @@
+"""Reparametrisation: the same losses at other units, so that only the dynamics of training change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from lightning_lopt.rules.base import Params
+from lightning_lopt.tasks._draw import log_uniform
+from lightning_lopt.tasks.base import Batch, Task
+from lightning_lopt.tasks.transforms.base import Transform, TransformedTask, check_range, tag
+
+
+class ReparametrisedTask(TransformedTask):
+    r"""Trains :math:`u = p / s` in place of the parameters p.
+
+    .. math:: L'(u) = L(s u), \qquad \nabla L'(u) = s\, \nabla L(s u), \qquad u_0 = p_0 / s
+
+    Args:
+        task: the task to change.
+        scale: s > 0, one number for all trained tensors or one for each name in ``task.roles``.
+
+    Raises:
+        ValueError: if a scale is missing or not a positive number.
+    """
+
+    def __init__(self, task: Task, scale: float | Mapping[str, float]) -> None:
+        scales = dict(scale) if isinstance(scale, Mapping) else dict.fromkeys(task.roles, scale)
+        if scales.keys() != task.roles.keys():
+            raise ValueError(
+                f"scale names the tensors {sorted(scales)}, but {task.name} trains {sorted(task.roles)}; "
+                "give one number for each of these, or one for all."
+            )
+        if not all(0 < value < float("inf") for value in scales.values()):
+            raise ValueError(f"scale must be positive numbers, got {scale!r}.")
+        settings = {"name": Reparametrise.name, "scale": scales if isinstance(scale, Mapping) else scale}
+        label = f"each~{tag(settings)}" if isinstance(scale, Mapping) else f"{scale:g}"
+        super().__init__(task, f"reparam({label})", settings)
+        self.scales = scales
+
+    def inner(self, params: Params) -> Params:
+        return self._times(params, 1)
+
+    def init(self, generator: torch.Generator) -> Params:
+        return self._times(self.task.init(generator), -1)
+
+    def gradient(self, params: Params, batch: Batch) -> tuple[Params, torch.Tensor, Params]:
+        grads, loss, carried = super().gradient(params, batch)
+        return self._times(grads, 1), loss, carried
+
+    def _times(self, values: Params, power: int) -> Params:
+        return {
+            name: value * self.scales[name] ** power if name in self.scales else value for name, value in values.items()
+        }
+
+
+@dataclass(frozen=True)
+class Reparametrise(Transform):
+    """:class:`ReparametrisedTask` with scales drawn log-uniformly.
+
+    Attributes:
+        low, high: bounds of the scale, > 0.
+        per_tensor: draw a scale for each tensor, not one for all.
+
+    References: Metz et al. 2022, https://arxiv.org/abs/2211.09760; Moudgil et al. 2025, https://arxiv.org/abs/2501.12670.
+    """
+
+    name: ClassVar[str] = "reparametrise"
+    low: float = 1e-3
+    high: float = 1e3
+    per_tensor: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self.low, self.high, self.name)
+
+    def apply(self, task: Task, generator: torch.Generator) -> Task:
+        if self.per_tensor:
+            return ReparametrisedTask(task, {name: self._scale(generator) for name in task.roles})
+        return ReparametrisedTask(task, self._scale(generator))
+
+    def _scale(self, generator: torch.Generator) -> float:
+        return float(f"{log_uniform(self.low, self.high, generator):.4g}")
