@@ -2,7 +2,8 @@
 
 from lightning_lopt.tasks.base import Batch, Split, Task, TaskFamily
 from lightning_lopt.tasks.data import LabelledImages, from_idx, from_npz, load_digits_data, load_images
-from lightning_lopt.tasks.image import ClassificationTask, ImageFamily
+from lightning_lopt.tasks.examples import ClassificationTask
+from lightning_lopt.tasks.image import ImageFamily
 from lightning_lopt.tasks.image_cnn import ImageCNN, ImageCNNTask
 from lightning_lopt.tasks.image_mlp import ImageMLP, ImageMLPTask
 from lightning_lopt.tasks.mixtures import FAMILIES, MIXTURES, make_families

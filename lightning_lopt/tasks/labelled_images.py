@@ -113,6 +113,10 @@ class LabelledImages:
         deviation = centred.square().mean((0, 2, 3), keepdim=True).sqrt()
         return replace(self, inputs=centred / torch.where(deviation > 1e-6, deviation, 1.0))
 
+    def grey(self) -> LabelledImages:
+        """One channel, the mean of all."""
+        return replace(self, inputs=self.inputs.mean(1, keepdim=True))
+
     def resized(self, size: int) -> LabelledImages:
         """``size`` × ``size`` images: averaged over areas where they shrink, bilinear where they grow.
 
