@@ -50,3 +50,11 @@ def check_names(names: Sequence[str], what: str, known: Sequence[str]) -> tuple[
     if isinstance(names, str) or not checked or not set(checked) <= set(known):
         raise ValueError(f"{what} must be a sequence of some of {', '.join(map(repr, known))}, got {names!r}.")
     return checked
+
+
+def check_numbers(numbers: Sequence[float], what: str, low: float = 0.0) -> tuple[float, ...]:
+    """``numbers`` as a tuple of floats, or ``ValueError`` if there is none or one is not finite and >= ``low``."""
+    checked = tuple(float(number) for number in numbers)
+    if not checked or not all(math.isfinite(number) and number >= low for number in checked):
+        raise ValueError(f"{what} must be numbers >= {low:g}, at least one of them, got {numbers!r}.")
+    return checked

@@ -22,15 +22,15 @@ class ImageFamily(ModelFamily):
 
     Args:
         data: one or several sources, as labelled images, names or paths; ``None`` means the handwritten digits.
-        variety: draw a :class:`Variety` of the data and a factor on the initial weights in [0.5, 2] for each task,
-            so that one small data set gives many problems. Without it every task is the plain data.
+        variety: draw a :class:`Variety` of the data and a factor on the initial weights for each task, so that one
+            small data set gives many problems. Without it every task is the plain data.
         size: resize all images to ``size`` × ``size`` first; ``None`` leaves them.
         max_size: shrink images with a longer side than this to ``max_size`` × ``max_size``; ``None`` leaves them.
         grey: average over colour channels.
         standardise: mean 0 and deviation 1 for each channel; otherwise pixels stay as they are loaded.
         valid_fraction: share of a task's images held out as its ``"valid"`` split.
         max_valid: upper bound on their number, since ``full_batch("valid")`` is measured for many inner runs at once.
-        options: ``activations``, ``batch_sizes``, ``schemes`` of :class:`ModelFamily`.
+        options: ``activations``, ``batch_sizes``, ``schemes``, ``init_scales`` of :class:`ModelFamily`.
 
     Raises:
         ValueError: if a list is empty, an entry is unknown, or data cannot be loaded.
@@ -52,7 +52,7 @@ class ImageFamily(ModelFamily):
         max_valid: int | None = 512,
         **options: Any,
     ) -> None:
-        super().__init__(rescale=variety, **options)
+        super().__init__(**(options if variety else {**options, "init_scales": (1.0, 1.0)}))
         self.variety = variety
         self.preparation = {"size": size, "max_size": max_size, "grey": grey, "standardise": standardise}
         self.valid_fraction = valid_fraction
@@ -95,7 +95,7 @@ class ImageFamily(ModelFamily):
             label += f"~{variety.tag}"
         architecture, shape = self._draw(train, generator)
         settings |= architecture
-        name = f"{self.name}/{label}/{shape}/{settings['activation']}/b{settings['batch_size']}"
+        name = self.task_name(label, shape, settings)
         return type(self).task_class(train, valid, **settings, name=name, config=config | settings)
 
     @abstractmethod

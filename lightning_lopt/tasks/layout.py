@@ -15,8 +15,9 @@ from lightning_lopt.rules.base import Params, Role
 
 Law = Literal["uniform", "normal", "constant"]
 SCHEMES = ("uniform", "lecun", "he")
-"""How weights begin. ``"uniform"``: in ±1/√fan_in, biases too, as PyTorch does; ``"lecun"`` and ``"he"``: normal of
-deviation 1/√fan_in and √(2/fan_in), cut at two deviations, biases 0, as Flax and Haiku do."""
+"""How weights begin. ``"uniform"``: in ±1/√fan_in, biases too, as PyTorch does. ``"lecun"``: normal of deviation
+1/√fan_in, cut at two deviations, biases 0, as Flax and Haiku do. ``"he"``: the same, times √2 where an activation
+follows."""
 
 _INSIDE = math.erf(math.sqrt(2.0))  # share of a normal distribution within two standard deviations
 
@@ -52,7 +53,7 @@ class Layout:
 
     Args:
         scheme: name in :data:`SCHEMES`.
-        scale: factor on initial weights and tables; biases, and vectors that begin as constants, are left alone.
+        scale: factor on initial weights and tables; biases and normalisations are left alone.
 
     Raises:
         ValueError: if the scheme is unknown.
@@ -79,23 +80,24 @@ class Layout:
         """All parameters, from ``generator`` alone."""
         return {name: entry.draw(generator) for name, entry in self.entries.items()}
 
-    def linear(self, name: str, fan_in: int, out: int, *, role: Role = "matrix", bias: bool = True) -> None:
-        """``name.weight`` (out, fan_in) and ``name.bias`` (out,)."""
-        self.weight(f"{name}.weight", (out, fan_in), fan_in, role)
-        if bias:
-            self.bias(f"{name}.bias", out, fan_in)
+    def linear(self, name: str, fan_in: int, out: int, *, role: Role = "matrix", active: bool = False) -> None:
+        """``name.weight`` (out, fan_in) and ``name.bias`` (out,); ``active`` says that an activation follows."""
+        self._weight(f"{name}.weight", (out, fan_in), fan_in, role, active)
+        self._bias(f"{name}.bias", out, fan_in)
 
-    def conv(self, name: str, fan_in: int, out: int, kernel: int = 3, *, bias: bool = True) -> None:
-        """``name.weight`` (out, fan_in, kernel, kernel) and ``name.bias`` (out,)."""
-        self.weight(f"{name}.weight", (out, fan_in, kernel, kernel), fan_in * kernel**2)
+    def conv(
+        self, name: str, fan_in: int, out: int, kernel: int = 3, *, bias: bool = True, active: bool = True
+    ) -> None:
+        """``name.weight`` (out, fan_in, kernel, kernel) and, if there is to be one, ``name.bias`` (out,)."""
+        self._weight(f"{name}.weight", (out, fan_in, kernel, kernel), fan_in * kernel**2, "matrix", active)
         if bias:
-            self.bias(f"{name}.bias", out, fan_in * kernel**2)
+            self._bias(f"{name}.bias", out, fan_in * kernel**2)
 
     def mlp(self, sizes: Sequence[int], prefix: str = "layers", *, last: Role = "head", norm: bool = False) -> None:
         """``prefix.0`` and so on, from ``sizes[0]`` inputs to ``sizes[-1]`` outputs; see :func:`.layers.mlp`."""
         for layer, (fan_in, out) in enumerate(pairwise(sizes)):
             is_last = layer == len(sizes) - 2
-            self.linear(f"{prefix}.{layer}", fan_in, out, role=last if is_last else "matrix")
+            self.linear(f"{prefix}.{layer}", fan_in, out, role=last if is_last else "matrix", active=not is_last)
             if norm and not is_last:
                 self.norm(f"{prefix}.{layer}.norm", out)
 
@@ -108,14 +110,16 @@ class Layout:
         """An embedding ``name.weight`` (rows, width), normal of deviation scale/√width: rows have norm about scale."""
         self.entries[f"{name}.weight"] = Initial((rows, width), "embedding", "normal", self.scale / math.sqrt(width))
 
-    def weight(self, name: str, shape: tuple[int, ...], fan_in: int, role: Role = "matrix") -> None:
-        """A weight under the scheme."""
-        gain = math.sqrt(2.0) if self.scheme == "he" else 1.0
+    def vector(self, name: str, size: int) -> None:
+        """A free vector ``name`` (size,), normal of deviation scale/√size."""
+        self.entries[name] = Initial((size,), "vector", "normal", self.scale / math.sqrt(size))
+
+    def _weight(self, name: str, shape: tuple[int, ...], fan_in: int, role: Role, active: bool) -> None:
+        gain = math.sqrt(2.0) if active and self.scheme == "he" else 1.0
         law: Law = "uniform" if self.scheme == "uniform" else "normal"
         self.entries[name] = Initial(shape, role, law, gain * self.scale / math.sqrt(fan_in))
 
-    def bias(self, name: str, size: int, fan_in: int) -> None:
-        """A bias under the scheme."""
+    def _bias(self, name: str, size: int, fan_in: int) -> None:
         if self.scheme == "uniform":
             self.entries[name] = Initial((size,), "vector", "uniform", 1 / math.sqrt(fan_in))
         else:
