@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_lopt.rules.base import Params
-from lightning_lopt.tasks._draw import chance, check_sizes, choice, integer, log_uniform, uniform
+from lightning_lopt.tasks._draw import chance, check_sizes, choice, integer, uniform
 from lightning_lopt.tasks.base import Batch, Split, Task
 from lightning_lopt.tasks.examples import accuracy
 from lightning_lopt.tasks.layout import Layout
@@ -144,10 +144,9 @@ class CharFamily(ModelFamily):
     def sample(self, generator: torch.Generator) -> CharTask:
         source = choice(self.sources, generator)
         settings = self.draw_common(generator) | {"length": self.pick("lengths", generator)}
-        least, most = self.ranges["excerpts"]
-        size = min(round(log_uniform(least, most, generator)), len(source))
+        size = min(self.between("excerpts", generator), len(source))
         start = integer(0, len(source) - size + 1, generator)
-        excerpt = {
+        excerpt: dict[str, Any] = {
             "start": start,
             "size": size,
             "vocabulary": min(self.pick("vocabularies", generator), len(source.alphabet)),

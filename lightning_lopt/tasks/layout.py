@@ -114,6 +114,10 @@ class Layout:
         """A free vector ``name`` (size,), normal of deviation scale/√size."""
         self.entries[name] = Initial((size,), "vector", "normal", self.scale / math.sqrt(size))
 
+    def weight(self, name: str, shape: tuple[int, int]) -> None:
+        """A matrix ``name`` (out, fan_in) without a bias."""
+        self._weight(name, shape, shape[1], "matrix", False)
+
     def _weight(self, name: str, shape: tuple[int, ...], fan_in: int, role: Role, active: bool) -> None:
         gain = math.sqrt(2.0) if active and self.scheme == "he" else 1.0
         law: Law = "uniform" if self.scheme == "uniform" else "normal"

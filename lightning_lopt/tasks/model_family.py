@@ -58,6 +58,11 @@ class ModelFamily(TaskFamily):
         """One entry of the list ``name`` of :attr:`ranges`."""
         return choice(self.ranges[name], generator)
 
+    def between(self, name: str, generator: torch.Generator) -> int:
+        """An integer between the two of the list ``name`` of :attr:`ranges`, uniformly in its logarithm."""
+        low, high = self.ranges[name]
+        return round(log_uniform(low, high, generator))
+
     def draw_common(self, generator: torch.Generator) -> dict[str, Any]:
         """Settings that every network has, as keyword arguments of its task."""
         settings: dict[str, Any] = {}
