@@ -109,7 +109,7 @@ class ImageCNN(ImageFamily):
         readouts: Sequence[str] = READOUTS,
         **options: Any,
     ) -> None:
-        super().__init__(data, **{"schemes": ("uniform",), **options})
+        super().__init__(data, **{"schemes": ("uniform",), "init_scales": (0.5, 2.0), **options})
         self.ranges |= {
             "depths": check_sizes(depths, "depths"),
             "channels": check_sizes(channels, "channels"),

@@ -73,7 +73,9 @@ class ImageMLP(ImageFamily):
         widths: Sequence[int] = (16, 32, 64, 128),
         **options: Any,
     ) -> None:
-        super().__init__(data, **{"schemes": ("uniform",), "batch_sizes": (16, 32, 64, 128), **options})
+        super().__init__(
+            data, **{"schemes": ("uniform",), "init_scales": (0.5, 2.0), "batch_sizes": (16, 32, 64, 128), **options}
+        )
         self.ranges |= {"depths": check_sizes(depths, "depths"), "widths": check_sizes(widths, "widths")}
 
     def _draw(self, train: LabelledImages, generator: torch.Generator) -> tuple[dict[str, Any], str]:

@@ -37,7 +37,7 @@ class ModelFamily(TaskFamily):
         activations: Sequence[str] | None = tuple(ACTIVATIONS),
         batch_sizes: Sequence[int] = (16, 32, 64),
         schemes: Sequence[str] = SCHEMES,
-        init_scales: tuple[float, float] = (0.5, 2.0),
+        init_scales: tuple[float, float] = (0.5, 1.5),
     ) -> None:
         low, high = check_numbers(init_scales, "init_scales")
         if not 0 < low <= high:

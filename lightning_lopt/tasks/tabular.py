@@ -151,7 +151,7 @@ class TabularFamily(ModelFamily):
         settings["widths"] = [self.pick("widths", generator) for _ in range(self.pick("depths", generator))]
         settings |= {"norm": chance(0.25, generator), "objective": choice(self.objectives, generator)}
         columns: dict[str, Any] = {
-            "spread": round(uniform(0.2, 1.5, generator), 3) if chance(0.5, generator) else 0.0,
+            "spread": round(uniform(0.2, 1.0, generator), 3) if chance(0.5, generator) else 0.0,
             "mixed": round(uniform(0.5, 1.0, generator), 3) if chance(0.25, generator) else 0.0,
             "noise": round(uniform(0.0, 0.3, generator), 3) if chance(0.3, generator) else 0.0,
             "tag": f"{integer(0, 16**6, generator):06x}",
@@ -187,9 +187,6 @@ class TabularRegression(TabularFamily):
     name = "tabular_regression"
     embedded = VALUE_TABLES
     objectives = ("squared", "huber")
-
-    def __init__(self, data: TableLike | None = None, *lists: Sequence[int], **options: Any) -> None:
-        super().__init__(data, *lists, **{"init_scales": (0.5, 1.25), **options})
 
     def _draw_table(self, generator: torch.Generator) -> Table:
         return draw_value_table(generator)

@@ -88,7 +88,7 @@ class Teacher(ModelFamily):
         examples: tuple[int, int] = (500, 10_000),
         **options: Any,
     ) -> None:
-        super().__init__(**{"init_scales": (0.5, 1.25), **options})
+        super().__init__(**options)
         self.ranges |= {
             "dims": check_sizes(dims, "dims"),
             "outputs": check_sizes(outputs, "outputs"),
