@@ -5,9 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from lightning_lopt.seeding import generator
-from lightning_lopt.tasks import ImageCNNTask, ImageMLPTask, LabelledImages, Task
+from lightning_lopt.tasks import (
+    CharRNNTask,
+    CharTransformerTask,
+    ImageCNNTask,
+    ImageMLPTask,
+    ImageResNetTask,
+    ImageViTTask,
+    LabelledImages,
+    Task,
+)
 from lightning_lopt.tasks.data import DataLike, resolve
+from lightning_lopt.tasks.text import Text, resolve_texts
 
 
 @dataclass(frozen=True)
@@ -19,17 +31,33 @@ class Problem:
     horizon: int
 
 
-def _images(data: LabelledImages) -> list[Problem]:
-    halves, label = data.standardised().split(0.2, generator(0, "split")), data.name
+def images(data: LabelledImages) -> list[Problem]:
+    """A perceptron, a convolutional network, a deep perceptron that starts badly, and a long run, on given images."""
+    halves, label = _halves(data), data.name
     return [
-        Problem(f"{label}-mlp", ImageMLPTask(*halves, (64, 64), "relu", 64), 300),
-        Problem(f"{label}-cnn", ImageCNNTask(*halves, (16, 32), "relu", "max"), 300),
-        Problem(f"{label}-long", ImageMLPTask(*halves, (32,), "gelu", 32), 3000),
-        Problem(f"{label}-deep", ImageMLPTask(*halves, (32,) * 8, "tanh", 32, init_scale=1.5), 500),
+        Problem(f"{label}-mlp", ImageMLPTask(*halves, (64, 64), batch_size=64), 300),
+        Problem(f"{label}-cnn", ImageCNNTask(*halves, (16, 32), batch_size=32), 300),
+        Problem(f"{label}-deep", ImageMLPTask(*halves, (32,) * 8, "tanh", init_scale=1.5, batch_size=32), 500),
+        Problem(f"{label}-long", ImageMLPTask(*halves, (32,), "gelu", batch_size=32), 3000),
     ]
 
 
-SUITES: dict[str, Callable[[LabelledImages], list[Problem]]] = {"images": _images}
+def held_out(data: LabelledImages) -> list[Problem]:
+    """Architectures and horizons that the embedded rules were not meta-trained on; text is the standard library's."""
+    halves, label = _halves(data), data.name
+    text = resolve_texts(None)[0]
+    train, valid = _excerpt(text)
+    return [
+        Problem(f"{label}-vit", ImageViTTask(*halves, batch_size=64), 300),
+        Problem(f"{label}-resnet", ImageResNetTask(*halves, (8, 16), batch_size=32), 300),
+        Problem(f"{text.name}-gru", CharRNNTask(train, valid, VOCABULARY, width=48, batch_size=8), 500),
+        Problem(f"{text.name}-transformer", CharTransformerTask(train, valid, VOCABULARY, batch_size=8), 500),
+        *(problem for problem in images(data) if problem.name.endswith(("-deep", "-long"))),
+    ]
+
+
+VOCABULARY = 64
+SUITES: dict[str, Callable[[LabelledImages], list[Problem]]] = {"images": images, "held_out": held_out}
 """Suites by name, each a function of the images."""
 
 
@@ -41,4 +69,15 @@ def make_suite(name: str, data: DataLike | None = None) -> list[Problem]:
     """
     if name not in SUITES:
         raise ValueError(f"there is no suite {name!r}; use one of {', '.join(map(repr, SUITES))}.")
-    return [problem for images in resolve(data) for problem in SUITES[name](images)]
+    return [problem for source in resolve(data) for problem in SUITES[name](source)]
+
+
+def _halves(data: LabelledImages) -> tuple[LabelledImages, LabelledImages]:
+    return data.standardised().split(0.2, generator(0, "split"), max_valid=1000)
+
+
+def _excerpt(text: Text) -> tuple[torch.Tensor, torch.Tensor]:
+    """The text's first nine tenths and its last one; rare characters become one."""
+    tokens = text.tokens.clamp(max=VOCABULARY - 1)
+    cut = 9 * len(tokens) // 10
+    return tokens[:cut], tokens[cut:]

@@ -9,11 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_lopt.rules.base import Params, Role
-from lightning_lopt.tasks._draw import check_names, check_sizes, choice
+from lightning_lopt.rules.base import Params
+from lightning_lopt.tasks._draw import check_names, check_sizes
 from lightning_lopt.tasks.data import DataLike
-from lightning_lopt.tasks.image import ACTIVATIONS, ClassificationTask, ImageFamily, uniform_init
+from lightning_lopt.tasks.examples import ClassificationTask
+from lightning_lopt.tasks.image import ImageFamily
 from lightning_lopt.tasks.labelled_images import LabelledImages
+from lightning_lopt.tasks.layers import ACTIVATIONS, linear
+from lightning_lopt.tasks.layout import Layout
 
 DOWNSAMPLINGS = ("stride", "max", "mean")
 READOUTS = ("mean", "flatten")
@@ -27,13 +30,12 @@ class ImageCNNTask(ClassificationTask):
         train: images to train on.
         valid: held-out images.
         channels: output channels of each convolution, at least one.
-        activation: name in :data:`~lightning_lopt.tasks.image.ACTIVATIONS`.
+        activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
         downsampling: how images shrink: ``"stride"`` of the convolution, ``"max"`` or ``"mean"`` over 2×2 pixels.
         readout: what the head reads: ``"mean"`` over the image, or all of it (``"flatten"``).
-        batch_size: images in a mini-batch.
-        init_scale: factor on the initial weights (biases excepted) of PyTorch's default.
-        name: name of the task.
-        config: what was drawn for it.
+        scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
+        init_scale: factor on the initial weights (biases excepted).
+        options: ``batch_size``, ``name``, ``config``.
     """
 
     def __init__(
@@ -44,39 +46,24 @@ class ImageCNNTask(ClassificationTask):
         activation: str = "relu",
         downsampling: str = "max",
         readout: str = "mean",
-        batch_size: int = 32,
+        scheme: str = "uniform",
         init_scale: float = 1.0,
-        name: str = "image_cnn",
-        config: dict[str, Any] | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(train, valid, batch_size, name, config or {})
         depth, height, width = train.shape
-        self.channels = (depth, *channels)
-        self.activation = ACTIVATIONS[activation]
-        self.downsampling = downsampling
-        self.readout = readout
-        self.init_scale = init_scale
+        layout = Layout(scheme, init_scale)
         self.halves: list[bool] = []
-        for _ in channels:
+        for layer, (fan_in, out) in enumerate(zip((depth, *channels[:-1]), channels, strict=True)):
+            layout.conv(f"convs.{layer}", fan_in, out)
             self.halves.append(min(height, width) >= 4)
             if self.halves[-1]:
                 height, width = (height + 1) // 2, (width + 1) // 2
-        self.features = self.channels[-1] * (height * width if readout == "flatten" else 1)
-        self.roles: dict[str, Role] = {}
-        for layer in range(len(channels)):
-            self.roles |= {f"convs.{layer}.weight": "matrix", f"convs.{layer}.bias": "vector"}
-        self.roles |= {"head.weight": "head", "head.bias": "vector"}
-
-    def init(self, generator: torch.Generator) -> Params:
-        params: Params = {}
-        for layer, (fan_in, out) in enumerate(zip(self.channels[:-1], self.channels[1:], strict=True)):
-            shape = (out, fan_in, 3, 3)
-            params[f"convs.{layer}.weight"] = uniform_init(shape, 9 * fan_in, self.init_scale, generator)
-            params[f"convs.{layer}.bias"] = uniform_init((out,), 9 * fan_in, 1.0, generator)
-        shape_head = (self.classes, self.features)
-        params["head.weight"] = uniform_init(shape_head, self.features, self.init_scale, generator)
-        params["head.bias"] = uniform_init((self.classes,), self.features, 1.0, generator)
-        return params
+        features = channels[-1] * (height * width if readout == "flatten" else 1)
+        layout.linear("head", features, train.classes, role="head")
+        super().__init__(train, valid, layout, **options)
+        self.activation = ACTIVATIONS[activation]
+        self.downsampling = downsampling
+        self.readout = readout
 
     def logits(self, params: Params, inputs: Tensor) -> Tensor:
         # Plain conv2d, which vmap turns into one grouped convolution: measured forward and backward under vmap (PyTorch
@@ -93,7 +80,7 @@ class ImageCNNTask(ClassificationTask):
             elif halve and self.downsampling == "mean":
                 x = F.avg_pool2d(x, 2, ceil_mode=True)
         x = x.mean((2, 3)) if self.readout == "mean" else x.flatten(1)
-        return F.linear(x, params["head.weight"], params["head.bias"])
+        return linear(params, "head", x)
 
 
 class ImageCNN(ImageFamily):
@@ -105,13 +92,13 @@ class ImageCNN(ImageFamily):
         channels: channels to draw from, for each convolution anew.
         downsamplings: some of :data:`DOWNSAMPLINGS`.
         readouts: some of :data:`READOUTS`.
-        options: ``activations``, ``batch_sizes``, ``variety``, ``size``, ``valid_fraction``, ``max_valid``.
 
     Raises:
         ValueError: if a list is empty, an entry is unknown, or data cannot be loaded.
     """
 
     name = "image_cnn"
+    task_class = ImageCNNTask
 
     def __init__(
         self,
@@ -122,32 +109,16 @@ class ImageCNN(ImageFamily):
         readouts: Sequence[str] = READOUTS,
         **options: Any,
     ) -> None:
-        super().__init__(data, **{"batch_sizes": (16, 32, 64), **options})
-        self.depths = check_sizes(depths, "depths")
-        self.channels = check_sizes(channels, "channels")
-        self.downsamplings = check_names(downsamplings, "downsamplings", DOWNSAMPLINGS)
-        self.readouts = check_names(readouts, "readouts", READOUTS)
+        super().__init__(data, **{"schemes": ("uniform",), "init_scales": (0.5, 2.0), **options})
+        self.ranges |= {
+            "depths": check_sizes(depths, "depths"),
+            "channels": check_sizes(channels, "channels"),
+            "downsamplings": check_names(downsamplings, "downsamplings", DOWNSAMPLINGS),
+            "readouts": check_names(readouts, "readouts", READOUTS),
+        }
 
-    @property
-    def config(self) -> dict[str, Any]:
-        lists = {"depths": self.depths, "channels": self.channels, "readouts": self.readouts}
-        lists |= {"downsamplings": self.downsamplings}
-        return super().config | {key: list(values) for key, values in lists.items()}
-
-    def _build(
-        self,
-        train: LabelledImages,
-        valid: LabelledImages,
-        config: dict[str, Any],
-        label: str,
-        generator: torch.Generator,
-    ) -> ImageCNNTask:
-        channels = [choice(self.channels, generator) for _ in range(choice(self.depths, generator))]
-        downsampling, readout = choice(self.downsamplings, generator), choice(self.readouts, generator)
-        config |= {"channels": channels, "downsampling": downsampling, "readout": readout}
-        layers = "-".join([*(f"c{count}" for count in channels), readout, str(train.classes)])
-        activation, batch_size = config["activation"], config["batch_size"]
-        name = f"{self.name}/{label}/{layers}/{activation}-{downsampling}/b{batch_size}"
-        return ImageCNNTask(
-            train, valid, channels, activation, downsampling, readout, batch_size, config["init_scale"], name, config
-        )
+    def _draw(self, train: LabelledImages, generator: torch.Generator) -> tuple[dict[str, Any], str]:
+        channels = [self.pick("channels", generator) for _ in range(self.pick("depths", generator))]
+        downsampling, readout = self.pick("downsamplings", generator), self.pick("readouts", generator)
+        shape = "-".join([*(f"c{count}" for count in channels), downsampling, readout, str(train.classes)])
+        return {"channels": channels, "downsampling": downsampling, "readout": readout}, shape

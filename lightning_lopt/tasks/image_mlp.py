@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_lopt.rules.base import Params, Role
-from lightning_lopt.tasks._draw import check_sizes, choice
+from lightning_lopt.rules.base import Params
+from lightning_lopt.tasks._draw import check_sizes
 from lightning_lopt.tasks.data import DataLike
-from lightning_lopt.tasks.image import ACTIVATIONS, ClassificationTask, ImageFamily, uniform_init
+from lightning_lopt.tasks.examples import ClassificationTask
+from lightning_lopt.tasks.image import ImageFamily
 from lightning_lopt.tasks.labelled_images import LabelledImages
+from lightning_lopt.tasks.layers import ACTIVATIONS, mlp
+from lightning_lopt.tasks.layout import Layout
 
 
 class ImageMLPTask(ClassificationTask):
@@ -23,11 +25,10 @@ class ImageMLPTask(ClassificationTask):
         train: images to train on.
         valid: held-out images.
         widths: width of each hidden layer; none of them makes logistic regression.
-        activation: name in :data:`~lightning_lopt.tasks.image.ACTIVATIONS`.
-        batch_size: images in a mini-batch.
-        init_scale: factor on the initial weights (biases excepted) of PyTorch's default.
-        name: name of the task.
-        config: what was drawn for it.
+        activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
+        scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
+        init_scale: factor on the initial weights (biases excepted).
+        options: ``batch_size``, ``name``, ``config``.
     """
 
     def __init__(
@@ -36,35 +37,18 @@ class ImageMLPTask(ClassificationTask):
         valid: LabelledImages,
         widths: Sequence[int],
         activation: str = "relu",
-        batch_size: int = 32,
+        scheme: str = "uniform",
         init_scale: float = 1.0,
-        name: str = "image_mlp",
-        config: dict[str, Any] | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(train, valid, batch_size, name, config or {})
-        self.sizes = (train.features, *widths, train.classes)
+        layout = Layout(scheme, init_scale)
+        layout.mlp((train.features, *widths, train.classes))
+        super().__init__(train, valid, layout, **options)
+        self.layers = len(widths) + 1
         self.activation = ACTIVATIONS[activation]
-        self.init_scale = init_scale
-        self.layers = len(self.sizes) - 1
-        self.roles: dict[str, Role] = {}
-        for layer in range(self.layers):
-            self.roles[f"layers.{layer}.weight"] = "head" if layer == self.layers - 1 else "matrix"
-            self.roles[f"layers.{layer}.bias"] = "vector"
-
-    def init(self, generator: torch.Generator) -> Params:
-        params: Params = {}
-        for layer, (fan_in, out) in enumerate(zip(self.sizes[:-1], self.sizes[1:], strict=True)):
-            params[f"layers.{layer}.weight"] = uniform_init((out, fan_in), fan_in, self.init_scale, generator)
-            params[f"layers.{layer}.bias"] = uniform_init((out,), fan_in, 1.0, generator)
-        return params
 
     def logits(self, params: Params, inputs: Tensor) -> Tensor:
-        x = inputs.flatten(1)
-        for layer in range(self.layers):
-            x = F.linear(x, params[f"layers.{layer}.weight"], params[f"layers.{layer}.bias"])
-            if layer < self.layers - 1:
-                x = self.activation(x)
-        return x
+        return mlp(params, "layers", inputs.flatten(1), self.layers, self.activation)
 
 
 class ImageMLP(ImageFamily):
@@ -74,13 +58,13 @@ class ImageMLP(ImageFamily):
         data: where images come from; see :class:`~lightning_lopt.tasks.image.ImageFamily`, also for ``options``.
         depths: numbers of hidden layers to draw from.
         widths: widths to draw from, for each hidden layer anew.
-        options: ``activations``, ``batch_sizes``, ``variety``, ``size``, ``valid_fraction``, ``max_valid``.
 
     Raises:
         ValueError: if a list is empty, an entry is unknown, or data cannot be loaded.
     """
 
     name = "image_mlp"
+    task_class = ImageMLPTask
 
     def __init__(
         self,
@@ -89,25 +73,11 @@ class ImageMLP(ImageFamily):
         widths: Sequence[int] = (16, 32, 64, 128),
         **options: Any,
     ) -> None:
-        super().__init__(data, **options)
-        self.depths = check_sizes(depths, "depths")
-        self.widths = check_sizes(widths, "widths")
+        super().__init__(
+            data, **{"schemes": ("uniform",), "init_scales": (0.5, 2.0), "batch_sizes": (16, 32, 64, 128), **options}
+        )
+        self.ranges |= {"depths": check_sizes(depths, "depths"), "widths": check_sizes(widths, "widths")}
 
-    @property
-    def config(self) -> dict[str, Any]:
-        return {**super().config, "depths": list(self.depths), "widths": list(self.widths)}
-
-    def _build(
-        self,
-        train: LabelledImages,
-        valid: LabelledImages,
-        config: dict[str, Any],
-        label: str,
-        generator: torch.Generator,
-    ) -> ImageMLPTask:
-        widths = [choice(self.widths, generator) for _ in range(choice(self.depths, generator))]
-        config["widths"] = widths
-        layers = "-".join(map(str, (train.features, *widths, train.classes)))
-        activation, batch_size = config["activation"], config["batch_size"]
-        name = f"{self.name}/{label}/{layers}/{activation}/b{batch_size}"
-        return ImageMLPTask(train, valid, widths, activation, batch_size, config["init_scale"], name, config)
+    def _draw(self, train: LabelledImages, generator: torch.Generator) -> tuple[dict[str, Any], str]:
+        widths = [self.pick("widths", generator) for _ in range(self.pick("depths", generator))]
+        return {"widths": widths}, "-".join(map(str, (train.features, *widths, train.classes)))

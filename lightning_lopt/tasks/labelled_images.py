@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_lopt.tasks._draw import split_indices
+
 MAX_CLASSES = 10_000
 """Labels from here on are refused: they are more likely identifiers than classes, and a head would not fit."""
 
@@ -113,6 +115,10 @@ class LabelledImages:
         deviation = centred.square().mean((0, 2, 3), keepdim=True).sqrt()
         return replace(self, inputs=centred / torch.where(deviation > 1e-6, deviation, 1.0))
 
+    def grey(self) -> LabelledImages:
+        """One channel, the mean of all."""
+        return replace(self, inputs=self.inputs.mean(1, keepdim=True))
+
     def resized(self, size: int) -> LabelledImages:
         """``size`` × ``size`` images: averaged over areas where they shrink, bilinear where they grow.
 
@@ -140,16 +146,8 @@ class LabelledImages:
         Raises:
             ValueError: if the fraction is outside (0, 1), ``max_valid`` below 1, or there is only one image.
         """
-        if not 0 < valid_fraction < 1:
-            raise ValueError(f"valid_fraction must lie in (0, 1), got {valid_fraction!r}.")
-        if max_valid is not None and max_valid < 1:
-            raise ValueError(f"max_valid must be 1 or more, got {max_valid!r}.")
-        if len(self) < 2:
-            raise ValueError(f"{self.name}: one image cannot be split into train and valid; use at least two.")
-        valid = min(max(round(valid_fraction * len(self)), 1), len(self) - 1)
-        valid = valid if max_valid is None else min(valid, max_valid)
-        order = torch.randperm(len(self), generator=generator)
-        return self.take(order[valid:]), self.take(order[:valid])
+        train, valid = split_indices(len(self), valid_fraction, generator, max_valid, self.name)
+        return self.take(train), self.take(valid)
 
 
 def _images(x: np.ndarray[Any, Any], name: str) -> Tensor:

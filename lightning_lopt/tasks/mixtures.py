@@ -5,24 +5,66 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from lightning_lopt.tasks.base import TaskFamily
+from lightning_lopt.tasks.categorical import Categorical
+from lightning_lopt.tasks.celo import Celo4
+from lightning_lopt.tasks.char_rnn import CharRNN
+from lightning_lopt.tasks.char_transformer import CharTransformer
 from lightning_lopt.tasks.data import DataLike, resolve
+from lightning_lopt.tasks.image_autoencoder import ImageAutoencoder
 from lightning_lopt.tasks.image_cnn import ImageCNN
+from lightning_lopt.tasks.image_mixer import ImageMixer
 from lightning_lopt.tasks.image_mlp import ImageMLP
+from lightning_lopt.tasks.image_resnet import ImageResNet
+from lightning_lopt.tasks.image_vae import ImageVAE
+from lightning_lopt.tasks.image_vit import ImageViT
+from lightning_lopt.tasks.least_squares import LeastSquares
 from lightning_lopt.tasks.quadratic import QuadraticFamily
+from lightning_lopt.tasks.tabular import TabularClassification, TabularRegression
+from lightning_lopt.tasks.teacher import Teacher
+from lightning_lopt.tasks.text import TextLike, resolve_texts
 
-FAMILIES: dict[str, Callable[[DataLike | None], TaskFamily]] = {
-    "image_mlp": lambda data: ImageMLP(data),
-    "image_cnn": lambda data: ImageCNN(data),
-    "quadratic": lambda data: QuadraticFamily(),
+IMAGE_FAMILIES: dict[str, Callable[[DataLike | None], TaskFamily]] = {
+    "image_mlp": ImageMLP,
+    "image_cnn": ImageCNN,
+    "image_resnet": ImageResNet,
+    "image_vit": ImageViT,
+    "image_mixer": ImageMixer,
+    "image_autoencoder": ImageAutoencoder,
+    "image_vae": ImageVAE,
+    "celo4": Celo4,
 }
-"""How to build each family from the data of a mixture; a family without images leaves it aside."""
+"""Families on images, built from the images of a mixture."""
 
-MIXTURES: dict[str, tuple[str, ...]] = {"image": ("image_mlp", "image_cnn")}
-"""Names for several families at once."""
+TEXT_FAMILIES: dict[str, Callable[[TextLike | None], TaskFamily]] = {
+    "char_rnn": CharRNN,
+    "char_transformer": CharTransformer,
+}
+"""Families on text, built from the text of a mixture."""
+
+OTHER_FAMILIES: dict[str, Callable[[], TaskFamily]] = {
+    "tabular_classification": TabularClassification,
+    "tabular_regression": TabularRegression,
+    "categorical": Categorical,
+    "teacher": Teacher,
+    "least_squares": LeastSquares,
+    "quadratic": QuadraticFamily,
+}
+"""Families that bring their own data."""
+
+FAMILIES: tuple[str, ...] = (*IMAGE_FAMILIES, *TEXT_FAMILIES, *OTHER_FAMILIES)
+"""Names of all families."""
+
+MIXTURES: dict[str, tuple[str, ...]] = {
+    "image": ("image_mlp", "image_cnn"),
+    "broad": tuple(name for name in FAMILIES if name != "celo4"),
+}
+"""Names for several families at once: ``"broad"`` is all but ``"celo4"``, which are tasks of ``"image_mlp"``'s kind."""
 
 
 def make_families(
-    families: str | TaskFamily | Sequence[str | TaskFamily], data: DataLike | None = None
+    families: str | TaskFamily | Sequence[str | TaskFamily],
+    data: DataLike | None = None,
+    text: TextLike | None = None,
 ) -> list[TaskFamily]:
     """Families from names: of a family, of a mixture, or several of these joined by ``+``.
 
@@ -30,6 +72,7 @@ def make_families(
         families: for instance ``"image_mlp"``, ``"image+quadratic"``, or a list of names and families; a name that is
             there twice counts twice.
         data: images for the families that need them, as for :class:`~lightning_lopt.tasks.ImageMLP`, loaded once.
+        text: text for the families that need it, as for :class:`~lightning_lopt.tasks.CharRNN`, loaded once.
 
     Raises:
         ValueError: if a name is unknown, or there is none.
@@ -50,7 +93,19 @@ def make_families(
             raise ValueError(f"there is no task family {name!r}; use one or more of {_known()}, joined by '+'.")
     if data is not None:
         data = resolve(data)
-    return [FAMILIES[entry](data) if isinstance(entry, str) else entry for entry in flat]
+    if text is not None:
+        text = resolve_texts(text)
+    made: list[TaskFamily] = []
+    for entry in flat:
+        if isinstance(entry, TaskFamily):
+            made.append(entry)
+        elif entry in IMAGE_FAMILIES:
+            made.append(IMAGE_FAMILIES[entry](data))
+        elif entry in TEXT_FAMILIES:
+            made.append(TEXT_FAMILIES[entry](text))
+        else:
+            made.append(OTHER_FAMILIES[entry]())
+    return made
 
 
 def _known() -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.rules.base import Params, Role
-from lightning_lopt.tasks._draw import check_sizes, choice, integer
+from lightning_lopt.tasks._draw import check_numbers, check_sizes, choice, integer
 from lightning_lopt.tasks.base import Batch, Split, Task, TaskFamily
 
 
@@ -133,12 +133,8 @@ class QuadraticFamily(TaskFamily):
         noises: Sequence[float] = (0.0, 0.01, 0.1),
     ) -> None:
         self.dims = check_sizes(dims, "dims")
-        self.conditions = tuple(float(condition) for condition in conditions)
-        self.noises = tuple(float(noise) for noise in noises)
-        if not self.conditions or not all(condition >= 1 for condition in self.conditions):
-            raise ValueError(f"conditions must be numbers >= 1, at least one of them, got {conditions!r}.")
-        if not self.noises or not all(noise >= 0 for noise in self.noises):
-            raise ValueError(f"noises must be numbers >= 0, at least one of them, got {noises!r}.")
+        self.conditions = check_numbers(conditions, "conditions", 1.0)
+        self.noises = check_numbers(noises, "noises")
 
     @property
     def config(self) -> dict[str, Any]:

@@ -306,7 +306,7 @@ def test_split_is_disjoint_complete_and_repeatable(blobs):
         (9, 0.0, None, r"valid_fraction must lie in \(0, 1\), got 0.0"),
         (9, 1.0, None, "valid_fraction"),
         (9, 0.5, 0, "max_valid must be 1 or more, got 0"),
-        (1, 0.5, None, "one image cannot be split"),
+        (1, 0.5, None, "one example cannot be split"),
     ],
 )
 def test_impossible_splits(blobs, count, fraction, limit, sentence):

@@ -106,7 +106,7 @@ def test_options_reach_the_tasks(blobs):
     assert {task.name for task in tasks} == {f"image_mlp/{name}/9-7-7-4/gelu/b5" for name in ("blobs", "other")}
     assert len(tasks[0].full_batch("valid")["targets"]) == 6
     cnn = ImageCNN(blobs, (1,), (7,), ("max",), ("flatten",), activations=("relu",), batch_sizes=(5,), variety=False)
-    assert cnn.sample(generator(0)).name == "image_cnn/blobs/c7-flatten-4/relu-max/b5"
+    assert cnn.sample(generator(0)).name == "image_cnn/blobs/c7-max-flatten-4/relu/b5"
 
 
 @pytest.mark.parametrize(

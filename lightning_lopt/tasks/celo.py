@@ -1,0 +1,41 @@
+"""The four small image problems on which Celo and Celo2 were meta-trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_lopt.tasks.data import DataLike
+from lightning_lopt.tasks.image_mlp import ImageMLP
+
+
+class Celo4(ImageMLP):
+    """Perceptrons 64-32-10 with ReLU on 8×8 grey images, batches of 64, pixels in [0, 1] without standardisation.
+
+    Weights begin normal with deviation 1/√fan_in, cut at two deviations, biases at 0. The papers draw from MNIST,
+    Fashion-MNIST, CIFAR-10 and SVHN with equal probability; here ``data`` gives whatever of them is at hand (paths, as
+    for :class:`~lightning_lopt.tasks.ImageMLP`), and scikit-learn's digits stand in where it is ``None``. The family's
+    ``config["data"]`` names what is used. Images shrink by averaging areas, where the papers interpolate.
+
+    Args:
+        data: one or several sources of images.
+        options: ``valid_fraction``, ``max_valid``; all else is fixed.
+
+    References: Moudgil et al. 2025, https://arxiv.org/abs/2501.12670
+    """
+
+    name = "celo4"
+
+    def __init__(self, data: DataLike | None = None, **options: Any) -> None:
+        super().__init__(
+            data,
+            depths=(1,),
+            widths=(32,),
+            activations=("relu",),
+            batch_sizes=(64,),
+            schemes=("lecun",),
+            variety=False,
+            size=8,
+            grey=True,
+            standardise=False,
+            **options,
+        )

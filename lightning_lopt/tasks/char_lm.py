@@ -1,0 +1,171 @@
+"""Language models of characters: what all their tasks and families share."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_lopt.rules.base import Params
+from lightning_lopt.tasks._draw import chance, check_sizes, choice, integer, uniform
+from lightning_lopt.tasks.base import Batch, Split, Task
+from lightning_lopt.tasks.examples import accuracy
+from lightning_lopt.tasks.layout import Layout
+from lightning_lopt.tasks.model_family import ModelFamily
+from lightning_lopt.tasks.text import TextLike, resolve_texts
+
+
+class CharTask(Task):
+    """Cross-entropy in nats per character of the next character; a subclass brings logits.
+
+    A batch is ``{"tokens": (*lead, B, T + 1) int64}``: windows that begin anywhere in the split. A split is measured on
+    windows that do not overlap, at most ``MAX_WINDOWS`` of them, evenly spaced.
+
+    Args:
+        train: tokens to train on, int64, shape ``(N,)``, longer than T.
+        valid: held-out tokens.
+        vocabulary: number of different tokens.
+        layout: the parameters.
+        length: T, tokens that are predicted in one window.
+        batch_size: B, windows in a mini-batch.
+        name: name of the task.
+        config: what was drawn for it.
+
+    Raises:
+        ValueError: if a split is not longer than T.
+    """
+
+    MAX_WINDOWS: ClassVar[int] = 128
+
+    def __init__(
+        self,
+        train: Tensor,
+        valid: Tensor,
+        vocabulary: int,
+        layout: Layout,
+        length: int = 32,
+        batch_size: int = 8,
+        name: str = "char_lm",
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        for split, tokens in (("train", train), ("valid", valid)):
+            if len(tokens) <= length:
+                raise ValueError(
+                    f"{name}: the {split} split has {len(tokens)} characters, too few for windows of {length} and the "
+                    "character after it; give a longer text."
+                )
+        self.tokens: dict[Split, Tensor] = {"train": train, "valid": valid}
+        self.layout = layout
+        self.roles = layout.roles
+        self.loss_scale = math.log(vocabulary)
+        self.length = length
+        self.batch_size = batch_size
+        self.name = name
+        self.config = config or {}
+
+    @abstractmethod
+    def logits(self, params: Params, tokens: Tensor) -> Tensor:
+        """Logits of the token after each, shape ``(B, T, vocabulary)``, for tokens of shape ``(B, T)``."""
+
+    def init(self, generator: torch.Generator) -> Params:
+        return self.layout.draw(generator)
+
+    def batch(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
+        tokens = self.tokens[split]
+        starts = torch.randint(len(tokens) - self.length, (*lead, self.batch_size, 1), generator=generator)
+        return {"tokens": tokens[starts + torch.arange(self.length + 1)]}
+
+    def full_batch(self, split: Split) -> Batch:
+        windows = self.tokens[split].unfold(0, self.length + 1, self.length)
+        kept = torch.linspace(0, len(windows) - 1, min(len(windows), self.MAX_WINDOWS)).round().long()
+        return {"tokens": windows[kept]}
+
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        tokens = batch["tokens"]
+        logits = self.logits(params, tokens[:, :-1])
+        return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+
+    def metrics(self, params: Params, batch: Batch) -> dict[str, Tensor]:
+        tokens = batch["tokens"]
+        return {"accuracy": accuracy(self.logits(params, tokens[:, :-1]), tokens[:, 1:])}
+
+
+class CharFamily(ModelFamily):
+    """What families of character models draw in the same way: an excerpt of a text, its alphabet, the window.
+
+    An excerpt may be read backwards, and up to a tenth of its training characters replaced by random ones. Its last
+    part is held out.
+
+    Args:
+        text: one or several texts or paths of text files; ``None`` means sources of Python's standard library.
+        lengths: lengths of a window to draw from.
+        vocabularies: numbers of different tokens to draw from; rarer characters of a text become one token.
+        excerpts: smallest and largest number of characters of an excerpt, drawn log-uniformly.
+        valid_fraction: share of an excerpt that is held out.
+        options: ``activations``, ``batch_sizes``, ``schemes``, ``init_scales`` of :class:`ModelFamily`.
+
+    Raises:
+        ValueError: if a list is empty, an entry is unknown, or a text cannot be loaded.
+    """
+
+    task_class: ClassVar[Callable[..., CharTask]]
+
+    def __init__(
+        self,
+        text: TextLike | None = None,
+        *,
+        lengths: Sequence[int] = (16, 24, 32),
+        vocabularies: Sequence[int] = (32, 64, 96),
+        excerpts: tuple[int, int] = (5_000, 100_000),
+        valid_fraction: float = 0.1,
+        **options: Any,
+    ) -> None:
+        super().__init__(**{"batch_sizes": (4, 8), **options})
+        self.ranges |= {
+            "lengths": check_sizes(lengths, "lengths"),
+            "vocabularies": check_sizes(vocabularies, "vocabularies"),
+            "excerpts": check_sizes(excerpts, "excerpts"),
+        }
+        if not 0 < valid_fraction < 1:
+            raise ValueError(f"valid_fraction must lie in (0, 1), got {valid_fraction!r}.")
+        self.valid_fraction = valid_fraction
+        self.sources = resolve_texts(text)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        own = {"text": [source.name for source in self.sources], "valid_fraction": self.valid_fraction}
+        return super().config | own
+
+    def sample(self, generator: torch.Generator) -> CharTask:
+        source = choice(self.sources, generator)
+        settings = self.draw_common(generator) | {"length": self.pick("lengths", generator)}
+        size = min(self.between("excerpts", generator), len(source))
+        start = integer(0, len(source) - size + 1, generator)
+        excerpt: dict[str, Any] = {
+            "start": start,
+            "size": size,
+            "vocabulary": min(self.pick("vocabularies", generator), len(source.alphabet)),
+            "backwards": chance(0.25, generator),
+            "noise": round(uniform(0.0, 0.1, generator), 3) if chance(0.25, generator) else 0.0,
+        }
+        tokens = source.tokens[start : start + size].clamp(max=excerpt["vocabulary"] - 1)
+        tokens = tokens.flip(0) if excerpt["backwards"] else tokens
+        held_out = max(round(self.valid_fraction * size), settings["length"] + 1)
+        train, valid = tokens[:-held_out], tokens[-held_out:]
+        hit = torch.rand(len(train), generator=generator) < excerpt["noise"]
+        train = torch.where(hit, torch.randint(excerpt["vocabulary"], (len(train),), generator=generator), train)
+        architecture, shape = self._draw(generator)
+        settings |= architecture
+        label = f"{source.name}~{start}+{size}-v{excerpt['vocabulary']}-t{settings['length']}"
+        name = self.task_name(label, shape, settings)
+        config = {"family": self.name, "text": source.name, "excerpt": excerpt} | settings
+        return type(self).task_class(train, valid, excerpt["vocabulary"], **settings, name=name, config=config)
+
+    @abstractmethod
+    def _draw(self, generator: torch.Generator) -> tuple[dict[str, Any], str]:
+        """An architecture: keyword arguments of ``task_class``, and a short name."""

@@ -1,0 +1,110 @@
+"""Tasks on a fixed set of examples: how batches are drawn, and what classification adds."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_lopt.rules.base import Params
+from lightning_lopt.tasks.base import Batch, Split, Task
+from lightning_lopt.tasks.layout import Layout
+
+
+class Labelled(Protocol):
+    """Examples with one class each: labelled images, tables."""
+
+    @property
+    def inputs(self) -> Tensor: ...
+
+    @property
+    def targets(self) -> Tensor: ...
+
+    @property
+    def classes(self) -> int: ...
+
+
+class ExamplesTask(Task):
+    """A network trained on a fixed set of examples; a batch takes some of them, with replacement.
+
+    Args:
+        splits: tensors by name, examples along the first axis, for ``"train"`` and, held out, for ``"valid"``.
+        layout: the parameters.
+        loss_scale: loss of a model that knows nothing.
+        batch_size: B >= 1 examples in a mini-batch.
+        name: name of the task.
+        config: everything that was drawn for this task, JSON values only.
+    """
+
+    def __init__(
+        self,
+        splits: Mapping[Split, Batch],
+        layout: Layout,
+        loss_scale: float,
+        batch_size: int = 32,
+        name: str = "examples",
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        self.splits = splits
+        self.layout = layout
+        self.roles = layout.roles
+        self.loss_scale = loss_scale
+        self.batch_size = batch_size
+        self.name = name
+        self.config = config or {}
+
+    def init(self, generator: torch.Generator) -> Params:
+        return self.layout.draw(generator)
+
+    def batch(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
+        data = self.splits[split]
+        shape = (*lead, self.batch_size)
+        count = len(next(iter(data.values())))
+        indices = torch.randint(count, (math.prod(shape),), generator=generator)
+        # index_select of flat indices is several times faster than value[indices] with leading axes
+        return {key: value.index_select(0, indices).reshape(*shape, *value.shape[1:]) for key, value in data.items()}
+
+    def full_batch(self, split: Split) -> Batch:
+        return dict(self.splits[split])
+
+
+class ClassificationTask(ExamplesTask):
+    """Cross-entropy on labelled examples; a subclass brings logits.
+
+    A batch is ``{"inputs": (*lead, B, ...), "targets": (*lead, B) int64}``; images are (C, H, W) float32.
+
+    Args:
+        train: what mini-batches come from by default.
+        valid: held-out examples, with the same shape and classes.
+        layout: the parameters.
+        options: ``batch_size``, ``name``, ``config`` of :class:`ExamplesTask`.
+    """
+
+    def __init__(self, train: Labelled, valid: Labelled, layout: Layout, **options: Any) -> None:
+        super().__init__({"train": pairs(train), "valid": pairs(valid)}, layout, math.log(train.classes), **options)
+        self.classes = train.classes
+
+    @abstractmethod
+    def logits(self, params: Params, inputs: Tensor) -> Tensor:
+        """Logits, shape ``(B, classes)``, for inputs of shape ``(B, ...)``."""
+
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        return F.cross_entropy(self.logits(params, batch["inputs"]), batch["targets"])
+
+    def metrics(self, params: Params, batch: Batch) -> dict[str, Tensor]:
+        return {"accuracy": accuracy(self.logits(params, batch["inputs"]), batch["targets"])}
+
+
+def pairs(data: Labelled) -> Batch:
+    """The tensors of labelled examples by name."""
+    return {"inputs": data.inputs, "targets": data.targets}
+
+
+def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Share of examples, 0-dim, whose largest logit (last axis) is that of their class."""
+    return (logits.argmax(-1) == targets).float().mean()

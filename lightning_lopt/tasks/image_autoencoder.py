@@ -1,0 +1,82 @@
+"""Autoencoders of images, plain and denoising."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_lopt.rules.base import Params
+from lightning_lopt.tasks._draw import check_numbers
+from lightning_lopt.tasks.base import Batch
+from lightning_lopt.tasks.data import DataLike
+from lightning_lopt.tasks.labelled_images import LabelledImages
+from lightning_lopt.tasks.reconstruction import ReconstructionFamily, ReconstructionTask
+
+
+class ImageAutoencoderTask(ReconstructionTask):
+    r"""Mean squared error of a perceptron with a narrow middle, on images whose pixels may have noise added.
+
+    .. math:: L = \frac1D \lVert x - d(e(x + s\,\varepsilon)) \rVert^2, \qquad \varepsilon \sim \mathcal N(0, 1)
+
+    Args:
+        train: images to train on; labels are left aside.
+        valid: held-out images.
+        widths: hidden layers of the encoder; the decoder has them in reverse.
+        code: width of the middle, which has no activation.
+        corruption: s >= 0.
+        options: see :class:`~lightning_lopt.tasks.reconstruction.ReconstructionTask`.
+
+    References: Hinton and Salakhutdinov 2006; Vincent et al. 2008 (denoising)
+    """
+
+    def __init__(
+        self,
+        train: LabelledImages,
+        valid: LabelledImages,
+        widths: Sequence[int] = (32,),
+        code: int = 8,
+        corruption: float = 0.0,
+        **options: Any,
+    ) -> None:
+        noise = train.features if corruption else 0
+        super().__init__(train, valid, widths, code=code, encoded=code, noise=noise, **options)
+        self.corruption = corruption
+
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        images = batch["inputs"]
+        seen = images + self.corruption * batch["noise"] if self.corruption else images
+        return F.mse_loss(self.decode(params, self.encode(params, seen)), images)
+
+
+class ImageAutoencoder(ReconstructionFamily):
+    """Autoencoders of different depth, width and corruption of (varied) images.
+
+    Args:
+        data: as for :class:`~lightning_lopt.tasks.reconstruction.ReconstructionFamily`, as are ``depths``, ``widths``
+            and ``codes`` among the ``options``.
+        corruptions: deviations of the noise on pixels to draw from; 0 twice makes half of the tasks plain.
+
+    Raises:
+        ValueError: if a list is empty, an entry is unknown or out of range, or data cannot be loaded.
+    """
+
+    name = "image_autoencoder"
+    task_class = ImageAutoencoderTask
+
+    def __init__(
+        self,
+        data: DataLike | None = None,
+        corruptions: Sequence[float] = (0.0, 0.0, 0.3, 1.0),
+        **options: Any,
+    ) -> None:
+        super().__init__(data, **{"depths": (1, 2, 3), **options})
+        self.ranges["corruptions"] = check_numbers(corruptions, "corruptions")
+
+    def _draw(self, train: LabelledImages, generator: torch.Generator) -> tuple[dict[str, Any], str]:
+        settings, shape = super()._draw(train, generator)
+        corruption = self.pick("corruptions", generator)
+        return settings | {"corruption": corruption}, f"{shape}-n{corruption:g}"

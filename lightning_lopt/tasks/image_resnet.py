@@ -1,0 +1,146 @@
+"""Residual convolutional networks with batch or group normalisation on images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_lopt.rules.base import Params
+from lightning_lopt.tasks._draw import check_names, check_sizes
+from lightning_lopt.tasks.data import DataLike
+from lightning_lopt.tasks.examples import ClassificationTask
+from lightning_lopt.tasks.image import ImageFamily
+from lightning_lopt.tasks.labelled_images import LabelledImages
+from lightning_lopt.tasks.layers import ACTIVATIONS, batch_norm, group_norm, linear
+from lightning_lopt.tasks.layout import Layout
+
+NORMS = ("batch", "group")
+LARGE = 12
+"""Images with a shorter side of this many pixels or more are halved by the first convolution."""
+
+
+class ImageResNetTask(ClassificationTask):
+    r"""A residual network: a 3×3 convolution ``stem``, stages of blocks, the mean over the image, a linear ``head``.
+
+    .. math:: x \leftarrow \phi\big(\text{shortcut}(x) + \text{norm}(W_2 * \phi(\text{norm}(W_1 * x)))\big)
+
+    The first block of every stage but the first halves the image, rounding up. Where a block changes size or channels
+    its shortcut is a 1×1 convolution ``blocks.i.shortcut.weight``, else the identity. Convolutions have no biases.
+    Batch normalisation uses the batch at hand, for measuring too.
+
+    Args:
+        train: images to train on.
+        valid: held-out images.
+        channels: channels of each stage, at least one stage.
+        blocks: blocks in each stage.
+        norm: ``"batch"`` or ``"group"`` (4 groups, or fewer where 4 do not divide the channels).
+        activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
+        scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
+        init_scale: factor on the initial weights (biases excepted).
+        options: ``batch_size``, ``name``, ``config``.
+
+    References: He et al. 2015, https://arxiv.org/abs/1512.03385; Wu and He 2018, https://arxiv.org/abs/1803.08494
+    """
+
+    def __init__(
+        self,
+        train: LabelledImages,
+        valid: LabelledImages,
+        channels: Sequence[int],
+        blocks: int = 1,
+        norm: str = "batch",
+        activation: str = "relu",
+        scheme: str = "uniform",
+        init_scale: float = 1.0,
+        **options: Any,
+    ) -> None:
+        depth, height, width = train.shape
+        layout = Layout(scheme, init_scale)
+        layout.conv("stem", depth, channels[0], bias=False)
+        layout.norm("stem.norm", channels[0])
+        self.stem_stride = 2 if min(height, width) >= LARGE else 1
+        self.strides: list[int] = []
+        before = channels[0]
+        for stage, out in enumerate(channels):
+            for block in range(blocks):
+                name = f"blocks.{len(self.strides)}"
+                stride = 2 if stage > 0 and block == 0 else 1
+                layout.conv(f"{name}.conv1", before, out, bias=False)
+                layout.norm(f"{name}.norm1", out)
+                layout.conv(f"{name}.conv2", out, out, bias=False, active=False)
+                layout.norm(f"{name}.norm2", out)
+                if stride != 1 or before != out:
+                    layout.conv(f"{name}.shortcut", before, out, 1, bias=False, active=False)
+                self.strides.append(stride)
+                before = out
+        layout.linear("head", before, train.classes, role="head")
+        super().__init__(train, valid, layout, **options)
+        self.norm = norm
+        self.activation = ACTIVATIONS[activation]
+
+    def logits(self, params: Params, inputs: Tensor) -> Tensor:
+        x = F.conv2d(inputs, params["stem.weight"], None, self.stem_stride, padding=1)
+        x = self.activation(self._normalise(params, "stem.norm", x))
+        for block, stride in enumerate(self.strides):
+            name = f"blocks.{block}"
+            branch = F.conv2d(x, params[f"{name}.conv1.weight"], None, stride, padding=1)
+            branch = self.activation(self._normalise(params, f"{name}.norm1", branch))
+            branch = F.conv2d(branch, params[f"{name}.conv2.weight"], None, padding=1)
+            branch = self._normalise(params, f"{name}.norm2", branch)
+            if f"{name}.shortcut.weight" in params:
+                x = F.conv2d(x, params[f"{name}.shortcut.weight"], None, stride)
+            x = self.activation(x + branch)
+        return linear(params, "head", x.mean((2, 3)))
+
+    def _normalise(self, params: Params, name: str, x: Tensor) -> Tensor:
+        return batch_norm(params, name, x) if self.norm == "batch" else group_norm(params, name, x, _groups(x.shape[1]))
+
+
+def _groups(channels: int) -> int:
+    return math.gcd(channels, 4)
+
+
+class ImageResNet(ImageFamily):
+    """Residual networks of different depth, width and normalisation on (varied) images.
+
+    Args:
+        data: where images come from; see :class:`~lightning_lopt.tasks.image.ImageFamily`, also for ``options``.
+        stages: numbers of stages to draw from.
+        widths: channels of the first stage to draw from; each further stage has twice as many.
+        blocks: blocks in a stage to draw from.
+        norms: some of :data:`NORMS`.
+
+    Raises:
+        ValueError: if a list is empty, an entry is unknown, or data cannot be loaded.
+    """
+
+    name = "image_resnet"
+    task_class = ImageResNetTask
+
+    def __init__(
+        self,
+        data: DataLike | None = None,
+        stages: Sequence[int] = (1, 2),
+        widths: Sequence[int] = (4, 8),
+        blocks: Sequence[int] = (1, 2),
+        norms: Sequence[str] = NORMS,
+        **options: Any,
+    ) -> None:
+        super().__init__(data, **{"max_size": 16, "batch_sizes": (8, 16), **options})
+        self.ranges |= {
+            "stages": check_sizes(stages, "stages"),
+            "widths": check_sizes(widths, "widths"),
+            "blocks": check_sizes(blocks, "blocks"),
+            "norms": check_names(norms, "norms", NORMS),
+        }
+
+    def _draw(self, train: LabelledImages, generator: torch.Generator) -> tuple[dict[str, Any], str]:
+        width, stages = self.pick("widths", generator), self.pick("stages", generator)
+        blocks, norm = self.pick("blocks", generator), self.pick("norms", generator)
+        channels = [width * 2**stage for stage in range(stages)]
+        return {"channels": channels, "blocks": blocks, "norm": norm}, f"{norm}-w{width}-s{stages}-b{blocks}"

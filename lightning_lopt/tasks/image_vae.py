@@ -1,0 +1,92 @@
+"""Variational autoencoders of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.rules.base import Params
+from lightning_lopt.tasks._draw import check_numbers
+from lightning_lopt.tasks.base import Batch
+from lightning_lopt.tasks.data import DataLike
+from lightning_lopt.tasks.labelled_images import LabelledImages
+from lightning_lopt.tasks.reconstruction import ReconstructionFamily, ReconstructionTask
+
+
+class ImageVAETask(ReconstructionTask):
+    r"""Negative evidence lower bound in nats per pixel, without its constant, for pixels of known deviation s.
+
+    .. math:: L = \frac1D \Big(\frac{\lVert x - d(z) \rVert^2}{2 s^2} +
+        \text{KL}\big(\mathcal N(\mu, \sigma^2) \,\Vert\, \mathcal N(0, 1)\big)\Big), \qquad
+        z = \mu + \sigma\varepsilon, \quad [\mu, \log\sigma^2] = e(x)
+
+    The noise ε comes in the batch, shape ``(B, code)``.
+
+    Args:
+        train: images to train on; labels are left aside.
+        valid: held-out images.
+        widths: hidden layers of the encoder; the decoder has them in reverse.
+        code: dimensions of z.
+        deviation: s > 0.
+        options: see :class:`~lightning_lopt.tasks.reconstruction.ReconstructionTask`.
+
+    References: Kingma and Welling 2013, https://arxiv.org/abs/1312.6114
+    """
+
+    def __init__(
+        self,
+        train: LabelledImages,
+        valid: LabelledImages,
+        widths: Sequence[int] = (32,),
+        code: int = 4,
+        deviation: float = 0.5,
+        **options: Any,
+    ) -> None:
+        weight = 0.5 / deviation**2
+        super().__init__(train, valid, widths, code=code, encoded=2 * code, noise=code, error_weight=weight, **options)
+        self.error_weight = weight
+
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        images = batch["inputs"]
+        mean, log_variance = self.encode(params, images).chunk(2, -1)
+        z = mean + torch.exp(0.5 * log_variance) * batch["noise"]
+        error = (self.decode(params, z) - images).square().sum(-1)
+        divergence = kl_to_standard_normal(mean, log_variance)
+        return (self.error_weight * error + divergence).mean() / images.shape[-1]
+
+
+def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
+    r"""KL divergence from N(0, 1) in nats, summed over the last axis: :math:`\frac12\sum(\mu^2 + \sigma^2 - 1 -
+    \log\sigma^2)`."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1)
+
+
+class ImageVAE(ReconstructionFamily):
+    """Variational autoencoders of different depth, width and code of (varied) images.
+
+    Args:
+        data: as for :class:`~lightning_lopt.tasks.reconstruction.ReconstructionFamily`, as are ``depths``, ``widths``
+            and ``codes`` among the ``options``.
+        deviations: deviations of a pixel to draw from, > 0; small ones make the code matter.
+
+    Raises:
+        ValueError: if a list is empty, an entry is unknown or out of range, or data cannot be loaded.
+    """
+
+    name = "image_vae"
+    task_class = ImageVAETask
+
+    def __init__(
+        self, data: DataLike | None = None, deviations: Sequence[float] = (0.3, 0.5, 1.0), **options: Any
+    ) -> None:
+        # log σ² is exponentiated: in nets that begin with larger numbers, single images make the loss a thousandfold
+        super().__init__(data, **{"schemes": ("uniform", "lecun"), "init_scales": (0.5, 1.0), **options})
+        self.ranges["deviations"] = check_numbers(deviations, "deviations", 0.01)
+
+    def _draw(self, train: LabelledImages, generator: torch.Generator) -> tuple[dict[str, Any], str]:
+        settings, shape = super()._draw(train, generator)
+        deviation = self.pick("deviations", generator)
+        return settings | {"deviation": deviation}, f"{shape}-s{deviation:g}"

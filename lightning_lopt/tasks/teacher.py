@@ -1,0 +1,128 @@
+"""Students of a random network: what is to be learned can be learned exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.rules.base import Params
+from lightning_lopt.tasks._draw import chance, check_numbers, check_sizes, choice, integer, uniform
+from lightning_lopt.tasks.layers import ACTIVATIONS, mlp
+from lightning_lopt.tasks.layout import Layout
+from lightning_lopt.tasks.model_family import ModelFamily
+from lightning_lopt.tasks.tables import Table
+from lightning_lopt.tasks.tabular import TabularTask, with_noise
+
+VALID = 512
+
+
+class TeacherTask(TabularTask):
+    """A perceptron that learns the answers of another one, with the same activation, to random inputs.
+
+    Args:
+        teacher: parameters of the teacher, named as the student's. A student of the same widths answers as the teacher
+            does at these parameters; a wider one can, and a narrower one cannot.
+        arguments: those of :class:`~lightning_lopt.tasks.tabular.TabularTask`.
+        options: likewise.
+    """
+
+    def __init__(self, teacher: Params, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.teacher = teacher
+
+
+def draw_teacher(sizes: Sequence[int], activation: str, inputs: Tensor, generator: torch.Generator) -> Params:
+    """Parameters of a random perceptron whose outputs have mean 0 and variance 1 over ``inputs``.
+
+    Hidden weights are wide (deviation 1.5/√fan_in and biases in ±1/√fan_in), so that it is far from linear.
+
+    Args:
+        sizes: numbers of inputs, of each hidden layer, of outputs.
+        activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
+        inputs: shape ``(N, sizes[0])``.
+        generator: where the parameters come from.
+    """
+    layout = Layout("uniform", 1.5 * 3**0.5)  # a uniform distribution in ±a has deviation a/√3
+    layout.mlp(sizes)
+    params = layout.draw(generator)
+    last = f"layers.{len(sizes) - 2}"
+    answers = mlp(params, "layers", inputs, len(sizes) - 1, ACTIVATIONS[activation])
+    deviation = answers.std(0, correction=0).clamp(min=1e-6)
+    params[f"{last}.bias"] = (params[f"{last}.bias"] - answers.mean(0)) / deviation
+    params[f"{last}.weight"] = params[f"{last}.weight"] / deviation[:, None]
+    return params
+
+
+class Teacher(ModelFamily):
+    """Teachers of different size and inputs of different conditioning; values to match or classes to tell apart.
+
+    Classes are the largest output of the teacher. A third of the tasks has noise in the training targets.
+
+    Args:
+        dims: numbers of inputs to draw from.
+        outputs: numbers of outputs to draw from; classes are at least 2.
+        depths: numbers of hidden layers of teacher and student to draw from.
+        widths: widths of the teacher's hidden layers to draw from, for each anew.
+        ratios: how many times as wide as the teacher's the student's hidden layers are, to draw from.
+        decays: exponents a to draw from: input i has deviation i^-a, i = 1, 2, ...
+        examples: smallest and largest number of training examples, drawn log-uniformly.
+        options: ``activations``, ``batch_sizes``, ``schemes``, ``init_scales`` of :class:`ModelFamily`.
+
+    Raises:
+        ValueError: if a list is empty or an entry is unknown or out of range.
+    """
+
+    name = "teacher"
+
+    def __init__(
+        self,
+        dims: Sequence[int] = (4, 8, 16, 32),
+        outputs: Sequence[int] = (1, 2, 4, 8),
+        depths: Sequence[int] = (1, 2),
+        widths: Sequence[int] = (8, 16, 32),
+        ratios: Sequence[float] = (0.5, 1.0, 1.0, 2.0),
+        decays: Sequence[float] = (0.0, 0.0, 0.5, 1.0),
+        examples: tuple[int, int] = (500, 10_000),
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.ranges |= {
+            "dims": check_sizes(dims, "dims"),
+            "outputs": check_sizes(outputs, "outputs"),
+            "depths": check_sizes(depths, "depths"),
+            "widths": check_sizes(widths, "widths"),
+            "ratios": check_numbers(ratios, "ratios", 0.01),
+            "decays": check_numbers(decays, "decays"),
+            "examples": check_sizes(examples, "examples"),
+        }
+
+    def sample(self, generator: torch.Generator) -> TeacherTask:
+        settings = self.draw_common(generator)
+        classify = chance(0.5, generator)
+        settings["objective"] = "cross_entropy" if classify else choice(("squared", "huber"), generator)
+        widths = [self.pick("widths", generator) for _ in range(self.pick("depths", generator))]
+        ratio, dim, outputs = (self.pick(name, generator) for name in ("ratios", "dims", "outputs"))
+        outputs = max(outputs, 2) if classify else outputs
+        settings["widths"] = [max(round(ratio * width), 1) for width in widths]
+        source: dict[str, Any] = {
+            "widths": widths,
+            "decay": self.pick("decays", generator),
+            "examples": self.between("examples", generator),
+            "noise": round(uniform(0.0, 0.3, generator), 3) if chance(1 / 3, generator) else 0.0,
+            "tag": f"{integer(0, 16**6, generator):06x}",
+        }
+        inputs = torch.randn(source["examples"] + VALID, dim, generator=generator)
+        inputs = inputs * torch.arange(1, dim + 1) ** -source["decay"]
+        teacher = draw_teacher((dim, *widths, outputs), settings["activation"], inputs, generator)
+        answers = mlp(teacher, "layers", inputs, len(widths) + 1, ACTIVATIONS[settings["activation"]])
+        table = Table(inputs, answers.argmax(1) if classify else answers, outputs if classify else 0, "teacher")
+        train, valid = table.cut(VALID)
+        train = with_noise(train, source["noise"], generator)
+        label = f"{'-'.join(map(str, (dim, *widths, outputs)))}~{source['tag']}"
+        shape = "-".join(map(str, settings["widths"])) + f"-{settings['objective']}"
+        name = self.task_name(label, shape, settings)
+        config = {"family": self.name, "teacher": source} | settings
+        return TeacherTask(teacher, train, valid, **settings, name=name, config=config)
