@@ -296,6 +296,7 @@ def test_dropout_follows_from_the_batch():
     other = batch | {"~seed": batch["~seed"] + 1}
     assert torch.equal(task.loss(params, batch), task.loss(params, batch))
     assert not torch.equal(task.loss(params, batch), task.loss(params, other))
+    assert len(task.batch(generator(0), 4, 5)["~seed"].unique()) == 20
     module = made(Dropout).eval()
     expected = torch.stack([F.cross_entropy(module.net(x), y) for x, y in batches()]).mean().detach()
     torch.testing.assert_close(task.loss(params, task.full_batch("train")), expected)  # measured without dropout
@@ -375,7 +376,7 @@ class Data(L.LightningDataModule):
         return DataLoader(self.sets, 11) if self.valid else []
 
     def on_after_batch_transfer(self, batch, dataloader_idx):
-        return batch[0] / 44, batch[1]
+        return batch[0] / 44 + 1e-4 * torch.randn(batch[0].shape), batch[1]
 
 
 def test_data_module():
