@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import random
+import traceback
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
@@ -204,7 +206,8 @@ class LightningTask(Task):
                 grads, losses = vmap(grad_and_value(self._loss))(pair, batch)
                 measured = vmap(self._loss)(pair, batch)  # other kernels may run where no gradient is wanted
         except Exception as error:
-            return f"vmap of training_step fails ({type(error).__name__}: {str(error).splitlines()[0][:160]})"
+            text = " ".join(str(error).split())[:160]
+            return f"vmap of training_step fails{_place(error)} ({type(error).__name__}: {text}...)"
         for index in range(2):
             one = {name: value[index] for name, value in batch.items()}
             expected, loss = grad_and_value(self._loss)({name: value[index] for name, value in pair.items()}, one)
@@ -216,6 +219,13 @@ class LightningTask(Task):
 
 def _close(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() <= 1e-3 * b.abs().max() + 1e-6)
+
+
+def _place(error: Exception) -> str:
+    """The last line of somebody's own code that led to the error."""
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
+    return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
 
 
 def _global_state() -> tuple[bytes, bytes, object]:
