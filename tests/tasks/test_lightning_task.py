@@ -290,6 +290,23 @@ def test_logging_is_silent():
         task.loss(task.init(generator(0)), task.batch(generator(0)))
 
 
+def test_collections_of_metrics_are_silent():
+    class Collection(Plain):
+        def __init__(self):
+            super().__init__()
+            self.scores = torchmetrics.MetricCollection([torchmetrics.MeanMetric(), torchmetrics.SumMetric()])
+
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            self.log_dict(self.scores(loss))
+            return loss
+
+    task, plain = task_of(Collection), task_of(Plain)
+    params, batch = plain.init(generator(0)), plain.batch(generator(0))
+    assert torch.equal(task.loss(params, batch), plain.loss(params, batch))
+    assert task.vmapped
+
+
 def test_dropout_follows_from_the_batch():
     task = task_of(Dropout)
     params, batch = task.init(generator(0)), task.batch(generator(0))
