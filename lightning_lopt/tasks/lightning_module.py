@@ -46,7 +46,7 @@ class TrainingStep(nn.Module):
         if is_param_in_hook_signature(step, "dataloader_iter", explicit=True):
             raise ValueError(f"{kind}.training_step takes the iterator of the dataloader; let it take a batch.")
         self.kind = kind
-        self.module = _detached_copy(module)
+        self.module = copy.deepcopy(module)  # a LightningModule leaves its trainer behind when it is copied
         self.module.configure_model()
         self.trained = [name for name, value in self.module.named_parameters() if value.requires_grad]
         if not self.trained:
@@ -90,12 +90,6 @@ class TrainingStep(nn.Module):
 
     def forward(self, batch: Any) -> Any:
         return self.module.training_step(batch, 0) if self.indexed else self.module.training_step(batch)
-
-
-def _detached_copy(module: L.LightningModule) -> L.LightningModule:
-    """A deep copy that knows no Trainer and no Fabric, and shares no tensor with the module."""
-    memo: dict[int, Any] = {id(owner): None for owner in (module._trainer, module._fabric) if owner is not None}
-    return copy.deepcopy(module, memo)
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import random
+import traceback
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
@@ -78,26 +80,13 @@ class LightningTask(Task):
         kind = self._step.kind
         roles = roles_of(self._step.module)
         self.roles = {key: roles[key] for key in self._step.trained}
-        self.data: dict[Split, StackedBatches] = {}
-        splits: tuple[tuple[Split, Any], ...] = (("train", train), ("valid", train if valid is None else valid))
-        for split, source in splits:
-            if split == "valid" and valid is None and not isinstance(train, L.LightningDataModule):
-                continue
-            found = batches_of(source, split, self._step.module, max_batches)
-            if found is not None:
-                self.data[split] = StackedBatches(found, f"{kind}, {split} batches")
-        if "train" not in self.data:
-            raise ValueError(f"{type(train).__name__} has no train_dataloader; write one, or give batches.")
-        if "valid" in self.data and self.data["valid"].structure != self.data["train"].structure:
-            raise ValueError(
-                f"{kind}: validation batches hold {self.data['valid'].names}, training batches hold "
-                f"{self.data['train'].names}; give both the same structure."
-            )
+        self.data = self._read(train, valid, max_batches)
         self.batch_size = self.data["train"].batch_size
         params = self._step.params()
         count = sum(value.numel() for value in params.values())
         self.name = name if name is not None else f"lightning/{kind}/p{count}"
-        self.random, self.vmapped, self.reason = False, True, ""
+        self.random = self.strays = False  # whether the step draws random numbers; and some of them from global state
+        self.vmapped = True
         scale = self._try_out(params)
         self.loss_scale = scale if loss_scale is None else loss_scale
         self.reason = self._why_looped(params)
@@ -141,7 +130,7 @@ class LightningTask(Task):
             return self._step.loss(params, tree)
         seed = batch.get(_SEED)
         # what SeededRandom does not know draws from global state, which only a loop can seed
-        rest = nullcontext() if self.vmapped else isolated(0 if seed is None else int(seed))
+        rest = isolated(0 if seed is None else int(seed)) if self.strays else nullcontext()
         with SeededRandom(seed), rest:
             return self._step.loss(params, tree)
 
@@ -149,6 +138,26 @@ class LightningTask(Task):
         if split not in self.data:
             raise ValueError(f"{self.name} has no {split} batches; pass LightningTask(..., valid=dataloader).")
         return self.data[split]
+
+    def _read(self, train: Any, valid: Any, limit: int) -> dict[Split, StackedBatches]:
+        """The batches of both splits, checked to be of one structure."""
+        data: dict[Split, StackedBatches] = {}
+        kind = self._step.kind
+        if valid is None and isinstance(train, L.LightningDataModule):
+            valid = train
+        sources: dict[Split, Any] = {"train": train, "valid": valid}
+        for split, source in sources.items():
+            found = None if source is None else batches_of(source, split, self._step.module, limit)
+            if found is not None:
+                data[split] = StackedBatches(found, f"{kind}, {split} batches")
+        if "train" not in data:
+            raise ValueError(f"{type(train).__name__} has no train_dataloader; write one, or give batches.")
+        if "valid" in data and data["valid"].structure != data["train"].structure:
+            raise ValueError(
+                f"{kind}: validation batches hold {data['valid'].names}, training batches hold {data['train'].names}; "
+                "give both the same structure."
+            )
+        return data
 
     def _built(self, seed: int) -> L.LightningModule:
         assert self._build is not None
@@ -172,9 +181,8 @@ class LightningTask(Task):
                         f"{self._step.kind}.training_step fails outside a Trainer ({type(error).__name__}: {error}); "
                         "let it use only the batch and the module."
                     ) from error
-                if _global_state() != before:
-                    self.reason = "training_step draws random numbers that vmap cannot draw for each run"
-                self.random |= bool(self.reason) or draws.calls > 0
+                self.strays |= _global_state() != before
+                self.random |= self.strays or draws.calls > 0
                 losses.append(self._step.loss(leaves, batch))
         if not losses[0].requires_grad:
             raise ValueError(f"{self._step.kind}: the loss does not depend on the parameters; do not detach it.")
@@ -188,8 +196,8 @@ class LightningTask(Task):
 
     def _why_looped(self, params: Params) -> str:
         """Why ``vmap`` does not do, empty if it does: judged by two runs, of slightly different parameters."""
-        if self.reason:
-            return self.reason
+        if self.strays:
+            return "training_step draws random numbers that vmap cannot draw for each run"
         draws = derived_generator(0, "probe")
         pair = {name: torch.stack([value.detach(), value.detach() * 1.01]) for name, value in params.items()}
         batch = self.batch(draws, 2)
@@ -198,7 +206,8 @@ class LightningTask(Task):
                 grads, losses = vmap(grad_and_value(self._loss))(pair, batch)
                 measured = vmap(self._loss)(pair, batch)  # other kernels may run where no gradient is wanted
         except Exception as error:
-            return f"vmap of training_step fails ({type(error).__name__}: {str(error).splitlines()[0][:160]})"
+            text = " ".join(str(error).split())[:160]
+            return f"vmap of training_step fails{_place(error)} ({type(error).__name__}: {text}...)"
         for index in range(2):
             one = {name: value[index] for name, value in batch.items()}
             expected, loss = grad_and_value(self._loss)({name: value[index] for name, value in pair.items()}, one)
@@ -210,6 +219,13 @@ class LightningTask(Task):
 
 def _close(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() <= 1e-3 * b.abs().max() + 1e-6)
+
+
+def _place(error: Exception) -> str:
+    """The last line of somebody's own code that led to the error."""
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
+    return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
 
 
 def _global_state() -> tuple[bytes, bytes, object]:

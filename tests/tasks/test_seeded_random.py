@@ -167,6 +167,8 @@ def test_looped_values_and_gradients(stacked):
         with context:
             grads, values = vmap(grad_and_value(loss))(params, batch)
             only = vmap(loss)(params, batch)
+    thrice, _ = vmap(grad_and_value(lambda p, b: 3 * loss(p, b)))(params, batch)
+    torch.testing.assert_close(thrice["x"], 3 * grads["x"])
     shared = vmap(grad_and_value(loss), (0, None))(params, take(batch, 0))
     twice = vmap(vmap(grad_and_value(loss)))(
         *({k: v.unflatten(0, (2, 3)) for k, v in tree.items()} for tree in stacked)

@@ -381,7 +381,7 @@ def test_meta_training_resumes_with_what_tasks_carry(tmp_path, blobs):
             trainer.fit(module, TaskDataModule(family), ckpt_path=ckpt)
         return module.own_groups[0].runs
 
-    straight = fit(4, tmp_path / "a")
-    resumed = fit(4, tmp_path / "b", tmp_path / "a" / "step=2.ckpt")
+    straight = fit(4, tmp_path)
+    resumed = fit(4, tmp_path, tmp_path / "step=2.ckpt")
     assert any(name.startswith("~") for name in straight.params)
     assert all(torch.equal(value, resumed.params[name]) for name, value in straight.params.items())
