@@ -174,6 +174,10 @@ DAMAGED_WEIGHTS: dict[str, tuple[Damage, str]] = {
         weights(lambda data: pack(data[8:].split(b"}}")[0] + b'},"' + FIRST.encode() + b'":{}}')),
         f"'{FIRST}' occurs twice",
     ),
+    "metadata-half-a-character": (
+        header(lambda entries: entries.update(__metadata__={"a": "\ud800"})),
+        "not be loaded",
+    ),
     "metadata-not-an-object": (header(lambda entries: entries.update(__metadata__=[])), "its metadata are []"),
     "metadata-not-texts": (header(lambda entries: entries.update(__metadata__={"a": 1})), "its metadata are"),
     "entry-null": (header(lambda entries: entries.update({FIRST: None})), "has the entry None"),
