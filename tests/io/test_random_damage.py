@@ -101,7 +101,7 @@ def attack(folder: Path, rounds: int, seed: int) -> Counter[str]:
             new_config = draw.choice([mutate, mutate_json])(new_config, draw)
         (folder / CONFIG).write_bytes(new_config)
         (folder / WEIGHTS).write_bytes(new_weights)
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
@@ -115,5 +115,5 @@ def attack(folder: Path, rounds: int, seed: int) -> Counter[str]:
         else:
             assert all(torch.isfinite(tensor).all() for tensor in rule.state_dict().values())
             outcomes["loaded"] += 1
-        assert time.perf_counter() - start < 2.0
+        assert time.process_time() - start < 2.0
     return outcomes
