@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import time
 import tracemalloc
 
@@ -44,12 +45,12 @@ def test_other_json_is_refused(text, wrong):
 def test_json_of_a_mebibyte_is_read_in_linear_time_whatever_is_in_it():
     """A search for the key that occurs twice must not compare all pairs, nor a long number be converted."""
     keys = [f'"{number:x}": 0' for number in range(90_000)]
-    start = time.perf_counter()
+    start = time.process_time()
     for text in ("{" + ", ".join([*keys, keys[-1]]) + "}", '{"a": ' + "9" * 1_000_000 + "}"):
         with pytest.raises(RuleFileError):
             parse_json_object(text.encode(), "x")
     assert parse_json_object(b'{"a": 0.' + b"9" * 1_000_000 + b"}", "x") == {"a": 1.0}
-    assert time.perf_counter() - start < 2.0
+    assert time.process_time() - start < 2.0
 
 
 def test_shown_values_are_short_whatever_their_structure():
@@ -67,6 +68,7 @@ def test_message_is_one_printable_line():
     error = RuleFileError("a\n  b\t\x1b[31mc\u2028d\ud800.")
     assert str(error) == "a b ?[31mc d?."
     assert isinstance(error, ValueError)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)  # from a worker process to its parent
 
 
 def test_reading_reserves_no_more_than_the_file_has(tmp_path):
