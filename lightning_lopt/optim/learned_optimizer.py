@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable
+from numbers import Real
 from pathlib import Path
 from typing import Any, cast
 
@@ -141,7 +142,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 result = closure()
         delivered, self.signals.loss = self.signals.loss, None
-        value = loss if loss is not None else delivered if delivered is not None else result
+        returned = result if isinstance(result, Tensor | Real) else None
+        value = next((candidate for candidate in (loss, delivered, returned) if candidate is not None), None)
         params = {
             name: param
             for group in self.param_groups
@@ -199,12 +201,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     f"LearnedOptimizer is past its total_steps={total}; it goes on with its last step size.",
                     stacklevel=5,  # whoever called step, through torch's two wrappers
                 )
-        tensor = None if loss is None else torch.as_tensor(loss, device=device).detach().float()
-        finite = torch.ones((), dtype=torch.bool, device=device) if tensor is None else torch.isfinite(tensor).all()
+        value = None if loss is None else _one_number(loss, device)
+        finite = torch.ones((), dtype=torch.bool, device=device) if value is None else torch.isfinite(value)
         roles = {name: role for group in self.param_groups for name, role in self._roles_of(group).items()}
         decay = {n: g["weight_decay"] for g in self.param_groups if g["weight_decay"] for n in g["names"]}
         horizon = torch.full((), float(total), device=device)  # unlike torch.tensor, no copy to wait for
-        return StepContext(own["step"].float(), horizon, tensor, roles, decay), finite
+        return StepContext(own["step"].float(), horizon, value, roles, decay), finite
 
     def state_dict(self) -> dict[str, Any]:
         saved = super().state_dict()
@@ -249,6 +251,16 @@ class LearnedOptimizer(torch.optim.Optimizer):
 def _wide(x: Tensor) -> Tensor:
     """``x`` in the type the rule computes in: float32, or float64 where it is already."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _one_number(loss: Any, device: torch.device) -> Tensor:
+    value = torch.as_tensor(loss, device=device).detach()
+    if value.numel() != 1:
+        raise ValueError(
+            f"the loss must be one number, got a tensor of shape {tuple(value.shape)}; pass the one that was "
+            "differentiated."
+        )
+    return value.reshape(()).float()
 
 
 def checked_horizon(total_steps: Any) -> int | None:
