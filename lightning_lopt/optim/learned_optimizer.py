@@ -169,7 +169,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 if name in updates:
                     update = updates[name] * group["lr"]
                     # where, not multiply: 0 x nan is nan
-                    param.add_(torch.where(finite, update, 0.0).to(param.dtype))
+                    param.add_(torch.where(finite, update, 0.0))  # the sum is made in the wider type, rounded once
                     old = self.state[param]
                     self.state[param] = {k: torch.where(finite, v, old[k]) for k, v in after.tensors[name].items()}
         own["shared"] = {k: torch.where(finite, v, own["shared"][k]) for k, v in after.shared.items()}

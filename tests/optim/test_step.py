@@ -123,6 +123,21 @@ def test_parameters_without_a_gradient_are_left_alone_with_their_state():
     assert not torch.equal(one, other)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_rounds_once(dtype):
+    """The new parameter is the float32 sum, rounded; the update itself is not rounded before."""
+    draws = torch.Generator().manual_seed(0)
+    weight = nn.Parameter(torch.randn(4096, generator=draws).to(dtype))
+    wide = nn.Parameter(weight.detach().float())
+    optimizers = LearnedOptimizer([weight], SGDRule(0.03)), LearnedOptimizer([wide], SGDRule(0.03))
+    gradient = torch.randn(4096, generator=draws).to(dtype)
+    weight.grad, wide.grad = gradient, gradient.float()
+    for optimizer in optimizers:
+        optimizer.step()
+    assert torch.equal(weight.detach(), wide.detach().to(dtype))
+    assert all(value.dtype == torch.float32 for value in optimizers[0].state[weight].values())
+
+
 def test_float64_stays_float64():
     weight = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
     optimizer = LearnedOptimizer([weight], SGDRule(0.1))
