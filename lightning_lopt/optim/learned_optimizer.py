@@ -41,7 +41,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             roles follow from the types of its layers, also for those of its parameters that are frozen now and join
             later; bare tensors of rank 2 and up are matrices, the rest vectors.
         rule: name of embedded weights, a folder, ``hf://owner/name``, or an :class:`~lightning_lopt.UpdateRule`. Its
-            weights are used as they are and are not part of ``state_dict``.
+            weights are used as they are, on the device of the parameters (to which it is moved), and are not part of
+            ``state_dict``.
         total_steps: planned number of steps, or a function of no arguments read at the first step. ``None`` leaves it
             to :class:`~lightning_lopt.LearnedOptimizerAdapter`.
         lr: multiplies every step, >= 0.
@@ -81,9 +82,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
             groups, {"lr": lr, "weight_decay": weight_decay, "role": None, "format": f"{FORMAT}:{rule.rule_name}"}
         )
         own = self.param_groups[0]
-        device = self._device
-        own["step"] = torch.zeros((), dtype=torch.int64, device=device)
-        own["skipped_steps"] = torch.zeros((), dtype=torch.int64, device=device)
+        own["step"] = torch.zeros((), dtype=torch.int64)
+        own["skipped_steps"] = torch.zeros((), dtype=torch.int64)
+        self._follow_parameters()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters; their state begins now, the step count and everything shared goes on."""
@@ -106,10 +107,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if named:
             self.param_groups[0].setdefault("shared", state.shared)
 
-    @property
-    def _device(self) -> torch.device:
-        first: Tensor = next(param for group in self.param_groups for param in group["params"])
-        return first.device
+    def _follow_parameters(self) -> None:
+        """Bring the rule, and the state that belongs to no parameter, to the device of the first parameter."""
+        device = next(param.device for group in self.param_groups for param in group["params"])
+        own = self.param_groups[0]
+        if own["step"].device != device:
+            own.update({key: own[key].to(device) for key in ("step", "skipped_steps")})
+            own["shared"] = {key: value.to(device) for key, value in own["shared"].items()}
+        if any(value.device != device for value in self.rule.parameters()):
+            self.rule.to(device)
 
     @property
     def skipped_steps(self) -> int:
@@ -152,6 +158,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         }
         if not params:
             return result
+        self._follow_parameters()
         own = self.param_groups[0]
         context, finite = self._context(value, own)
         grads = {}
@@ -227,14 +234,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
             for param, key in zip(group["params"], saved["params"], strict=True):
                 own_state = state_dict["state"][key]  # in the saved types: torch has cast them to the parameter's
                 self.state[param] = {k: v.detach().to(param.device, copy=True) for k, v in own_state.items()}
+        self._follow_parameters()
         own = self.param_groups[0]
-        device = self._device
         saved_total = own.pop("total_steps", None)
         if self.total_steps is None:
             self.total_steps = saved_total
-        for key in ("step", "skipped_steps"):
-            own[key] = own[key].to(device)
-        own["shared"] = {k: v.to(device) for k, v in own["shared"].items()}
         self._calls = int(own["step"])
 
     def __getstate__(self) -> dict[str, Any]:
