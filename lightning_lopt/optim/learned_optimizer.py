@@ -258,7 +258,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _one_number(loss: Any, device: torch.device) -> Tensor:
-    value = torch.as_tensor(loss, device=device).detach()
+    value = torch.as_tensor(loss).detach().to(device, non_blocking=True)
     if value.numel() != 1:
         raise ValueError(
             f"the loss must be one number, got a tensor of shape {tuple(value.shape)}; pass the one that was "
