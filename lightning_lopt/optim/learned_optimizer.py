@@ -14,18 +14,11 @@ from torch import Tensor, nn
 
 from lightning_lopt.optim.checkpoint import check_state
 from lightning_lopt.optim.groups import labels_of, named_groups
+from lightning_lopt.optim.inputs import StepSignals, checked_horizon, one_number
 from lightning_lopt.rules.base import Role, State, StepContext, UpdateRule
 from lightning_lopt.rules.roles import role_table
 
 FORMAT = "lightning_lopt/1"
-
-
-class StepSignals:
-    """What reaches an optimizer from outside between two steps; shared by reference, so wrappers may write to it."""
-
-    def __init__(self) -> None:
-        self.loss: Tensor | None = None
-        self.warned = False
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
@@ -148,8 +141,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 result = closure()
         delivered, self.signals.loss = self.signals.loss, None
-        returned = result if isinstance(result, Tensor | Real) else None
-        value = next((candidate for candidate in (loss, delivered, returned) if candidate is not None), None)
+        if loss is None and delivered is None and isinstance(result, Tensor | Real):
+            loss = cast(Tensor, result)
         params = {
             name: param
             for group in self.param_groups
@@ -160,6 +153,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
             return result
         self._follow_parameters()
         own = self.param_groups[0]
+        source = delivered if loss is None else loss
+        value = None if source is None else one_number(source, own["step"].device)
+        if loss is not None and self.signals.reduce is not None:
+            value = self.signals.reduce(cast(Tensor, value))
         context, finite = self._context(value, own)
         grads = {}
         for name, param in params.items():
@@ -184,7 +181,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         own["skipped_steps"] = own["skipped_steps"] + (~finite).long()
         return result
 
-    def _context(self, loss: Any, own: dict[str, Any]) -> tuple[StepContext, Tensor]:
+    def _context(self, loss: Tensor | None, own: dict[str, Any]) -> tuple[StepContext, Tensor]:
         """The step's context, and whether its loss is finite."""
         device = own["step"].device
         if self.rule.reads_loss and loss is None:
@@ -208,12 +205,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     f"LearnedOptimizer is past its total_steps={total}; it goes on with its last step size.",
                     stacklevel=5,  # whoever called step, through torch's two wrappers
                 )
-        value = None if loss is None else _one_number(loss, device)
-        finite = torch.ones((), dtype=torch.bool, device=device) if value is None else torch.isfinite(value)
+        finite = torch.ones((), dtype=torch.bool, device=device) if loss is None else torch.isfinite(loss)
         roles = {name: role for group in self.param_groups for name, role in self._roles_of(group).items()}
         decay = {n: g["weight_decay"] for g in self.param_groups if g["weight_decay"] for n in g["names"]}
         horizon = torch.full((), float(total), device=device)  # unlike torch.tensor, no copy to wait for
-        return StepContext(own["step"].float(), horizon, value, roles, decay), finite
+        return StepContext(own["step"].float(), horizon, loss, roles, decay), finite
 
     def state_dict(self) -> dict[str, Any]:
         saved = super().state_dict()
@@ -255,26 +251,3 @@ class LearnedOptimizer(torch.optim.Optimizer):
 def _wide(x: Tensor) -> Tensor:
     """``x`` in the type the rule computes in: float32, or float64 where it is already."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
-def _one_number(loss: Any, device: torch.device) -> Tensor:
-    value = torch.as_tensor(loss).detach().to(device, non_blocking=True)
-    if value.numel() != 1:
-        raise ValueError(
-            f"the loss must be one number, got a tensor of shape {tuple(value.shape)}; pass the one that was "
-            "differentiated."
-        )
-    return value.reshape(()).float()
-
-
-def checked_horizon(total_steps: Any) -> int | None:
-    """A number of steps as ``int``, whatever kind of whole number it came as; ``None`` stays ``None``."""
-    if total_steps is None:
-        return None
-    try:
-        whole = int(total_steps)
-    except (TypeError, ValueError, OverflowError):  # no number, nan, inf
-        whole = 0
-    if whole < 1 or whole != total_steps:
-        raise ValueError(f"total_steps must be a whole number of at least 1, got {total_steps!r}.")
-    return whole
