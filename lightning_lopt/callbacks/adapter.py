@@ -108,7 +108,8 @@ class LearnedOptimizerAdapter(L.Callback):
         if all(int(optimizer.param_groups[0]["step"]) == 0 for optimizer in learned):
             self._steps_before = trainer.global_step  # not 0 in a second fit, which has fresh optimizers
         for optimizer in learned:
-            optimizer.signals.reduce = lambda loss: trainer.strategy.reduce(loss, reduce_op="mean")
+            # clone: some strategies reduce in place, and this is the user's tensor
+            optimizer.signals.reduce = lambda loss: trainer.strategy.reduce(loss.clone(), reduce_op="mean")
             if self.total_steps is None and optimizer.total_steps_given:
                 continue
             horizon = self.total_steps or _estimated_steps(trainer) - self._steps_before
