@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
 from lightning_lopt.optim import LearnedOptimizer, labels_of, named_groups
+from lightning_lopt.optim.inputs import checked_horizon
 from lightning_lopt.rules.base import UpdateRule
 
 
 class LearnedOptimizerAdapter(L.Callback):
     """Feeds every :class:`~lightning_lopt.LearnedOptimizer` the loss of each step and the horizon of the fit.
 
-    The loss is the mean over the accumulation window and over ranks, without the gradient scaler's factor. With
-    ``rule``, the optimizers that the module configures are replaced, their learning-rate schedulers dropped (a rule
-    schedules itself), and roles of parameters follow from the types of the module's layers.
+    The loss is the mean over the accumulation window and over ranks, without the gradient scaler's factor; one that is
+    passed to ``step(loss=...)`` in manual optimization is averaged over ranks too. With ``rule``, the optimizers that
+    the module configures are replaced, their learning-rate schedulers dropped (a rule schedules itself), and roles of
+    parameters follow from the types of the module's layers, where a group does not set its ``role``.
 
     Args:
         rule: ``None`` to feed only; a rule, or what ``LearnedOptimizer`` takes for one, to replace the optimizers.
@@ -28,33 +33,37 @@ class LearnedOptimizerAdapter(L.Callback):
         weight_decay: likewise.
 
     Raises:
-        ValueError: in ``setup`` for a strategy that flattens parameters, at the start of training if there is no
-            learned optimizer or no horizon.
+        ValueError: if ``total_steps`` is no whole number of at least 1; in ``setup`` for a strategy that flattens
+            parameters; at the start of training if there is no learned optimizer or no horizon.
     """
 
     def __init__(
         self,
-        rule: str | UpdateRule | None = None,
+        rule: str | Path | UpdateRule | None = None,
         *,
         total_steps: int | None = None,
         lr: float = 1.0,
         weight_decay: float = 0.0,
     ) -> None:
         self.rule = rule
-        self.total_steps = total_steps
+        self.total_steps = checked_horizon(total_steps)
         self.lr = lr
         self.weight_decay = weight_decay
         self._loss: Tensor | None = None
         self._count = 0
+        self._steps_before = 0  # of the Trainer, before the first step of the optimizers
+        self._replaced: dict[str, Any] | None = None  # what the module itself had for configure_optimizers
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if type(trainer.strategy).__name__ == "FSDPStrategy":
+        if isinstance(trainer.strategy, FSDPStrategy):
             raise ValueError(
                 "strategy='fsdp' flattens parameters, so their shapes are lost to the rule; use "
                 "ModelParallelStrategy (FSDP2) or 'ddp'."
             )
         if stage == "fit" and self.rule is not None:
             original = pl_module.configure_optimizers
+            name = "configure_optimizers"
+            self._replaced = {name: original} if name in pl_module.__dict__ else {}
 
             def configure_optimizers() -> Any:
                 return self._replace(original(), pl_module)
@@ -62,7 +71,13 @@ class LearnedOptimizerAdapter(L.Callback):
             pl_module.configure_optimizers = configure_optimizers  # type: ignore[method-assign]
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        pl_module.__dict__.pop("configure_optimizers", None) if self.rule is not None else None
+        for optimizer in trainer.optimizers:
+            if isinstance(optimizer, LearnedOptimizer):
+                optimizer.signals.reduce = None
+        if self._replaced is not None:
+            del pl_module.__dict__["configure_optimizers"]
+            pl_module.__dict__.update(self._replaced)
+            self._replaced = None
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "fit")
@@ -91,22 +106,29 @@ class LearnedOptimizerAdapter(L.Callback):
                 "LearnedOptimizerAdapter() found no LearnedOptimizer; return one from configure_optimizers, or give "
                 "the adapter a rule, as in LearnedOptimizerAdapter('base')."
             )
-        estimate: float = self.total_steps or trainer.estimated_stepping_batches
+        if all(int(optimizer.param_groups[0]["step"]) == 0 for optimizer in learned):
+            self._steps_before = trainer.global_step  # not 0 in a second fit, which has fresh optimizers
         for optimizer in learned:
-            given = optimizer.total_steps_given
-            if given and self.total_steps is None:
+            # clone: some strategies reduce in place, and this is the user's tensor
+            optimizer.signals.reduce = lambda loss: trainer.strategy.reduce(loss.clone(), reduce_op="mean")
+            if self.total_steps is None and optimizer.total_steps_given:
                 continue
-            horizon = estimate
-            if self.total_steps is None and int(optimizer.param_groups[0]["step"]) == 0:
-                horizon -= trainer.global_step  # a second fit with a fresh optimizer
+            horizon = self.total_steps or _estimated_steps(trainer) - self._steps_before
             if 1 <= horizon < math.inf:
                 optimizer.total_steps = int(horizon)
             elif optimizer.rule.reads_horizon:
                 raise ValueError(
-                    f"the Trainer cannot tell how many steps it will make (its estimate is {estimate}); pass "
-                    "LearnedOptimizerAdapter(total_steps=...) or set max_steps."
+                    f"the Trainer's estimate of its steps, {trainer.estimated_stepping_batches}, is open, or does not "
+                    "hold with a GradientAccumulationScheduler; pass LearnedOptimizerAdapter(total_steps=...) or set "
+                    "max_steps."
                 )
         self._loss, self._count = None, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps_before": self._steps_before}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._steps_before = state_dict["steps_before"]
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         value = loss.detach().float()
@@ -127,6 +149,14 @@ class LearnedOptimizerAdapter(L.Callback):
         self._loss, self._count = None, 0
         if isinstance(optimizer, LearnedOptimizer):
             optimizer.signals.loss = mean
+
+
+def _estimated_steps(trainer: L.Trainer) -> float:
+    """The Trainer's own estimate of its steps, -1 or infinite where it has none or it does not hold."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler) and callback.going_to_accumulate_grad_batches():
+            return math.inf if trainer.max_epochs != -1 else trainer.max_steps
+    return trainer.estimated_stepping_batches
 
 
 def _optimizers_in(configured: Any) -> list[torch.optim.Optimizer]:

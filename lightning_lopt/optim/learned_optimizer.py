@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable
+from numbers import Real
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,18 +14,11 @@ from torch import Tensor, nn
 
 from lightning_lopt.optim.checkpoint import check_state
 from lightning_lopt.optim.groups import labels_of, named_groups
+from lightning_lopt.optim.inputs import StepSignals, checked_horizon, one_number
 from lightning_lopt.rules.base import Role, State, StepContext, UpdateRule
 from lightning_lopt.rules.roles import role_table
 
 FORMAT = "lightning_lopt/1"
-
-
-class StepSignals:
-    """What reaches an optimizer from outside between two steps; shared by reference, so wrappers may write to it."""
-
-    def __init__(self) -> None:
-        self.loss: Tensor | None = None
-        self.warned = False
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
@@ -40,7 +34,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             roles follow from the types of its layers, also for those of its parameters that are frozen now and join
             later; bare tensors of rank 2 and up are matrices, the rest vectors.
         rule: name of embedded weights, a folder, ``hf://owner/name``, or an :class:`~lightning_lopt.UpdateRule`. Its
-            weights are used as they are and are not part of ``state_dict``.
+            weights are used as they are, on the device of the parameters (to which it is moved), and are not part of
+            ``state_dict``.
         total_steps: planned number of steps, or a function of no arguments read at the first step. ``None`` leaves it
             to :class:`~lightning_lopt.LearnedOptimizerAdapter`.
         lr: multiplies every step, >= 0.
@@ -80,9 +75,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
             groups, {"lr": lr, "weight_decay": weight_decay, "role": None, "format": f"{FORMAT}:{rule.rule_name}"}
         )
         own = self.param_groups[0]
-        device = self._device
-        own["step"] = torch.zeros((), dtype=torch.int64, device=device)
-        own["skipped_steps"] = torch.zeros((), dtype=torch.int64, device=device)
+        own["step"] = torch.zeros((), dtype=torch.int64)
+        own["skipped_steps"] = torch.zeros((), dtype=torch.int64)
+        self._follow_parameters()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters; their state begins now, the step count and everything shared goes on."""
@@ -105,10 +100,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if named:
             self.param_groups[0].setdefault("shared", state.shared)
 
-    @property
-    def _device(self) -> torch.device:
-        first: Tensor = next(param for group in self.param_groups for param in group["params"])
-        return first.device
+    def _follow_parameters(self) -> None:
+        """Bring the rule, and the state that belongs to no parameter, to the device of the first parameter."""
+        device = next(param.device for group in self.param_groups for param in group["params"])
+        own = self.param_groups[0]
+        if own["step"].device != device:
+            own.update({key: own[key].to(device) for key in ("step", "skipped_steps")})
+            own["shared"] = {key: value.to(device) for key, value in own["shared"].items()}
+        if any(value.device != device for value in self.rule.parameters()):
+            self.rule.to(device)
 
     @property
     def skipped_steps(self) -> int:
@@ -131,7 +131,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
         Args:
             closure: computes loss and gradients again and returns the loss.
-            loss: loss of this step, if no closure returns it.
+            loss: loss of this step, if no closure returns it. In distributed training it has to be the mean over the
+                ranks, as the gradients are, or the ranks drift apart; with
+                :class:`~lightning_lopt.LearnedOptimizerAdapter` that is seen to.
 
         Returns:
             what ``closure`` returned, else ``None``.
@@ -141,7 +143,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 result = closure()
         delivered, self.signals.loss = self.signals.loss, None
-        value = loss if loss is not None else delivered if delivered is not None else result
+        if loss is None and delivered is None and isinstance(result, Tensor | Real):
+            loss = cast(Tensor, result)
         params = {
             name: param
             for group in self.param_groups
@@ -150,7 +153,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
         }
         if not params:
             return result
+        self._follow_parameters()
         own = self.param_groups[0]
+        source = delivered if loss is None else loss
+        value = None if source is None else one_number(source, own["step"].device)
+        if loss is not None and self.signals.reduce is not None:
+            value = self.signals.reduce(cast(Tensor, value))
         context, finite = self._context(value, own)
         grads = {}
         for name, param in params.items():
@@ -167,7 +175,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 if name in updates:
                     update = updates[name] * group["lr"]
                     # where, not multiply: 0 x nan is nan
-                    param.add_(torch.where(finite, update, 0.0).to(param.dtype))
+                    param.add_(torch.where(finite, update, 0.0))  # the sum is made in the wider type, rounded once
                     old = self.state[param]
                     self.state[param] = {k: torch.where(finite, v, old[k]) for k, v in after.tensors[name].items()}
         own["shared"] = {k: torch.where(finite, v, own["shared"][k]) for k, v in after.shared.items()}
@@ -175,7 +183,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         own["skipped_steps"] = own["skipped_steps"] + (~finite).long()
         return result
 
-    def _context(self, loss: Any, own: dict[str, Any]) -> tuple[StepContext, Tensor]:
+    def _context(self, loss: Tensor | None, own: dict[str, Any]) -> tuple[StepContext, Tensor]:
         """The step's context, and whether its loss is finite."""
         device = own["step"].device
         if self.rule.reads_loss and loss is None:
@@ -199,12 +207,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     f"LearnedOptimizer is past its total_steps={total}; it goes on with its last step size.",
                     stacklevel=5,  # whoever called step, through torch's two wrappers
                 )
-        tensor = None if loss is None else torch.as_tensor(loss, device=device).detach().float()
-        finite = torch.ones((), dtype=torch.bool, device=device) if tensor is None else torch.isfinite(tensor).all()
+        finite = torch.ones((), dtype=torch.bool, device=device) if loss is None else torch.isfinite(loss)
         roles = {name: role for group in self.param_groups for name, role in self._roles_of(group).items()}
         decay = {n: g["weight_decay"] for g in self.param_groups if g["weight_decay"] for n in g["names"]}
         horizon = torch.full((), float(total), device=device)  # unlike torch.tensor, no copy to wait for
-        return StepContext(own["step"].float(), horizon, tensor, roles, decay), finite
+        return StepContext(own["step"].float(), horizon, loss, roles, decay), finite
 
     def state_dict(self) -> dict[str, Any]:
         saved = super().state_dict()
@@ -225,14 +232,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
             for param, key in zip(group["params"], saved["params"], strict=True):
                 own_state = state_dict["state"][key]  # in the saved types: torch has cast them to the parameter's
                 self.state[param] = {k: v.detach().to(param.device, copy=True) for k, v in own_state.items()}
+        self._follow_parameters()
         own = self.param_groups[0]
-        device = self._device
         saved_total = own.pop("total_steps", None)
         if self.total_steps is None:
             self.total_steps = saved_total
-        for key in ("step", "skipped_steps"):
-            own[key] = own[key].to(device)
-        own["shared"] = {k: v.to(device) for k, v in own["shared"].items()}
         self._calls = int(own["step"])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -249,16 +253,3 @@ class LearnedOptimizer(torch.optim.Optimizer):
 def _wide(x: Tensor) -> Tensor:
     """``x`` in the type the rule computes in: float32, or float64 where it is already."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
-def checked_horizon(total_steps: Any) -> int | None:
-    """A number of steps as ``int``, whatever kind of whole number it came as; ``None`` stays ``None``."""
-    if total_steps is None:
-        return None
-    try:
-        whole = int(total_steps)
-    except (TypeError, ValueError, OverflowError):  # no number, nan, inf
-        whole = 0
-    if whole < 1 or whole != total_steps:
-        raise ValueError(f"total_steps must be a whole number of at least 1, got {total_steps!r}.")
-    return whole

@@ -19,8 +19,9 @@ def average_loss(averages: Tensor, context: StepContext) -> Tensor:
     """Exponential averages of the loss, shape (2,), not corrected for their start at zero."""
     if context.loss is None:
         raise ValueError("ResidualRule with a controller reads the loss, but StepContext.loss is None; pass the loss.")
-    decays = averages.new_tensor(LOSS_DECAYS)
-    return decays * averages + (1 - decays) * context.loss.to(averages.dtype)
+    loss = context.loss.to(averages.dtype)
+    pairs = zip(LOSS_DECAYS, averages.unbind(-1), strict=True)
+    return torch.stack([decay * average + (1 - decay) * loss for decay, average in pairs])
 
 
 def temporal_signals(
@@ -41,8 +42,8 @@ def temporal_signals(
     dtype = loss_averages.dtype
     step, total = context.scheduled_step.to(dtype), context.total_steps.to(dtype)
     assert context.loss is not None
-    decays = loss_averages.new_tensor(LOSS_DECAYS)
-    fast, slow = (loss_averages / (1 - decays ** (context.step.to(dtype) + 1))).unbind(-1)
+    count = context.step.to(dtype) + 1
+    fast, slow = (average / (1 - decay**count) for decay, average in zip(LOSS_DECAYS, loss_averages, strict=True))
     shared = [
         step / total,
         torch.clamp((step + 1) / (0.05 * total), max=1.0),
@@ -50,24 +51,24 @@ def temporal_signals(
         _contrast(fast, slow),
         _contrast(context.loss.to(dtype), fast),
     ]
-    rows = []
+    own, constants = [], []
     for name, grad in grads.items():
         param, momentum, power = params[name], tensors[name]["momentum"], tensors[name]["gradient_power"]
         grad_power, momentum_power = grad.square().mean(), momentum.square().mean()
         cosine = (grad * momentum).mean() * torch.rsqrt(grad_power * momentum_power + TINY)
         growth = (param.square().mean() + TINY) / tensors[name]["initial_rms"].square()
-        height, width = matrix_shape(param.shape)
-        constants = [math.log2(max(height, 1)) / 10, math.log2(max(width, 1)) / 10]
-        constants += [float(role == roles[name]) for role in ROLES]
-        own = [
+        temporal = [
             _log_ratio(grad_power, power),
             cosine,
             _log_ratio(momentum_power, power),
             torch.clamp(torch.log(growth) / 4, -2.0, 2.0),
         ]
-        rows.append(torch.cat([torch.stack([x.to(dtype) for x in own]), loss_averages.new_tensor(constants)]))
-    common = torch.stack(shared)
-    return torch.stack([torch.cat([common, row]) for row in rows])
+        own.append(torch.stack([x.to(dtype) for x in temporal]))
+        height, width = matrix_shape(param.shape)
+        constants.append([math.log2(max(height, 1)) / 10, math.log2(max(width, 1)) / 10])
+        constants[-1] += [float(role == roles[name]) for role in ROLES]
+    fixed = torch.tensor(constants, dtype=dtype).to(loss_averages.device, non_blocking=True)
+    return torch.cat([torch.stack(shared).expand(len(own), -1), torch.stack(own), fixed], -1)
 
 
 def _contrast(a: Tensor, b: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from rule_catalogue import CATALOGUE
 from torch.func import functional_call, vmap
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from lightning_lopt import StepContext
@@ -220,13 +221,26 @@ def test_first_state_does_not_depend_on_theta(entry):
     assert_same(entry.rule().init_state(params, {}), without_theta.init_state(params, {}))
 
 
+class NoWaiting(TorchFunctionMode):
+    """Refuses the calls that copy numbers from Python to a device and wait for the copy."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        assert function is not torch.Tensor.new_tensor or args[0].device.type == "cpu"
+        assert function not in (torch.tensor, torch.as_tensor) or not (kwargs or {}).get("device")
+        if function is torch.Tensor.to and args[0].device.type == "cpu":
+            assert args[1:2] != (torch.device("meta"),) or kwargs == {"non_blocking": True}
+        return function(*args, **(kwargs or {}))
+
+
 @every_rule
 def test_never_waits_for_the_device(entry):
     """On the meta device there are shapes and no values, so ``.item()`` or a branch on a value would raise."""
     rule = entry.rule().to("meta")
     params = {name: value.to("meta") for name, value in tensors(0).items()}
     at = StepContext(*(torch.zeros((), device="meta") for _ in range(3)))
-    updates, state = rule(params, params, rule.init_state(params, {}), at)
+    state = rule.init_state(params, {})
+    with NoWaiting():
+        updates, state = rule(params, params, state, at)
     assert all(value.is_meta for value in tree_leaves((updates, state)))
 
 
