@@ -15,6 +15,7 @@ from lightning_lopt.meta.data import TaskMixture
 from lightning_lopt.meta.estimators.base import Estimator
 from lightning_lopt.meta.groups import Group, groups_of_rank, states_by_number
 from lightning_lopt.meta.horizons import Horizons
+from lightning_lopt.meta.statistics import Tally, signal_to_noise, step_sizes, total_norm
 from lightning_lopt.rules.base import UpdateRule
 
 
@@ -28,6 +29,11 @@ class MetaTrainer(L.LightningModule):
     group among all groups and how often it has started: the meta-gradient does not depend on the number of processes
     (up to rounding), and a resumed run continues bit for bit, on another number of processes too. Processes exchange
     the gradient of θ and a few numbers in each outer step, whatever the number of inner runs.
+
+    Logged in each outer step: ``meta_loss`` (by family too, ``meta_loss/...``; ``meta_loss_epoch`` is the mean over an
+    epoch of ``Trainer(limit_train_batches=...)``, for ``EarlyStopping``), ``failures`` (inner runs that met a loss that
+    is not finite), ``inner_steps_per_second``, ``gradient_norm`` (before clipping), ``gradient_snr`` (see
+    :func:`~lightning_lopt.meta.statistics.signal_to_noise`) and ``step_size/...`` by role.
 
     Fit it with a :class:`~lightning_lopt.TaskDataModule`; precision must be 32-true (``bf16-true`` would round θ).
 
@@ -76,6 +82,7 @@ class MetaTrainer(L.LightningModule):
         self.seed = seed
         self.outer_step = 0
         self.own_groups: list[Group] = []
+        self._powers: list[float] = []
         self._restored: dict[int, dict[str, Any]] | None = None
 
     def on_fit_start(self) -> None:
@@ -88,26 +95,41 @@ class MetaTrainer(L.LightningModule):
     def training_step(self, batch: TaskMixture, batch_idx: int) -> Tensor:
         began = time.perf_counter()
         self._restore_runs(batch)
-        gradients: dict[str, Tensor] = {}
-        losses, inner_steps, failures = [], 0, 0
+        theta = dict(self._trainable())
+        gradients = {name: torch.zeros_like(value) for name, value in theta.items()}
+        tally = Tally([family.name for family in batch.families], self.device)
         with torch.no_grad():
             for group in self.own_groups:
                 estimate, steps = group.advance(self.rule, self.estimator, batch, self.horizons, self.outer_step)
-                inner_steps += steps
-                failures += estimate.failures
-                losses.append(estimate.meta_loss)
+                tally.add(batch.family(group.run_seed), estimate, steps)
                 for name, gradient in estimate.gradient.items():
-                    gradients[name] = gradients.get(name, 0.0) + gradient / len(self.own_groups)
+                    gradients[name] += gradient / len(self.own_groups)
         self.outer_step += 1
-        meta_loss = torch.stack(losses).mean()
-        self.log("meta_loss", meta_loss, prog_bar=True, sync_dist=True)
-        self.log("failures", float(failures), sync_dist=True, reduce_fx="sum")
-        speed = inner_steps / (time.perf_counter() - began)
-        self.log("inner_steps_per_second", speed, prog_bar=True, sync_dist=True, reduce_fx="sum")
-        theta = dict(self.rule.named_parameters())
+        meta_loss = self._log_outer_step(tally, began)
         surrogate = torch.stack([(theta[name] * gradient).sum() for name, gradient in gradients.items()]).sum()
         # d surrogate / d θ is the estimate exactly; the value shown is the meta-loss.
-        return meta_loss.detach() + (surrogate - surrogate.detach())
+        return meta_loss + (surrogate - surrogate.detach())
+
+    def _log_outer_step(self, tally: Tally, began: float) -> float:
+        tally.sums = self.trainer.strategy.reduce(tally.sums, reduce_op="sum")
+        metrics = tally.metrics()
+        speed = metrics.pop("inner_steps") / (time.perf_counter() - began)
+        self._powers.append(metrics.pop("power"))
+        meta_loss = metrics.pop("meta_loss")
+        self.log_dict({"meta_loss": meta_loss, "inner_steps_per_second": speed}, prog_bar=True, batch_size=1)
+        self.log("meta_loss_epoch", meta_loss, on_step=False, on_epoch=True, batch_size=1)
+        self.log_dict({**metrics, **step_sizes(self.rule)}, batch_size=1)
+        return meta_loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        norm = total_norm([value.grad for _, value in self._trainable() if value.grad is not None])
+        terms = len(self._powers) * self.groups * self.estimator.terms
+        metrics = {"gradient_norm": norm}
+        if terms > 1:
+            power = sum(self._powers) / len(self._powers)
+            metrics["gradient_snr"] = signal_to_noise(norm, power, terms)
+        self.log_dict(metrics, batch_size=1)
+        self._powers.clear()
 
     def configure_optimizers(self) -> Any:
         groups = [

@@ -3,7 +3,9 @@
 import lightning.pytorch as L
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 from lightning_lopt import PES, MetaTrainer, ResidualRule, TaskDataModule
 from lightning_lopt.tasks import ImageMLP, Quadratic, TaskFamily
@@ -35,11 +37,35 @@ class Recorder(Callback):
             torch.save({"gradients": torch.stack(self.gradients), "theta": theta}, self.path / "record.pt")
 
 
-def fit(path, ranks, max_steps, dtype=torch.float64, ckpt=None, groups=4):
+class Traffic(Callback):
+    """Adds up the bytes that this process hands to collectives, from the second outer step on."""
+
+    def __init__(self, path):
+        self.path, self.bytes = path, 0
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if batch_idx == 0:
+            trainer.strategy.model.register_comm_hook(None, default_hooks.allreduce_hook)  # through Python
+            for name in ("all_reduce", "broadcast", "all_gather", "all_gather_object", "broadcast_object_list"):
+                setattr(dist, name, self.counted(getattr(dist, name)))
+
+    def counted(self, collective):
+        def call(tensor, *args, **kwargs):
+            self.bytes += tensor.nbytes
+            return collective(tensor, *args, **kwargs)
+
+        return call
+
+    def on_train_end(self, trainer, module):
+        if trainer.is_global_zero:
+            torch.save(self.bytes / (trainer.global_step - 1), self.path / "bytes.pt")
+
+
+def fit(path, ranks, max_steps, dtype=torch.float64, ckpt=None, groups=4, pairs=2, callbacks=()):
     torch.manual_seed(0)
     module = MetaTrainer(
         ResidualRule(controller_hidden=4, direction_hidden=4).to(dtype),
-        PES(4, pairs=2),
+        PES(4, pairs=pairs),
         groups=groups,
         horizons=(4, 20),
         lr=0.01,
@@ -57,6 +83,7 @@ def fit(path, ranks, max_steps, dtype=torch.float64, ckpt=None, groups=4):
         callbacks=[
             ModelCheckpoint(path, every_n_train_steps=3, save_top_k=-1, filename="{step}"),
             Recorder(path),
+            *callbacks,
         ],
     )
     path.mkdir(exist_ok=True)
@@ -90,6 +117,17 @@ def test_resume_on_another_number_of_processes(tmp_path, before, after):
 def test_groups_must_share_evenly(tmp_path):
     with pytest.raises(Exception, match="groups=3 cannot be shared evenly by 2 processes"):
         fit(tmp_path, 2, 1, groups=3)
+
+
+def test_traffic_is_that_of_theta_and_a_few_numbers(tmp_path):
+    bytes_per_step = []
+    for pairs in (1, 8):
+        path = tmp_path / str(pairs)
+        record = fit(path, 2, 5, torch.float32, groups=2, pairs=pairs, callbacks=[Traffic(path)])
+        bytes_per_step.append(torch.load(path / "bytes.pt"))
+    theta = record["theta"].nbytes
+    assert bytes_per_step[0] == bytes_per_step[1]
+    assert theta <= bytes_per_step[0] <= theta + 64
 
 
 @pytest.mark.slow
