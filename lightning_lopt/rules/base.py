@@ -98,8 +98,8 @@ class UpdateRule(nn.Module, ABC):
             context: loss, step and horizon, roles.
 
         Returns:
-            ``updates`` with ``new_param = param + update``, in the parameters' types, and the new state for these names,
-            with the keys, shapes and types that it came with.
+            ``updates`` with ``new_param = param + update``, in the parameters' types, and the new state for these
+            names, with the keys, shapes and types that it came with.
         """
 
 
