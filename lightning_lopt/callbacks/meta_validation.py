@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_lopt.evaluation.baselines import TunedBaselines
 from lightning_lopt.evaluation.comparison import ADAMW, Row, compare, score
 from lightning_lopt.evaluation.report import log_media
-from lightning_lopt.evaluation.suites import Problem
+from lightning_lopt.evaluation.suites import Problem, make_suite
 from lightning_lopt.io import save_rule
 from lightning_lopt.meta.trainer import MetaTrainer
 from lightning_lopt.rules.base import UpdateRule
@@ -38,10 +38,10 @@ class MetaValidation(L.Callback):
     warns of meta-overfitting and logs ``meta_validation/overfitting`` as 1.
 
     Args:
-        problems: held-out problems; see :func:`~lightning_lopt.evaluation.suites.make_suite`.
+        problems: held-out problems, or the name of a suite (see :func:`~lightning_lopt.evaluation.suites.make_suite`).
         folder: where the best rule is saved, as by :func:`~lightning_lopt.save_rule`.
         every_n_steps: outer steps between two measurements, >= 1.
-        baselines: tuned AdamW for the problems, and the number of seeds.
+        baselines: tuned AdamW for the problems with the number of seeds, or the JSON file to keep it in (3 seeds).
         patience: measurements in a row without a new best that count as overfitting, >= 1.
 
     Raises:
@@ -50,21 +50,21 @@ class MetaValidation(L.Callback):
 
     def __init__(
         self,
-        problems: Sequence[Problem],
+        problems: str | Sequence[Problem],
         folder: str | os.PathLike[str],
         *,
         every_n_steps: int = 250,
-        baselines: TunedBaselines | None = None,
+        baselines: TunedBaselines | str | None = None,
         patience: int = 3,
     ) -> None:
         if every_n_steps < 1 or patience < 1:
             raise ValueError(f"every_n_steps and patience must be at least 1, got {every_n_steps} and {patience}.")
         if not problems:
             raise ValueError("MetaValidation needs at least one problem, got none.")
-        self.problems = list(problems)
+        self.problems = make_suite(problems) if isinstance(problems, str) else list(problems)
         self.folder = Path(folder)
         self.every_n_steps = every_n_steps
-        self.baselines = baselines or TunedBaselines()
+        self.baselines = baselines if isinstance(baselines, TunedBaselines) else TunedBaselines(baselines)
         self.patience = patience
         self.history: list[dict[str, float]] = []
         self._start: UpdateRule | None = None

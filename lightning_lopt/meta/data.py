@@ -12,6 +12,8 @@ from lightning_lopt.seeding import generator
 from lightning_lopt.tasks.base import Task, TaskFamily
 from lightning_lopt.tasks.data import DataLike
 from lightning_lopt.tasks.mixtures import make_families
+from lightning_lopt.tasks.text import TextLike
+from lightning_lopt.tasks.transforms import Transform, augment
 
 
 class TaskMixture:
@@ -57,16 +59,22 @@ class TaskDataModule(L.LightningDataModule):
     Args:
         families: names joined by ``+``, or families; see :func:`~lightning_lopt.tasks.make_families`.
         data: where images come from (``"digits"``, an ``.npz`` file, a folder of IDX files, labelled images).
+        text: where text comes from (paths of text files); ``None`` means sources of Python's standard library.
+        augmentation: a name in :data:`~lightning_lopt.tasks.AUGMENTATIONS`, transforms, or ``None`` for none.
 
     Raises:
         ValueError: if a name is unknown or data cannot be loaded.
     """
 
     def __init__(
-        self, families: str | TaskFamily | Sequence[str | TaskFamily] = "image_mlp", data: DataLike | None = None
+        self,
+        families: str | TaskFamily | Sequence[str | TaskFamily] = "image_mlp",
+        data: DataLike | None = None,
+        text: TextLike | None = None,
+        augmentation: str | Sequence[Transform] | None = None,
     ) -> None:
         super().__init__()
-        self.mixture = TaskMixture(make_families(families, data))
+        self.mixture = TaskMixture(augment(make_families(families, data, text), augmentation))
 
     def train_dataloader(self) -> DataLoader[TaskMixture]:
         return DataLoader(_Endless(self.mixture), batch_size=None)

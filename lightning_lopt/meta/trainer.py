@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as L
@@ -47,10 +48,11 @@ class MetaTrainer(L.LightningModule):
         warmup_steps: outer steps of linear warm-up; after it a cosine to 0 at ``Trainer(max_steps=...)``, or a
             constant where no ``max_steps`` is set.
         weight_decay: of the outer AdamW, on the weights of the networks only, never on constants.
+        frozen: beginnings of names of θ that stay as they are, for instance ``["constants"]``.
         seed: of everything that is drawn.
 
     Raises:
-        ValueError: if a number is out of range.
+        ValueError: if a number is out of range, or no parameter has a name in ``frozen``.
     """
 
     def __init__(
@@ -63,9 +65,16 @@ class MetaTrainer(L.LightningModule):
         lr: float = 1e-3,
         warmup_steps: int = 50,
         weight_decay: float = 0.0,
+        frozen: Sequence[str] = (),
         seed: int = 0,
     ) -> None:
         super().__init__()
+        for beginning in frozen:
+            chosen = [parameter for name, parameter in rule.named_parameters() if name.startswith(beginning)]
+            if not chosen:
+                raise ValueError(f"frozen names {beginning!r}, but no parameter of the rule begins with it.")
+            for parameter in chosen:
+                parameter.requires_grad_(False)
         if groups < 1:
             raise ValueError(f"groups must be at least 1, got {groups!r}.")
         if not (math.isfinite(lr) and lr > 0):

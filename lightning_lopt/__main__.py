@@ -1,0 +1,7 @@
+"""``python -m lightning_lopt`` is the command ``lightning-lopt``."""
+
+import sys
+
+from lightning_lopt.cli import main
+
+sys.exit(main())

@@ -1,0 +1,73 @@
+"""The command ``lightning-lopt``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+USAGE = """usage: lightning-lopt COMMAND ...
+
+  meta-train   meta-train a rule; --config FILE, --print_config, --ckpt_path FILE to resume, --help for all options
+  info RULE    what an embedded rule or a folder holds: its card, its size, what it reads
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help") or given[0] not in COMMANDS:
+        unknown = bool(given) and given[0] not in ("-h", "--help")
+        print(f"lightning-lopt: there is no command {given[0]!r}.\n\n{USAGE}" if unknown else USAGE)
+        return 2 if unknown or not given else 0
+    return COMMANDS[given[0]](given[1:])
+
+
+def meta_train(arguments: Sequence[str]) -> int:
+    """Fit a :class:`MetaTrainer` as LightningCLI does: everything by flags or in a YAML file.
+
+    Raises:
+        ImportError: if jsonargparse is not installed.
+    """
+    try:
+        import jsonargparse  # noqa: F401
+    except ImportError as error:
+        raise ImportError('the command needs jsonargparse; run pip install "lightning-lopt[cli]".') from error
+    from lightning.pytorch.cli import LightningCLI
+
+    from lightning_lopt.meta import MetaTrainer, TaskDataModule
+
+    LightningCLI(
+        MetaTrainer,
+        TaskDataModule,
+        args=["fit", *arguments],
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        auto_configure_optimizers=False,
+    )
+    return 0
+
+
+def info(arguments: Sequence[str]) -> int:
+    """Print a rule's card and numbers."""
+    from lightning_lopt.io import RuleFileError, load_card, load_rule
+
+    if len(arguments) != 1:
+        print("usage: lightning-lopt info RULE")
+        return 2
+    try:
+        rule, card = load_rule(arguments[0]), load_card(arguments[0])
+    except RuleFileError as error:
+        print(f"lightning-lopt: {error}")
+        return 1
+    reads = ["gradients", *(["the loss"] if rule.reads_loss else []), *(["the horizon"] if rule.reads_horizon else [])]
+    print(card.rstrip())
+    print(f"\nrule: {rule.rule_name}, {type(rule).__name__}({', '.join(f'{k}={v!r}' for k, v in rule.config.items())})")
+    print(f"meta-parameters: {sum(parameter.numel() for parameter in rule.parameters())}")
+    print(f"reads: {', '.join(reads)}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"meta-train": meta_train, "info": info}
+
+if __name__ == "__main__":
+    sys.exit(main())
