@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
@@ -38,7 +39,7 @@ class LearnedOptimizerAdapter(L.Callback):
 
     def __init__(
         self,
-        rule: str | UpdateRule | None = None,
+        rule: str | Path | UpdateRule | None = None,
         *,
         total_steps: int | None = None,
         lr: float = 1.0,

@@ -131,7 +131,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
         Args:
             closure: computes loss and gradients again and returns the loss.
-            loss: loss of this step, if no closure returns it.
+            loss: loss of this step, if no closure returns it. In distributed training it has to be the mean over the
+                ranks, as the gradients are, or the ranks drift apart; with
+                :class:`~lightning_lopt.LearnedOptimizerAdapter` that is seen to.
 
         Returns:
             what ``closure`` returned, else ``None``.

@@ -82,7 +82,8 @@ class UpdateRule(nn.Module, ABC):
         """State before the first step. Must not read θ (a learned initial state is read at step 0 instead).
 
         Args:
-            params: parameters by name, of any shape, rank 0 to 4 and beyond, float32 or float64.
+            params: parameters by name, of any shape, rank 0 to 4 and beyond, float32 or float64, on any device; on the
+                meta device too, where shapes are all there is.
             roles: role of each parameter.
         """
 
@@ -97,7 +98,8 @@ class UpdateRule(nn.Module, ABC):
             context: loss, step and horizon, roles.
 
         Returns:
-            ``updates`` with ``new_param = param + update``, and the new state for these names.
+            ``updates`` with ``new_param = param + update``, in the parameters' types, and the new state for these
+            names, with the keys, shapes and types that it came with.
         """
 
 

@@ -50,6 +50,10 @@ def assert_same(one, other):
             assert x == y
 
 
+def addresses(saved):
+    return {leaf.data_ptr() for leaf in tree_flatten(saved)[0] if isinstance(leaf, torch.Tensor)}
+
+
 def only_plain(value):
     if isinstance(value, dict):
         return all(isinstance(key, str | int) for key in value) and all(map(only_plain, value.values()))
@@ -87,6 +91,7 @@ def test_nothing_is_cast_and_the_callers_dict_is_left_alone(dtype):
     other.load_state_dict(given)
     assert_same(given, saved)
     assert_same(other.state_dict(), saved)
+    assert not addresses(other.state_dict()) & addresses(given)
     net = model(1, dtype)
     other = LearnedOptimizer(net, optimizer.rule, total_steps=20)
     other.load_state_dict(given)

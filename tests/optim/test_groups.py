@@ -107,7 +107,10 @@ def test_frozen_parameters_join_later_under_their_own_names_and_roles():
     backward(net)
     optimizer.step(loss=1.0)
     net.requires_grad_(True)
+    averages = optimizer.param_groups[0]["shared"]["loss_averages"].clone()
     optimizer.add_param_group({"params": [*net[0].parameters(), *net[4].parameters()], "lr": 0.1})
+    assert torch.equal(optimizer.param_groups[0]["shared"]["loss_averages"], averages)
+    assert averages.all()
     assert roles(optimizer) == BY_TYPE
     before = [param.detach().clone() for param in net.parameters()]
     backward(net)
