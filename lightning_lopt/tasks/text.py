@@ -120,7 +120,8 @@ def resolve_texts(text: TextLike | None) -> list[Text]:
     Raises:
         ValueError: if the list is empty, or one entry cannot be loaded.
     """
-    entries = [text or "stdlib"] if text is None or isinstance(text, (Text, str, Path)) else list(text)
+    text = "stdlib" if text is None else text
+    entries = [text] if isinstance(text, (Text, str, Path)) else list(text)
     if not entries:
         raise ValueError("text is an empty list; give texts or paths, or None for Python's own sources.")
     texts: list[Text] = []

@@ -90,6 +90,29 @@ def test_swap_is_undone_after_an_exception():
     assert "configure_optimizers" not in vars(module)
 
 
+def test_a_fit_that_broke_off_leaves_no_loss_behind():
+    adapter, rule = LearnedOptimizerAdapter(), Recorder()
+    module = Module(lambda module: LearnedOptimizer(module, rule))
+    module.on_after_backward = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        fit(module, adapter=adapter, accumulate_grad_batches=2)
+    del module.on_after_backward
+    module.losses.clear()
+    fit(module, epochs=1, adapter=adapter)
+    assert rule.seen == pytest.approx(module.losses)
+
+
+def test_the_optimizer_steps_on_after_the_fit_without_the_trainer():
+    trainer = fit(Module(), epochs=1)
+    (optimizer,) = trainer.optimizers
+    assert optimizer.signals.reduce is None
+    for param in trainer.lightning_module.parameters():
+        param.grad = torch.ones_like(param)
+    with pytest.warns(UserWarning, match="past its total_steps"):
+        optimizer.step(loss=1.0)
+    assert int(optimizer.param_groups[0]["step"]) == BATCHES + 1
+
+
 def test_second_fit_plans_for_the_steps_to_come():
     module = Module()
     trainer = fit(module)

@@ -88,6 +88,10 @@ def test_accuracy(split):
     batch = task.full_batch("train")
     expected = (batch["targets"] == 2).float().mean()
     assert task.metrics(params, batch)["accuracy"] == expected
+    params = task.init(generator(1))
+    best = [row.argmax() for row in task.logits(params, batch["inputs"])]
+    hits = sum(int(one == label) for one, label in zip(best, batch["targets"], strict=True))
+    assert task.metrics(params, batch)["accuracy"].item() == pytest.approx(hits / len(best))
 
 
 def test_without_variety_the_data_is_the_plain_data(blobs):

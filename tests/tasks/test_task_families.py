@@ -9,7 +9,8 @@ import torch
 from family_catalogue import CATALOGUE, words
 from torch.func import grad, grad_and_value, vmap
 
-from lightning_lopt.rules import ROLES
+from lightning_lopt.evaluation.runs import run_rules
+from lightning_lopt.rules import ROLES, AdamRule
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import FAMILIES, ImageMLP, QuadraticFamily, make_families
 
@@ -178,6 +179,20 @@ def test_a_few_adamw_steps_lower_the_loss(entry, family, seed):
         optimizer.step()
     after = task.loss(params, task.full_batch("train")).item()
     assert after < before - 0.05 * task.loss_scale
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_adam_learns_what_held_out_data_confirm(name):
+    """At the sizes that meta-training uses: some learning rate lowers both losses within 200 steps."""
+    pytest.importorskip("sklearn", reason="the default images come with scikit-learn")
+    task = make_families(name)[0].sample(generator(0, "learn"))
+    rules = [AdamRule(lr, schedule="cosine") for lr in (1e-3, 1e-2, 3e-2)]
+    curves = run_rules(rules, task, horizon=200, seeds=2)
+    best = min(curves, key=lambda curve: curve.final_train.nan_to_num(torch.inf).max())
+    for split, final in (("train", best.final_train), ("valid", best.final_valid)):
+        fresh = [task.loss(task.init(generator(0, "init", seed)), task.full_batch(split)) for seed in range(2)]
+        assert final.max() < 0.95 * min(fresh), split
 
 
 def test_an_ignorant_model_has_the_loss_scale(blobs):
