@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 USAGE = """usage: lightning-lopt COMMAND ...
@@ -36,6 +37,8 @@ def meta_train(arguments: Sequence[str]) -> int:
 
     from lightning_lopt.meta import MetaTrainer, TaskDataModule
 
+    # Only args can be given here: DDP starts further processes with sys.argv as it is.
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
     LightningCLI(
         MetaTrainer,
         TaskDataModule,
