@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.distributed import gather_object, get_rank, get_world_size, is_available, is_initialized
 
+from lightning_lopt.meta.allocator import keep_freed_memory
+from lightning_lopt.meta.compiled import CompiledAdvance
 from lightning_lopt.meta.data import TaskMixture
 from lightning_lopt.meta.estimators.base import Estimator
 from lightning_lopt.meta.groups import Group, groups_of_rank, states_by_number
@@ -48,6 +50,8 @@ class MetaTrainer(L.LightningModule):
             constant where no ``max_steps`` is set.
         weight_decay: of the outer AdamW, on the weights of the networks only, never on constants.
         seed: of everything that is drawn.
+        compile: compile the inner step, once for each architecture among the tasks (half a minute or more each; a few
+            times faster afterwards): see :class:`~lightning_lopt.meta.compiled.CompiledAdvance`.
 
     Raises:
         ValueError: if a number is out of range.
@@ -64,6 +68,7 @@ class MetaTrainer(L.LightningModule):
         warmup_steps: int = 50,
         weight_decay: float = 0.0,
         seed: int = 0,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if groups < 1:
@@ -74,6 +79,8 @@ class MetaTrainer(L.LightningModule):
             raise ValueError(f"{type(rule).__name__} has no parameter that requires a gradient; nothing to meta-train.")
         self.rule = rule
         self.estimator = estimator
+        if compile:
+            estimator.advance = CompiledAdvance()
         self.groups = groups
         self.horizons = Horizons.of(horizons)
         self.lr = lr
@@ -89,6 +96,8 @@ class MetaTrainer(L.LightningModule):
         precision = str(self.trainer.precision)
         if precision in ("bf16-true", "16-true", "transformer-engine"):
             raise ValueError(f"precision={precision!r} would round the meta-parameters; use precision='32-true'.")
+        if self.device.type == "cpu":
+            keep_freed_memory()
         if not self.own_groups:
             self.own_groups = groups_of_rank(self.groups, self.seed, self.global_rank, self.trainer.world_size)
 
