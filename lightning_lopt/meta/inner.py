@@ -92,6 +92,31 @@ def inner_step(
     return params | {name: value + updates[name] for name, value in trained.items()} | carried, state, loss
 
 
+def advance_runs(
+    rule: UpdateRule,
+    task: Task,
+    theta: Theta,
+    params: Params,
+    state: State,
+    batch: Batch,
+    step: Tensor,
+    total_steps: Tensor,
+) -> tuple[Params, State, Tensor]:
+    """:func:`inner_step` for all runs side by side: leading axis N on θ, parameters, state, batch, and the losses."""
+
+    def one(theta: Theta, params: Params, state: State, batch: Batch) -> tuple[Params, State, Tensor]:
+        return inner_step(rule, theta, task, params, state, batch, step, total_steps)
+
+    return vmap(one)(theta, params, state, batch)
+
+
+Advance = Callable[
+    [UpdateRule, Task, Theta, Params, State, Batch, Tensor, Tensor],
+    tuple[Params, State, Tensor],
+]
+"""The signature of :func:`advance_runs`, which something with the same numbers may stand in for."""
+
+
 def unroll(
     rule: UpdateRule,
     particles: Theta,
@@ -99,6 +124,7 @@ def unroll(
     steps: int,
     draws: torch.Generator,
     splits: Sequence[Split] = ("train",),
+    advance: Advance = advance_runs,
 ) -> tuple[InnerRuns, Tensor]:
     """Advance all runs by ``steps``, particle ``i`` with ``particles[...][i]`` as θ.
 
@@ -110,6 +136,7 @@ def unroll(
         steps: inner steps to make; fewer are made where the horizon comes first.
         draws: where the mini-batches come from, P at a time, each shown to all copies.
         splits: of what to measure the loss: the batches that are trained on, fresh ones held out, or both.
+        advance: how one step of all runs is computed.
 
     Returns:
         the runs after it, and losses before each step, shape ``(splits, steps made, copies x P)``.
@@ -118,10 +145,6 @@ def unroll(
     first = next(iter(runs.params.values()))
     pairs, device = len(first) // runs.copies, first.device
 
-    def one(theta: Theta, params: Params, state: State, batch: Batch, step: Tensor) -> tuple[Params, State, Tensor]:
-        return inner_step(rule, theta, runs.task, params, state, batch, step, total)
-
-    advance = vmap(one, in_dims=(0, 0, 0, 0, None))
     measure = vmap(runs.task.loss)
 
     def draw(split: Split) -> Batch:
@@ -135,7 +158,8 @@ def unroll(
         batch = draw("train")
         if "valid" in splits:
             losses["valid"].append(measure(params, draw("valid")))
-        params, state, loss = advance(particles, params, state, batch, torch.tensor(float(step), device=device))
+        now = torch.tensor(float(step), device=device)
+        params, state, loss = advance(rule, runs.task, particles, params, state, batch, now, total)
         losses["train"].append(loss)
     measured = torch.stack([torch.stack(losses[split]) for split in splits])
     return replace(runs, params=params, state=state, step=runs.step + steps), measured

@@ -9,9 +9,13 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor
 from torch.distributed import gather_object, get_rank, get_world_size, is_available, is_initialized
 
+from lightning_lopt.meta.allocator import keep_freed_memory
+from lightning_lopt.meta.checkpoint_io import AtomicCheckpointIO
+from lightning_lopt.meta.compiled import CompiledAdvance
 from lightning_lopt.meta.data import TaskMixture
 from lightning_lopt.meta.estimators.base import Estimator
 from lightning_lopt.meta.groups import Group, groups_of_rank, states_by_number
@@ -29,7 +33,9 @@ class MetaTrainer(L.LightningModule):
     Groups are shared out among the processes of a Trainer. Everything drawn follows from ``seed``, the number of the
     group among all groups and how often it has started: the meta-gradient does not depend on the number of processes
     (up to rounding), and a resumed run continues bit for bit, on another number of processes too. Processes exchange
-    the gradient of θ and a few numbers in each outer step, whatever the number of inner runs.
+    the gradient of θ and a few numbers in each outer step, whatever the number of inner runs. Checkpoints are written
+    by :class:`~lightning_lopt.meta.checkpoint_io.AtomicCheckpointIO` unless the Trainer has a writer of its own. A
+    process that dies ends the run: Lightning stops the others, and it resumes from its last checkpoint.
 
     Logged in each outer step: ``meta_loss`` (by family too, ``meta_loss/...``; ``meta_loss_epoch`` is the mean over an
     epoch of ``Trainer(limit_train_batches=...)``, for ``EarlyStopping``), ``failures`` (inner runs that met a loss that
@@ -50,6 +56,8 @@ class MetaTrainer(L.LightningModule):
         weight_decay: of the outer AdamW, on the weights of the networks only, never on constants.
         frozen: beginnings of names of θ that stay as they are, for instance ``["constants"]``.
         seed: of everything that is drawn.
+        compile: compile the inner step, once for each architecture among the tasks (half a minute or more each; a few
+            times faster afterwards): see :class:`~lightning_lopt.meta.compiled.CompiledAdvance`.
 
     Raises:
         ValueError: if a number is out of range, or no parameter has a name in ``frozen``.
@@ -67,6 +75,7 @@ class MetaTrainer(L.LightningModule):
         weight_decay: float = 0.0,
         frozen: Sequence[str] = (),
         seed: int = 0,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         for beginning in frozen:
@@ -83,6 +92,8 @@ class MetaTrainer(L.LightningModule):
             raise ValueError(f"{type(rule).__name__} has no parameter that requires a gradient; nothing to meta-train.")
         self.rule = rule
         self.estimator = estimator
+        if compile:
+            estimator.advance = CompiledAdvance()
         self.groups = groups
         self.horizons = Horizons.of(horizons)
         self.lr = lr
@@ -98,6 +109,10 @@ class MetaTrainer(L.LightningModule):
         precision = str(self.trainer.precision)
         if precision in ("bf16-true", "16-true", "transformer-engine"):
             raise ValueError(f"precision={precision!r} would round the meta-parameters; use precision='32-true'.")
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if not self.own_groups:
             self.own_groups = groups_of_rank(self.groups, self.seed, self.global_rank, self.trainer.world_size)
 

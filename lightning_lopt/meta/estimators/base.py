@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_lopt.meta.inner import InnerRuns, Theta, start_runs
+from lightning_lopt.meta.inner import Advance, InnerRuns, Theta, advance_runs, start_runs
 from lightning_lopt.meta.objective import MetaLoss
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.tasks.base import Task
@@ -59,12 +59,14 @@ class Estimator(ABC):
         particles: inner runs in one group.
         terms: independent terms in one estimate (pairs, or runs without pairs).
         meta_loss: what is minimised.
+        advance: how one step of all inner runs is computed.
     """
 
     name: ClassVar[str]
     particles: int
     terms: int
     meta_loss: MetaLoss
+    advance: Advance = staticmethod(advance_runs)
 
     @property
     def config(self) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class EvolutionStrategies(Estimator):
         noise, credited = self._perturb(theta, runs)
         particles = {name: torch.cat([value + noise[name], value - noise[name]]) for name, value in theta.items()}
         draws = generator(runs.seed, "batches", runs.truncations)
-        after, losses = unroll(rule, particles, runs, steps, draws, self.meta_loss.splits)
+        after, losses = unroll(rule, particles, runs, steps, draws, self.meta_loss.splits, self.advance)
         values, mean, failed = self._judge(losses, runs)
         plus, minus = values.chunk(2, dim=1)
         delta = (plus - minus).sum(0) / steps

@@ -65,7 +65,7 @@ class TruncatedBackprop(Estimator):
         after, pieces = runs, []
         with torch.enable_grad():
             for _ in range(min(self.truncation, runs.horizon - runs.step)):
-                after, losses = unroll(rule, theta, after, 1, draws, self.meta_loss.splits)
+                after, losses = unroll(rule, theta, after, 1, draws, self.meta_loss.splits, self.advance)
                 if self.clip is not None:
                     after = _clip_backward(after, self.clip)
                 pieces.append(losses)

@@ -1,0 +1,32 @@
+"""Checkpoints that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities.types import _PATH
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, flushes it to the disk and renames it: a kill or a power cut at any moment
+    leaves the old checkpoint or the new one.
+
+    Lightning's own writer goes through the folder for temporary files, from where the move is a copy, and not atomic,
+    if that folder lies on another file system (``/tmp`` in memory, for instance). Remote paths are left to it.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
+        place = os.fspath(path)
+        if "://" in place or storage_options is not None:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        os.makedirs(os.path.dirname(place) or ".", exist_ok=True)
+        part = f"{place}.part"
+        with open(part, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, place)

@@ -1,0 +1,84 @@
+"""The compiled inner step gives the eager one's numbers, or steps aside."""
+
+import warnings
+
+import pytest
+import torch
+
+from lightning_lopt import PES, AdamRule, MetaTrainer, ResidualRule
+from lightning_lopt.meta import TruncatedBackprop
+from lightning_lopt.meta.allocator import keep_freed_memory
+from lightning_lopt.meta.compiled import CompiledAdvance
+from lightning_lopt.seeding import generator
+from lightning_lopt.tasks import ImageMLP, Quadratic
+
+
+def small_mlp(seed=3):
+    family = ImageMLP(depths=(1,), widths=(8,), batch_sizes=(8,), variety=False, activations=("relu",))
+    return family.sample(generator(seed))
+
+
+def gradient(estimator, rule, task, advance=None):
+    if advance is not None:
+        estimator.advance = advance
+    runs = estimator.start(rule, task, horizon=20, seed=0)
+    for _ in range(2):
+        estimate = estimator.estimate(rule, runs)
+        runs = estimate.runs
+    return torch.cat([value.flatten() for value in estimate.gradient.values()])
+
+
+def test_traced_as_a_whole_and_once_for_an_architecture():
+    rule, advance = AdamRule(0.01), CompiledAdvance(backend="eager")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not compiled.*")
+        for task in (small_mlp(3), small_mlp(4)):
+            eager = gradient(PES(3, pairs=2), rule, task)
+            torch.testing.assert_close(gradient(PES(3, pairs=2), rule, task, advance), eager, rtol=1e-4, atol=1e-5)
+    assert list(advance.works.values()) == [True]
+
+
+def test_what_cannot_be_traced_runs_eagerly_and_says_so_once():
+    class Untraceable(Quadratic):
+        def loss(self, params, batch):
+            torch._dynamo.graph_break()
+            return super().loss(params, batch)
+
+    rule, advance = AdamRule(0.01), CompiledAdvance(backend="eager")
+    task = Untraceable(torch.tensor([1.0, 4.0]))
+    with pytest.warns(UserWarning, match="not compiled") as warned:
+        compiled = gradient(PES(3, pairs=2), rule, task, advance)
+    assert len([one for one in warned if "not compiled" in str(one.message)]) == 1
+    assert torch.equal(compiled, gradient(PES(3, pairs=2), rule, task))
+    assert list(advance.works.values()) == [False]
+
+
+def test_an_error_of_the_task_is_that_of_the_task():
+    class Broken(Quadratic):
+        def loss(self, params, batch):
+            raise KeyError("no such parameter")
+
+    with pytest.raises(KeyError, match="no such parameter"), pytest.warns(UserWarning, match="not compiled"):
+        gradient(PES(3, pairs=2), AdamRule(), Broken(torch.tensor([1.0])), CompiledAdvance(backend="eager"))
+
+
+def test_meta_trainer_switches_it_on():
+    assert isinstance(MetaTrainer(AdamRule(), PES(), compile=True).estimator.advance, CompiledAdvance)
+    assert not isinstance(MetaTrainer(AdamRule(), PES()).estimator.advance, CompiledAdvance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", [PES, TruncatedBackprop], ids=lambda cls: cls.name)
+def test_machine_code_gives_the_same_numbers(estimator):
+    rule, advance = ResidualRule() if estimator is PES else AdamRule(), CompiledAdvance()
+    eager = gradient(estimator(3), rule, small_mlp())
+    compiled = gradient(estimator(3), rule, small_mlp(), advance)
+    assert list(advance.works.values()) == [True]
+    torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-3 * float(eager.abs().max()))
+
+
+def test_freed_memory_is_kept_where_it_can_be():
+    import platform
+
+    assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
+    assert torch.ones(10).sum() == 10
