@@ -59,12 +59,12 @@ class DigitClassifier(L.LightningModule):
                 nn.Linear(64, classes),
             )
         self.accuracy = MulticlassAccuracy(classes, average="micro")
-        self.train_losses: list[float] = []
+        self.train_losses: list[Tensor] = []
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         inputs, targets = batch
         loss = F.cross_entropy(self.net(inputs), targets)
-        self.train_losses.append(float(loss.detach()))
+        self.train_losses.append(loss.detach())
         self.log("train_loss", loss)
         return loss
 
@@ -129,7 +129,7 @@ def fit(result: Result, data, arguments, optimizer: str, lr: float | None, seed:
         result.final.append(float(F.cross_entropy(module.net(train.inputs), train.targets)))
     result.valid.append(float(trainer.callback_metrics["valid_loss"]))
     result.accuracy.append(float(trainer.callback_metrics["valid_accuracy"]))
-    result.curves.append(module.train_losses)
+    result.curves.append([float(loss) for loss in module.train_losses])
     if arguments.wandb:
         import wandb
 

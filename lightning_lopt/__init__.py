@@ -2,17 +2,34 @@
 
 from lightning_lopt.__about__ import __version__
 from lightning_lopt.callbacks import LearnedOptimizerAdapter, MetaValidation
-from lightning_lopt.io import available_rules, load_rule, save_rule
-from lightning_lopt.meta import PES, FullES, MetaLoss, MetaTrainer, TaskDataModule
+from lightning_lopt.io import Card, available_rules, load_card, load_rule, save_rule
+from lightning_lopt.meta import (
+    NRES,
+    PES,
+    ESSingle,
+    FullES,
+    Horizons,
+    MetaLoss,
+    MetaTrainer,
+    TaskDataModule,
+    TruncatedBackprop,
+    TruncatedES,
+)
 from lightning_lopt.optim import LearnedOptimizer
 from lightning_lopt.rules import AdamRule, ResidualRule, SGDRule, State, StepContext, UpdateRule, register_rule
+from lightning_lopt.tasks import LightningTask
 
 __all__ = [
+    "NRES",
     "PES",
     "AdamRule",
+    "Card",
+    "ESSingle",
     "FullES",
+    "Horizons",
     "LearnedOptimizer",
     "LearnedOptimizerAdapter",
+    "LightningTask",
     "MetaLoss",
     "MetaTrainer",
     "MetaValidation",
@@ -21,9 +38,12 @@ __all__ = [
     "State",
     "StepContext",
     "TaskDataModule",
+    "TruncatedBackprop",
+    "TruncatedES",
     "UpdateRule",
     "__version__",
     "available_rules",
+    "load_card",
     "load_rule",
     "register_rule",
     "save_rule",
