@@ -44,12 +44,15 @@ def main() -> None:
     parser.add_argument("--meta-loss", choices=("linear", "log"), default="log", help="scale of the meta-loss")
     parser.add_argument("--split", choices=("train", "valid", "both"), default="both", help="batches it is measured on")
     parser.add_argument("--last", type=float, default=1.0, help="share of the horizon, at its end, that counts")
+    parser.add_argument("--step-size", type=float, default=0.02, help="constant to start from")
+    parser.add_argument("--weight-decay", type=float, default=1e-3, help="constant to start from")
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--groups", type=int, default=4)
     parser.add_argument("--truncation", type=int, default=25)
     parser.add_argument("--sigma", type=float, default=0.02)
     parser.add_argument("--horizons", type=int, nargs=2, default=(60, 1000))
     parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--warmup", type=int, default=10, help="outer steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
@@ -65,6 +68,8 @@ def main() -> None:
         direction="direction" in arguments.learn,
         controller="controller" in arguments.learn,
         orthogonalised=arguments.orthogonalised,
+        step_size=arguments.step_size,
+        weight_decay=arguments.weight_decay,
     )
     rule.constants.requires_grad_("constants" in arguments.learn)
     meta_loss = MetaLoss(arguments.meta_loss, arguments.split, arguments.last)
@@ -76,6 +81,7 @@ def main() -> None:
         groups=arguments.groups,
         horizons=tuple(arguments.horizons),
         lr=arguments.lr,
+        warmup_steps=arguments.warmup,
         seed=arguments.seed,
     )
     folder = Path(f"{arguments.out}_training")

@@ -25,9 +25,13 @@ class RoleConstants(nn.Module):
 
     Stored in the space in which they are learned: positive constants by their logarithm, those between 0 and 1 by
     their logit.
+
+    Args:
+        step_size: initial step size for all roles, > 0, in units of a tensor's initial RMS.
+        weight_decay: initial weight decay for all roles, > 0, in units of the step size, as in AdamW.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, step_size: float, weight_decay: float) -> None:
         super().__init__()
 
         def table(matrix: float, other: float) -> nn.Parameter:
@@ -36,14 +40,14 @@ class RoleConstants(nn.Module):
         def logit(value: float) -> float:
             return math.log(value / (1 - value))
 
-        self.log_step_size = table(math.log(0.02), math.log(0.02))  # per step, in units of the tensor's initial RMS
+        self.log_step_size = table(math.log(step_size), math.log(step_size))
         self.log_rms_floor = table(math.log(0.03), math.log(0.03))
         self.logit_warmup = table(logit(0.05), logit(0.05))  # as a fraction of the horizon
         self.log_decay_power = table(0.0, 0.0)  # 1 is linear
         self.logit_momentum = table(logit(0.95), logit(0.9))
         self.momentum_mix = table(0.95, 1.0)  # weight of the momentum against the bare gradient (Nesterov)
         self.logit_second_moment = table(logit(0.99), logit(0.99))
-        self.log_weight_decay = table(math.log(1e-3), math.log(1e-3))  # times the step size, as in AdamW
+        self.log_weight_decay = table(math.log(weight_decay), math.log(weight_decay))
 
 
 @register_rule("residual")
@@ -68,9 +72,11 @@ class ResidualRule(UpdateRule):
         direction_hidden: width of the two hidden layers of the direction MLP.
         controller_hidden: size of the controller's recurrent state.
         step_range: largest factor by which the controller may change a step size, > 1.
+        step_size: η before meta-training, for all roles, > 0.
+        weight_decay: λ before meta-training, for all roles, > 0.
 
     Raises:
-        ValueError: if a size is not positive, ``step_range`` not above 1, or a role unknown.
+        ValueError: if a size or constant is not positive, ``step_range`` not above 1, or a role unknown.
 
     State bytes per parameter (float32): 4 for orthogonalised tensors without learned direction, else 8.
     """
@@ -85,6 +91,8 @@ class ResidualRule(UpdateRule):
         direction_hidden: int = 8,
         controller_hidden: int = 16,
         step_range: float = 4.0,
+        step_size: float = 0.02,
+        weight_decay: float = 1e-3,
     ) -> None:
         super().__init__()
         if direction_hidden < 1 or controller_hidden < 1:
@@ -94,6 +102,9 @@ class ResidualRule(UpdateRule):
             )
         if not 1 < step_range < math.inf:
             raise ValueError(f"step_range must be a number above 1, got {step_range!r}.")
+        for name, value in (("step_size", step_size), ("weight_decay", weight_decay)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a positive number, got {value!r}.")
         self.config_values = {
             "direction": direction,
             "controller": controller,
@@ -101,11 +112,13 @@ class ResidualRule(UpdateRule):
             "direction_hidden": direction_hidden,
             "controller_hidden": controller_hidden,
             "step_range": step_range,
+            "step_size": step_size,
+            "weight_decay": weight_decay,
         }
         self.reads_loss = controller
         self.orthogonalised = frozenset(orthogonalised)
         self.controller_hidden = controller_hidden
-        self.constants = RoleConstants()
+        self.constants = RoleConstants(step_size, weight_decay)
         self.direction = DirectionMLP(direction_hidden) if direction else None
         self.controller = Controller(SIGNALS, controller_hidden, step_range) if controller else None
 

@@ -17,6 +17,8 @@ BAD = [
     (ResidualRule, {"direction_hidden": 0}, "must be at least 1"),
     (ResidualRule, {"controller_hidden": 0}, "must be at least 1"),
     (ResidualRule, {"step_range": 1.0}, "step_range must be a number above 1"),
+    (ResidualRule, {"step_size": 0.0}, "step_size must be a positive number"),
+    (ResidualRule, {"weight_decay": -0.1}, "weight_decay must be a positive number"),
     (ResidualRule, {"orthogonalised": ["matrices"]}, "orthogonalised has role 'matrices'; use one of 'matrix'"),
 ]
 

@@ -110,6 +110,15 @@ def test_zero_gradients_give_finite_updates(rule):
     assert all(value.isfinite().all() for value in huge.values())
 
 
+def test_step_size_and_weight_decay_to_start_from():
+    _, plain = run(ResidualRule(direction=False, controller=False).double(), steps=1)
+    _, other = run(ResidualRule(direction=False, controller=False, step_size=0.04, weight_decay=0.5).double(), steps=1)
+    schedule = plain_schedule(0, 100)
+    for name, value in tensors(0).items():
+        expected = 2 * plain[name] - 0.04 * schedule * (0.5 - 1e-3) * value
+        torch.testing.assert_close(other[name], expected, rtol=1e-5, atol=1e-8)
+
+
 def test_one_step_is_bounded_by_the_controller():
     """RMS of a step: at most step_range x 0.02 x the initial RMS, whatever the networks say."""
     torch.manual_seed(0)
