@@ -31,7 +31,7 @@ class Memory(Callback):
 
 @pytest.mark.parametrize("steps", [300, pytest.param(10_000, marks=pytest.mark.slow)], ids=["300", "10000"])
 def test_memory_is_flat(steps):
-    memory = Memory(steps // 10)
+    memory = Memory(steps // 5)
     trainer = L.Trainer(
         max_steps=steps,
         logger=False,
