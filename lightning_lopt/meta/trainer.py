@@ -20,6 +20,7 @@ from lightning_lopt.meta.data import TaskMixture
 from lightning_lopt.meta.estimators.base import Estimator
 from lightning_lopt.meta.groups import Group, groups_of_rank, states_by_number
 from lightning_lopt.meta.horizons import Horizons
+from lightning_lopt.meta.inner import advance_runs
 from lightning_lopt.meta.statistics import Tally, signal_to_noise, step_sizes, total_norm
 from lightning_lopt.rules.base import UpdateRule
 
@@ -92,8 +93,7 @@ class MetaTrainer(L.LightningModule):
             raise ValueError(f"{type(rule).__name__} has no parameter that requires a gradient; nothing to meta-train.")
         self.rule = rule
         self.estimator = estimator
-        if compile:
-            estimator.advance = CompiledAdvance()
+        estimator.advance = CompiledAdvance() if compile else advance_runs
         self.groups = groups
         self.horizons = Horizons.of(horizons)
         self.lr = lr
@@ -175,17 +175,23 @@ class MetaTrainer(L.LightningModule):
         return [(name, value) for name, value in self.rule.named_parameters() if value.requires_grad]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        own = [group.state_dict() for group in self.own_groups]
-        ranks: list[Any] = [own]
-        if is_available() and is_initialized():
-            ranks = [None] * get_world_size()
-            gather_object(own, ranks if get_rank() == 0 else None)
         checkpoint["meta_training"] = {
             "outer_step": self.outer_step,
             "seed": self.seed,
             "estimator": self.estimator.name,
-            "groups": [state for states in ranks for state in states or ()],
+            "groups": self._group_states(),
         }
+
+    def _group_states(self) -> list[dict[str, Any]]:
+        """States of the groups of all processes, on the one that writes checkpoints; the others have theirs alone."""
+        if self._restored is not None:  # loaded a moment ago, and no outer step since
+            return list(self._restored.values())
+        own = [group.state_dict() for group in self.own_groups]
+        if not (is_available() and is_initialized()):
+            return own
+        ranks: list[Any] = [None] * get_world_size()
+        gather_object(own, ranks if get_rank() == 0 else None)
+        return [state for states in ranks for state in states or ()]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "meta_training" not in checkpoint:

@@ -94,6 +94,7 @@ def test_truncated_backprop_equals_autograd_through_a_plain_loop(rule, split):
     assert any(value.abs().max() > 0 for value in exact.values())
     for name, value in exact.items():
         torch.testing.assert_close(estimate.gradient[name], value, rtol=2e-3, atol=1e-6, msg=name)
+    assert not any(value.requires_grad for value in estimate.runs.params.values())  # memory ends with the truncation
 
 
 class SomeExplode(Quadratic):

@@ -1,14 +1,15 @@
 import lightning.pytorch as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from lightning_lopt import PES, AdamRule, FullES, MetaTrainer, ResidualRule, SGDRule, TaskDataModule
 from lightning_lopt.meta import NRES, ESSingle, TruncatedBackprop, TruncatedES
+from lightning_lopt.meta.groups import Group
 from lightning_lopt.tasks import ImageMLP, QuadraticFamily
 
 
-def fit(path, estimator, max_steps, ckpt=None, rule=None, **settings):
+def fit(path, estimator, max_steps, ckpt=None, rule=None, callbacks=(), **settings):
     torch.manual_seed(0)
     module = MetaTrainer(rule or ResidualRule(), estimator, groups=2, horizons=(4, 20), lr=0.01, **settings)
     family = ImageMLP(depths=(1,), widths=(8,), batch_sizes=(8,))
@@ -19,7 +20,7 @@ def fit(path, estimator, max_steps, ckpt=None, rule=None, **settings):
         enable_progress_bar=False,
         enable_model_summary=False,
         gradient_clip_val=1.0,
-        callbacks=[ModelCheckpoint(path, every_n_train_steps=3, save_top_k=-1, filename="{step}")],
+        callbacks=[ModelCheckpoint(path, every_n_train_steps=3, save_top_k=-1, filename="{step}"), *callbacks],
     )
     trainer.fit(module, TaskDataModule(family), ckpt_path=ckpt)
     return module, trainer
@@ -88,6 +89,28 @@ def test_a_checkpoint_holds_no_noise(tmp_path):
         assert all(len(value) == 4 for value in tensors_of(group).values())
     theta = sum(value.numel() for value in module.rule.parameters())
     assert all(value.numel() != 2 * theta for group in groups for value in tensors_of(group).values())
+
+
+def test_saving_right_after_loading_loses_nothing(tmp_path):
+    class SaveAtOnce(Callback):
+        def on_train_start(self, trainer, module):
+            trainer.save_checkpoint(tmp_path / "again.ckpt")
+
+    fit(tmp_path, PES(4, pairs=2), 3)
+    fit(tmp_path, PES(4, pairs=2), 4, tmp_path / "step=3.ckpt", callbacks=[SaveAtOnce()])
+    first, again = (
+        torch.load(tmp_path / name, weights_only=True)["meta_training"] for name in ("step=3.ckpt", "again.ckpt")
+    )
+    assert again["outer_step"] == 3
+    assert [group["step"] for group in again["groups"]] == [group["step"] for group in first["groups"]]
+    a, b = (tensors_of(dict(enumerate(one["groups"]))) for one in (first, again))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+def test_groups_differ():
+    groups = [Group(number, 3, 0, starts) for number in range(3) for starts in (1, 2)]
+    assert len({group.run_seed for group in groups}) == 6
 
 
 def test_learns_a_better_learning_rate(tmp_path):

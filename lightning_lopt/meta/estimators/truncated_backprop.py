@@ -106,9 +106,10 @@ def _clip_backward(runs: InnerRuns, limit: float) -> InnerRuns:
     tensors: list[Tensor] = []
 
     def collect(tensor: Tensor) -> Tensor:
-        tensors.append(tensor)
+        if tensor.is_floating_point():  # a task may carry whole numbers along
+            tensors.append(tensor)
         return tensor
 
     map_runs(runs, collect)
     clipped = iter(_ClipBackward.apply(limit, *tensors))  # type: ignore[no-untyped-call]
-    return map_runs(runs, lambda _: next(clipped))
+    return map_runs(runs, lambda tensor: next(clipped) if tensor.is_floating_point() else tensor)
