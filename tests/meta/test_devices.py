@@ -1,9 +1,22 @@
 """Inner runs live on the device of the rule; what they draw is the same on every device."""
 
+import lightning.pytorch as L
 import pytest
 import torch
 
-from lightning_lopt import NRES, PES, AdamRule, ESSingle, FullES, MetaLoss, ResidualRule, TruncatedBackprop, TruncatedES
+from lightning_lopt import (
+    NRES,
+    PES,
+    AdamRule,
+    ESSingle,
+    FullES,
+    MetaLoss,
+    MetaTrainer,
+    ResidualRule,
+    TaskDataModule,
+    TruncatedBackprop,
+    TruncatedES,
+)
 from lightning_lopt.meta import start_runs, unroll
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import ImageMLP
@@ -52,3 +65,15 @@ def test_estimates_on_a_gpu_are_those_on_the_cpu(estimator):
         estimates[device] = torch.cat([value.flatten().cpu() for value in estimate.gradient.values()])
     scale = float(estimates["cpu"].abs().max())
     torch.testing.assert_close(estimates["cuda"], estimates["cpu"], rtol=1e-2, atol=1e-2 * scale)
+
+
+@pytest.mark.gpu
+def test_meta_trainer_runs_and_learns_on_cuda():
+    module = MetaTrainer(ResidualRule(), PES(10, pairs=8, sigma=0.05), groups=2, horizons=(20, 60), lr=0.01)
+    before = {name: value.detach().clone() for name, value in module.rule.named_parameters()}
+    trainer = L.Trainer(
+        max_steps=20, accelerator="gpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    trainer.fit(module, TaskDataModule("image_mlp"))
+    assert float(trainer.callback_metrics["failures"]) == 0
+    assert any(not torch.equal(value.cpu(), before[name]) for name, value in module.rule.named_parameters())
