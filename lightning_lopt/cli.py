@@ -71,6 +71,3 @@ def info(arguments: Sequence[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"meta-train": meta_train, "info": info}
-
-if __name__ == "__main__":
-    sys.exit(main())
