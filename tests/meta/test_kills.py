@@ -18,6 +18,7 @@ from lightning_lopt.meta.checkpoint_io import AtomicCheckpointIO
 from lightning_lopt.tasks import QuadraticFamily
 
 EVERY = 2
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Progress(Callback):

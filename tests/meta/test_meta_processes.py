@@ -10,6 +10,8 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from lightning_lopt import PES, MetaTrainer, ResidualRule, TaskDataModule
 from lightning_lopt.tasks import ImageMLP, Quadratic, TaskFamily
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class DoubleQuadratics(TaskFamily):
     """Noisy bowls in float64."""
