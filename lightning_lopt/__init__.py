@@ -16,7 +16,17 @@ from lightning_lopt.meta import (
     TruncatedES,
 )
 from lightning_lopt.optim import LearnedOptimizer
-from lightning_lopt.rules import AdamRule, ResidualRule, SGDRule, State, StepContext, UpdateRule, register_rule
+from lightning_lopt.rules import (
+    AdamRule,
+    Celo2BaseRule,
+    Celo2Rule,
+    ResidualRule,
+    SGDRule,
+    State,
+    StepContext,
+    UpdateRule,
+    register_rule,
+)
 from lightning_lopt.tasks import LightningTask
 
 __all__ = [
@@ -24,6 +34,8 @@ __all__ = [
     "PES",
     "AdamRule",
     "Card",
+    "Celo2BaseRule",
+    "Celo2Rule",
     "ESSingle",
     "FullES",
     "Horizons",

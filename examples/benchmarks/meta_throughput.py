@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import torch
 
-from lightning_lopt import PES, AdamRule, ResidualRule, SGDRule, UpdateRule
+from lightning_lopt import PES, AdamRule, Celo2BaseRule, ResidualRule, SGDRule, UpdateRule
 from lightning_lopt.meta.allocator import keep_freed_memory
 from lightning_lopt.meta.compiled import CompiledAdvance
 from lightning_lopt.seeding import generator
@@ -28,6 +28,7 @@ RULES: dict[str, Callable[[], UpdateRule]] = {
     "residual": lambda: ResidualRule(orthogonalised=[]),
     "residual_orthogonal": lambda: ResidualRule(),
     "residual_constants": lambda: ResidualRule(direction=False, controller=False, orthogonalised=[]),
+    "celo2": lambda: Celo2BaseRule(),
     "adam": lambda: AdamRule(),
     "sgd": lambda: SGDRule(),
 }

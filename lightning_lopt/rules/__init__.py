@@ -1,6 +1,8 @@
 """Update rules: pure functions of tensors with learned weights."""
 
 from lightning_lopt.rules.base import ROLES, RULES, Role, State, StepContext, UpdateRule, register_rule
+from lightning_lopt.rules.celo2 import Celo2Rule
+from lightning_lopt.rules.celo2_base import Celo2BaseRule
 from lightning_lopt.rules.hand_designed import AdamRule, SGDRule
 from lightning_lopt.rules.residual import ResidualRule
 from lightning_lopt.rules.roles import role_of_shape, role_table, roles_of
@@ -9,6 +11,8 @@ __all__ = [
     "ROLES",
     "RULES",
     "AdamRule",
+    "Celo2BaseRule",
+    "Celo2Rule",
     "ResidualRule",
     "Role",
     "SGDRule",

@@ -51,15 +51,18 @@ def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
         tensor of the shape of ``x``; zeros for zeros.
     References: Bernstein and Newhouse 2024, https://arxiv.org/abs/2409.20325; Jordan et al. 2024 (Muon).
     """
-    a, b, c = NEWTON_SCHULZ
     rows, columns = matrix_shape(x.shape)
     matrix = x.reshape(rows, columns)
-    if rows > columns:
-        matrix = matrix.mT
     matrix = matrix / (rms(matrix) * math.sqrt(rows * columns))
+    return newton_schulz(matrix, steps).reshape(x.shape)
+
+
+def newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
+    """The iteration of :func:`orthogonalise` alone, on matrices (..., rows, columns) of Frobenius norm at most 1."""
+    a, b, c = NEWTON_SCHULZ
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
     for _ in range(steps):
-        gram = matrix @ matrix.mT
-        matrix = a * matrix + (b * gram + c * (gram @ gram)) @ matrix
-    if rows > columns:
-        matrix = matrix.mT
-    return matrix.reshape(x.shape)
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return x.mT if tall else x

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_lopt.rules.accumulators import bias_correction
 from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
 
 
@@ -27,11 +28,6 @@ def _schedule(name: str, context: StepContext) -> Tensor | float:
     if name == "constant":
         return 1.0
     return 0.5 * (1 + torch.cos(math.pi * context.scheduled_step / context.total_steps))
-
-
-def _bias_correction(beta: float, count: Tensor) -> Tensor | float:
-    """1 - β^count; ``expm1`` keeps the digits that float32 loses where the power is close to 1."""
-    return -torch.expm1(count * math.log(beta)) if beta > 0 else 1.0
 
 
 def _schedule_name(name: str) -> str:
@@ -180,8 +176,8 @@ class AdamRule(UpdateRule):
             count = old["count"] + 1
             momentum = beta1 * old["momentum"] + (1 - beta1) * grad
             second_moment = beta2 * old["second_moment"] + (1 - beta2) * grad.square()
-            numerator = momentum / _bias_correction(beta1, count)
-            denominator = (second_moment / _bias_correction(beta2, count)).sqrt() + self.eps
+            numerator = momentum / bias_correction(beta1, count)
+            denominator = (second_moment / bias_correction(beta2, count)).sqrt() + self.eps
             decay = self.weight_decay + context.weight_decay.get(name, 0.0)
             updates[name] = (-lr * (numerator / denominator + decay * params[name])).to(grad.dtype)
             tensors[name] = {"momentum": momentum, "second_moment": second_moment, "count": count}

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lightning_lopt import AdamRule, ResidualRule, SGDRule, UpdateRule
+from lightning_lopt import AdamRule, Celo2BaseRule, Celo2Rule, ResidualRule, SGDRule, UpdateRule
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
@@ -25,6 +25,8 @@ RULES_TO_SAVE: dict[str, Callable[[], UpdateRule]] = {
     "residual-hand-designed": lambda: ResidualRule(direction=False, controller=False, orthogonalised=[]),
     "residual-direction": lambda: ResidualRule(controller=False, direction_hidden=3),
     "residual-controller": lambda: ResidualRule(direction=False, controller_hidden=1, step_range=1.5),
+    "celo2_base": lambda: Celo2BaseRule(hidden=4, exp_mult=1, momentum_decays=[0.5], factored_decays=[0.9]),
+    "celo2": lambda: Celo2Rule(adam_roles=["head"], matrix="last_two"),
     "residual-heads": lambda: ResidualRule(orthogonalised=["matrix", "head", "embedding"]),
 }
 

@@ -6,16 +6,20 @@ from typing import Any
 
 import torch
 
-from lightning_lopt import AdamRule, ResidualRule, SGDRule, UpdateRule
+from lightning_lopt import AdamRule, Celo2BaseRule, Celo2Rule, ResidualRule, SGDRule, UpdateRule
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A rule's class, the arguments it is built with, and which of ``"loss"`` and ``"horizon"`` it reads."""
+    """A rule's class, the arguments it is built with, and which of ``"loss"`` and ``"horizon"`` it reads.
+
+    ``rests`` says whether a tensor that never had a gradient stays put, beside its weight decay.
+    """
 
     build: Callable[..., UpdateRule]
     config: dict[str, Any] = field(default_factory=dict)
     reads: frozenset[str] = frozenset()
+    rests: bool = True
 
     def __str__(self) -> str:
         return "-".join([self.build.rule_name, *(f"{key}={value}" for key, value in self.config.items())])
@@ -43,4 +47,8 @@ CATALOGUE = [
     Entry(ResidualRule, {"direction": False}, LOSS | HORIZON),
     Entry(ResidualRule, {"controller": False, "orthogonalised": []}, HORIZON),
     Entry(ResidualRule, {"orthogonalised": ["matrix", "embedding", "head"], "step_range": 2.0}, LOSS | HORIZON),
+    Entry(Celo2BaseRule, rests=False),
+    Entry(Celo2BaseRule, {"exp_mult": 0.5, "bias_correction": True, "param_scale_mult": True}, rests=False),
+    Entry(Celo2Rule, rests=False),
+    Entry(Celo2Rule, {"adam_roles": ["head"], "orthogonalise": False, "weight_decay": 0.1}, rests=False),
 ]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_lopt import AdamRule, ResidualRule, SGDRule, UpdateRule, register_rule
+from lightning_lopt import AdamRule, Celo2BaseRule, Celo2Rule, ResidualRule, SGDRule, UpdateRule, register_rule
 from lightning_lopt.rules import RULES
 
 BAD = [
@@ -20,6 +20,15 @@ BAD = [
     (ResidualRule, {"step_size": 0.0}, "step_size must be a positive number"),
     (ResidualRule, {"weight_decay": -0.1}, "weight_decay must be a positive number"),
     (ResidualRule, {"orthogonalised": ["matrices"]}, "orthogonalised has role 'matrices'; use one of 'matrix'"),
+    (Celo2BaseRule, {"hidden": 0}, "hidden must be at least 1"),
+    (Celo2BaseRule, {"step_mult": -1.0}, "step_mult must be a number >= 0"),
+    (Celo2BaseRule, {"exp_mult": float("nan")}, "exp_mult must be a number, got nan"),
+    (Celo2BaseRule, {"momentum_decays": [0.9]}, "equally many"),
+    (Celo2BaseRule, {"second_moment_decay": 1.0}, r"all decays lie in \[0, 1\)"),
+    (Celo2BaseRule, {"matrix": "first_two"}, "'flat' or 'last_two'"),
+    (Celo2Rule, {"adam_mult": 0.0}, "adam_mult must be a positive number"),
+    (Celo2Rule, {"adam_betas": [0.9]}, "adam_betas must be two numbers"),
+    (Celo2Rule, {"adam_roles": ["bias"]}, "adam_roles has role 'bias'; use one of 'matrix'"),
 ]
 
 

@@ -99,6 +99,8 @@ def test_zero_gradients_move_nothing(entry):
     """Beside the weight decay, which acts along the parameter: a tensor that never had a gradient stays put."""
     params, updates, state = run(entry.rule(), scale=0.0)
     assert all(value.isfinite().all() for value in tree_leaves((params, state)))
+    if not entry.rests:
+        return
     for name, value in tensors(0).items():
         decay = updates[name] / value
         torch.testing.assert_close(decay, decay.flatten()[0].expand(SHAPES[name]))

@@ -1,0 +1,115 @@
+"""Celo2: the learned rule for matrices, Adam for the tensors that are none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.rules.accumulators import bias_correction as correction
+from lightning_lopt.rules.base import Params, Role, State, StepContext, Updates, register_rule
+from lightning_lopt.rules.celo2_base import Celo2BaseRule, Matrix
+from lightning_lopt.rules.roles import check_role, role_of_shape
+
+ADAM_EPS = 1e-8
+
+
+@register_rule("celo2")
+class Celo2Rule(Celo2BaseRule):
+    r"""Celo2: :class:`Celo2BaseRule` with orthogonalised steps, and Adam for vectors and embeddings.
+
+    .. math::
+        m \leftarrow \beta_1 m + (1-\beta_1) g, \quad v \leftarrow \beta_2 v + (1-\beta_2) g^2, \quad
+        \Delta p = -\alpha \eta \Big( \frac{m}{\sqrt{v + 10^{-8}}} + \lambda p \Big)
+
+    for the roles in ``adam_roles``; g is not clipped there, and ε stands inside the root. The reference splits by name:
+    biases and embeddings.
+
+    Args:
+        adam_roles: roles of the tensors that Adam updates.
+        adam_mult: α, its step size in units of η, > 0.
+        adam_betas: β₁ and β₂, each in [0, 1).
+        adam_bias_correction: divide m and v by :math:`1 - \beta^t`; the reference does not by default.
+        hidden, step_mult, rms_mult, exp_mult, weight_decay, orthogonalise, param_scale_mult, bias_correction,
+            momentum_decays, second_moment_decay, factored_decays, matrix: as in :class:`Celo2BaseRule`.
+
+    Raises:
+        ValueError: if an argument lies outside its range, or a role is unknown.
+
+    State bytes per parameter (float32): 8 where Adam is used, else as in :class:`Celo2BaseRule`.
+    References: Moudgil et al. 2026, https://arxiv.org/abs/2602.19142.
+    """
+
+    def __init__(
+        self,
+        adam_roles: Sequence[str] = ("vector", "embedding"),
+        adam_mult: float = 20.0,
+        adam_betas: Sequence[float] = (0.9, 0.999),
+        adam_bias_correction: bool = False,
+        hidden: int = 8,
+        step_mult: float = 1e-3,
+        rms_mult: float = 1.0,
+        exp_mult: float = 0.0,
+        weight_decay: float = 0.0,
+        orthogonalise: bool = True,
+        param_scale_mult: bool = False,
+        bias_correction: bool = False,
+        momentum_decays: Sequence[float] = (0.9, 0.99, 0.999),
+        second_moment_decay: float = 0.95,
+        factored_decays: Sequence[float] = (0.9, 0.99, 0.999),
+        matrix: Matrix = "flat",
+    ) -> None:
+        super().__init__(
+            hidden, step_mult, rms_mult, exp_mult, weight_decay, orthogonalise, param_scale_mult, bias_correction,
+            momentum_decays, second_moment_decay, factored_decays, matrix,
+        )  # fmt: skip
+        if not 0 < adam_mult < float("inf"):
+            raise ValueError(f"adam_mult must be a positive number, got {adam_mult!r}.")
+        if len(adam_betas) != 2 or not all(0 <= beta < 1 for beta in adam_betas):
+            raise ValueError(f"adam_betas must be two numbers in [0, 1), got {list(adam_betas)}.")
+        self.adam_roles = [check_role(role, "adam_roles") for role in adam_roles]
+        self.adam_mult, self.adam_betas, self.adam_bias_correction = adam_mult, list(adam_betas), adam_bias_correction
+
+    @property
+    def config(self) -> dict[str, Any]:
+        names = ("adam_roles", "adam_mult", "adam_betas", "adam_bias_correction")
+        return {name: getattr(self, name) for name in names} | super().config
+
+    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
+        learned = super().init_state(self._others(params, roles), roles)
+        zeros = {
+            name: {key: torch.zeros_like(param) for key in ("momentum", "second_moment")}
+            for name, param in params.items()
+            if name not in learned.tensors
+        }
+        return State({name: {**learned.tensors, **zeros}[name] for name in params}, learned.shared)
+
+    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
+        updates, (tensors, shared) = super().forward(params, self._others(grads, context.roles), state, context)
+        for name in grads:
+            if name not in updates:
+                decay = context.weight_decay.get(name, 0.0)
+                step = self._adam_step(params[name], grads[name], state.tensors[name], context.step + 1, decay)
+                updates[name], tensors[name] = step
+        return {name: updates[name] for name in grads}, State({name: tensors[name] for name in grads}, shared)
+
+    def _others(self, params: Params, roles: Mapping[str, Role]) -> Params:
+        """Those of the tensors that Adam does not update."""
+        own = {name: roles.get(name, role_of_shape(tuple(param.shape))) for name, param in params.items()}
+        return {name: param for name, param in params.items() if own[name] not in self.adam_roles}
+
+    def _adam_step(
+        self, param: Tensor, grad: Tensor, old: Mapping[str, Tensor], count: Tensor, decay: float | Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        beta1, beta2 = self.adam_betas
+        momentum = torch.lerp(old["momentum"], grad, 1 - beta1)
+        second_moment = torch.lerp(old["second_moment"], grad.square(), 1 - beta2)
+        new = {"momentum": momentum, "second_moment": second_moment}
+        if self.adam_bias_correction:
+            count = count.to(param.dtype)
+            momentum = momentum / correction(beta1, count)
+            second_moment = second_moment / correction(beta2, count)
+        step = momentum * torch.rsqrt(second_moment + ADAM_EPS) + (self.weight_decay + decay) * param
+        return (-self.adam_mult * self.step_mult * step).to(param.dtype), new

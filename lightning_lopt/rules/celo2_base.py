@@ -1,0 +1,185 @@
+"""The learned part of Celo2: a tiny network proposes the direction of every entry's step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.rules.accumulators import average, bias_correction, unbiased
+from lightning_lopt.rules.arithmetic import TINY, matrix_shape, newton_schulz
+from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
+from lightning_lopt.rules.entry_network import EntryNetwork, inverse_rms, matrix_mean_square
+from lightning_lopt.rules.factored import diagonal_factor, factored_axes, factors, init_factored, update_factored
+from lightning_lopt.rules.features import FeatureInputs
+
+GRADIENT_LIMIT = 1000.0
+NEWTON_SCHULZ_EPS = 1e-8
+Matrix = Literal["flat", "last_two"]
+
+
+@register_rule("celo2_base")
+class Celo2BaseRule(UpdateRule):
+    r"""The learned part of Celo2, for every tensor.
+
+    .. math:: u = o_1 e^{\kappa o_2}, \qquad
+        \Delta p = -\eta \Big( \rho\, \frac{u}{\sqrt{\mathrm{mean}(u^2) + 10^{-9}}} + \lambda p \Big)
+
+    with the outputs o of an :class:`~lightning_lopt.rules.entry_network.EntryNetwork` that sees momenta, second moments
+    and factored second moments of the clipped gradient (:mod:`~lightning_lopt.rules.features`). Every matrix of the
+    step has RMS ηρ, whatever the network says; a tensor whose gradient is zero moves too.
+
+    A tensor of rank > 2 is by default the matrix (out, everything else). The reference keeps weights as (in, out) and
+    kernels as (height, width, in, out), and takes the last two axes for the matrix, each for itself along the leading
+    axes. For linear layers the two are the same rule, transposed.
+
+    Args:
+        hidden: width of the network.
+        step_mult: step size η, > 0.
+        rms_mult: ρ, > 0.
+        exp_mult: κ; with 0 the second output has no effect and is not computed.
+        weight_decay: decoupled weight decay λ, >= 0; ``context.weight_decay`` is added to it.
+        orthogonalise: make the step of tensors of rank >= 2 nearly orthogonal by Newton-Schulz, before its RMS is set.
+        param_scale_mult: multiply u by the RMS of the tensor before its RMS is set, which the 1e-9 alone can tell.
+        bias_correction: correct momenta and second moments, where they are features, for their start at 0.
+        momentum_decays: of the k momenta, each in [0, 1).
+        second_moment_decay: in [0, 1).
+        factored_decays: of the k factored second moments, each in [0, 1).
+        matrix: ``"flat"``, or ``"last_two"`` as in the reference, tensors being stored as there.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    State bytes per parameter (float32, k = 3): 16, and 12 (rows + columns) per matrix; rank < 2: 28.
+    References: Moudgil et al. 2026, https://arxiv.org/abs/2602.19142.
+    """
+
+    def __init__(
+        self,
+        hidden: int = 8,
+        step_mult: float = 1e-3,
+        rms_mult: float = 1.0,
+        exp_mult: float = 0.0,
+        weight_decay: float = 0.0,
+        orthogonalise: bool = False,
+        param_scale_mult: bool = False,
+        bias_correction: bool = False,
+        momentum_decays: Sequence[float] = (0.9, 0.99, 0.999),
+        second_moment_decay: float = 0.95,
+        factored_decays: Sequence[float] = (0.9, 0.99, 0.999),
+        matrix: Matrix = "flat",
+    ) -> None:
+        super().__init__()
+        if hidden < 1:
+            raise ValueError(f"hidden must be at least 1, got {hidden}.")
+        for what, value, least in (
+            ("step_mult", step_mult, 0.0),
+            ("rms_mult", rms_mult, 0.0),
+            ("exp_mult", exp_mult, -math.inf),
+            ("weight_decay", weight_decay, 0.0),
+        ):
+            if not least <= value < math.inf:
+                raise ValueError(f"{what} must be a number{' >= 0' if least == 0 else ''}, got {value!r}.")
+        decays = (*momentum_decays, second_moment_decay, *factored_decays)
+        if len(momentum_decays) != len(factored_decays) or not all(0 <= decay < 1 for decay in decays):
+            raise ValueError(
+                "momentum_decays and factored_decays must be equally many and all decays lie in [0, 1), got "
+                f"{list(momentum_decays)}, {second_moment_decay!r}, {list(factored_decays)}."
+            )
+        if matrix not in ("flat", "last_two"):
+            raise ValueError(f"matrix must be 'flat' or 'last_two', got {matrix!r}.")
+        self.hidden, self.step_mult, self.rms_mult, self.exp_mult = hidden, step_mult, rms_mult, exp_mult
+        self.weight_decay, self.orthogonalise, self.param_scale_mult = weight_decay, orthogonalise, param_scale_mult
+        self.bias_correction, self.matrix = bias_correction, matrix
+        self.momentum_decays, self.factored_decays = list(momentum_decays), list(factored_decays)
+        self.second_moment_decay = second_moment_decay
+        self.network = EntryNetwork(len(decays) // 2, hidden)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        names = (
+            "hidden", "step_mult", "rms_mult", "exp_mult", "weight_decay", "orthogonalise", "param_scale_mult",
+            "bias_correction", "momentum_decays", "second_moment_decay", "factored_decays", "matrix",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
+        return State({name: self._init(self._view(param)) for name, param in params.items()}, {})
+
+    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
+        updates, tensors = {}, {}
+        for name, grad in grads.items():
+            step = self._step(params[name], grad, state.tensors[name], context, context.weight_decay.get(name, 0.0))
+            updates[name], tensors[name] = step
+        return updates, State(tensors, state.shared)
+
+    def _view(self, x: Tensor) -> Tensor:
+        """The tensor as the rule sees it: of rank 1, a matrix, or, in the reference's layout, matrices."""
+        if x.ndim < 2:
+            return x.reshape(-1)
+        return x.reshape(matrix_shape(x.shape)) if self.matrix == "flat" else x
+
+    def _axes(self, x: Tensor) -> tuple[int, int]:
+        return factored_axes(x.shape, "first" if self.matrix == "flat" else "last")
+
+    def _init(self, param: Tensor) -> dict[str, Tensor]:
+        """State of a tensor as :meth:`_view` has it."""
+        count = len(self.momentum_decays)
+        own = {"momentum": param.new_zeros(count, *param.shape), "second_moment": torch.zeros_like(param)}
+        if param.ndim < 2:
+            return {**own, "diagonal": param.new_zeros(count, *param.shape)}
+        rows, columns = init_factored(param, self._axes(param), count)
+        return {**own, "rows": rows, "columns": columns}
+
+    def _step(
+        self, param: Tensor, grad: Tensor, old: Mapping[str, Tensor], context: StepContext, decay: float | Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Update of one tensor, in its own shape, and its state; ``decay`` comes on top of the rule's own."""
+        shape, param = param.shape, self._view(param)
+        grad = self._view(grad).clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT)
+        new = self._accumulate(grad, old)
+        out = self.network(self._inputs(param, grad, new, context.step + 1), 2 if self.exp_mult else 1)
+        direction = out[0] * torch.exp(self.exp_mult * out[1]) if self.exp_mult else out[0]
+        if self.param_scale_mult:
+            direction = direction * torch.sqrt(param.square().mean() + 1e-9)
+        if self.orthogonalise and param.ndim >= 2:
+            norm = torch.linalg.matrix_norm(direction, keepdim=True)
+            direction = newton_schulz(direction / (norm + NEWTON_SCHULZ_EPS))
+        scale = inverse_rms(matrix_mean_square(direction, param.ndim))
+        update = direction * (-self.step_mult * self.rms_mult * scale)
+        update = update - self.step_mult * (self.weight_decay + decay) * param
+        return update.to(param.dtype).reshape(shape), new
+
+    def _accumulate(self, grad: Tensor, old: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensor's state with its clipped gradient taken into the averages."""
+        square = grad.square()
+        new = {
+            "momentum": average(old["momentum"], grad, self.momentum_decays),
+            "second_moment": torch.lerp(old["second_moment"], square, 1 - self.second_moment_decay),
+        }
+        if grad.ndim < 2:
+            return {**new, "diagonal": average(old["diagonal"], square + TINY, self.factored_decays)}
+        axes, decays = self._axes(grad), self.factored_decays
+        new["rows"], new["columns"] = update_factored(old["rows"], old["columns"], square, axes, decays)
+        return new
+
+    def _inputs(self, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], count: Tensor) -> FeatureInputs:
+        """What the features are made of, after ``count`` steps."""
+        momentum, second_moment = state["momentum"], state["second_moment"]
+        if self.bias_correction:
+            count = count.to(param.dtype)
+            momentum = unbiased(momentum, self.momentum_decays, count)
+            second_moment = second_moment / bias_correction(self.second_moment_decay, count)
+        if param.ndim < 2:
+            factor = diagonal_factor(state["diagonal"])
+            return FeatureInputs(param, grad, second_moment, momentum, (factor,), (), ())
+        axes, outer = self._axes(param), (state["rows"], state["columns"])
+        own = momentum_factors = factors(*outer, axes)
+        if self.bias_correction:
+            rows, columns = outer
+            outer = (unbiased(rows, self.factored_decays, count), unbiased(columns, self.factored_decays, count))
+            momentum_factors = factors(*outer, axes)
+        return FeatureInputs(param, grad, second_moment, momentum, own, momentum_factors, outer)
