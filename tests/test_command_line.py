@@ -34,6 +34,12 @@ trainer:
 """
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """LightningCLI writes the config of a run without a logger into the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
 def config(folder):
     path = folder / "tiny.yaml"
     path.write_text(TINY.replace("FOLDER", str(folder)))
@@ -73,8 +79,7 @@ def test_unknown_options_are_refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_ready_configs_build_what_they_say(path, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_ready_configs_build_what_they_say(path):
     cpu = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.callbacks", "null"]
     cli = LightningCLI(
         MetaTrainer, TaskDataModule, args=["--config", str(path), *cpu, "--trainer.logger", "false"], run=False
