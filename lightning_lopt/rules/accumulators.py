@@ -9,24 +9,21 @@ import torch
 from torch import Tensor
 
 
-def column(values: Sequence[float], like: Tensor, ndim: int) -> Tensor:
-    """``values`` as a constant of shape (k, 1, ..., 1), to be broadcast against a (k, *shape) tensor of rank ``ndim``.
-
-    In the type of ``like``, on its device, without waiting for the copy.
-    """
-    constant = torch.tensor(list(values), dtype=like.dtype).to(like.device, non_blocking=True)
-    return constant.reshape(-1, *[1] * (ndim - 1))
+def rates(decays: Sequence[float], like: Tensor) -> Tensor:
+    """1 - d for each of k decays, shape (k,), in the type of ``like`` and on its device, without waiting for it."""
+    values = torch.tensor([1 - decay for decay in decays], dtype=like.dtype)
+    return values.to(like.device, non_blocking=True)
 
 
-def average(old: Tensor, new: Tensor, decays: Sequence[float]) -> Tensor:
-    r"""One step of k exponential averages, :math:`a_j \leftarrow d_j a_j + (1 - d_j) x`.
+def average(old: Tensor, new: Tensor, rates: Tensor) -> Tensor:
+    r"""One step of k exponential averages, :math:`a_j \leftarrow a_j + (1 - d_j) (x - a_j)`.
 
     Args:
         old: the averages, shape (k, *shape).
-        new: x, shape (*shape).
-        decays: the k decays, each in [0, 1).
+        new: x, of that shape.
+        rates: 1 - d, shape (k,).
     """
-    return torch.lerp(old, new, column([1 - decay for decay in decays], old, old.ndim))
+    return torch.lerp(old, new, rates.reshape(-1, *[1] * new.ndim))
 
 
 def bias_correction(decay: float, count: Tensor) -> Tensor | float:

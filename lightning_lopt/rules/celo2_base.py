@@ -9,12 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_lopt.rules.accumulators import average, bias_correction, unbiased
-from lightning_lopt.rules.arithmetic import TINY, matrix_shape, newton_schulz
+from lightning_lopt.rules.accumulators import bias_correction, rates, unbiased
+from lightning_lopt.rules.arithmetic import matrix_shape, newton_schulz
+from lightning_lopt.rules.averages import Rates, init_averages, update_averages
 from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
-from lightning_lopt.rules.entry_network import EntryNetwork, inverse_rms, matrix_mean_square
-from lightning_lopt.rules.factored import diagonal_factor, factored_axes, factors, init_factored, update_factored
-from lightning_lopt.rules.features import FeatureInputs
+from lightning_lopt.rules.entry_network import EntryNetwork, Weights, apply_network, inverse_rms, matrix_norm
+from lightning_lopt.rules.factored import Ties, diagonal_factor, factored_axes, factors
+from lightning_lopt.rules.features import SECOND_MOMENT_EPS, FeatureInputs, outer_features
 
 GRADIENT_LIMIT = 1000.0
 NEWTON_SCHULZ_EPS = 1e-8
@@ -107,14 +108,30 @@ class Celo2BaseRule(UpdateRule):
         return {name: getattr(self, name) for name in names}
 
     def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
-        return State({name: self._init(self._view(param)) for name, param in params.items()}, {})
+        count = len(self.momentum_decays)
+        return State({name: init_averages(self._view(x), count, self._ties) for name, x in params.items()}, {})
 
     def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
         updates, tensors = {}, {}
+        constants: dict[tuple[torch.dtype, torch.device], tuple[Weights, Rates]] = {}
         for name, grad in grads.items():
-            step = self._step(params[name], grad, state.tensors[name], context, context.weight_decay.get(name, 0.0))
-            updates[name], tensors[name] = step
+            param, kind = self._view(params[name]), (grad.dtype, grad.device)
+            if kind not in constants:
+                constants[kind] = self._constants(grad)
+            weights, rates = constants[kind]
+            grad = self._view(grad).clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT)
+            tensors[name] = update_averages(state.tensors[name], grad, rates, self._ties)
+            outputs = apply_network(weights, *self._features(param, grad, tensors[name], context.step + 1))
+            update = self._step(param, outputs)
+            decay = context.weight_decay.get(name, 0.0)
+            if self.weight_decay or isinstance(decay, Tensor) or decay:
+                update = update - self.step_mult * (self.weight_decay + decay) * param
+            updates[name] = update.reshape(params[name].shape)
         return updates, State(tensors, state.shared)
+
+    @property
+    def _ties(self) -> Ties:
+        return "first" if self.matrix == "flat" else "last"
 
     def _view(self, x: Tensor) -> Tensor:
         """The tensor as the rule sees it: of rank 1, a matrix, or, in the reference's layout, matrices."""
@@ -122,64 +139,39 @@ class Celo2BaseRule(UpdateRule):
             return x.reshape(-1)
         return x.reshape(matrix_shape(x.shape)) if self.matrix == "flat" else x
 
-    def _axes(self, x: Tensor) -> tuple[int, int]:
-        return factored_axes(x.shape, "first" if self.matrix == "flat" else "last")
+    def _constants(self, like: Tensor) -> tuple[Weights, Rates]:
+        """θ and the decays in the type of a gradient."""
+        decays = rates(self.momentum_decays, like), 1 - self.second_moment_decay, rates(self.factored_decays, like)
+        return self.network.weights(like.dtype, 2 if self.exp_mult else 1), Rates(*decays)
 
-    def _init(self, param: Tensor) -> dict[str, Tensor]:
-        """State of a tensor as :meth:`_view` has it."""
-        count = len(self.momentum_decays)
-        own = {"momentum": param.new_zeros(count, *param.shape), "second_moment": torch.zeros_like(param)}
-        if param.ndim < 2:
-            return {**own, "diagonal": param.new_zeros(count, *param.shape)}
-        rows, columns = init_factored(param, self._axes(param), count)
-        return {**own, "rows": rows, "columns": columns}
-
-    def _step(
-        self, param: Tensor, grad: Tensor, old: Mapping[str, Tensor], context: StepContext, decay: float | Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Update of one tensor, in its own shape, and its state; ``decay`` comes on top of the rule's own."""
-        shape, param = param.shape, self._view(param)
-        grad = self._view(grad).clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT)
-        new = self._accumulate(grad, old)
-        out = self.network(self._inputs(param, grad, new, context.step + 1), 2 if self.exp_mult else 1)
-        direction = out[0] * torch.exp(self.exp_mult * out[1]) if self.exp_mult else out[0]
-        if self.param_scale_mult:
-            direction = direction * torch.sqrt(param.square().mean() + 1e-9)
-        if self.orthogonalise and param.ndim >= 2:
-            norm = torch.linalg.matrix_norm(direction, keepdim=True)
-            direction = newton_schulz(direction / (norm + NEWTON_SCHULZ_EPS))
-        scale = inverse_rms(matrix_mean_square(direction, param.ndim))
-        update = direction * (-self.step_mult * self.rms_mult * scale)
-        update = update - self.step_mult * (self.weight_decay + decay) * param
-        return update.to(param.dtype).reshape(shape), new
-
-    def _accumulate(self, grad: Tensor, old: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensor's state with its clipped gradient taken into the averages."""
-        square = grad.square()
-        new = {
-            "momentum": average(old["momentum"], grad, self.momentum_decays),
-            "second_moment": torch.lerp(old["second_moment"], square, 1 - self.second_moment_decay),
-        }
-        if grad.ndim < 2:
-            return {**new, "diagonal": average(old["diagonal"], square + TINY, self.factored_decays)}
-        axes, decays = self._axes(grad), self.factored_decays
-        new["rows"], new["columns"] = update_factored(old["rows"], old["columns"], square, axes, decays)
-        return new
-
-    def _inputs(self, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], count: Tensor) -> FeatureInputs:
-        """What the features are made of, after ``count`` steps."""
+    def _features(
+        self, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], count: Tensor
+    ) -> tuple[FeatureInputs, list[Tensor]]:
+        """What the inner features are made of, and the outer features, after ``count`` steps."""
         momentum, second_moment = state["momentum"], state["second_moment"]
         if self.bias_correction:
             count = count.to(param.dtype)
             momentum = unbiased(momentum, self.momentum_decays, count)
             second_moment = second_moment / bias_correction(self.second_moment_decay, count)
+        root = torch.rsqrt(second_moment + SECOND_MOMENT_EPS)
+        inputs = param[None], grad[None], second_moment[None], root[None], momentum
         if param.ndim < 2:
-            factor = diagonal_factor(state["diagonal"])
-            return FeatureInputs(param, grad, second_moment, momentum, (factor,), (), ())
-        axes, outer = self._axes(param), (state["rows"], state["columns"])
-        own = momentum_factors = factors(*outer, axes)
-        if self.bias_correction:
-            rows, columns = outer
-            outer = (unbiased(rows, self.factored_decays, count), unbiased(columns, self.factored_decays, count))
-            momentum_factors = factors(*outer, axes)
-        return FeatureInputs(param, grad, second_moment, momentum, own, momentum_factors, outer)
+            return FeatureInputs(*inputs, (diagonal_factor(state["diagonal"]),)), []
+        rows, columns = state["rows"], state["columns"]
+        axes = factored_axes(param.shape, self._ties)
+        own = factors(rows, columns, axes)
+        if not self.bias_correction:
+            return FeatureInputs(*inputs, own), outer_features(rows, columns)
+        rows, columns = (unbiased(x, self.factored_decays, count) for x in (rows, columns))
+        return FeatureInputs(*inputs, own, factors(rows, columns, axes)), outer_features(rows, columns)
+
+    def _step(self, param: Tensor, outputs: Tensor) -> Tensor:
+        """The update without weight decay, of the shape of ``param``, from the network's outputs."""
+        direction = outputs[0] * torch.exp(self.exp_mult * outputs[1]) if self.exp_mult else outputs[0]
+        if self.param_scale_mult:
+            direction = direction * torch.sqrt(param.square().mean() + 1e-9)
+        if self.orthogonalise and param.ndim >= 2:
+            norm = torch.linalg.matrix_norm(direction, keepdim=True)
+            direction = newton_schulz(direction / (norm + NEWTON_SCHULZ_EPS))
+        scale = inverse_rms(matrix_norm(direction, param.ndim), param.shape)
+        return direction * (-self.step_mult * self.rms_mult * scale)

@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lightning_lopt.rules.features import FeatureInputs, cut
+from lightning_lopt.rules.features import FeatureInputs, split_rows
 
 NORM_EPS = 1e-9
-BLOCK = 2**15  # entries whose features are in memory at a time: on a CPU they stay in its cache
+BLOCK = 2**15
 DEVICE_BLOCK = 2**22
 
 
-def inverse_rms(mean_square: Tensor) -> Tensor:
-    """What to multiply with for a root mean square of 1."""
-    return torch.rsqrt(mean_square + NORM_EPS)
+def matrix_norm(x: Tensor, ndim: int) -> Tensor:
+    """Euclidean norm of each matrix, the last two axes of a tensor of rank ``ndim`` (the last for rank 1); kept as 1.
 
-
-def matrix_mean_square(x: Tensor, ndim: int) -> Tensor:
-    """Mean square over the matrix: the last two axes of a tensor of rank ``ndim``, the last for rank 1; kept as 1.
-
-    ``x`` may have further axes in front, and size 1 where the tensor is constant.
+    ``x`` may have further axes in front.
     """
-    rank = min(ndim, 2)
-    norm: Tensor = torch.linalg.vector_norm(x, dim=tuple(range(-rank, 0)), keepdim=True)
-    return norm.square() / math.prod(x.shape[-rank:])
+    norm: Tensor = torch.linalg.vector_norm(x, dim=tuple(range(-min(ndim, 2), 0)), keepdim=True)
+    return norm
+
+
+def inverse_rms(norm: Tensor, shape: torch.Size) -> Tensor:
+    r""":math:`1 / \sqrt{\mathrm{mean}(x^2) + 10^{-9}}` from the :func:`matrix_norm` of x; ``shape`` that of x."""
+    entries = math.prod(shape[-2:])
+    return norm.square().add_(entries * NORM_EPS).rsqrt_() * math.sqrt(entries)
+
+
+class Weights(NamedTuple):
+    """θ of an :class:`EntryNetwork` in the type to compute in."""
+
+    inner_0: Tensor
+    outer_0: Tensor
+    bias_0: Tensor
+    weight_1: Tensor
+    bias_1: Tensor
+    weight_2: Tensor
+    bias_2: Tensor
 
 
 class EntryNetwork(nn.Module):
@@ -37,85 +51,96 @@ class EntryNetwork(nn.Module):
 
     The mean is over the matrix that the tensor is, each for itself where there are leading axes. The normaliser
     multiplies the weights instead of the features, and outer features pass the first layer before they are spread.
-    Weights are stored (out, in).
 
     Args:
         decays: number of decays k, which gives 6 + 8 k inputs.
         hidden: width of both hidden layers.
+
+    Attributes:
+        inner_0: first layer for the inner features in their order, (hidden, 6 + 4 k).
+        outer_0: first layer for rows, their inverse roots, columns, and their inverse roots, (hidden, 4 k).
+        weight_1: (hidden, hidden).
+        weight_2: (3, hidden), for direction, magnitude, and an output that nothing reads.
+        bias_0, bias_1, bias_2: (hidden), (hidden), (3).
     """
 
     def __init__(self, decays: int, hidden: int) -> None:
         super().__init__()
-        self.decays = decays
-        self.weight_0 = _weight(hidden, 6 + 8 * decays)
+        inputs = 6 + 8 * decays
+        self.inner_0 = _weight(hidden, 6 + 4 * decays, inputs)
+        self.outer_0 = _weight(hidden, 4 * decays, inputs)
         self.bias_0 = nn.Parameter(torch.zeros(hidden))
-        self.weight_1 = _weight(hidden, hidden)
+        self.weight_1 = _weight(hidden, hidden, hidden)
         self.bias_1 = nn.Parameter(torch.zeros(hidden))
-        self.weight_2 = _weight(3, hidden)  # direction, magnitude, and one that nothing reads
+        self.weight_2 = _weight(3, hidden, hidden)
         self.bias_2 = nn.Parameter(torch.zeros(3))
 
-    def forward(self, inputs: FeatureInputs, outputs: int) -> Tensor:
-        """The first ``outputs`` of the three outputs for every entry of a tensor of shape s: (outputs, *s)."""
-        ndim, rows = inputs.param.ndim, len(inputs.param)
-        spread = self._outer_layer(inputs)
-        length = _rows_at_a_time(inputs.param)
-        if length >= rows:
-            features = inputs.inner_features()
-            return self._layers(features, matrix_mean_square(features, ndim), spread, outputs)
-        parts = [(start, min(length, rows - start)) for start in range(0, rows, length)]
-        # The features are made twice: kept, they would take 4 (6 + 4 k) bytes per entry.
-        powers = [matrix_mean_square(inputs.part(*part).inner_features(), ndim) * (part[1] / rows) for part in parts]
-        power = torch.stack(powers).sum(0)
-        done = []
-        for part in parts:
-            features, beside = inputs.part(*part).inner_features(), tuple(cut(x, ndim, *part) for x in spread)
-            done.append(self._layers(features, power, beside, outputs))
-        return torch.cat(done, 1)
-
-    def _outer_layer(self, inputs: FeatureInputs) -> tuple[Tensor, ...]:
-        """What outer features and bias add to the first layer, (hidden, *s) with size 1 where it is constant."""
-        ndim, begin = inputs.param.ndim, 6 + 3 * self.decays
-        bias = self.bias_0.to(inputs.param.dtype).reshape(-1, *[1] * ndim)
-        sums = [torch.zeros_like(bias)] * len(inputs.outer)
-        for index, features in enumerate(inputs.outer_features()):
-            weight = self.weight_0[:, begin : begin + self.decays].to(features.dtype)
-            normal = features * inverse_rms(matrix_mean_square(features, ndim))
-            added = (weight @ normal.flatten(1)).reshape(-1, *features.shape[1:])
-            sums[index % len(inputs.outer)] = sums[index % len(inputs.outer)] + added
-            begin += self.decays
-        return (*sums[:-1], sums[-1] + bias) if sums else (bias,)
-
-    def _layers(self, features: Tensor, power: Tensor, spread: tuple[Tensor, ...], outputs: int) -> Tensor:
-        """Inner features (F, *s), their mean squares, and what is added to the first layer: outputs (outputs, *s)."""
-        shape, begin = features.shape[1:], 6 + 3 * self.decays
-        weight = self.weight_0[:, :begin]
-        if len(features) > begin:
-            weight = torch.cat([weight, self.weight_0[:, -self.decays :]], 1)
-        weight, scale = weight.to(features.dtype), inverse_rms(power)
-        if scale.numel() == len(features):
-            weight = weight * scale.reshape(1, -1)
-        else:  # matrices with leading axes, each with its own scale
-            features = features * scale
-        x = (weight @ features.flatten(1)).reshape(-1, *shape)
-        for added in spread:
-            x = x.add_(added)
-        x = torch.relu_(x).flatten(1)
-        x = torch.relu_((self.weight_1.to(x.dtype) @ x).add_(self.bias_1.to(x.dtype)[:, None]))
-        x = self.weight_2[:outputs].to(x.dtype) @ x + self.bias_2[:outputs].to(x.dtype)[:, None]
-        return x.reshape(outputs, *shape)
+    def weights(self, dtype: torch.dtype, outputs: int) -> Weights:
+        """θ in another type, with the first ``outputs`` of the three outputs; biases as columns."""
+        inner_0, outer_0, weight_1 = (x.to(dtype) for x in (self.inner_0, self.outer_0, self.weight_1))
+        bias_0, bias_1, bias_2 = (x.to(dtype)[:, None] for x in (self.bias_0, self.bias_1, self.bias_2[:outputs]))
+        return Weights(inner_0, outer_0, bias_0, weight_1, bias_1, self.weight_2[:outputs].to(dtype), bias_2)
 
 
-def _weight(outputs: int, inputs: int) -> nn.Parameter:
-    """Normal with standard deviation 1/√inputs, cut at two of them."""
-    deviation = inputs**-0.5
-    return nn.Parameter(
-        nn.init.trunc_normal_(torch.empty(outputs, inputs), 0.0, deviation, -2 * deviation, 2 * deviation)
-    )
+def apply_network(weights: Weights, inputs: FeatureInputs, outer: Sequence[Tensor]) -> Tensor:
+    """The network's outputs for every entry of a tensor of shape s, (outputs, *s); ``outer`` are outer features."""
+    shape = inputs.param.shape[1:]
+    beside = _outer_layer(weights, outer, len(shape))
+    rows = _rows_at_a_time(inputs.param[0])
+    if rows >= shape[0]:
+        features = torch.cat(inputs.features())
+        return _layers(weights, features, inverse_rms(matrix_norm(features, len(shape)), shape), beside)
+    # The features are made twice: kept, they would take 4 (6 + 4 k) bytes per entry.
+    parts = inputs.parts(rows)
+    norms = [torch.cat([matrix_norm(group, len(shape)) for group in part.features()]) for part in parts]
+    scale = inverse_rms(torch.linalg.vector_norm(torch.stack(norms), dim=0), shape)
+    pieces = zip(*(split_rows(x, rows, shape[0]) for x in beside), strict=True)
+    done = [_layers(weights, torch.cat(part.features()), scale, x) for part, x in zip(parts, pieces, strict=True)]
+    return torch.cat(done, 1)
+
+
+def _outer_layer(weights: Weights, outer: Sequence[Tensor], ndim: int) -> list[Tensor]:
+    """What outer features and bias add in the first layer, each (hidden, *s) with size 1 where it is constant."""
+    added: list[Tensor] = []
+    for index, features in enumerate(outer):
+        weight = weights.outer_0[:, index * len(features) : (index + 1) * len(features)]
+        x = _weighted_sum(weight, features, inverse_rms(matrix_norm(features, ndim), features.shape[1:]))
+        added.append((x if added else x + weights.bias_0).reshape(-1, *features.shape[1:]))
+    return added or [weights.bias_0]
+
+
+def _layers(weights: Weights, features: Tensor, scale: Tensor, beside: Sequence[Tensor]) -> Tensor:
+    """Outputs (o, *s) from inner features (F, *s), what to multiply them with, and what is added beside them."""
+    shape = features.shape[1:]
+    x = _weighted_sum(weights.inner_0[:, : len(features)], features, scale).reshape(-1, *shape)
+    for added in beside:
+        x = x.add_(added)
+    x = x.relu_().flatten(1)
+    x = (weights.weight_1 @ x).add_(weights.bias_1).relu_()
+    return (weights.weight_2 @ x).add_(weights.bias_2).reshape(-1, *shape)
+
+
+def _weighted_sum(weight: Tensor, features: Tensor, scale: Tensor) -> Tensor:
+    """``weight`` (h, F) times ``features`` (F, *s) scaled by ``scale``, (F, *leading axes, 1, 1): (h, entries)."""
+    if scale.numel() == len(scale):
+        weight = weight * scale.reshape(1, -1)
+    else:  # matrices with leading axes, each with its own scale
+        features = features * scale
+    return weight @ features.flatten(1)
+
+
+def _weight(outputs: int, inputs: int, fan_in: int) -> nn.Parameter:
+    """Normal with standard deviation 1/√fan_in, cut at two of them."""
+    cut_at = 2 * fan_in**-0.5
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(outputs, inputs), 0.0, cut_at / 2, -cut_at, cut_at))
 
 
 def _rows_at_a_time(x: Tensor) -> int:
-    """Entries along the first axis of a tensor of rank 1 or 2 that make up a block; all of a tensor that is small,
-    has leading axes, or is compiled, where the compiler fuses what blocks keep in the cache."""
+    """Entries along the first axis of a tensor of rank 1 or 2 that make up a block.
+
+    All of them for a tensor that is small, has leading axes, or is compiled (the compiler fuses what blocks keep in
+    the cache).
+    """
     if x.ndim > 2 or torch.compiler.is_compiling():
         return len(x)
     block = BLOCK if x.device.type == "cpu" else DEVICE_BLOCK

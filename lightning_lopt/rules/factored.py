@@ -53,12 +53,12 @@ def init_factored(like: Tensor, axes: tuple[int, int], count: int) -> tuple[Tens
 
 
 def update_factored(
-    rows: Tensor, columns: Tensor, square: Tensor, axes: tuple[int, int], decays: Sequence[float]
+    rows: Tensor, columns: Tensor, square: Tensor, axes: tuple[int, int], rates: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Rows and columns with the squared gradient, shape s, taken into them."""
+    """Rows and columns with the squared gradient, shape s, taken into them at the k ``rates`` 1 - c."""
     d1, d0 = axes
-    rows = average(rows, square.mean(d0, keepdim=True) + TINY, decays)
-    return rows, average(columns, square.mean(d1, keepdim=True) + TINY, decays)
+    rows = average(rows, square.mean(d0, keepdim=True) + TINY, rates)
+    return rows, average(columns, square.mean(d1, keepdim=True) + TINY, rates)
 
 
 def factors(rows: Tensor, columns: Tensor, axes: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 r"""What the per-entry network of Celo2 sees of a tensor.
 
-With k decays there are 6 + 8 k features for rank >= 2, in this order (k = 3: 30):
+With k decays there are 6 + 8 k features for rank >= 2 (k = 3: 30), in the order of the reference:
 
 ======================  ====  =================================================================================
 g                       1     gradient, clipped to ±1000 beforehand
@@ -27,6 +27,7 @@ alone are never spread over the tensor: they are the *outer* features, the other
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -43,50 +44,56 @@ def cut(x: Tensor, ndim: int, start: int, length: int) -> Tensor:
 
 
 class FeatureInputs(NamedTuple):
-    """What the features of one tensor of shape s are made of; rank >= 1.
+    """What the inner features of one tensor of shape s, rank >= 1, are made of, each with one more axis in front.
 
     Attributes:
-        param: shape s.
-        grad: shape s.
-        second_moment: shape s.
-        momentum: shape (k, *s).
+        param: (1, *s).
+        grad: (1, *s).
+        second_moment: (1, *s).
+        root: 1 / √(v + 1e-8), (1, *s).
+        momentum: (k, *s).
         factors: R and L, whose product is broadcastable to (k, *s); the diagonal factor alone for rank < 2.
-        momentum_factors: R and L for the momenta; nothing for rank < 2.
-        outer: rows and columns, (k, *s) with size 1 along the axis in which they are constant; nothing for rank < 2.
+        momentum_factors: R and L of the feature m R L if they are others; else empty.
     """
 
     param: Tensor
     grad: Tensor
     second_moment: Tensor
+    root: Tensor
     momentum: Tensor
     factors: tuple[Tensor, ...]
-    momentum_factors: tuple[Tensor, ...]
-    outer: tuple[Tensor, ...]
+    momentum_factors: tuple[Tensor, ...] = ()
 
-    def part(self, start: int, length: int) -> FeatureInputs:
-        """The same of ``param[start : start + length]``."""
+    def features(self) -> list[Tensor]:
+        """Groups (f, *s) of inner features, in order: 6 + 3 k of them, and m R L behind these for rank >= 2."""
+        grad, momentum, root = self.grad, self.momentum, self.root
+        factor = _product(self.factors)
+        groups = [grad, grad.clamp(-CLIP, CLIP), self.param, momentum, self.second_moment, momentum * root, root]
+        groups += [grad * factor, grad * root]
+        if grad.ndim > 2:
+            groups.append(momentum * (_product(self.momentum_factors) if self.momentum_factors else factor))
+        return groups
 
-        def part(*group: Tensor) -> tuple[Tensor, ...]:
-            return tuple(cut(x, self.param.ndim, start, length) for x in group)
+    def parts(self, rows: int) -> list[FeatureInputs]:
+        """The same for ``rows`` entries at a time along the first axis of the tensor."""
+        total = self.param.shape[1]
+        several = [split_rows(x, rows, total) for x in (*self[:5], *self.factors, *self.momentum_factors)]
+        end = len(self.factors)
+        parts = []
+        for param, grad, second_moment, root, momentum, *others in zip(*several, strict=True):
+            groups = tuple(others[:end]), tuple(others[end:])
+            parts.append(FeatureInputs(param, grad, second_moment, root, momentum, *groups))
+        return parts
 
-        param, grad, second_moment, momentum = part(*self[:4])
-        groups = part(*self.factors), part(*self.momentum_factors), part(*self.outer)
-        return FeatureInputs(param, grad, second_moment, momentum, *groups)
 
-    def inner_features(self) -> Tensor:
-        """Shape (F, *s): 6 + 3 k of them, and m R L behind these for rank >= 2."""
-        grad, momentum = self.grad, self.momentum
-        root = torch.rsqrt(self.second_moment + SECOND_MOMENT_EPS)
-        alone = torch.stack([grad, grad.clamp(-CLIP, CLIP), self.param])
-        features = [alone, momentum, self.second_moment[None], momentum * root, root[None]]
-        features += [grad * _product(self.factors), (grad * root)[None]]
-        if self.momentum_factors:
-            features.append(momentum * _product(self.momentum_factors))
-        return torch.cat(features)
+def split_rows(x: Tensor, rows: int, total: int) -> Sequence[Tensor]:
+    """``x`` of shape (f, total, ...) in pieces of ``rows``; (f, 1, ...), which is constant there, once for each."""
+    return [x] * -(-total // rows) if x.shape[1] == 1 else torch.split(x, rows, 1)
 
-    def outer_features(self) -> tuple[Tensor, ...]:
-        """Groups of k features: rows, columns and their inverse roots; shapes as those of ``outer``."""
-        return self.outer + tuple(torch.rsqrt(group + SECOND_MOMENT_EPS) for group in self.outer)
+
+def outer_features(rows: Tensor, columns: Tensor) -> list[Tensor]:
+    """Rows and their inverse roots, (2 k, *s) with size 1 where they are constant, and the same of the columns."""
+    return [torch.cat([group, torch.rsqrt(group + SECOND_MOMENT_EPS)]) for group in (rows, columns)]
 
 
 def _product(factors: tuple[Tensor, ...]) -> Tensor:

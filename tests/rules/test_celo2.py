@@ -14,6 +14,8 @@ from lightning_lopt.rules.arithmetic import newton_schulz
 # Outputs of the JAX implementation (github.com/amoudgl/celo, 66d97611) on ten tensors of ranks 0 to 4, with random θ.
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("celo2*.npz"))
 
+OUTER = (9, 11, 10, 12)  # groups of the reference's features: rows, their roots, columns, theirs
+
 golden = pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 
 
@@ -43,11 +45,10 @@ def reference_rule(data, dtype):
         arguments["adam_bias_correction"] = config["adam_bias_correction"]
     rule = build(**arguments).to(dtype)
     theta = {key.rsplit("/", 1)[1]: torch.tensor(data[key]) for key in data if key.startswith("theta/")}
-    theta["w0"] = torch.cat([theta[f"w0__{index}"] for index in range(14)])
-    rule.network.load_state_dict(
-        {f"weight_{layer}": theta[f"w{layer}"].T for layer in range(3)}
-        | {f"bias_{layer}": theta[f"b{layer}"] for layer in range(3)}
-    )
+    first = [theta[f"w0__{index}"] for index in range(14)]
+    weights = {"inner_0": torch.cat([*first[:9], first[13]]).T, "outer_0": torch.cat([first[i] for i in OUTER]).T}
+    weights |= {f"weight_{layer}": theta[f"w{layer}"].T for layer in (1, 2)}
+    rule.network.load_state_dict(weights | {f"bias_{layer}": theta[f"b{layer}"] for layer in range(3)})
     return rule, roles
 
 
@@ -228,8 +229,8 @@ def test_adam_roles():
 def test_initial_weights():
     """Truncated at two standard deviations 1/√inputs; no bias."""
     network = Celo2BaseRule(hidden=64).network
-    for layer, inputs in enumerate((30, 64, 64)):
-        weight = getattr(network, f"weight_{layer}")
+    for name, inputs in {"inner_0": 30, "outer_0": 30, "weight_1": 64, "weight_2": 64}.items():
+        weight = getattr(network, name)
         assert weight.abs().max() <= 2 * inputs**-0.5
         assert float(weight.detach().std()) == pytest.approx(0.88 * inputs**-0.5, rel=0.15)
-        assert not getattr(network, f"bias_{layer}").any()
+    assert not any(bias.any() for bias in (network.bias_0, network.bias_1, network.bias_2))
