@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_lopt.rules.features import FeatureInputs, split_rows
 
 NORM_EPS = 1e-9
-BLOCK = 2**15
+BLOCK = 2**15  # entries whose features are in memory at a time: on a CPU they stay in its cache
 DEVICE_BLOCK = 2**22
 
 
