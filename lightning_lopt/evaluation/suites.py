@@ -24,11 +24,22 @@ from lightning_lopt.tasks.text import Text, resolve_texts
 
 @dataclass(frozen=True)
 class Problem:
-    """A task to be solved in ``horizon`` steps; ``name`` is short and unique within a suite."""
+    """A task to be solved in ``horizon`` steps.
+
+    Attributes:
+        name: short and unique within a suite.
+        task: what is solved.
+        horizon: inner steps of a run.
+        family: name of the task family it could have been drawn from (``"image_mlp"``), as cards list what a rule was
+            meta-trained on; empty where there is none.
+        data: name of the data (``"digits"``), likewise.
+    """
 
     name: str
     task: Task
     horizon: int
+    family: str = ""
+    data: str = ""
 
 
 def images(data: LabelledImages) -> list[Problem]:
