@@ -1,7 +1,7 @@
 """Learned optimizers for PyTorch Lightning."""
 
 from lightning_lopt.__about__ import __version__
-from lightning_lopt.callbacks import LearnedOptimizerAdapter, MetaValidation
+from lightning_lopt.callbacks import LearnedOptimizerAdapter, MetaTraining, MetaValidation
 from lightning_lopt.io import Card, available_rules, load_card, load_rule, save_rule
 from lightning_lopt.meta import (
     NRES,
@@ -44,6 +44,7 @@ __all__ = [
     "LightningTask",
     "MetaLoss",
     "MetaTrainer",
+    "MetaTraining",
     "MetaValidation",
     "ResidualRule",
     "SGDRule",

@@ -46,7 +46,8 @@ class LightningTask(Task):
     Args:
         module: a module, from whose present parameters every inner run starts; or a function without arguments that
             builds one, called for each inner run under a seed of its own.
-        train: batches (a dataloader, a list), or a ``LightningDataModule``.
+        train: batches (a dataloader, a list), or a ``LightningDataModule``; those that are stacked already are used
+            as they are, without the hooks around the transfer to a device.
         valid: likewise, for the ``"valid"`` split, with batches of the same structure; taken from the data module if
             that has a validation dataloader.
         max_batches: how many batches of each are kept in memory, >= 1.
@@ -64,8 +65,8 @@ class LightningTask(Task):
     def __init__(
         self,
         module: L.LightningModule | Callable[[], L.LightningModule],
-        train: Iterable[Any] | L.LightningDataModule,
-        valid: Iterable[Any] | None = None,
+        train: Iterable[Any] | L.LightningDataModule | StackedBatches,
+        valid: Iterable[Any] | StackedBatches | None = None,
         *,
         max_batches: int = 100,
         loss_scale: float | None = None,
@@ -112,6 +113,11 @@ class LightningTask(Task):
         batch = data.take(torch.randint(len(data), lead, generator=generator))
         return batch | {_SEED: torch.randint(2**62, lead, generator=generator)} if self.random else batch
 
+    def nth(self, index: int, seed: int | None) -> Batch:
+        """The training batch of this number; ``seed`` of its randomness, ``None`` for no dropout."""
+        batch = self.data["train"].take(torch.tensor(index))
+        return batch | {_SEED: torch.tensor(seed)} if self.random and seed is not None else batch
+
     def full_batch(self, split: Split) -> Batch:
         return {_ALL + name: value for name, value in self._data(split).tensors.items()}
 
@@ -147,6 +153,9 @@ class LightningTask(Task):
             valid = train
         sources: dict[Split, Any] = {"train": train, "valid": valid}
         for split, source in sources.items():
+            if isinstance(source, StackedBatches):
+                data[split] = source
+                continue
             found = None if source is None else batches_of(source, split, self._step.module, limit)
             if found is not None:
                 data[split] = StackedBatches(found, f"{kind}, {split} batches")

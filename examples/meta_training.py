@@ -1,0 +1,210 @@
+"""Meta-train the embedded rule on the very model it trains, on models far from those it was meta-trained on.
+
+python examples/meta_training.py                         # all models, 5 seeds, a few minutes on one CPU core
+python examples/meta_training.py --models siren --seeds 3 --steps 1000
+
+Each model is trained twice for the same number of steps, on the same batches: with `base` as it comes, and with
+MetaTraining("base"). Printed are training losses at the end, medians over seeds, on how many seeds MetaTraining ended
+lower, the factor by which it changed the step sizes, and the time it took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import itertools
+import logging
+import math
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+
+import lightning.pytorch as L
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_lopt import LearnedOptimizerAdapter, MetaTraining
+
+Examples = tuple[Tensor, ...]
+
+
+class Sine(nn.Module):
+    """A layer of a network for signals in coordinates (Sitzmann et al. 2020, https://arxiv.org/abs/2006.09661)."""
+
+    def __init__(self, inputs: int, outputs: int, first: bool = False) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs)
+        bound = 1 / inputs if first else math.sqrt(6 / inputs) / 30
+        nn.init.uniform_(self.linear.weight, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(30 * self.linear(x))
+
+
+class CharacterModel(nn.Module):
+    def __init__(self, characters: int, width: int = 48) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(characters, width)
+        self.gru = nn.GRU(width, width, batch_first=True)
+        self.head = nn.Linear(width, characters)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.gru(self.embedding(x))[0]).transpose(1, 2)
+
+
+def digits() -> Examples:
+    data = load_digits()
+    return torch.tensor(data.data, dtype=torch.float32) / 16, torch.tensor(data.target)
+
+
+def perceptron(widths: list[int], activation: type[nn.Module] = nn.ReLU) -> nn.Module:
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths[:-1]):
+        layers += [nn.Linear(inputs, outputs), activation()]
+    return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
+
+
+def siren() -> tuple[nn.Module, Examples]:
+    """Grey values of an 80x80 image of a hundred digits, from the coordinates."""
+    picture = digits()[0][:100].reshape(10, 10, 8, 8).permute(0, 2, 1, 3).reshape(-1, 1)
+    axis = torch.linspace(-1, 1, 80)
+    places = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+    net = nn.Sequential(Sine(2, 64, first=True), Sine(64, 64), Sine(64, 64), nn.Linear(64, 1))
+    return net, (places, picture)
+
+
+def scaled() -> tuple[nn.Module, Examples]:
+    """Digits whose pixels are in units that differ by up to six decades."""
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
+    images, labels = digits()
+    return perceptron([64, 64, 64, 10]), (images * 10 ** torch.linspace(-3, 3, 64)[order], labels)
+
+
+def deep() -> tuple[nn.Module, Examples]:
+    """Eight narrow tanh layers on digits."""
+    return perceptron([64, *[32] * 8, 10], nn.Tanh), digits()
+
+
+def gru() -> tuple[nn.Module, Examples]:
+    """A recurrent language model of the characters of a source file."""
+    text = inspect.getsource(argparse)
+    characters = sorted(set(text))
+    tokens = torch.tensor([characters.index(character) for character in text])
+    windows = tokens[: len(tokens) // 33 * 33].reshape(-1, 33)
+    return CharacterModel(len(characters)), (windows[:, :-1], windows[:, 1:])
+
+
+def mlp() -> tuple[nn.Module, Examples]:
+    """Not far at all: a perceptron on digits, where there is little to gain."""
+    return perceptron([64, 64, 64, 10]), digits()
+
+
+def cnn() -> tuple[nn.Module, Examples]:
+    """Not far either: a convolutional network on digits."""
+    convolutions = [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1)]
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)), *convolutions, nn.ReLU(), nn.Flatten(), nn.Linear(512, 10)
+    ), digits()
+
+
+MODELS: dict[str, tuple[Callable[[], tuple[nn.Module, Examples]], int]] = {  # with the size of a mini-batch
+    "siren": (siren, 256),
+    "scaled": (scaled, 32),
+    "deep": (deep, 32),
+    "gru": (gru, 8),
+    "mlp": (mlp, 32),
+    "cnn": (cnn, 32),
+}
+
+
+class Batches(Dataset[Examples]):
+    """Mini-batches drawn with replacement, each from its own number."""
+
+    def __init__(self, examples: Examples, size: int, steps: int, seed: int) -> None:
+        self.examples, self.size, self.steps, self.seed = examples, size, steps, seed
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, index: int) -> Examples:
+        draws = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        chosen = torch.randint(len(self.examples[0]), (self.size,), generator=draws)
+        return tuple(part[chosen] for part in self.examples)
+
+
+class Model(L.LightningModule):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def training_step(self, batch: Examples, index: int) -> Tensor:
+        outputs = self.net(batch[0])
+        return F.cross_entropy(outputs, batch[1]) if batch[1].dtype == torch.int64 else F.mse_loss(outputs, batch[1])
+
+    def configure_optimizers(self) -> None:
+        return None  # the callbacks bring the optimizer
+
+
+def train(name: str, seed: int, steps: int, callback: L.Callback, folder: str) -> tuple[float, float]:
+    """Loss on all examples at the end, and seconds."""
+    torch.manual_seed(seed)
+    build, size = MODELS[name]
+    net, examples = build()
+    module = Model(net)
+    trainer = L.Trainer(
+        max_steps=steps,
+        max_epochs=1,
+        callbacks=[callback],
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    began = time.perf_counter()
+    trainer.fit(module, DataLoader(Batches(examples, size, steps, seed), batch_size=None))
+    seconds = time.perf_counter() - began
+    with torch.no_grad():
+        return float(module.training_step(tuple(part[:6400] for part in examples), 0)), seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", ".*(does not have many workers|handed back).*")
+
+    print(f"{'model':8} {'base':>10} {'adapted':>10}  lower on  steps x  rounds  time")
+    for name in arguments.models:
+        plain, adapted, factors, shares, rounds = [], [], [], [], 0
+        for seed in range(arguments.seeds):
+            with tempfile.TemporaryDirectory() as folder:
+                callback = MetaTraining("base", seed=seed)
+                plain.append(train(name, seed, arguments.steps, LearnedOptimizerAdapter("base"), folder)[0])
+                adapted.append(train(name, seed, arguments.steps, callback, folder)[0])
+            if callback.search is not None:
+                chosen, start = (torch.cat(list(t.values())) for t in (callback.search.chosen, callback.search.start))
+                factors.append(float((chosen - start).mean().exp()))
+                shares.append(callback.time_share)
+                rounds = callback.search.rounds
+        wins = sum(a < b for a, b in zip(adapted, plain, strict=True))
+        print(
+            f"{name:8} {statistics.median(plain):10.5f} {statistics.median(adapted):10.5f}  {wins} of "
+            f"{arguments.seeds:<4} {statistics.median(factors):7.2f} {rounds:7} {statistics.median(shares):+6.1%}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""The rest of a run in miniature: a few inner steps from where a model is, for several θ side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, vmap
+
+from lightning_lopt.meta.inner import Theta
+from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule
+from lightning_lopt.tasks.base import Batch, Task
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run is.
+
+    Attributes:
+        params: trained parameters by name.
+        state: of the rule, for these names.
+        roles: of the parameters.
+        step: steps made so far.
+        total_steps: steps planned; ``None`` for a rule that does not read the horizon.
+        lr: factor on the rule's step, by name; a name that is missing has 1.
+        weight_decay: extra decoupled weight decay, by name.
+        clip_norm: largest norm of the gradient of all parameters together; ``None`` for no clipping.
+        clip_value: largest absolute value of an entry of the gradient; ``None`` for no clipping.
+    """
+
+    params: Params
+    state: State
+    roles: Mapping[str, Role]
+    step: int
+    total_steps: int | None
+    lr: Mapping[str, float] = field(default_factory=dict)
+    weight_decay: Mapping[str, float] = field(default_factory=dict)
+    clip_norm: float | None = None
+    clip_value: float | None = None
+
+
+def pilot_losses(
+    rule: UpdateRule,
+    particles: Theta,
+    task: Task,
+    standing: Standing,
+    batches: Sequence[Sequence[Batch]],
+    held_out: Sequence[Batch],
+) -> Tensor:
+    r"""Mean loss on held-out batches after a pilot of K steps with each θ, all from the same standing.
+
+    The K steps stand for all that are left: step k is made as if it were step :math:`s + (T - s)\, k / K` of the run,
+    so a schedule that ends at 0 does so here too. Without that, small steps would look best whatever the long run
+    wants (short-horizon bias, Wu et al. 2018, https://arxiv.org/abs/1803.02021).
+
+    Args:
+        rule: the rule; its own parameters are replaced by ``particles``.
+        particles: θ by name, leading axis N.
+        task: whose loss is meant.
+        standing: where all pilots begin.
+        batches: K times the batches whose mean gradient makes a step.
+        held_out: batches that are measured, none of them trained on in the pilot.
+
+    Returns:
+        shape ``(N,)``, in the unit of the loss; not finite where a pilot was not.
+    """
+    count = len(next(iter(particles.values())))
+
+    def repeated(value: Tensor) -> Tensor:
+        return value.expand(count, *value.shape)
+
+    params = {name: repeated(value) for name, value in standing.params.items()}
+    tensors = {name: {key: repeated(v) for key, v in own.items()} for name, own in standing.state.tensors.items()}
+    state = State(tensors, {key: repeated(value) for key, value in standing.state.shared.items()})
+    with torch.no_grad():
+        for index, accumulated in enumerate(batches):
+            context = _context(standing, index, len(batches), next(iter(standing.params.values())).device)
+            stacked = [{name: repeated(value) for name, value in batch.items()} for batch in accumulated]
+            params, state = _advance(rule, particles, task, params, state, stacked, context, standing)
+        measure = vmap(task.loss, in_dims=(0, None))
+        return torch.stack([measure(params, batch) for batch in held_out]).mean(0)
+
+
+def _context(standing: Standing, index: int, steps: int, device: torch.device) -> StepContext:
+    total = standing.total_steps
+    ahead = float(index) if total is None else (total - standing.step) * index / steps
+    step = torch.full((), standing.step + ahead, device=device)
+    horizon = torch.full((), float(total or 1), device=device)
+    return StepContext(step, horizon, None, standing.roles, standing.weight_decay)
+
+
+def _advance(
+    rule: UpdateRule,
+    particles: Theta,
+    task: Task,
+    params: Params,
+    state: State,
+    batches: list[Batch],
+    context: StepContext,
+    standing: Standing,
+) -> tuple[Params, State]:
+    """One step of all pilots; what a task carries from step to step is left as it is."""
+
+    def one(theta: Theta, params: Params, state: State, batches: list[Batch]) -> tuple[Params, State]:
+        parts = [task.gradient(params, batch) for batch in batches]
+        grads = {name: torch.stack([part[0][name] for part in parts]).mean(0) for name in params}
+        loss = torch.stack([part[1] for part in parts]).mean()
+        grads = _clipped(grads, standing)
+        given = StepContext(context.step, context.total_steps, loss, context.roles, context.weight_decay)
+        updates, after = functional_call(rule, theta, (params, grads, state, given))
+        return {name: value + standing.lr.get(name, 1.0) * updates[name] for name, value in params.items()}, after
+
+    new, after = vmap(one)(particles, params, state, batches)
+    return new, after
+
+
+def _clipped(grads: Params, standing: Standing) -> Params:
+    if standing.clip_norm is not None:
+        norm = torch.sqrt(torch.stack([grad.square().sum() for grad in grads.values()]).sum())
+        factor = torch.clamp(standing.clip_norm / (norm + 1e-6), max=1.0)
+        grads = {name: grad * factor for name, grad in grads.items()}
+    if standing.clip_value is not None:
+        grads = {name: grad.clamp(-standing.clip_value, standing.clip_value) for name, grad in grads.items()}
+    return grads

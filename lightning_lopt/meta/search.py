@@ -1,0 +1,202 @@
+"""A search for better θ beside a run: perturb, compare, move, and keep score of whether the move was worth it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.meta.estimators.evolution import es_gradient
+from lightning_lopt.meta.inner import Theta
+from lightning_lopt.rules.base import UpdateRule
+from lightning_lopt.seeding import generator
+
+STEP_SIZES = ("*log_step_size", "*log_lr")
+SHARED = 0.8  # share of a perturbation's variance that all entries have in common
+
+
+class Search:
+    r"""Evolution strategies on a few entries of θ, with rounds so rare that each has to move far.
+
+    A round measures the losses :math:`L` of P antithetic pairs :math:`\theta \pm \epsilon_p`, of θ and of the start.
+    With relative losses :math:`u = (L - L_\theta) / |L_\theta|`, capped at 1,
+
+    .. math:: \theta \leftarrow \theta - \mathrm{clip}\big(\gamma \sigma^2 g,\ \pm\sigma\big), \qquad
+        g = \frac{1}{2 \sigma^2 P} \sum_p (u_{+p} - u_{-p})\, \epsilon_p
+
+    so where nothing depends on θ, nothing moves. Perturbations share most of their variance over the entries: what one
+    model wants is first of all larger or smaller steps everywhere.
+
+    A running sum of :math:`u_\theta - u_\mathrm{start}`, each round counting :math:`\rho` times the next, is the
+    evidence: while it is above 0, :attr:`chosen` is the start.
+
+    Args:
+        rule: whose θ is the start.
+        entries: patterns (as of ``fnmatch``) of the names of θ that are searched.
+        pairs: antithetic pairs P of a round, >= 1.
+        sigma: standard deviation σ of a perturbation, in the unit of θ, > 0; also the longest move of one round.
+        gain: γ, > 0: how far a relative difference of the losses moves θ.
+        memory: ρ in [0, 1).
+        seed: of the perturbations.
+
+    Raises:
+        ValueError: if a number is out of range, or no entry of θ has a name that fits.
+    """
+
+    def __init__(
+        self,
+        rule: UpdateRule,
+        *,
+        entries: Sequence[str] = STEP_SIZES,
+        pairs: int = 1,
+        sigma: float = 0.5,
+        gain: float = 10.0,
+        memory: float = 0.7,
+        seed: int = 0,
+    ) -> None:
+        if pairs < 1:
+            raise ValueError(f"pairs must be at least 1, got {pairs!r}.")
+        for name, value in (("sigma", sigma), ("gain", gain)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a positive number, got {value!r}.")
+        if not 0 <= memory < 1:
+            raise ValueError(f"memory must lie in [0, 1), got {memory!r}.")
+        self.start = {
+            name: value.detach().clone()
+            for name, value in rule.named_parameters()
+            if any(fnmatchcase(name, pattern) for pattern in entries)
+        }
+        if not self.start:
+            known = ", ".join(name for name, _ in rule.named_parameters())
+            raise ValueError(
+                f"no entry of θ of rule {rule.rule_name!r} fits {tuple(entries)}; name some of {known}, with a sigma "
+                "in their unit."
+            )
+        self.theta = self.start
+        self.pairs, self.sigma, self.gain, self.memory, self.seed = pairs, sigma, gain, memory, seed
+        self.rounds = 0
+        self.evidence = 0.0
+
+    @property
+    def improving(self) -> bool:
+        """Whether θ has done no worse than the start so far."""
+        return self.evidence <= 0
+
+    @property
+    def chosen(self) -> Theta:
+        """The searched entries of θ that a run should use now."""
+        return self.theta if self.improving else self.start
+
+    @property
+    def particles(self) -> int:
+        """Number N of different θ in the round to come."""
+        return 2 * self.pairs + 1 + self._moved
+
+    @property
+    def _moved(self) -> bool:
+        return self.theta is not self.start
+
+    def ask(self) -> Theta:
+        """θ of the round to come, leading axis N: all ``+``, all ``-``, θ itself, and the start where that differs."""
+        noise = self._noise()
+        start = self.start if self._moved else {}
+        return {
+            name: torch.stack(
+                [*(value + noise[name]), *(value - noise[name]), value, *([start[name]] if start else [])]
+            )
+            for name, value in self.theta.items()
+        }
+
+    def tell(self, losses: Tensor, scale: float) -> float:
+        """Take in the losses of what :meth:`ask` gave, shape ``(N,)``, and move θ.
+
+        Args:
+            losses: one that is not finite counts as the cap.
+            scale: smallest loss that relative differences are relative to, > 0.
+
+        Returns:
+            the loss of θ before the move relative to that of the start, below 0 where θ is better.
+        """
+        place = 2 * self.pairs
+        here = losses[place]
+        unit = max(float(here.abs()) if here.isfinite() else 0.0, scale)
+        reference = here if here.isfinite() else losses.new_zeros(())
+        relative = torch.where(losses.isfinite(), (losses - reference) / unit, 1.0).clamp(-1.0, 1.0)
+        if not here.isfinite():
+            relative = torch.where(losses.isfinite(), -1.0, 1.0).to(losses)
+        plus, minus = relative[: self.pairs], relative[self.pairs : 2 * self.pairs]
+        gradient = es_gradient(plus - minus, self._noise(), sigma=self.sigma)
+        ahead = float(relative[place] - relative[-1])
+        self.theta = {
+            name: value - (self.gain * self.sigma**2 * gradient[name]).clamp(-self.sigma, self.sigma)
+            for name, value in self.theta.items()
+        }
+        self.rounds += 1
+        self.evidence = self.memory * self.evidence + ahead
+        return ahead
+
+    def _noise(self) -> Theta:
+        """Perturbations of this round, leading axis P."""
+        draws = generator(self.seed, "search", self.rounds)
+        common = torch.randn(self.pairs, generator=draws)
+        noise = {}
+        for name, value in self.start.items():
+            own = torch.randn(self.pairs, *value.shape, generator=draws)
+            mixed = math.sqrt(SHARED) * common.reshape(-1, *[1] * value.ndim) + math.sqrt(1 - SHARED) * own
+            noise[name] = (self.sigma * mixed).to(value)
+        return noise
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"theta": dict(self.theta), "start": dict(self.start), "rounds": self.rounds, "evidence": self.evidence}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: if it is of a search of other entries.
+        """
+        shapes = [{name: tuple(value.shape) for name, value in theta.items()} for theta in (state["theta"], self.start)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"the saved search is of {shapes[0]} where {shapes[1]} is needed; resume with that rule.")
+        self.rounds, self.evidence = state["rounds"], state["evidence"]
+        self.start = {name: value.to(self.start[name]) for name, value in state["start"].items()}
+        if self.rounds:
+            self.theta = {name: value.to(self.start[name]) for name, value in state["theta"].items()}
+        else:
+            self.theta = self.start
+
+
+@dataclass(frozen=True)
+class Pace:
+    """When rounds are due: spread evenly over the logarithm of the step, within a budget.
+
+    The unit of cost is a training step. Early steps decide most of a run, and late ones tell what early ones cannot;
+    nothing starts after half of the run.
+
+    Attributes:
+        total_steps: of the run.
+        share: of its work that all rounds may cost together.
+        window: steps it takes to record the batches of a round.
+        every: fewest steps between two rounds.
+    """
+
+    total_steps: int
+    share: float
+    window: int
+    every: int
+
+    def next_start(self, now: int, spent: float, cost: float) -> int | None:
+        """First step, ``now`` or later, at which recording for a round of this cost may begin; ``None`` for never."""
+        budget = self.share * self.total_steps
+        if spent + cost > budget:
+            return None
+        last = max(1.0, self.total_steps / 2)
+        reached = (1 + last / self.window) ** (spent / budget)
+        earliest = now + self.every if spent else now
+        step = max(earliest, math.ceil((reached - 1) * self.window))
+        return step if step + self.window <= last else None
