@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils import _pytree as pytree
 
 from lightning_lopt.callbacks.adapter import LearnedOptimizerAdapter
-from lightning_lopt.io import save_rule
+from lightning_lopt.io import Card, save_rule
 from lightning_lopt.meta.pilot import Standing, pilot_losses
 from lightning_lopt.meta.search import STEP_SIZES, Pace, Search
 from lightning_lopt.optim import LearnedOptimizer
@@ -71,11 +71,11 @@ class MetaTraining(LearnedOptimizerAdapter):
         folder: str | os.PathLike[str] | None = None,
         max_share: float = 0.1,
         every_n_steps: int = 20,
-        inner_steps: int = 16,
-        held_out: int = 6,
+        inner_steps: int = 12,
+        held_out: int = 8,
         entries: Sequence[str] = STEP_SIZES,
         pairs: int = 1,
-        sigma: float = 0.5,
+        sigma: float = 0.7,
         seed: int = 0,
         total_steps: int | None = None,
         lr: float = 1.0,
@@ -100,6 +100,7 @@ class MetaTraining(LearnedOptimizerAdapter):
         self._first_loss: float | None = None
         self._began = 0.0
         self._saved_search: dict[str, Any] | None = None
+        self._saved_windows: list[list[list[Any]]] = []  # by rank
         self._trainer: L.Trainer | None = None
         self._optimizer: LearnedOptimizer | None = None
         self._module_names: dict[torch.Tensor, str] = {}
@@ -115,6 +116,8 @@ class MetaTraining(LearnedOptimizerAdapter):
         if self._saved_search is not None:
             self.search.load_state_dict(self._saved_search)
             self._saved_search = None
+            if len(self._saved_windows) == trainer.world_size:  # otherwise recording begins anew
+                self._window = [list(leaves) for leaves in self._saved_windows[trainer.global_rank]]
         self._module_names = {param: name for name, param in pl_module.named_parameters()}
         self._use(self.search.chosen)
         self._began = time.perf_counter()
@@ -130,18 +133,19 @@ class MetaTraining(LearnedOptimizerAdapter):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._window or (self._next is not None and self._step >= self._next and self._at_boundary(trainer)):
-            leaves, self._structure = pytree.tree_flatten(batch)
-            self._window.append([leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves])
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        wanted = self.inner_steps * trainer.accumulate_grad_batches + self.held_out
-        if len(self._window) >= wanted and self._at_boundary(trainer):
+        if not self._window and (self._next is None or self._step < self._next):
+            return
+        leaves, self._structure = pytree.tree_flatten(batch)
+        between_steps = (
+            trainer.fit_loop.epoch_loop.batch_progress.current.completed % trainer.accumulate_grad_batches == 0
+        )
+        if between_steps and len(self._window) >= self._wanted(trainer):
             began = time.perf_counter()
             self._round(trainer, pl_module)
             self.seconds += time.perf_counter() - began
+        elif between_steps or self._window:
+            # clones, since a training_step may write into its batch
+            self._window.append([leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves])
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.search is None or self._optimizer is None:
@@ -160,7 +164,7 @@ class MetaTraining(LearnedOptimizerAdapter):
             "search": self._saved_search if self.search is None else self.search.state_dict(),
             "spent": self.spent,
             "next": self._next,
-            "window": self._window,
+            "windows": self._windows(),
             "first_loss": self._first_loss,
         }
 
@@ -168,8 +172,16 @@ class MetaTraining(LearnedOptimizerAdapter):
         super().load_state_dict(state_dict)
         self._saved_search = state_dict["search"]
         self.spent, self._next = state_dict["spent"], state_dict["next"]
-        self._window = [list(leaves) for leaves in state_dict["window"]]
+        self._saved_windows = state_dict["windows"]
         self._first_loss = state_dict["first_loss"]
+
+    def _windows(self) -> list[list[list[Any]]]:
+        """What each rank has recorded; called on all ranks."""
+        if self._trainer is None or self._trainer.world_size == 1:
+            return [self._window]
+        gathered: list[Any] = [None] * self._trainer.world_size
+        torch.distributed.all_gather_object(gathered, self._window)
+        return gathered
 
     # -- a round
 
@@ -185,9 +197,9 @@ class MetaTraining(LearnedOptimizerAdapter):
         assert self.search is not None
         return self.search.particles * (self.inner_steps + self.held_out / 3)
 
-    def _at_boundary(self, trainer: L.Trainer) -> bool:
-        """Whether an accumulation window begins now."""
-        return trainer.fit_loop.epoch_loop.batch_progress.current.completed % trainer.accumulate_grad_batches == 0
+    def _wanted(self, trainer: L.Trainer) -> int:
+        """Batches of a round."""
+        return self.inner_steps * trainer.accumulate_grad_batches + self.held_out
 
     def _plan(self, after: int) -> None:
         assert self._optimizer is not None
@@ -201,11 +213,12 @@ class MetaTraining(LearnedOptimizerAdapter):
     def _round(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert self.search is not None
         assert self._optimizer is not None
-        batches = [pytree.tree_unflatten(leaves, self._structure) for leaves in self._window]
-        self._window = []
-        losses = self._pilots(trainer, pl_module, batches)
-        losses = trainer.strategy.reduce(losses, reduce_op="mean").cpu()
+        losses, failure = self._pilots(trainer, pl_module)
         here, cost = losses[2 * self.search.pairs], self._cost
+        if failure:
+            rank_zero_warn(f"MetaTraining stops here, and the fit goes on: {failure}")
+            self._next = None
+            return
         if self._first_loss is None and here.isfinite():
             self._first_loss = float(here.abs())
         ahead = self.search.tell(losses, 0.01 * (self._first_loss or 1.0))
@@ -214,22 +227,40 @@ class MetaTraining(LearnedOptimizerAdapter):
         self._plan(self._step)
         self._log(trainer, here, ahead)
 
-    def _pilots(self, trainer: L.Trainer, pl_module: L.LightningModule, batches: list[Any]) -> torch.Tensor:
+    def _pilots(self, trainer: L.Trainer, pl_module: L.LightningModule) -> tuple[torch.Tensor, str]:
+        """Losses of the pilots, mean over ranks, and why there are none, if so on any rank."""
+        assert self.search is not None
+        batches = [pytree.tree_unflatten(leaves, self._structure) for leaves in self._window]
+        self._window = []
+        losses, failure = torch.zeros(self.search.particles), ""
+        try:
+            losses = self._own_pilots(trainer, pl_module, batches)
+        except ValueError as error:  # a module or batches that cannot be a task: no reason to end somebody's fit
+            failure = str(error)
+        failed = torch.tensor(float(bool(failure)), device=pl_module.device)
+        both = torch.cat([losses.to(failed.device).float(), failed[None]])
+        both = trainer.strategy.reduce(both, reduce_op="mean").cpu()
+        if both[-1] > 0 and not failure:
+            failure = "another rank could not make its pilots."
+        return both[:-1], failure
+
+    def _own_pilots(self, trainer: L.Trainer, pl_module: L.LightningModule, batches: list[Any]) -> torch.Tensor:
+        """Losses of the pilots on this rank's batches."""
         assert self.search is not None
         assert self._optimizer is not None
-        stacked = StackedBatches(batches, f"{type(pl_module).__name__}, coming batches")
-        task = LightningTask(pl_module, stacked)
+        kind = type(pl_module).__name__
+        stacked = StackedBatches(batches, f"{kind}, coming batches")
         accumulated = trainer.accumulate_grad_batches
         steps = (len(stacked) - self.held_out) // accumulated
-        seeds = [self.search.rounds * 1_000_003 + index for index in range(len(stacked))]
-        inner = [
-            [task.nth(k * accumulated + part, seeds[k * accumulated + part]) for part in range(accumulated)]
-            for k in range(steps)
-        ]
+        if steps < 1:
+            raise ValueError(f"{kind}: only {len(stacked)} of {len(batches)} coming batches have the same shapes.")
+        task = LightningTask(pl_module, stacked)
+        first = self.search.rounds * len(batches)
+        train = [task.nth(index, first + index) for index in range(steps * accumulated)]
+        windows = [train[k * accumulated : (k + 1) * accumulated] for k in range(steps)]
         held_out = [task.nth(index, None) for index in range(len(stacked) - self.held_out, len(stacked))]
-        return pilot_losses(
-            self._optimizer.rule, self.search.ask(), task, self._standing(trainer, task), inner, held_out
-        )
+        standing = self._standing(trainer, task)
+        return pilot_losses(self._optimizer.rule, self.search.ask(), task, standing, windows, held_out)
 
     def _standing(self, trainer: L.Trainer, task: LightningTask) -> Standing:
         """Where the fit is, by the module's own names."""
@@ -296,7 +327,13 @@ class MetaTraining(LearnedOptimizerAdapter):
             "evidence": self.search.evidence,
             "handed_back": not self.search.improving,
         }
-        save_rule(self._optimizer.rule, folder, meta_training=record)
+        card = Card(
+            f"{self._optimizer.rule.rule_name}, adapted to {record['adapted_to']}",
+            f"{', '.join(self.search.start)} meta-trained by MetaTraining on one model, in {self.search.rounds} rounds, while that "
+            "was trained.",
+            limitations="It is meant for models like that one, and for runs of about the same length.",
+        )
+        save_rule(self._optimizer.rule, folder, card=card, meta_training=record)
         rank_zero_info(f"MetaTraining: {self.search.rounds} rounds; the rule is in {folder}.")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):

@@ -54,7 +54,7 @@ class Search:
         *,
         entries: Sequence[str] = STEP_SIZES,
         pairs: int = 1,
-        sigma: float = 0.5,
+        sigma: float = 0.7,
         gain: float = 10.0,
         memory: float = 0.7,
         seed: int = 0,
