@@ -329,8 +329,8 @@ class MetaTraining(LearnedOptimizerAdapter):
         }
         card = Card(
             f"{self._optimizer.rule.rule_name}, adapted to {record['adapted_to']}",
-            f"{', '.join(self.search.start)} meta-trained by MetaTraining on one model, in {self.search.rounds} rounds, while that "
-            "was trained.",
+            f"{', '.join(self.search.start)}: meta-trained by MetaTraining on one model while that was trained, in "
+            f"{self.search.rounds} rounds.",
             limitations="It is meant for models like that one, and for runs of about the same length.",
         )
         save_rule(self._optimizer.rule, folder, card=card, meta_training=record)
