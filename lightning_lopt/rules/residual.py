@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_lopt.rules.arithmetic import orthogonalise, rms, unit_rms
 from lightning_lopt.rules.base import ROLES, Params, Role, State, StepContext, UpdateRule, Updates, register_rule
+from lightning_lopt.rules.calibration import Calibration
 from lightning_lopt.rules.controller import Controller, Controls
 from lightning_lopt.rules.direction import DirectionMLP
 from lightning_lopt.rules.roles import check_role, role_of_shape
@@ -60,7 +61,8 @@ class ResidualRule(UpdateRule):
       Adam direction, each after an optional correction by a per-parameter MLP;
     - :math:`s(t)`: linear warm-up over 5 % of the horizon, then linear decay to 0;
     - :math:`\eta = 0.02`, :math:`\rho = 0.03`, and further constants, per role (:class:`RoleConstants`), times what
-      a recurrent :class:`Controller` sets for each tensor.
+      a recurrent :class:`Controller` sets for each tensor;
+    - if it is calibrated, all of it times a factor that follows from the run itself (:class:`Calibration`).
 
     The step is relative to the RMS of the tensor at initialisation: relative to the present one it would feed on
     itself. Multiplying the loss by a constant leaves the run unchanged.
@@ -74,11 +76,13 @@ class ResidualRule(UpdateRule):
         step_range: largest factor by which the controller may change a step size, > 1.
         step_size: η before meta-training, for all roles, > 0.
         weight_decay: λ before meta-training, for all roles, > 0.
+        calibrated: let the run calibrate its steps; the rule then reads the loss.
 
     Raises:
         ValueError: if a size or constant is not positive, ``step_range`` not above 1, or a role unknown.
 
-    State bytes per parameter (float32): 4 for orthogonalised tensors without learned direction, else 8.
+    State bytes per parameter (float32): 4 for orthogonalised tensors without learned direction, else 8; 4 more if
+    calibrated.
     """
 
     reads_horizon = True
@@ -93,6 +97,7 @@ class ResidualRule(UpdateRule):
         step_range: float = 4.0,
         step_size: float = 0.02,
         weight_decay: float = 1e-3,
+        calibrated: bool = False,
     ) -> None:
         super().__init__()
         if direction_hidden < 1 or controller_hidden < 1:
@@ -114,13 +119,15 @@ class ResidualRule(UpdateRule):
             "step_range": step_range,
             "step_size": step_size,
             "weight_decay": weight_decay,
+            "calibrated": calibrated,
         }
-        self.reads_loss = controller
+        self.reads_loss = controller or calibrated
         self.orthogonalised = frozenset(orthogonalised)
         self.controller_hidden = controller_hidden
         self.constants = RoleConstants(step_size, weight_decay)
         self.direction = DirectionMLP(direction_hidden) if direction else None
         self.controller = Controller(SIGNALS, controller_hidden, step_range) if controller else None
+        self.calibration = Calibration() if calibrated else None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -136,10 +143,14 @@ class ResidualRule(UpdateRule):
             if self.controller is not None:
                 own["hidden"] = param.new_zeros(self.controller_hidden)
                 own["gradient_power"] = param.new_zeros(())
+            if self.calibration is not None:
+                own["last_update"] = torch.zeros_like(param)
             tensors[name] = own
         shared = {}
         if self.controller is not None and params:
             shared["loss_averages"] = next(iter(params.values())).new_zeros(len(LOSS_DECAYS))
+        if self.calibration is not None and params:
+            shared["calibration"] = next(iter(params.values())).new_zeros(2)
         return State(tensors, shared)
 
     def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
@@ -163,6 +174,12 @@ class ResidualRule(UpdateRule):
             name: self._update(name, params[name], grads[name], tensors[name], roles[name], controls.get(name), context)
             for name in grads
         }
+        if self.calibration is not None:
+            last = {name: state.tensors[name]["last_update"] for name in grads}
+            factor, shared["calibration"] = self.calibration(shared["calibration"], grads, last, context)
+            updates = {name: (factor * update).to(update.dtype) for name, update in updates.items()}
+            for name, update in updates.items():
+                tensors[name]["last_update"] = update
         return updates, State(tensors, shared)
 
     def _is_orthogonalised(self, param: Tensor, role: Role) -> bool:

@@ -46,6 +46,7 @@ CATALOGUE = [
     Entry(ResidualRule, reads=LOSS | HORIZON),
     Entry(ResidualRule, {"direction": False}, LOSS | HORIZON),
     Entry(ResidualRule, {"controller": False, "orthogonalised": []}, HORIZON),
+    Entry(ResidualRule, {"direction": False, "controller": False, "calibrated": True}, LOSS | HORIZON),
     Entry(ResidualRule, {"orthogonalised": ["matrix", "embedding", "head"], "step_range": 2.0}, LOSS | HORIZON),
     Entry(Celo2BaseRule, rests=False),
     Entry(Celo2BaseRule, {"exp_mult": 0.5, "bias_correction": True, "param_scale_mult": True}, rests=False),

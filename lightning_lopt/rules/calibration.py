@@ -1,0 +1,70 @@
+"""A factor on all steps of a run that the run itself calibrates: were the last steps too long, or too short?"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lopt.rules.arithmetic import TINY
+from lightning_lopt.rules.base import Params, StepContext
+
+PROMISE_LIMIT = 0.3  # one gradient says no more than that
+LOSS_FLOOR = 0.05  # in units of the first loss: below it, relative changes are noise
+LOWEST, HIGHEST = math.log(1e-3), 1.0  # of the logarithm of the factor
+
+
+class Calibration(nn.Module):
+    r"""The factor :math:`\gamma` on all updates, from what the last update promises at the present gradient.
+
+    With u the last update, g the gradient after it, L the loss and :math:`L_0` the first one,
+
+    .. math::
+        a = \mathrm{clip}\Big(\frac{-\langle g_t, u_{t-1} \rangle}{\max(L_t, 0.05\, L_0)}, \pm 0.3\Big), \qquad
+        \log \gamma \leftarrow \log \gamma + \beta_- \min(a + \tau, 0) + \beta_+ \max(a, 0)
+
+    a is the relative decrease of the loss that repeating the last update promises, to first order: above 0 the step
+    stopped short, well below 0 it went past the valley. Gradients alone cannot tell either from noise; in units of the
+    loss both are of one size on very different models. Multiplying the loss by a constant changes nothing.
+
+    The signal is that of hypergradient descent (Baydin et al. 2018, https://arxiv.org/abs/1703.04782), in the unit of
+    the loss.
+
+    Args:
+        shrink: initial :math:`\beta_-`, > 0.
+        grow: initial :math:`\beta_+`, > 0.
+        tolerance: initial :math:`\tau`, > 0.
+    """
+
+    def __init__(self, shrink: float = 0.2, grow: float = 0.3, tolerance: float = 0.03) -> None:
+        super().__init__()
+        self.log_shrink = nn.Parameter(torch.tensor(math.log(shrink)))
+        self.log_grow = nn.Parameter(torch.tensor(math.log(grow)))
+        self.log_tolerance = nn.Parameter(torch.tensor(math.log(tolerance)))
+
+    def forward(
+        self, memory: Tensor, grads: Params, last_updates: Params, context: StepContext
+    ) -> tuple[Tensor, Tensor]:
+        """The factor for this step and the new memory.
+
+        Args:
+            memory: logarithm of the factor and the first loss, shape ``(2,)``; zeros before the first step.
+            grads: present gradients by name.
+            last_updates: what was last added to the same parameters, zeros before the first step.
+            context: of this step, with its loss.
+
+        Raises:
+            ValueError: if there is no loss.
+        """
+        if context.loss is None:
+            raise ValueError("a calibrated ResidualRule reads the loss, but StepContext.loss is None; pass the loss.")
+        loss = context.loss.abs().to(memory.dtype)
+        first = torch.where(context.step < 1, loss, memory[1])
+        products = [(grad * last_updates[name]).sum().to(memory.dtype) for name, grad in grads.items()]
+        promise = -torch.stack(products).sum() / (torch.maximum(loss, LOSS_FLOOR * first) + TINY)
+        promise = promise.clamp(-PROMISE_LIMIT, PROMISE_LIMIT)
+        shrink = torch.exp(self.log_shrink) * (promise + torch.exp(self.log_tolerance)).clamp(max=0.0)
+        grow = torch.exp(self.log_grow) * promise.clamp(min=0.0)
+        log_factor = (memory[0] + (shrink + grow).to(memory.dtype)).clamp(LOWEST, HIGHEST)
+        return torch.exp(log_factor), torch.stack([log_factor, first])
