@@ -32,6 +32,9 @@ from lightning_lopt.evaluation.suites import make_suite
 from lightning_lopt.io import Card
 
 
+PARTS = ("constants", "calibration", "direction", "controller")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="my_rule", help="folder of the exported rule; checkpoints go beside it")
@@ -39,13 +42,14 @@ def main() -> None:
     parser.add_argument("--tasks", default="image", help="task families, joined by +")
     parser.add_argument("--data", default="digits", help="digits, an npz file, or a folder of IDX files")
     parser.add_argument("--estimator", choices=("pes", "full_es"), default="pes")
-    parser.add_argument("--learn", nargs="+", choices=("constants", "direction", "controller"), default=["constants"])
+    parser.add_argument("--learn", nargs="+", choices=PARTS, default=["constants"])
     parser.add_argument("--orthogonalised", nargs="*", default=["matrix"])
     parser.add_argument("--meta-loss", choices=("linear", "log"), default="log", help="scale of the meta-loss")
     parser.add_argument("--split", choices=("train", "valid", "both"), default="both", help="batches it is measured on")
     parser.add_argument("--last", type=float, default=1.0, help="share of the horizon, at its end, that counts")
     parser.add_argument("--step-size", type=float, default=0.02, help="constant to start from")
     parser.add_argument("--weight-decay", type=float, default=1e-3, help="constant to start from")
+    parser.add_argument("--start", default=None, help="embedded rule or folder whose θ to start from, where it has it")
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--groups", type=int, default=4)
     parser.add_argument("--truncation", type=int, default=25)
@@ -70,7 +74,10 @@ def main() -> None:
         orthogonalised=arguments.orthogonalised,
         step_size=arguments.step_size,
         weight_decay=arguments.weight_decay,
+        calibrated="calibration" in arguments.learn,
     )
+    if arguments.start is not None:
+        rule.load_state_dict(load_rule(arguments.start).state_dict(), strict=False)
     rule.constants.requires_grad_("constants" in arguments.learn)
     meta_loss = MetaLoss(arguments.meta_loss, arguments.split, arguments.last)
     settings = {"pairs": arguments.pairs, "sigma": arguments.sigma, "meta_loss": meta_loss}

@@ -37,7 +37,7 @@ class Calibration(nn.Module):
         tolerance: initial :math:`\tau`, > 0.
     """
 
-    def __init__(self, shrink: float = 0.2, grow: float = 0.3, tolerance: float = 0.03) -> None:
+    def __init__(self, shrink: float = 0.3, grow: float = 0.1, tolerance: float = 0.03) -> None:
         super().__init__()
         self.log_shrink = nn.Parameter(torch.tensor(math.log(shrink)))
         self.log_grow = nn.Parameter(torch.tensor(math.log(grow)))
