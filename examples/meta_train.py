@@ -31,7 +31,6 @@ from lightning_lopt.evaluation.baselines import TunedBaselines
 from lightning_lopt.evaluation.suites import make_suite
 from lightning_lopt.io import Card
 
-
 PARTS = ("constants", "calibration", "direction", "controller")
 
 
