@@ -27,7 +27,7 @@ from lightning_lopt import (
     load_rule,
     save_rule,
 )
-from lightning_lopt.evaluation.baselines import TunedBaselines
+from lightning_lopt.evaluation.baselines import Baselines
 from lightning_lopt.evaluation.suites import make_suite
 from lightning_lopt.io import Card
 
@@ -62,6 +62,9 @@ def main() -> None:
         "--validate-every", type=int, default=50, help="outer steps between two looks at held-out tasks"
     )
     parser.add_argument("--suite", default="images", help="held-out problems")
+    parser.add_argument(
+        "--horizon-factors", type=float, nargs="*", default=[], help="also validate on runs so many times as long"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     arguments = parser.parse_args()
 
@@ -95,7 +98,8 @@ def main() -> None:
         make_suite(arguments.suite),
         arguments.out,
         every_n_steps=arguments.validate_every,
-        baselines=TunedBaselines(folder / "baselines.json"),
+        baselines=Baselines(folder / "baselines.json"),
+        horizon_factors=arguments.horizon_factors,
     )
     trainer = L.Trainer(
         max_steps=arguments.steps,
