@@ -6,10 +6,13 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
+from lightning_lopt.evaluation.assess.command import assess_command
+
 USAGE = """usage: lightning-lopt COMMAND ...
 
   meta-train   meta-train a rule; --config FILE, --print_config, --ckpt_path FILE to resume, --help for all options
   info RULE    what an embedded rule or a folder holds: its card, its size, what it reads
+  assess FILE.py:MODEL --total-steps N   is a rule to be trusted with your module? --help for all options
 """
 
 
@@ -70,4 +73,4 @@ def info(arguments: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"meta-train": meta_train, "info": info}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"meta-train": meta_train, "info": info, "assess": assess_command}
