@@ -14,9 +14,11 @@ from lightning_lopt.tasks.base import Split
 
 FLOOR = 0.01  # in units of the loss at the start: below it, lower is hardly better
 CAP = 1.5  # likewise: above it, and where it is not finite, a loss counts as that
-DRIFT = 0.03  # of the log-ratio for each doubling of the horizon, where nothing else is known
+DRIFT = 0.03  # of the log-ratio for each doubling of the horizon, beyond what its trend says
+DRIFT_UNKNOWN = 0.2  # likewise where a single horizon was tried
 GAP_DRIFT = 0.02  # more of it for each thing that meta-training did not cover
 NOISE = 2.0  # standard errors
+SINGLE = 0.1  # standard error of a single seed
 SLOWEST = 0.8  # a change shrinks to at most this for each doubling
 
 
@@ -63,7 +65,8 @@ def outlook(
 
     .. math:: \sqrt{(2\,\mathrm{se})^2 + (\tfrac12 |\hat y - y_{last}| + d\,n)^2}
 
-    with se the standard error over seeds, n the doublings and d a drift of 0.03 for each, and 0.02 more for each gap.
+    with se the standard error over seeds, n the doublings and d a drift for each: 0.03 where there are three levels,
+    with two half of the change between them, with one 0.2; and 0.02 more for each gap.
     In validation, a pilot that goes over its data as often as the planned run counts instead where it is less
     favourable.
 
@@ -77,7 +80,7 @@ def outlook(
     points = [(level.horizon, float(ratio.mean())) for level, ratio in zip(levels, ratios, strict=True)]
     last, doublings = points[-1][1], _doublings(levels[-1], total_steps)
     expected = last + _change(points, doublings)
-    drift = DRIFT + GAP_DRIFT * gaps
+    drift = _drift(points) + GAP_DRIFT * gaps
     spread = math.hypot(NOISE * _error(ratios[-1]), abs(expected - last) / 2 + drift * doublings)
     if matched is not None and split == "valid" and not default:
         ratio = log_ratio(matched, split)
@@ -93,7 +96,7 @@ def _doublings(level: Level, total_steps: int) -> float:
 
 def _error(ratio: Tensor) -> float:
     """Standard error of the mean over seeds."""
-    return float(ratio.std()) / math.sqrt(len(ratio))
+    return float(ratio.std()) / math.sqrt(len(ratio)) if len(ratio) > 1 else SINGLE
 
 
 def log_ratio(level: Level, split: Split, *, default: bool = False) -> Tensor:
@@ -111,6 +114,13 @@ def log_ratio(level: Level, split: Split, *, default: bool = False) -> Tensor:
         return (a / b).log()
     way = (start.median() - adamw.median()).abs().clamp(min=1e-12)
     return torch.where(rule.isfinite(), (rule - adamw) / way, CAP).clamp(-CAP, CAP)
+
+
+def _drift(points: Sequence[tuple[int, float]]) -> float:
+    if len(points) == 1:
+        return DRIFT_UNKNOWN
+    (h0, y0), (h1, y1) = points[-2:]
+    return DRIFT if len(points) > 2 else max(DRIFT, abs(y1 - y0) / math.log2(h1 / h0) / 2)
 
 
 def _change(points: Sequence[tuple[int, float]], doublings: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from lightning_lopt.evaluation.assess.ladder import SHORTEST
+from lightning_lopt.evaluation.assess.ladder import SHORTEST, Cost
 from lightning_lopt.evaluation.assess.pilots import SEEDS, Level, OutOfTime, run_level
 from lightning_lopt.evaluation.assess.task import PilotTask
 from lightning_lopt.rules.base import UpdateRule
@@ -27,13 +27,21 @@ def batches_for(horizon: int, *, total_steps: int, length: int | None) -> int | 
 
 
 def with_planned_passes(
-    rule: UpdateRule, task: PilotTask, levels: Sequence[Level], *, total_steps: int, length: int | None, until: float
+    rule: UpdateRule,
+    task: PilotTask,
+    levels: Sequence[Level],
+    *,
+    total_steps: int,
+    length: int | None,
+    until: float,
+    at_most: float,
 ) -> Level | None:
     """Pilots about as long as the last level's on so few batches that they go over them as often as the planned run.
 
     Args:
         length: batches of the training data, ``None`` if unknown.
-        until: what ``time.perf_counter()`` may show at the end.
+        until: what ``time.perf_counter()`` may show at the end if all goes well.
+        at_most: what it may show.
 
     Returns:
         ``None`` where they would say nothing new, or there is no time.
@@ -43,13 +51,11 @@ def with_planned_passes(
         return None
     best = last.best("valid")
     exponents = [best - 1, best, best + 1]  # memorising wants smaller steps, fewer data larger ones
-    cost = last.seconds / (last.horizon * last.runs)
-    room = 0.9 * (until - time.perf_counter()) / (cost * SEEDS * (1 + len(exponents)))
-    horizon = min(last.horizon, int(room))
+    horizon = min(last.horizon, Cost.of(last).horizon(until - time.perf_counter(), SEEDS * (1 + len(exponents))))
     count = batches_for(horizon, total_steps=total_steps, length=length)
     if horizon < SHORTEST or count is None or count > task.batches:
         return None
     try:
-        return run_level(rule, task.fewer(count), exponents, horizon=horizon, until=until)
+        return run_level(rule, task.fewer(count), exponents, horizon=horizon, until=at_most)
     except OutOfTime:
         return None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from lightning_lopt.meta.inner import start_runs, unroll
+from lightning_lopt.meta.inner import device_of, start_runs, unroll
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.rules.hand_designed import AdamRule
 from lightning_lopt.seeding import generator
@@ -45,6 +45,7 @@ class Level:
         rule: loss after the last step by split, shape ``(S,)``.
         adamw: by the learning rate's exponent, likewise.
         seconds: what the level took.
+        measuring: of these, how many went into losses before the first and after the last step.
     """
 
     horizon: int
@@ -52,6 +53,7 @@ class Level:
     rule: dict[Split, Tensor]
     adamw: dict[int, dict[Split, Tensor]]
     seconds: float
+    measuring: float
 
     @property
     def runs(self) -> int:
@@ -73,47 +75,60 @@ class Level:
 
 
 def run_level(
-    rule: UpdateRule, task: Task, exponents: Sequence[int], *, horizon: int, until: float, seed: int = 0
+    rule: UpdateRule,
+    task: Task,
+    exponents: Sequence[int],
+    *,
+    horizon: int,
+    until: float,
+    seeds: int = SEEDS,
+    seed: int = 0,
 ) -> Level:
     """Run the pilots of one horizon, all of one optimizer side by side.
 
     Args:
         until: what ``time.perf_counter()`` may show at the end.
+        seeds: models and orders of batches, >= 1.
+        seed: where they come from.
 
     Raises:
         OutOfTime: if it gets later than ``until``; nothing is kept.
     """
     began = time.perf_counter()
-    start = _final(task, start_runs(rule, task, pairs=SEEDS, horizon=horizon, seed=seed, copies=1).params)
-    found = _runs([rule], task, horizon, until, seed)[0]
+    clock = [0.0]
+    start = _final(task, start_runs(rule, task, pairs=seeds, horizon=horizon, seed=seed, copies=1).params, clock)
+    found = _runs([rule], task, horizon, until, seeds, seed, clock)[0]
     adams = [AdamRule(learning_rate(e), weight_decay=WEIGHT_DECAY, schedule="cosine") for e in exponents]
-    device = next(iter(start.values())).device
-    adamw = _runs([adam.to(device) for adam in adams], task, horizon, until, seed)
-    return Level(horizon, start, found, dict(zip(exponents, adamw, strict=True)), time.perf_counter() - began)
+    adamw = _runs([adam.to(device_of(rule)) for adam in adams], task, horizon, until, seeds, seed, clock)
+    by_rate = dict(zip(exponents, adamw, strict=True))
+    return Level(horizon, start, found, by_rate, time.perf_counter() - began, clock[0])
 
 
-def _runs(rules: Sequence[UpdateRule], task: Task, horizon: int, until: float, seed: int) -> list[dict[Split, Tensor]]:
+def _runs(
+    rules: Sequence[UpdateRule], task: Task, horizon: int, until: float, seeds: int, seed: int, clock: list[float]
+) -> list[dict[Split, Tensor]]:
     """Final losses by split for each of several rules that differ in θ alone."""
     theta = {
-        name: torch.stack([dict(rule.named_parameters())[name].detach() for rule in rules]).repeat_interleave(SEEDS, 0)
+        name: torch.stack([dict(rule.named_parameters())[name].detach() for rule in rules]).repeat_interleave(seeds, 0)
         for name, _ in rules[0].named_parameters()
     }
-    runs = start_runs(rules[0], task, pairs=SEEDS, horizon=horizon, seed=seed, copies=len(rules))
+    runs = start_runs(rules[0], task, pairs=seeds, horizon=horizon, seed=seed, copies=len(rules))
     draws = generator(seed, "batches")
     with torch.no_grad():
         while not runs.finished:
             if time.perf_counter() > until:
                 raise OutOfTime
             runs, _ = unroll(rules[0], theta, runs, max(1, horizon // 20), draws)
-        final = _final(task, runs.params)
+        final = _final(task, runs.params, clock)
     return [
-        {split: losses[index * SEEDS : (index + 1) * SEEDS] for split, losses in final.items()}
+        {split: losses[index * seeds : (index + 1) * seeds] for split, losses in final.items()}
         for index in range(len(rules))
     ]
 
 
-def _final(task: Task, params: dict[str, Tensor]) -> dict[Split, Tensor]:
-    """Loss on the measuring batches of each split, shape ``(runs,)``."""
+def _final(task: Task, params: dict[str, Tensor], clock: list[float]) -> dict[Split, Tensor]:
+    """Loss on the measuring batches of each split, shape ``(runs,)``; ``clock[0]`` goes on by the seconds it takes."""
+    began = time.perf_counter()
     device = next(iter(params.values())).device
     measured: dict[Split, Tensor] = {}
     splits: tuple[Split, ...] = ("train", "valid")
@@ -125,6 +140,7 @@ def _final(task: Task, params: dict[str, Tensor]) -> dict[Split, Tensor]:
                 continue
             full = {name: value.to(device) for name, value in full.items()}
             measured[split] = vmap(task.loss, in_dims=(0, None))(params, full).cpu()
+    clock[0] += time.perf_counter() - began
     return measured
 
 

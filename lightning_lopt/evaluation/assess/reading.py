@@ -46,11 +46,13 @@ class Reader:
         self._iterator: Iterator[Any] | None = None
 
     def take(self, limit: int, until: float = float("inf")) -> None:
-        """Read on until there are ``limit`` batches, the clock shows ``until``, memory is full or the loader ends."""
+        """Read on, one batch at least, until there are ``limit``, the clock shows ``until``, memory is full or the
+        loader ends.
+        """
         if self._iterator is None:
             self._iterator = iter(cast(Iterable[Any], self._loader))
         began = time.perf_counter()
-        while len(self.batches) < limit and began < until:
+        while len(self.batches) < limit and (began < until or not self.batches):
             entry = next(self._iterator, None)
             if entry is None:
                 break

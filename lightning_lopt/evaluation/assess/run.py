@@ -19,7 +19,7 @@ from lightning_lopt.evaluation.assess.batches import ReadBatches, ReadBatchesOfB
 from lightning_lopt.evaluation.assess.budget import budget_seconds
 from lightning_lopt.evaluation.assess.costs import StepCost, step_cost
 from lightning_lopt.evaluation.assess.coverage import gaps, meta_training_of, unrecorded
-from lightning_lopt.evaluation.assess.ladder import climb
+from lightning_lopt.evaluation.assess.ladder import SWEEP, climb
 from lightning_lopt.evaluation.assess.outlook import outlook
 from lightning_lopt.evaluation.assess.passes import with_planned_passes
 from lightning_lopt.evaluation.assess.reading import Reader, generators_restored, readers
@@ -137,8 +137,9 @@ def _assess(
             rule,
             task,
             total_steps=total_steps,
-            seconds_per_step=cost.gradient + max(cost.learned, cost.adamw),
+            seconds_per_step=cost.gradient + (cost.learned + len(SWEEP) * cost.adamw) / (1 + len(SWEEP)),
             until=began + UNTIL_LADDER * seconds,
+            at_most=began + UNTIL_PASSES * seconds,
             tell=tell,
         )
     others = []
@@ -151,13 +152,14 @@ def _assess(
             total_steps=total_steps,
             length=train.length,
             until=began + UNTIL_PASSES * seconds,
+            at_most=began + UNTIL_BATCHES * seconds,
         )
         if matched is not None:
             tell(f"pilots of {matched.horizon} steps with as many passes over their data: {matched.seconds:.1f} s")
         makers = [(f, int(size * f), lambda f=f: tasks.make(f)) for f in FACTORS if size and tasks.possible(f)]
         if len(makers) < len(FACTORS):
             notes.append("not all other batch sizes could be tried: batches are too few or no stacks of examples")
-        others = with_other_batches(rule, makers, levels, time.perf_counter, began + UNTIL_BATCHES * seconds)
+        others = with_other_batches(rule, makers, levels, began + UNTIL_BATCHES * seconds)
         tell(f"{len(others)} other batch sizes tried")
     missing = gaps(module, meta_training, total_steps=total_steps, batch_size=size, parameters=cost.parameters)
     unknown = unrecorded(meta_training)

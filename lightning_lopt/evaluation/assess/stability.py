@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from lightning_lopt.evaluation.assess.ladder import SHORTEST
+from lightning_lopt.evaluation.assess.ladder import SHORTEST, Cost
 from lightning_lopt.evaluation.assess.outlook import log_ratio
 from lightning_lopt.evaluation.assess.pilots import SEEDS, Level, OutOfTime, learning_rate, run_level
 from lightning_lopt.rules.base import UpdateRule
@@ -42,24 +43,21 @@ def with_other_batches(
     rule: UpdateRule,
     tasks: Sequence[tuple[float, int, Callable[[], Task]]],
     levels: Sequence[Level],
-    clock: Callable[[], float],
     until: float,
 ) -> list[OtherBatches]:
     """The pilots of the longest level that fits, once for each ``(factor, size, task)``, in the time there is.
 
     Args:
-        clock: seconds now.
-        until: what it may show at the end.
+        until: what ``time.perf_counter()`` may show at the end.
     """
     found: list[OtherBatches] = []
     last = levels[-1]
-    cost = last.seconds / (last.horizon * last.runs)
     for index, (factor, size, make) in enumerate(tasks):
-        if clock() > until:
+        if time.perf_counter() > until:
             break
         task = make()
-        share = (until - clock()) * factor / sum(other for other, _, _ in tasks[index:])
-        horizon = min(last.horizon, int(0.9 * share / (cost * 2 * SEEDS * max(1.0, factor))))
+        share = (until - time.perf_counter()) * factor / sum(other for other, _, _ in tasks[index:])
+        horizon = min(last.horizon, Cost.of(last).horizon(share / max(1.0, factor), 2 * SEEDS))
         if horizon < SHORTEST:
             continue
         try:

@@ -9,7 +9,7 @@ from lightning_lopt.evaluation.assess.outlook import Outlook
 from lightning_lopt.tasks.base import Split
 
 USE, CARE, DONT = "use it", "use it with care", "don't"
-SLOW = 2.0  # times the time of a training step from which an advantage in steps is no advantage
+SLOW = 3.0  # times the time of a training step from which an advantage in steps is no advantage
 
 
 def judge(
