@@ -109,8 +109,8 @@ def next_horizon(run_steps: float, before: int, levels: int, runs: int, total_st
     if before == 0:  # later levels have about 1.6 times as many runs
         for count in range(levels, 0, -1):
             first = int(room / (1 + 1.6 * sum(2**level for level in range(1, count))))
-            if first >= SHORTEST:  # a third of it, since the first one's speed is a guess, and later ones can make up
-                return max(SHORTEST, min(first // 3, total_steps >> (levels - 1)))
+            if first >= SHORTEST:  # an eighth of it, since the speed is a guess so far, and later levels make up for it
+                return max(SHORTEST, min(first // 8, total_steps >> (levels - 1)))
         return 0
     if total_steps <= 2 * before:
         return total_steps if before < total_steps <= room else 0
