@@ -191,10 +191,11 @@ def plot(results: tuple[Result, ...], path: str, title: str) -> None:
         curves = [smooth(curve) for curve in result.curves]
         middle = [statistics.median(values) for values in zip(*curves, strict=True)]
         left.semilogy(middle, label=result.name, color=f"C{place}")
-        right.semilogy([place] * len(result.valid), result.valid, "o", color=f"C{place}")
+        right.plot([place] * len(result.valid), result.valid, "o", color=f"C{place}")
     left.set(xlabel="step", ylabel="training loss (mean of 20 steps)", title=title)
     right.set(ylabel="validation loss after the last step", title="one dot for each seed", xlim=(-0.5, 2.5))
     right.set_xticks(range(len(results)), ["learned", "Adam,\ndefault", "AdamW,\ntuned"])
+    right.set_ylim(bottom=0)
     left.legend()
     for axis in (left, right):
         axis.grid(alpha=0.3, which="both")

@@ -48,7 +48,9 @@ def test_uncertainty_grows_with_distance_gaps_and_noise():
 
 def test_memorising_counts_in_validation_alone():
     levels, matched = [level(10 * 2**k, -0.5) for k in range(3)], level(40, 0.3)
-    assert outlook(levels, "valid", 400, gaps=0, matched=matched).expected == pytest.approx(0.3, abs=1e-4)
+    seen = outlook(levels, "valid", 400, gaps=0, matched=matched)
+    assert seen.expected == pytest.approx(0.3, abs=1e-4)
+    assert seen.uncertainty == pytest.approx(math.hypot(0.03 * math.log2(10), 0.4), abs=1e-4)
     assert outlook(levels, "train", 400, gaps=0, matched=matched).expected == pytest.approx(-0.5, abs=1e-4)
     assert outlook(levels, "valid", 400, gaps=0, matched=level(40, -0.9)).expected == pytest.approx(-0.5, abs=1e-4)
 
@@ -62,18 +64,21 @@ def test_log_ratio_of_losses_that_are_not_finite_or_negative():
 
 
 @pytest.mark.parametrize(
-    ("ratio", "spread", "troubles", "slowdown", "verdict"),
+    ("ratio", "spread", "troubles", "slowdown", "seconds", "verdict"),
     [
-        (-0.5, 0.0, [], 1.5, USE),
-        (-0.5, 0.0, [], 5.0, CARE),
-        (-0.5, 0.0, ["it diverged"], 1.5, DONT),
-        (-0.1, 0.3, [], 1.5, CARE),
-        (0.5, 0.1, [], 1.0, DONT),
+        (-0.5, 0.0, [], 1.5, 1e6, USE),
+        (-0.5, 0.0, [], 5.0, 10.0, USE),
+        (-0.5, 0.0, [], 5.0, 20.0, CARE),
+        (-0.5, 0.0, ["it diverged"], 1.5, 10.0, DONT),
+        (-0.1, 0.3, [], 1.5, 10.0, CARE),
+        (0.5, 0.1, [], 1.0, 10.0, DONT),
     ],
 )
-def test_judgement(ratio, spread, troubles, slowdown, verdict):
+def test_judgement(ratio, spread, troubles, slowdown, seconds, verdict):
     views = {"train": outlook([level(40, ratio, spread)], "train", 40, gaps=0)}
-    found, reasons = judge(views, views, troubles=troubles, hopeless=False, gaps=["a"], slowdown=slowdown)
+    found, reasons = judge(
+        views, views, troubles=troubles, hopeless=False, gaps=["a"], slowdown=slowdown, planned_seconds=seconds
+    )
     assert found == verdict
     assert reasons[-2 if slowdown >= 1.25 else -1] == "meta-training does not cover this: a"
 

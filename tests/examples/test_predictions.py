@@ -1,5 +1,6 @@
 """The examples that predict and then train, run as a user runs them, at tiny size."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from lightning_lopt import Assessment
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
@@ -43,12 +46,22 @@ def test_prediction_and_outcome(script, images, tmp_path):
     assert (tmp_path / script.replace(".py", ".png")).stat().st_size > 10_000
 
 
-def test_without_data_it_says_what_to_do(tmp_path):
+def test_without_data_it_says_what_to_do(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)  # importing it raises ImportError
+    module = importlib.import_module("mnist")
+    with pytest.raises(SystemExit, match=r"give --data FILE\.npz"):
+        module.load(None)
+
+
+def test_prediction_and_outcome_are_compared_by_seed():
+    sys.path.insert(0, str(EXAMPLES))
     try:
-        import torchvision  # noqa: F401
-    except ImportError:
-        done = run(tmp_path, "mnist.py")
-        assert done.returncode == 1
-        assert "give --data FILE.npz" in done.stderr
-    else:
-        pytest.skip("torchvision is installed, and would download")
+        from side_by_side import Result, comparison
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    found = Assessment("don't", [], {})
+    learned, tuned = Result("a", valid=[2.0, 3.0, 1.0]), Result("b", valid=[1.0, 2.0, float("nan")])
+    said = comparison(found, learned, tuned)
+    assert said.startswith('Predicted: "don\'t". What happened: the learned optimizer lost to tuned AdamW')
+    assert "1.50 times AdamW's (median of 3 seeds, lower with 1 of them)" in said

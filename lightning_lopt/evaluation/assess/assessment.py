@@ -45,7 +45,7 @@ class Assessment:
             *_pilot_lines(numbers),
             *(f"note: {note}" for note in numbers["notes"]),
             f"this took {numbers['seconds']['taken']:.1f} s of {numbers['seconds']['budget']:.1f} s allowed "
-            f"({numbers['seconds']['allowance']}); the planned run takes about {numbers['seconds']['planned']:.0f} s",
+            f"({numbers['seconds']['allowance']}); the planned run takes about {numbers['seconds']['planned']:.1f} s",
             "",
             textwrap.fill(self.paragraph, 120),
         ]

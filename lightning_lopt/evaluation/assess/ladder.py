@@ -117,7 +117,7 @@ def next_horizon(run_steps: float, before: int, levels: int, runs: int, total_st
     for count in range(levels, 0, -1):
         growth = _growth(room / before, count)
         if growth >= 2:
-            return min(int(before * growth), total_steps)
+            return min(round(before * growth), total_steps)
     return 0
 
 

@@ -31,12 +31,16 @@ class Outlook:
         expected: for the planned run.
         uncertainty: half the width of the interval around it.
         doublings: from the longest pilot to the planned run.
+        losses: of the rule and of AdamW in the longest pilot, medians over seeds.
+        positive: whether all losses are; if not, see :func:`log_ratio`.
     """
 
     pilots: list[tuple[int, float]]
     expected: float
     uncertainty: float
     doublings: float
+    losses: tuple[float, float]
+    positive: bool
 
     @property
     def ahead(self) -> bool:
@@ -68,7 +72,7 @@ def outlook(
     with se the standard error over seeds, n the doublings and d a drift for each: 0.03 where there are three levels,
     with two half of the change between them, with one 0.2; and 0.02 more for each gap.
     In validation, a pilot that goes over its data as often as the planned run counts instead where it is less
-    favourable.
+    favourable, with half of the difference as a further part of the uncertainty.
 
     Args:
         levels: at least one, from short to long.
@@ -85,9 +89,12 @@ def outlook(
     if matched is not None and split == "valid" and not default:
         ratio = log_ratio(matched, split)
         if float(ratio.mean()) > expected:
+            apart = (float(ratio.mean()) - expected) / 2
             expected = float(ratio.mean())
-            spread = math.hypot(NOISE * _error(ratio), drift * _doublings(matched, total_steps))
-    return Outlook(points, expected, spread, doublings)
+            spread = math.hypot(NOISE * _error(ratio), drift * _doublings(matched, total_steps), apart)
+    rule, adamw, positive = _losses(levels[-1], split, default)
+    seen = tuple(float(torch.nan_to_num(losses, nan=torch.inf).median()) for losses in (rule, adamw))
+    return Outlook(points, expected, spread, doublings, (seen[0], seen[1]), positive)
 
 
 def _doublings(level: Level, total_steps: int) -> float:
@@ -106,10 +113,8 @@ def log_ratio(level: Level, split: Split, *, default: bool = False) -> Tensor:
     denominator: how much of AdamW's way the rule is short of.
     """
     start = level.start[split].double()
-    exponent = DEFAULT if default else level.best(split)
-    rule, adamw = level.rule[split].double(), level.adamw[exponent][split].double()
-    finite = torch.cat([x[x.isfinite()] for x in (start, rule, adamw)])
-    if float(finite.min()) > 0:
+    rule, adamw, positive = _losses(level, split, default)
+    if positive:
         a, b = (torch.where(x.isfinite(), x / start, CAP).clamp(max=CAP) + FLOOR for x in (rule, adamw))
         return (a / b).log()
     way = (start.median() - adamw.median()).abs().clamp(min=1e-12)
@@ -121,6 +126,14 @@ def _drift(points: Sequence[tuple[int, float]]) -> float:
         return DRIFT_UNKNOWN
     (h0, y0), (h1, y1) = points[-2:]
     return DRIFT if len(points) > 2 else max(DRIFT, abs(y1 - y0) / math.log2(h1 / h0) / 2)
+
+
+def _losses(level: Level, split: Split, default: bool) -> tuple[Tensor, Tensor, bool]:
+    """Of the rule, of AdamW, and whether all of these and those at the start are positive."""
+    exponent = DEFAULT if default else level.best(split)
+    found = level.rule[split].double(), level.adamw[exponent][split].double()
+    everything = torch.cat([level.start[split].double(), *found])
+    return *found, bool((everything[everything.isfinite()] > 0).all())
 
 
 def _change(points: Sequence[tuple[int, float]], doublings: float) -> float:

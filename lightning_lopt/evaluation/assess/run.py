@@ -181,6 +181,7 @@ def _assess(
         hopeless=bool(levels) and nobody_learns(levels),
         gaps=missing,
         slowdown=slowdown,
+        planned_seconds=step * total_steps,
     )
     numbers = {
         "module": type(module).__name__,

@@ -9,7 +9,8 @@ from lightning_lopt.evaluation.assess.outlook import Outlook
 from lightning_lopt.tasks.base import Split
 
 USE, CARE, DONT = "use it", "use it with care", "don't"
-SLOW = 3.0  # times the time of a training step from which an advantage in steps is no advantage
+SLOW = 3.0  # times the time of a training step from which an advantage in steps may be none in time,
+PATIENCE = 60.0  # where the whole run takes so many seconds longer
 
 
 def judge(
@@ -19,12 +20,13 @@ def judge(
     troubles: Sequence[str],
     hopeless: bool,
     gaps: Sequence[str],
-    slowdown: float | None,
+    slowdown: float,
+    planned_seconds: float,
 ) -> tuple[str, list[str]]:
     """The verdict and its reasons, the most important one first.
 
     - "don't": it diverged where AdamW did not, or will end above the swept AdamW beyond doubt;
-    - "use it": it will end below it beyond doubt, and a step takes less than :data:`SLOW` times as long;
+    - "use it": it will end below it beyond doubt, and in no more than :data:`SLOW` times the time, or that is a minute;
     - "use it with care": all else.
 
     The loss is that of validation if there is one, else of training.
@@ -36,6 +38,7 @@ def judge(
         hopeless: no optimizer lowered the loss.
         gaps: sentences about what meta-training did not cover.
         slowdown: of a whole training step.
+        planned_seconds: of the planned run with AdamW.
     """
     reasons: list[str] = list(troubles)
     if not against_tuned:
@@ -52,33 +55,30 @@ def judge(
     reasons += [*_gap_reasons(gaps), *_slow_reasons(slowdown)]
     if troubles or (tuned.behind and not hopeless):
         return DONT, reasons
-    if tuned.ahead and not hopeless and (slowdown is None or slowdown < SLOW):
+    slow = slowdown >= SLOW and planned_seconds * (slowdown - 1) > PATIENCE
+    if tuned.ahead and not hopeless and not slow:
         return USE, reasons
     return CARE, reasons
 
 
 def _sentence(view: Outlook, split: Split, other: str) -> str:
     loss = "validation loss" if split == "valid" else "training loss"
-    horizon, last = view.pilots[-1]
-    seen = f"after {horizon} steps its {loss} was {_percent(last)} that of {other}"
+    (ours, theirs), horizon = view.losses, view.pilots[-1][0]
+    seen = f"after {horizon} steps its {loss} was {ours:.4g}, and {theirs:.4g} for {other}"
     if view.doublings == 0:
         return seen
+    if not view.positive:
+        end = "lower" if view.ahead else "higher" if view.behind else "lower or higher"
+        return f"{seen}; at the planned end a {end} one is to be expected"
     low, high = (math.exp(view.expected + sign * view.uncertainty) for sign in (-1, 1))
-    return f"{seen}, and at the planned end {low:.2f} to {high:.2f} times that is to be expected"
-
-
-def _percent(log_ratio: float) -> str:
-    ratio = math.exp(log_ratio)
-    if abs(ratio - 1) < 0.005:
-        return "about"
-    return f"{abs(1 - ratio):.0%} {'below' if ratio < 1 else 'above'}" if ratio < 2 else f"{ratio:.1f} times"
+    return f"{seen}; at the planned end {low:.2f} to {high:.2f} times that is to be expected"
 
 
 def _gap_reasons(gaps: Sequence[str]) -> list[str]:
     return [f"meta-training does not cover this: {'; '.join(gaps)}"] if gaps else []
 
 
-def _slow_reasons(slowdown: float | None) -> list[str]:
-    if slowdown is None or slowdown < 1.25:
+def _slow_reasons(slowdown: float) -> list[str]:
+    if slowdown < 1.25:
         return []
     return [f"a training step takes {slowdown:.1f} times as long as with AdamW, which could make that many more steps"]
