@@ -2,6 +2,7 @@
 
 from lightning_lopt.__about__ import __version__
 from lightning_lopt.callbacks import LearnedOptimizerAdapter, MetaTraining, MetaValidation
+from lightning_lopt.evaluation.assess import Assessment, assess
 from lightning_lopt.io import Card, available_rules, load_card, load_rule, save_rule
 from lightning_lopt.meta import (
     NRES,
@@ -35,6 +36,7 @@ __all__ = [
     "NRES",
     "PES",
     "AdamRule",
+    "Assessment",
     "Card",
     "Celo2BaseRule",
     "Celo2Rule",
@@ -59,6 +61,7 @@ __all__ = [
     "TruncatedES",
     "UpdateRule",
     "__version__",
+    "assess",
     "available_rules",
     "load_card",
     "load_rule",

@@ -6,11 +6,14 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
+from lightning_lopt.evaluation.assess.command import assess_command
+
 USAGE = """usage: lightning-lopt COMMAND ...
 
   meta-train   meta-train a rule; --config FILE, --print_config, --ckpt_path FILE to resume, --help for all options
   info RULE    what an embedded rule or a folder holds: its card, its size, what it reads
   baselines    tune hand-designed optimizers on suites of problems, --suite NAMES --out FILE; --help for all options
+  assess FILE.py:MODEL --total-steps N   is a rule to be trusted with your module? --help for all options
 """
 
 
@@ -78,4 +81,9 @@ def baselines(arguments: Sequence[str]) -> int:
     return tune(arguments)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"meta-train": meta_train, "info": info, "baselines": baselines}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "meta-train": meta_train,
+    "info": info,
+    "baselines": baselines,
+    "assess": assess_command,
+}
