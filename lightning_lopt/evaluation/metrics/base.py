@@ -77,8 +77,8 @@ class ContestMetric(Metric):
         numbers, counts = torch.unique(problems, return_counts=True)
         if int(counts.min()) != int(counts.max()):
             raise RuntimeError(
-                f"{type(self).__name__} has seen from {int(counts.min())} to {int(counts.max())} runs of a problem; give "
-                "each problem once, all with the same number of seeds."
+                f"{type(self).__name__} has seen from {int(counts.min())} to {int(counts.max())} runs of a problem; "
+                "give each problem once, all with the same number of seeds."
             )
         return values[problems.argsort(stable=True)].reshape(len(numbers), -1)
 
