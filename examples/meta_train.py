@@ -27,7 +27,7 @@ from lightning_lopt import (
     load_rule,
     save_rule,
 )
-from lightning_lopt.evaluation.baselines import TunedBaselines
+from lightning_lopt.evaluation.baselines import Baselines
 from lightning_lopt.evaluation.suites import make_suite
 from lightning_lopt.io import Card
 
@@ -89,7 +89,7 @@ def main() -> None:
         make_suite(arguments.suite),
         arguments.out,
         every_n_steps=arguments.validate_every,
-        baselines=TunedBaselines(folder / "baselines.json"),
+        baselines=Baselines(folder / "baselines.json"),
     )
     trainer = L.Trainer(
         max_steps=arguments.steps,

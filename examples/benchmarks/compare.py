@@ -11,7 +11,7 @@ import argparse
 import torch
 
 from lightning_lopt import load_rule
-from lightning_lopt.evaluation.baselines import TunedBaselines
+from lightning_lopt.evaluation.baselines import Baselines
 from lightning_lopt.evaluation.comparison import ADAMW, compare, score, table
 from lightning_lopt.evaluation.suites import make_suite
 
@@ -31,7 +31,7 @@ def main() -> None:
     if "start" in arguments.rules:
         first = next(iter(rules.values()))
         rules["start"] = type(first)(**first.config)
-    baselines = TunedBaselines(arguments.baselines, arguments.seeds)
+    baselines = Baselines(arguments.baselines, arguments.seeds)
     names = [*arguments.rules, ADAMW]
     rows = []
     for row in compare(rules, make_suite(arguments.suite, arguments.data), baselines=baselines):

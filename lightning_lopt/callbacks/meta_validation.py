@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_lopt.evaluation.baselines import TunedBaselines
+from lightning_lopt.evaluation.baselines import Baselines
 from lightning_lopt.evaluation.comparison import ADAMW, Row, compare, score
 from lightning_lopt.evaluation.report import log_media
 from lightning_lopt.evaluation.suites import Problem, make_suite
@@ -54,7 +54,7 @@ class MetaValidation(L.Callback):
         folder: str | os.PathLike[str],
         *,
         every_n_steps: int = 250,
-        baselines: TunedBaselines | str | None = None,
+        baselines: Baselines | str | None = None,
         patience: int = 3,
     ) -> None:
         if every_n_steps < 1 or patience < 1:
@@ -64,7 +64,7 @@ class MetaValidation(L.Callback):
         self.problems = make_suite(problems) if isinstance(problems, str) else list(problems)
         self.folder = Path(folder)
         self.every_n_steps = every_n_steps
-        self.baselines = baselines if isinstance(baselines, TunedBaselines) else TunedBaselines(baselines)
+        self.baselines = baselines if isinstance(baselines, Baselines) else Baselines(baselines)
         self.patience = patience
         self.history: list[dict[str, float]] = []
         self._start: UpdateRule | None = None

@@ -1,89 +1,188 @@
-"""Tuned AdamW on a problem, computed once and kept in a small JSON file."""
+"""Hand-designed optimizers tuned for a problem: how each is tuned, computed once, and kept in small JSON files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 
-from lightning_lopt.evaluation.runs import LEARNING_RATES, tuned_adamw
-from lightning_lopt.evaluation.suites import Problem
-from lightning_lopt.seeding import generator
+import torch
 
-VERSION = 1  # of what a baseline is: change it when its numbers change
+from lightning_lopt.evaluation.baseline_cache import Entry, read_entries, write_entries
+from lightning_lopt.evaluation.measurement import Measurement
+from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.runs import run_rules
+from lightning_lopt.rules import AdamRule, MuonRule, ScheduleFreeAdamRule, SGDRule, UpdateRule
+from lightning_lopt.seeding import generator
+from lightning_lopt.tasks.base import Task
+
+VERSION = 2  # of what a baseline is: change it when its numbers change
+SHIPPED = "tuned_baselines.json"
+SEED = 0  # of models and mini-batches, the same as for the rules that are compared
+
+HALF_DECADES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
 
 
 @dataclass(frozen=True)
-class Baseline:
-    """What tuned AdamW reached on one problem.
+class Sweep:
+    """An optimizer and the learning rates among which tuning chooses.
 
     Attributes:
-        learning_rate: the best of :data:`~lightning_lopt.evaluation.runs.LEARNING_RATES`, with a cosine schedule.
-        final_train: loss on the training split after the last step, one for each seed.
-        final_valid: loss on the validation split, likewise.
+        make: the rule at a learning rate.
+        learning_rates: candidates; a single one means that nothing is tuned.
+        description: one line for tables and help.
     """
 
-    learning_rate: float
-    final_train: list[float]
-    final_valid: list[float]
+    make: Callable[[float], UpdateRule]
+    learning_rates: tuple[float, ...]
+    description: str
+
+    @property
+    def tuned(self) -> bool:
+        return len(self.learning_rates) > 1
 
 
-class TunedBaselines:
-    """Baselines by content: a problem whose task, initial models, data or horizon differ is computed anew.
+def _eight_from(lowest: float) -> tuple[float, ...]:
+    first = HALF_DECADES.index(lowest)
+    return HALF_DECADES[first : first + 8]
+
+
+BASELINES: dict[str, Sweep] = {
+    "adamw": Sweep(
+        lambda lr: AdamRule(lr, weight_decay=0.01, schedule="cosine"),
+        _eight_from(3e-5),
+        "AdamW, weight decay 0.01, cosine schedule, best of 8 learning rates",
+    ),
+    "sgd": Sweep(
+        lambda lr: SGDRule(lr, momentum=0.9, nesterov=True, schedule="cosine"),
+        _eight_from(1e-3),
+        "SGD, Nesterov momentum 0.9, cosine schedule, best of 8 learning rates",
+    ),
+    "muon": Sweep(
+        lambda lr: MuonRule(lr, weight_decay=0.01, schedule="cosine"),
+        _eight_from(1e-4),
+        "Muon for hidden matrices and AdamW for the rest, weight decay 0.01, cosine schedule, best of 8 learning rates",
+    ),
+    "schedule_free": Sweep(
+        lambda lr: ScheduleFreeAdamRule(lr, weight_decay=0.01),
+        _eight_from(1e-4),
+        "schedule-free AdamW, weight decay 0.01, 5 % warm-up, best of 8 learning rates",
+    ),
+    "adam_default": Sweep(AdamRule, (1e-3,), "Adam as PyTorch has it: learning rate 1e-3, constant"),
+}
+"""Baselines by name. The learning rate with the lowest median final training loss over seeds is chosen."""
+
+
+class Baselines:
+    """What the baselines reach on problems, by content: where a task, its models or its horizon differ, it is another.
+
+    A baseline is looked for in the user's file, then among those that come inside the package (3 seeds, the suites with
+    their default data), and computed if it is in neither, which takes from seconds to minutes.
 
     Args:
-        path: JSON file to read and to add to; ``None`` to keep them in memory only.
+        path: JSON file to read and to add to; ``None`` to keep what is computed in memory only.
         seeds: models trained at each learning rate, >= 1.
+        shipped: whether to use what comes inside the package.
 
     Raises:
         ValueError: if the file is not one of baselines.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None, seeds: int = 3) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None = None, seeds: int = 3, *, shipped: bool = True) -> None:
+        if seeds < 1:
+            raise ValueError(f"seeds must be at least 1, got {seeds}.")
         self.path = None if path is None else Path(path)
         self.seeds = seeds
-        self.known: dict[str, Baseline] = {}
-        if self.path is not None and self.path.is_file():
-            try:
-                entries = json.loads(self.path.read_text())
-                self.known = {key: Baseline(**entry) for key, entry in entries.items()}
-            except (ValueError, TypeError, AttributeError) as error:
-                raise ValueError(
-                    f"{self.path} is not a file of baselines ({error}); delete it, and they are computed anew."
-                ) from None
+        self.own: list[Entry] = read_entries(self.path) if self.path is not None and self.path.is_file() else []
+        self.shipped: list[Entry] = shipped_entries() if shipped else []
 
-    def __call__(self, problem: Problem) -> Baseline:
-        """The baseline of ``problem``, computed if it is not known (some 10 to 60 seconds)."""
-        key = self.key(problem)
-        if key not in self.known:
-            curves, rate = tuned_adamw(problem.task, horizon=problem.horizon, seeds=self.seeds)
-            self.known[key] = Baseline(rate, curves.final_train.tolist(), curves.final_valid.tolist())
-            self._write()
-        return self.known[key]
+    def __call__(self, problem: Problem, name: str = "adamw") -> Measurement:
+        """The measurement of baseline ``name`` on ``problem``, computed if it is not known.
 
-    def key(self, problem: Problem) -> str:
-        """Name of the problem, and a hash of what its baseline depends on."""
-        task = problem.task
-        params = task.init(generator(0, "key"))
-        losses = [float(task.loss(params, task.full_batch(split))) for split in ("train", "valid")]
+        Raises:
+            ValueError: if there is no such baseline.
+        """
+        found = self.find(problem, name)
+        if found is None:
+            found = self._compute(problem, name)
+            self._keep(found)
+        return found.measurement
+
+    def find(self, problem: Problem, name: str) -> Entry | None:
+        """What is known of baseline ``name`` on ``problem``, ``None`` if nothing.
+
+        Raises:
+            ValueError: if there is no such baseline.
+        """
+        key, marks = self.key(problem, name), fingerprint(problem.task)
+        matching = (entry for entry in (*self.own, *self.shipped) if entry.key == key and entry.fits(marks))
+        return next(matching, None)
+
+    def key(self, problem: Problem, name: str) -> str:
+        """A hash of what the numbers depend on as far as it is exact; :func:`fingerprint` has the rest."""
+        if name not in BASELINES:
+            raise ValueError(f"there is no baseline {name!r}; use one of {', '.join(map(repr, BASELINES))}.")
+        task, sweep = problem.task, BASELINES[name]
+        params = task.init(generator(SEED, "key"))
+        batch = task.batch(generator(SEED, "key"))
+        rule = sweep.make(1.0)
         content = {
             "version": VERSION,
-            "shapes": {name: list(value.shape) for name, value in params.items()},
-            "batch": {name: list(value.shape) for name, value in task.batch(generator(0, "key")).items()},
-            "losses": [f"{loss:.3g}" for loss in losses],  # the last digits depend on the machine
+            "params": {key: [*value.shape] for key, value in params.items()},
+            "roles": task.roles,
+            "batch": {key: [str(value.dtype), *value.shape] for key, value in batch.items()},
+            "transforms": getattr(task, "config", {}).get("transforms", []),
             "horizon": problem.horizon,
             "seeds": self.seeds,
-            "learning_rates": LEARNING_RATES,
+            "rule": [rule.rule_name, {key: value for key, value in rule.config.items() if key != "lr"}],
+            "learning_rates": sweep.learning_rates,
         }
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        return f"{problem.name}@{digest[:16]}"
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
-    def _write(self) -> None:
+    def _compute(self, problem: Problem, name: str) -> Entry:
+        sweep = BASELINES[name]
+        rules = [sweep.make(rate) for rate in sweep.learning_rates]
+        measured = run_rules(rules, problem, seeds=self.seeds, seed=SEED)
+        medians = [float(torch.nan_to_num(run.final_train, nan=torch.inf).median()) for run in measured]
+        best = medians.index(min(medians))
+        chosen = replace(
+            measured[best], optimizer=name, learning_rate=sweep.learning_rates[best] if sweep.tuned else None
+        )
+        return Entry(self.key(problem, name), problem.name, fingerprint(problem.task), medians, chosen)
+
+    def _keep(self, entry: Entry) -> None:
+        self.own.append(entry)
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.path.with_suffix(".part")
-        draft.write_text(json.dumps({key: asdict(value) for key, value in sorted(self.known.items())}, indent=1) + "\n")
-        os.replace(draft, self.path)
+        # another process may have added some since: theirs are kept
+        there = read_entries(self.path) if self.path.is_file() else []
+        known = [(one.key, one.fingerprint) for one in self.own]
+        self.own += [one for one in there if (one.key, one.fingerprint) not in known]
+        write_entries(self.path, self.own)
+
+
+def shipped_entries() -> list[Entry]:
+    """The baselines that come inside the package."""
+    file = files("lightning_lopt.evaluation").joinpath(SHIPPED)
+    return read_entries(Path(str(file))) if file.is_file() else []
+
+
+def fingerprint(task: Task) -> list[float]:
+    """Numbers that tell tasks of the same shapes apart: a machine changes their last digits, another task the first.
+
+    The loss of a model that knows nothing, losses of one initial model on both splits, its loss at twice the weights,
+    and for one mini-batch the loss and the RMS of the gradient.
+    """
+    params = task.init(generator(SEED, "key"))
+    doubled = {name: 2 * value if name in task.roles else value for name, value in params.items()}
+    grads, loss, _ = task.gradient(params, task.batch(generator(SEED, "key")))
+    squares = torch.cat([grad.flatten().square() for grad in grads.values()])
+    full: Sequence[float] = [float(task.loss(params, task.full_batch(split))) for split in ("train", "valid")]
+    twice = float(task.loss(doubled, task.full_batch("valid")))
+    return [
+        float(f"{value:.6g}") for value in (task.loss_scale, *full, twice, float(loss), float(squares.mean().sqrt()))
+    ]

@@ -9,9 +9,10 @@ from statistics import fmean, median
 import torch
 from torch import Tensor
 
-from lightning_lopt.evaluation.baselines import TunedBaselines
-from lightning_lopt.evaluation.runs import Curves, run_rules
-from lightning_lopt.evaluation.suites import Problem
+from lightning_lopt.evaluation.baselines import Baselines
+from lightning_lopt.evaluation.measurement import Measurement
+from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.rules.base import UpdateRule
 
 FLOOR = 0.01  # in units of the task's loss_scale: below it, lower is hardly better
@@ -27,13 +28,16 @@ class Row:
         loss_scale: loss of a model that knows nothing.
         train: for each optimizer, the loss on the training split after the last step, one for each seed.
         valid: the same on the validation split.
-        curves: for each rule, the median loss over seeds of each mini-batch.
+        horizon: inner steps of the runs.
+        curves: for each rule, the median over seeds of the mini-batch loss, its mean over each window of the run (see
+            :func:`~lightning_lopt.evaluation.measurement.window_ends`).
     """
 
     problem: str
     loss_scale: float
     train: dict[str, list[float]]
     valid: dict[str, list[float]]
+    horizon: int
     curves: dict[str, list[float]]
 
     def log_ratio(self, name: str, reference: str, split: str = "train") -> float:
@@ -52,7 +56,7 @@ def _capped(losses: Sequence[float], scale: float) -> Tensor:
 
 
 def compare(
-    rules: Mapping[str, UpdateRule], problems: Sequence[Problem], *, baselines: TunedBaselines, seed: int = 0
+    rules: Mapping[str, UpdateRule], problems: Sequence[Problem], *, baselines: Baselines, seed: int = 0
 ) -> Iterator[Row]:
     """One row for each problem, as soon as it is there; every rule sees the same models and mini-batches.
 
@@ -63,17 +67,18 @@ def compare(
         seed: of models and mini-batches.
     """
     for problem in problems:
-        measured: dict[str, Curves] = {}
+        measured: dict[str, Measurement] = {}
         for names in _alike(rules):
             chosen = [rules[name] for name in names]
-            runs = run_rules(chosen, problem.task, horizon=problem.horizon, seeds=baselines.seeds, seed=seed)
+            runs = run_rules(chosen, problem, seeds=baselines.seeds, seed=seed)
             measured |= dict(zip(names, runs, strict=True))
-        adamw = baselines(problem)
+        adamw = baselines(problem, "adamw")
         yield Row(
             problem.name,
             problem.task.loss_scale,
-            {name: run.final_train.tolist() for name, run in measured.items()} | {ADAMW: adamw.final_train},
-            {name: run.final_valid.tolist() for name, run in measured.items()} | {ADAMW: adamw.final_valid},
+            {name: run.final_train.tolist() for name, run in measured.items()} | {ADAMW: adamw.final_train.tolist()},
+            {name: run.final_valid.tolist() for name, run in measured.items()} | {ADAMW: adamw.final_valid.tolist()},
+            problem.horizon,
             {name: run.train.median(1).values.tolist() for name, run in measured.items()},
         )
 

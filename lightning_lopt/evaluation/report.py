@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from lightning_lopt.evaluation.comparison import Row, table
+from lightning_lopt.evaluation.measurement import window_ends
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def figure(rows: Sequence[Row], window: int = 20) -> Figure:
-    """Training curves of each problem, one panel each: medians over seeds, averaged over ``window`` steps.
+def figure(rows: Sequence[Row]) -> Figure:
+    """Training curves of each problem, one panel each: medians over seeds, means over windows of the run.
 
     Raises:
         ImportError: if matplotlib is not installed.
@@ -30,7 +31,7 @@ def figure(rows: Sequence[Row], window: int = 20) -> Figure:
     axes = list(made.subplots(lines, columns, squeeze=False).flat)
     for axis, row in zip(axes, rows, strict=False):
         for name, curve in row.curves.items():
-            axis.plot(range(len(curve)), _smooth(curve, window), label=name)
+            axis.plot(window_ends(row.horizon), curve, label=name)
         finals = {name: losses for name, losses in row.train.items() if name not in row.curves}
         for name, losses in finals.items():
             axis.axhline(sorted(losses)[len(losses) // 2], color="black", linestyle=":", label=f"{name}, at the end")
@@ -40,13 +41,6 @@ def figure(rows: Sequence[Row], window: int = 20) -> Figure:
         axis.set_axis_off()
     made.axes[0].legend(fontsize="small")
     return made
-
-
-def _smooth(curve: Sequence[float], window: int) -> list[float]:
-    sums = [0.0]
-    for value in curve:
-        sums.append(sums[-1] + value)
-    return [(sums[i + 1] - sums[max(0, i + 1 - window)]) / min(window, i + 1) for i in range(len(curve))]
 
 
 def log_media(logger: Logger, rows: Sequence[Row], names: Sequence[str], folder: Path, step: int) -> None:

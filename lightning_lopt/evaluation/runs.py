@@ -2,80 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
-from lightning_lopt.meta.inner import start_runs, unroll
-from lightning_lopt.rules.base import UpdateRule
-from lightning_lopt.rules.hand_designed import AdamRule
+from lightning_lopt.evaluation.measurement import CHECKPOINTS, Measurement, window_ends
+from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.meta.inner import InnerRuns, Theta, start_runs, unroll
+from lightning_lopt.rules.base import Params, State, UpdateRule
 from lightning_lopt.seeding import generator
-from lightning_lopt.tasks.base import Task
-
-LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+from lightning_lopt.tasks.base import Batch, Split, Task
 
 
-@dataclass(frozen=True)
-class Curves:
-    """What one optimizer did on one task.
-
-    Attributes:
-        name: of the optimizer.
-        train: loss of each mini-batch before its step, shape ``(T, S)`` for S seeds.
-        final_train: loss on the training split after the last step, shape ``(S,)``.
-        final_valid: loss on the validation split after the last step, shape ``(S,)``.
-    """
-
-    name: str
-    train: Tensor
-    final_train: Tensor
-    final_valid: Tensor
-
-
-def run_rules(rules: Sequence[UpdateRule], task: Task, *, horizon: int, seeds: int, seed: int = 0) -> list[Curves]:
+def run_rules(
+    rules: Sequence[UpdateRule], problem: Problem | Task, *, horizon: int | None = None, seeds: int, seed: int = 0
+) -> list[Measurement]:
     """Train ``seeds`` models with each of several rules of one class and config that differ in θ alone.
 
-    Every rule sees the same initial models and the same mini-batches. Names are ``"0"``, ``"1"``, ...
+    Every rule sees the same initial models and the same mini-batches, all of them side by side under ``vmap``. Losses
+    and metrics of whole splits are those of the rule's :meth:`~lightning_lopt.UpdateRule.evaluation_params`.
+
+    Args:
+        rules: at least one; their devices are where the runs live.
+        problem: what to solve.
+        horizon: inner steps; ``None`` means those of the problem.
+        seeds: models for each rule, >= 1.
+        seed: of models and mini-batches.
+
+    Returns:
+        one measurement for each rule, named ``"0"``, ``"1"``, ...
+
+    Raises:
+        ValueError: if a bare task comes without a horizon, or there is nothing to run.
     """
-    theta = {
-        name: torch.stack([dict(rule.named_parameters())[name].detach() for rule in rules]).repeat_interleave(seeds, 0)
+    task, planned = (problem.task, problem.horizon) if isinstance(problem, Problem) else (problem, None)
+    steps = planned if horizon is None else horizon
+    if steps is None:
+        raise ValueError(f"{task.name} is a task, which has no horizon of its own; give horizon, or a Problem.")
+    if not rules or seeds < 1 or steps < 1:
+        raise ValueError(f"got {len(rules)} rules, {seeds} seeds and {steps} steps; give at least one of each.")
+    theta: Theta = {
+        name: torch.stack([rule.get_parameter(name).detach() for rule in rules]).repeat_interleave(seeds, 0)
         for name, _ in rules[0].named_parameters()
     }
-    runs = start_runs(rules[0], task, pairs=seeds, horizon=horizon, seed=seed, copies=len(rules))
+    runs = start_runs(rules[0], task, pairs=seeds, horizon=steps, seed=seed, copies=len(rules))
+    draws = generator(seed, "batches")
+    windows: list[Tensor] = []
+    checkpoints: list[Batch] = []
     with torch.no_grad():
-        runs, losses = unroll(rules[0], theta, runs, horizon, generator(seed, "batches"))
-        final = {
-            split: torch.stack(
-                [
-                    vmap(task.loss, in_dims=(0, None))(
-                        {name: value[copy * seeds : (copy + 1) * seeds] for name, value in runs.params.items()}, full
-                    )
-                    for copy in range(len(rules))
-                ]
-            )
-            for split, full in (("train", task.full_batch("train")), ("valid", task.full_batch("valid")))
+        for end in window_ends(steps):  # every checkpoint is the end of a window too
+            runs, losses = unroll(rules[0], theta, runs, end - runs.step, draws)
+            windows.append(losses[0].mean(0))
+            if end in window_ends(steps, CHECKPOINTS):
+                checkpoints.append(_measure(rules[0], runs, "valid") | _metrics(rules[0], runs))
+        final = _measure(rules[0], runs, "train")["loss"]
+
+    def of(copy: int, values: Tensor) -> Tensor:
+        return values.reshape(*values.shape[:-1], len(rules), seeds)[..., copy, :]
+
+    curves = {key: torch.stack([point[key] for point in checkpoints]) for key in checkpoints[0]}
+    return [
+        Measurement(
+            str(copy),
+            steps,
+            of(copy, torch.stack(windows)),
+            of(copy, curves["loss"]),
+            of(copy, final),
+            metrics={key: of(copy, values) for key, values in curves.items() if key != "loss"},
+        )
+        for copy in range(len(rules))
+    ]
+
+
+def _measure(rule: UpdateRule, runs: InnerRuns, split: Split) -> Batch:
+    """The loss of the whole split for each run, shape ``(N,)``."""
+    return _on_full_batch(rule, runs, split, lambda params, batch: {"loss": runs.task.loss(params, batch)})
+
+
+def _metrics(rule: UpdateRule, runs: InnerRuns) -> Batch:
+    """The task's metrics on the whole validation split for each run, shape ``(N,)`` each."""
+    return _on_full_batch(rule, runs, "valid", runs.task.metrics)
+
+
+def _on_full_batch(
+    rule: UpdateRule, runs: InnerRuns, split: Split, function: Callable[[Params, Batch], Batch]
+) -> Batch:
+    """``function`` of each run's parameters and the whole split, those of one copy at a time: memory stays bounded."""
+
+    def one(params: Params, state: State, batch: Batch) -> Batch:
+        trained = {name: value for name, value in params.items() if name in runs.task.roles}
+        return function(params | rule.evaluation_params(trained, state), batch)
+
+    device = next(iter(runs.params.values())).device
+    full = {name: value.to(device) for name, value in runs.task.full_batch(split).items()}
+    parts = []
+    for params, state in _copies(runs):
+        parts.append(vmap(one, in_dims=(0, 0, None))(params, state, full))
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+
+def _copies(runs: InnerRuns) -> list[tuple[Params, State]]:
+    """Parameters and states of the runs of each copy."""
+    count = len(next(iter(runs.params.values()))) // runs.copies
+    pieces = []
+    for copy in range(runs.copies):
+        own = slice(copy * count, (copy + 1) * count)
+        tensors = {
+            name: {key: value[own] for key, value in state.items()} for name, state in runs.state.tensors.items()
         }
-    train = losses[0].reshape(horizon, len(rules), seeds)
-    return [Curves(str(copy), train[:, copy], final["train"][copy], final["valid"][copy]) for copy in range(len(rules))]
-
-
-def tuned_adamw(
-    task: Task,
-    *,
-    horizon: int,
-    seeds: int,
-    seed: int = 0,
-    weight_decay: float = 0.01,
-    learning_rates: Sequence[float] = LEARNING_RATES,
-) -> tuple[Curves, float]:
-    """AdamW with a cosine schedule at the learning rate whose median final training loss is lowest, and that rate."""
-    rules = [AdamRule(lr, weight_decay=weight_decay, schedule="cosine") for lr in learning_rates]
-    curves = run_rules(rules, task, horizon=horizon, seeds=seeds, seed=seed)
-    medians = [float(torch.nan_to_num(curve.final_train, nan=torch.inf).median()) for curve in curves]
-    best = medians.index(min(medians))
-    chosen = curves[best]
-    name = f"AdamW lr={learning_rates[best]:g} cosine"
-    return Curves(name, chosen.train, chosen.final_train, chosen.final_valid), learning_rates[best]
+        shared = {key: value[own] for key, value in runs.state.shared.items()}
+        pieces.append(({name: value[own] for name, value in runs.params.items()}, State(tensors, shared)))
+    return pieces

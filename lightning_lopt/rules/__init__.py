@@ -4,8 +4,10 @@ from lightning_lopt.rules.base import ROLES, RULES, Role, State, StepContext, Up
 from lightning_lopt.rules.celo2 import Celo2Rule
 from lightning_lopt.rules.celo2_base import Celo2BaseRule
 from lightning_lopt.rules.hand_designed import AdamRule, SGDRule
+from lightning_lopt.rules.muon import MuonRule
 from lightning_lopt.rules.residual import ResidualRule
 from lightning_lopt.rules.roles import role_of_shape, role_table, roles_of
+from lightning_lopt.rules.schedule_free import ScheduleFreeAdamRule
 
 __all__ = [
     "ROLES",
@@ -13,9 +15,11 @@ __all__ = [
     "AdamRule",
     "Celo2BaseRule",
     "Celo2Rule",
+    "MuonRule",
     "ResidualRule",
     "Role",
     "SGDRule",
+    "ScheduleFreeAdamRule",
     "State",
     "StepContext",
     "UpdateRule",

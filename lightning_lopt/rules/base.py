@@ -102,6 +102,21 @@ class UpdateRule(nn.Module, ABC):
             names, with the keys, shapes and types that it came with.
         """
 
+    def evaluation_params(self, params: Params, state: State) -> Params:
+        """The parameters to measure and to keep, where they are not the ones that gradients are taken at.
+
+        A rule that trains at one point and answers for another, as averages of iterates do, overrides it; pure and
+        vmap-able, it must not read θ. :func:`~lightning_lopt.evaluation.runs.run_rules` measures here.
+
+        Args:
+            params: parameters by name, after any number of steps.
+            state: the state after these steps, for at least these names.
+
+        Returns:
+            parameters of the same names and shapes; by default ``params`` themselves.
+        """
+        return params
+
 
 RULES: dict[str, type[UpdateRule]] = {}
 """Rules that files may name: what :func:`~lightning_lopt.load_rule` is allowed to build."""

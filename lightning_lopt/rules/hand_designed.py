@@ -11,41 +11,29 @@ from torch import Tensor, nn
 
 from lightning_lopt.rules.accumulators import bias_correction
 from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
+from lightning_lopt.rules.constants import not_negative, positive, schedule_factor, schedule_name, unit_interval
 
 
-def _zeros_like(params: Params, *keys: str) -> dict[str, dict[str, Tensor]]:
-    return {name: {key: torch.zeros_like(param) for key in keys} for name, param in params.items()}
+def init_adam(param: Tensor) -> dict[str, Tensor]:
+    """What :func:`adam_direction` remembers of a tensor, before its first gradient."""
+    return {
+        "momentum": torch.zeros_like(param),
+        "second_moment": torch.zeros_like(param),
+        "count": param.new_zeros(()),
+    }
 
 
-def _positive(value: float, what: str) -> float:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{what} must be a positive number, got {value!r}.")
-    return value
-
-
-def _schedule(name: str, context: StepContext) -> Tensor | float:
-    """Factor on the learning rate: 1, or half a cosine from 1 at the first step towards 0 after the last."""
-    if name == "constant":
-        return 1.0
-    return 0.5 * (1 + torch.cos(math.pi * context.scheduled_step / context.total_steps))
-
-
-def _schedule_name(name: str) -> str:
-    if name not in ("constant", "cosine"):
-        raise ValueError(f"schedule must be 'constant' or 'cosine', got {name!r}.")
-    return name
-
-
-def _not_negative(value: float, what: str) -> float:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{what} must be a number >= 0, got {value!r}.")
-    return value
-
-
-def _unit_interval(value: float, what: str) -> float:
-    if not 0 <= value < 1:
-        raise ValueError(f"{what} must lie in [0, 1), got {value!r}.")
-    return value
+def adam_direction(
+    old: Mapping[str, Tensor], grad: Tensor, betas: tuple[float, float], eps: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Adam's bias-corrected direction, of the shape of ``grad``, and what is remembered after it."""
+    beta1, beta2 = betas
+    count = old["count"] + 1
+    momentum = beta1 * old["momentum"] + (1 - beta1) * grad
+    second_moment = beta2 * old["second_moment"] + (1 - beta2) * grad.square()
+    denominator = (second_moment / bias_correction(beta2, count)).sqrt() + eps
+    direction = momentum / bias_correction(beta1, count) / denominator
+    return direction, {"momentum": momentum, "second_moment": second_moment, "count": count}
 
 
 @register_rule("sgd")
@@ -76,13 +64,13 @@ class SGDRule(UpdateRule):
         schedule: str = "constant",
     ) -> None:
         super().__init__()
-        self.schedule = _schedule_name(schedule)
+        self.schedule = schedule_name(schedule)
         self.reads_horizon = schedule != "constant"
-        self.log_lr = nn.Parameter(torch.tensor(math.log(_positive(lr, "lr"))))
+        self.log_lr = nn.Parameter(torch.tensor(math.log(positive(lr, "lr"))))
         self.initial_lr = lr
-        self.momentum = _unit_interval(momentum, "momentum")
+        self.momentum = unit_interval(momentum, "momentum")
         self.nesterov = nesterov
-        self.weight_decay = _not_negative(weight_decay, "weight_decay")
+        self.weight_decay = not_negative(weight_decay, "weight_decay")
 
     @property
     def config(self) -> dict[str, Any]:
@@ -95,10 +83,10 @@ class SGDRule(UpdateRule):
         }
 
     def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
-        return State(_zeros_like(params, "momentum"), {})
+        return State({name: {"momentum": torch.zeros_like(param)} for name, param in params.items()}, {})
 
     def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
-        lr = torch.exp(self.log_lr) * _schedule(self.schedule, context)
+        lr = torch.exp(self.log_lr) * schedule_factor(self.schedule, context)
         updates, tensors = {}, {}
         for name, grad in grads.items():
             decay = self.weight_decay + context.weight_decay.get(name, 0.0)
@@ -143,13 +131,13 @@ class AdamRule(UpdateRule):
         schedule: str = "constant",
     ) -> None:
         super().__init__()
-        self.schedule = _schedule_name(schedule)
+        self.schedule = schedule_name(schedule)
         self.reads_horizon = schedule != "constant"
-        self.log_lr = nn.Parameter(torch.tensor(math.log(_positive(lr, "lr"))))
+        self.log_lr = nn.Parameter(torch.tensor(math.log(positive(lr, "lr"))))
         self.initial_lr = lr
-        self.betas = (_unit_interval(betas[0], "betas[0]"), _unit_interval(betas[1], "betas[1]"))
-        self.eps = _positive(eps, "eps")
-        self.weight_decay = _not_negative(weight_decay, "weight_decay")
+        self.betas = (unit_interval(betas[0], "betas[0]"), unit_interval(betas[1], "betas[1]"))
+        self.eps = positive(eps, "eps")
+        self.weight_decay = not_negative(weight_decay, "weight_decay")
 
     @property
     def config(self) -> dict[str, Any]:
@@ -162,23 +150,14 @@ class AdamRule(UpdateRule):
         }
 
     def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
-        tensors = _zeros_like(params, "momentum", "second_moment")
-        for name, param in params.items():
-            tensors[name]["count"] = param.new_zeros(())
+        tensors = {name: init_adam(param) for name, param in params.items()}
         return State(tensors, {})
 
     def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
-        beta1, beta2 = self.betas
-        lr = torch.exp(self.log_lr) * _schedule(self.schedule, context)
+        lr = torch.exp(self.log_lr) * schedule_factor(self.schedule, context)
         updates, tensors = {}, {}
         for name, grad in grads.items():
-            old = state.tensors[name]
-            count = old["count"] + 1
-            momentum = beta1 * old["momentum"] + (1 - beta1) * grad
-            second_moment = beta2 * old["second_moment"] + (1 - beta2) * grad.square()
-            numerator = momentum / bias_correction(beta1, count)
-            denominator = (second_moment / bias_correction(beta2, count)).sqrt() + self.eps
+            direction, tensors[name] = adam_direction(state.tensors[name], grad, self.betas, self.eps)
             decay = self.weight_decay + context.weight_decay.get(name, 0.0)
-            updates[name] = (-lr * (numerator / denominator + decay * params[name])).to(grad.dtype)
-            tensors[name] = {"momentum": momentum, "second_moment": second_moment, "count": count}
+            updates[name] = (-lr * (direction + decay * params[name])).to(grad.dtype)
         return updates, State(tensors, state.shared)

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from lightning_lopt import FullES, MetaTrainer, MetaValidation, SGDRule, TaskDataModule, load_rule
-from lightning_lopt.evaluation.baselines import TunedBaselines
+from lightning_lopt.evaluation.baselines import Baselines
 from lightning_lopt.evaluation.suites import Problem
 from lightning_lopt.tasks import Quadratic, QuadraticFamily
 
@@ -24,7 +24,7 @@ def fit(folder, *, steps=20, lr=0.05, callbacks=(), ckpt=None, logger=False, hel
     rule = SGDRule(lr, momentum=0.0)
     module = MetaTrainer(rule, FullES(pairs=8, sigma=0.1), groups=1, horizons=(10, 20), lr=0.05, warmup_steps=1)
     validation = MetaValidation(
-        held_out or problems(), folder, every_n_steps=every, baselines=TunedBaselines(seeds=1), patience=patience
+        held_out or problems(), folder, every_n_steps=every, baselines=Baselines(seeds=1), patience=patience
     )
     trainer = L.Trainer(
         max_steps=steps,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lightning_lopt import AdamRule, Celo2BaseRule, Celo2Rule, ResidualRule, SGDRule, UpdateRule
+from lightning_lopt.rules import MuonRule, ScheduleFreeAdamRule
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ CATALOGUE = [
     Entry(SGDRule, {"nesterov": True, "weight_decay": 0.01, "schedule": "cosine"}, HORIZON),
     Entry(AdamRule),
     Entry(AdamRule, {"betas": (0.0, 0.9), "weight_decay": 0.01, "schedule": "cosine"}, HORIZON),
+    Entry(MuonRule),
+    Entry(MuonRule, {"adjustment": "original", "weight_decay": 0.01, "schedule": "cosine"}, HORIZON),
+    Entry(ScheduleFreeAdamRule, reads=HORIZON),
+    Entry(ScheduleFreeAdamRule, {"warmup": 0.0, "weight_decay": 0.01}),
     Entry(ResidualRule, reads=LOSS | HORIZON),
     Entry(ResidualRule, {"direction": False}, LOSS | HORIZON),
     Entry(ResidualRule, {"controller": False, "orthogonalised": []}, HORIZON),

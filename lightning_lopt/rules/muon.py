@@ -1,0 +1,115 @@
+"""Muon for hidden matrices beside AdamW for everything else, as they are used together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lopt.rules.arithmetic import matrix_shape, orthogonalise
+from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
+from lightning_lopt.rules.constants import not_negative, positive, schedule_factor, schedule_name, unit_interval
+from lightning_lopt.rules.hand_designed import adam_direction, init_adam
+from lightning_lopt.rules.roles import role_of_shape
+
+ADJUSTMENTS = ("match_rms_adamw", "original")
+
+
+@register_rule("muon")
+class MuonRule(UpdateRule):
+    r"""Orthogonalised Nesterov momentum; θ is the logarithm of the learning rate.
+
+    .. math::
+        m \leftarrow \mu m + (1-\mu) g, \qquad
+        \Delta W = -\eta \big( s\, \text{orth}((1-\mu) g + \mu m) + \lambda W \big)
+
+    for tensors of role ``"matrix"`` and rank >= 2, as matrices (out, everything else), with orth as in
+    :func:`~lightning_lopt.rules.arithmetic.orthogonalise` and s = 0.2 √max(rows, columns), which gives the step the RMS
+    of AdamW's so that one learning rate serves both, or s = √max(1, rows / columns). Every other tensor is stepped by
+    :class:`~lightning_lopt.AdamRule`. Same numbers as ``torch.optim.Muon`` (but for its bfloat16 products) and
+    ``torch.optim.AdamW``.
+
+    Args:
+        lr: initial learning rate η of both, > 0; learnable through its logarithm.
+        momentum: μ, in [0, 1).
+        weight_decay: decoupled weight decay λ of both, >= 0; ``context.weight_decay`` is added to it.
+        adjustment: s: ``"match_rms_adamw"`` or ``"original"``, as ``torch.optim.Muon`` names them.
+        betas, eps: of AdamW.
+        schedule: of the learning rate over the horizon, ``"constant"`` or ``"cosine"`` (to 0).
+
+    Raises:
+        ValueError: if a constant lies outside its range.
+
+    References: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; Liu et al. 2025,
+    https://arxiv.org/abs/2502.16982 (the RMS of the step).
+    """
+
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        adjustment: str = "match_rms_adamw",
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        schedule: str = "constant",
+    ) -> None:
+        super().__init__()
+        if adjustment not in ADJUSTMENTS:
+            raise ValueError(f"adjustment must be 'match_rms_adamw' or 'original', got {adjustment!r}.")
+        self.schedule = schedule_name(schedule)
+        self.reads_horizon = schedule != "constant"
+        self.log_lr = nn.Parameter(torch.tensor(math.log(positive(lr, "lr"))))
+        self.initial_lr = lr
+        self.momentum = unit_interval(momentum, "momentum")
+        self.weight_decay = not_negative(weight_decay, "weight_decay")
+        self.adjustment = adjustment
+        self.betas = (unit_interval(betas[0], "betas[0]"), unit_interval(betas[1], "betas[1]"))
+        self.eps = positive(eps, "eps")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {
+            "lr": self.initial_lr,
+            "momentum": self.momentum,
+            "weight_decay": self.weight_decay,
+            "adjustment": self.adjustment,
+            "betas": list(self.betas),
+            "eps": self.eps,
+            "schedule": self.schedule,
+        }
+
+    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
+        tensors = {
+            name: {"momentum": torch.zeros_like(param)} if _is_hidden(name, param, roles) else init_adam(param)
+            for name, param in params.items()
+        }
+        return State(tensors, {})
+
+    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
+        lr = torch.exp(self.log_lr) * schedule_factor(self.schedule, context)
+        updates, tensors = {}, {}
+        for name, grad in grads.items():
+            old = state.tensors[name]
+            if _is_hidden(name, grad, context.roles):
+                momentum = torch.lerp(grad, old["momentum"], self.momentum)
+                direction = self._scale(grad) * orthogonalise(torch.lerp(grad, momentum, self.momentum))
+                tensors[name] = {"momentum": momentum}
+            else:
+                direction, tensors[name] = adam_direction(old, grad, self.betas, self.eps)
+            decay = self.weight_decay + context.weight_decay.get(name, 0.0)
+            updates[name] = (-lr * (direction + decay * params[name])).to(grad.dtype)
+        return updates, State(tensors, state.shared)
+
+    def _scale(self, grad: Tensor) -> float:
+        rows, columns = matrix_shape(grad.shape)
+        if self.adjustment == "original":
+            return math.sqrt(max(1.0, rows / columns))
+        return 0.2 * math.sqrt(max(rows, columns))
+
+
+def _is_hidden(name: str, param: Tensor, roles: Mapping[str, Role]) -> bool:
+    return param.ndim >= 2 and roles.get(name, role_of_shape(tuple(param.shape))) == "matrix"

@@ -1,0 +1,113 @@
+"""Schedule-free AdamW: averages of the iterates in the place of a schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_lopt.rules.accumulators import bias_correction
+from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
+from lightning_lopt.rules.constants import not_negative, positive, unit_interval
+
+
+@register_rule("schedule_free_adam")
+class ScheduleFreeAdamRule(UpdateRule):
+    r"""AdamW without momentum on z, gradients at y, evaluation at x; θ is the logarithm of the learning rate.
+
+    .. math::
+        v_t &= \beta_2 v_{t-1} + (1-\beta_2) g_t^2, \qquad
+        \gamma_t = \eta \sqrt{1-\beta_2^t}\, \min(1, t / T_w), \qquad
+        c_{t+1} = \gamma_t^2 / \sum_{i \le t} \gamma_i^2 \\
+        z_{t+1} &= z_t - \gamma_t \big( g_t / (\sqrt{v_t} + \epsilon) + \lambda y_t \big) \\
+        x_{t+1} &= (1 - c_{t+1})\, x_t + c_{t+1} z_{t+1}, \qquad y_{t+1} = (1-\beta_1) z_{t+1} + \beta_1 x_{t+1}
+
+    The parameters are y, where gradients are taken; z is kept in the state, and x, which is what the paper evaluates,
+    is :math:`(y - (1-\beta_1) z) / \beta_1`: see :meth:`evaluation_params`. The sum over γ is kept for each parameter,
+    so one without gradients waits as if no step had been made.
+
+    Args:
+        lr: learning rate η after the warm-up, > 0; learnable through its logarithm.
+        betas: weight of x in y, in (0, 1), and decay of the second moment, in [0, 1).
+        eps: ε, > 0.
+        weight_decay: λ, >= 0, at y; ``context.weight_decay`` is added to it.
+        warmup: share of the horizon, in [0, 1), over which η grows linearly: T_w is this times ``total_steps``.
+
+    Raises:
+        ValueError: if a constant lies outside its range.
+
+    References: Defazio et al. 2024, Algorithm 1, https://arxiv.org/abs/2405.15682
+    """
+
+    def __init__(
+        self,
+        lr: float = 2.5e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        warmup: float = 0.05,
+    ) -> None:
+        super().__init__()
+        self.log_lr = nn.Parameter(torch.tensor(math.log(positive(lr, "lr"))))
+        self.initial_lr = lr
+        self.betas = (unit_interval(betas[0], "betas[0]"), unit_interval(betas[1], "betas[1]"))
+        if betas[0] == 0:
+            raise ValueError("betas[0] must lie in (0, 1), got 0: the average x could not be told from y.")
+        self.eps = positive(eps, "eps")
+        self.weight_decay = not_negative(weight_decay, "weight_decay")
+        self.warmup = unit_interval(warmup, "warmup")
+        self.reads_horizon = warmup > 0
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {
+            "lr": self.initial_lr,
+            "betas": list(self.betas),
+            "eps": self.eps,
+            "weight_decay": self.weight_decay,
+            "warmup": self.warmup,
+        }
+
+    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
+        tensors = {
+            name: {
+                "z": param.clone(),
+                "second_moment": torch.zeros_like(param),
+                "count": param.new_zeros(()),
+                "weight_sum": param.new_zeros(()),
+            }
+            for name, param in params.items()
+        }
+        return State(tensors, {})
+
+    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
+        beta1, beta2 = self.betas
+        rate = torch.exp(self.log_lr)
+        if self.warmup:
+            rate = rate * ((context.step + 1) / (self.warmup * context.total_steps)).clamp(max=1.0)
+        updates, tensors = {}, {}
+        for name, grad in grads.items():
+            old, y = state.tensors[name], params[name]
+            count = old["count"] + 1
+            second_moment = beta2 * old["second_moment"] + (1 - beta2) * grad.square()
+            gamma = (rate * torch.as_tensor(bias_correction(beta2, count)) ** 0.5).to(grad.dtype)
+            weight_sum = old["weight_sum"] + gamma.square()
+            share = gamma.square() / weight_sum
+            decay = self.weight_decay + context.weight_decay.get(name, 0.0)
+            step = gamma * (grad / (second_moment.sqrt() + self.eps) + decay * y)
+            # y's own difference, with x eliminated: where nothing moves it is exactly 0
+            updates[name] = (share * (old["z"] - y) - (1 - beta1 * (1 - share)) * step).to(grad.dtype)
+            tensors[name] = {
+                "z": (old["z"] - step).to(grad.dtype),
+                "second_moment": second_moment,
+                "count": count,
+                "weight_sum": weight_sum,
+            }
+        return updates, State(tensors, state.shared)
+
+    def evaluation_params(self, params: Params, state: State) -> Params:
+        beta = self.betas[0]
+        return {name: y + (1 / beta - 1) * (y - state.tensors[name]["z"]) for name, y in params.items()}
