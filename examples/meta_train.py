@@ -123,7 +123,9 @@ def main() -> None:
         tasks=f"families {arguments.tasks} on {arguments.data}, horizons {tuple(arguments.horizons)}",
     )
     record = {"outer_steps": 0 if best is None else int(best["step"]), "meta_validation": validation.history}
-    save_rule(load_rule(arguments.out), arguments.out, card=card, meta_training={**record, **estimator.config})
+    save_rule(
+        load_rule(arguments.out), arguments.out, card=card, meta_training=record | module.trained_on | estimator.config
+    )
     print(f"exported to {arguments.out} ({chosen}); use it with LearnedOptimizer(model, {arguments.out!r})")
 
 

@@ -49,7 +49,8 @@ def test_keeps_the_best_rule_and_logs_its_score(tmp_path):
     saved = load_rule(tmp_path / "best")
     assert torch.equal(saved.log_lr, rule.log_lr)
     meta_training = json.loads((tmp_path / "best" / "config.json").read_text())["meta_training"]
-    assert meta_training == {"outer_step": 20, "meta_validation": validation.history[1]["score"]}
+    trained_on = {"families": ["quadratic"], "data": [], "horizons": [10, 20]}
+    assert meta_training == {"outer_step": 20, "meta_validation": validation.history[1]["score"]} | trained_on
     assert float(trainer.callback_metrics["meta_validation/score"]) == pytest.approx(validation.history[1]["score"])
     assert float(trainer.callback_metrics["meta_validation/round/train"]) < 0
 
@@ -101,7 +102,9 @@ def test_files_beside_the_csv_log(tmp_path):
     assert "After 20 outer steps" in table
     assert "| round |" in table
     assert "tuned AdamW" in table
-    assert (tmp_path / "log" / "meta_validation.png").read_bytes()[:4] == b"\x89PNG"
+    assert "unseen families (2)" in table  # the problems name no family
+    for picture in ("curves", "profile"):
+        assert (tmp_path / "log" / f"meta_validation_{picture}.png").read_bytes()[:4] == b"\x89PNG"
     assert "meta_validation/score" in (tmp_path / "log" / "metrics.csv").read_text()
 
 
@@ -153,15 +156,14 @@ def test_weights_and_biases_offline_run_holds_history_table_picture_and_artifact
     scores = [row["meta_validation/score"] for row in history if "meta_validation/score" in row]
     assert len(scores) == 2
     assert scores[1] < scores[0] < 0
-    assert [row["meta_validation/table/_type"] for row in history if "meta_validation/table/_type" in row] == [
-        "table-file"
-    ] * 2
-    assert [row["meta_validation/curves/_type"] for row in history if "meta_validation/curves/_type" in row] == [
-        "images/separated"
-    ] * 2
+    for key, kind in (("table", "table-file"), ("numbers", "table-file"), ("curves", "images/separated")):
+        entry = f"meta_validation/{key}/_type"
+        assert [row[entry] for row in history if entry in row] == [kind] * 2
     assert "rule" in artifacts
-    tables = list((run / "files").rglob("*.table.json"))
-    assert {"round", "long"} == {row[0] for row in json.loads(tables[-1].read_text())["data"]}
+    tables = [json.loads(path.read_text()) for path in (run / "files").rglob("*.table.json")]
+    losses = [table for table in tables if table["columns"] == ["problem", "split", "start", "theta", "tuned AdamW"]]
+    assert len(losses) == 2
+    assert {"round", "long"} == {row[0] for row in losses[0]["data"]}
     assert list((run / "files").rglob("*.png"))
 
 

@@ -35,3 +35,13 @@ def final_loss(run: Measurement, split: str) -> Tensor:
     if split == "best_valid":
         return torch.nan_to_num(run.valid, nan=torch.inf).amin(0)
     return {"train": run.final_train, "valid": run.final_valid}[split]
+
+
+def median_loss(losses: Tensor) -> float:
+    """Median over seeds, of an even number the mean of the middle two; what is not finite counts as infinite.
+
+    >>> median_loss(torch.tensor([0.5, float("nan"), 0.1]))
+    0.5
+    """
+    ordered = torch.where(losses.isfinite(), losses, torch.inf).double().sort().values
+    return float((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2)
