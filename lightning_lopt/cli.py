@@ -10,6 +10,7 @@ USAGE = """usage: lightning-lopt COMMAND ...
 
   meta-train   meta-train a rule; --config FILE, --print_config, --ckpt_path FILE to resume, --help for all options
   info RULE    what an embedded rule or a folder holds: its card, its size, what it reads
+  baselines    tune hand-designed optimizers on suites of problems, --suite NAMES --out FILE; --help for all options
 """
 
 
@@ -70,4 +71,11 @@ def info(arguments: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"meta-train": meta_train, "info": info}
+def baselines(arguments: Sequence[str]) -> int:
+    """Tune baselines; see :mod:`lightning_lopt.evaluation.baselines_command`."""
+    from lightning_lopt.evaluation.baselines_command import main as tune
+
+    return tune(arguments)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"meta-train": meta_train, "info": info, "baselines": baselines}

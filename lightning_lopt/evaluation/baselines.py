@@ -63,9 +63,9 @@ BASELINES: dict[str, Sweep] = {
         "SGD, Nesterov momentum 0.9, cosine schedule, best of 8 learning rates",
     ),
     "muon": Sweep(
-        lambda lr: MuonRule(lr, weight_decay=0.01, schedule="cosine"),
+        lambda lr: MuonRule(lr, weight_decay=0.1, schedule="cosine"),
         _eight_from(1e-4),
-        "Muon for hidden matrices and AdamW for the rest, weight decay 0.01, cosine schedule, best of 8 learning rates",
+        "Muon for hidden matrices, AdamW for the rest, weight decay 0.1, cosine schedule, best of 8 learning rates",
     ),
     "schedule_free": Sweep(
         lambda lr: ScheduleFreeAdamRule(lr, weight_decay=0.01),

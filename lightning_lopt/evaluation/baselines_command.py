@@ -1,0 +1,54 @@
+"""``lightning-lopt baselines``: tune the baselines of whole suites and keep them in a file."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+
+import torch
+
+from lightning_lopt.evaluation.baselines import BASELINES, Baselines
+from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.suites import SUITES, make_suite
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Compute what ``--out`` does not hold yet, one entry after the other; stopped, it goes on where it was."""
+    parser = argparse.ArgumentParser(
+        "lightning-lopt baselines",
+        description="Tune hand-designed optimizers on suites of problems; what the file holds already is left alone.",
+        epilog="; ".join(f"{name}: {sweep.description}" for name, sweep in BASELINES.items()),
+    )
+    parser.add_argument("--suite", nargs="+", choices=tuple(SUITES), default=["small"])
+    parser.add_argument("--data", nargs="+", default=None, help="digits, npz files or folders of IDX files")
+    parser.add_argument("--optimizer", nargs="+", choices=tuple(BASELINES), default=list(BASELINES))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", required=True, help="JSON file to add to")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+
+    problems = [problem for suite in options.suite for problem in make_suite(suite, options.data)]
+    wanted = [(problem, name) for problem in problems for name in options.optimizer]
+    baselines = Baselines(options.out, options.seeds, shipped=False)
+    begin = time.monotonic()
+    for number, (problem, name) in enumerate(wanted, 1):
+        known = baselines.find(problem, name) is not None
+        baselines(problem, name)
+        print(
+            f"[{number}/{len(wanted)}] {time.monotonic() - begin:.0f} s: {_line(baselines, problem, name, known)}",
+            flush=True,
+        )
+    return 0
+
+
+def _line(baselines: Baselines, problem: Problem, name: str, known: bool) -> str:
+    """What is known of a baseline: losses after the last step, and where in its sweep it lies."""
+    run = baselines(problem, name)
+    line = f"{problem.name}, {name}: {float(run.final_train.median()):.4f} / {float(run.final_valid.median()):.4f}"
+    if run.learning_rate is not None:
+        rates = BASELINES[name].learning_rates
+        at_end = ", the end of the sweep" if run.learning_rate in (rates[0], rates[-1]) else ""
+        line += f" at learning rate {run.learning_rate:g}{at_end}"
+    return line + (" (known)" if known else "")
