@@ -59,6 +59,9 @@ def main() -> None:
         "--validate-every", type=int, default=50, help="outer steps between two looks at held-out tasks"
     )
     parser.add_argument("--suite", default="images", help="held-out problems")
+    parser.add_argument(
+        "--horizon-factors", type=float, nargs="*", default=[], help="also validate on runs so many times as long"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     arguments = parser.parse_args()
 
@@ -90,6 +93,7 @@ def main() -> None:
         arguments.out,
         every_n_steps=arguments.validate_every,
         baselines=Baselines(folder / "baselines.json"),
+        horizon_factors=arguments.horizon_factors,
     )
     trainer = L.Trainer(
         max_steps=arguments.steps,

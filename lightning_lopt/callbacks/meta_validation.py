@@ -18,7 +18,7 @@ from lightning_lopt.evaluation.comparison import compare, score
 from lightning_lopt.evaluation.problem_result import ProblemResult
 from lightning_lopt.evaluation.report import log_media
 from lightning_lopt.evaluation.results import Results, RuleRecord
-from lightning_lopt.evaluation.suites import Problem, make_suite
+from lightning_lopt.evaluation.suites import Problem, long_runs, make_suite
 from lightning_lopt.io import save_rule
 from lightning_lopt.meta.trainer import MetaTrainer
 from lightning_lopt.rules.base import UpdateRule
@@ -44,8 +44,12 @@ class MetaValidation(L.Callback):
         problems: held-out problems, or the name of a suite (see :func:`~lightning_lopt.evaluation.suites.make_suite`).
         folder: where the best rule is saved, as by :func:`~lightning_lopt.save_rule`.
         every_n_steps: outer steps between two measurements, >= 1.
-        baselines: tuned AdamW for the problems with the number of seeds, or the JSON file to keep it in (3 seeds).
+        baselines: tuned AdamW for the problems with the number of seeds, or the JSON file to keep it in (3 seeds); for
+            suites on their default data it comes with the package.
         patience: measurements in a row without a new best that count as overfitting, >= 1.
+        horizon_factors: two very small problems (see :func:`~lightning_lopt.evaluation.suites.long_runs`) join the
+            others at each of these multiples of the longest horizon of meta-training, for instance ``(3, 10)``: does
+            what is learned on short runs hold on long ones?
 
     Raises:
         ValueError: if a number is out of range, or in ``setup`` if the module is no ``MetaTrainer``.
@@ -59,9 +63,12 @@ class MetaValidation(L.Callback):
         every_n_steps: int = 250,
         baselines: Baselines | str | None = None,
         patience: int = 3,
+        horizon_factors: Sequence[float] = (),
     ) -> None:
         if every_n_steps < 1 or patience < 1:
             raise ValueError(f"every_n_steps and patience must be at least 1, got {every_n_steps} and {patience}.")
+        if any(not factor > 0 for factor in horizon_factors):
+            raise ValueError(f"horizon_factors must be positive numbers, got {horizon_factors!r}.")
         if not problems:
             raise ValueError("MetaValidation needs at least one problem, got none.")
         self.problems = make_suite(problems) if isinstance(problems, str) else list(problems)
@@ -69,6 +76,7 @@ class MetaValidation(L.Callback):
         self.every_n_steps = every_n_steps
         self.baselines = baselines if isinstance(baselines, Baselines) else Baselines(baselines)
         self.patience = patience
+        self.horizon_factors = tuple(horizon_factors)
         self.history: list[dict[str, float]] = []
         self._start: UpdateRule | None = None
         self._meta_losses: list[float] = []  # since the last measurement
@@ -78,6 +86,8 @@ class MetaValidation(L.Callback):
             raise ValueError(f"MetaValidation works beside a MetaTrainer, got a {type(pl_module).__name__}.")
         if self._start is None:  # before a checkpoint is restored, so a resumed run compares with the same start
             self._start = copy.deepcopy(pl_module.rule)
+            longest = pl_module.horizons.last
+            self.problems += [one for factor in self.horizon_factors for one in long_runs(round(factor * longest))]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

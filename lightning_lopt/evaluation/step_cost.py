@@ -28,7 +28,8 @@ def step_costs(
 
     Rules step as :class:`~lightning_lopt.LearnedOptimizer`, baselines as ``torch.optim`` has them, with
     ``foreach=True`` (schedule-free AdamW is not among these, and is left out). All take turns, so that whatever else
-    the machine does hits all alike; medians over ``repeats``.
+    the machine does hits all alike; medians over ``repeats``. With one thread it is the processor's time that counts,
+    which other processes do not lengthen.
 
     Args:
         problem: whose parameters and batches are used.
@@ -59,12 +60,13 @@ def step_costs(
     steps: dict[str, _Step] = {name: _learned(rule, leaves(), problem.horizon, loss) for name, rule in rules.items()}
     steps |= {name: DEPLOYED[name](leaves()) for name in against if name in DEPLOYED}
     times: dict[str, list[float]] = {name: [] for name in ("", *steps)}
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     for turn in range(WARM_UP + repeats):
         for name, step in {"": gradient, **steps}.items():
-            begin = time.perf_counter()
+            begin = clock()
             step()
             if turn >= WARM_UP:
-                times[name].append(time.perf_counter() - begin)
+                times[name].append(clock() - begin)
     medians = {name: statistics.median(values) for name, values in times.items()}
     return medians.pop(""), medians
 

@@ -28,7 +28,7 @@ class CharTransformerTask(CharTask):
         depth: number of blocks.
         heads: attention heads; divides ``width``.
         tied: whether logits are products with the ``embedding``; otherwise they come from a linear ``head``.
-        prenorm: see :class:`~lightning_lopt.tasks.attention.Transformer`.
+        prenorm, expansion: see :class:`~lightning_lopt.tasks.attention.Transformer`.
         length: T, tokens in a window.
         activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
         scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
@@ -55,9 +55,10 @@ class CharTransformerTask(CharTask):
         activation: str = "gelu",
         scheme: str = "uniform",
         init_scale: float = 1.0,
+        expansion: int = 2,
         **options: Any,
     ) -> None:
-        self.transformer = Transformer(width, depth, heads, activation, prenorm, causal=True)
+        self.transformer = Transformer(width, depth, heads, activation, prenorm, causal=True, expansion=expansion)
         layout = Layout(scheme, init_scale)
         layout.table("embedding", vocabulary, width)
         layout.table("position", length, width)

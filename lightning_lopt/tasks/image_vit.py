@@ -32,7 +32,7 @@ class ImageViTTask(ClassificationTask):
         depth: number of blocks.
         heads: attention heads; divides ``width``.
         pooling: what the head reads: the ``"mean"`` of all tokens, or an extra first ``"token"`` named ``class.token``.
-        prenorm: see :class:`~lightning_lopt.tasks.attention.Transformer`.
+        prenorm, expansion: see :class:`~lightning_lopt.tasks.attention.Transformer`.
         activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
         scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
         init_scale: factor on the initial weights (biases excepted).
@@ -57,9 +57,10 @@ class ImageViTTask(ClassificationTask):
         activation: str = "gelu",
         scheme: str = "uniform",
         init_scale: float = 1.0,
+        expansion: int = 2,
         **options: Any,
     ) -> None:
-        self.transformer = Transformer(width, depth, heads, activation, prenorm)
+        self.transformer = Transformer(width, depth, heads, activation, prenorm, expansion=expansion)
         self.patches = Patches(train.shape, grid)
         layout = Layout(scheme, init_scale)
         layout.linear("patch", self.patches.features, width)

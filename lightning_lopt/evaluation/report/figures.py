@@ -118,9 +118,9 @@ def profile(results: Results) -> Figure:
     ticks = [1, 1.5, 2, 3, 5, 10]
     right.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     right.minorticks_off()
-    for axis in (left, right):
+    for axis, corner in ((left, "upper right"), (right, "lower right")):
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
+        axis.legend(fontsize="small", loc=corner)
     return made
 
 

@@ -59,7 +59,13 @@ def shown(number: Number) -> str:
     """Value and interval."""
     if number.metric in _PERCENT:
         return f"{100 * number.value:.0f} % [{100 * number.low:.0f}, {100 * number.high:.0f}]"
-    return f"{number.value:.2f} [{number.low:.2f}, {number.high:.2f}]"
+    digits = 3 if number.metric.endswith("normalised") else 2
+    return f"{_fixed(number.value, digits)} [{_fixed(number.low, digits)}, {_fixed(number.high, digits)}]"
+
+
+def _fixed(value: float, digits: int) -> str:
+    """So many places, and no minus before a zero."""
+    return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def overall(found: Sequence[Number], metrics: Sequence[str], group: str | None = None) -> Table:
@@ -114,7 +120,7 @@ def speedups(results: Results) -> Table:
             scores = step_speedup(ours, reference, problem.loss_scale)
             cells.append(f"{scores.quantile(0.5):.2f} [{scores.min():.2f}, {scores.max():.2f}]")
         rows.append([plain(problem.name), *cells])
-    return Table(["problem", *(f"{label(rule)} / {label(other)}" for rule, other in pairs)], rows)
+    return Table(["problem", *(f"{label(rule)} over {label(other)}" for rule, other in pairs)], rows)
 
 
 def costs(results: Results) -> Table | None:

@@ -5,12 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.suites.gpu import gpu
 from lightning_lopt.evaluation.suites.images import held_out, images
+from lightning_lopt.evaluation.suites.long import long, long_runs
+from lightning_lopt.evaluation.suites.shift import shift
+from lightning_lopt.evaluation.suites.small import small
+from lightning_lopt.evaluation.suites.tiny import tiny
 from lightning_lopt.tasks.data import DataLike, LabelledImages, resolve
 
-__all__ = ["SUITES", "Problem", "make_suite"]
+__all__ = ["SUITES", "Problem", "long_runs", "make_suite"]
 
-SUITES: dict[str, Callable[[list[LabelledImages]], list[Problem]]] = {"images": images, "held_out": held_out}
+SUITES: dict[str, Callable[[list[LabelledImages]], list[Problem]]] = {
+    "tiny": tiny,
+    "small": small,
+    "long": long,
+    "shift": shift,
+    "gpu": gpu,
+    "images": images,
+    "held_out": held_out,
+}
 """Suites by name, each a function of one or several sets of images; what needs no images is there once."""
 
 

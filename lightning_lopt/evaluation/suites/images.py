@@ -17,17 +17,20 @@ from lightning_lopt.tasks import (
 
 def images(sources: list[LabelledImages]) -> list[Problem]:
     """A perceptron, a convolutional network, a deep perceptron that starts badly, and a long run, on given images."""
-    return [problem for source in sources for problem in (*_short(source), *_deep_and_long(source))]
+    return [problem for source in sources for problem in (*plain(source), deep(source), _long(source))]
 
 
 def held_out(sources: list[LabelledImages]) -> list[Problem]:
     """Architectures and horizons that the embedded rules were not meta-trained on; text is the standard library's."""
-    seen = [(*attention_and_residual(source), *_deep_and_long(source)) for source in sources]
-    first, *others = seen
-    return [*first[:2], *language_models(), *first[2:], *(problem for some in others for problem in some)]
+    return [
+        *(problem for source in sources for problem in attention_and_residual(source)),
+        *language_models(),
+        *(problem for source in sources for problem in (deep(source), _long(source))),
+    ]
 
 
-def _short(data: LabelledImages) -> list[Problem]:
+def plain(data: LabelledImages) -> list[Problem]:
+    """A perceptron and a convolutional network."""
     parts, label = halves(data), data.name
     return [
         Problem(f"{label}-mlp", ImageMLPTask(*parts, (64, 64), batch_size=64), 300, "image_mlp", label),
@@ -35,14 +38,15 @@ def _short(data: LabelledImages) -> list[Problem]:
     ]
 
 
-def _deep_and_long(data: LabelledImages) -> list[Problem]:
-    parts, label = halves(data), data.name
-    deep = ImageMLPTask(*parts, (32,) * 8, "tanh", init_scale=1.5, batch_size=32)
-    long = ImageMLPTask(*parts, (32,), "gelu", batch_size=32)
-    return [
-        Problem(f"{label}-deep", deep, 500, "image_mlp", label),
-        Problem(f"{label}-long", long, 3000, "image_mlp", label),
-    ]
+def deep(data: LabelledImages) -> Problem:
+    """Eight hidden layers with saturating activations, whose weights begin too large."""
+    task = ImageMLPTask(*halves(data), (32,) * 8, "tanh", init_scale=1.5, batch_size=32)
+    return Problem(f"{data.name}-deep", task, 500, "image_mlp", data.name)
+
+
+def _long(data: LabelledImages) -> Problem:
+    task = ImageMLPTask(*halves(data), (32,), "gelu", batch_size=32)
+    return Problem(f"{data.name}-long", task, 3000, "image_mlp", data.name)
 
 
 def attention_and_residual(data: LabelledImages) -> list[Problem]:

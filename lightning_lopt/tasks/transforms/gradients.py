@@ -45,10 +45,7 @@ class NoisyGradientTask(TransformedTask):
 
     def batch(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
         batch = super().batch(generator, *lead, split=split)
-        return batch | {
-            name: torch.randn((*lead, *value.shape), generator=generator, dtype=value.dtype)
-            for name, value in self.like.items()
-        }
+        return batch | {name: self._noise((*lead, *value.shape), value, generator) for name, value in self.like.items()}
 
     def full_batch(self, split: Split) -> Batch:
         return super().full_batch(split) | {name: torch.zeros_like(value) for name, value in self.like.items()}
@@ -57,6 +54,37 @@ class NoisyGradientTask(TransformedTask):
         grads, loss, carried = super().gradient(params, batch)
         grads = {name: grad + self.level * rms(grad) * batch[self.own(name)] for name, grad in grads.items()}
         return grads, loss, carried
+
+    def _noise(self, shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
+        """Draws of z in the type of ``like``."""
+        return torch.randn(shape, generator=generator, dtype=like.dtype)
+
+
+class HeavyTailedGradientTask(NoisyGradientTask):
+    r"""Noise as in :class:`NoisyGradientTask`, but heavy-tailed: :math:`z\, u^{-1/\alpha}` with u uniform in (0, 1).
+
+    Moments of order :math:`\alpha` and above are infinite; for :math:`\alpha \le 2` the variance is.
+
+    Args:
+        task: the task to change.
+        level: factor on the noise, >= 0, in units of each gradient's RMS.
+        tail: :math:`\alpha > 0`.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    def __init__(self, task: Task, level: float, tail: float = 1.5) -> None:
+        if not 0 < tail < float("inf"):
+            raise ValueError(f"tail must be a positive number, got {tail!r}.")
+        super().__init__(task, level)
+        self.tail = tail
+        self.name += f"-tail({tail:g})"
+        self.config["transforms"][-1]["tail"] = tail
+
+    def _noise(self, shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
+        heights = 1 - torch.rand(shape, generator=generator, dtype=like.dtype)  # in (0, 1]
+        return super()._noise(shape, like, generator) * heights ** (-1 / self.tail)
 
 
 @dataclass(frozen=True)

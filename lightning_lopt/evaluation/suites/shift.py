@@ -1,0 +1,44 @@
+"""The suite ``shift``: what goes wrong in real training, one thing at a time, on small networks."""
+
+from __future__ import annotations
+
+from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.suites.sources import halves, small_images
+from lightning_lopt.tasks import ImageCNNTask, ImageMLPTask, LabelledImages, Task, Variety
+from lightning_lopt.tasks.transforms import ChangingDataTask, FrozenTask, HeavyTailedGradientTask
+
+
+def shift(sources: list[LabelledImages]) -> list[Problem]:
+    """Noisy labels, tiny and huge batches, heavy-tailed gradients, initial weights too large and too small, half of
+    the network frozen, and data that change in the middle of the run."""
+    return [problem for source in sources for problem in _shifts(small_images(source))]
+
+
+def _shifts(data: LabelledImages) -> list[Problem]:
+    parts, label = halves(data), data.name
+    noisy = Variety(seed=1, classes=data.classes, label_noise=0.4).apply(data.standardised(), 0.2, 1000)
+    huge = min(1024, len(parts[0]))
+    plain = ImageMLPTask(*parts, (64, 64), batch_size=32)
+    deeper = ImageMLPTask(*parts, (64, 64, 64), batch_size=32)
+    first_half = list(deeper.roles)[: len(deeper.roles) // 2]
+    tasks: list[tuple[str, Task, int, str]] = [
+        ("noisy-labels", ImageCNNTask(*noisy, (8, 16), batch_size=32), 300, "image_cnn"),
+        ("tiny-batches", ImageMLPTask(*parts, (64,), batch_size=2), 500, "image_mlp"),
+        ("huge-batches", ImageMLPTask(*parts, (32, 32), batch_size=huge), 150, "image_mlp"),
+        ("heavy-tails", HeavyTailedGradientTask(plain, level=1.0, tail=1.5), 300, "image_mlp"),
+        ("large-weights", ImageMLPTask(*parts, (64, 64, 64), batch_size=32, init_scale=5.0), 300, "image_mlp"),
+        ("small-weights", ImageMLPTask(*parts, (64, 64, 64), batch_size=32, init_scale=0.1), 300, "image_mlp"),
+        ("frozen-half", FrozenTask(deeper, first_half), 300, "image_mlp"),
+        ("changed-data", _changing(data, 400), 400, "image_mlp"),
+    ]
+    return [Problem(f"{label}-{name}", task, steps, family, label) for name, task, steps, family in tasks]
+
+
+def _changing(data: LabelledImages, horizon: int) -> Task:
+    """A perceptron whose images are inverted and have their pixels permuted for the first half of the run."""
+    halves_of = {}
+    for changed in (False, True):
+        variety = Variety(seed=2, classes=data.classes, permuted=changed, inverted=changed)
+        halves_of[changed] = variety.apply(data.standardised(), 0.2, 1000)
+    after, before = (ImageMLPTask(*halves_of[changed], (64, 64), batch_size=32) for changed in (False, True))
+    return ChangingDataTask(after, before, horizon // 2)

@@ -1,0 +1,71 @@
+"""Data that become others in the middle of a run."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.rules.base import Params
+from lightning_lopt.seeding import generator as derived_generator
+from lightning_lopt.tasks._draw import check_sizes
+from lightning_lopt.tasks.base import Batch, Split, Task
+from lightning_lopt.tasks.transforms.base import TransformedTask
+
+
+class ChangingDataTask(TransformedTask):
+    """The first ``change`` inner steps see the mini-batches of another task, all later ones those of this.
+
+    Mini-batches hold examples of both; which of them count is decided by the steps that a run has made, which travel as
+    a carried entry of ``params``. Full batches are those of ``task``: what is measured is how well the data that come
+    last are learned.
+
+    Args:
+        task: the task whose data come last.
+        before: a task of the same parameters and batches, whose data come first.
+        change: inner steps before the change, >= 1.
+
+    Raises:
+        ValueError: if the tasks do not fit each other, or ``change`` is not a positive integer.
+    """
+
+    def __init__(self, task: Task, before: Task, change: int) -> None:
+        check_sizes([change], "change")
+        shapes = [
+            {name: value.shape for name, value in (one.init(draws) | one.batch(draws)).items()}
+            for one in (task, before)
+            for draws in (derived_generator(0, "shapes"),)
+        ]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"{before.name} has other parameters or batches than {task.name}; give one that differs "
+                "in its data alone."
+            )
+        super().__init__(task, f"change({change})", {"name": "changing_data", "change": change})
+        self.before = before
+        self.change = change
+
+    def init(self, generator: torch.Generator) -> Params:
+        return super().init(generator) | {self.own("step"): torch.zeros(())}
+
+    def batch(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
+        earlier = self.before.batch(generator, *lead, split=split)
+        batch = super().batch(generator, *lead, split=split)
+        return batch | {self.own(name): value for name, value in earlier.items()}
+
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        return super().loss(params, self._now(params, batch))
+
+    def gradient(self, params: Params, batch: Batch) -> tuple[Params, Tensor, Params]:
+        grads, loss, carried = super().gradient(params, self._now(params, batch))
+        return grads, loss, carried | {self.own("step"): params[self.own("step")] + 1}
+
+    def metrics(self, params: Params, batch: Batch) -> dict[str, Tensor]:
+        return super().metrics(params, self._now(params, batch))
+
+    def _now(self, params: Params, batch: Batch) -> Batch:
+        """What of a mini-batch counts at present; a full batch as it is."""
+        changed = params[self.own("step")] >= self.change
+        later = {name: value for name, value in batch.items() if not name.startswith(self.own(""))}
+        if len(later) == len(batch):
+            return batch
+        return {name: torch.where(changed, value, batch[self.own(name)]) for name, value in later.items()}

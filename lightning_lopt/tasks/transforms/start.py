@@ -1,0 +1,37 @@
+"""A task that begins where another training ended: fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.rules.base import Params
+from lightning_lopt.seeding import generator as derived_generator
+from lightning_lopt.tasks.base import Task
+from lightning_lopt.tasks.transforms.base import TransformedTask
+
+
+class GivenStartTask(TransformedTask):
+    """Some tensors begin at given values, the same in every run; the others are drawn as the task draws them.
+
+    Args:
+        task: the task to change.
+        start: values by name, in the shapes of ``task.init``.
+
+    Raises:
+        ValueError: if a name is unknown or a shape differs.
+    """
+
+    def __init__(self, task: Task, start: Mapping[str, Tensor]) -> None:
+        drawn = task.init(derived_generator(0, "shapes"))
+        for name, value in start.items():
+            if name not in drawn or drawn[name].shape != value.shape:
+                wanted = tuple(drawn[name].shape) if name in drawn else f"one of {sorted(drawn)}"
+                raise ValueError(f"start has {name!r} of shape {tuple(value.shape)}; {task.name} needs {wanted}.")
+        super().__init__(task, f"start({len(start)})", {"name": "given_start", "tensors": sorted(start)})
+        self.start = {name: value.detach().clone() for name, value in start.items()}
+
+    def init(self, generator: torch.Generator) -> Params:
+        return super().init(generator) | {name: value.clone() for name, value in self.start.items()}
