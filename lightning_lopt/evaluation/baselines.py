@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -23,7 +24,8 @@ from lightning_lopt.tasks.base import Task
 VERSION = 2  # of what a baseline is: change it when its numbers change
 SHIPPED = "tuned_baselines.json"
 SEED = 0  # of models and mini-batches, the same as for the rules that are compared
-
+SIDE_BY_SIDE = 50_000_000
+"""Entries of parameters that are trained at once at most; beyond, learning rates take turns."""
 HALF_DECADES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
 
 
@@ -87,16 +89,25 @@ class Baselines:
         path: JSON file to read and to add to; ``None`` to keep what is computed in memory only.
         seeds: models trained at each learning rate, >= 1.
         shipped: whether to use what comes inside the package.
+        device: where baselines are computed.
 
     Raises:
         ValueError: if the file is not one of baselines.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None, seeds: int = 3, *, shipped: bool = True) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        seeds: int = 3,
+        *,
+        shipped: bool = True,
+        device: torch.device | str = "cpu",
+    ) -> None:
         if seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {seeds}.")
         self.path = None if path is None else Path(path)
         self.seeds = seeds
+        self.device = device
         self.own: list[Entry] = read_entries(self.path) if self.path is not None and self.path.is_file() else []
         self.shipped: list[Entry] = shipped_entries() if shipped else []
 
@@ -145,8 +156,12 @@ class Baselines:
 
     def _compute(self, problem: Problem, name: str) -> Entry:
         sweep = BASELINES[name]
-        rules = [sweep.make(rate) for rate in sweep.learning_rates]
-        measured = run_rules(rules, problem, seeds=self.seeds, seed=SEED)
+        rules = [sweep.make(rate).to(self.device) for rate in sweep.learning_rates]
+        entries = sum(value.numel() for value in problem.task.init(generator(SEED, "key")).values())
+        together = max(1, SIDE_BY_SIDE // (entries * self.seeds))
+        measured: list[Measurement] = []
+        for first in range(0, len(rules), together):
+            measured += run_rules(rules[first : first + together], problem, seeds=self.seeds, seed=SEED)
         medians = [float(torch.nan_to_num(run.final_train, nan=torch.inf).median()) for run in measured]
         best = medians.index(min(medians))
         chosen = replace(
@@ -171,18 +186,25 @@ def shipped_entries() -> list[Entry]:
     return read_entries(Path(str(file))) if file.is_file() else []
 
 
+_FINGERPRINTS: weakref.WeakKeyDictionary[Task, list[float]] = weakref.WeakKeyDictionary()
+
+
 def fingerprint(task: Task) -> list[float]:
     """Numbers that tell tasks of the same shapes apart: a machine changes their last digits, another task the first.
 
     The loss of a model that knows nothing, losses of one initial model on both splits, its loss at twice the weights,
     and for one mini-batch the loss and the RMS of the gradient.
     """
+    if task in _FINGERPRINTS:
+        return _FINGERPRINTS[task]
     params = task.init(generator(SEED, "key"))
     doubled = {name: 2 * value if name in task.roles else value for name, value in params.items()}
     grads, loss, _ = task.gradient(params, task.batch(generator(SEED, "key")))
     squares = torch.cat([grad.flatten().square() for grad in grads.values()])
     full: Sequence[float] = [float(task.loss(params, task.full_batch(split))) for split in ("train", "valid")]
     twice = float(task.loss(doubled, task.full_batch("valid")))
-    return [
+    marks = [
         float(f"{value:.6g}") for value in (task.loss_scale, *full, twice, float(loss), float(squares.mean().sqrt()))
     ]
+    _FINGERPRINTS[task] = marks
+    return marks

@@ -25,13 +25,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--optimizer", nargs="+", choices=tuple(BASELINES), default=list(BASELINES))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", required=True, help="JSON file to add to")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
 
     problems = [problem for suite in options.suite for problem in make_suite(suite, options.data)]
     wanted = [(problem, name) for problem in problems for name in options.optimizer]
-    baselines = Baselines(options.out, options.seeds, shipped=False)
+    baselines = Baselines(options.out, options.seeds, shipped=False, device=options.device)
     begin = time.monotonic()
     for number, (problem, name) in enumerate(wanted, 1):
         known = baselines.find(problem, name) is not None

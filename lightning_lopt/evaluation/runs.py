@@ -32,7 +32,7 @@ def run_rules(
         seed: of models and mini-batches.
 
     Returns:
-        one measurement for each rule, named ``"0"``, ``"1"``, ...
+        one measurement for each rule, on the CPU, named ``"0"``, ``"1"``, ...
 
     Raises:
         ValueError: if a bare task comes without a horizon, or there is nothing to run.
@@ -60,7 +60,7 @@ def run_rules(
         final = _measure(rules[0], runs, "train")["loss"]
 
     def of(copy: int, values: Tensor) -> Tensor:
-        return values.reshape(*values.shape[:-1], len(rules), seeds)[..., copy, :]
+        return values.reshape(*values.shape[:-1], len(rules), seeds)[..., copy, :].cpu()
 
     curves = {key: torch.stack([point[key] for point in checkpoints]) for key in checkpoints[0]}
     return [

@@ -22,7 +22,7 @@ def task():
 
 
 def one_at_a_time(task, horizon, seeds, make):
-    """Losses before each step (T, S), and validation loss, accuracy (V, S) and final loss (S,) by torch's optimizers."""
+    """Losses before each step (T, S), validation loss, accuracy (V, S), final loss (S,) by torch's optimizers."""
     draws = generator(0, "batches")
     models = [task.init(generator(0, "init", seed)) for seed in range(seeds)]
     for model in models:

@@ -50,19 +50,17 @@ def _on_images(data: LabelledImages) -> list[Problem]:
 
 
 def fine_tuning(train: LabelledImages, valid: LabelledImages) -> Task:
-    """A perceptron that starts from training on the first half of the classes, with a fresh head, on the other half."""
+    """A perceptron whose body was trained on the first half of the classes, with a fresh head for all of them."""
     half = train.classes // 2
-    pretraining = ImageMLPTask(_classes(train, 0, half), _classes(valid, 0, half), (64, 64), "gelu")
-    later, held_out = (_classes(data, half, train.classes) for data in (train, valid))
-    task = ImageMLPTask(later, held_out, (64, 64), "gelu", batch_size=32)
+    pretraining = ImageMLPTask(_below(train, half), _below(valid, half), (64, 64), "gelu")
+    task = ImageMLPTask(train, valid, (64, 64), "gelu", batch_size=32)
     head = f"layers.{task.layers - 1}."
     return GivenStartTask(task, {k: value for k, value in _trained(pretraining).items() if not k.startswith(head)})
 
 
-def _classes(data: LabelledImages, first: int, end: int) -> LabelledImages:
-    """The images of the classes from ``first`` up to ``end``, numbered from 0."""
-    kept = data.take(torch.nonzero((data.targets >= first) & (data.targets < end)).squeeze(1))
-    return replace(kept, targets=kept.targets - first, classes=end - first)
+def _below(data: LabelledImages, classes: int) -> LabelledImages:
+    """The images of the first ``classes`` classes."""
+    return replace(data.take(torch.nonzero(data.targets < classes).squeeze(1)), classes=classes)
 
 
 def _trained(task: ImageMLPTask) -> Params:
