@@ -57,7 +57,8 @@ def step_costs(
             made.append((name, leaf, role))
         return made
 
-    steps: dict[str, _Step] = {name: _learned(rule, leaves(), problem.horizon, loss) for name, rule in rules.items()}
+    planned = max(problem.horizon, WARM_UP + repeats)
+    steps: dict[str, _Step] = {name: _learned(rule, leaves(), planned, loss) for name, rule in rules.items()}
     steps |= {name: DEPLOYED[name](leaves()) for name in against if name in DEPLOYED}
     times: dict[str, list[float]] = {name: [] for name in ("", *steps)}
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter

@@ -1,5 +1,4 @@
 import json
-import time
 
 import lightning.pytorch as L
 import pytest
@@ -108,36 +107,7 @@ def test_files_beside_the_csv_log(tmp_path):
     assert "meta_validation/score" in (tmp_path / "log" / "metrics.csv").read_text()
 
 
-def wandb_records(data):
-    """Records of a run file: after 7 bytes a LevelDB log, 32 KiB blocks of pieces with checksum, length and type."""
-    assert data[:4] == b":W&B"
-    at, pieces = 7, b""
-    while at + 7 <= len(data):
-        left = 32768 - at % 32768
-        if left < 7:
-            at += left
-            continue
-        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-        pieces += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole, or last piece
-            yield pieces
-            pieces = b""
-
-
-def whole_run(path):
-    """All records of a run; its background process may still be writing the last ones after ``finish``."""
-    from wandb.proto import wandb_internal_pb2
-
-    for _ in range(60):
-        records = [wandb_internal_pb2.Record.FromString(data) for data in wandb_records(path.read_bytes())]
-        if any(record.HasField("exit") for record in records):
-            break
-        time.sleep(0.5)
-    return records
-
-
-def test_weights_and_biases_offline_run_holds_history_table_picture_and_artifact(tmp_path, monkeypatch):
+def test_weights_and_biases_offline_run_holds_history_table_picture_and_artifact(tmp_path, monkeypatch, wandb_run):
     for variable, place in (("WANDB_DATA_DIR", "data"), ("WANDB_CACHE_DIR", "cache"), ("WANDB_CONFIG_DIR", "config")):
         monkeypatch.setenv(variable, str(tmp_path / place))
     (tmp_path / "logs").mkdir()
@@ -146,13 +116,7 @@ def test_weights_and_biases_offline_run_holds_history_table_picture_and_artifact
 
     wandb.finish()
     (run,) = (tmp_path / "logs" / "wandb").glob("offline-run-*")
-    records = whole_run(next(run.glob("*.wandb")))
-    artifacts = [record.artifact.name for record in records if record.HasField("artifact")]
-    history = [
-        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-        for record in records
-        if record.HasField("history")
-    ]
+    history, artifacts = wandb_run(run)
     scores = [row["meta_validation/score"] for row in history if "meta_validation/score" in row]
     assert len(scores) == 2
     assert scores[1] < scores[0] < 0

@@ -105,4 +105,4 @@ class ContestMetric(Metric):
 
 def _number(problem: str) -> float:
     """A whole number for a name, the same in all processes, that float64 holds exactly."""
-    return float(int.from_bytes(hashlib.sha256(problem.encode()).digest()[:6], "big"))
+    return float(int.from_bytes(hashlib.sha256(problem.encode("utf-8", "surrogatepass")).digest()[:6], "big"))

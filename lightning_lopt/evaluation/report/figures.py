@@ -13,7 +13,7 @@ from lightning_lopt.evaluation.measurement import CHECKPOINTS, window_ends
 from lightning_lopt.evaluation.metrics import CAP, final_loss, relative, step_speedup
 from lightning_lopt.evaluation.metrics.levels import FLOOR
 from lightning_lopt.evaluation.problem_result import ProblemResult
-from lightning_lopt.evaluation.report.tables import label
+from lightning_lopt.evaluation.report.tables import label, plain
 from lightning_lopt.evaluation.results import Results
 
 if TYPE_CHECKING:
@@ -161,4 +161,5 @@ def _limits(axis: Any, problem: ProblemResult, curves: Sequence[Tensor]) -> None
 
 def _text(text: str) -> str:
     """A text for a picture: not read as a formula, nor as a name that legends leave out."""
-    return ("\u200b" if text.startswith("_") else "") + text.replace("$", r"\$")
+    shown = plain(text).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
