@@ -19,11 +19,11 @@ def problems(curvature=1.0):
     ]
 
 
-def fit(folder, *, steps=20, lr=0.05, callbacks=(), ckpt=None, logger=False, held_out=None, every=10, patience=3):
+def fit(folder, *, steps=20, lr=0.05, callbacks=(), ckpt=None, logger=False, held_out=None, every=10, **options):
     rule = SGDRule(lr, momentum=0.0)
     module = MetaTrainer(rule, FullES(pairs=8, sigma=0.1), groups=1, horizons=(10, 20), lr=0.05, warmup_steps=1)
     validation = MetaValidation(
-        held_out or problems(), folder, every_n_steps=every, baselines=Baselines(seeds=1), patience=patience
+        held_out or problems(), folder, every_n_steps=every, baselines=Baselines(seeds=1), **options
     )
     trainer = L.Trainer(
         max_steps=steps,
@@ -138,3 +138,17 @@ def test_bad_settings_get_one_sentence(tmp_path):
         MetaValidation([], tmp_path)
     with pytest.raises(ValueError, match="beside a MetaTrainer"):
         MetaValidation(problems(), tmp_path).setup(L.Trainer(logger=False), L.LightningModule(), "fit")
+
+
+def test_runs_several_times_as_long_as_those_of_meta_training(tmp_path):
+    """Very small problems join the others, are solved and logged like them; a second setup adds nothing."""
+    pytest.importorskip("sklearn", reason="the handwritten digits come with scikit-learn")
+    validation, trainer, _ = fit(tmp_path / "best", steps=10, horizon_factors=(0.25, 2))
+    names = [f"{problem}-{steps}" for steps in (5, 40) for problem in ("digits-noisy", "synthetic-values")]
+    assert [problem.name for problem in validation.problems] == ["round", "long", *names]
+    for name in names:
+        assert f"meta_validation/{name}/valid" in trainer.callback_metrics
+    validation.setup(trainer, trainer.lightning_module, "fit")
+    assert len(validation.problems) == 6
+    with pytest.raises(ValueError, match="horizon_factors must be positive"):
+        MetaValidation(problems(), tmp_path, horizon_factors=(0,))

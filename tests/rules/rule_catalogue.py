@@ -6,8 +6,16 @@ from typing import Any
 
 import torch
 
-from lightning_lopt import AdamRule, Celo2BaseRule, Celo2Rule, ResidualRule, SGDRule, UpdateRule
-from lightning_lopt.rules import MuonRule, ScheduleFreeAdamRule
+from lightning_lopt import (
+    AdamRule,
+    Celo2BaseRule,
+    Celo2Rule,
+    MuonRule,
+    ResidualRule,
+    ScheduleFreeAdamRule,
+    SGDRule,
+    UpdateRule,
+)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from lightning_lopt import StepContext
-from lightning_lopt.rules import MuonRule
+from lightning_lopt import MuonRule, StepContext
 
 SHAPES = {"wide": (6, 10), "tall": (12, 5), "conv": (8, 3, 3, 3), "bias": (8,), "table": (7, 4), "head": (3, 6)}
 ROLES = {"table": "embedding", "head": "head"}

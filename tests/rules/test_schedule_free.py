@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from lightning_lopt import StepContext
-from lightning_lopt.rules import ScheduleFreeAdamRule
+from lightning_lopt import ScheduleFreeAdamRule, StepContext
 
 TOTAL = 60
 

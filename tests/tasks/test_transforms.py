@@ -16,11 +16,14 @@ from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import ImageMLP, Quadratic, QuadraticFamily
 from lightning_lopt.tasks.transforms import (
     Augmented,
+    ChangingDataTask,
     DelayedGradients,
     DelayedGradientTask,
     FrozenTask,
     FrozenTensors,
+    GivenStartTask,
     GradientNoise,
+    HeavyTailedGradientTask,
     LowPrecision,
     LowPrecisionTask,
     NoisyGradientTask,
@@ -28,9 +31,22 @@ from lightning_lopt.tasks.transforms import (
     ReparametrisedTask,
     SmallerBatch,
     SmallerBatchTask,
+    TransformedTask,
     augment,
 )
 from lightning_lopt.tasks.transforms.gradients import rounded
+
+
+class TurnedLabels(TransformedTask):
+    """The task with its classes numbered the other way round: other data of the same shapes."""
+
+    def __init__(self, task):
+        super().__init__(task, "turned", {"name": "turned"})
+
+    def batch(self, generator, *lead, split="train"):
+        batch = super().batch(generator, *lead, split=split)
+        return batch | {"targets": self.task.classes - 1 - batch["targets"]}
+
 
 RESIDUAL = ResidualRule()
 CURVATURE = torch.tensor([1.0, 4.0, 0.25], dtype=torch.float64)
@@ -43,6 +59,9 @@ ALL = {
     "delay": lambda task: DelayedGradientTask(task, 2),
     "smaller": lambda task: SmallerBatchTask(task, 5),
     "frozen": lambda task: FrozenTask(task, ["layers.0.weight"]),
+    "heavy_tails": lambda task: HeavyTailedGradientTask(task, 0.5),
+    "start": lambda task: GivenStartTask(task, {"layers.0.bias": torch.ones(8)}),
+    "changing": lambda task: ChangingDataTask(task, TurnedLabels(task), 2),
     "stack": lambda task: LowPrecisionTask(
         NoisyGradientTask(
             DelayedGradientTask(ReparametrisedTask(FrozenTask(SmallerBatchTask(task, 5), ["layers.0.bias"]), 2.0), 1),
@@ -257,6 +276,45 @@ def test_frozen_tensors_stay_and_the_others_train_as_alone(mlp):
     torch.testing.assert_close(take(runs.params, 0), params, rtol=1e-5, atol=1e-5)
 
 
+def test_changing_data_are_one_task_after_the_other(mlp):
+    """Plain gradient descent on the batches of the one, then on those of the other; measured on the last."""
+    before, change, steps = TurnedLabels(mlp), 3, 5
+    task = ChangingDataTask(mlp, before, change)
+    runs, losses = engine(task, SGDRule(0.1, momentum=0.0), steps)
+    draws, params = generator(0, "batches"), mlp.init(generator(0, "init", 0))
+    for step in range(steps):
+        early, late = before.batch(draws, 1), mlp.batch(draws, 1)
+        grads, loss, _ = mlp.gradient(params, take(early if step < change else late, 0))
+        torch.testing.assert_close(losses[step, 0], loss)
+        params = {name: value - 0.1 * grads[name] for name, value in params.items()}
+    ended = take(runs.params, 0)
+    torch.testing.assert_close(task.inner(ended), params)
+    full = mlp.full_batch("valid")
+    assert task.loss(ended, task.full_batch("valid")) == mlp.loss(task.inner(ended), full)
+    assert task.metrics(task.init(generator(0)), task.full_batch("valid")) == mlp.metrics(mlp.init(generator(0)), full)
+
+
+def test_heavy_tails_fall_off_as_a_power():
+    r"""P(\|z u^{-1/α}\| > x) falls by 2^{-α} where x doubles, far out; a normal tail would be gone."""
+    wide = Quadratic(torch.ones(400_000))
+    for tail in (1.0, 1.5):
+        task = HeavyTailedGradientTask(wide, 1.0, tail)
+        noise = task.batch(generator(0))[task.own("x")].abs()
+        shares = [float((noise > bound).float().mean()) for bound in (10.0, 20.0)]
+        assert shares[1] / shares[0] == pytest.approx(2**-tail, rel=0.1)
+    assert task.config["transforms"][-1] == {"name": "gradient_noise", "level": 1.0, "tail": 1.5}
+
+
+def test_a_given_start_is_the_same_in_every_run(mlp):
+    start = {"layers.0.weight": torch.full((8, mlp.splits["train"]["inputs"][0].numel()), 0.5)}
+    task = GivenStartTask(mlp, start)
+    start["layers.0.weight"].zero_()
+    for seed in range(2):
+        params, plain = task.init(generator(seed)), mlp.init(generator(seed))
+        assert (params.pop("layers.0.weight") == 0.5).all()
+        assert all(torch.equal(value, plain[name]) for name, value in params.items())
+
+
 def test_vmap_equals_loop(transformed):
     inits = [transformed.init(generator(seed)) for seed in range(3)]
     params = {name: torch.stack([one[name] for one in inits]) for name in inits[0]}
@@ -355,6 +413,11 @@ def test_what_cannot_change_stays():
         (lambda task: SmallerBatchTask(task, 17), "has mini-batches of 16 examples .* at most that many"),
         (lambda task: SmallerBatchTask(Quadratic(torch.ones(2)), 1), "quadratic/d2 has no batch_size"),
         (lambda task: FrozenTask(task, list(task.roles)), "frozen must be some but not all of"),
+        (lambda task: HeavyTailedGradientTask(task, 1.0, 0.0), "tail must be a positive number, got 0.0"),
+        (lambda task: GivenStartTask(task, {"x": torch.ones(2)}), r"start has 'x' of shape \(2,\); .* needs one of"),
+        (lambda task: GivenStartTask(task, {"layers.0.bias": torch.ones(2)}), r"needs \(8,\)"),
+        (lambda task: ChangingDataTask(task, task, 0), "change must be"),
+        (lambda task: ChangingDataTask(task, Quadratic(torch.ones(2)), 1), "quadratic/d2 has other parameters"),
         (lambda task: augment([], "narrow"), "there is no augmentation 'narrow'; use one of 'celo', 'broad'"),
     ],
 )

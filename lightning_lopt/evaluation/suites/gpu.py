@@ -12,19 +12,19 @@ SIDE = 32
 EXAMPLES = 10_000  # of a set of images at most: whole splits are measured at once
 
 
-def gpu(sources: list[LabelledImages]) -> list[Problem]:
+def problems(sources: list[LabelledImages]) -> list[Problem]:
     """ViT-S and ResNet-18 on images resized to 32×32, and a character transformer; no tensor is made before a run."""
-    problems = []
+    on_images = []
     for source in sources:
         parts, label = halves(source.take(torch.arange(min(EXAMPLES, len(source)))).resized(SIDE)), source.name
         vit = ImageViTTask(*parts, grid=8, width=384, depth=12, heads=6, expansion=4, batch_size=128)
         resnet = ImageResNetTask(*parts, (64, 128, 256, 512), blocks=2, batch_size=128)
-        problems += [
-            Problem(f"{label}-vit-s", vit, 2000, "image_vit", label),
-            Problem(f"{label}-resnet-18", resnet, 2000, "image_resnet", label),
+        on_images += [
+            Problem(f"{label}-vit-s", vit, 1000, "image_vit", label),
+            Problem(f"{label}-resnet-18", resnet, 1000, "image_resnet", label),
         ]
     name, train, valid = excerpt()
     transformer = CharTransformerTask(
         train, valid, VOCABULARY, width=384, depth=6, heads=6, expansion=4, length=256, batch_size=32
     )
-    return [*problems, Problem(f"{name}-transformer-10m", transformer, 2000, "char_transformer", name)]
+    return [*on_images, Problem(f"{name}-transformer-10m", transformer, 1000, "char_transformer", name)]

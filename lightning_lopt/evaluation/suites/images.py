@@ -15,7 +15,7 @@ from lightning_lopt.tasks import (
 )
 
 
-def images(sources: list[LabelledImages]) -> list[Problem]:
+def problems(sources: list[LabelledImages]) -> list[Problem]:
     """A perceptron, a convolutional network, a deep perceptron that starts badly, and a long run, on given images."""
     return [problem for source in sources for problem in (*plain(source), deep(source), _long(source))]
 

@@ -14,7 +14,7 @@ TRAINED = 1000
 """The longest horizon in the meta-training of the embedded rule."""
 
 
-def long(sources: list[LabelledImages]) -> list[Problem]:
+def problems(sources: list[LabelledImages]) -> list[Problem]:
     """Two small problems and a language model at 10 times that horizon, a regression at 25 times."""
     name, train, valid = excerpt()
     transformer = CharTransformerTask(train, valid, VOCABULARY, width=16, depth=1, length=8, batch_size=4)

@@ -8,7 +8,7 @@ from lightning_lopt.tasks import ImageCNNTask, ImageMLPTask, LabelledImages, Tas
 from lightning_lopt.tasks.transforms import ChangingDataTask, FrozenTask, HeavyTailedGradientTask
 
 
-def shift(sources: list[LabelledImages]) -> list[Problem]:
+def problems(sources: list[LabelledImages]) -> list[Problem]:
     """Noisy labels, tiny and huge batches, heavy-tailed gradients, initial weights too large and too small, half of
     the network frozen, and data that change in the middle of the run."""
     return [problem for source in sources for problem in _shifts(small_images(source))]

@@ -28,10 +28,10 @@ START_STEPS, START_RATE, START_EXAMPLES = 150, 0.3, 1000
 DECADES = 6  # from the smallest to the largest column of the badly scaled table
 
 
-def small(sources: list[LabelledImages]) -> list[Problem]:
+def problems(sources: list[LabelledImages]) -> list[Problem]:
     """Nine problems on each set of images, two language models, three tables."""
-    problems = [problem for source in sources for problem in _on_images(small_images(source))]
-    return [*problems, *language_models(), *_tables()]
+    on_images = [problem for source in sources for problem in _on_images(small_images(source))]
+    return [*on_images, *language_models(), *_tables()]
 
 
 def _on_images(data: LabelledImages) -> list[Problem]:

@@ -7,16 +7,16 @@ from lightning_lopt.evaluation.suites.sources import VOCABULARY, excerpt, halves
 from lightning_lopt.tasks import CharTransformerTask, ImageCNNTask, ImageMLPTask, LabelledImages
 
 
-def tiny(sources: list[LabelledImages]) -> list[Problem]:
+def problems(sources: list[LabelledImages]) -> list[Problem]:
     """A perceptron and a convolutional network on images, a transformer on characters."""
-    problems = []
+    on_images = []
     for source in sources:
         parts, label = halves(small_images(source)), source.name
         mlp, cnn = ImageMLPTask(*parts, (32,), batch_size=32), ImageCNNTask(*parts, (8, 16), batch_size=16)
-        problems += [
+        on_images += [
             Problem(f"{label}-mlp-tiny", mlp, 200, "image_mlp", label),
             Problem(f"{label}-cnn-tiny", cnn, 100, "image_cnn", label),
         ]
     name, train, valid = excerpt()
     transformer = CharTransformerTask(train, valid, VOCABULARY, width=16, depth=1, length=16, batch_size=4)
-    return [*problems, Problem(f"{name}-transformer-tiny", transformer, 150, "char_transformer", name)]
+    return [*on_images, Problem(f"{name}-transformer-tiny", transformer, 150, "char_transformer", name)]
