@@ -88,6 +88,9 @@ class MetaValidation(L.Callback):
             self._start = copy.deepcopy(pl_module.rule)
             longest = pl_module.horizons.last
             self.problems += [one for factor in self.horizon_factors for one in long_runs(round(factor * longest))]
+            names = [problem.name for problem in self.problems]
+            if len(set(names)) != len(names):
+                raise ValueError(f"problems of MetaValidation need names that differ, got {', '.join(names)}.")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -15,7 +15,7 @@ from lightning_lopt.evaluation.baselines import BASELINES, Baselines
 from lightning_lopt.evaluation.evaluate import evaluate
 from lightning_lopt.evaluation.report import numbers, write_report
 from lightning_lopt.evaluation.report.groups import ALL
-from lightning_lopt.evaluation.report.tables import finals, overall
+from lightning_lopt.evaluation.report.tables import finals, log_ratios, overall
 from lightning_lopt.evaluation.report.words import summary
 from lightning_lopt.evaluation.results import Results, RuleRecord
 from lightning_lopt.evaluation.suites import SUITES, make_suite
@@ -124,6 +124,7 @@ def _print(results: Results) -> None:
     found = numbers(results)
     print("\n" + finals(results.problems, [*results.rules, *results.against]).markdown())
     print("\n" + overall(found, ("speedup", "train_ratio", "valid_ratio", "valid_wins"), ALL).markdown() + "\n")
+    print(log_ratios(results).markdown() + "\n")
     for paragraph in summary(results, found):
         print(paragraph)
 

@@ -136,6 +136,8 @@ def test_bad_settings_get_one_sentence(tmp_path):
         MetaValidation(problems(), tmp_path, every_n_steps=0)
     with pytest.raises(ValueError, match="at least one problem"):
         MetaValidation([], tmp_path)
+    with pytest.raises(ValueError, match="names that differ"):
+        fit(tmp_path, held_out=problems() + problems())
     with pytest.raises(ValueError, match="beside a MetaTrainer"):
         MetaValidation(problems(), tmp_path).setup(L.Trainer(logger=False), L.LightningModule(), "fit")
 

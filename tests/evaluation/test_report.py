@@ -240,6 +240,18 @@ def test_final_losses_and_where_it_loses(page, content):
     assert factors == sorted(factors, reverse=True)
 
 
+def test_log_ratios_by_hand(page, content):
+    (table,) = [table for table in page.tables if table[0] == ["rule", "against", "training", "validation"]]
+    assert [row[:2] for row in table[1:4]] == [["ours", "other"], ["ours", "tuned AdamW"], ["ours", "tuned Muon"]]
+    assert len(table) == 7
+    ratios = []
+    for problem in content["problems"]:
+        ours, other = (level(problem["measurements"][name]["final_train"], 2.0) + 0.01 for name in ("ours", "other"))
+        ratios.append(np.median(np.log(ours / other)))
+    lower = sum(ratio < 0 for ratio in ratios)
+    assert table[1][2] == f"lower on {lower} of 4, mean log-ratio {np.mean(ratios):+.3f}"
+
+
 def test_the_page_is_whole_and_needs_nothing_else(folder, page):
     assert page.open == []
     text = (folder / "report.html").read_text()

@@ -9,7 +9,17 @@ from collections.abc import Mapping, Sequence
 
 from lightning_lopt.evaluation.report.losses import losses_table
 from lightning_lopt.evaluation.report.numbers import Number
-from lightning_lopt.evaluation.report.tables import Table, bests, costs, finals, label, overall, plain, speedups
+from lightning_lopt.evaluation.report.tables import (
+    Table,
+    bests,
+    costs,
+    finals,
+    label,
+    log_ratios,
+    overall,
+    plain,
+    speedups,
+)
 from lightning_lopt.evaluation.report.words import DEFINITIONS, summary
 from lightning_lopt.evaluation.results import Results
 
@@ -54,6 +64,9 @@ def page(results: Results, found: Sequence[Number], pictures: Mapping[str, bytes
         _table(overall(found, ("speedup", "speedup_median", "wall_clock", "train_wins", "valid_wins"), "all problems")),
         _table(overall(found, ("train_ratio", "valid_ratio", "best_valid_ratio", "train_normalised"), "all problems")),
         _table(overall(found, ("valid_normalised", "train_regret", "valid_regret", "diverged"), "all problems")),
+        "<p>Every rule against every other optimizer, by the logarithm of the ratio of final losses: below 0 it ends "
+        "lower.</p>",
+        _table(log_ratios(results)),
         "<h2>How the results are spread</h2>",
         _picture(pictures, "profile", "share of runs by speed-up, and performance profile"),
         "<h2>Seen and unseen</h2>",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor
@@ -78,6 +79,26 @@ def overall(found: Sequence[Number], metrics: Sequence[str], group: str | None =
     keys = sorted(rows, key=lambda key: list(rows).index(key))
     heads = ["rule", "problems", "against", *(ENTRIES[metric].label for metric in metrics)]
     return Table(heads, [[*key, *(rows[key].get(metric, "not measured") for metric in metrics)] for key in keys])
+
+
+def log_ratios(results: Results) -> Table:
+    """Each rule against every other optimizer, the other rules too: problems on which it ends lower, mean log-ratio.
+
+    The log-ratio is that of :meth:`~lightning_lopt.evaluation.problem_result.ProblemResult.log_ratio`, which
+    :class:`~lightning_lopt.MetaValidation` scores rules with.
+    """
+    rows = []
+    for rule in results.rules:
+        for other in (*results.rules, *results.against):
+            if other == rule:
+                continue
+            cells = []
+            for split in ("train", "valid"):
+                ratios = [problem.log_ratio(rule, other, split) for problem in results.problems]
+                lower = sum(ratio < 0 for ratio in ratios)
+                cells.append(f"lower on {lower} of {len(ratios)}, mean log-ratio {fmean(ratios):+.3f}")
+            rows.append([label(rule), label(other), *cells])
+    return Table(["rule", "against", "training", "validation"], rows)
 
 
 def finals(problems: Sequence[ProblemResult], names: Sequence[str]) -> Table:
