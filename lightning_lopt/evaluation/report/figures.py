@@ -118,9 +118,9 @@ def profile(results: Results) -> Figure:
     ticks = [1, 1.5, 2, 3, 5, 10]
     right.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     right.minorticks_off()
-    for axis, corner in ((left, "upper right"), (right, "lower right")):
+    for axis in (left, right):
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="small", loc=corner)
+        axis.legend(fontsize="small")
     return made
 
 

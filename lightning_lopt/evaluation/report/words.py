@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lightning_lopt.evaluation.metrics import diverged
 from lightning_lopt.evaluation.report.groups import ALL, LONGER, SEEN_FAMILIES, UNSEEN_DATA, UNSEEN_FAMILIES
-from lightning_lopt.evaluation.report.losses import losses
+from lightning_lopt.evaluation.report.losses import SPLITS, losses
 from lightning_lopt.evaluation.report.numbers import BEST, Number
 from lightning_lopt.evaluation.report.tables import label, plain, shown_references
 from lightning_lopt.evaluation.results import Results
@@ -58,9 +58,9 @@ def _beside(results: Results, at: _At, rule: str, against: str) -> str:
     return (
         f"{label(rule)} against {label(against)}, {len(results.problems)} problems with {results.seeds} seeds: a "
         f"speed-up of {speed.value:.2f} in steps (95 % interval {speed.low:.2f} to {speed.high:.2f}){clock}. It ends "
-        f"lower in {100 * wins[0]:.0f} % of runs in training and {100 * wins[1]:.0f} % in validation; on its worst "
-        f"problem it ends {lost[0]:.2f} (training) and {lost[1]:.2f} (validation) times as high. {broken} of {runs} "
-        "runs diverged."
+        f"lower in {100 * wins[0]:.0f} % of runs in training and {100 * wins[1]:.0f} % in validation (ties half); on "
+        f"its worst problem it ends {lost[0]:.2f} (training) and {lost[1]:.2f} (validation) times as high. {broken} of "
+        f"{runs} runs diverged."
     )
 
 
@@ -90,6 +90,6 @@ def _loses(results: Results, rule: str) -> str:
     worst = behind[0]
     return (
         f"{label(rule)} is behind in {len(behind)} of {comparisons} comparisons of final losses with "
-        f"{shown_references(results)}; most on {plain(worst.problem)} ({worst.split}), where {label(worst.against)} "
-        f"ends {worst.factor:.2f} times lower."
+        f"{shown_references(results)}; most on {plain(worst.problem)} ({SPLITS[worst.split]}), where "
+        f"{label(worst.against)} ends {worst.factor:.2f} times lower."
     )
