@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -110,6 +110,7 @@ class Baselines:
         self.device = device
         self.own: list[Entry] = read_entries(self.path) if self.path is not None and self.path.is_file() else []
         self.shipped: list[Entry] = shipped_entries() if shipped else []
+        self._fingerprints: dict[int, tuple[Task, list[float]]] = {}
 
     def __call__(self, problem: Problem, name: str = "adamw") -> Measurement:
         """The measurement of baseline ``name`` on ``problem``, computed if it is not known.
@@ -129,7 +130,7 @@ class Baselines:
         Raises:
             ValueError: if there is no such baseline.
         """
-        key, marks = self.key(problem, name), fingerprint(problem.task)
+        key, marks = self.key(problem, name), self._fingerprint(problem.task)
         matching = (entry for entry in (*self.own, *self.shipped) if entry.key == key and entry.fits(marks))
         return next(matching, None)
 
@@ -154,6 +155,12 @@ class Baselines:
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
+    def _fingerprint(self, task: Task) -> list[float]:
+        """:func:`fingerprint`, computed once: it takes a while on a large model."""
+        if id(task) not in self._fingerprints:
+            self._fingerprints[id(task)] = (task, fingerprint(task))  # the task too, so that its id stays its own
+        return self._fingerprints[id(task)][1]
+
     def _compute(self, problem: Problem, name: str) -> Entry:
         sweep = BASELINES[name]
         rules = [sweep.make(rate).to(self.device) for rate in sweep.learning_rates]
@@ -167,7 +174,7 @@ class Baselines:
         chosen = replace(
             measured[best], optimizer=name, learning_rate=sweep.learning_rates[best] if sweep.tuned else None
         )
-        return Entry(self.key(problem, name), problem.name, fingerprint(problem.task), medians, chosen)
+        return Entry(self.key(problem, name), problem.name, self._fingerprint(problem.task), medians, chosen)
 
     def _keep(self, entry: Entry) -> None:
         self.own.append(entry)
@@ -186,25 +193,18 @@ def shipped_entries() -> list[Entry]:
     return read_entries(Path(str(file))) if file.is_file() else []
 
 
-_FINGERPRINTS: weakref.WeakKeyDictionary[Task, list[float]] = weakref.WeakKeyDictionary()
-
-
 def fingerprint(task: Task) -> list[float]:
     """Numbers that tell tasks of the same shapes apart: a machine changes their last digits, another task the first.
 
     The loss of a model that knows nothing, losses of one initial model on both splits, its loss at twice the weights,
     and for one mini-batch the loss and the RMS of the gradient.
     """
-    if task in _FINGERPRINTS:
-        return _FINGERPRINTS[task]
     params = task.init(generator(SEED, "key"))
     doubled = {name: 2 * value if name in task.roles else value for name, value in params.items()}
     grads, loss, _ = task.gradient(params, task.batch(generator(SEED, "key")))
     squares = torch.cat([grad.flatten().square() for grad in grads.values()])
     full: Sequence[float] = [float(task.loss(params, task.full_batch(split))) for split in ("train", "valid")]
     twice = float(task.loss(doubled, task.full_batch("valid")))
-    marks = [
-        float(f"{value:.6g}") for value in (task.loss_scale, *full, twice, float(loss), float(squares.mean().sqrt()))
-    ]
-    _FINGERPRINTS[task] = marks
-    return marks
+    marks = (task.loss_scale, *full, twice, float(loss), float(squares.mean().sqrt()))
+    # what is not finite is so everywhere; files of JSON have no word for it
+    return [float(f"{value:.6g}") if math.isfinite(value) else -1.0 for value in marks]

@@ -128,6 +128,12 @@ def test_activation_and_initial_scale_change_the_fingerprint():
         assert not entry.fits(fingerprint(ImageMLPTask(*parts, (8,), **options)))
 
 
+def test_a_model_without_a_finite_loss_is_known_again(tmp_path):
+    path, broken = tmp_path / "baselines.json", Problem("broken", Quadratic(torch.tensor([torch.inf])), 2)
+    Baselines(path, seeds=1)(broken, "adam_default")
+    assert Baselines(path, seeds=1).find(broken, "adam_default") is not None
+
+
 def test_the_last_digits_of_another_machine_do_not_matter():
     entry = Entry("key", "problem", [2.30259, 0.5, 0.0], [], None)
     assert entry.fits([2.303, 0.49951, 1e-9])
