@@ -120,9 +120,10 @@ class MetaValidation(L.Callback):
             found = list(compare(rules, self.problems, baselines=self.baselines, against=(ADAMW,)))
             scores = {name: score(found, name, START) for name in rules if name != START}
             chosen = min(scores, key=scores.__getitem__)
-            self._keep_best(rules, chosen, scores[chosen], step, pl_module.trained_on)
+            said = pl_module.trained_on | {"chosen_on": [problem.name for problem in self.problems]}
+            self._keep_best(rules, chosen, scores[chosen], step, said)
             self._log(trainer, found, scores, chosen)
-            records = {name: RuleRecord.of(rule, pl_module.trained_on) for name, rule in rules.items()}
+            records = {name: RuleRecord.of(rule, said) for name, rule in rules.items()}
             results = Results(records, (ADAMW,), tuple(found))
             for logger in trainer.loggers:
                 log_media(logger, results, "meta_validation", step=step, artifacts={"rule": self.folder})

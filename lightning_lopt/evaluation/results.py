@@ -28,7 +28,8 @@ class RuleRecord:
         weights_sha256: of its weights.
         meta_parameters: how many numbers θ has.
         trained_on: what it was meta-trained on: lists of names ``families`` and ``data``, and ``horizons``, the
-            shortest and the longest; empty where the rule does not say.
+            shortest and the longest; ``chosen_on``, names of the problems on which it was chosen among others; empty
+            where the rule does not say.
         source: name or folder it was loaded from, empty for a rule in memory.
     """
 
@@ -173,14 +174,14 @@ class Results:
 
 
 def checked_training(content: Any) -> dict[str, Any]:
-    """``families``, ``data`` and ``horizons`` of what a rule says of its meta-training, as far as they are there.
+    """The entries of :attr:`RuleRecord.trained_on` in what a rule says of its meta-training, as far as they are there.
 
     Raises:
         ValueError: if one of them is there and not what it should be.
     """
     entry = {} if content is None else as_object(content, "trained_on")
     found: dict[str, Any] = {}
-    for key in ("families", "data"):
+    for key in ("families", "data", "chosen_on"):
         if key in entry:
             found[key] = [as_name(name) for name in as_list(entry[key], key)]
     if "horizons" in entry:

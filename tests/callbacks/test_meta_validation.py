@@ -48,7 +48,7 @@ def test_keeps_the_best_rule_and_logs_its_score(tmp_path):
     saved = load_rule(tmp_path / "best")
     assert torch.equal(saved.log_lr, rule.log_lr)
     meta_training = json.loads((tmp_path / "best" / "config.json").read_text())["meta_training"]
-    trained_on = {"families": ["quadratic"], "data": [], "horizons": [10, 20]}
+    trained_on = {"families": ["quadratic"], "data": [], "horizons": [10, 20], "chosen_on": ["round", "long"]}
     assert meta_training == {"outer_step": 20, "meta_validation": validation.history[1]["score"]} | trained_on
     assert float(trainer.callback_metrics["meta_validation/score"]) == pytest.approx(validation.history[1]["score"])
     assert float(trainer.callback_metrics["meta_validation/round/train"]) < 0

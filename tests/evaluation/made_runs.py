@@ -61,6 +61,11 @@ def made_results(problems=4, *, seeds=3, command="lightning-lopt evaluate ours",
             )
         )
     if trained_on is None:
-        trained_on = {"families": ["image_mlp", "image_vit"], "data": ["digits"], "horizons": [100, 600]}
+        trained_on = {
+            "families": ["image_mlp", "image_vit"],
+            "data": ["digits"],
+            "chosen_on": ["problem 1", "elsewhere"],
+            "horizons": [100, 600],
+        }
     records = {name: RuleRecord("residual", {"step": 0.1}, "ab" * 32, 32, trained_on, name) for name in (ours, other)}
     return Results(records, ("adamw", "muon"), tuple(made), "made up", 0, {"torch": "2.13", "cores": 2}, command)

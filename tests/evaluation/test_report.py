@@ -108,6 +108,7 @@ GROUPS = {
     "seen data": lambda problem: problem["data"] == "digits",
     "unseen data": lambda problem: problem["data"] not in ("digits", ""),
     "longer than trained on": lambda problem: problem["horizon"] > 600,
+    "the rule was chosen on": lambda problem: problem["name"] == "problem 1",
 }
 
 
@@ -283,6 +284,7 @@ def test_the_summary_says_what_the_numbers_say(page):
     assert f"ours against tuned AdamW, 4 problems with 3 seeds: a speed-up of {speed:.2f} in steps" in paragraphs
     unseen = found["ours", BEST, "unseen families", "speedup"]
     assert f"unseen families (2): speed-up {unseen:.2f}" in paragraphs
+    assert "was chosen among others by its results on problem 1:" in paragraphs
     assert "1 of 12 runs diverged" in paragraphs
     assert "other is behind in" in paragraphs
 

@@ -127,6 +127,7 @@ def test_a_rule_in_memory_and_its_record():
     assert "image_mixer" in record.trained_on["families"]
     assert "image_vit" not in record.trained_on["families"]
     assert "digits" in record.trained_on["data"]
+    assert "digits-vit" in record.trained_on["chosen_on"]
     assert RuleRecord.from_json(json.loads(json.dumps(vars(record)))) == record
     broken = ResidualRule()
     with torch.no_grad():

@@ -111,10 +111,18 @@ def _seen(results: Results, found: Sequence[Number]) -> list[str]:
                 said.append(f"{key}: {', '.join(plain(name) for name in record.trained_on[key]) or 'none'}")
         if "horizons" in record.trained_on:
             said.append("horizons: {} to {} steps".format(*record.trained_on["horizons"]))
-        parts.append(f"<p>{_e(label(rule))} was meta-trained on {_e('; '.join(said))}.</p>")
+        parts.append(f"<p>{_e(label(rule))} was meta-trained on {_e('; '.join(said))}.{_chosen(results, rule)}</p>")
         own = [number for number in found if number.rule == rule]
         parts.append(_table(overall(own, ("speedup", "train_ratio", "valid_ratio", "valid_wins", "valid_regret"))))
     return parts
+
+
+def _chosen(results: Results, rule: str) -> str:
+    chosen = set(results.rules[rule].trained_on.get("chosen_on", ()))
+    names = [plain(problem.name) for problem in results.problems if problem.name in chosen]
+    if not names:
+        return ""
+    return _e(f" It was chosen among others by its results on {', '.join(names)}: these flatter it, seen or not.")
 
 
 def _costs(results: Results) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lightning_lopt.evaluation.metrics import diverged
-from lightning_lopt.evaluation.report.groups import ALL, LONGER, SEEN_FAMILIES, UNSEEN_DATA, UNSEEN_FAMILIES
+from lightning_lopt.evaluation.report.groups import ALL, CHOSEN, LONGER, SEEN_FAMILIES, UNSEEN_DATA, UNSEEN_FAMILIES
 from lightning_lopt.evaluation.report.losses import SPLITS, losses
 from lightning_lopt.evaluation.report.numbers import BEST, Number
 from lightning_lopt.evaluation.report.tables import label, plain, shown_references
@@ -71,13 +71,18 @@ def _elsewhere(results: Results, at: _At, rule: str) -> str:
         )
     against = BEST if len(results.against) > 1 else results.against[0]
     parts = []
-    for group in (SEEN_FAMILIES, UNSEEN_FAMILIES, UNSEEN_DATA, LONGER):
+    for group in (SEEN_FAMILIES, UNSEEN_FAMILIES, UNSEEN_DATA, LONGER, CHOSEN):
         if (rule, against, group, "speedup") in at:
             speed, ratio = at[rule, against, group, "speedup"], at[rule, against, group, "valid_ratio"]
             parts.append(
                 f"{group} ({speed.problems}): speed-up {speed.value:.2f}, validation loss ratio {ratio.value:.2f}"
             )
-    return f"{label(rule)} against {label(against)} by what it was meta-trained on. {'; '.join(parts).capitalize()}."
+    return f"{label(rule)} against {label(against)} by what it was meta-trained on. {_sentence(parts)}"
+
+
+def _sentence(parts: Sequence[str]) -> str:
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _loses(results: Results, rule: str) -> str:
