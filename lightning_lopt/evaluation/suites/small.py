@@ -80,7 +80,7 @@ def _tables() -> list[Problem]:
     """Classes of a real table, values of one, and a table whose columns differ by six decades."""
     cancer = load_table("breast_cancer").split(0.2, generator(0, "split"), None)
     diabetes = load_table("diabetes").split(0.2, generator(0, "split"), None)
-    synthetic = draw_class_table(generator(0, "badly scaled")).split(0.2, generator(0, "split"), None)
+    synthetic = draw_class_table(generator(0, "scaled")).split(0.2, generator(0, "split"), None)
     columns = synthetic[0].inputs.shape[1]
     powers = torch.linspace(-DECADES / 2, DECADES / 2, columns)[
         torch.randperm(columns, generator=generator(0, "order"))
