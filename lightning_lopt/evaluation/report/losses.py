@@ -11,6 +11,7 @@ from lightning_lopt.evaluation.report.groups import labels
 from lightning_lopt.evaluation.report.tables import Table, label, plain, short
 from lightning_lopt.evaluation.results import Results
 
+TIE = 1.001  # factors up to here are no loss
 SPLITS = {"train": "training", "valid": "validation"}
 
 
@@ -23,7 +24,7 @@ class Loss:
         against: which is ahead.
         problem: where.
         split: ``"train"`` or ``"valid"``.
-        factor: ratio of the final losses with the floor, > 1, median over seeds.
+        factor: median over seeds of the ratio of the final losses with the floor, above :data:`TIE`.
         ours: median final loss of the rule.
         theirs: median final loss of the baseline.
         seeds: on how many seeds the rule is behind.
@@ -54,7 +55,7 @@ def _losses(results: Results) -> Iterator[Loss]:
                     ours, theirs = (final_loss(problem.measurements[name], split) for name in (rule, against))
                     ratios = log_ratio(ours, theirs, problem.loss_scale)
                     factor = math.exp(float(ratios.quantile(0.5)))
-                    if factor > 1:
+                    if factor > TIE:
                         yield Loss(
                             rule,
                             against,

@@ -72,8 +72,9 @@ def page(results: Results, found: Sequence[Number], pictures: Mapping[str, bytes
         "<h2>Seen and unseen</h2>",
         *_seen(results, found),
         "<h2>Where it loses</h2>",
-        "<p>Every problem and split on which a baseline ends lower, by the factor of the final losses (with the floor "
-        "of 1 % of the know-nothing loss), medians over seeds.</p>",
+        "<p>Every problem and split on which a baseline ends lower, by more than a thousandth. Factor: the median over "
+        "seeds of the rule's final loss over the baseline's from the same initial model, both with 1 % of the "
+        "know-nothing loss added. Losses: medians over seeds of each, which need not have that ratio.</p>",
         _table(losses_table(results), empty="Nowhere."),
         "<h2>Problem by problem</h2>",
         "<p>Loss after the last step, training / validation, medians over seeds.</p>",
