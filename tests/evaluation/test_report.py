@@ -13,7 +13,7 @@ from lightning_lopt.evaluation.report.groups import groups
 from lightning_lopt.evaluation.report.losses import losses
 from lightning_lopt.evaluation.report.numbers import BEST, best_baseline
 from lightning_lopt.evaluation.report.tables import finals
-from lightning_lopt.evaluation.results import Results
+from lightning_lopt.evaluation.results import Results, RuleRecord
 
 
 class Page(HTMLParser):
@@ -292,6 +292,8 @@ def test_the_summary_says_what_the_numbers_say(page):
 def test_hostile_names_stay_texts(tmp_path):
     evil = "<script>alert(1)</script>$\\frac{\x1b[31m\ud800|&amp;\"'"
     results = made_results(ours=evil, problem=evil.replace("{", "{{") + " {}", command=f"run {evil}\n</pre><img src=x>")
+    record = RuleRecord(evil, {evil: [evil]}, evil, 1, {"families": [evil], "data": [evil]}, evil)
+    results = replace(results, rules=dict.fromkeys(results.rules, record), environment={evil: evil}, suite=evil)
     write_report(results, tmp_path)
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.open == []

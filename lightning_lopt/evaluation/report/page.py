@@ -146,13 +146,8 @@ def _made_by(results: Results) -> list[str]:
     return [
         "<h2>Environment and command</h2>",
         _table(Table(["what", "value"], rows)),
-        f"<pre>{_e(plain_lines(results.command)) or 'made from Python'}</pre>",
+        f"<pre>{_e(results.command) or 'made from Python'}</pre>",
     ]
-
-
-def plain_lines(text: str) -> str:
-    """A text of several lines without characters that cannot be printed."""
-    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in text.split("\n"))
 
 
 def _table(table: Table, empty: str = "") -> str:
@@ -177,4 +172,6 @@ def _data(found: Sequence[Number]) -> str:
 
 
 def _e(text: str) -> str:
-    return html.escape(text, quote=True)
+    """Any text for the page, an attribute or between tags; what cannot be printed becomes a question mark."""
+    printable = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+    return html.escape(printable, quote=True)
