@@ -6,12 +6,12 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
-from lightning_lopt.evaluation.assess.command import assess_command
-
 USAGE = """usage: lightning-lopt COMMAND ...
 
   meta-train   meta-train a rule; --config FILE, --print_config, --ckpt_path FILE to resume, --help for all options
   info RULE    what an embedded rule or a folder holds: its card, its size, what it reads
+  evaluate RULE  how it does beside tuned baselines: --suite NAME --against NAMES --out DIR; --help for all options
+  compare A B ... the same for several rules on one report; RULE@start is a rule before meta-training
   baselines    tune hand-designed optimizers on suites of problems, --suite NAMES --out FILE; --help for all options
   assess FILE.py:MODEL --total-steps N   is a rule to be trusted with your module? --help for all options
 """
@@ -81,9 +81,32 @@ def baselines(arguments: Sequence[str]) -> int:
     return tune(arguments)
 
 
+def evaluate(arguments: Sequence[str]) -> int:
+    """Measure a rule; see :mod:`lightning_lopt.evaluation.evaluate_command`."""
+    from lightning_lopt.evaluation.evaluate_command import evaluate_main
+
+    return evaluate_main(arguments)
+
+
+def compare(arguments: Sequence[str]) -> int:
+    """Measure several rules; see :mod:`lightning_lopt.evaluation.evaluate_command`."""
+    from lightning_lopt.evaluation.evaluate_command import compare_main
+
+    return compare_main(arguments)
+
+
+def assess(arguments: Sequence[str]) -> int:
+    """Is a rule to be trusted with a module; see :mod:`lightning_lopt.evaluation.assess`."""
+    from lightning_lopt.evaluation.assess.command import assess_command
+
+    return assess_command(arguments)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "meta-train": meta_train,
     "info": info,
+    "evaluate": evaluate,
+    "compare": compare,
     "baselines": baselines,
-    "assess": assess_command,
+    "assess": assess,
 }

@@ -12,7 +12,16 @@ from typing import Any
 
 import torch
 
-from lightning_lopt import AdamRule, Celo2BaseRule, Celo2Rule, ResidualRule, SGDRule, UpdateRule
+from lightning_lopt import (
+    AdamRule,
+    Celo2BaseRule,
+    Celo2Rule,
+    MuonRule,
+    ResidualRule,
+    ScheduleFreeAdamRule,
+    SGDRule,
+    UpdateRule,
+)
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
@@ -27,6 +36,8 @@ RULES_TO_SAVE: dict[str, Callable[[], UpdateRule]] = {
     "residual-controller": lambda: ResidualRule(direction=False, controller_hidden=1, step_range=1.5),
     "celo2_base": lambda: Celo2BaseRule(hidden=4, exp_mult=1, momentum_decays=[0.5], factored_decays=[0.9]),
     "celo2": lambda: Celo2Rule(adam_roles=["head"], matrix="last_two"),
+    "muon": lambda: MuonRule(lr=0.01, weight_decay=0.1, schedule="cosine"),
+    "schedule_free_adam": lambda: ScheduleFreeAdamRule(lr=0.01, weight_decay=0.1),
     "residual-heads": lambda: ResidualRule(orthogonalised=["matrix", "head", "embedding"]),
 }
 
