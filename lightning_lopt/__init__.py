@@ -17,6 +17,7 @@ from lightning_lopt.meta import (
 )
 from lightning_lopt.optim import LearnedOptimizer
 from lightning_lopt.rules import (
+    AdafacMLPRule,
     AdamRule,
     Celo2BaseRule,
     Celo2Rule,
@@ -32,6 +33,7 @@ from lightning_lopt.tasks import LightningTask
 __all__ = [
     "NRES",
     "PES",
+    "AdafacMLPRule",
     "AdamRule",
     "Card",
     "Celo2BaseRule",

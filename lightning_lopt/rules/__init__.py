@@ -1,5 +1,6 @@
 """Update rules: pure functions of tensors with learned weights."""
 
+from lightning_lopt.rules.adafac_mlp import AdafacMLPRule
 from lightning_lopt.rules.base import ROLES, RULES, Role, State, StepContext, UpdateRule, register_rule
 from lightning_lopt.rules.celo2 import Celo2Rule
 from lightning_lopt.rules.celo2_base import Celo2BaseRule
@@ -10,6 +11,7 @@ from lightning_lopt.rules.roles import role_of_shape, role_table, roles_of
 __all__ = [
     "ROLES",
     "RULES",
+    "AdafacMLPRule",
     "AdamRule",
     "Celo2BaseRule",
     "Celo2Rule",

@@ -35,6 +35,17 @@ def matrix_shape(shape: tuple[int, ...] | torch.Size) -> tuple[int, int]:
     return rows, math.prod(shape[1:])
 
 
+def view(x: Tensor, *, flat: bool = True) -> Tensor:
+    """``x`` as most rules see it: of rank 1, or a matrix (:func:`matrix_shape`); not ``flat``, rank > 2 stays.
+
+    >>> view(torch.zeros(())).shape, view(torch.zeros(16, 8, 3, 3)).shape
+    (torch.Size([1]), torch.Size([16, 72]))
+    """
+    if x.ndim < 2:
+        return x.reshape(-1)
+    return x.reshape(matrix_shape(x.shape)) if flat else x
+
+
 def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
     r"""The nearest semi-orthogonal matrix, roughly: :math:`U V^\top` of :math:`x = U S V^\top`, by Newton-Schulz.
 

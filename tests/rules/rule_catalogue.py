@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lightning_lopt import AdamRule, Celo2BaseRule, Celo2Rule, ResidualRule, SGDRule, UpdateRule
+from lightning_lopt import AdafacMLPRule, AdamRule, Celo2BaseRule, Celo2Rule, ResidualRule, SGDRule, UpdateRule
 
 
 @dataclass(frozen=True)
@@ -51,4 +51,8 @@ CATALOGUE = [
     Entry(Celo2BaseRule, {"exp_mult": 0.5, "bias_correction": True, "param_scale_mult": True}, rests=False),
     Entry(Celo2Rule, rests=False),
     Entry(Celo2Rule, {"adam_roles": ["head"], "orthogonalise": False, "weight_decay": 0.1}, rests=False),
+    Entry(AdafacMLPRule, rests=False),
+    Entry(
+        AdafacMLPRule, {"hidden": 32, "exp_mult": 0.1, "momentum_decays": [0.9], "factored_decays": [0.9]}, rests=False
+    ),
 ]

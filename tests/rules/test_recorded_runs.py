@@ -1,0 +1,92 @@
+"""Rules of others against their own implementations' numbers."""
+
+import pytest
+import torch
+from golden_runs import LEFT_OUT, NAMES, Recording, recording
+from reference_rules import BUILDERS, reference_rule
+
+recorded = pytest.mark.parametrize("name", [name for cls in BUILDERS for name in NAMES[cls]])
+
+# What the reference calls a tensor's state, and ours; there the decays are the last axis.
+AVERAGES = {"m": "momentum", "v": "second_moment", "row": "rows", "col": "columns", "diag": "diagonal"}
+
+
+def opened(name):
+    path = recording(name)
+    if not path.exists():
+        pytest.skip(LEFT_OUT)
+    return Recording(path)
+
+
+def runs(record, dtype):
+    rule = reference_rule(record, dtype)
+    return record.run(rule, dtype, validate=getattr(rule, "validated", None))
+
+
+@recorded
+def test_same_parameters_in_float64(name):
+    record = opened(name)
+    start = record.tensors("param0/")
+    for step, params, _ in runs(record, torch.float64):
+        expected = record.tensors(f"f64/step{step:02d}/param/")
+        for key, value in params.items():
+            moved = (expected[key] - start[key]).abs().max()
+            assert (value - expected[key]).abs().max() <= 1e-9 * moved, (step, key)
+
+
+@recorded
+def test_same_parameters_in_float32(name):
+    record = opened(name)
+    start = record.tensors("param0/")
+    for step, params, _ in runs(record, torch.float32):
+        expected = record.tensors(f"step{step:02d}/param/")
+        for key, value in params.items():
+            moved = (expected[key] - start[key]).abs().max()
+            rounding = 6e-7 * expected[key].abs().max()  # of the parameters themselves, whatever the step
+            assert (value - expected[key]).abs().max() <= 2e-5 * moved + rounding, (step, key)
+
+
+@recorded
+def test_same_state(name):
+    record = opened(name)
+    compared = set()
+    for step, _, state in runs(record, torch.float64):
+        for key, expected in record.tensors(f"f64/step{step:02d}/state/").items():
+            if key == "t":
+                continue
+            ours = our_state(record, state, key)
+            if key.split("/")[0] in AVERAGES:
+                expected = expected.movedim(-1, 0) if expected.ndim else expected
+            scale = expected.abs().max()
+            assert ours.numel() == expected.numel(), key
+            difference = (ours.reshape(expected.shape) - expected).abs().max()
+            assert difference <= 1e-9 * scale, (step, key)
+            compared.add(key)
+    assert len(compared) > len(record.names)
+
+
+def our_state(record, state, key):
+    """Our tensor for one of the reference's."""
+    kind, _, name = key.partition("/")
+    return state.tensors[name][AVERAGES[kind]]
+
+
+FLAT = [names[0] for cls, names in NAMES.items() if cls in BUILDERS and cls not in ("MLPLOpt", "NNAdam")]
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_a_linear_layer_is_the_references_transposed(name):
+    """(out, in) by default against (in, out): the transposed steps, ties included."""
+    record = opened(name)
+    record.data = {key: x for key, x in record.data.items() if not key.startswith("param0/") or x.ndim < 3}
+    ours = reference_rule(record)
+    theirs = list(record.run(reference_rule(record), torch.float64))
+    ours.matrix = "flat"
+    square = False
+    for (_, params, _), (_, expected, _) in zip(
+        record.run(ours, torch.float64, turn=lambda x: x.mT if x.ndim == 2 else x), theirs, strict=True
+    ):
+        for key, value in params.items():
+            torch.testing.assert_close(value.mT if value.ndim == 2 else value, expected[key], rtol=1e-9, atol=1e-12)
+            square |= value.ndim == 2 and len(set(value.shape)) == 1
+    assert square
