@@ -5,6 +5,7 @@ from lightning_lopt.rules.base import ROLES, RULES, Role, State, StepContext, Up
 from lightning_lopt.rules.celo2 import Celo2Rule
 from lightning_lopt.rules.celo2_base import Celo2BaseRule
 from lightning_lopt.rules.hand_designed import AdamRule, SGDRule
+from lightning_lopt.rules.mlp import MLPRule
 from lightning_lopt.rules.residual import ResidualRule
 from lightning_lopt.rules.roles import role_of_shape, role_table, roles_of
 
@@ -15,6 +16,7 @@ __all__ = [
     "AdamRule",
     "Celo2BaseRule",
     "Celo2Rule",
+    "MLPRule",
     "ResidualRule",
     "Role",
     "SGDRule",

@@ -2,7 +2,7 @@
 
 import torch
 
-from lightning_lopt import AdafacMLPRule
+from lightning_lopt import AdafacMLPRule, MLPRule
 
 # Inputs of the first layer of AdafacMLP, by number, as our layer has them.
 ADAFAC_INNER = [*range(13), 25, 26, 27]
@@ -48,7 +48,15 @@ def adafac_mlp(config, theta):
     return load(rule, values)
 
 
-BUILDERS = {"AdafacMLPLOpt": adafac_mlp}
+def mlp(config, theta):
+    layers = turned(theta, "", [(f"mlp.~.linear_{layer}/w", f"mlp.~.linear_{layer}/b") for layer in range(3)])
+    first = layers.pop("weight_0")
+    layers |= {"inner_0": first[:, :8], "constant_0": first[:, 8:]}
+    rule = MLPRule(config["hidden_size"], config["step_mult"], config["exp_mult"])
+    return load(rule, {f"network.{name}": value for name, value in layers.items()})
+
+
+BUILDERS = {"AdafacMLPLOpt": adafac_mlp, "MLPLOpt": mlp}
 
 
 def reference_rule(recording, dtype=torch.float64):

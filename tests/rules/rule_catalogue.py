@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lightning_lopt import AdafacMLPRule, AdamRule, Celo2BaseRule, Celo2Rule, ResidualRule, SGDRule, UpdateRule
+from lightning_lopt import AdafacMLPRule, AdamRule, Celo2BaseRule, Celo2Rule, MLPRule, ResidualRule, SGDRule, UpdateRule
 
 
 @dataclass(frozen=True)
@@ -55,4 +55,6 @@ CATALOGUE = [
     Entry(
         AdafacMLPRule, {"hidden": 32, "exp_mult": 0.1, "momentum_decays": [0.9], "factored_decays": [0.9]}, rests=False
     ),
+    Entry(MLPRule, rests=False),
+    Entry(MLPRule, {"hidden": 8, "momentum_decays": [0.9], "exp_mult": 0.1}, rests=False),
 ]

@@ -62,7 +62,7 @@ def test_same_state(name):
             difference = (ours.reshape(expected.shape) - expected).abs().max()
             assert difference <= 1e-9 * scale, (step, key)
             compared.add(key)
-    assert len(compared) > len(record.names)
+    assert len(compared) >= len(record.names)
 
 
 def our_state(record, state, key):
