@@ -2,12 +2,14 @@
 
 from lightning_lopt.rules.adafac_mlp import AdafacMLPRule
 from lightning_lopt.rules.base import ROLES, RULES, Role, State, StepContext, UpdateRule, register_rule
+from lightning_lopt.rules.celo import CeloRule
 from lightning_lopt.rules.celo2 import Celo2Rule
 from lightning_lopt.rules.celo2_base import Celo2BaseRule
 from lightning_lopt.rules.hand_designed import AdamRule, SGDRule
 from lightning_lopt.rules.mlp import MLPRule
 from lightning_lopt.rules.residual import ResidualRule
 from lightning_lopt.rules.roles import role_of_shape, role_table, roles_of
+from lightning_lopt.rules.velo import VeLORule
 
 __all__ = [
     "ROLES",
@@ -16,6 +18,7 @@ __all__ = [
     "AdamRule",
     "Celo2BaseRule",
     "Celo2Rule",
+    "CeloRule",
     "MLPRule",
     "ResidualRule",
     "Role",
@@ -23,6 +26,7 @@ __all__ = [
     "State",
     "StepContext",
     "UpdateRule",
+    "VeLORule",
     "register_rule",
     "role_of_shape",
     "role_table",

@@ -41,6 +41,10 @@ class Weights(NamedTuple):
     weight_2: Tensor
     bias_2: Tensor
 
+    def to(self, dtype: torch.dtype) -> Weights:
+        """The same in another type."""
+        return Weights(*(None if x is None else x.to(dtype) for x in self))  # type: ignore[arg-type]
+
 
 class EntryNetwork(nn.Module):
     r"""A perceptron of two hidden layers with ReLU; its inputs are the features of one entry, normalised.
@@ -74,13 +78,13 @@ class EntryNetwork(nn.Module):
     ) -> None:
         super().__init__()
         inputs, lead = inner + outer + constant, () if copies is None else (copies,)
-        self.inner_0 = _weight(*lead, hidden, inner, fan_in=inputs)
-        self.outer_0 = _weight(*lead, hidden, outer, fan_in=inputs) if outer else None
-        self.constant_0 = _weight(*lead, hidden, constant, fan_in=inputs) if constant else None
+        self.inner_0 = initial_weight(*lead, hidden, inner, fan_in=inputs)
+        self.outer_0 = initial_weight(*lead, hidden, outer, fan_in=inputs) if outer else None
+        self.constant_0 = initial_weight(*lead, hidden, constant, fan_in=inputs) if constant else None
         self.bias_0 = nn.Parameter(torch.zeros(*lead, hidden))
-        self.weight_1 = _weight(*lead, hidden, hidden, fan_in=hidden)
+        self.weight_1 = initial_weight(*lead, hidden, hidden, fan_in=hidden)
         self.bias_1 = nn.Parameter(torch.zeros(*lead, hidden))
-        self.weight_2 = _weight(*lead, outputs, hidden, fan_in=hidden)
+        self.weight_2 = initial_weight(*lead, outputs, hidden, fan_in=hidden)
         self.bias_2 = nn.Parameter(torch.zeros(*lead, outputs))
 
     def weights(self, dtype: torch.dtype, outputs: int, constants: Tensor | None = None) -> Weights:
@@ -162,7 +166,7 @@ def _weighted_sum(weight: Tensor, features: Tensor, scale: Tensor) -> Tensor:
     return weight @ features.flatten(1)
 
 
-def _weight(*shape: int, fan_in: int) -> nn.Parameter:
+def initial_weight(*shape: int, fan_in: int) -> nn.Parameter:
     """Normal with standard deviation 1/√fan_in, cut at two of them."""
     cut_at = 2 * fan_in**-0.5
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), 0.0, cut_at / 2, -cut_at, cut_at))

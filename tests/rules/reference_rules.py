@@ -2,7 +2,7 @@
 
 import torch
 
-from lightning_lopt import AdafacMLPRule, MLPRule
+from lightning_lopt import AdafacMLPRule, CeloRule, MLPRule, VeLORule
 
 # Inputs of the first layer of AdafacMLP, by number, as our layer has them.
 ADAFAC_INNER = [*range(13), 25, 26, 27]
@@ -56,7 +56,68 @@ def mlp(config, theta):
     return load(rule, {f"network.{name}": value for name, value in layers.items()})
 
 
-BUILDERS = {"AdafacMLPLOpt": adafac_mlp, "MLPLOpt": mlp}
+# Parts of the first layer of VeLO, Celo and Celo2, by number, as our layer has them.
+INNER = [0, 1, 2, 3, 4, 5, 6, 7, 8, 13]
+OUTER = [9, 11, 10, 12]
+CONTROLLER = {
+    "pooled": "linear_1",
+    "own": "linear_2",
+    "lstm.gates": "rnn.linear",
+    "share": "rnn_to_controls",
+    "step": "step_size",
+}
+
+
+def initial_state(theta, prefix):
+    return {f"{prefix}initial_{part}": theta[f"lstm_init_state/{part}"][0] for part in ("hidden", "cell")}
+
+
+def mixture(theta):
+    """θ of VeLO and Celo."""
+    values = {}
+    parts = [theta[f"ff_mod_stack/mlp/w0__{index}"] for index in range(14)]
+    values["networks.inner_0"] = torch.cat([parts[index] for index in INNER], 1).mT
+    values["networks.outer_0"] = torch.cat([parts[index] for index in OUTER], 1).mT
+    for layer in range(3):
+        values[f"networks.bias_{layer}"] = theta[f"ff_mod_stack/mlp/b{layer}"]
+    for layer in (1, 2):
+        values[f"networks.weight_{layer}"] = theta[f"ff_mod_stack/mlp/w{layer}"].mT
+    for ours, theirs in CONTROLLER.items():
+        values[f"controller.{ours}.weight"] = theta[f"rnn_params/{theirs}/w"].mT
+        values[f"controller.{ours}.bias"] = theta[f"rnn_params/{theirs}/b"]
+    return values | {
+        f"controller.lstm.initial_{part}": theta[f"lstm_init_state/{part}"][0] for part in ("hidden", "cell")
+    }
+
+
+def mixture_arguments(config):
+    return {
+        "lstm_hidden": config["lstm_hidden_size"],
+        "copies": config["param_inits"],
+        "hidden": config["ff_hidden_size"],
+        "step_mult": config["step_mult"],
+        "exp_mult": config["exp_mult"],
+        "momentum_decays": config["momentum_decays"],
+        "second_moment_decay": config["rms_decays"][0],
+        "factored_decays": config["adafactor_decays"],
+        "matrix": "stored",
+    }
+
+
+def celo(config, theta):
+    return load(CeloRule(phase=config["train_phase"], **mixture_arguments(config)), mixture(theta))
+
+
+def velo(config, theta):
+    rule = VeLORule(
+        **mixture_arguments(config),
+        short_loss_horizon=config["use_bugged_loss_features"],
+        forgets=config["use_bugged_next_lstm_state"],
+    )
+    return load(rule, mixture(theta))
+
+
+BUILDERS = {"HyperV2": velo, "Celo": celo, "AdafacMLPLOpt": adafac_mlp, "MLPLOpt": mlp}
 
 
 def reference_rule(recording, dtype=torch.float64):

@@ -6,7 +6,18 @@ from typing import Any
 
 import torch
 
-from lightning_lopt import AdafacMLPRule, AdamRule, Celo2BaseRule, Celo2Rule, MLPRule, ResidualRule, SGDRule, UpdateRule
+from lightning_lopt import (
+    AdafacMLPRule,
+    AdamRule,
+    Celo2BaseRule,
+    Celo2Rule,
+    CeloRule,
+    MLPRule,
+    ResidualRule,
+    SGDRule,
+    UpdateRule,
+    VeLORule,
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,8 @@ class Entry:
 
 LOSS, HORIZON = frozenset({"loss"}), frozenset({"horizon"})
 
+SMALL = {"step_mult": 1e-6, "exp_mult": 1e-6}
+
 CATALOGUE = [
     Entry(SGDRule),
     Entry(SGDRule, {"nesterov": True, "weight_decay": 0.01, "schedule": "cosine"}, HORIZON),
@@ -57,4 +70,14 @@ CATALOGUE = [
     ),
     Entry(MLPRule, rests=False),
     Entry(MLPRule, {"hidden": 8, "momentum_decays": [0.9], "exp_mult": 0.1}, rests=False),
+    Entry(CeloRule, reads=LOSS | HORIZON, rests=False),
+    Entry(CeloRule, {"phase": 1, "copies": 4, "lstm_hidden": 8, "exp_mult": 0.1}, LOSS | HORIZON, rests=False),
+    # Shares count a hundredfold in each of three layers, so random θ steps far.
+    Entry(VeLORule, {"lstm_hidden": 8, "copies": 4, **SMALL}, LOSS | HORIZON, rests=False),
+    Entry(
+        VeLORule,
+        {"lstm_hidden": 8, "copies": 1, "short_loss_horizon": True, "forgets": True, **SMALL},
+        LOSS | HORIZON,
+        rests=False,
+    ),
 ]

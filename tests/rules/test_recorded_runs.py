@@ -5,6 +5,8 @@ import torch
 from golden_runs import LEFT_OUT, NAMES, Recording, recording
 from reference_rules import BUILDERS, reference_rule
 
+from lightning_lopt.rules.recurrent import LSTM
+
 recorded = pytest.mark.parametrize("name", [name for cls in BUILDERS for name in NAMES[cls]])
 
 # What the reference calls a tensor's state, and ours; there the decays are the last axis.
@@ -18,8 +20,8 @@ def opened(name):
     return Recording(path)
 
 
-def runs(record, dtype):
-    rule = reference_rule(record, dtype)
+def runs(record, dtype, rule=None):
+    rule = rule or reference_rule(record, dtype)
     return record.run(rule, dtype, validate=getattr(rule, "validated", None))
 
 
@@ -47,14 +49,16 @@ def test_same_parameters_in_float32(name):
 
 
 @recorded
+@torch.no_grad()
 def test_same_state(name):
     record = opened(name)
     compared = set()
-    for step, _, state in runs(record, torch.float64):
+    rule = reference_rule(record)
+    for step, _, state in runs(record, torch.float64, rule):
         for key, expected in record.tensors(f"f64/step{step:02d}/state/").items():
-            if key == "t":
+            if key in ("t", "loss_buffer/decays"):  # no state of ours
                 continue
-            ours = our_state(record, state, key)
+            ours = our_state(rule, record, state, key)
             if key.split("/")[0] in AVERAGES:
                 expected = expected.movedim(-1, 0) if expected.ndim else expected
             scale = expected.abs().max()
@@ -65,10 +69,24 @@ def test_same_state(name):
     assert len(compared) >= len(record.names)
 
 
-def our_state(record, state, key):
+def our_state(rule, record, state, key):
     """Our tensor for one of the reference's."""
     kind, _, name = key.partition("/")
+    if kind == "loss_buffer":
+        return {
+            "means": state.shared.get("loss_means"),
+            "running_min": state.shared.get("loss_minima"),
+            "iteration": state.shared.get("loss_count"),
+        }[name]
+    if kind in ("lstm_h", "lstm_c"):
+        hidden, cell = lstm_of(rule).recall([state.tensors[name] for name in record.names])
+        return hidden if kind == "lstm_h" else cell
     return state.tensors[name][AVERAGES[kind]]
+
+
+def lstm_of(rule):
+    (lstm,) = (module for module in rule.modules() if isinstance(module, LSTM))
+    return lstm
 
 
 FLAT = [names[0] for cls, names in NAMES.items() if cls in BUILDERS and cls not in ("MLPLOpt", "NNAdam")]
