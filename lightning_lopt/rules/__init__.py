@@ -8,6 +8,7 @@ from lightning_lopt.rules.celo2_base import Celo2BaseRule
 from lightning_lopt.rules.hand_designed import AdamRule, SGDRule
 from lightning_lopt.rules.mlp import MLPRule
 from lightning_lopt.rules.residual import ResidualRule
+from lightning_lopt.rules.rnn_mlp import RNNMLPRule
 from lightning_lopt.rules.roles import role_of_shape, role_table, roles_of
 from lightning_lopt.rules.velo import VeLORule
 
@@ -20,6 +21,7 @@ __all__ = [
     "Celo2Rule",
     "CeloRule",
     "MLPRule",
+    "RNNMLPRule",
     "ResidualRule",
     "Role",
     "SGDRule",

@@ -2,7 +2,7 @@
 
 import torch
 
-from lightning_lopt import AdafacMLPRule, CeloRule, MLPRule, VeLORule
+from lightning_lopt import AdafacMLPRule, CeloRule, MLPRule, RNNMLPRule, VeLORule
 
 # Inputs of the first layer of AdafacMLP, by number, as our layer has them.
 ADAFAC_INNER = [*range(13), 25, 26, 27]
@@ -117,7 +117,33 @@ def velo(config, theta):
     return load(rule, mixture(theta))
 
 
-BUILDERS = {"HyperV2": velo, "Celo": celo, "AdafacMLPLOpt": adafac_mlp, "MLPLOpt": mlp}
+def rnn_mlp(config, theta):
+    rule = RNNMLPRule(
+        config["lstm_hidden_size"],
+        config["hidden_size"],
+        config["step_multiplier"],
+        config["magnitude_rate"],
+        config["decays"],
+        matrix="stored",
+    )
+    layers = turned(
+        theta, "ffmod_params/", [(f"mlp.~.linear_{layer}/w", f"mlp.~.linear_{layer}/b") for layer in range(3)]
+    )
+    first = layers.pop("weight_0")
+    layers |= {"inner_0": first[:, :23], "constant_0": first[:, 23:]}
+    values = {f"network.{name}": value for name, value in layers.items()} | initial_state(theta, "lstm.")
+    values["initial_from_network"] = theta["initial_from_mlp"]
+    values["initial_from_lstm"] = theta["initial_from_lstm"]
+    for ours, path in {
+        "lstm.gates": "rnn_params/rnn.linear",
+        "to_lstms": "rnn_to_in_params/rnn_to_in",
+        "to_network": "rnn_to_ff_params/rnn_to_ff",
+    }.items():
+        values |= {f"{ours}.weight": theta[f"{path}/w"].mT, f"{ours}.bias": theta[f"{path}/b"]}
+    return load(rule, values)
+
+
+BUILDERS = {"RNNMLPLOpt": rnn_mlp, "HyperV2": velo, "Celo": celo, "AdafacMLPLOpt": adafac_mlp, "MLPLOpt": mlp}
 
 
 def reference_rule(recording, dtype=torch.float64):

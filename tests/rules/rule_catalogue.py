@@ -14,6 +14,7 @@ from lightning_lopt import (
     CeloRule,
     MLPRule,
     ResidualRule,
+    RNNMLPRule,
     SGDRule,
     UpdateRule,
     VeLORule,
@@ -80,4 +81,6 @@ CATALOGUE = [
         LOSS | HORIZON,
         rests=False,
     ),
+    Entry(RNNMLPRule, reads=LOSS, rests=False),
+    Entry(RNNMLPRule, {"lstm_hidden": 8, "hidden": 8, "decays": [0.9], "exp_mult": 0.1}, LOSS, rests=False),
 ]
