@@ -6,7 +6,9 @@ from lightning_lopt.rules.celo import CeloRule
 from lightning_lopt.rules.celo2 import Celo2Rule
 from lightning_lopt.rules.celo2_base import Celo2BaseRule
 from lightning_lopt.rules.hand_designed import AdamRule, SGDRule
+from lightning_lopt.rules.lstm import LSTMRule
 from lightning_lopt.rules.mlp import MLPRule
+from lightning_lopt.rules.nn_adam import NNAdamRule
 from lightning_lopt.rules.residual import ResidualRule
 from lightning_lopt.rules.rnn_mlp import RNNMLPRule
 from lightning_lopt.rules.roles import role_of_shape, role_table, roles_of
@@ -20,7 +22,9 @@ __all__ = [
     "Celo2BaseRule",
     "Celo2Rule",
     "CeloRule",
+    "LSTMRule",
     "MLPRule",
+    "NNAdamRule",
     "RNNMLPRule",
     "ResidualRule",
     "Role",

@@ -20,8 +20,8 @@ class Layer(nn.Linear):
         nn.init.zeros_(self.bias)
 
 
-class LSTM(nn.Module):
-    r"""One cell, with a state to begin from that is learned.
+class Cell(nn.Module):
+    r"""A cell of long short-term memory.
 
     .. math::
         i, g, f, o = W [x, h] + b, \qquad c' = \sigma(f + 1)\, c + \sigma(i) \tanh(g), \qquad h' = \sigma(o) \tanh(c')
@@ -32,7 +32,6 @@ class LSTM(nn.Module):
 
     Attributes:
         gates: W and b, the layer from F + H to 4 H; blocks of rows in the order i, g, f, o.
-        initial_hidden, initial_cell: (H).
 
     References: Hochreiter and Schmidhuber 1997; the 1 beside f: Jozefowicz et al. 2015.
     """
@@ -40,6 +39,23 @@ class LSTM(nn.Module):
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__()
         self.gates = Layer(inputs + hidden, 4 * hidden)
+
+    def forward(self, x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+        """New h and c, (n, H), from inputs (n, F) and the old ones."""
+        i, g, f, o = self.gates(torch.cat([x, hidden], -1)).chunk(4, -1)
+        cell = torch.sigmoid(f + 1) * cell + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(cell), cell
+
+
+class LSTM(Cell):
+    """A cell with a state for each tensor, and one to begin from that is learned.
+
+    Attributes:
+        initial_hidden, initial_cell: (H).
+    """
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__(inputs, hidden)
         self.initial_hidden = nn.Parameter(torch.zeros(hidden))
         self.initial_cell = nn.Parameter(torch.zeros(hidden))
 
@@ -54,12 +70,6 @@ class LSTM(nn.Module):
         hidden, cell, started = (torch.stack([own[key].to(dtype) for own in states]) for key in KEYS)
         begun = started[:, None] > 0
         return torch.where(begun, hidden, self.initial_hidden), torch.where(begun, cell, self.initial_cell)
-
-    def forward(self, x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-        """New h and c, (n, H), from inputs (n, F) and the old ones."""
-        i, g, f, o = self.gates(torch.cat([x, hidden], -1)).chunk(4, -1)
-        cell = torch.sigmoid(f + 1) * cell + torch.sigmoid(i) * torch.tanh(g)
-        return torch.sigmoid(o) * torch.tanh(cell), cell
 
 
 def remembered(hidden: Tensor, cell: Tensor, like: Tensor) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 import torch
 
-from lightning_lopt import AdafacMLPRule, CeloRule, MLPRule, RNNMLPRule, VeLORule
+from lightning_lopt import AdafacMLPRule, CeloRule, MLPRule, NNAdamRule, RNNMLPRule, VeLORule
 
 # Inputs of the first layer of AdafacMLP, by number, as our layer has them.
 ADAFAC_INNER = [*range(13), 25, 26, 27]
@@ -143,7 +143,34 @@ def rnn_mlp(config, theta):
     return load(rule, values)
 
 
-BUILDERS = {"RNNMLPLOpt": rnn_mlp, "HyperV2": velo, "Celo": celo, "AdafacMLPLOpt": adafac_mlp, "MLPLOpt": mlp}
+def nn_adam(config, theta):
+    rule = NNAdamRule(
+        config["initial_learning_rate"],
+        config["initial_beta1"],
+        config["initial_beta2"],
+        config["initial_epsilon"],
+        config["lstm_hidden_size"],
+        config["output_scale"],
+        config["decay_strength"],
+    )
+    values = initial_state(theta, "lstm.")
+    for ours, path in {
+        "lstm.gates": "rnn_params/rnn.linear",
+        "controls": "rnn_to_controls_params/rnn_to_controls",
+    }.items():
+        values |= {f"{ours}.weight": theta[f"{path}/w"].mT, f"{ours}.bias": theta[f"{path}/b"]}
+    values["initial"] = torch.stack([theta[f"per_layer_{name}"] for name in ("lr", "beta1", "beta2", "epsilon")])
+    return load(rule, values)
+
+
+BUILDERS = {
+    "NNAdam": nn_adam,
+    "RNNMLPLOpt": rnn_mlp,
+    "HyperV2": velo,
+    "Celo": celo,
+    "AdafacMLPLOpt": adafac_mlp,
+    "MLPLOpt": mlp,
+}
 
 
 def reference_rule(recording, dtype=torch.float64):

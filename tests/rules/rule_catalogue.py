@@ -12,7 +12,9 @@ from lightning_lopt import (
     Celo2BaseRule,
     Celo2Rule,
     CeloRule,
+    LSTMRule,
     MLPRule,
+    NNAdamRule,
     ResidualRule,
     RNNMLPRule,
     SGDRule,
@@ -83,4 +85,8 @@ CATALOGUE = [
     ),
     Entry(RNNMLPRule, reads=LOSS, rests=False),
     Entry(RNNMLPRule, {"lstm_hidden": 8, "hidden": 8, "decays": [0.9], "exp_mult": 0.1}, LOSS, rests=False),
+    Entry(LSTMRule, rests=False),
+    Entry(LSTMRule, {"hidden": 4, "layers": 1, "log_range": 5.0}, rests=False),
+    Entry(NNAdamRule),
+    Entry(NNAdamRule, {"lr": 0.01, "lstm_hidden": 8, "output_scale": 0.1, "decay": 0.1}),
 ]
