@@ -8,6 +8,7 @@ from lightning_lopt.rules.celo2_base import Celo2BaseRule
 from lightning_lopt.rules.hand_designed import AdamRule, SGDRule
 from lightning_lopt.rules.lstm import LSTMRule
 from lightning_lopt.rules.mlp import MLPRule
+from lightning_lopt.rules.mu_adafac_mlp import MuAdafacMLPRule
 from lightning_lopt.rules.nn_adam import NNAdamRule
 from lightning_lopt.rules.residual import ResidualRule
 from lightning_lopt.rules.rnn_mlp import RNNMLPRule
@@ -24,6 +25,7 @@ __all__ = [
     "CeloRule",
     "LSTMRule",
     "MLPRule",
+    "MuAdafacMLPRule",
     "NNAdamRule",
     "RNNMLPRule",
     "ResidualRule",

@@ -14,6 +14,7 @@ from lightning_lopt import (
     CeloRule,
     LSTMRule,
     MLPRule,
+    MuAdafacMLPRule,
     NNAdamRule,
     ResidualRule,
     RNNMLPRule,
@@ -89,4 +90,5 @@ CATALOGUE = [
     Entry(LSTMRule, {"hidden": 4, "layers": 1, "log_range": 5.0}, rests=False),
     Entry(NNAdamRule),
     Entry(NNAdamRule, {"lr": 0.01, "lstm_hidden": 8, "output_scale": 0.1, "decay": 0.1}),
+    Entry(MuAdafacMLPRule, {"base_width": 4, "hidden": 4}, rests=False),
 ]
