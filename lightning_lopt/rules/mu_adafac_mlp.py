@@ -22,9 +22,10 @@ class MuAdafacMLPRule(AdafacMLPRule):
 
     for matrices and heads, with the inputs of the layer (columns of the matrix; the reference counts the channels of a
     convolution alone) and the base width :math:`w_0`; embeddings and vectors step in full. So the change of every
-    layer's output stays the same as models grow, with no change to the model. Two things are the model's: in µP the head of a wider model also starts smaller
-    (standard deviation 1/inputs), and a first layer has inputs that do not grow. It is scaled here by a constant, or in
-    full where its inputs are fewer than the base width; its group may also be given the role ``"embedding"``.
+    layer's output stays the same as models grow, with no change to the model. Two things are the model's: in µP the
+    head of a wider model also starts smaller (standard deviation 1/inputs), and a first layer has inputs that do not
+    grow. It is scaled here by a constant, or in full where its inputs are fewer than the base width; its group may also
+    be given the role ``"embedding"``.
 
     Args:
         base_width: :math:`w_0`, width of the models that θ was, or is to be, meta-trained on.
