@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lopt.rules.accumulators import bias_correction
+from lightning_lopt.rules.arithmetic import TINY
 from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
 
 
@@ -177,7 +178,8 @@ class AdamRule(UpdateRule):
             momentum = beta1 * old["momentum"] + (1 - beta1) * grad
             second_moment = beta2 * old["second_moment"] + (1 - beta2) * grad.square()
             numerator = momentum / bias_correction(beta1, count)
-            denominator = (second_moment / bias_correction(beta2, count)).sqrt() + self.eps
+            # The root has no derivative at 0, where the gradient has always been: nothing to see beside ε.
+            denominator = (second_moment / bias_correction(beta2, count) + TINY).sqrt() + self.eps
             decay = self.weight_decay + context.weight_decay.get(name, 0.0)
             updates[name] = (-lr * (numerator / denominator + decay * params[name])).to(grad.dtype)
             tensors[name] = {"momentum": momentum, "second_moment": second_moment, "count": count}
