@@ -179,7 +179,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             for name, param in zip(group["names"], group["params"], strict=True):
                 if name in updates:
                     # the sum is made in the wider type, rounded once
-                    param.add_(unless_skipped(updates[name] * group["lr"], 0.0))
+                    whole = isinstance(group["lr"], float) and group["lr"] == 1.0
+                    param.add_(unless_skipped(updates[name] if whole else updates[name] * group["lr"], 0.0))
                     old = self.state[param]
                     self.state[param] = {k: unless_skipped(v, old[k]) for k, v in after.tensors[name].items()}
         own["shared"] = {k: unless_skipped(v, own["shared"][k]) for k, v in after.shared.items()}
