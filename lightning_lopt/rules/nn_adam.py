@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_lopt.rules.accumulators import constants
 from lightning_lopt.rules.arguments import check_numbers, check_sizes
+from lightning_lopt.rules.arithmetic import variance
 from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
 from lightning_lopt.rules.recurrent import LSTM, Layer, remembered
 
@@ -126,7 +127,7 @@ def _signals(param: Tensor, grad: Tensor, momentum: Tensor, second_moment: Tenso
     means = {x: t.mean() for x, t in (("g", grad), ("m", momentum), ("p", param), ("v", second_moment))}
     signs = {x: mean.sign() for x, mean in means.items()}
     sizes = {x: _squash(mean) for x, mean in means.items()}
-    variances = [_squash(torch.var(t, correction=0)) for t in (grad, momentum, param, second_moment)]
+    variances = [_squash(variance(t.flatten())) for t in (grad, momentum, param, second_moment)]
     return torch.stack(
         [beta1, beta2, eps, is_bias, is_scalar, lr, sizes["g"], signs["g"], _squash(grad.abs().mean())]
         + [part[x] for x in ("m", "p", "v") for part in (sizes, signs)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.rules.accumulators import constants
-from lightning_lopt.rules.arithmetic import view
+from lightning_lopt.rules.arithmetic import variance, view
 from lightning_lopt.rules.base import Params
 from lightning_lopt.rules.features import split_rows
 
@@ -47,7 +47,7 @@ def tensor_statistics(moments: Moments, rank: int, sizes: list[int]) -> Tensor:
     grad, param, *averages = moments
     means = [_mean(x) for x in (*averages, param)]
     pairs = [x for mean in means for x in (_log(mean), mean.sign())]
-    variances = [_log(torch.var(x, correction=0)) for x in (*averages, param)]
+    variances = [_log(variance(x.flatten())) for x in (*averages, param)]
     norms = [_log(torch.linalg.vector_norm(x)) for x in (grad, param)]
     shape = constants([math.log(max(size, 1)) - 1 for size in (*sizes[:AXES], *[1] * (AXES - len(sizes)))], param)
     scalar = constants([1.0 if rank == 0 else -1.0], param)

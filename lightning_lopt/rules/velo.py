@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.rules.accumulators import constants
+from lightning_lopt.rules.arithmetic import variance
 from lightning_lopt.rules.base import Params, State, StepContext, register_rule
 from lightning_lopt.rules.mixture_rule import Matrix, MixtureRule
 from lightning_lopt.rules.time_features import SHARES, progress
@@ -81,9 +82,9 @@ class VeLORule(MixtureRule):
             own = state.tensors[name]
             unit = torch.rsqrt(param.square().mean().clamp(min=1e-9))
             momentum, second_moment = own["momentum"].flatten(1), own["second_moment"]
-            means, variances = momentum.mean(1) * unit, torch.var(momentum, 1, correction=0) * unit.square()
+            means, variances = momentum.mean(1) * unit, variance(momentum) * unit.square()
             mean = second_moment.mean() * unit
-            spread = torch.var(second_moment, correction=0) * unit.square() + (mean - means).square()
+            spread = variance(second_moment.flatten()) * unit.square() + (mean - means).square()
             moments = _squash(mean[None]), _squash(variances), _squash(spread)
             axes = sum(size > 1 for size in param.shape)
             rank = constants([float(axes == count) for count in range(RANKS)], losses)
