@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,13 @@ from lightning_lopt.rules.arithmetic import view
 from lightning_lopt.rules.averages import Rates, init_averages, update_averages
 from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
 from lightning_lopt.rules.entry_network import EntryNetwork, Weights, apply_network
-from lightning_lopt.rules.factored import Ties
+from lightning_lopt.rules.factored import Matrix, Ties
 from lightning_lopt.rules.features import averaged_features, spread
 from lightning_lopt.rules.time_features import TIMES, elapsed
 
 NORM_EPS = 1e-5
 SECOND_MOMENT_EPS = 1e-6
 GRADIENT_LIMIT = 1e6  # not in the reference: float32 holds the squares of squares up to here
-Matrix = Literal["flat", "stored"]
 
 
 @register_rule("adafac_mlp")

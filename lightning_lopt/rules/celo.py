@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.rules.base import Params, State, StepContext, register_rule
-from lightning_lopt.rules.mixture_rule import Matrix, MixtureRule
+from lightning_lopt.rules.factored import Matrix
+from lightning_lopt.rules.mixture_rule import MixtureRule
 from lightning_lopt.rules.time_features import SHARES, progress
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from lightning_lopt.rules.arithmetic import view
 from lightning_lopt.rules.averages import Rates, init_averages, update_averages
 from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates
 from lightning_lopt.rules.entry_network import EntryNetwork, Weights, apply_network
-from lightning_lopt.rules.factored import Ties
+from lightning_lopt.rules.factored import Matrix, Ties
 from lightning_lopt.rules.features import averaged_features, spread
 from lightning_lopt.rules.loss_buffer import init_losses, loss_features, update_losses
 from lightning_lopt.rules.recurrent import KEYS, remembered
@@ -24,7 +24,6 @@ from lightning_lopt.rules.tensor_controller import TensorController
 NORM_EPS = 1e-5
 SECOND_MOMENT_EPS = 1e-6
 GRADIENT_LIMIT = 1000.0
-Matrix = Literal["flat", "stored"]
 
 
 class MixtureRule(UpdateRule):

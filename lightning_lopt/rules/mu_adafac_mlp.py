@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_lopt.rules.adafac_mlp import AdafacMLPRule, Matrix
+from lightning_lopt.rules.adafac_mlp import AdafacMLPRule
 from lightning_lopt.rules.arguments import check_sizes
 from lightning_lopt.rules.arithmetic import matrix_shape
 from lightning_lopt.rules.base import StepContext, register_rule
+from lightning_lopt.rules.factored import Matrix
 from lightning_lopt.rules.roles import role_of_shape
 
 

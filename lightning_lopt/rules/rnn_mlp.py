@@ -14,8 +14,8 @@ from lightning_lopt.rules.arguments import check_choice, check_numbers, check_si
 from lightning_lopt.rules.arithmetic import view
 from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
 from lightning_lopt.rules.entry_network import EntryNetwork, apply_network, initial_weight
+from lightning_lopt.rules.factored import Matrix
 from lightning_lopt.rules.loss_statistics import LossStatistics
-from lightning_lopt.rules.mixture_rule import Matrix
 from lightning_lopt.rules.recurrent import LSTM, Layer, remembered
 from lightning_lopt.rules.rnn_mlp_signals import STATISTICS, Moments, clipped, tensor_statistics
 from lightning_lopt.rules.time_features import TIMES, waves
