@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 USAGE = """usage: lightning-lopt COMMAND ...
 
   meta-train   meta-train a rule; --config FILE, --print_config, --ckpt_path FILE to resume, --help for all options
-  info RULE    what an embedded rule or a folder holds: its card, its size, what it reads
+  info RULE    what an embedded rule or a folder holds: its card, its size, what it costs and reads
   evaluate RULE  how it does beside tuned baselines: --suite NAME --against NAMES --out DIR; --help for all options
   compare A B ... the same for several rules on one report; RULE@start is a rule before meta-training
   baselines    tune hand-designed optimizers on suites of problems, --suite NAMES --out FILE; --help for all options
@@ -57,6 +57,7 @@ def meta_train(arguments: Sequence[str]) -> int:
 def info(arguments: Sequence[str]) -> int:
     """Print a rule's card and numbers."""
     from lightning_lopt.io import RuleFileError, load_card, load_rule
+    from lightning_lopt.rules.cost import report
 
     if len(arguments) != 1:
         print("usage: lightning-lopt info RULE")
@@ -66,11 +67,9 @@ def info(arguments: Sequence[str]) -> int:
     except RuleFileError as error:
         print(f"lightning-lopt: {error}")
         return 1
-    reads = ["gradients", *(["the loss"] if rule.reads_loss else []), *(["the horizon"] if rule.reads_horizon else [])]
     print(card.rstrip())
     print(f"\nrule: {rule.rule_name}, {type(rule).__name__}({', '.join(f'{k}={v!r}' for k, v in rule.config.items())})")
-    print(f"meta-parameters: {sum(parameter.numel() for parameter in rule.parameters())}")
-    print(f"reads: {', '.join(reads)}")
+    print(report(rule))
     return 0
 
 

@@ -31,7 +31,8 @@ def adam_direction(
     count = old["count"] + 1
     momentum = beta1 * old["momentum"] + (1 - beta1) * grad
     second_moment = beta2 * old["second_moment"] + (1 - beta2) * grad.square()
-    denominator = (second_moment / bias_correction(beta2, count)).sqrt() + eps
+    # The root has no derivative at 0, where the gradient has always been: nothing to see beside ε.
+    denominator = (second_moment / bias_correction(beta2, count) + TINY).sqrt() + eps
     direction = momentum / bias_correction(beta1, count) / denominator
     return direction, {"momentum": momentum, "second_moment": second_moment, "count": count}
 
