@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lopt.rules.accumulators import bias_correction
+from lightning_lopt.rules.arithmetic import TINY
 from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
 from lightning_lopt.rules.constants import not_negative, positive, schedule_factor, schedule_name, unit_interval
 
