@@ -133,7 +133,8 @@ def main() -> None:
         tasks=f"families {arguments.tasks} on {arguments.data}, horizons {tuple(arguments.horizons)}",
     )
     record = {"outer_steps": 0 if best is None else int(best["step"]), "meta_validation": validation.history}
-    save_rule(load_rule(arguments.out), arguments.out, card=card, meta_training={**record, **estimator.config})
+    record |= module.trained_on | {"chosen_on": [problem.name for problem in validation.problems]}
+    save_rule(load_rule(arguments.out), arguments.out, card=card, meta_training=record | estimator.config)
     print(f"exported to {arguments.out} ({chosen}); use it with LearnedOptimizer(model, {arguments.out!r})")
 
 

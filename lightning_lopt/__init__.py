@@ -2,6 +2,7 @@
 
 from lightning_lopt.__about__ import __version__
 from lightning_lopt.callbacks import LearnedOptimizerAdapter, MetaTraining, MetaValidation
+from lightning_lopt.evaluation.assess import Assessment, assess
 from lightning_lopt.io import Card, available_rules, load_card, load_rule, save_rule
 from lightning_lopt.meta import (
     NRES,
@@ -17,16 +18,24 @@ from lightning_lopt.meta import (
 )
 from lightning_lopt.optim import LearnedOptimizer
 from lightning_lopt.rules import (
+    AdafacMLPRule,
     AdamRule,
     Celo2BaseRule,
     Celo2Rule,
+    CeloRule,
+    LSTMRule,
+    MLPRule,
+    MuAdafacMLPRule,
     MuonRule,
+    NNAdamRule,
     ResidualRule,
+    RNNMLPRule,
     ScheduleFreeAdamRule,
     SGDRule,
     State,
     StepContext,
     UpdateRule,
+    VeLORule,
     register_rule,
 )
 from lightning_lopt.tasks import LightningTask
@@ -34,21 +43,29 @@ from lightning_lopt.tasks import LightningTask
 __all__ = [
     "NRES",
     "PES",
+    "AdafacMLPRule",
     "AdamRule",
+    "Assessment",
     "Card",
     "Celo2BaseRule",
     "Celo2Rule",
+    "CeloRule",
     "ESSingle",
     "FullES",
     "Horizons",
+    "LSTMRule",
     "LearnedOptimizer",
     "LearnedOptimizerAdapter",
     "LightningTask",
+    "MLPRule",
     "MetaLoss",
     "MetaTrainer",
     "MetaTraining",
     "MetaValidation",
+    "MuAdafacMLPRule",
     "MuonRule",
+    "NNAdamRule",
+    "RNNMLPRule",
     "ResidualRule",
     "SGDRule",
     "ScheduleFreeAdamRule",
@@ -58,7 +75,9 @@ __all__ = [
     "TruncatedBackprop",
     "TruncatedES",
     "UpdateRule",
+    "VeLORule",
     "__version__",
+    "assess",
     "available_rules",
     "load_card",
     "load_rule",

@@ -9,8 +9,11 @@ from collections.abc import Callable, Sequence
 USAGE = """usage: lightning-lopt COMMAND ...
 
   meta-train   meta-train a rule; --config FILE, --print_config, --ckpt_path FILE to resume, --help for all options
-  info RULE    what an embedded rule or a folder holds: its card, its size, what it reads
+  info RULE    what an embedded rule or a folder holds: its card, its size, what it costs and reads
+  evaluate RULE  how it does beside tuned baselines: --suite NAME --against NAMES --out DIR; --help for all options
+  compare A B ... the same for several rules on one report; RULE@start is a rule before meta-training
   baselines    tune hand-designed optimizers on suites of problems, --suite NAMES --out FILE; --help for all options
+  assess FILE.py:MODEL --total-steps N   is a rule to be trusted with your module? --help for all options
 """
 
 
@@ -54,6 +57,7 @@ def meta_train(arguments: Sequence[str]) -> int:
 def info(arguments: Sequence[str]) -> int:
     """Print a rule's card and numbers."""
     from lightning_lopt.io import RuleFileError, load_card, load_rule
+    from lightning_lopt.rules.cost import report
 
     if len(arguments) != 1:
         print("usage: lightning-lopt info RULE")
@@ -63,11 +67,9 @@ def info(arguments: Sequence[str]) -> int:
     except RuleFileError as error:
         print(f"lightning-lopt: {error}")
         return 1
-    reads = ["gradients", *(["the loss"] if rule.reads_loss else []), *(["the horizon"] if rule.reads_horizon else [])]
     print(card.rstrip())
     print(f"\nrule: {rule.rule_name}, {type(rule).__name__}({', '.join(f'{k}={v!r}' for k, v in rule.config.items())})")
-    print(f"meta-parameters: {sum(parameter.numel() for parameter in rule.parameters())}")
-    print(f"reads: {', '.join(reads)}")
+    print(report(rule))
     return 0
 
 
@@ -78,4 +80,32 @@ def baselines(arguments: Sequence[str]) -> int:
     return tune(arguments)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"meta-train": meta_train, "info": info, "baselines": baselines}
+def evaluate(arguments: Sequence[str]) -> int:
+    """Measure a rule; see :mod:`lightning_lopt.evaluation.evaluate_command`."""
+    from lightning_lopt.evaluation.evaluate_command import evaluate_main
+
+    return evaluate_main(arguments)
+
+
+def compare(arguments: Sequence[str]) -> int:
+    """Measure several rules; see :mod:`lightning_lopt.evaluation.evaluate_command`."""
+    from lightning_lopt.evaluation.evaluate_command import compare_main
+
+    return compare_main(arguments)
+
+
+def assess(arguments: Sequence[str]) -> int:
+    """Is a rule to be trusted with a module; see :mod:`lightning_lopt.evaluation.assess`."""
+    from lightning_lopt.evaluation.assess.command import assess_command
+
+    return assess_command(arguments)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "meta-train": meta_train,
+    "info": info,
+    "evaluate": evaluate,
+    "compare": compare,
+    "baselines": baselines,
+    "assess": assess,
+}

@@ -85,7 +85,7 @@ class LearnedOptimizerAdapter(L.Callback):
     def _replace(self, configured: Any, module: L.LightningModule) -> Any:
         labels = labels_of(module)
         learned = []
-        for optimizer in _optimizers_in(configured):
+        for optimizer in optimizers_in(configured):
             groups = [{"params": group["params"], "role": group.get("role")} for group in optimizer.param_groups]
             learned.append(self._build(named_groups(groups, labels=labels)))
             learned[-1].labels = labels
@@ -159,12 +159,12 @@ def _estimated_steps(trainer: L.Trainer) -> float:
     return trainer.estimated_stepping_batches
 
 
-def _optimizers_in(configured: Any) -> list[torch.optim.Optimizer]:
+def optimizers_in(configured: Any) -> list[torch.optim.Optimizer]:
     """The optimizers in anything that ``configure_optimizers`` may return."""
     if isinstance(configured, torch.optim.Optimizer):
         return [configured]
     if isinstance(configured, dict):
-        return _optimizers_in(configured.get("optimizer"))
+        return optimizers_in(configured.get("optimizer"))
     if isinstance(configured, list | tuple):
-        return [optimizer for entry in configured for optimizer in _optimizers_in(entry)]
+        return [optimizer for entry in configured for optimizer in optimizers_in(entry)]
     return []

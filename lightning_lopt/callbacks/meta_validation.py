@@ -14,14 +14,17 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_lopt.evaluation.baselines import Baselines
-from lightning_lopt.evaluation.comparison import ADAMW, Row, compare, score
+from lightning_lopt.evaluation.comparison import compare, score
+from lightning_lopt.evaluation.problem_result import ProblemResult
 from lightning_lopt.evaluation.report import log_media
+from lightning_lopt.evaluation.results import Results, RuleRecord
 from lightning_lopt.evaluation.suites import Problem, long_runs, make_suite
 from lightning_lopt.io import save_rule
 from lightning_lopt.meta.trainer import MetaTrainer
 from lightning_lopt.rules.base import UpdateRule
 
 START, CURRENT, AVERAGE = "start", "theta", "average"
+ADAMW = "adamw"
 
 
 class MetaValidation(L.Callback):
@@ -30,9 +33,9 @@ class MetaValidation(L.Callback):
     Every ``every_n_steps`` outer steps, and at the end, the present θ (and its average, where Lightning's
     ``WeightAveraging`` keeps one) solves each problem beside the same rule as it was at the start, on the same models
     and mini-batches, and beside tuned AdamW. Logged are ``meta_validation/score``, the mean log-ratio of final losses
-    to those of the start (below 0: learning helps), ``.../vs_adamw``, and the ratio of each problem; a table and a
-    picture of the curves go to loggers that take them. The rule with the lowest score is kept in ``folder``, the start
-    included, so what is there is never worse on these problems than what meta-training began with.
+    to those of the start (below 0: learning helps), ``.../vs_adamw``, and the ratio of each problem; tables and
+    pictures, those of a report, go to loggers that take them. The rule with the lowest score is kept in ``folder``,
+    the start included, so what is there is never worse on these problems than what meta-training began with.
 
     Where ``patience`` measurements in a row are no better than an earlier one while the meta-loss falls, it
     warns of meta-overfitting and logs ``meta_validation/overfitting`` as 1.
@@ -85,6 +88,9 @@ class MetaValidation(L.Callback):
             self._start = copy.deepcopy(pl_module.rule)
             longest = pl_module.horizons.last
             self.problems += [one for factor in self.horizon_factors for one in long_runs(round(factor * longest))]
+            names = [problem.name for problem in self.problems]
+            if len(set(names)) != len(names):
+                raise ValueError(f"problems of MetaValidation need names that differ, got {', '.join(names)}.")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -111,19 +117,28 @@ class MetaValidation(L.Callback):
             average = _average_of(trainer)
             if average is not None:
                 rules[AVERAGE] = average
-            rows = list(compare(rules, self.problems, baselines=self.baselines))
-            scores = {name: score(rows, name, START) for name in rules if name != START}
+            found = list(compare(rules, self.problems, baselines=self.baselines, against=(ADAMW,)))
+            scores = {name: score(found, name, START) for name in rules if name != START}
             chosen = min(scores, key=scores.__getitem__)
-            self._keep_best(rules, chosen, scores[chosen], step)
-            self._log(trainer, rows, scores, chosen)
+            said = pl_module.trained_on | {"chosen_on": [problem.name for problem in self.problems]}
+            self._keep_best(rules, chosen, scores[chosen], step, said)
+            self._log(trainer, found, scores, chosen)
+            records = {name: RuleRecord.of(rule, said) for name, rule in rules.items()}
+            results = Results(records, (ADAMW,), tuple(found))
+            for logger in trainer.loggers:
+                log_media(logger, results, "meta_validation", step=step, artifacts={"rule": self.folder})
         trainer.strategy.barrier("meta_validation")
 
-    def _keep_best(self, rules: dict[str, UpdateRule], chosen: str, value: float, step: int) -> None:
+    def _keep_best(
+        self, rules: dict[str, UpdateRule], chosen: str, value: float, step: int, trained_on: dict[str, Any]
+    ) -> None:
         best = self.best
         if not self.history:
-            save_rule(rules[START], self.folder, meta_training={"outer_step": 0, "meta_validation": 0.0})
+            save_rule(rules[START], self.folder, meta_training={"outer_step": 0, "meta_validation": 0.0} | trained_on)
         if value < (best["score"] if best is not None else 0.0):
-            save_rule(rules[chosen], self.folder, meta_training={"outer_step": step, "meta_validation": value})
+            save_rule(
+                rules[chosen], self.folder, meta_training={"outer_step": step, "meta_validation": value} | trained_on
+            )
         losses = self._meta_losses or [float("nan")]
         self.history.append({"step": step, "score": value, "meta_loss": sum(losses) / len(losses)})
         self._meta_losses = []
@@ -138,22 +153,21 @@ class MetaValidation(L.Callback):
         worse = all(entry["score"] >= best["score"] for entry in recent)
         return worse and recent[-1]["meta_loss"] < best["meta_loss"]
 
-    def _log(self, trainer: L.Trainer, rows: Sequence[Row], scores: dict[str, float], chosen: str) -> None:
+    def _log(self, trainer: L.Trainer, found: Sequence[ProblemResult], scores: dict[str, float], chosen: str) -> None:
         metrics = {
             "meta_validation/score": scores[chosen],
-            "meta_validation/vs_adamw": score(rows, chosen, ADAMW),
+            "meta_validation/vs_adamw": score(found, chosen, ADAMW),
             "meta_validation/overfitting": float(self.overfitting),
         }
         metrics |= {f"meta_validation/score_{name}": value for name, value in scores.items()}
         metrics |= {
-            f"meta_validation/{row.problem}/{split}": row.log_ratio(chosen, START, split)
-            for row in rows
+            f"meta_validation/{problem.name}/{split}": problem.log_ratio(chosen, START, split)
+            for problem in found
             for split in ("train", "valid")
         }
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
-            log_media(logger, rows, (chosen, START, ADAMW), self.folder, trainer.global_step)
         if self.overfitting:
             rank_zero_warn(
                 f"meta-overfitting: for {self.patience} measurements the meta-loss went on falling while held-out "

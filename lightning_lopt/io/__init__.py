@@ -2,8 +2,18 @@
 
 from lightning_lopt.io.card import Card
 from lightning_lopt.io.files import RuleFileError
+from lightning_lopt.io.identity import load_meta_training, weights_sha256
 from lightning_lopt.io.load import load_card, load_rule
 from lightning_lopt.io.save import save_rule
 from lightning_lopt.io.sources import available_rules
 
-__all__ = ["Card", "RuleFileError", "available_rules", "load_card", "load_rule", "save_rule"]
+__all__ = [
+    "Card",
+    "RuleFileError",
+    "available_rules",
+    "load_card",
+    "load_meta_training",
+    "load_rule",
+    "save_rule",
+    "weights_sha256",
+]

@@ -78,7 +78,7 @@ def _contents(
     rule: UpdateRule, target: Path, card: Card | str | None, meta_training: Mapping[str, Any] | None
 ) -> dict[str, bytes]:
     """The bytes of the three files."""
-    weights = _weights(rule, target)
+    weights = weights_bytes(rule, target)
     config: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -107,9 +107,11 @@ def _contents(
     return {WEIGHTS: weights, CONFIG: text.encode(), CARD: markdown}
 
 
-def _weights(rule: UpdateRule, target: Path) -> bytes:
+def weights_bytes(rule: UpdateRule, target: str | os.PathLike[str]) -> bytes:
+    """``model.safetensors`` of a rule for the folder ``target``: the same θ gives the same bytes."""
+
     def refuse(name: str, wrong: str) -> RuleFileError:
-        return RuleFileError(f"{target / WEIGHTS} was not written, because {show(name)} of the rule {wrong}.")
+        return RuleFileError(f"{Path(target) / WEIGHTS} was not written, because {show(name)} of the rule {wrong}.")
 
     tensors = {}
     for name, tensor in rule.state_dict().items():
@@ -134,7 +136,7 @@ def _write(contents: Mapping[str, bytes], draft: Path) -> None:
 
 def _check_draft(draft: Path, target: Path, weights: bytes) -> None:
     try:
-        same = _weights(load_rule(draft), target) == weights
+        same = weights_bytes(load_rule(draft), target) == weights
         load_card(draft)
     except RuleFileError as error:
         found = cause(RuleFileError(str(error).replace(f"{draft}{os.sep}", "")))  # shortened after it is replaced

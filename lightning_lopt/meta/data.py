@@ -13,7 +13,7 @@ from lightning_lopt.tasks.base import Task, TaskFamily
 from lightning_lopt.tasks.data import DataLike
 from lightning_lopt.tasks.mixtures import make_families
 from lightning_lopt.tasks.text import TextLike
-from lightning_lopt.tasks.transforms import Transform, augment
+from lightning_lopt.tasks.transforms import Augmented, Transform, augment
 
 
 class TaskMixture:
@@ -36,6 +36,21 @@ class TaskMixture:
     def family(self, seed: int) -> str:
         """Name of the family that the task of ``seed`` comes from."""
         return self._draw(seed)[0].name
+
+    @property
+    def trained_on(self) -> dict[str, list[str]]:
+        """Names of the families and of their data, for a rule's ``config.json``: what it can be said to have seen."""
+        names: set[str] = set()
+        data: set[str] = set()
+        for family in self.families:
+            plain = family.family if isinstance(family, Augmented) else family
+            # Celo4's tasks are perceptrons on images: who saw them saw what its parent class draws.
+            parents = (vars(kind).get("name") for kind in type(plain).__mro__)
+            names |= {plain.name, *(name for name in parents if isinstance(name, str))}
+            for key in ("data", "text"):
+                entry = plain.config.get(key, [])
+                data |= {entry} if isinstance(entry, str) else set(entry)
+        return {"families": sorted(names), "data": sorted(data)}
 
     def _draw(self, seed: int) -> tuple[TaskFamily, torch.Generator]:
         draws = generator(seed, "task")

@@ -43,6 +43,9 @@ class MetaTrainer(L.LightningModule):
     is not finite), ``inner_steps_per_second``, ``gradient_norm`` (before clipping), ``gradient_snr`` (see
     :func:`~lightning_lopt.meta.statistics.signal_to_noise`) and ``step_size/...`` by role.
 
+    :attr:`trained_on` says, from the first outer step on, on which families, data and horizons, as JSON values for
+    ``save_rule(..., meta_training=...)``: reports tell by it what a rule has seen.
+
     Fit it with a :class:`~lightning_lopt.TaskDataModule`; precision must be 32-true (``bf16-true`` would round θ).
 
     Args:
@@ -104,6 +107,7 @@ class MetaTrainer(L.LightningModule):
         self.own_groups: list[Group] = []
         self._powers: list[float] = []
         self._restored: dict[int, dict[str, Any]] | None = None
+        self.trained_on: dict[str, Any] = {}
 
     def on_fit_start(self) -> None:
         precision = str(self.trainer.precision)
@@ -119,6 +123,7 @@ class MetaTrainer(L.LightningModule):
     def training_step(self, batch: TaskMixture, batch_idx: int) -> Tensor:
         began = time.perf_counter()
         self._restore_runs(batch)
+        self.trained_on = batch.trained_on | {"horizons": [self.horizons.shortest, self.horizons.last]}
         theta = dict(self._trainable())
         gradients = {name: torch.zeros_like(value) for name, value in theta.items()}
         tally = Tally([family.name for family in batch.families], self.device)

@@ -166,19 +166,24 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if grad.is_sparse:
                 raise ValueError(f"the gradient of {name!r} is sparse; use nn.Embedding(..., sparse=False).")
             grads[name] = _wide(grad)
-            finite = finite & torch.isfinite(grad).all().to(finite.device)
+            finite = finite & _all_finite(grad).to(finite.device)
         state = State({name: self.state[param] for name, param in params.items()}, own["shared"])
         wide = {name: _wide(param) for name, param in params.items()}
         updates, after = self.rule(wide, grads, state, context)
+        certain = _is_known(finite) and bool(finite)
+
+        def unless_skipped(new: Tensor, otherwise: Tensor | float) -> Tensor:
+            return new if certain else torch.where(finite, new, otherwise)  # not multiply: 0 x nan is nan
+
         for group in self.param_groups:
             for name, param in zip(group["names"], group["params"], strict=True):
                 if name in updates:
-                    update = updates[name] * group["lr"]
-                    # where, not multiply: 0 x nan is nan
-                    param.add_(torch.where(finite, update, 0.0))  # the sum is made in the wider type, rounded once
+                    # the sum is made in the wider type, rounded once
+                    whole = isinstance(group["lr"], float) and group["lr"] == 1.0
+                    param.add_(unless_skipped(updates[name] if whole else updates[name] * group["lr"], 0.0))
                     old = self.state[param]
-                    self.state[param] = {k: torch.where(finite, v, old[k]) for k, v in after.tensors[name].items()}
-        own["shared"] = {k: torch.where(finite, v, own["shared"][k]) for k, v in after.shared.items()}
+                    self.state[param] = {k: unless_skipped(v, old[k]) for k, v in after.tensors[name].items()}
+        own["shared"] = {k: unless_skipped(v, own["shared"][k]) for k, v in after.shared.items()}
         own["step"] = own["step"] + finite.long()
         own["skipped_steps"] = own["skipped_steps"] + (~finite).long()
         return result
@@ -253,3 +258,16 @@ class LearnedOptimizer(torch.optim.Optimizer):
 def _wide(x: Tensor) -> Tensor:
     """``x`` in the type the rule computes in: float32, or float64 where it is already."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _all_finite(x: Tensor) -> Tensor:
+    """Whether all entries are finite, 0-dim; NaN is both the smallest and the largest of its tensor."""
+    if x.numel() == 0:
+        return torch.ones((), dtype=torch.bool, device=x.device)
+    low, high = torch.aminmax(x)
+    return torch.isfinite(low) & torch.isfinite(high)
+
+
+def _is_known(flag: Tensor) -> bool:
+    """Whether looking at ``flag`` waits for nothing."""
+    return flag.device.type == "cpu" and not torch.compiler.is_compiling()

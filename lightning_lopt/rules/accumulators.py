@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 
 
+def constants(values: Sequence[float], like: Tensor) -> Tensor:
+    """Numbers as a tensor, shape (k,), in the type of ``like`` and on its device, without waiting for it."""
+    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
+
+
 def rates(decays: Sequence[float], like: Tensor) -> Tensor:
-    """1 - d for each of k decays, shape (k,), in the type of ``like`` and on its device, without waiting for it."""
-    values = torch.tensor([1 - decay for decay in decays], dtype=like.dtype)
-    return values.to(like.device, non_blocking=True)
+    """1 - d for each of k decays, shape (k,), as :func:`constants`."""
+    return constants([1 - decay for decay in decays], like)
 
 
 def average(old: Tensor, new: Tensor, rates: Tensor) -> Tensor:

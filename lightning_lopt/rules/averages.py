@@ -17,7 +17,7 @@ class Rates(NamedTuple):
     """1 - d of the k momenta, (k,); of the second moment; of the k factored second moments, (k,)."""
 
     momentum: Tensor
-    second_moment: float
+    second_moment: float | Tensor
     factored: Tensor
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -10,15 +9,19 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.rules.accumulators import bias_correction, rates, unbiased
-from lightning_lopt.rules.arithmetic import matrix_shape, newton_schulz
+from lightning_lopt.rules.arguments import check_choice, check_decays, check_numbers, check_sizes
+from lightning_lopt.rules.arithmetic import newton_schulz, view
 from lightning_lopt.rules.averages import Rates, init_averages, update_averages
 from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
 from lightning_lopt.rules.entry_network import EntryNetwork, Weights, apply_network, inverse_rms, matrix_norm
-from lightning_lopt.rules.factored import Ties, diagonal_factor, factored_axes, factors
-from lightning_lopt.rules.features import SECOND_MOMENT_EPS, FeatureInputs, outer_features
+from lightning_lopt.rules.factored import Ties
+from lightning_lopt.rules.features import FeatureInputs, averaged_features
 
 GRADIENT_LIMIT = 1000.0
+NORM_EPS = 1e-9
+SECOND_MOMENT_EPS = 1e-8
 NEWTON_SCHULZ_EPS = 1e-8
+FACTORED = ("rows", "columns")
 Matrix = Literal["flat", "last_two"]
 
 
@@ -74,30 +77,17 @@ class Celo2BaseRule(UpdateRule):
         matrix: Matrix = "flat",
     ) -> None:
         super().__init__()
-        if hidden < 1:
-            raise ValueError(f"hidden must be at least 1, got {hidden}.")
-        for what, value, least in (
-            ("step_mult", step_mult, 0.0),
-            ("rms_mult", rms_mult, 0.0),
-            ("exp_mult", exp_mult, -math.inf),
-            ("weight_decay", weight_decay, 0.0),
-        ):
-            if not least <= value < math.inf:
-                raise ValueError(f"{what} must be a number{' >= 0' if least == 0 else ''}, got {value!r}.")
-        decays = (*momentum_decays, second_moment_decay, *factored_decays)
-        if len(momentum_decays) != len(factored_decays) or not all(0 <= decay < 1 for decay in decays):
-            raise ValueError(
-                "momentum_decays and factored_decays must be equally many and all decays lie in [0, 1), got "
-                f"{list(momentum_decays)}, {second_moment_decay!r}, {list(factored_decays)}."
-            )
-        if matrix not in ("flat", "last_two"):
-            raise ValueError(f"matrix must be 'flat' or 'last_two', got {matrix!r}.")
+        check_sizes(hidden=hidden)
+        check_numbers(0.0, step_mult=step_mult, rms_mult=rms_mult, weight_decay=weight_decay)
+        check_numbers(exp_mult=exp_mult)
+        check_decays(momentum_decays, second_moment_decay, factored_decays)
+        check_choice("matrix", matrix, ("flat", "last_two"))
         self.hidden, self.step_mult, self.rms_mult, self.exp_mult = hidden, step_mult, rms_mult, exp_mult
         self.weight_decay, self.orthogonalise, self.param_scale_mult = weight_decay, orthogonalise, param_scale_mult
         self.bias_correction, self.matrix = bias_correction, matrix
         self.momentum_decays, self.factored_decays = list(momentum_decays), list(factored_decays)
         self.second_moment_decay = second_moment_decay
-        self.network = EntryNetwork(len(decays) // 2, hidden)
+        self.network = EntryNetwork(6 + 4 * len(momentum_decays), 4 * len(factored_decays), hidden)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -121,7 +111,7 @@ class Celo2BaseRule(UpdateRule):
             weights, rates = constants[kind]
             grad = self._view(grad).clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT)
             tensors[name] = update_averages(state.tensors[name], grad, rates, self._ties)
-            outputs = apply_network(weights, *self._features(param, grad, tensors[name], context.step + 1))
+            outputs = apply_network(weights, *self._features(param, grad, tensors[name], context.step + 1), NORM_EPS)
             update = self._step(param, outputs)
             decay = context.weight_decay.get(name, 0.0)
             if self.weight_decay or isinstance(decay, Tensor) or decay:
@@ -134,10 +124,7 @@ class Celo2BaseRule(UpdateRule):
         return "first" if self.matrix == "flat" else "last"
 
     def _view(self, x: Tensor) -> Tensor:
-        """The tensor as the rule sees it: of rank 1, a matrix, or, in the reference's layout, matrices."""
-        if x.ndim < 2:
-            return x.reshape(-1)
-        return x.reshape(matrix_shape(x.shape)) if self.matrix == "flat" else x
+        return view(x, flat=self.matrix == "flat")
 
     def _constants(self, like: Tensor) -> tuple[Weights, Rates]:
         """θ and the decays in the type of a gradient."""
@@ -148,22 +135,13 @@ class Celo2BaseRule(UpdateRule):
         self, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], count: Tensor
     ) -> tuple[FeatureInputs, list[Tensor]]:
         """What the inner features are made of, and the outer features, after ``count`` steps."""
-        momentum, second_moment = state["momentum"], state["second_moment"]
+        seen = None
         if self.bias_correction:
             count = count.to(param.dtype)
-            momentum = unbiased(momentum, self.momentum_decays, count)
-            second_moment = second_moment / bias_correction(self.second_moment_decay, count)
-        root = torch.rsqrt(second_moment + SECOND_MOMENT_EPS)
-        inputs = param[None], grad[None], second_moment[None], root[None], momentum
-        if param.ndim < 2:
-            return FeatureInputs(*inputs, (diagonal_factor(state["diagonal"]),)), []
-        rows, columns = state["rows"], state["columns"]
-        axes = factored_axes(param.shape, self._ties)
-        own = factors(rows, columns, axes)
-        if not self.bias_correction:
-            return FeatureInputs(*inputs, own), outer_features(rows, columns)
-        rows, columns = (unbiased(x, self.factored_decays, count) for x in (rows, columns))
-        return FeatureInputs(*inputs, own, factors(rows, columns, axes)), outer_features(rows, columns)
+            seen = {key: unbiased(x, self.factored_decays, count) for key, x in state.items() if key in FACTORED}
+            seen["momentum"] = unbiased(state["momentum"], self.momentum_decays, count)
+            seen["second_moment"] = state["second_moment"] / bias_correction(self.second_moment_decay, count)
+        return averaged_features(param, grad, state, self._ties, eps=SECOND_MOMENT_EPS, diagonal_eps=None, seen=seen)
 
     def _step(self, param: Tensor, outputs: Tensor) -> Tensor:
         """The update without weight decay, of the shape of ``param``, from the network's outputs."""
@@ -173,5 +151,5 @@ class Celo2BaseRule(UpdateRule):
         if self.orthogonalise and param.ndim >= 2:
             norm = torch.linalg.matrix_norm(direction, keepdim=True)
             direction = newton_schulz(direction / (norm + NEWTON_SCHULZ_EPS))
-        scale = inverse_rms(matrix_norm(direction, param.ndim), param.shape)
+        scale = inverse_rms(matrix_norm(direction, param.ndim), param.shape, NORM_EPS)
         return direction * (-self.step_mult * self.rms_mult * scale)

@@ -1,4 +1,4 @@
-"""The network of Celo2: three small layers applied to every entry of a tensor."""
+"""The network of the per-entry rules: three small layers applied to every entry of a tensor."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_lopt.rules.features import FeatureInputs, split_rows
+from lightning_lopt.rules.features import EntryFeatures, split_rows
 
-NORM_EPS = 1e-9
 BLOCK = 2**15  # entries whose features are in memory at a time: on a CPU they stay in its cache
 DEVICE_BLOCK = 2**22
 
@@ -25,88 +24,126 @@ def matrix_norm(x: Tensor, ndim: int) -> Tensor:
     return norm
 
 
-def inverse_rms(norm: Tensor, shape: torch.Size) -> Tensor:
-    r""":math:`1 / \sqrt{\mathrm{mean}(x^2) + 10^{-9}}` from the :func:`matrix_norm` of x; ``shape`` that of x."""
+def inverse_rms(norm: Tensor, shape: torch.Size, eps: float) -> Tensor:
+    r""":math:`1 / \sqrt{\mathrm{mean}(x^2) + \epsilon}` from the :func:`matrix_norm` of x; ``shape`` that of x."""
     entries = math.prod(shape[-2:])
-    return norm.square().add_(entries * NORM_EPS).rsqrt_() * math.sqrt(entries)
+    return norm.square().add_(entries * eps).rsqrt_() * math.sqrt(entries)
 
 
 class Weights(NamedTuple):
     """θ of an :class:`EntryNetwork` in the type to compute in."""
 
     inner_0: Tensor
-    outer_0: Tensor
+    outer_0: Tensor | None
     bias_0: Tensor
     weight_1: Tensor
     bias_1: Tensor
     weight_2: Tensor
     bias_2: Tensor
 
+    def to(self, dtype: torch.dtype) -> Weights:
+        """The same in another type."""
+        return Weights(*(None if x is None else x.to(dtype) for x in self))  # type: ignore[arg-type]
+
 
 class EntryNetwork(nn.Module):
     r"""A perceptron of two hidden layers with ReLU; its inputs are the features of one entry, normalised.
 
     .. math:: o = W_2\, \mathrm{relu}(W_1\, \mathrm{relu}(W_0 x + b_0) + b_1) + b_2, \qquad
-        x_i = f_i \,\big/ \sqrt{\mathrm{mean}(f_i^2) + 10^{-9}}
+        x_i = f_i \,\big/ \sqrt{\mathrm{mean}(f_i^2) + \epsilon}
 
     The mean is over the matrix that the tensor is, each for itself where there are leading axes. The normaliser
-    multiplies the weights instead of the features, and outer features pass the first layer before they are spread.
+    multiplies the weights instead of the features; outer features pass the first layer before they are spread, and
+    constants, the same number for every entry of a tensor, which are not normalised, are added to the bias.
 
     Args:
-        decays: number of decays k, which gives 6 + 8 k inputs.
+        inner: number of inner features.
+        outer: number of outer features, a multiple of 4, or 0.
+        constant: number of constants.
         hidden: width of both hidden layers.
+        outputs: number of outputs.
+        copies: number K of networks side by side, all parameters with this first axis; ``None`` for a single one.
 
     Attributes:
-        inner_0: first layer for the inner features in their order, (hidden, 6 + 4 k).
-        outer_0: first layer for rows, their inverse roots, columns, and their inverse roots, (hidden, 4 k).
+        inner_0: first layer for the inner features in their order, (hidden, inner).
+        outer_0: first layer for rows, their inverse roots, columns, and their inverse roots, (hidden, outer).
+        constant_0: first layer for the constants, (hidden, constant).
         weight_1: (hidden, hidden).
-        weight_2: (3, hidden), for direction, magnitude, and an output that nothing reads.
-        bias_0, bias_1, bias_2: (hidden), (hidden), (3).
+        weight_2: (outputs, hidden), in most rules for direction, magnitude, and an output that nothing reads.
+        bias_0, bias_1, bias_2: (hidden), (hidden), (outputs).
     """
 
-    def __init__(self, decays: int, hidden: int) -> None:
+    def __init__(
+        self, inner: int, outer: int, hidden: int, outputs: int = 3, constant: int = 0, copies: int | None = None
+    ) -> None:
         super().__init__()
-        inputs = 6 + 8 * decays
-        self.inner_0 = _weight(hidden, 6 + 4 * decays, inputs)
-        self.outer_0 = _weight(hidden, 4 * decays, inputs)
-        self.bias_0 = nn.Parameter(torch.zeros(hidden))
-        self.weight_1 = _weight(hidden, hidden, hidden)
-        self.bias_1 = nn.Parameter(torch.zeros(hidden))
-        self.weight_2 = _weight(3, hidden, hidden)
-        self.bias_2 = nn.Parameter(torch.zeros(3))
+        inputs, lead = inner + outer + constant, () if copies is None else (copies,)
+        self.inner_0 = initial_weight(*lead, hidden, inner, fan_in=inputs)
+        self.outer_0 = initial_weight(*lead, hidden, outer, fan_in=inputs) if outer else None
+        self.constant_0 = initial_weight(*lead, hidden, constant, fan_in=inputs) if constant else None
+        self.bias_0 = nn.Parameter(torch.zeros(*lead, hidden))
+        self.weight_1 = initial_weight(*lead, hidden, hidden, fan_in=hidden)
+        self.bias_1 = nn.Parameter(torch.zeros(*lead, hidden))
+        self.weight_2 = initial_weight(*lead, outputs, hidden, fan_in=hidden)
+        self.bias_2 = nn.Parameter(torch.zeros(*lead, outputs))
 
-    def weights(self, dtype: torch.dtype, outputs: int) -> Weights:
-        """θ in another type, with the first ``outputs`` of the three outputs; biases as columns."""
-        inner_0, outer_0, weight_1 = (x.to(dtype) for x in (self.inner_0, self.outer_0, self.weight_1))
+    def weights(self, dtype: torch.dtype, outputs: int, constants: Tensor | None = None) -> Weights:
+        """θ in another type, with the first ``outputs`` outputs, for the constants (constant,) of a tensor.
+
+        Biases are columns.
+        """
+        inner_0, weight_1, weight_2 = (x.to(dtype) for x in (self.inner_0, self.weight_1, self.weight_2[:outputs]))
+        outer_0 = None if self.outer_0 is None else self.outer_0.to(dtype)
         bias_0, bias_1, bias_2 = (x.to(dtype)[:, None] for x in (self.bias_0, self.bias_1, self.bias_2[:outputs]))
-        return Weights(inner_0, outer_0, bias_0, weight_1, bias_1, self.weight_2[:outputs].to(dtype), bias_2)
+        if self.constant_0 is not None:
+            assert constants is not None
+            bias_0 = bias_0 + self.constant_0.to(dtype) @ constants.to(dtype)[:, None]
+        return Weights(inner_0, outer_0, bias_0, weight_1, bias_1, weight_2, bias_2)
+
+    def mixtures(self, shares: Tensor, outputs: int) -> list[Weights]:
+        """The weighted means of the K copies, without constants: one network for each of n rows of ``shares``.
+
+        Args:
+            shares: weight of each copy, (n, K), divided by K here.
+            outputs: number of outputs to keep.
+        """
+        shares = shares / shares.shape[-1]
+
+        def mixed(bank: Tensor) -> tuple[Tensor, ...]:
+            return (shares @ bank.flatten(1)).reshape(-1, *bank.shape[1:]).unbind(0)
+
+        outer = (None,) * len(shares) if self.outer_0 is None else mixed(self.outer_0)
+        banks = self.bias_0[..., None], self.weight_1, self.bias_1[..., None], self.weight_2[:, :outputs]
+        others = map(mixed, (*banks, self.bias_2[:, :outputs, None]))
+        return [Weights(*each) for each in zip(mixed(self.inner_0), outer, *others, strict=True)]
 
 
-def apply_network(weights: Weights, inputs: FeatureInputs, outer: Sequence[Tensor]) -> Tensor:
+def apply_network(weights: Weights, inputs: EntryFeatures, outer: Sequence[Tensor], eps: float) -> Tensor:
     """The network's outputs for every entry of a tensor of shape s, (outputs, *s); ``outer`` are outer features."""
     shape = inputs.param.shape[1:]
-    beside = _outer_layer(weights, outer, len(shape))
+    beside = _outer_layer(weights, outer, len(shape), eps)
     rows = _rows_at_a_time(inputs.param[0])
     if rows >= shape[0]:
         features = torch.cat(inputs.features())
-        return _layers(weights, features, inverse_rms(matrix_norm(features, len(shape)), shape), beside)
+        return _layers(weights, features, inverse_rms(matrix_norm(features, len(shape)), shape, eps), beside)
     # The features are made twice: kept, they would take 4 (6 + 4 k) bytes per entry.
     parts = inputs.parts(rows)
     norms = [torch.cat([matrix_norm(group, len(shape)) for group in part.features()]) for part in parts]
-    scale = inverse_rms(torch.linalg.vector_norm(torch.stack(norms), dim=0), shape)
+    scale = inverse_rms(torch.linalg.vector_norm(torch.stack(norms), dim=0), shape, eps)
     pieces = zip(*(split_rows(x, rows, shape[0]) for x in beside), strict=True)
     done = [_layers(weights, torch.cat(part.features()), scale, x) for part, x in zip(parts, pieces, strict=True)]
     return torch.cat(done, 1)
 
 
-def _outer_layer(weights: Weights, outer: Sequence[Tensor], ndim: int) -> list[Tensor]:
+def _outer_layer(weights: Weights, outer: Sequence[Tensor], ndim: int, eps: float) -> list[Tensor]:
     """What outer features and bias add in the first layer, each (hidden, *s) with size 1 where it is constant."""
     added: list[Tensor] = []
     for index, features in enumerate(outer):
+        assert weights.outer_0 is not None
         weight = weights.outer_0[:, index * len(features) : (index + 1) * len(features)]
-        x = _weighted_sum(weight, features, inverse_rms(matrix_norm(features, ndim), features.shape[1:]))
+        x = _weighted_sum(weight, features, inverse_rms(matrix_norm(features, ndim), features.shape[1:], eps))
         added.append((x if added else x + weights.bias_0).reshape(-1, *features.shape[1:]))
-    return added or [weights.bias_0]
+    return added or [weights.bias_0.reshape(-1, *[1] * ndim)]
 
 
 def _layers(weights: Weights, features: Tensor, scale: Tensor, beside: Sequence[Tensor]) -> Tensor:
@@ -129,10 +166,10 @@ def _weighted_sum(weight: Tensor, features: Tensor, scale: Tensor) -> Tensor:
     return weight @ features.flatten(1)
 
 
-def _weight(outputs: int, inputs: int, fan_in: int) -> nn.Parameter:
+def initial_weight(*shape: int, fan_in: int) -> nn.Parameter:
     """Normal with standard deviation 1/√fan_in, cut at two of them."""
     cut_at = 2 * fan_in**-0.5
-    return nn.Parameter(nn.init.trunc_normal_(torch.empty(outputs, inputs), 0.0, cut_at / 2, -cut_at, cut_at))
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), 0.0, cut_at / 2, -cut_at, cut_at))
 
 
 def _rows_at_a_time(x: Tensor) -> int:

@@ -28,6 +28,7 @@ from lightning_lopt.rules.arithmetic import TINY
 
 FLOOR = 1e-9
 Ties = Literal["first", "last"]
+Matrix = Literal["flat", "stored"]  # tensors of rank > 2 as (out, everything else), or as the reference has them stored
 
 
 def factored_axes(shape: Sequence[int], ties: Ties) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lopt.rules.accumulators import bias_correction
+from lightning_lopt.rules.arithmetic import TINY
 from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
 from lightning_lopt.rules.constants import not_negative, positive, schedule_factor, schedule_name, unit_interval
 
@@ -31,7 +32,8 @@ def adam_direction(
     count = old["count"] + 1
     momentum = beta1 * old["momentum"] + (1 - beta1) * grad
     second_moment = beta2 * old["second_moment"] + (1 - beta2) * grad.square()
-    denominator = (second_moment / bias_correction(beta2, count)).sqrt() + eps
+    # The root has no derivative at 0, where the gradient has always been: nothing to see beside ε.
+    denominator = (second_moment / bias_correction(beta2, count) + TINY).sqrt() + eps
     direction = momentum / bias_correction(beta1, count) / denominator
     return direction, {"momentum": momentum, "second_moment": second_moment, "count": count}
 

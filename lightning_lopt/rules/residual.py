@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_lopt.rules.arithmetic import orthogonalise, rms, unit_rms
+from lightning_lopt.rules.arithmetic import TINY, orthogonalise, rms, unit_rms
 from lightning_lopt.rules.base import ROLES, Params, Role, State, StepContext, UpdateRule, Updates, register_rule
 from lightning_lopt.rules.calibration import Calibration
 from lightning_lopt.rules.controller import Controller, Controls
@@ -234,7 +234,8 @@ class ResidualRule(UpdateRule):
         # The bias correction of the momentum is one factor for the tensor and cancels in unit_rms; that of the second
         # moment does not beside the 1e-12.
         log_beta = F.logsigmoid(self.constants.logit_second_moment[ROLES.index(role)])
-        root = torch.sqrt(state["second_moment"] / -torch.expm1((context.step + 1) * log_beta)) + 1e-12
+        corrected = state["second_moment"] / -torch.expm1((context.step + 1) * log_beta)
+        root = torch.sqrt(corrected + TINY) + 1e-12  # TINY: the root has a derivative where no gradient has been
         adam = unit_rms(mixed / root)
         direction = unit_rms(mixed) if orthogonal else adam
         if self.direction is not None:

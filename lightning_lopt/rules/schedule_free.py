@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lightning_lopt.rules.accumulators import bias_correction
+from lightning_lopt.rules.arithmetic import TINY
 from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
 from lightning_lopt.rules.constants import not_negative, positive, unit_interval
 
@@ -97,7 +98,7 @@ class ScheduleFreeAdamRule(UpdateRule):
             weight_sum = old["weight_sum"] + gamma.square()
             share = gamma.square() / weight_sum
             decay = self.weight_decay + context.weight_decay.get(name, 0.0)
-            step = gamma * (grad / (second_moment.sqrt() + self.eps) + decay * y)
+            step = gamma * (grad / ((second_moment + TINY).sqrt() + self.eps) + decay * y)
             # y's own difference, with x eliminated: where nothing moves it is exactly 0
             updates[name] = (share * (old["z"] - y) - (1 - beta1 * (1 - share)) * step).to(grad.dtype)
             tensors[name] = {

@@ -320,9 +320,7 @@ def test_numbers_reach_the_logger(tmp_path):
     assert "meta_training/time_share" in (tmp_path / "log" / "metrics.csv").read_text()
 
 
-def test_the_rule_is_an_artifact_in_weights_and_biases(tmp_path, monkeypatch):
-    from test_meta_validation import whole_run
-
+def test_the_rule_is_an_artifact_in_weights_and_biases(tmp_path, monkeypatch, wandb_run):
     for variable, place in (("WANDB_DATA_DIR", "data"), ("WANDB_CACHE_DIR", "cache"), ("WANDB_CONFIG_DIR", "config")):
         monkeypatch.setenv(variable, str(tmp_path / place))
     (tmp_path / "logs").mkdir()
@@ -331,7 +329,6 @@ def test_the_rule_is_an_artifact_in_weights_and_biases(tmp_path, monkeypatch):
 
     wandb.finish()
     (run,) = (tmp_path / "logs" / "wandb").glob("offline-run-*")
-    records = whole_run(next(run.glob("*.wandb")))
-    assert "adapted_rule" in [record.artifact.name for record in records if record.HasField("artifact")]
-    keys = {item.key or "/".join(item.nested_key) for r in records if r.HasField("history") for item in r.history.item}
-    assert {"meta_training/evidence", "meta_training/rounds"} <= keys
+    history, artifacts = wandb_run(run)
+    assert "adapted_rule" in artifacts
+    assert {"meta_training/evidence", "meta_training/rounds"} <= {key for row in history for key in row}

@@ -1,5 +1,4 @@
 import json
-import time
 
 import lightning.pytorch as L
 import pytest
@@ -49,7 +48,8 @@ def test_keeps_the_best_rule_and_logs_its_score(tmp_path):
     saved = load_rule(tmp_path / "best")
     assert torch.equal(saved.log_lr, rule.log_lr)
     meta_training = json.loads((tmp_path / "best" / "config.json").read_text())["meta_training"]
-    assert meta_training == {"outer_step": 20, "meta_validation": validation.history[1]["score"]}
+    trained_on = {"families": ["quadratic"], "data": [], "horizons": [10, 20], "chosen_on": ["round", "long"]}
+    assert meta_training == {"outer_step": 20, "meta_validation": validation.history[1]["score"]} | trained_on
     assert float(trainer.callback_metrics["meta_validation/score"]) == pytest.approx(validation.history[1]["score"])
     assert float(trainer.callback_metrics["meta_validation/round/train"]) < 0
 
@@ -101,40 +101,13 @@ def test_files_beside_the_csv_log(tmp_path):
     assert "After 20 outer steps" in table
     assert "| round |" in table
     assert "tuned AdamW" in table
-    assert (tmp_path / "log" / "meta_validation.png").read_bytes()[:4] == b"\x89PNG"
+    assert "unseen families (2)" in table  # the problems name no family
+    for picture in ("curves", "profile"):
+        assert (tmp_path / "log" / f"meta_validation_{picture}.png").read_bytes()[:4] == b"\x89PNG"
     assert "meta_validation/score" in (tmp_path / "log" / "metrics.csv").read_text()
 
 
-def wandb_records(data):
-    """Records of a run file: after 7 bytes a LevelDB log, 32 KiB blocks of pieces with checksum, length and type."""
-    assert data[:4] == b":W&B"
-    at, pieces = 7, b""
-    while at + 7 <= len(data):
-        left = 32768 - at % 32768
-        if left < 7:
-            at += left
-            continue
-        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-        pieces += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole, or last piece
-            yield pieces
-            pieces = b""
-
-
-def whole_run(path):
-    """All records of a run; its background process may still be writing the last ones after ``finish``."""
-    from wandb.proto import wandb_internal_pb2
-
-    for _ in range(60):
-        records = [wandb_internal_pb2.Record.FromString(data) for data in wandb_records(path.read_bytes())]
-        if any(record.HasField("exit") for record in records):
-            break
-        time.sleep(0.5)
-    return records
-
-
-def test_weights_and_biases_offline_run_holds_history_table_picture_and_artifact(tmp_path, monkeypatch):
+def test_weights_and_biases_offline_run_holds_history_table_picture_and_artifact(tmp_path, monkeypatch, wandb_run):
     for variable, place in (("WANDB_DATA_DIR", "data"), ("WANDB_CACHE_DIR", "cache"), ("WANDB_CONFIG_DIR", "config")):
         monkeypatch.setenv(variable, str(tmp_path / place))
     (tmp_path / "logs").mkdir()
@@ -143,25 +116,18 @@ def test_weights_and_biases_offline_run_holds_history_table_picture_and_artifact
 
     wandb.finish()
     (run,) = (tmp_path / "logs" / "wandb").glob("offline-run-*")
-    records = whole_run(next(run.glob("*.wandb")))
-    artifacts = [record.artifact.name for record in records if record.HasField("artifact")]
-    history = [
-        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-        for record in records
-        if record.HasField("history")
-    ]
+    history, artifacts = wandb_run(run)
     scores = [row["meta_validation/score"] for row in history if "meta_validation/score" in row]
     assert len(scores) == 2
     assert scores[1] < scores[0] < 0
-    assert [row["meta_validation/table/_type"] for row in history if "meta_validation/table/_type" in row] == [
-        "table-file"
-    ] * 2
-    assert [row["meta_validation/curves/_type"] for row in history if "meta_validation/curves/_type" in row] == [
-        "images/separated"
-    ] * 2
+    for key, kind in (("table", "table-file"), ("numbers", "table-file"), ("curves", "images/separated")):
+        entry = f"meta_validation/{key}/_type"
+        assert [row[entry] for row in history if entry in row] == [kind] * 2
     assert "rule" in artifacts
-    tables = list((run / "files").rglob("*.table.json"))
-    assert {"round", "long"} == {row[0] for row in json.loads(tables[-1].read_text())["data"]}
+    tables = [json.loads(path.read_text()) for path in (run / "files").rglob("*.table.json")]
+    losses = [table for table in tables if table["columns"] == ["problem", "split", "start", "theta", "tuned AdamW"]]
+    assert len(losses) == 2
+    assert {"round", "long"} == {row[0] for row in losses[0]["data"]}
     assert list((run / "files").rglob("*.png"))
 
 
@@ -170,6 +136,8 @@ def test_bad_settings_get_one_sentence(tmp_path):
         MetaValidation(problems(), tmp_path, every_n_steps=0)
     with pytest.raises(ValueError, match="at least one problem"):
         MetaValidation([], tmp_path)
+    with pytest.raises(ValueError, match="names that differ"):
+        fit(tmp_path, held_out=problems() + problems())
     with pytest.raises(ValueError, match="beside a MetaTrainer"):
         MetaValidation(problems(), tmp_path).setup(L.Trainer(logger=False), L.LightningModule(), "fit")
 

@@ -12,7 +12,24 @@ from typing import Any
 
 import torch
 
-from lightning_lopt import AdamRule, Celo2BaseRule, Celo2Rule, ResidualRule, SGDRule, UpdateRule
+from lightning_lopt import (
+    AdafacMLPRule,
+    AdamRule,
+    Celo2BaseRule,
+    Celo2Rule,
+    CeloRule,
+    LSTMRule,
+    MLPRule,
+    MuAdafacMLPRule,
+    MuonRule,
+    NNAdamRule,
+    ResidualRule,
+    RNNMLPRule,
+    ScheduleFreeAdamRule,
+    SGDRule,
+    UpdateRule,
+    VeLORule,
+)
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
@@ -27,6 +44,16 @@ RULES_TO_SAVE: dict[str, Callable[[], UpdateRule]] = {
     "residual-controller": lambda: ResidualRule(direction=False, controller_hidden=1, step_range=1.5),
     "celo2_base": lambda: Celo2BaseRule(hidden=4, exp_mult=1, momentum_decays=[0.5], factored_decays=[0.9]),
     "celo2": lambda: Celo2Rule(adam_roles=["head"], matrix="last_two"),
+    "muon": lambda: MuonRule(lr=0.01, weight_decay=0.1, schedule="cosine"),
+    "schedule_free_adam": lambda: ScheduleFreeAdamRule(lr=0.01, weight_decay=0.1),
+    "adafac_mlp": AdafacMLPRule,
+    "mu_adafac_mlp": lambda: MuAdafacMLPRule(base_width=64, matrix="stored"),
+    "mlp": lambda: MLPRule(hidden=4),
+    "celo": lambda: CeloRule(lstm_hidden=8, copies=2, phase=1),
+    "velo": lambda: VeLORule(lstm_hidden=8, copies=2, forgets=True),
+    "rnn_mlp": lambda: RNNMLPRule(lstm_hidden=8),
+    "lstm": lambda: LSTMRule(layers=1),
+    "nn_adam": NNAdamRule,
     "residual-heads": lambda: ResidualRule(orthogonalised=["matrix", "head", "embedding"]),
 }
 

@@ -192,3 +192,24 @@ def test_a_frozen_rule_and_a_training_one_make_the_same_step():
         assert not any(value.requires_grad for value in optimizer.state[weight].values())
         steps.append(weight.detach())
     assert torch.equal(*steps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")], ids=str)
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_one_entry_that_is_not_finite_is_found_anywhere(dtype, bad, size):
+    """Also where the largest entries are finite and their sum is not; tensors without entries are finite."""
+    largest = torch.finfo(dtype).max
+    for place in {0, size // 2, size - 1}:
+        param, empty = (
+            torch.nn.Parameter(torch.zeros(size, dtype=dtype)),
+            torch.nn.Parameter(torch.zeros(0, dtype=dtype)),
+        )
+        optimizer = LearnedOptimizer([param, empty], SGDRule(1e-30))
+        param.grad, empty.grad = torch.full_like(param, largest), torch.zeros_like(empty)
+        optimizer.step()
+        assert optimizer.skipped_steps == 0
+        param.grad[place] = bad
+        optimizer.step()
+        assert optimizer.skipped_steps == 1
+        assert param.isfinite().all()

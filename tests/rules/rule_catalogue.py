@@ -7,14 +7,22 @@ from typing import Any
 import torch
 
 from lightning_lopt import (
+    AdafacMLPRule,
     AdamRule,
     Celo2BaseRule,
     Celo2Rule,
+    CeloRule,
+    LSTMRule,
+    MLPRule,
+    MuAdafacMLPRule,
     MuonRule,
+    NNAdamRule,
     ResidualRule,
+    RNNMLPRule,
     ScheduleFreeAdamRule,
     SGDRule,
     UpdateRule,
+    VeLORule,
 )
 
 
@@ -47,6 +55,8 @@ class Entry:
 
 LOSS, HORIZON = frozenset({"loss"}), frozenset({"horizon"})
 
+SMALL = {"step_mult": 1e-6, "exp_mult": 1e-6}
+
 CATALOGUE = [
     Entry(SGDRule),
     Entry(SGDRule, {"nesterov": True, "weight_decay": 0.01, "schedule": "cosine"}, HORIZON),
@@ -65,4 +75,27 @@ CATALOGUE = [
     Entry(Celo2BaseRule, {"exp_mult": 0.5, "bias_correction": True, "param_scale_mult": True}, rests=False),
     Entry(Celo2Rule, rests=False),
     Entry(Celo2Rule, {"adam_roles": ["head"], "orthogonalise": False, "weight_decay": 0.1}, rests=False),
+    Entry(AdafacMLPRule, rests=False),
+    Entry(
+        AdafacMLPRule, {"hidden": 32, "exp_mult": 0.1, "momentum_decays": [0.9], "factored_decays": [0.9]}, rests=False
+    ),
+    Entry(MLPRule, rests=False),
+    Entry(MLPRule, {"hidden": 8, "momentum_decays": [0.9], "exp_mult": 0.1}, rests=False),
+    Entry(CeloRule, reads=LOSS | HORIZON, rests=False),
+    Entry(CeloRule, {"phase": 1, "copies": 4, "lstm_hidden": 8, "exp_mult": 0.1}, LOSS | HORIZON, rests=False),
+    # Shares count a hundredfold in each of three layers, so random θ steps far.
+    Entry(VeLORule, {"lstm_hidden": 8, "copies": 4, **SMALL}, LOSS | HORIZON, rests=False),
+    Entry(
+        VeLORule,
+        {"lstm_hidden": 8, "copies": 1, "short_loss_horizon": True, "forgets": True, **SMALL},
+        LOSS | HORIZON,
+        rests=False,
+    ),
+    Entry(RNNMLPRule, reads=LOSS, rests=False),
+    Entry(RNNMLPRule, {"lstm_hidden": 8, "hidden": 8, "decays": [0.9], "exp_mult": 0.1}, LOSS, rests=False),
+    Entry(LSTMRule, rests=False),
+    Entry(LSTMRule, {"hidden": 4, "layers": 1, "log_range": 5.0}, rests=False),
+    Entry(NNAdamRule),
+    Entry(NNAdamRule, {"lr": 0.01, "lstm_hidden": 8, "output_scale": 0.1, "decay": 0.1}),
+    Entry(MuAdafacMLPRule, {"base_width": 4, "hidden": 4}, rests=False),
 ]

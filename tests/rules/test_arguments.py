@@ -2,7 +2,23 @@
 
 import pytest
 
-from lightning_lopt import AdamRule, Celo2BaseRule, Celo2Rule, ResidualRule, SGDRule, UpdateRule, register_rule
+from lightning_lopt import (
+    AdafacMLPRule,
+    AdamRule,
+    Celo2BaseRule,
+    Celo2Rule,
+    CeloRule,
+    LSTMRule,
+    MLPRule,
+    MuAdafacMLPRule,
+    NNAdamRule,
+    ResidualRule,
+    RNNMLPRule,
+    SGDRule,
+    UpdateRule,
+    VeLORule,
+    register_rule,
+)
 from lightning_lopt.rules import RULES
 
 BAD = [
@@ -28,6 +44,23 @@ BAD = [
     (Celo2BaseRule, {"matrix": "first_two"}, "'flat' or 'last_two'"),
     (Celo2Rule, {"adam_mult": 0.0}, "adam_mult must be a positive number"),
     (Celo2Rule, {"adam_betas": [0.9]}, "adam_betas must be two numbers"),
+    (AdafacMLPRule, {"hidden": 0}, "hidden must be at least 1"),
+    (AdafacMLPRule, {"second_moment_decay": -0.1}, r"all decays lie in \[0, 1\)"),
+    (AdafacMLPRule, {"matrix": "last_two"}, "matrix must be 'flat' or 'stored', got 'last_two'"),
+    (MuAdafacMLPRule, {"base_width": 0}, "base_width must be at least 1"),
+    (MLPRule, {"momentum_decays": []}, r"momentum_decays must be numbers in \[0, 1\), at least one"),
+    (MLPRule, {"exp_mult": float("inf")}, "exp_mult must be a number, got inf"),
+    (CeloRule, {"phase": 3}, "phase must be 1 or 2, got 3"),
+    (CeloRule, {"copies": 0}, "copies must be at least 1"),
+    (VeLORule, {"lstm_hidden": -1}, "lstm_hidden must be at least 1"),
+    (VeLORule, {"factored_decays": [0.9]}, "equally many"),
+    (RNNMLPRule, {"decays": [1.0]}, r"decays must be numbers in \[0, 1\), at least one"),
+    (RNNMLPRule, {"matrix": "last_two"}, "matrix must be 'flat' or 'stored'"),
+    (LSTMRule, {"layers": 0}, "layers must be at least 1"),
+    (LSTMRule, {"log_range": 0.0}, r"log_range must be a number in \(0, 80\]"),
+    (NNAdamRule, {"lr": 0.0}, r"lr must lie in \[1e-8, 1e3\]"),
+    (NNAdamRule, {"beta2": 1.0}, r"betas in \[0, 0.99995\]"),
+    (NNAdamRule, {"decay": -1.0}, "decay must be a number >= 0"),
     (Celo2Rule, {"adam_roles": ["bias"]}, "adam_roles has role 'bias'; use one of 'matrix'"),
 ]
 

@@ -1,0 +1,41 @@
+"""How long an assessment may take."""
+
+from __future__ import annotations
+
+import math
+import re
+
+SHARE = 0.05
+_UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+def budget_seconds(budget: float | str | None, step_seconds: float, total_steps: int) -> tuple[float, str]:
+    """Seconds, and in words where they come from.
+
+    Args:
+        budget: seconds, or a text such as ``"90s"``, ``"5min"``, ``"10%"`` of the planned run or ``"400steps"`` of it;
+            ``None`` for 5 %.
+        step_seconds: of one training step of the planned run.
+        total_steps: of the planned run.
+
+    Raises:
+        ValueError: if it is none of these or not positive.
+
+    >>> budget_seconds("10%", 0.5, 1000), budget_seconds("2min", 0.5, 1000)
+    ((50.0, '10% of the planned run'), (120.0, '2min'))
+    """
+    if budget is None:
+        return SHARE * step_seconds * total_steps, f"{SHARE:.0%} of the planned run"
+    text = f"{budget}s" if isinstance(budget, (int, float)) and not isinstance(budget, bool) else str(budget).strip()
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)\s*(s|min|h|%|steps)?", text)
+    amount = float(match[1]) if match else math.nan
+    if not match or not amount > 0:
+        raise ValueError(
+            f"budget must be seconds, or a text such as '90s', '5min', '10%' or '400steps', got {budget!r}."
+        )
+    unit = match[2] or "s"
+    if unit == "%":
+        return amount / 100 * step_seconds * total_steps, f"{text} of the planned run"
+    if unit == "steps":
+        return amount * step_seconds, f"the time of {amount:g} steps"
+    return amount * _UNITS[unit], text

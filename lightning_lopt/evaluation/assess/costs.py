@@ -1,0 +1,127 @@
+"""What a step of the learned optimizer costs beside AdamW's, on the user's module: seconds and bytes."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor
+
+from lightning_lopt.optim import LearnedOptimizer
+from lightning_lopt.rules.base import UpdateRule
+from lightning_lopt.tasks.lightning_module import TrainingStep
+
+Tree = Any
+ROUNDS = 20
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Seconds of a training step outside a Trainer, the fastest of some, and bytes of state for each trained parameter.
+
+    The fastest, because whatever else the machine does can only make a step slower.
+
+    Attributes:
+        gradient: forward and backward pass.
+        learned: ``LearnedOptimizer.step``.
+        adamw: ``torch.optim.AdamW(foreach=True).step``.
+        learned_bytes: state of ``LearnedOptimizer``, bytes per parameter.
+        adamw_bytes: likewise.
+        parameters: number of trained parameters.
+    """
+
+    gradient: float
+    learned: float
+    adamw: float
+    learned_bytes: float
+    adamw_bytes: float
+    parameters: int
+
+    def slowdown(self, data: float) -> float:
+        """Time of a whole training step with the learned optimizer over that with AdamW.
+
+        Args:
+            data: seconds to get a batch.
+        """
+        return (data + self.gradient + self.learned) / (data + self.gradient + self.adamw)
+
+
+def step_cost(
+    module: L.LightningModule,
+    batches: list[Tree],
+    rule: UpdateRule,
+    total_steps: int,
+    seconds: Callable[[float], float],
+) -> StepCost:
+    """Train two copies of ``module`` for a few steps and time them.
+
+    Args:
+        module: let alone.
+        batches: at least one.
+        rule: let alone.
+        total_steps: of the planned run.
+        seconds: from seconds of one training step to seconds that may be spent here; at least two steps are made with
+            each optimizer, the first of which does not count.
+    """
+    learned = TrainingStep(module)
+    adamw = TrainingStep(module)
+    device = next(learned.module.parameters()).device
+    ours = LearnedOptimizer(learned.module, copy.deepcopy(rule), total_steps=max(total_steps, ROUNDS + 1))
+    theirs = torch.optim.AdamW([p for p in adamw.module.parameters() if p.requires_grad], foreach=True)
+    steps: dict[str, tuple[TrainingStep, torch.optim.Optimizer]] = {
+        "learned": (learned, ours),
+        "adamw": (adamw, theirs),
+    }
+    times: dict[str, list[float]] = {"gradient": [], "learned": [], "adamw": []}
+    began = time.perf_counter()
+    for made in range(ROUNDS + 1):
+        for name, (step, optimizer) in steps.items():
+            optimizer.zero_grad()
+            start = _now(device)
+            loss = _loss_of(step(batches[made % len(batches)]))
+            loss.backward()  # type: ignore[no-untyped-call]
+            middle = _now(device)
+            if name == "learned":
+                ours.step(loss=loss.detach())
+            else:
+                theirs.step()
+            if made:  # the first allocates
+                times["gradient"].append(middle - start)
+                times[name].append(_now(device) - middle)
+        spent = time.perf_counter() - began
+        if made and spent * (1 + 1 / (made + 1)) > seconds(spent / (2 * made + 2)):
+            break
+    count = sum(p.numel() for p in learned.module.parameters() if p.requires_grad)
+    return StepCost(
+        min(times["gradient"]),
+        min(times["learned"]),
+        min(times["adamw"]),
+        _state_bytes(ours) / count,
+        _state_bytes(theirs) / count,
+        count,
+    )
+
+
+def _loss_of(output: Any) -> Tensor:
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    if not isinstance(loss, Tensor):
+        raise ValueError(f"training_step gave {type(loss).__name__} for the loss; return one number for every batch.")
+    return loss.reshape(())
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    tensors = [v for own in optimizer.state.values() for v in own.values() if isinstance(v, Tensor)]
+    shared = [group.get("shared", {}) for group in optimizer.param_groups]
+    tensors += [value for own in shared for value in own.values()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

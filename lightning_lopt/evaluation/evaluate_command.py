@@ -1,0 +1,153 @@
+"""``lightning-lopt evaluate`` and ``lightning-lopt compare``: rules beside tuned baselines on a suite, as a report."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from lightning_lopt.evaluation.baselines import BASELINES, Baselines
+from lightning_lopt.evaluation.evaluate import evaluate
+from lightning_lopt.evaluation.report import numbers, write_report
+from lightning_lopt.evaluation.report.groups import ALL
+from lightning_lopt.evaluation.report.tables import finals, log_ratios, overall
+from lightning_lopt.evaluation.report.words import summary
+from lightning_lopt.evaluation.results import Results, RuleRecord
+from lightning_lopt.evaluation.suites import SUITES, make_suite
+from lightning_lopt.io import RuleFileError, load_meta_training, load_rule
+from lightning_lopt.rules.base import UpdateRule
+
+START = "@start"
+"""Behind the name of a rule: the same class and config at the θ that it begins meta-training with."""
+
+
+def evaluate_main(arguments: Sequence[str]) -> int:
+    """One rule."""
+    return _main("evaluate", arguments)
+
+
+def compare_main(arguments: Sequence[str]) -> int:
+    """Several rules."""
+    return _main("compare", arguments)
+
+
+def _main(command: str, arguments: Sequence[str]) -> int:
+    options = _parser(command).parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    try:
+        rules, records = _load(options.rules)
+        against = [name for name in options.against.split(",") if name]
+        problems = make_suite(options.suite, options.data)
+        folder = Path(options.out or _folder_name(options.rules, options.suite))
+        baselines = Baselines(options.baselines or folder / "baselines.json", options.seeds)
+        with tqdm(total=1, unit="run", dynamic_ncols=True) as bar:
+            results = evaluate(
+                rules,
+                problems,
+                against,
+                baselines=baselines,
+                folder=folder / "measured",
+                workers=options.workers,
+                records=records,
+                suite=options.suite,
+                command=shlex.join(["lightning-lopt", command, *arguments]),
+                progress=lambda done, total, last: _show(bar, done, total, last),
+            )
+    except (RuleFileError, ValueError) as error:
+        print(f"lightning-lopt: {error}")
+        return 1
+    page = write_report(results, folder)
+    _print(results)
+    if options.wandb is not None:
+        _log(results, folder, options.wandb)
+    print(f"\nreport: {page}")
+    return 0
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    several = command == "compare"
+    parser = argparse.ArgumentParser(
+        f"lightning-lopt {command}",
+        description=f"Measure {'several rules' if several else 'a rule'} beside tuned baselines on a suite of "
+        "problems, and write a report. Rules are used as they are. Stopped, it goes on where it was.",
+        epilog="baselines: " + "; ".join(f"{name}: {sweep.description}" for name, sweep in BASELINES.items()),
+    )
+    parser.add_argument(
+        "rules",
+        nargs="+" if several else 1,
+        metavar="RULE",
+        help=f"embedded rule, folder or hf:// address; RULE{START} is the same rule before meta-training",
+    )
+    parser.add_argument("--suite", choices=tuple(SUITES), default="small" if "small" in SUITES else "images")
+    parser.add_argument("--against", default="adamw", help="names of baselines, joined by commas")
+    parser.add_argument("--seeds", type=int, default=3, help="models of each optimizer on each problem")
+    parser.add_argument("--out", default=None, help="folder of the report; default: named after rule and suite")
+    parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
+    parser.add_argument("--threads", type=int, default=1, help="of this process")
+    parser.add_argument("--data", nargs="+", default=None, help="digits, npz files or folders of IDX files")
+    parser.add_argument("--baselines", default=None, help="JSON file of tuned baselines; default: one in the folder")
+    parser.add_argument("--wandb", default=None, metavar="PROJECT", help="log tables, pictures and files there, too")
+    return parser
+
+
+def _load(names: Sequence[str]) -> tuple[dict[str, UpdateRule], dict[str, RuleRecord]]:
+    rules: dict[str, UpdateRule] = {}
+    records: dict[str, RuleRecord] = {}
+    for name in names:
+        if name in rules:
+            raise ValueError(f"the rule {name!r} is named twice; name each once.")
+        source = name.removesuffix(START)
+        rule = load_rule(source)
+        if source != name:
+            rule = type(rule)(**rule.config)
+        rules[name] = rule
+        records[name] = RuleRecord.of(rule, load_meta_training(source), name)
+    return rules, records
+
+
+def _folder_name(rules: Sequence[str], suite: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", "-".join((*rules, suite))).strip("-") + "-report"
+
+
+def _show(bar: tqdm[None], done: int, total: int, last: str) -> None:
+    bar.total = total
+    bar.n = done
+    bar.set_description_str(last, refresh=True)
+
+
+def _print(results: Results) -> None:
+    found = numbers(results)
+    print("\n" + finals(results.problems, [*results.rules, *results.against]).markdown())
+    print("\n" + overall(found, ("speedup", "train_ratio", "valid_ratio", "valid_wins"), ALL).markdown() + "\n")
+    print(log_ratios(results).markdown() + "\n")
+    for paragraph in summary(results, found):
+        print(paragraph)
+
+
+def _log(results: Results, folder: Path, project: str) -> None:
+    import wandb
+    from lightning.pytorch.loggers import WandbLogger
+
+    from lightning_lopt.evaluation.report import PAGE, RESULTS, log_media
+
+    logger = WandbLogger(project=project, save_dir=folder, job_type="evaluation")
+    logger.log_hyperparams({"command": results.command, **results.environment})
+    logger.log_metrics(
+        {
+            f"evaluation/{number.rule}/{number.against}/{number.metric}": number.value
+            for number in numbers(results)
+            if number.group == ALL
+        }
+    )
+    log_media(
+        logger,
+        results,
+        "evaluation",
+        artifacts={"results": folder / RESULTS, "report": folder / PAGE},
+    )
+    wandb.finish()

@@ -1,0 +1,108 @@
+"""Metrics of a suite as torchmetrics: contests come in one by one, on any process; statistics come out."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_lopt.evaluation.metrics.bootstrap import RESAMPLES, Statistic, interval
+from lightning_lopt.evaluation.metrics.contest import Contest
+
+
+class ContestMetric(Metric):
+    """One score for each run of each problem, and statistics of all.
+
+    ``update`` takes a :class:`Contest`. ``compute`` gives, for each of :attr:`statistics`, its value and the bounds of
+    its 95 % interval (``"iqm"``, ``"iqm_low"``, ``"iqm_high"``), 0-dim float64 each. Processes may see any share of the
+    problems in any order: all have the same result, that of one process that saw everything.
+
+    Args:
+        resamples: of the bootstrap, >= 1.
+        seed: of the bootstrap.
+        kwargs: of ``torchmetrics.Metric``.
+
+    Raises:
+        RuntimeError: from ``compute``, if nothing was measured, a problem was measured twice, or numbers of seeds
+            differ.
+    """
+
+    full_state_update = False
+    statistics: ClassVar[Mapping[str, Statistic]]
+    values: list[Tensor]
+    problems: list[Tensor]
+
+    def __init__(self, *, resamples: int = RESAMPLES, seed: int = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.resamples = resamples
+        self.seed = seed
+        # A process that saw nothing sends an empty tensor of this type, which has to be that of the others.
+        self.set_dtype(torch.float64)
+        self.add_state("values", default=[], dist_reduce_fx="cat")
+        self.add_state("problems", default=[], dist_reduce_fx="cat")
+
+    @abstractmethod
+    def score(self, contest: Contest) -> Tensor:
+        """A score for each seed, shape ``(S,)``, float64."""
+
+    def update(self, contest: Contest) -> None:
+        """Add one problem."""
+        scores = self.score(contest).to(self.device)
+        self.values.append(scores)
+        self.problems.append(torch.full_like(scores, _number(contest.problem)))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Value and bounds of each statistic."""
+        scores = self._matrix()
+        found: dict[str, Tensor] = {}
+        for name, statistic in self.statistics.items():
+            low, high = interval(scores, statistic, resamples=self.resamples, seed=self.seed)
+            values = (statistic(scores), low, high)
+            for key, value in zip((name, f"{name}_low", f"{name}_high"), values, strict=True):
+                found[key] = torch.as_tensor(value, dtype=torch.float64, device=self.device)
+        return found
+
+    def _matrix(self) -> Tensor:
+        """All scores by problem and seed, shape ``(P, S)``, problems in an order that depends on their names alone."""
+        if not len(self.values):
+            raise RuntimeError(f"{type(self).__name__} has seen no problem; call update first.")
+        values, problems = (
+            torch.cat(list(state)) if isinstance(state, list) else state for state in (self.values, self.problems)
+        )
+        numbers, counts = torch.unique(problems, return_counts=True)
+        if int(counts.min()) != int(counts.max()):
+            raise RuntimeError(
+                f"{type(self).__name__} has seen from {int(counts.min())} to {int(counts.max())} runs of a problem; "
+                "give each problem once, all with the same number of seeds."
+            )
+        return values[problems.argsort(stable=True)].reshape(len(numbers), -1)
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """The statistics with their intervals (several results one after another), as figure and axes."""
+        val = self.compute() if val is None else val
+        results = [val] if isinstance(val, Mapping) else list(val)
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            _, ax = plt.subplots()
+        for name in self.statistics:
+            middle = [float(result[name]) for result in results]
+            low, high = ([float(result[f"{name}_{side}"]) for result in results] for side in ("low", "high"))
+            below = [max(0.0, value - bound) for value, bound in zip(middle, low, strict=True)]
+            above = [max(0.0, bound - value) for value, bound in zip(middle, high, strict=True)]
+            ax.errorbar(range(len(results)), middle, [below, above], marker="o", capsize=4, label=name)
+        ax.set_title(type(self).__name__)
+        ax.set_xticks(range(len(results)))
+        ax.grid(alpha=0.3)
+        ax.legend()
+        return ax.get_figure(), ax
+
+
+def _number(problem: str) -> float:
+    """A whole number for a name, the same in all processes, that float64 holds exactly."""
+    return float(int.from_bytes(hashlib.sha256(problem.encode("utf-8", "surrogatepass")).digest()[:6], "big"))

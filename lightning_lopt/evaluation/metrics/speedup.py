@@ -1,0 +1,94 @@
+r"""How many steps are saved.
+
+VeLO (Metz et al., 2022, https://arxiv.org/abs/2211.09760) and Celo (Moudgil et al., 2025,
+https://arxiv.org/abs/2501.12670) ask how many steps a learned optimizer needs for the loss at which a tuned Adam ends.
+Here the question is put to whichever of the two ends lower, so that losses count as much as wins.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.evaluation.measurement import Measurement, window_ends
+from lightning_lopt.evaluation.metrics.base import ContestMetric
+from lightning_lopt.evaluation.metrics.bootstrap import CENTRE
+from lightning_lopt.evaluation.metrics.contest import Contest
+from lightning_lopt.evaluation.metrics.levels import FLOOR, relative
+
+SMOOTHING = 5  # windows: 5 % of a run
+
+
+def smoothed(run: Measurement, loss_scale: float) -> Tensor:
+    """Training loss, a mean over the last :data:`SMOOTHING` windows, in units of the know-nothing loss: ``(W, S)``.
+
+    It lies in [:data:`FLOOR`, 1.5]: below the floor all losses are alike.
+    """
+    levels = relative(run.train, loss_scale)
+    sums = torch.cat([torch.zeros_like(levels[:1]), levels.cumsum(0)])
+    ends = torch.arange(1, len(levels) + 1)
+    begins = (ends - SMOOTHING).clamp(min=0)
+    return ((sums[ends] - sums[begins]) / (ends - begins)[:, None]).clamp(min=FLOOR)
+
+
+def steps_to(run: Measurement, target: Tensor, loss_scale: float) -> Tensor:
+    """Steps made at the end of the first window whose :func:`smoothed` loss is at most ``target``; ``(S,)``.
+
+    Args:
+        run: a run.
+        target: in units of the know-nothing loss, shape ``(S,)``; where it is never reached, the result is infinite.
+        loss_scale: know-nothing loss.
+    """
+    ends = torch.tensor(window_ends(run.horizon), dtype=torch.float64)
+    # Sums of many numbers differ in the last digits from the same sums made elsewhere.
+    reached = smoothed(run, loss_scale) <= target + 1e-9
+    return torch.where(reached, ends[:, None], torch.inf).amin(0)
+
+
+def step_speedup(ours: Measurement, reference: Measurement, loss_scale: float) -> Tensor:
+    r"""Steps-to-target speed-up for each seed, shape ``(S,)``; above 1 where ours is faster.
+
+    With T the horizon and :math:`t_a(b)` the step at which a first reaches the loss at which b ends (both smoothed):
+
+    - ours ends lower: :math:`T / t_\text{ours}(\text{reference})`;
+    - ours ends higher, so it never gets there: :math:`t_\text{reference}(\text{ours}) / T`, the inverse of what the
+      reference would be given;
+    - both end on the same level, which includes all levels below the floor of 1 % of the know-nothing loss and all
+      that diverged: :math:`t_\text{reference} / t_\text{ours}` to that level.
+
+    So an optimizer against itself has 1, and exchanging the two inverts the result. A plateau at the end of a
+    reference counts against it, as in VeLO's definition: its whole horizon is charged. Times are ends of windows, so
+    nothing is above the number of windows (100) or below its inverse; a run that diverges has about the latter.
+    """
+    end_ours, end_reference = (smoothed(run, loss_scale)[-1] for run in (ours, reference))
+    target = torch.maximum(end_ours, end_reference)
+    t_ours, t_reference = steps_to(ours, target, loss_scale), steps_to(reference, target, loss_scale)
+    same = (end_ours - end_reference).abs() <= 1e-9
+    ratio = torch.where(end_ours < end_reference, ours.horizon / t_ours, t_reference / ours.horizon)
+    return torch.where(same, t_reference / t_ours, ratio)
+
+
+class StepSpeedup(ContestMetric):
+    """IQM and median of :func:`step_speedup` over all runs."""
+
+    higher_is_better = True
+    statistics = CENTRE
+
+    def score(self, contest: Contest) -> Tensor:
+        return step_speedup(contest.ours, contest.reference, contest.loss_scale)
+
+
+class WallClockSpeedup(ContestMetric):
+    """The same in seconds: :func:`step_speedup` times the ratio of what a training step costs.
+
+    Raises:
+        ValueError: from ``update``, if the contest has no ``step_cost``.
+    """
+
+    higher_is_better = True
+    statistics = CENTRE
+
+    def score(self, contest: Contest) -> Tensor:
+        if not contest.step_cost > 0:
+            raise ValueError(f"the contest on {contest.problem!r} has no step_cost; measure what a step takes.")
+        return step_speedup(contest.ours, contest.reference, contest.loss_scale) * contest.step_cost

@@ -1,0 +1,165 @@
+"""The pictures of a report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.evaluation.measurement import CHECKPOINTS, window_ends
+from lightning_lopt.evaluation.metrics import CAP, final_loss, relative, step_speedup
+from lightning_lopt.evaluation.metrics.levels import FLOOR
+from lightning_lopt.evaluation.problem_result import ProblemResult
+from lightning_lopt.evaluation.report.tables import label, plain
+from lightning_lopt.evaluation.results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive")
+_GREYS = ("black", "tab:gray", "tab:cyan", "rosybrown", "darkkhaki")
+_SPREAD = 0.18  # opacity of the range over seeds
+
+
+def empty_figure(width: float, height: float) -> Figure:
+    """A figure that belongs to no window.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('pictures need matplotlib; run pip install "lightning-lopt[examples]".') from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def curves(problems: Sequence[ProblemResult], rules: Sequence[str], against: Sequence[str]) -> Figure:
+    """Training and validation loss of each problem, a row of two panels each: medians over seeds, and their range.
+
+    Rules have colours and solid lines, baselines are grey and dashed.
+    """
+    made = empty_figure(9.6, 2.9 * len(problems) + 0.5)
+    panels = made.subplots(len(problems), 2, squeeze=False)
+    for row, problem in zip(panels, problems, strict=True):
+        for axis, split in zip(row, ("train", "valid"), strict=True):
+            count = {"train": None, "valid": CHECKPOINTS}[split]
+            steps = window_ends(problem.horizon) if count is None else window_ends(problem.horizon, count)
+            for name in (*against, *rules):
+                values: Tensor = getattr(problem.measurements[name], split)
+                _line(axis, steps, values, name, rules, against)
+            kind = "training" if split == "train" else "validation"
+            axis.set(title=f"{_text(problem.name)}, {kind}", xlabel="step", ylabel="loss")
+            _limits(axis, problem, [getattr(problem.measurements[name], split) for name in (*against, *rules)])
+            axis.grid(alpha=0.3)
+    handles, names = panels[0][0].get_legend_handles_labels()
+    made.legend(handles, names, loc="outside upper center", ncols=min(4, len(names)), fontsize="small")
+    return made
+
+
+def profile(results: Results) -> Figure:
+    """How results are spread over runs and problems, not their means alone.
+
+    Left: the share of runs whose speed-up in steps over a baseline is at least that of the axis, as in VeLO's figure
+    (https://arxiv.org/abs/2211.09760) and the score distributions of https://arxiv.org/abs/2108.13264. Right: a
+    performance profile (Dolan and Moré, 2002, https://arxiv.org/abs/cs/0102001): the share of runs whose final
+    training loss is at most so many times that of the best optimizer on the same problem and seed.
+    """
+    made = empty_figure(9.6, 3.8)
+    left, right = made.subplots(1, 2)
+    rules, against = list(results.rules), list(results.against)
+    for rule in rules:
+        for other in against:
+            scores = torch.cat(
+                [
+                    step_speedup(problem.measurements[rule], problem.measurements[other], problem.loss_scale)
+                    for problem in results.problems
+                ]
+            )
+            style = ("-", "--", ":", "-.")[against.index(other) % 4]
+            ordered = scores.sort().values.tolist()
+            shares = [1 - index / len(ordered) for index in range(len(ordered))]
+            left.step(
+                [1e-3, *ordered, 1e3],
+                [1.0, *shares, 0.0],
+                where="pre",
+                color=_COLOURS[rules.index(rule) % len(_COLOURS)],
+                linestyle=style,
+                label=f"{_text(label(rule))} over {_text(label(other))}",
+            )
+    left.axvline(1.0, color="black", linewidth=0.8)
+    left.set(xscale="log", xlim=(0.05, 20), ylim=(0, 1.02), xlabel="speed-up in steps, at least")
+    left.set(title="speed-up", ylabel="share of runs")
+    ticks = [0.1, 0.2, 0.5, 1, 2, 5, 10]
+    left.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    left.minorticks_off()
+    names = [*rules, *against]
+    levels = torch.stack(
+        [
+            torch.cat(
+                [
+                    relative(final_loss(problem.measurements[name], "train"), problem.loss_scale) + FLOOR
+                    for problem in results.problems
+                ]
+            )
+            for name in names
+        ]
+    )
+    ratios = levels / levels.amin(0)
+    for name, own in zip(names, ratios, strict=True):
+        ordered = own.sort().values.tolist()
+        shares = [(index + 1) / len(ordered) for index in range(len(ordered))]
+        right.step([1.0, *ordered, 1e3], [0.0, *shares, 1.0], where="post", **_style(name, rules, against))
+    right.set(xscale="log", xlim=(1.0, 10.0), ylim=(0, 1.02), xlabel="final training loss over the best one, at most")
+    right.set(title="performance profile", ylabel="share of runs")
+    ticks = [1, 1.5, 2, 3, 5, 10]
+    right.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    right.minorticks_off()
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    return made
+
+
+def _line(
+    axis: Any, steps: Sequence[int], values: Tensor, name: str, rules: Sequence[str], against: Sequence[str]
+) -> None:
+    finite = torch.where(values.isfinite(), values, math.inf)
+    middle = finite.sort(1).values[:, (finite.shape[1] - 1) // 2]
+    style = _style(name, rules, against)
+    axis.plot(steps, torch.where(middle.isfinite(), middle, math.nan).tolist(), **style)
+    low, high = finite.amin(1), finite.amax(1)
+    inside = (low.isfinite() & high.isfinite()).tolist()
+    axis.fill_between(
+        steps, low.tolist(), high.tolist(), where=inside, color=style["color"], alpha=_SPREAD, linewidth=0
+    )
+
+
+def _style(name: str, rules: Sequence[str], against: Sequence[str]) -> dict[str, Any]:
+    if name in rules:
+        colour = _COLOURS[list(rules).index(name) % len(_COLOURS)]
+        return {"color": colour, "linestyle": "-", "linewidth": 1.8, "label": _text(label(name))}
+    colour = _GREYS[list(against).index(name) % len(_GREYS)]
+    return {"color": colour, "linestyle": "--", "linewidth": 1.3, "label": _text(label(name))}
+
+
+def _limits(axis: Any, problem: ProblemResult, curves: Sequence[Tensor]) -> None:
+    """A logarithmic axis where losses are positive; what explodes leaves the picture and not the others flat."""
+    values = torch.cat([curve.flatten() for curve in curves])
+    values = values[values.isfinite()]
+    if not len(values):
+        return
+    low, high = float(values.min()), min(float(values.max()), CAP * problem.loss_scale)
+    if low > 0 and high > low:
+        axis.set(yscale="log", ylim=(max(low, 1e-5 * problem.loss_scale) * 0.9, high * 1.1))
+    elif high > low:
+        axis.set(ylim=(low - 0.05 * (high - low), high + 0.05 * (high - low)))
+
+
+def _text(text: str) -> str:
+    """A text for a picture: not read as a formula, nor as a name that legends leave out."""
+    shown = plain(text).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown

@@ -1,0 +1,98 @@
+"""Tables, pictures and files of results for whatever logger is in use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+from lightning_lopt.evaluation.metrics import final_loss, median_loss
+from lightning_lopt.evaluation.report.figures import curves, profile
+from lightning_lopt.evaluation.report.numbers import numbers
+from lightning_lopt.evaluation.report.tables import finals, label, long_form, overall
+from lightning_lopt.evaluation.results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLUMNS = ("speedup", "train_ratio", "valid_ratio", "train_wins", "valid_wins", "valid_regret")
+
+
+def log_media(
+    logger: Logger, results: Results, name: str, *, step: int | None = None, artifacts: Mapping[str, Path] | None = None
+) -> None:
+    """Tables of final losses and metrics, pictures of profile and curves, and files, as far as ``logger`` takes them.
+
+    Weights & Biases gets the Tables ``<name>/table`` (medians of final losses) and ``<name>/numbers`` (every metric),
+    the Images ``<name>/profile`` and ``<name>/curves``, and Artifacts; TensorBoard a text and figures; the CSV logger
+    files beside its metrics. Other loggers get nothing here. Without matplotlib there are no pictures.
+
+    Args:
+        logger: of a Trainer, or one of its own.
+        results: what to show.
+        name: what the entries are called.
+        step: for the logger's axis; ``None`` leaves it to the logger.
+        artifacts: folders and files by the artifact's name, its type too.
+    """
+    if not isinstance(logger, WandbLogger | TensorBoardLogger | CSVLogger):
+        return
+    pictures = _pictures(results)
+    if isinstance(logger, WandbLogger):
+        _log_wandb(logger, results, name, pictures, step, artifacts or {})
+        return
+    found = numbers(results)
+    names = [*results.rules, *results.against]
+    text = f"{finals(results.problems, names).markdown()}\n\n{overall(found, _COLUMNS).markdown()}"
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_text(name, text, step)
+        for key, picture in pictures.items():
+            logger.experiment.add_figure(f"{name}/{key}", picture, step)
+        return
+    target = Path(logger.log_dir)
+    target.mkdir(parents=True, exist_ok=True)
+    heading = "" if step is None else f"After {step} outer steps:\n\n"
+    (target / f"{name}.md").write_text(f"{heading}{text}\n", encoding="utf-8")
+    for key, picture in pictures.items():
+        picture.savefig(target / f"{name}_{key}.png", dpi=110)
+
+
+def _pictures(results: Results) -> dict[str, Figure]:
+    try:
+        return {
+            "profile": profile(results),
+            "curves": curves(results.problems, list(results.rules), list(results.against)),
+        }
+    except ImportError:
+        return {}
+
+
+def _log_wandb(
+    logger: WandbLogger,
+    results: Results,
+    name: str,
+    pictures: Mapping[str, Figure],
+    step: int | None,
+    artifacts: Mapping[str, Path],
+) -> None:
+    import wandb
+
+    names = [*results.rules, *results.against]
+    losses = [
+        [problem.name, split, *(median_loss(final_loss(problem.measurements[which], split)) for which in names)]
+        for problem in results.problems
+        for split in ("train", "valid")
+    ]
+    heads, rows = long_form(numbers(results))
+    logger.log_table(f"{name}/table", columns=["problem", "split", *map(label, names)], data=losses, step=step)
+    logger.log_table(f"{name}/numbers", columns=heads, data=rows, step=step)
+    for key, picture in pictures.items():
+        logger.log_image(f"{name}/{key}", [wandb.Image(picture)], step=step)
+    for kind, path in artifacts.items():
+        artifact = wandb.Artifact(kind, type=kind, metadata={"step": step})
+        if path.is_dir():
+            artifact.add_dir(str(path))
+        else:
+            artifact.add_file(str(path))
+        logger.experiment.log_artifact(artifact)

@@ -1,0 +1,181 @@
+"""The tables of a report: plain rows of texts, whatever shows them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from torch import Tensor
+
+from lightning_lopt.evaluation.metrics import final_loss, median_loss, step_speedup
+from lightning_lopt.evaluation.problem_result import ProblemResult
+from lightning_lopt.evaluation.report.numbers import BEST, ENTRIES, Number, references
+from lightning_lopt.evaluation.results import Results
+
+LABELS = {
+    "adamw": "tuned AdamW",
+    "sgd": "tuned SGD",
+    "muon": "tuned Muon",
+    "schedule_free": "tuned schedule-free AdamW",
+    "adam_default": "Adam as it comes",
+}
+_PERCENT = ("train_wins", "valid_wins", "diverged")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of texts under heads."""
+
+    heads: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        """As a markdown table."""
+        lines = [self.heads, ["---"] * len(self.heads), *self.rows]
+        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
+
+
+def label(name: str) -> str:
+    """An optimizer's name as it is shown, without characters that cannot be printed."""
+    return plain(LABELS.get(name, name))
+
+
+def plain(text: str) -> str:
+    """A text from outside on one line: what cannot be printed becomes a question mark, what is long is cut."""
+    shown = "".join(character if character.isprintable() else "?" for character in text)
+    return shown if len(shown) <= 120 else shown[:117] + "..."
+
+
+def short(value: float) -> str:
+    """Three significant digits, at most five places; a loss that is infinite has diverged."""
+    if not math.isfinite(value):
+        return "diverged"
+    return f"{value:.3g}" if abs(value) >= 1e-4 else f"{value:.5f}"
+
+
+def shown(number: Number) -> str:
+    """Value and interval."""
+    if number.metric in _PERCENT:
+        return f"{100 * number.value:.0f} % [{100 * number.low:.0f}, {100 * number.high:.0f}]"
+    digits = 3 if number.metric.endswith("normalised") else 2
+    return f"{_fixed(number.value, digits)} [{_fixed(number.low, digits)}, {_fixed(number.high, digits)}]"
+
+
+def _fixed(value: float, digits: int) -> str:
+    """So many places, and no minus before a zero."""
+    return f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def overall(found: Sequence[Number], metrics: Sequence[str], group: str | None = None) -> Table:
+    """Metrics of each rule against each reference: for one group of problems, or with a row for each group."""
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for number in found:
+        if group in (None, number.group):
+            key = (label(number.rule), f"{number.group} ({number.problems})", label(number.against))
+            rows.setdefault(key, {})[number.metric] = shown(number)
+    keys = sorted(rows, key=lambda key: list(rows).index(key))
+    heads = ["rule", "problems", "against", *(ENTRIES[metric].label for metric in metrics)]
+    return Table(heads, [[*key, *(rows[key].get(metric, "not measured") for metric in metrics)] for key in keys])
+
+
+def log_ratios(results: Results) -> Table:
+    """Each rule against every other optimizer, the other rules too: problems on which it ends lower, mean log-ratio.
+
+    The log-ratio is that of :meth:`~lightning_lopt.evaluation.problem_result.ProblemResult.log_ratio`, which
+    :class:`~lightning_lopt.MetaValidation` scores rules with.
+    """
+    rows = []
+    for rule in results.rules:
+        for other in (*results.rules, *results.against):
+            if other == rule:
+                continue
+            cells = []
+            for split in ("train", "valid"):
+                ratios = [problem.log_ratio(rule, other, split) for problem in results.problems]
+                lower = sum(ratio < 0 for ratio in ratios)
+                cells.append(f"lower on {lower} of {len(ratios)}, mean log-ratio {fmean(ratios):+.3f}")
+            rows.append([label(rule), label(other), *cells])
+    return Table(["rule", "against", "training", "validation"], rows)
+
+
+def finals(problems: Sequence[ProblemResult], names: Sequence[str]) -> Table:
+    """Loss after the last step on both splits, training / validation: medians over seeds."""
+    return Table(
+        ["problem", *(label(name) for name in names)],
+        [
+            [
+                plain(problem.name),
+                *(" / ".join(short(_median(problem, name, split)) for split in ("train", "valid")) for name in names),
+            ]
+            for problem in problems
+        ],
+    )
+
+
+def bests(results: Results) -> Table:
+    """The lowest validation loss of each run and the best of its metrics, medians over seeds."""
+    names = [*results.rules, *results.against]
+    rows = []
+    for problem in results.problems:
+        cells = []
+        for name in names:
+            run = problem.measurements[name]
+            best = {key: -median_loss(_lowest(-values)) for key, values in run.metrics.items()}
+            extra = "".join(f"; {plain(key)} {short(value)}" for key, value in best.items())
+            cells.append(short(_median(problem, name, "best_valid")) + extra)
+        rows.append([plain(problem.name), *cells])
+    return Table(["problem", *(label(name) for name in names)], rows)
+
+
+def speedups(results: Results) -> Table:
+    """Speed-up in steps on each problem: median over seeds, the smallest and the largest."""
+    pairs = [(rule, other) for rule in results.rules for other in results.against]
+    rows = []
+    for problem in results.problems:
+        cells = []
+        for rule, other in pairs:
+            ours, reference = (problem.measurements[name] for name in (rule, other))
+            scores = step_speedup(ours, reference, problem.loss_scale)
+            cells.append(f"{scores.quantile(0.5):.2f} [{scores.min():.2f}, {scores.max():.2f}]")
+        rows.append([plain(problem.name), *cells])
+    return Table(["problem", *(f"{label(rule)} over {label(other)}" for rule, other in pairs)], rows)
+
+
+def costs(results: Results) -> Table | None:
+    """Milliseconds of gradient and step on each problem; ``None`` where nothing was measured."""
+    names = [name for name in (*results.rules, *results.against) if name in results.problems[0].step_seconds]
+    if not names:
+        return None
+    rows = [
+        [plain(problem.name), f"{problem.parameters:,}", _milliseconds(problem.gradient_seconds)]
+        + [_milliseconds(problem.step_seconds.get(name)) for name in names]
+        for problem in results.problems
+    ]
+    return Table(["problem", "parameters", "gradient", *(f"step of {label(name)}" for name in names)], rows)
+
+
+def long_form(found: Sequence[Number]) -> tuple[list[str], list[list[Any]]]:
+    """Numbers as heads and rows of values, one number a row: for data frames and loggers."""
+    heads = list(Number.__dataclass_fields__)
+    return heads, [[getattr(number, head) for head in heads] for number in found]
+
+
+def shown_references(results: Results) -> str:
+    """References in words."""
+    return ", ".join(label(name) for name in references(results) if name != BEST)
+
+
+def _median(problem: ProblemResult, name: str, split: str) -> float:
+    return median_loss(final_loss(problem.measurements[name], split))
+
+
+def _lowest(values: Tensor) -> Tensor:
+    """The lowest over checkpoints, shape ``(V, S)`` to ``(S,)``."""
+    return values.nan_to_num(nan=math.inf).amin(0)
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "not measured" if seconds is None else f"{1e3 * seconds:.3g} ms"

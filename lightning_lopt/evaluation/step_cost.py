@@ -1,0 +1,113 @@
+"""What a training step costs: the gradient, and the step of each optimizer in the form in which it is deployed."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.optim import LearnedOptimizer
+from lightning_lopt.rules.base import Role, UpdateRule
+from lightning_lopt.seeding import generator
+
+REPEATS = 21
+WARM_UP = 4
+
+Leaves = list[tuple[str, Tensor, Role]]
+_Step = Callable[[], object]
+
+
+def step_costs(
+    problem: Problem, rules: Mapping[str, UpdateRule], against: Sequence[str], *, repeats: int = REPEATS
+) -> tuple[float, dict[str, float]]:
+    """Seconds that forward and backward of one mini-batch take, and those of one step of each optimizer.
+
+    Rules step as :class:`~lightning_lopt.LearnedOptimizer`, baselines as ``torch.optim`` has them, with
+    ``foreach=True`` (schedule-free AdamW is not among these, and is left out). All take turns, so that whatever else
+    the machine does hits all alike; medians over ``repeats``. With one thread it is the processor's time that counts,
+    which other processes do not lengthen.
+
+    Args:
+        problem: whose parameters and batches are used.
+        rules: by name.
+        against: names of baselines.
+        repeats: timed steps, >= 1.
+    """
+    task = problem.task
+    params = task.init(generator(0, "cost"))
+    batch = task.batch(generator(0, "cost"))
+
+    def gradient() -> dict[str, Tensor]:
+        leaves = {name: params[name].detach().requires_grad_() for name in task.roles}
+        task.loss({**params, **leaves}, batch).backward()  # type: ignore[no-untyped-call]
+        return {name: leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for name, leaf in leaves.items()}
+
+    grads = gradient()
+    loss = task.loss(params, batch).detach()
+
+    def leaves() -> Leaves:
+        made = []
+        for name, role in task.roles.items():
+            leaf = params[name].detach().clone().requires_grad_()
+            leaf.grad = grads[name].clone()
+            made.append((name, leaf, role))
+        return made
+
+    planned = max(problem.horizon, WARM_UP + repeats)
+    steps: dict[str, _Step] = {name: _learned(rule, leaves(), planned, loss) for name, rule in rules.items()}
+    steps |= {name: DEPLOYED[name](leaves()) for name in against if name in DEPLOYED}
+    times: dict[str, list[float]] = {name: [] for name in ("", *steps)}
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    for turn in range(WARM_UP + repeats):
+        for name, step in {"": gradient, **steps}.items():
+            begin = clock()
+            step()
+            if turn >= WARM_UP:
+                times[name].append(clock() - begin)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return medians.pop(""), medians
+
+
+def _learned(rule: UpdateRule, leaves: Leaves, horizon: int, loss: Tensor) -> _Step:
+    groups = [
+        {"params": [(name, leaf) for name, leaf, own in leaves if own == role], "role": role}
+        for role in dict.fromkeys(role for _, _, role in leaves)
+    ]
+    optimizer = LearnedOptimizer(groups, rule, total_steps=horizon)
+    return lambda: optimizer.step(loss=loss)
+
+
+def _muon(leaves: Leaves) -> _Step:
+    """Muon for hidden matrices, convolutions as matrices of (out, in x kernel), and AdamW for the rest."""
+    hidden, rest = [], []
+    for _, leaf, role in leaves:
+        if role == "matrix" and leaf.dim() >= 2:
+            assert leaf.grad is not None
+            matrix = leaf.detach().flatten(1).requires_grad_()
+            matrix.grad = leaf.grad.flatten(1)
+            hidden.append(matrix)
+        else:
+            rest.append(leaf)
+    optimizers: list[torch.optim.Optimizer] = []
+    if hidden:
+        optimizers.append(torch.optim.Muon(hidden))
+    if rest:
+        optimizers.append(torch.optim.AdamW(rest, foreach=True))
+    return lambda: [optimizer.step() for optimizer in optimizers]
+
+
+def _tensors(leaves: Leaves) -> list[Tensor]:
+    return [leaf for _, leaf, _ in leaves]
+
+
+DEPLOYED: dict[str, Callable[[Leaves], _Step]] = {
+    "adamw": lambda leaves: torch.optim.AdamW(_tensors(leaves), foreach=True).step,
+    "adam_default": lambda leaves: torch.optim.Adam(_tensors(leaves), foreach=True).step,
+    "sgd": lambda leaves: torch.optim.SGD(_tensors(leaves), momentum=0.9, nesterov=True, lr=1e-3, foreach=True).step,
+}
+if hasattr(torch.optim, "Muon"):  # from torch 2.9 on
+    DEPLOYED["muon"] = _muon

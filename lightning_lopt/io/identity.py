@@ -1,0 +1,34 @@
+"""Which rule is this, and what does it say it was meta-trained on?"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Any
+
+from lightning_lopt.io.files import CONFIG, RuleFileError, parse_json_object, read_file, show
+from lightning_lopt.io.save import weights_bytes
+from lightning_lopt.io.sources import find_files
+from lightning_lopt.rules import UpdateRule
+
+
+def weights_sha256(rule: UpdateRule) -> str:
+    """The hash that ``config.json`` would have for the weights of ``rule``.
+
+    Raises:
+        RuleFileError: if they could not be saved, for instance because they are not finite.
+    """
+    return hashlib.sha256(weights_bytes(rule, rule.rule_name)).hexdigest()
+
+
+def load_meta_training(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """What ``config.json`` of the rule at ``source`` says about its meta-training; empty where it says nothing.
+
+    Raises:
+        RuleFileError: if the file is missing or damaged.
+    """
+    file = find_files(source, (CONFIG,))[CONFIG]
+    found = parse_json_object(read_file(file), file.label).get("meta_training", {})
+    if not isinstance(found, dict):
+        raise RuleFileError(f"{file.label} has the meta_training {show(found)} instead of an object; correct it.")
+    return found

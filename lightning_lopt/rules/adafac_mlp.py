@@ -1,0 +1,136 @@
+"""AdafacMLP (small_fc_lopt): a tiny network steps every entry, from momenta and factored second moments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lopt.rules.accumulators import constants
+from lightning_lopt.rules.arguments import check_choice, check_decays, check_numbers, check_sizes
+from lightning_lopt.rules.arithmetic import view
+from lightning_lopt.rules.averages import Rates, init_averages, update_averages
+from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
+from lightning_lopt.rules.entry_network import EntryNetwork, Weights, apply_network
+from lightning_lopt.rules.factored import Matrix, Ties
+from lightning_lopt.rules.features import averaged_features, spread
+from lightning_lopt.rules.time_features import TIMES, elapsed
+
+NORM_EPS = 1e-5
+SECOND_MOMENT_EPS = 1e-6
+GRADIENT_LIMIT = 1e6  # not in the reference: float32 holds the squares of squares up to here
+
+
+@register_rule("adafac_mlp")
+class AdafacMLPRule(UpdateRule):
+    r"""AdafacMLP, also known as small_fc_lopt.
+
+    .. math:: \Delta p = -\eta\, (o_1 e^{\kappa o_2} + \lambda p)
+
+    with the outputs o of an :class:`~lightning_lopt.rules.entry_network.EntryNetwork` that sees momenta, second moments
+    and factored second moments (:mod:`~lightning_lopt.rules.features`), and the time in steps. θ also has an offset for
+    each decay d, :math:`1 - d = (1 - d_0)\, e^{10 \theta}`; d may become negative for momenta, while those of second
+    moments are cut off at 0.
+
+    A tensor of rank > 2 is by default the matrix (out, everything else). The reference keeps weights as (in, out) and
+    kernels as (height, width, in, out), and factors the two largest axes.
+
+    Args:
+        hidden: width of the network; published weights have 32.
+        step_mult: step size η, >= 0.
+        exp_mult: κ.
+        momentum_decays: of the k momenta before meta-training, each in [0, 1).
+        second_moment_decay: before meta-training, in [0, 1).
+        factored_decays: of the k factored second moments before meta-training, each in [0, 1).
+        matrix: ``"flat"``, or ``"stored"`` as in the reference, tensors being stored as there.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    State bytes per parameter (float32, k = 3): 16, and 12 (rows + columns) per matrix; rank < 2: 28.
+    References: Metz et al. 2022, https://arxiv.org/abs/2203.11860.
+    """
+
+    def __init__(
+        self,
+        hidden: int = 4,
+        step_mult: float = 1e-3,
+        exp_mult: float = 1e-3,
+        momentum_decays: Sequence[float] = (0.9, 0.99, 0.999),
+        second_moment_decay: float = 0.999,
+        factored_decays: Sequence[float] = (0.9, 0.99, 0.999),
+        matrix: Matrix = "flat",
+    ) -> None:
+        super().__init__()
+        check_sizes(hidden=hidden)
+        check_numbers(0.0, step_mult=step_mult)
+        check_numbers(exp_mult=exp_mult)
+        check_decays(momentum_decays, second_moment_decay, factored_decays)
+        check_choice("matrix", matrix, ("flat", "stored"))
+        self.hidden, self.step_mult, self.exp_mult, self.matrix = hidden, step_mult, exp_mult, matrix
+        self.momentum_decays, self.factored_decays = list(momentum_decays), list(factored_decays)
+        self.second_moment_decay = second_moment_decay
+        count = len(self.momentum_decays)
+        self.network = EntryNetwork(4 + 4 * count, 4 * count, hidden, 2, len(TIMES))
+        self.momentum_offsets = nn.Parameter(torch.zeros(count))
+        self.second_moment_offset = nn.Parameter(torch.zeros(1))
+        self.factored_offsets = nn.Parameter(torch.zeros(count))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        names = (
+            "hidden", "step_mult", "exp_mult", "momentum_decays", "second_moment_decay", "factored_decays", "matrix",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
+        count = len(self.momentum_decays)
+        return State({name: init_averages(self._view(x), count, self._ties) for name, x in params.items()}, {})
+
+    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
+        updates, tensors = {}, {}
+        ready: dict[tuple[torch.dtype, torch.device], tuple[Weights, Rates]] = {}
+        for name, grad in grads.items():
+            param, kind = self._view(params[name]), (grad.dtype, grad.device)
+            if kind not in ready:
+                weights = self.network.weights(grad.dtype, 2, elapsed(context.step, grad))
+                ready[kind] = weights, self._rates(grad)
+            weights, rates = ready[kind]
+            grad = self._view(grad).clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT)
+            tensors[name] = own = update_averages(state.tensors[name], grad, rates, self._ties)
+            inputs, outer = averaged_features(
+                param, grad, own, self._ties,
+                eps=SECOND_MOMENT_EPS, diagonal_eps=SECOND_MOMENT_EPS, gradient_forms=False,
+            )  # fmt: skip
+            direction, magnitude = apply_network(weights, *spread(inputs, outer), NORM_EPS)
+            step = (direction * torch.exp(self.exp_mult * magnitude)).reshape(param.shape)
+            step = step + context.weight_decay.get(name, 0.0) * param
+            size = -self.step_mult * self._step_factor(name, params[name], context)
+            updates[name] = (size * step).reshape(params[name].shape).to(params[name].dtype)
+        return updates, State(tensors, state.shared)
+
+    def _step_factor(self, name: str, param: Tensor, context: StepContext) -> float:
+        """What to multiply the step of a tensor with."""
+        return 1.0
+
+    @property
+    def _ties(self) -> Ties:
+        return "first" if self.matrix == "flat" else "last"
+
+    def _view(self, x: Tensor) -> Tensor:
+        return view(x, flat=self.matrix == "flat")
+
+    def _rates(self, like: Tensor) -> Rates:
+        """1 - d of all decays, with what was learned."""
+
+        def learned(decays: Sequence[float], offsets: Tensor) -> Tensor:
+            start = constants([1 - decay for decay in decays], like)
+            return start * torch.exp(10 * offsets.to(like.dtype))
+
+        return Rates(
+            learned(self.momentum_decays, self.momentum_offsets),
+            learned([self.second_moment_decay], self.second_moment_offset)[0].clamp(max=1.0),
+            learned(self.factored_decays, self.factored_offsets).clamp(max=1.0),
+        )

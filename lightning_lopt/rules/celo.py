@@ -1,0 +1,84 @@
+"""Celo: VeLO cut down to what a small budget can meta-train, in two phases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.rules.base import Params, State, StepContext, register_rule
+from lightning_lopt.rules.factored import Matrix
+from lightning_lopt.rules.mixture_rule import MixtureRule
+from lightning_lopt.rules.time_features import SHARES, progress
+
+
+@register_rule("celo")
+class CeloRule(MixtureRule):
+    r"""Celo: a network steps every entry, and an LSTM sets the step size.
+
+    .. math::
+        \Delta p = -\eta\, \alpha\, \big( \sqrt{\mathrm{mean}(p^2) + 10^{-9}}\; o_1 e^{\kappa o_2} + \lambda p \big)
+
+    The outputs o are those of an :class:`~lightning_lopt.rules.entry_network.EntryNetwork` that sees momenta, second
+    moments and factored second moments of the gradient, clipped to ±1000 (:mod:`~lightning_lopt.rules.features`). Its
+    weights are the mean of K copies with the shares softmax(c). An LSTM
+    (:class:`~lightning_lopt.rules.tensor_controller.TensorController`) puts out c and :math:`\alpha = 0.1 e^a`; it
+    sees how far the run has come and how the loss has been going (:mod:`~lightning_lopt.rules.loss_buffer`), which is
+    the same for all tensors.
+
+    The network is meta-trained in phase 1, in which α is 1. In phase 2 the LSTM is, with the network as it is:
+    ``rule.networks.requires_grad_(False)``.
+
+    Args:
+        lstm_hidden: size H of the LSTM.
+        copies: number K of networks to mix.
+        hidden: width of the networks.
+        phase: 1 or 2.
+        step_mult: step size η, >= 0.
+        exp_mult: κ.
+        momentum_decays: of the k momenta, each in [0, 1).
+        second_moment_decay: in [0, 1).
+        factored_decays: of the k factored second moments, each in [0, 1).
+        matrix: ``"flat"`` for tensors of rank > 2 as matrices (out, everything else), or ``"stored"``, where the two
+            largest axes are factored as in the reference, tensors being stored as there.
+
+    Raises:
+        ValueError: if an argument lies outside its range, and at a step without a loss.
+
+    State bytes per parameter (float32, k = 3): 16, and 12 (rows + columns) + 8 H per matrix; rank < 2: 28.
+    References: Moudgil et al. 2025, https://arxiv.org/abs/2501.12670.
+    """
+
+    def __init__(
+        self,
+        lstm_hidden: int = 64,
+        copies: int = 1,
+        hidden: int = 4,
+        phase: int = 2,
+        step_mult: float = 1e-3,
+        exp_mult: float = 1e-3,
+        momentum_decays: Sequence[float] = (0.9, 0.99, 0.999),
+        second_moment_decay: float = 0.999,
+        factored_decays: Sequence[float] = (0.9, 0.99, 0.999),
+        matrix: Matrix = "flat",
+    ) -> None:
+        super().__init__(
+            2 * len(SHARES), lstm_hidden, copies, hidden, step_mult, exp_mult, momentum_decays, second_moment_decay,
+            factored_decays, matrix,
+        )  # fmt: skip
+        if phase not in (1, 2):
+            raise ValueError(f"phase must be 1 or 2, got {phase!r}.")
+        self.phase = phase
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return super().config | {"phase": self.phase}
+
+    def _signals(self, params: Params, state: State, losses: Tensor, context: StepContext) -> Tensor:
+        return torch.cat([progress(context, losses), losses]).expand(len(params), -1)
+
+    def _act(self, shares: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        factors = 0.1 * torch.exp(steps) if self.phase == 2 else torch.ones_like(steps)
+        return torch.softmax(shares, -1), factors

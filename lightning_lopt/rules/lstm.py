@@ -1,0 +1,98 @@
+"""The recurrent network of the first learned optimizers, applied to every entry by itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lopt.rules.arguments import check_numbers, check_sizes
+from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
+from lightning_lopt.rules.recurrent import Cell, Layer
+
+BLOCK = 2**15  # entries at a time: the gates of one take 16 H bytes
+
+
+def log_and_sign(grad: Tensor, log_range: float) -> Tensor:
+    r"""The inputs for gradients of shape (n,), (n, 2), with p = ``log_range``, each within ±1 for entries up to e^p.
+
+    .. math:: \Big( \frac{\log |g|}{p},\, \mathrm{sign}(g) \Big) \text{ if } |g| \ge e^{-p}, \text{ else } (-1,\, e^p g)
+
+    >>> log_and_sign(torch.tensor([1.0, -math.exp(-5), 0.5 * math.exp(-10)]), 10.0)
+    tensor([[ 0.0000,  1.0000],
+            [-0.5000, -1.0000],
+            [-1.0000,  0.5000]])
+    """
+    size = torch.log(grad.abs().clamp(min=math.exp(-log_range))) / log_range
+    return torch.stack([size, (grad * math.exp(log_range)).clamp(-1.0, 1.0)], -1)
+
+
+@register_rule("lstm")
+class LSTMRule(UpdateRule):
+    r"""A deep LSTM with a state for every entry, and nothing that entries share but the weights.
+
+    .. math:: \Delta p = \eta\, (w \cdot h + b - \lambda p)
+
+    with h the hidden state of the last of the :class:`~lightning_lopt.rules.recurrent.Cell` s, which begin at 0; the
+    first sees :func:`log_and_sign` of the gradient, each further one the h of the one before.
+
+    Args:
+        hidden: size H of each cell.
+        layers: number of cells.
+        step_mult: η, >= 0.
+        log_range: p, > 0: gradients down to e^-p are told apart by their logarithm.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    State bytes per parameter (float32): 8 H per layer, by default 320.
+    References: Andrychowicz et al. 2016, https://arxiv.org/abs/1606.04474.
+    """
+
+    def __init__(self, hidden: int = 20, layers: int = 2, step_mult: float = 0.1, log_range: float = 10.0) -> None:
+        super().__init__()
+        check_sizes(hidden=hidden, layers=layers)
+        check_numbers(0.0, step_mult=step_mult)
+        if not 0 < log_range <= 80:
+            raise ValueError(f"log_range must be a number in (0, 80], got {log_range!r}.")
+        self.hidden, self.layers, self.step_mult, self.log_range = hidden, layers, step_mult, log_range
+        self.cells = nn.ModuleList([Cell(hidden if layer else 2, hidden) for layer in range(layers)])
+        self.output = Layer(hidden, 1)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("hidden", "layers", "step_mult", "log_range")}
+
+    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
+        """h and c of every entry and layer, (layers, n, H) each."""
+        shape = {name: (self.layers, param.numel(), self.hidden) for name, param in params.items()}
+        return State(
+            {name: {key: x.new_zeros(shape[name]) for key in ("hidden", "cell")} for name, x in params.items()}, {}
+        )
+
+    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
+        updates, tensors = {}, {}
+        for name, grad in grads.items():
+            param, own = params[name], state.tensors[name]
+            size = grad.numel() if torch.compiler.is_compiling() else BLOCK
+            whole = (grad.reshape(-1), 0), (own["hidden"], 1), (own["cell"], 1)
+            pieces = zip(*(torch.split(x, size, axis) for x, axis in whole), strict=True)
+            outputs, hidden, cell = zip(*(self._entries(*piece) for piece in pieces), strict=True)
+            tensors[name] = {"hidden": torch.cat(hidden, 1), "cell": torch.cat(cell, 1)}
+            decay = context.weight_decay.get(name, 0.0)
+            updates[name] = self.step_mult * (torch.cat(outputs).reshape(param.shape) - decay * param)
+        return updates, State(tensors, state.shared)
+
+    def _entries(self, grad: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Output (n,), and new h and c, (layers, n, H), of n entries."""
+        dtype = self.output.weight.dtype
+        x, new = log_and_sign(grad, self.log_range).to(dtype), []
+        for layer, before in zip(self.cells, zip(hidden.to(dtype), cell.to(dtype), strict=True), strict=True):
+            new.append(layer(x, *before))
+            x = new[-1][0]
+        output = self.output(x)[:, 0].to(grad.dtype)
+        hidden, cell = (torch.stack(each).to(grad.dtype) for each in zip(*new, strict=True))
+        return output, hidden, cell

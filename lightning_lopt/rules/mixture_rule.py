@@ -1,0 +1,131 @@
+"""What VeLO and Celo have in common: an LSTM for each tensor mixes, from a bank of networks, the one that steps it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.rules.accumulators import rates
+from lightning_lopt.rules.arguments import check_choice, check_decays, check_numbers, check_sizes
+from lightning_lopt.rules.arithmetic import view
+from lightning_lopt.rules.averages import Rates, init_averages, update_averages
+from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates
+from lightning_lopt.rules.entry_network import EntryNetwork, Weights, apply_network
+from lightning_lopt.rules.factored import Matrix, Ties
+from lightning_lopt.rules.features import averaged_features, spread
+from lightning_lopt.rules.loss_buffer import init_losses, loss_features, update_losses
+from lightning_lopt.rules.recurrent import KEYS, remembered
+from lightning_lopt.rules.tensor_controller import TensorController
+
+NORM_EPS = 1e-5
+SECOND_MOMENT_EPS = 1e-6
+GRADIENT_LIMIT = 1000.0
+
+
+class MixtureRule(UpdateRule):
+    """The interface of :class:`VeLORule` and :class:`CeloRule`: they say what the LSTM sees and what its output does.
+
+    Arguments are those of :class:`VeLORule`; ``signals`` is the number of what the LSTM sees.
+    """
+
+    reads_loss = True
+    reads_horizon = True
+    forgets = False  # whether the LSTM begins anew at every step
+
+    def __init__(
+        self,
+        signals: int,
+        lstm_hidden: int,
+        copies: int,
+        hidden: int,
+        step_mult: float,
+        exp_mult: float,
+        momentum_decays: Sequence[float],
+        second_moment_decay: float,
+        factored_decays: Sequence[float],
+        matrix: Matrix,
+    ) -> None:
+        super().__init__()
+        check_sizes(lstm_hidden=lstm_hidden, copies=copies, hidden=hidden)
+        check_numbers(0.0, step_mult=step_mult)
+        check_numbers(exp_mult=exp_mult)
+        check_decays(momentum_decays, second_moment_decay, factored_decays)
+        check_choice("matrix", matrix, ("flat", "stored"))
+        self.lstm_hidden, self.copies, self.hidden, self.matrix = lstm_hidden, copies, hidden, matrix
+        self.step_mult, self.exp_mult, self.second_moment_decay = step_mult, exp_mult, second_moment_decay
+        self.momentum_decays, self.factored_decays = list(momentum_decays), list(factored_decays)
+        count = len(self.momentum_decays)
+        self.controller = TensorController(signals, lstm_hidden, copies)
+        self.networks = EntryNetwork(6 + 4 * count, 4 * count, hidden, copies=copies)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        names = (
+            "lstm_hidden", "copies", "hidden", "step_mult", "exp_mult",
+            "momentum_decays", "second_moment_decay", "factored_decays", "matrix",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+    @abstractmethod
+    def _signals(self, params: Params, state: State, losses: Tensor, context: StepContext) -> Tensor:
+        """What the LSTM sees of ``params``, (n, signals), before this gradient; ``losses``: the nine loss features."""
+
+    @abstractmethod
+    def _act(self, shares: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights of the copies, (n, K), of which the mean is taken, and factors on the steps, (n,)."""
+
+    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
+        tensors = {}
+        for name, param in params.items():
+            own = init_averages(self._view(param), len(self.momentum_decays), self._ties)
+            tensors[name] = own | self.controller.lstm.init_state(param)
+        return State(tensors, init_losses(next(iter(params.values()))) if params else {})
+
+    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
+        if not grads:
+            return {}, state
+        if context.loss is None:
+            raise ValueError(f"{type(self).__name__} reads the loss, but StepContext.loss is None; pass the loss.")
+        horizon = self._loss_horizon(context)
+        shared = update_losses(state.shared, context.loss, horizon)
+        own = {name: self._view(params[name]) for name in grads}
+        signals = self._signals(own, state, loss_features(shared, horizon), context)
+        hidden, cell = self.controller.lstm.recall([state.tensors[name] for name in grads])
+        shares, steps, hidden, cell = self.controller(signals.to(hidden.dtype), hidden, cell)
+        shares, steps = self._act(shares, steps)
+        updates, tensors = {}, {}
+        for row, (name, weights) in enumerate(zip(grads, self.networks.mixtures(shares, 2), strict=True)):
+            param, before = own[name], state.tensors[name]
+            averages, direction = self._direction(param, self._view(grads[name]), before, weights)
+            scale, factor = torch.sqrt(param.square().mean() + 1e-9), steps[row].to(param.dtype)
+            decay = context.weight_decay.get(name, 0.0) * factor.abs()
+            updates[name] = (-self.step_mult * (factor * scale * direction + decay * param)).reshape(params[name].shape)
+            memory = remembered(hidden[row], cell[row], param)
+            tensors[name] = averages | ({key: before[key] for key in KEYS} if self.forgets else memory)
+        return updates, State(tensors, shared)
+
+    def _direction(
+        self, param: Tensor, grad: Tensor, before: Mapping[str, Tensor], weights: Weights
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The averages of one tensor with this gradient, and what the network makes of them, of the tensor's shape."""
+        rate = rates(self.momentum_decays, grad), 1 - self.second_moment_decay, rates(self.factored_decays, grad)
+        grad = grad.clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT)
+        averages = update_averages(before, grad, Rates(*rate), self._ties)
+        inputs, outer = averaged_features(param, grad, averages, self._ties, eps=SECOND_MOMENT_EPS, diagonal_eps=0.0)
+        outputs = apply_network(weights.to(grad.dtype), *spread(inputs, outer), NORM_EPS)
+        return averages, (outputs[0] * torch.exp(self.exp_mult * outputs[1])).reshape(param.shape)
+
+    def _loss_horizon(self, context: StepContext) -> Tensor:
+        """The horizon of the loss averages, 0-dim."""
+        return context.total_steps
+
+    @property
+    def _ties(self) -> Ties:
+        return "first" if self.matrix == "flat" else "last"
+
+    def _view(self, x: Tensor) -> Tensor:
+        return view(x, flat=self.matrix == "flat")

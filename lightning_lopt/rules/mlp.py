@@ -1,0 +1,102 @@
+"""The per-entry perceptron of Metz et al. 2019: momenta at six decays and the time, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.rules.accumulators import average, rates
+from lightning_lopt.rules.arguments import check_numbers, check_sizes
+from lightning_lopt.rules.arithmetic import view
+from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
+from lightning_lopt.rules.entry_network import EntryNetwork, Weights, apply_network
+from lightning_lopt.rules.features import split_rows
+from lightning_lopt.rules.time_features import TIMES, elapsed
+
+NORM_EPS = 1e-5
+GRADIENT_LIMIT = 1e15  # not in the reference: float32 holds the squares up to here
+
+
+class MomentumFeatures(NamedTuple):
+    """Gradient and parameter, (1, *s), and momenta, (k, *s)."""
+
+    grad: Tensor
+    param: Tensor
+    momentum: Tensor
+
+    def features(self) -> list[Tensor]:
+        return list(self)
+
+    def parts(self, rows: int) -> list[MomentumFeatures]:
+        pieces = (split_rows(x, rows, self.param.shape[1]) for x in self)
+        return [MomentumFeatures(*each) for each in zip(*pieces, strict=True)]
+
+
+@register_rule("mlp")
+class MLPRule(UpdateRule):
+    r"""A perceptron applied to every entry, also known as MLPLOpt.
+
+    .. math::
+        m_j \leftarrow d_j m_j + (1 - d_j) g, \qquad \Delta p = -\eta\, (o_1 e^{\kappa o_2} + \lambda p)
+
+    with the outputs o of an :class:`~lightning_lopt.rules.entry_network.EntryNetwork` for g, p and the k momenta, each
+    normalised over its tensor, and :math:`\tanh(t/\tau - 1)` for eleven times τ. Shapes play no part.
+
+    Args:
+        hidden: width of the network.
+        step_mult: step size η, >= 0.
+        exp_mult: κ.
+        momentum_decays: of the k momenta, each in [0, 1).
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    State bytes per parameter (float32, k = 6): 24.
+    References: Metz et al. 2019, https://arxiv.org/abs/1810.10180.
+    """
+
+    def __init__(
+        self,
+        hidden: int = 32,
+        step_mult: float = 1e-3,
+        exp_mult: float = 1e-3,
+        momentum_decays: Sequence[float] = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999),
+    ) -> None:
+        super().__init__()
+        check_sizes(hidden=hidden)
+        check_numbers(0.0, step_mult=step_mult)
+        check_numbers(exp_mult=exp_mult)
+        if not momentum_decays or not all(0 <= decay < 1 for decay in momentum_decays):
+            raise ValueError(f"momentum_decays must be numbers in [0, 1), at least one, got {list(momentum_decays)}.")
+        self.hidden, self.step_mult, self.exp_mult = hidden, step_mult, exp_mult
+        self.momentum_decays = list(momentum_decays)
+        self.network = EntryNetwork(2 + len(self.momentum_decays), 0, hidden, 2, len(TIMES))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("hidden", "step_mult", "exp_mult", "momentum_decays")}
+
+    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
+        count = len(self.momentum_decays)
+        return State({name: {"momentum": x.new_zeros(count, *view(x).shape)} for name, x in params.items()}, {})
+
+    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
+        updates, tensors = {}, {}
+        ready: dict[tuple[torch.dtype, torch.device], tuple[Weights, Tensor]] = {}
+        for name, grad in grads.items():
+            param, kind = view(params[name]), (grad.dtype, grad.device)
+            if kind not in ready:
+                weights = self.network.weights(grad.dtype, 2, elapsed(context.step, grad))
+                ready[kind] = weights, rates(self.momentum_decays, grad)
+            weights, rate = ready[kind]
+            grad = view(grad).clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT)
+            momentum = average(state.tensors[name]["momentum"], grad, rate)
+            features = MomentumFeatures(grad[None], param[None], momentum)
+            direction, magnitude = apply_network(weights, features, (), NORM_EPS)
+            step = direction * torch.exp(self.exp_mult * magnitude) + context.weight_decay.get(name, 0.0) * param
+            updates[name] = (-self.step_mult * step).reshape(params[name].shape)
+            tensors[name] = {"momentum": momentum}
+        return updates, State(tensors, state.shared)

@@ -1,0 +1,70 @@
+"""AdafacMLP in the maximal-update parametrisation: what it learned on narrow models holds for wide ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lightning_lopt.rules.adafac_mlp import AdafacMLPRule
+from lightning_lopt.rules.arguments import check_sizes
+from lightning_lopt.rules.arithmetic import matrix_shape
+from lightning_lopt.rules.base import StepContext, register_rule
+from lightning_lopt.rules.factored import Matrix
+from lightning_lopt.rules.roles import role_of_shape
+
+
+@register_rule("mu_adafac_mlp")
+class MuAdafacMLPRule(AdafacMLPRule):
+    r"""µLO: :class:`AdafacMLPRule` whose steps shrink with the width of the layer that they are for.
+
+    .. math:: \Delta p = \min\Big( 1, \frac{w_0}{\text{inputs}} \Big)\, \Delta p_{\text{AdafacMLP}}
+
+    for matrices and heads, with the inputs of the layer (columns of the matrix; the reference counts the channels of a
+    convolution alone) and the base width :math:`w_0`; embeddings and vectors step in full. So the change of every
+    layer's output stays the same as models grow, with no change to the model. Two things are the model's: in µP the
+    head of a wider model also starts smaller (standard deviation 1/inputs), and a first layer has inputs that do not
+    grow. It is scaled here by a constant, or in full where its inputs are fewer than the base width; its group may also
+    be given the role ``"embedding"``.
+
+    Args:
+        base_width: :math:`w_0`, width of the models that θ was, or is to be, meta-trained on.
+        hidden, step_mult, exp_mult, momentum_decays, second_moment_decay, factored_decays, matrix: as in
+            :class:`AdafacMLPRule`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    State bytes per parameter: as in :class:`AdafacMLPRule`.
+    References: Thérien et al. 2024, https://arxiv.org/abs/2406.00153; Yang et al. 2022,
+    https://arxiv.org/abs/2203.03466, table 3 (Adam).
+    """
+
+    def __init__(
+        self,
+        base_width: int = 128,
+        hidden: int = 32,
+        step_mult: float = 1e-3,
+        exp_mult: float = 1e-3,
+        momentum_decays: Sequence[float] = (0.9, 0.99, 0.999),
+        second_moment_decay: float = 0.999,
+        factored_decays: Sequence[float] = (0.9, 0.99, 0.999),
+        matrix: Matrix = "flat",
+    ) -> None:
+        super().__init__(
+            hidden, step_mult, exp_mult, momentum_decays, second_moment_decay, factored_decays, matrix
+        )  # fmt: skip
+        check_sizes(base_width=base_width)
+        self.base_width = base_width
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"base_width": self.base_width} | super().config
+
+    def _step_factor(self, name: str, param: Tensor, context: StepContext) -> float:
+        role = context.roles.get(name, role_of_shape(tuple(param.shape)))
+        if param.ndim < 2 or role not in ("matrix", "head"):
+            return 1.0
+        inputs = matrix_shape(param.shape)[1] if self.matrix == "flat" else param.shape[-2]
+        return min(1.0, self.base_width / max(inputs, 1))

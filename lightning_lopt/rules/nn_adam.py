@@ -1,0 +1,139 @@
+"""NNAdam: Adam, whose constants an LSTM adapts for each tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lopt.rules.accumulators import constants
+from lightning_lopt.rules.arguments import check_numbers, check_sizes
+from lightning_lopt.rules.arithmetic import variance
+from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
+from lightning_lopt.rules.recurrent import LSTM, Layer, remembered
+
+GRADIENT_LIMIT = 1000.0
+SIGNALS = 19
+# Of the logarithms of α, 1 - β₁, 1 - β₂ and ε, the constants in their order everywhere here.
+LOWER = (math.log(1e-8), -10.0, -10.0, math.log(1e-11))
+UPPER = (math.log(1e3), 0.0, 0.0, math.log(1e4))
+
+
+@register_rule("nn_adam")
+class NNAdamRule(UpdateRule):
+    r"""Adam with constants of its own for each tensor, which an LSTM changes a little at every step.
+
+    .. math::
+        m \leftarrow \beta_1 m + (1-\beta_1) g, \quad v \leftarrow \beta_2 v + (1-\beta_2) g^2, \quad
+        \Delta p = -\alpha \Big( \frac{(1 + \epsilon)\, m}{\epsilon + \sqrt{v + 10^{-10}}} + \lambda p \Big), \quad
+        z \leftarrow z + 0.01\, (W h + b)
+
+    with g clipped to ±1000, :math:`z = \log(\alpha, 1 - \beta_1, 1 - \beta_2, \epsilon) / 10`, and h the output of an
+    :class:`~lightning_lopt.rules.recurrent.LSTM` that sees z, the rank of the tensor, and sizes and signs of means and
+    variances of g, m, v and p. Constants change after the step, within bounds: α in [1e-8, 1e3], ε in [1e-11, 1e4] and
+    1 - β in [e^-10, 1]. Before meta-training they stay as they are.
+
+    Args:
+        lr, beta1, beta2, eps: α, β₁, β₂ and ε that all tensors begin with, learned too.
+        lstm_hidden: size H of the LSTM.
+        output_scale: what is 0.01 above.
+        decay: κ: before each change z is drawn back to where it began, :math:`z \leftarrow z - \kappa (z - z_0)`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    State bytes per parameter (float32): 8, and 8 H + 20 per tensor.
+    References: the reference implementation is that of Metz et al. 2020, https://arxiv.org/abs/2009.11243.
+    """
+
+    def __init__(
+        self,
+        lr: float = 1e-4,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        lstm_hidden: int = 32,
+        output_scale: float = 0.01,
+        decay: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_sizes(lstm_hidden=lstm_hidden)
+        check_numbers(0.0, lr=lr, beta1=beta1, beta2=beta2, eps=eps, output_scale=output_scale, decay=decay)
+        if not (1e-8 <= lr <= 1e3 and 1e-11 <= eps <= 1e4 and max(beta1, beta2) <= 1 - math.exp(-10)):
+            raise ValueError(
+                f"lr must lie in [1e-8, 1e3], eps in [1e-11, 1e4] and betas in [0, 0.99995], got {lr!r}, {eps!r}, "
+                f"{beta1!r} and {beta2!r}."
+            )
+        self.lr, self.beta1, self.beta2, self.eps = lr, beta1, beta2, eps
+        self.lstm_hidden, self.output_scale, self.decay = lstm_hidden, output_scale, decay
+        self.lstm, self.controls = LSTM(SIGNALS, lstm_hidden), Layer(lstm_hidden, 4)
+        nn.init.zeros_(self.controls.weight)
+        self.initial = nn.Parameter(
+            torch.tensor([lr, 1 - beta1, 1 - beta2, eps], dtype=torch.float64).log().float() / 10
+        )
+
+    @property
+    def config(self) -> dict[str, Any]:
+        names = ("lr", "beta1", "beta2", "eps", "lstm_hidden", "output_scale", "decay")
+        return {name: getattr(self, name) for name in names}
+
+    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
+        tensors = {}
+        for name, param in params.items():
+            averages = {key: torch.zeros_like(param) for key in ("momentum", "second_moment")}
+            tensors[name] = averages | {"constants": param.new_zeros(4)} | self.lstm.init_state(param)
+        return State(tensors, {})
+
+    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
+        if not grads:
+            return {}, state
+        updates: dict[str, Tensor] = {}
+        tensors: dict[str, dict[str, Tensor]] = {}
+        rows = []
+        for name, grad in grads.items():
+            param, own = params[name], state.tensors[name]
+            grad, initial = grad.clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT), self.initial.to(grad.dtype)
+            z = torch.where(own["started"] > 0, own["constants"], initial)
+            lr, rate1, rate2, eps = torch.exp(10 * _bounded(z)).unbind(-1)
+            momentum = torch.lerp(own["momentum"], grad, rate1)
+            second_moment = torch.lerp(own["second_moment"], grad.square(), rate2)
+            step = (1 + eps) / (eps + torch.sqrt(second_moment + 1e-10)) * momentum
+            updates[name] = -lr * (step + context.weight_decay.get(name, 0.0) * param)
+            tensors[name] = {"momentum": momentum, "second_moment": second_moment, "constants": z}
+            rows.append(_signals(param, grad, momentum, second_moment, z).to(self.initial.dtype))
+        hidden, cell = self.lstm.recall([state.tensors[name] for name in grads])
+        hidden, cell = self.lstm(torch.stack(rows), hidden, cell)
+        changes = self.output_scale * self.controls(hidden)
+        for row, (name, own) in enumerate(tensors.items()):
+            z = own["constants"]
+            z = z - self.decay * (z - self.initial.to(z.dtype)) + changes[row].to(z.dtype)
+            own["constants"] = _bounded(z)
+            own |= remembered(hidden[row], cell[row], params[name])
+        return updates, State(tensors, state.shared)
+
+
+def _bounded(z: Tensor) -> Tensor:
+    """The z nearest to ``z``, shape (4,), that stands for constants within their bounds."""
+    return torch.clamp(10 * z, constants(LOWER, z), constants(UPPER, z)) / 10
+
+
+def _signals(param: Tensor, grad: Tensor, momentum: Tensor, second_moment: Tensor, z: Tensor) -> Tensor:
+    """What the LSTM sees of a tensor, shape (SIGNALS,), in the order of the reference."""
+    lr, beta1, beta2, eps = (0.2 * z.clamp(-5.0, 5.0)).unbind(-1)
+    is_bias, is_scalar = constants([1.0 if param.ndim == rank else -1.0 for rank in (1, 0)], param)
+    means = {x: t.mean() for x, t in (("g", grad), ("m", momentum), ("p", param), ("v", second_moment))}
+    signs = {x: mean.sign() for x, mean in means.items()}
+    sizes = {x: _squash(mean) for x, mean in means.items()}
+    variances = [_squash(variance(t.flatten())) for t in (grad, momentum, param, second_moment)]
+    return torch.stack(
+        [beta1, beta2, eps, is_bias, is_scalar, lr, sizes["g"], signs["g"], _squash(grad.abs().mean())]
+        + [part[x] for x in ("m", "p", "v") for part in (sizes, signs)]
+        + variances
+    )
+
+
+def _squash(x: Tensor) -> Tensor:
+    return 0.5 * torch.log(1e-8 + x.abs()).clamp(-5.0, 5.0)

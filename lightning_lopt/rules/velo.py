@@ -1,0 +1,104 @@
+"""VeLO: an LSTM looks at every tensor and mixes the network that steps its entries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.rules.accumulators import constants
+from lightning_lopt.rules.arithmetic import variance
+from lightning_lopt.rules.base import Params, State, StepContext, register_rule
+from lightning_lopt.rules.factored import Matrix
+from lightning_lopt.rules.mixture_rule import MixtureRule
+from lightning_lopt.rules.time_features import SHARES, progress
+
+RANKS = 5
+SHARE_SCALE = 100.0
+SHORT_HORIZON = 10.0
+
+
+@register_rule("velo")
+class VeLORule(MixtureRule):
+    r"""VeLO, also known as HyperV2: the same step as :class:`CeloRule` in phase 2, and
+
+    - the shares of the K copies are 100 c, and α = a, which may be negative, as the LSTM puts them out;
+    - the LSTM sees of each tensor, besides progress and loss, moments of its averages before this gradient, with
+      :math:`\nu = \max(10^{-9}, \mathrm{mean}(p^2))^{-1/2}` and
+      :math:`\Lambda(x) = \mathrm{clip}(\log(10^{-8} + |10 x|), -5, 5) / 2`: Λ of the mean of νv, of the variances of
+      the νm, and of the mean squares of νv - mean(νm); and how many of its axes are longer than 1, one-hot;
+    - tensors see one another: a tensor more or less changes the steps of all.
+
+    Args:
+        lstm_hidden: size H of the LSTM; 512 in the published weights.
+        copies: number K of networks to mix; 256 in the published weights.
+        hidden: width of the networks.
+        step_mult: step size η, >= 0.
+        exp_mult: κ.
+        momentum_decays: of the k momenta, each in [0, 1).
+        second_moment_decay: in [0, 1).
+        factored_decays: of the k factored second moments, each in [0, 1).
+        matrix: ``"flat"`` for tensors of rank > 2 as matrices (out, everything else), or ``"stored"``, where the two
+            largest axes are factored and all are counted, as in the reference, tensors being stored as there.
+        short_loss_horizon: average losses over 10 steps, whatever the horizon; some weights were trained that way.
+        forgets: begin the LSTM anew at every step; some weights were trained that way.
+
+    Raises:
+        ValueError: if an argument lies outside its range, and at a step without a loss.
+
+    State bytes per parameter (float32, k = 3): 16, and 12 (rows + columns) + 8 H per matrix; rank < 2: 28.
+    References: Metz et al. 2022, https://arxiv.org/abs/2211.09760.
+    """
+
+    def __init__(
+        self,
+        lstm_hidden: int = 512,
+        copies: int = 256,
+        hidden: int = 4,
+        step_mult: float = 1e-3,
+        exp_mult: float = 1e-3,
+        momentum_decays: Sequence[float] = (0.9, 0.99, 0.999),
+        second_moment_decay: float = 0.999,
+        factored_decays: Sequence[float] = (0.9, 0.99, 0.999),
+        matrix: Matrix = "flat",
+        short_loss_horizon: bool = False,
+        forgets: bool = False,
+    ) -> None:
+        super().__init__(
+            2 * len(SHARES) + 1 + RANKS + 2 * len(momentum_decays), lstm_hidden, copies, hidden, step_mult, exp_mult,
+            momentum_decays, second_moment_decay, factored_decays, matrix,
+        )  # fmt: skip
+        self.short_loss_horizon, self.forgets = short_loss_horizon, forgets
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return super().config | {"short_loss_horizon": self.short_loss_horizon, "forgets": self.forgets}
+
+    def _signals(self, params: Params, state: State, losses: Tensor, context: StepContext) -> Tensor:
+        shared = progress(context, losses), losses
+        rows = []
+        for name, param in params.items():
+            own = state.tensors[name]
+            unit = torch.rsqrt(param.square().mean().clamp(min=1e-9))
+            momentum, second_moment = own["momentum"].flatten(1), own["second_moment"]
+            means, variances = momentum.mean(1) * unit, variance(momentum) * unit.square()
+            mean = second_moment.mean() * unit
+            spread = variance(second_moment.flatten()) * unit.square() + (mean - means).square()
+            moments = _squash(mean[None]), _squash(variances), _squash(spread)
+            axes = sum(size > 1 for size in param.shape)
+            rank = constants([float(axes == count) for count in range(RANKS)], losses)
+            rows.append(torch.cat([x.to(losses.dtype) for x in (*shared, moments[0], rank, *moments[1:])]))
+        return torch.stack(rows)
+
+    def _act(self, shares: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        return SHARE_SCALE * shares, steps
+
+    def _loss_horizon(self, context: StepContext) -> Tensor:
+        return torch.full_like(context.total_steps, SHORT_HORIZON) if self.short_loss_horizon else context.total_steps
+
+
+def _squash(x: Tensor) -> Tensor:
+    """Λ."""
+    return 0.5 * torch.log(1e-8 + (10 * x).abs()).clamp(-5.0, 5.0)

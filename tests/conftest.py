@@ -1,0 +1,51 @@
+"""What several folders of tests need."""
+
+import json
+import time
+
+import pytest
+
+
+def wandb_records(data):
+    """Records of a run file: after 7 bytes a LevelDB log, 32 KiB blocks of pieces with checksum, length and type."""
+    assert data[:4] == b":W&B"
+    at, pieces = 7, b""
+    while at + 7 <= len(data):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        pieces += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or last piece
+            yield pieces
+            pieces = b""
+
+
+def whole_run(path):
+    """All records of a run; its background process may still be writing the last ones after ``finish``."""
+    from wandb.proto import wandb_internal_pb2
+
+    for _ in range(60):
+        records = [wandb_internal_pb2.Record.FromString(data) for data in wandb_records(path.read_bytes())]
+        if any(record.HasField("exit") for record in records):
+            break
+        time.sleep(0.5)
+    return records
+
+
+@pytest.fixture
+def wandb_run():
+    """A function: the folder of an offline run to its rows of history and the names of its artifacts."""
+
+    def read(folder):
+        records = whole_run(next(folder.glob("*.wandb")))
+        history = [
+            {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            for record in records
+            if record.HasField("history")
+        ]
+        return history, [record.artifact.name for record in records if record.HasField("artifact")]
+
+    return read

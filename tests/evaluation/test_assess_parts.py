@@ -1,0 +1,143 @@
+"""The parts of an assessment beside closed forms and hand-counted examples."""
+
+import math
+
+import pytest
+import torch
+from assessed import Model
+from torch import nn
+
+from lightning_lopt import load_rule
+from lightning_lopt.evaluation.assess.batches import regrouped
+from lightning_lopt.evaluation.assess.costs import step_cost
+from lightning_lopt.evaluation.assess.coverage import _LAYERS, gaps, meta_training_of
+from lightning_lopt.evaluation.assess.outlook import FLOOR, log_ratio, outlook
+from lightning_lopt.evaluation.assess.passes import batches_for
+from lightning_lopt.evaluation.assess.pilots import DEFAULT, Level
+from lightning_lopt.evaluation.assess.verdict import CARE, DONT, USE, judge
+from lightning_lopt.tasks.mixtures import FAMILIES
+
+
+def level(horizon, ratio, spread=0.0):
+    """A level on which the rule's loss is exp(ratio) times AdamW's, floors included."""
+    adamw = torch.tensor([0.5, 0.5, 0.5])
+    rule = (adamw + FLOOR) * torch.exp(torch.tensor([ratio - spread, ratio, ratio + spread])) - FLOOR
+    found = {"train": rule, "valid": rule}
+    return Level(horizon, {s: torch.ones(3) for s in found}, found, {DEFAULT: dict.fromkeys(found, adamw)}, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("shrink", [0.3, 0.6])
+def test_a_geometric_approach_is_followed_to_where_it_goes(shrink):
+    """y = c + a r^k over doublings k: the limit of three points is c."""
+    levels = [level(10 * 2**k, 0.1 + 0.4 * shrink**k) for k in range(3)]
+    for doublings in (1, 3, 8):
+        seen = outlook(levels, "valid", 40 * 2**doublings, gaps=0)
+        assert seen.expected == pytest.approx(0.1 + 0.4 * shrink ** (2 + doublings), abs=0.01)
+        assert seen.doublings == doublings
+
+
+def test_uncertainty_grows_with_distance_gaps_and_noise():
+    levels = [level(10 * 2**k, -0.2) for k in range(3)]
+    near, far = (outlook(levels, "train", steps, gaps=0).uncertainty for steps in (80, 640))
+    assert (near, far) == (pytest.approx(0.03, abs=1e-4), pytest.approx(0.12, abs=1e-4))
+    assert outlook(levels, "train", 640, gaps=2).uncertainty == pytest.approx(0.28, abs=1e-4)
+    assert outlook([level(40, -0.2)], "train", 640, gaps=0).uncertainty == pytest.approx(0.8, abs=1e-4)
+    noisy = outlook([level(10, 0.0), level(20, 0.0), level(40, 0.0, spread=0.3)], "train", 40, gaps=0)
+    assert noisy.uncertainty == pytest.approx(2 * 0.3 / math.sqrt(3), abs=1e-4)
+
+
+def test_memorising_counts_in_validation_alone():
+    levels, matched = [level(10 * 2**k, -0.5) for k in range(3)], level(40, 0.3)
+    seen = outlook(levels, "valid", 400, gaps=0, matched=matched)
+    assert seen.expected == pytest.approx(0.3, abs=1e-4)
+    assert seen.uncertainty == pytest.approx(math.hypot(0.03 * math.log2(10), 0.4), abs=1e-4)
+    assert outlook(levels, "train", 400, gaps=0, matched=matched).expected == pytest.approx(-0.5, abs=1e-4)
+    assert outlook(levels, "valid", 400, gaps=0, matched=level(40, -0.9)).expected == pytest.approx(-0.5, abs=1e-4)
+
+
+def test_log_ratio_of_losses_that_are_not_finite_or_negative():
+    lost = level(10, 0.0)
+    lost.rule["train"][:] = math.nan
+    assert log_ratio(lost, "train").tolist() == pytest.approx([math.log(1.51 / 0.51)] * 3)
+    start, rule, adamw = ({"train": torch.full((3,), value)} for value in (4.0, -1.0, -4.0))
+    assert log_ratio(Level(10, start, rule, {DEFAULT: adamw}, 1.0, 0.0), "train").tolist() == [0.375] * 3
+
+
+@pytest.mark.parametrize(
+    ("ratio", "spread", "troubles", "slowdown", "seconds", "verdict"),
+    [
+        (-0.5, 0.0, [], 1.5, 1e6, USE),
+        (-0.5, 0.0, [], 5.0, 10.0, USE),
+        (-0.5, 0.0, [], 5.0, 20.0, CARE),
+        (-0.5, 0.0, ["it diverged"], 1.5, 10.0, DONT),
+        (-0.1, 0.3, [], 1.5, 10.0, CARE),
+        (0.5, 0.1, [], 1.0, 10.0, DONT),
+    ],
+)
+def test_judgement(ratio, spread, troubles, slowdown, seconds, verdict):
+    views = {"train": outlook([level(40, ratio, spread)], "train", 40, gaps=0)}
+    found, reasons = judge(
+        views, views, troubles=troubles, hopeless=False, gaps=["a"], slowdown=slowdown, planned_seconds=seconds
+    )
+    assert found == verdict
+    assert reasons[-2 if slowdown >= 1.25 else -1] == "meta-training does not cover this: a"
+
+
+def test_regrouped_keeps_order_and_refuses_what_is_no_stack_of_examples():
+    batches = [{"x": torch.arange(3 * i, 3 * i + 3), "name": "same"} for i in range(4)]
+    six = regrouped(batches, 6)
+    assert [batch["x"].tolist() for batch in six] == [[*range(6)], [*range(6, 12)]]
+    assert [batch["x"].tolist() for batch in regrouped(batches, 5)] == [[*range(5)], [*range(5, 10)]]
+    assert regrouped(batches, 13) is None
+    assert regrouped([(torch.zeros(3), torch.zeros(2))], 2) is None
+    assert regrouped([torch.zeros(3, 2), torch.zeros(3, 4)], 2) is None
+
+
+def test_passes_are_those_of_the_plan():
+    count = batches_for(50, total_steps=1000, length=200)
+    assert 50 / count == 1000 / 200
+    assert batches_for(50, total_steps=250, length=200) is None
+    assert batches_for(50, total_steps=250, length=None) is None
+
+
+def test_state_is_counted_in_bytes():
+    """AdamW keeps two numbers for a parameter and one count for a tensor; this rule one momentum, and counts."""
+    batch = (torch.randn(8, 6), torch.randn(8))
+    cost = step_cost(Model(), [batch], load_rule("base"), 10, lambda step: 0.0)
+    assert cost.parameters == 7
+    assert cost.adamw_bytes == pytest.approx((2 * 4 * 7 + 2 * 4) / 7)
+    assert cost.learned_bytes >= 4
+    assert min(cost.gradient, cost.learned, cost.adamw) > 0
+
+
+class Recurrent(Model):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.GRU(3, 3)
+
+
+def test_gaps_are_named():
+    trained = {"horizons": [100, 1000], "batch_sizes": [8, 128], "largest_parameters": 100, "families": ["image_cnn"]}
+    plan = {"total_steps": 1000, "batch_size": 64, "parameters": 1000}
+    assert gaps(Model(), trained, **plan) == []
+    far = gaps(Recurrent(), trained, total_steps=5000, batch_size=512, parameters=2000)
+    assert [text.split(",")[0] for text in far] == [
+        "5000 steps are planned",
+        "batches of 512",
+        "2",
+        "recurrent layers",
+    ]
+    odd = {"horizons": "long", "batch_sizes": [1], "largest_parameters": True, "families": [3]}
+    assert gaps(Recurrent(), odd, **plan) == gaps(Recurrent(), {}, **plan) == []
+
+
+def test_layers_belong_to_families_that_exist():
+    assert set().union(*(names for _, names in _LAYERS.values())) <= set(FAMILIES)
+
+
+def test_base_records_what_its_card_says():
+    recorded = meta_training_of("base")
+    assert recorded["horizons"] == [100, 1000]
+    assert recorded["batch_sizes"] == [8, 128]
+    assert recorded["largest_parameters"] == 50_000
+    assert meta_training_of(load_rule("base")) == {}
