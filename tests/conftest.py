@@ -23,12 +23,14 @@ def wandb_records(data):
             pieces = b""
 
 
-def whole_run(path):
-    """All records of a run; its background process may still be writing the last ones after ``finish``."""
+def whole_run(folder):
+    """All records of a run; its background process may still be writing after ``finish``, even the file itself."""
     from wandb.proto import wandb_internal_pb2
 
+    records = []
     for _ in range(60):
-        records = [wandb_internal_pb2.Record.FromString(data) for data in wandb_records(path.read_bytes())]
+        files = [path.read_bytes() for path in folder.glob("*.wandb")]
+        records = [wandb_internal_pb2.Record.FromString(data) for file in files if file for data in wandb_records(file)]
         if any(record.HasField("exit") for record in records):
             break
         time.sleep(0.5)
@@ -40,7 +42,7 @@ def wandb_run():
     """A function: the folder of an offline run to its rows of history and the names of its artifacts."""
 
     def read(folder):
-        records = whole_run(next(folder.glob("*.wandb")))
+        records = whole_run(folder)
         history = [
             {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
             for record in records
