@@ -1,0 +1,81 @@
+"""Compare rules on tasks drawn from the mixture "broad", on images of your choice: for choosing, not for reports.
+
+python examples/research/drawn_tasks.py base my_rule --data cifar.npz mnist.npz --count 40
+python examples/research/drawn_tasks.py base --calibrate 0.2 0.3 0.03 --calibrate 0.3 0.1 0.03   # the first, calibrated
+
+Printed for each task are the log-ratios of final losses, training / validation, to those of the first rule (median of
+the seeds; below 0 is better), and their means so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from statistics import fmean
+
+import torch
+
+from lightning_lopt import ResidualRule, UpdateRule, load_rule
+from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.problem_result import ProblemResult
+from lightning_lopt.evaluation.runs import run_rules
+from lightning_lopt.meta.data import TaskMixture
+from lightning_lopt.tasks.mixtures import make_families
+
+
+def calibrated(rule: UpdateRule, shrink: float, grow: float, tolerance: float) -> ResidualRule:
+    """The same constants, with a calibration."""
+    made = ResidualRule(**{**rule.config, "calibrated": True})
+    made.load_state_dict(rule.state_dict(), strict=False)
+    assert made.calibration is not None
+    with torch.no_grad():
+        for name, value in (("log_shrink", shrink), ("log_grow", grow), ("log_tolerance", tolerance)):
+            made.calibration.get_parameter(name).fill_(math.log(value))
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "rules", nargs="+", help="embedded rules or folders; the first is what others are compared with"
+    )
+    parser.add_argument(
+        "--calibrate", nargs=3, type=float, action="append", default=[], metavar=("SHRINK", "GROW", "TOL")
+    )
+    parser.add_argument("--families", default="broad")
+    parser.add_argument("--data", nargs="+", default=["digits"])
+    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--first", type=int, default=2000, help="seed of the first task")
+    parser.add_argument("--horizons", type=int, nargs=2, default=(300, 3000), help="spread over this range")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+
+    rules: dict[str, UpdateRule] = {name: load_rule(name) for name in arguments.rules}
+    first = arguments.rules[0]
+    for shrink, grow, tolerance in arguments.calibrate:
+        rules[f"calibrated {shrink:g} {grow:g} {tolerance:g}"] = calibrated(rules[first], shrink, grow, tolerance)
+    mixture = TaskMixture(make_families(arguments.families, arguments.data))
+    ratios: dict[str, list[tuple[float, float]]] = {name: [] for name in rules if name != first}
+    low, high = arguments.horizons
+    for index in range(arguments.count):
+        task = mixture.sample(arguments.first + index)
+        horizon = round(low * (high / low) ** (index * 0.618 % 1))  # the golden ratio spreads them evenly
+        size = sum(value.numel() for value in task.init(torch.Generator().manual_seed(0)).values())
+        problem = Problem(task.name, task, min(horizon, max(low, 30_000_000 // size)))
+        measured = {name: run_rules([rule], problem, seeds=arguments.seeds)[0] for name, rule in rules.items()}
+        result = ProblemResult(task.name, problem.horizon, task.loss_scale, measured)
+        for name, values in ratios.items():
+            values.append((result.log_ratio(name, first, "train"), result.log_ratio(name, first, "valid")))
+        cells = ", ".join(f"{name} {values[-1][0]:+.3f} / {values[-1][1]:+.3f}" for name, values in ratios.items())
+        print(f"{task.name}, {problem.horizon} steps, {size} parameters: {cells}", flush=True)
+        means = (
+            f"{name} {fmean(train for train, _ in values):+.3f} / {fmean(valid for _, valid in values):+.3f}"
+            for name, values in ratios.items()
+        )
+        print(f"  mean of {index + 1}: {', '.join(means)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""What the last update promises at the present gradient, on models for which a rule's steps are right or far too long.
+
+python examples/research/promise.py
+
+For factors on the steps of a rule's constants without calibration: the loss after 600 steps, and the mean over each
+sixth of the run of -<g_t, u_(t-1)> / L_t, the relative decrease of the loss that repeating the last update promises. It
+is far below 0 where steps are too long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from lightning_lopt import LearnedOptimizer, ResidualRule, load_rule
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from meta_training import MODELS, Batches, Model
+
+
+def uncalibrated(name: str) -> ResidualRule:
+    """The rule's constants, and no calibration."""
+    rule = load_rule(name)
+    plain = ResidualRule(**{**rule.config, "calibrated": False})
+    plain.load_state_dict({key: value for key, value in rule.state_dict().items() if "calibration" not in key})
+    return plain
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rule", default="base")
+    parser.add_argument("--models", nargs="+", default=["siren", "scaled", "gru", "mlp"], choices=list(MODELS))
+    parser.add_argument("--factors", nargs="+", type=float, default=[0.25, 1.0, 3.0])
+    parser.add_argument("--steps", type=int, default=600)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in arguments.models:
+        for factor in arguments.factors:
+            torch.manual_seed(0)
+            build, size = MODELS[name]
+            net, examples = build()
+            module, params = Model(net), list(net.parameters())
+            batches = Batches(examples, size, arguments.steps, 0)
+            optimizer = LearnedOptimizer(net, uncalibrated(arguments.rule), total_steps=arguments.steps, lr=factor)
+            update = [torch.zeros_like(param) for param in params]
+            promises = []
+            for step in range(arguments.steps):
+                optimizer.zero_grad()
+                loss = module.training_step(batches[step], 0)
+                loss.backward()
+                products = [(param.grad * own).sum() for param, own in zip(params, update, strict=True)]
+                promises.append(float(-sum(products) / loss.detach()))
+                before = [param.detach().clone() for param in params]
+                optimizer.step(loss=loss.detach())
+                update = [param.detach() - old for param, old in zip(params, before, strict=True)]
+            sixths = torch.tensor(promises).chunk(6)
+            means = " ".join(f"{float(part.mean()):+.3f}" for part in sixths)
+            print(f"{name:7} steps x {factor:<5g} last loss {float(loss.detach()):.4f}  promise {means}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
