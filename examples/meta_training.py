@@ -2,6 +2,7 @@
 
 python examples/meta_training.py                         # all models, 5 seeds, a few minutes on one CPU core
 python examples/meta_training.py --models siren --seeds 3 --steps 1000
+python examples/meta_training.py --models siren scaled --uncalibrated   # the constants of base alone
 
 Each model is trained twice for the same number of steps, on the same batches: with `base` as it comes, and with
 MetaTraining("base"). Printed are training losses at the end, medians over seeds, on how many seeds MetaTraining ended
@@ -28,7 +29,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_lopt import LearnedOptimizerAdapter, MetaTraining
+from lightning_lopt import LearnedOptimizerAdapter, MetaTraining, ResidualRule, load_rule
 
 Examples = tuple[Tensor, ...]
 
@@ -150,6 +151,14 @@ class Model(L.LightningModule):
         return None  # the callbacks bring the optimizer
 
 
+def uncalibrated(name: str) -> ResidualRule:
+    """The constants of a rule, which then does not calibrate its steps by itself."""
+    rule = load_rule(name)
+    plain = ResidualRule(**{**rule.config, "calibrated": False})
+    plain.load_state_dict({key: value for key, value in rule.state_dict().items() if "calibration" not in key})
+    return plain
+
+
 def train(name: str, seed: int, steps: int, callback: L.Callback, folder: str) -> tuple[float, float]:
     """Loss on all examples at the end, and seconds."""
     torch.manual_seed(seed)
@@ -179,19 +188,21 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--uncalibrated", action="store_true", help="the constants of base without its calibration")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", ".*(does not have many workers|handed back).*")
 
+    rule = uncalibrated("base") if arguments.uncalibrated else "base"
     print(f"{'model':8} {'base':>10} {'adapted':>10}  lower on  steps x  rounds  time")
     for name in arguments.models:
         plain, adapted, factors, shares, rounds = [], [], [], [], 0
         for seed in range(arguments.seeds):
             with tempfile.TemporaryDirectory() as folder:
-                callback = MetaTraining("base", seed=seed)
-                plain.append(train(name, seed, arguments.steps, LearnedOptimizerAdapter("base"), folder)[0])
+                callback = MetaTraining(rule, seed=seed)
+                plain.append(train(name, seed, arguments.steps, LearnedOptimizerAdapter(rule), folder)[0])
                 adapted.append(train(name, seed, arguments.steps, callback, folder)[0])
             if callback.search is not None:
                 chosen, start = (torch.cat(list(t.values())) for t in (callback.search.chosen, callback.search.start))

@@ -15,18 +15,10 @@ from pathlib import Path
 
 import torch
 
-from lightning_lopt import LearnedOptimizer, ResidualRule, load_rule
+from lightning_lopt import LearnedOptimizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from meta_training import MODELS, Batches, Model
-
-
-def uncalibrated(name: str) -> ResidualRule:
-    """The rule's constants, and no calibration."""
-    rule = load_rule(name)
-    plain = ResidualRule(**{**rule.config, "calibrated": False})
-    plain.load_state_dict({key: value for key, value in rule.state_dict().items() if "calibration" not in key})
-    return plain
+from meta_training import MODELS, Batches, Model, uncalibrated
 
 
 def main() -> None:
