@@ -46,7 +46,7 @@ def load(standardise: bool) -> Data:
 
 
 def main() -> None:
-    parser = parser_for(__doc__, steps=150, picture="out_of_distribution.png")
+    parser = parser_for(__doc__, steps=150, picture="out_of_distribution.png", budget="5s")
     parser.add_argument("--standardise", action="store_true", help="give the targets mean 0 and standard deviation 1")
     arguments = parser.parse_args()
     data = load(arguments.standardise)

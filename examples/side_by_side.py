@@ -77,13 +77,13 @@ class _Curve(L.Callback):
         self.losses.append(outputs["loss"].detach())
 
 
-def parser_for(description: str, steps: int, picture: str) -> argparse.ArgumentParser:
+def parser_for(description: str, steps: int, picture: str, budget: str = "20s") -> argparse.ArgumentParser:
     """The flags that the examples have in common."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rule", default="base", help="embedded weights, or a folder that examples/meta_train.py made")
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--budget", default="20s", help="of the prediction: 20s, 10%% or 400steps of the run")
+    parser.add_argument("--budget", default=budget, help="of the prediction: 20s, 10%% or 400steps of the run")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--picture", default=picture)
     return parser
