@@ -5,8 +5,14 @@ import struct
 import numpy as np
 
 
+class Written(bytes):
+    """What stands in a file as it is."""
+
+
 def pack(value):
     """msgpack of a tree: dicts, texts, numbers, bytes, tuples, None and arrays; shortest forms, as msgpack writes."""
+    if isinstance(value, Written):
+        return value
     if value is None:
         return b"\xc0"
     if isinstance(value, bool):
