@@ -157,6 +157,8 @@ def _foreign_on_hub(source: str) -> tuple[dict[str, RuleFile], str]:
     repository = _Repository(source)
     files: dict[str, RuleFile] = {}
     error = RuleFileError(f"{source} holds none of {', '.join(FOREIGN)}; check the address.")
+    if repository.sizes is not None and not repository.sizes.keys() & {*FOREIGN}:
+        raise error
     for name in (*FOREIGN, CONFIG, CARD):
         if (name in FOREIGN and files) or (repository.sizes is not None and name not in repository.sizes):
             continue

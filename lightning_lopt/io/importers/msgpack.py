@@ -91,7 +91,8 @@ class _Reader:
             raise _Damaged(f"it has more than {MAX_NODES} values")
         start, mark = self.at, self.number("B")
         if mark <= 0x7F or mark >= 0xE0:
-            return int(mark if mark <= 0x7F else mark - 256)
+            self.at = start
+            return self.integer()
         if mark <= 0x8F or mark in (0xDE, 0xDF):
             return self.map(mark & 0xF if mark <= 0x8F else self.number("H" if mark == 0xDE else "I"), depth)
         if mark == 0xC0:
@@ -124,6 +125,16 @@ class _Reader:
             return _joined(tree)
         return _by_field(tree) if tree.keys() == NAMED_TUPLE else tree
 
+    def integer(self) -> int:
+        """An integer, and nothing else that would have to be read in turn."""
+        mark: int = self.number("B")
+        if mark <= 0x7F or mark >= 0xE0:
+            return mark if mark <= 0x7F else mark - 256
+        if not 0xCC <= mark <= 0xD3:
+            raise _Damaged(f"byte {self.at - 1} of an array begins no integer where one is expected")
+        number: int = self.number(_NUMBERS[mark])
+        return number
+
     def text(self) -> str:
         mark = self.number("B")
         if not (0xA0 <= mark <= 0xBF or mark in _TEXTS):
@@ -155,8 +166,8 @@ class _Reader:
         rank = self.items()
         if rank > MAX_RANK:
             raise _Damaged(f"an array has {rank} axes, more than {MAX_RANK}")
-        shape = tuple(self.value(0) for _ in range(rank))
-        if not all(type(size) is int and 0 <= size < 2**40 for size in shape):
+        shape = tuple(self.integer() for _ in range(rank))
+        if not all(0 <= size < 2**40 for size in shape):
             raise _Damaged(f"an array has the shape {show(shape)}")
         dtype = self.text()
         if dtype not in SIZES:
@@ -165,10 +176,10 @@ class _Reader:
         if mark not in _BYTES:
             raise _Damaged("an array has no bytes")
         data = self.take(self.number(_BYTES[mark]))
-        needed = math.prod(shape) * SIZES[dtype]  # type: ignore[arg-type]
+        needed = math.prod(shape) * SIZES[dtype]
         if needed != len(data):
             raise _Damaged(f"an array {dtype} {list(shape)} has {len(data)} bytes instead of {needed}")
-        return Array(dtype, shape, data)  # type: ignore[arg-type]
+        return Array(dtype, shape, data)
 
     def items(self) -> int:
         """The length of a msgpack array that begins here."""
