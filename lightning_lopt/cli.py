@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 USAGE = """usage: lightning-lopt COMMAND ...
 
   meta-train   meta-train a rule; --config FILE, --print_config, --ckpt_path FILE to resume, --help for all options
+  convert SRC DST  a rule saved by others (flax, PyLO; file, folder or hf://owner/name@revision) in our format; --help
   info RULE    what an embedded rule or a folder holds: its card, its size, what it costs and reads
   evaluate RULE  how it does beside tuned baselines: --suite NAME --against NAMES --out DIR; --help for all options
   compare A B ... the same for several rules on one report; RULE@start is a rule before meta-training
@@ -73,6 +74,13 @@ def info(arguments: Sequence[str]) -> int:
     return 0
 
 
+def convert(arguments: Sequence[str]) -> int:
+    """Import a rule of others; see :mod:`lightning_lopt.io.importers.convert`."""
+    from lightning_lopt.io.importers.convert import convert_main
+
+    return convert_main(arguments)
+
+
 def baselines(arguments: Sequence[str]) -> int:
     """Tune baselines; see :mod:`lightning_lopt.evaluation.baselines_command`."""
     from lightning_lopt.evaluation.baselines_command import main as tune
@@ -103,6 +111,7 @@ def assess(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "meta-train": meta_train,
+    "convert": convert,
     "info": info,
     "evaluate": evaluate,
     "compare": compare,

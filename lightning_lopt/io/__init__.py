@@ -3,6 +3,7 @@
 from lightning_lopt.io.card import Card
 from lightning_lopt.io.files import RuleFileError
 from lightning_lopt.io.identity import load_meta_training, weights_sha256
+from lightning_lopt.io.importers import convert_rule, import_rule
 from lightning_lopt.io.load import load_card, load_rule
 from lightning_lopt.io.save import save_rule
 from lightning_lopt.io.sources import available_rules
@@ -11,6 +12,8 @@ __all__ = [
     "Card",
     "RuleFileError",
     "available_rules",
+    "convert_rule",
+    "import_rule",
     "load_card",
     "load_meta_training",
     "load_rule",

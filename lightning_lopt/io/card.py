@@ -57,8 +57,9 @@ class Card:
         tags:
         - learned-optimizer
         """
-        # The Hub writes licence identifiers in lower case.
-        lines = ["---", f"license: {self.licence.lower()}", "library_name: lightning_lopt", "tags:"]
+        # The Hub writes licence identifiers in lower case, and has words of its own for what is none.
+        licence = {"LicenseRef-unknown": "unknown"}.get(self.licence, self.licence.lower())
+        lines = ["---", f"license: {licence}", "library_name: lightning_lopt", "tags:"]
         lines += ["- learned-optimizer", "---", "", f"# {self.title.strip()}", ""]
         if self.summary.strip():
             lines += [self.summary.strip(), ""]

@@ -10,7 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from lightning_lopt import pretrained
-from lightning_lopt.io.files import CONFIG, LIMITS, TAKE_AGAIN, RuleFile, RuleFileError, cause, show
+from lightning_lopt.io.files import (
+    CARD,
+    CONFIG,
+    FOREIGN,
+    LIMITS,
+    TAKE_AGAIN,
+    THETA,
+    WEIGHTS,
+    RuleFile,
+    RuleFileError,
+    cause,
+    show,
+)
 
 HUB = "hf://"
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]|\.(?!\.)){0,95}"
@@ -48,43 +60,114 @@ def find_files(source: str | os.PathLike[str], names: Sequence[str]) -> dict[str
     return {name: RuleFile(name, str(folder / name), folder / name, folder) for name in names}
 
 
-def _hub_files(source: str, names: Sequence[str]) -> dict[str, RuleFile]:
-    match = _HUB_SOURCE.fullmatch(source)
-    if match is None:
-        raise RuleFileError(
-            f"{show(source)} is not an address on the Hub; write hf://owner/name or hf://owner/name@revision."
-        )
-    try:
-        hub: Any = importlib.import_module("huggingface_hub")
-    except ImportError:
-        raise RuleFileError(f"{source} is on the Hugging Face Hub; run 'pip install huggingface_hub' first.") from None
+class _Repository:
+    """A repository on the Hub at one commit, even while somebody pushes.
 
-    repo, revision = match["repo"], match["revision"]
-    sizes: dict[str, int | None] | None = None
-    offline: Exception | None = None
-    try:
-        info = hub.HfApi().model_info(repo, revision=revision, files_metadata=True)
-        sizes = {sibling.rfilename: sibling.size for sibling in info.siblings or ()}
-        revision = info.sha or revision  # one commit for all files, even while somebody pushes
-    except Exception as error:  # unreachable: the cache of an earlier download will do
-        offline = error
+    Attributes:
+        address: ``hf://owner/name@commit``.
+        sizes: bytes of its files by name; ``None`` if the Hub cannot be reached and the cache of an earlier download
+            has to do.
+    """
 
-    files = {}
-    for name in names:
-        label = f"{source}/{name}"
-        if sizes is not None and name not in sizes:
-            raise RuleFileError(f"{label} is missing; check that {repo} is a rule saved by lightning_lopt.")
-        size = None if sizes is None else sizes[name]
+    def __init__(self, source: str) -> None:
+        match = _HUB_SOURCE.fullmatch(source)
+        if match is None:
+            raise RuleFileError(
+                f"{show(source)} is not an address on the Hub; write hf://owner/name or hf://owner/name@revision."
+            )
+        try:
+            self._hub: Any = importlib.import_module("huggingface_hub")
+        except ImportError:
+            raise RuleFileError(
+                f"{source} is on the Hugging Face Hub; run 'pip install huggingface_hub' first."
+            ) from None
+        self.source, self.repo, self._revision = source, match["repo"], match["revision"]
+        self.sizes: dict[str, int | None] | None = None
+        self._offline: Exception | None = None
+        try:
+            info = self._hub.HfApi().model_info(self.repo, revision=self._revision, files_metadata=True)
+            self.sizes = {sibling.rfilename: sibling.size for sibling in info.siblings or ()}
+            self._revision = info.sha or self._revision
+        except Exception as error:
+            self._offline = error
+        self.address = f"{HUB}{self.repo}@{self._revision}" if self._revision else f"{HUB}{self.repo}"
+
+    def file(self, name: str) -> RuleFile:
+        """The file, downloaded."""
+        label = f"{self.source}/{name}"
+        size = None if self.sizes is None else self.sizes[name]
         if size is not None and size > LIMITS[name]:
             raise RuleFileError(
                 f"{label} is too large, {size} bytes where at most {LIMITS[name]} are read; {TAKE_AGAIN}."
             )
         try:
-            path = hub.hf_hub_download(repo, name, revision=revision, local_files_only=sizes is None)
+            path = self._hub.hf_hub_download(
+                self.repo, name, revision=self._revision, local_files_only=self.sizes is None
+            )
         except Exception as error:
             raise RuleFileError(
-                f"{label} could not be downloaded ({cause(offline or error)}); check the address, the network and, "
-                "for a private repository, your login."
+                f"{label} could not be downloaded ({cause(self._offline or error)}); check the address, the network "
+                "and, for a private repository, your login."
             ) from error
-        files[name] = RuleFile(name, label, Path(path), None)
+        return RuleFile(name, label, Path(path), None)
+
+
+def _hub_files(source: str, names: Sequence[str]) -> dict[str, RuleFile]:
+    repository, files = _Repository(source), {}
+    for name in names:
+        if repository.sizes is not None and name not in repository.sizes:
+            raise RuleFileError(
+                f"{source}/{name} is missing; check that {repository.repo} is a rule saved by lightning_lopt."
+            )
+        files[name] = repository.file(name)
     return files
+
+
+def find_foreign(source: str | os.PathLike[str]) -> tuple[dict[str, RuleFile], str]:
+    """The files of a rule that others have saved, by name, and where they are from, at one commit if on the Hub.
+
+    Args:
+        source: a file, a folder, or ``hf://owner/name[@revision]``.
+
+    Returns:
+        The first of ``FOREIGN`` that is there (for a file: ``WEIGHTS`` if it ends on .safetensors, else ``THETA``),
+        and ``CONFIG`` and ``CARD`` of the folder if they are there.
+
+    Raises:
+        RuleFileError: if there is no such file, or it could not be downloaded.
+    """
+    if isinstance(source, str) and source.startswith(HUB):
+        return _foreign_on_hub(source)
+    path, origin = Path(source), os.fspath(source)
+    if not os.path.exists(path):
+        raise RuleFileError(
+            f"{show(origin)} is neither a file nor a folder; use either, or an address {HUB}owner/name."
+        )
+    if not os.path.isdir(path):
+        name = WEIGHTS if path.suffix == ".safetensors" else THETA
+        return {name: RuleFile(name, origin, path, None)}, origin
+    weights = [name for name in FOREIGN if os.path.lexists(path / name)][:1]
+    if not weights:
+        raise RuleFileError(f"{show(origin)} holds none of {', '.join(FOREIGN)}; point to the file itself.")
+    others = [name for name in (CONFIG, CARD) if os.path.lexists(path / name)]
+    return {name: RuleFile(name, str(path / name), path / name, path) for name in weights + others}, origin
+
+
+def _foreign_on_hub(source: str) -> tuple[dict[str, RuleFile], str]:
+    repository = _Repository(source)
+    files: dict[str, RuleFile] = {}
+    error = RuleFileError(f"{source} holds none of {', '.join(FOREIGN)}; check the address.")
+    if repository.sizes is not None and not repository.sizes.keys() & {*FOREIGN}:
+        raise error
+    for name in (*FOREIGN, CONFIG, CARD):
+        if (name in FOREIGN and files) or (repository.sizes is not None and name not in repository.sizes):
+            continue
+        try:
+            files[name] = repository.file(name)
+        except RuleFileError as failed:
+            if repository.sizes is not None:
+                raise
+            error = failed  # without a listing, what is not in the cache may not exist
+    if not files.keys() & {*FOREIGN}:
+        raise error
+    return files, repository.address

@@ -1,11 +1,12 @@
 """Celo2 against the reference implementation's own numbers, and in PyTorch's layouts against those."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from golden_runs import Recording
+from reference_rules import reference_rule as recorded_rule
 
 from lightning_lopt import Celo2BaseRule, Celo2Rule, StepContext
 from lightning_lopt.rules import entry_network
@@ -14,48 +15,22 @@ from lightning_lopt.rules.arithmetic import newton_schulz
 # Outputs of the JAX implementation (github.com/amoudgl/celo, 66d97611) on ten tensors of ranks 0 to 4, with random θ.
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("celo2*.npz"))
 
-OUTER = (9, 11, 10, 12)  # groups of the reference's features: rows, their roots, columns, theirs
-
 golden = pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 
 
-def reference_rule(data, dtype):
+def reference_rule(path, dtype):
     """The rule of a file with its θ, and the roles that split its tensors as the reference does by name."""
-    config = json.loads(str(data["config"]))
-    names = [key.split("/")[1] for key in data if key.startswith("param0/")]
-    arguments = {
-        "hidden": config["ff_hidden_size"],
-        "step_mult": config["step_mult"],
-        "rms_mult": config["rmsmult"],
-        "exp_mult": config["exp_mult"],
-        "weight_decay": config["weight_decay"],
-        "orthogonalise": config["orthogonalize"],
-        "param_scale_mult": config["param_scale_mult"],
-        "bias_correction": config["bias_correction"],
-        "momentum_decays": config["momentum_decays"],
-        "second_moment_decay": config["rms_decays"][0],
-        "factored_decays": config["adafactor_decays"],
-        "matrix": "last_two",
-    }
-    build, roles = Celo2BaseRule, {}
-    if config["cls"] == "Celo2":
-        build, roles = Celo2Rule, dict.fromkeys(names, "matrix") | {"bias": "vector", "embed": "embedding"}
-        arguments["adam_mult"] = config["mult_1d"]
-        arguments["adam_betas"] = [config["adam_b1"], config["adam_b2"]]
-        arguments["adam_bias_correction"] = config["adam_bias_correction"]
-    rule = build(**arguments).to(dtype)
-    theta = {key.rsplit("/", 1)[1]: torch.tensor(data[key]) for key in data if key.startswith("theta/")}
-    first = [theta[f"w0__{index}"] for index in range(14)]
-    weights = {"inner_0": torch.cat([*first[:9], first[13]]).T, "outer_0": torch.cat([first[i] for i in OUTER]).T}
-    weights |= {f"weight_{layer}": theta[f"w{layer}"].T for layer in (1, 2)}
-    rule.network.load_state_dict(weights | {f"bias_{layer}": theta[f"b{layer}"] for layer in range(3)})
+    record = Recording(path)
+    rule, roles = recorded_rule(record, dtype), {}
+    if isinstance(rule, Celo2Rule):
+        roles = dict.fromkeys(record.names, "matrix") | {"bias": "vector", "embed": "embedding"}
     return rule, roles
 
 
 def steps_of(path, dtype):
     """Parameters and state after each recorded step, beside the file's: (step, start, params, state, data)."""
     data = np.load(path)
-    rule, roles = reference_rule(data, dtype)
+    rule, roles = reference_rule(path, dtype)
     start = {key.split("/")[1]: torch.tensor(data[key], dtype=dtype) for key in data if key.startswith("param0/")}
     params, state = start, rule.init_state(start, roles)
     for step in range(len(data["loss"])):

@@ -1,0 +1,8 @@
+"""Rules that others have saved, read as data: files of flax (JAX) and of PyLO."""
+
+from lightning_lopt.io.importers.convert import convert_rule
+from lightning_lopt.io.importers.flax_theta import FLAX_KINDS
+from lightning_lopt.io.importers.load import import_rule
+from lightning_lopt.io.importers.pylo import PYLO_KINDS
+
+__all__ = ["FLAX_KINDS", "PYLO_KINDS", "convert_rule", "import_rule"]

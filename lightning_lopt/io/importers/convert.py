@@ -1,0 +1,115 @@
+"""``lightning-lopt convert``: a rule that others have saved, in our format, with a card that says where it is from."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_lopt.io.card import Card
+from lightning_lopt.io.files import RuleFileError, parse_json_object
+from lightning_lopt.io.importers.flax_theta import FLAX_KINDS
+from lightning_lopt.io.importers.load import UNKNOWN_LICENCE, Imported, import_with_origin
+from lightning_lopt.io.importers.pylo import PYLO_KINDS
+from lightning_lopt.io.save import save_rule
+
+
+def convert_rule(
+    *sources: str | os.PathLike[str],
+    to: str | os.PathLike[str],
+    rule: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    licence: str | None = None,
+) -> Path:
+    """Import a rule and write it with :func:`~lightning_lopt.save_rule`.
+
+    Args:
+        sources, rule, arguments: as in :func:`import_rule`.
+        to: the folder to write, none of ``sources``.
+        licence: SPDX identifier; by default what the sources' cards name, and else unknown, which the card then says.
+
+    Returns:
+        ``to`` as a path.
+
+    Raises:
+        RuleFileError: if the sources cannot be imported, or the folder not be written.
+    """
+    if any(os.path.realpath(source) == os.path.realpath(to) for source in sources):
+        raise RuleFileError(f"{Path(to)} is what is to be converted; choose another folder to write.")
+    found = import_with_origin(*sources, rule=rule, arguments=arguments)
+    if licence is None:
+        named = {source.licence for source in found.sources}
+        licence = (named.pop() if len(named) == 1 else None) or UNKNOWN_LICENCE
+    try:
+        card = _card(found, arguments or {}, licence)
+    except ValueError as error:
+        raise RuleFileError(f"{Path(to)} was not written: {error}") from None
+    origin = [{"source": source.origin, "sha256": source.sha256} for source in found.sources]
+    return save_rule(found.rule, to, card=card, meta_training={"imported_from": origin, "licence": licence})
+
+
+def _card(found: Imported, arguments: Mapping[str, Any], licence: str) -> Card:
+    origins = [_plain(source.origin) for source in found.sources]
+    lines = [f"Its weights were meta-trained elsewhere and imported as `{found.kind}`:", ""]
+    lines += [f"- `{origin}`, SHA-256 `{x.sha256}`" for origin, x in zip(origins, found.sources, strict=True)]
+    if licence == UNKNOWN_LICENCE:
+        lines += ["", "The licence of these weights is unknown: ask their authors before you use or pass them on."]
+    if found.note:
+        lines += ["", found.note]
+    options = ["--rule", found.kind]
+    for name, value in arguments.items():
+        options += ["--set", f"{name}={json.dumps(value)}"]
+    command = shlex.join(["lightning-lopt", "convert", *origins, "FOLDER", *options])
+    return Card(
+        title=f"Update rule {found.rule.rule_name} from {' and '.join(origins)}",
+        summary="\n".join(lines),
+        recipe=f"```sh\n{command}\n```",
+        limitations="Step sizes, decays and the like are not in the imported files; `config.json` has those used here.",
+        licence=licence,
+    )
+
+
+def _plain(text: str) -> str:
+    """A path or address that can stand on one line of markdown, between backticks."""
+    return "".join(x if x.isprintable() and x != "`" else "?" for x in text)
+
+
+def convert_main(arguments: Sequence[str]) -> int:
+    """The command; returns the exit status."""
+    kinds = sorted({*FLAX_KINDS, *PYLO_KINDS})
+    parser = argparse.ArgumentParser(
+        "lightning-lopt convert",
+        description="Write a rule that others have saved in our format: theta.state of Celo and Celo2, checkpoints of "
+        "google/learned_optimization, safetensors of PyLO. Pickles are not opened.",
+    )
+    parser.add_argument("sources", nargs="+", metavar="SRC", help="file, folder or hf://owner/name@revision")
+    parser.add_argument("folder", metavar="DST", help="folder to write")
+    parser.add_argument("--rule", choices=kinds, help="what it is, where the weights do not tell")
+    parser.add_argument("--licence", help="SPDX identifier, where the source's card names none")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=JSON",
+        help="an argument of the rule, such as step_mult=0.01",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        chosen: dict[str, Any] = {}
+        for text in options.set:
+            name, sign, value = text.partition("=")
+            if not sign:
+                raise RuleFileError(f"--set {text!r} is not of the form NAME=JSON; write for instance step_mult=0.01.")
+            chosen |= parse_json_object(f"{{{json.dumps(name)}: {value}}}".encode(), f"--set {name}")
+        folder = convert_rule(
+            *options.sources, to=options.folder, rule=options.rule, arguments=chosen, licence=options.licence
+        )
+    except RuleFileError as error:
+        print(f"lightning-lopt: {error}")
+        return 1
+    print(f"wrote {folder}; load it with load_rule({str(folder)!r})")
+    return 0

@@ -1,0 +1,231 @@
+"""θ as the JAX implementations keep it: google/learned_optimization and what is built on it (Celo, Celo2).
+
+Names are paths in the tree, joined by "/"; a weight matrix is (inputs, outputs), and K copies are the first axis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.io.files import TAKE_AGAIN, RuleFileError, show
+from lightning_lopt.io.importers.layout import Kind, Layout, Shapes, Theta
+from lightning_lopt.io.importers.msgpack import Array, Tree, read_tree
+from lightning_lopt.rules import (
+    AdafacMLPRule,
+    Celo2BaseRule,
+    Celo2Rule,
+    CeloRule,
+    MLPRule,
+    MuAdafacMLPRule,
+    NNAdamRule,
+    RNNMLPRule,
+    VeLORule,
+)
+
+PARTS = (1, 1, 1, 3, 1, 3, 1, 3, 1, 3, 3, 3, 3, 3)
+"""Inputs of each part of the first layer of VeLO, Celo and Celo2."""
+
+# These parts, and the inputs of the first layer of AdafacMLP, in the order of our layers.
+INNER, OUTER = (0, 1, 2, 3, 4, 5, 6, 7, 8, 13), (9, 11, 10, 12)
+ADAFAC_INNER = [*range(13), 25, 26, 27]
+ADAFAC_OUTER = [13, 14, 15, 19, 20, 21, 16, 17, 18, 22, 23, 24]
+ADAFAC_TIME = [*range(28, 39)]
+
+FLOATS = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")}
+
+
+def _dense(layers: Mapping[str, tuple[int, int]]) -> Shapes:
+    """Layers ``w`` and ``b`` by the path of their module: (inputs, outputs)."""
+    shapes: Shapes = {}
+    for path, (inputs, outputs) in layers.items():
+        shapes |= {f"{path}/w": (inputs, outputs), f"{path}/b": (outputs,)}
+    return shapes
+
+
+def _perceptron_shapes(prefix: str, inputs: int, outputs: int, hidden: int) -> Shapes:
+    sizes = (inputs, hidden, hidden, outputs)
+    return _dense({f"{prefix}mlp/~/linear_{layer}": sizes[layer : layer + 2] for layer in range(3)})  # type: ignore[misc]
+
+
+def _perceptron(prefix: str, normalised: int, theta: Theta) -> dict[str, Tensor]:
+    """The network of MLP and RNN-MLP; inputs from ``normalised`` on are the same for all entries."""
+    values: dict[str, Tensor] = {}
+    for layer in range(3):
+        path = f"{prefix}mlp/~/linear_{layer}"
+        values |= {f"network.weight_{layer}": theta[f"{path}/w"].mT, f"network.bias_{layer}": theta[f"{path}/b"]}
+    first = values.pop("network.weight_0")
+    return values | {"network.inner_0": first[:, :normalised], "network.constant_0": first[:, normalised:]}
+
+
+def _lstm_shapes(inputs: int, lstm_hidden: int) -> Shapes:
+    initial = {f"lstm_init_state/{part}": (1, lstm_hidden) for part in ("hidden", "cell")}
+    return initial | _dense({"rnn_params/rnn/linear": (inputs + lstm_hidden, 4 * lstm_hidden)})
+
+
+def _lstm(prefix: str, theta: Theta) -> dict[str, Tensor]:
+    values = {f"{prefix}initial_{part}": theta[f"lstm_init_state/{part}"][0] for part in ("hidden", "cell")}
+    return values | _layers({f"{prefix}gates": "rnn_params/rnn/linear"}, theta)
+
+
+def _layers(names: Mapping[str, str], theta: Theta) -> dict[str, Tensor]:
+    """Layers by the names of ours and theirs."""
+    values: dict[str, Tensor] = {}
+    for ours, path in names.items():
+        values |= {f"{ours}.weight": theta[f"{path}/w"].mT, f"{ours}.bias": theta[f"{path}/b"]}
+    return values
+
+
+LSTM_SIZE = {"lstm_hidden": ("lstm_init_state/hidden", 1)}
+
+
+def _adafac_shapes(hidden: int, offsets: bool = True) -> Shapes:
+    shapes: Shapes = {"nn/~/w0": (39, hidden), "nn/~/w1": (hidden, hidden), "nn/~/w2": (hidden, 2)}
+    shapes |= {"nn/~/b0": (hidden,), "nn/~/b1": (hidden,), "nn/~/b2": (2,)}
+    return shapes | ({"momentum_decays": (3,), "rms_decays": (1,), "adafactor_decays": (3,)} if offsets else {})
+
+
+def _adafac(theta: Theta) -> dict[str, Tensor]:
+    first = theta["nn/~/w0"].mT
+    values = {
+        "network.inner_0": first[:, ADAFAC_INNER],
+        "network.outer_0": first[:, ADAFAC_OUTER],
+        "network.constant_0": first[:, ADAFAC_TIME],
+    }
+    values |= {f"network.weight_{layer}": theta[f"nn/~/w{layer}"].mT for layer in (1, 2)}
+    values |= {f"network.bias_{layer}": theta[f"nn/~/b{layer}"] for layer in range(3)}
+    offsets = {"momentum_offsets": "momentum_decays", "second_moment_offset": "rms_decays"}
+    offsets |= {"factored_offsets": "adafactor_decays"}
+    # Without offsets, the decays are as the arguments say.
+    zeros = {"momentum_offsets": 3, "second_moment_offset": 1, "factored_offsets": 3}
+    return values | {ours: theta.get(name, first.new_zeros(zeros[ours])) for ours, name in offsets.items()}
+
+
+def _stack_shapes(lead: Sequence[int], hidden: int) -> Shapes:
+    """The network of VeLO, Celo and Celo2, whose first layer is in parts."""
+    sizes: Shapes = {f"w0__{index}": (inputs, hidden) for index, inputs in enumerate(PARTS)}
+    sizes |= {"w1": (hidden, hidden), "w2": (hidden, 3), "b0": (hidden,), "b1": (hidden,), "b2": (3,)}
+    return {f"ff_mod_stack/~/{name}": (*lead, *shape) for name, shape in sizes.items()}
+
+
+def _stack(prefix: str, theta: Theta) -> dict[str, Tensor]:
+    parts = [theta[f"ff_mod_stack/~/w0__{index}"] for index in range(len(PARTS))]
+    values = {
+        f"{prefix}inner_0": torch.cat([parts[index] for index in INNER], -2).mT,
+        f"{prefix}outer_0": torch.cat([parts[index] for index in OUTER], -2).mT,
+    }
+    values |= {f"{prefix}weight_{layer}": theta[f"ff_mod_stack/~/w{layer}"].mT for layer in (1, 2)}
+    return values | {f"{prefix}bias_{layer}": theta[f"ff_mod_stack/~/b{layer}"] for layer in range(3)}
+
+
+def _celo2_shapes(hidden: int) -> Shapes:
+    return _stack_shapes((), hidden)
+
+
+def _mixture_shapes(signals: int, lstm_hidden: int, copies: int, hidden: int) -> Shapes:
+    names = ("linear", "linear_1", "linear_2")  # nothing reads the first
+    layers = {f"rnn_params/{name}": (signals, lstm_hidden) for name in names}
+    layers |= {"rnn_params/rnn_to_controls": (lstm_hidden, copies), "rnn_params/step_size": (lstm_hidden, 1)}
+    return _stack_shapes((copies,), hidden) | _lstm_shapes(lstm_hidden, lstm_hidden) | _dense(layers)
+
+
+def _mixture(theta: Theta) -> dict[str, Tensor]:
+    names = {"pooled": "linear_1", "own": "linear_2", "share": "rnn_to_controls", "step": "step_size"}
+    layers = {f"controller.{ours}": f"rnn_params/{theirs}" for ours, theirs in names.items()}
+    return _stack("networks.", theta) | _lstm("controller.lstm.", theta) | _layers(layers, theta)
+
+
+def _mixture_layout(signals: int) -> Layout:
+    first = "ff_mod_stack/~/b0"
+    return Layout(LSTM_SIZE | {"copies": (first, 0), "hidden": (first, 1)}, partial(_mixture_shapes, signals), _mixture)
+
+
+def _rnn_mlp_shapes(lstm_hidden: int, hidden: int) -> Shapes:
+    layers = {"rnn_to_in_params/rnn_to_in": (lstm_hidden, 18), "rnn_to_ff_params/rnn_to_ff": (lstm_hidden, 17)}
+    shapes = _lstm_shapes(52, lstm_hidden) | _dense(layers) | _perceptron_shapes("ffmod_params/", 54, 18, hidden)
+    return shapes | {"initial_from_lstm": (18,), "initial_from_mlp": (16,)}
+
+
+def _rnn_mlp(theta: Theta) -> dict[str, Tensor]:
+    layers = {"to_lstms": "rnn_to_in_params/rnn_to_in", "to_network": "rnn_to_ff_params/rnn_to_ff"}
+    values = _perceptron("ffmod_params/", 23, theta) | _lstm("lstm.", theta) | _layers(layers, theta)
+    initial = {"initial_from_network": "initial_from_mlp", "initial_from_lstm": "initial_from_lstm"}
+    return values | {ours: theta[theirs] for ours, theirs in initial.items()}
+
+
+NN_ADAM_START = [f"per_layer_{name}" for name in ("lr", "beta1", "beta2", "epsilon")]
+
+
+def _nn_adam_shapes(lstm_hidden: int) -> Shapes:
+    controls = {"rnn_to_controls_params/rnn_to_controls": (lstm_hidden, 4)}
+    return _lstm_shapes(19, lstm_hidden) | _dense(controls) | dict.fromkeys(NN_ADAM_START, ())
+
+
+def _nn_adam(theta: Theta) -> dict[str, Tensor]:
+    layers = {"controls": "rnn_to_controls_params/rnn_to_controls"}
+    return _lstm("lstm.", theta) | _layers(layers, theta) | {"initial": torch.stack([theta[x] for x in NN_ADAM_START])}
+
+
+ADAFAC = Layout({"hidden": ("nn/~/b0", 0)}, _adafac_shapes, _adafac)
+ELO = Layout(ADAFAC.sizes, partial(_adafac_shapes, offsets=False), _adafac)
+CELO2 = Layout({"hidden": ("ff_mod_stack/~/b0", 0)}, _celo2_shapes, partial(_stack, "network."))
+MLP = Layout({"hidden": ("mlp/~/linear_0/b", 0)}, partial(_perceptron_shapes, "", 19, 2), partial(_perceptron, "", 8))
+RNN_MLP = Layout(LSTM_SIZE | {"hidden": ("ffmod_params/mlp/~/linear_0/b", 0)}, _rnn_mlp_shapes, _rnn_mlp)
+
+FLAX_KINDS = {
+    "adafac_mlp": Kind(AdafacMLPRule, ADAFAC),
+    "mu_adafac_mlp": Kind(MuAdafacMLPRule, ADAFAC, asked=True),
+    "elo": Kind(AdafacMLPRule, ELO),
+    "celo": Kind(CeloRule, _mixture_layout(18)),
+    "velo": Kind(VeLORule, _mixture_layout(30)),
+    "celo2": Kind(Celo2Rule, CELO2),
+    "celo2_base": Kind(Celo2BaseRule, CELO2),
+    "mlp": Kind(MLPRule, MLP),
+    "rnn_mlp": Kind(RNNMLPRule, RNN_MLP),
+    "nn_adam": Kind(NNAdamRule, Layout(LSTM_SIZE, _nn_adam_shapes, _nn_adam)),
+}
+
+
+def read_theta(data: bytes, label: str) -> tuple[dict[str, Array], bool]:
+    """The arrays of a file by path, and whether it is a checkpoint of VeLO from before there were configs.
+
+    A file holds θ itself (``theta.state``), the ``ParameterCheckpoint`` of google/learned_optimization (its files
+    ``params``), or, the oldest, a tuple with θ in front.
+
+    Raises:
+        RuleFileError: if it is damaged, or has leaves that are no arrays of numbers.
+    """
+    tree, oldest = read_tree(data, label), False
+    if tree.keys() == {"params", "gen_id", "step"}:
+        tree = tree["params"]
+    elif tree.keys() == {"0", "1", "2"}:
+        tree, oldest = tree["0"], True
+    arrays: dict[str, Array] = {}
+    _flatten(tree, "", arrays, label)
+    return arrays, oldest
+
+
+def _flatten(tree: Tree | object, path: str, into: dict[str, Array], label: str) -> None:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            _flatten(value, f"{path}/{key}" if path else key, into, label)
+        return
+    if not isinstance(tree, Array) or tree.dtype not in FLOATS:
+        what = f"an array of {tree.dtype}" if isinstance(tree, Array) else show(tree)
+        raise RuleFileError(f"{label} has {what} at {show(path)} where θ has numbers; check where it is from.")
+    if path in into:
+        raise RuleFileError(f"{label} has two arrays at {show(path)}; {TAKE_AGAIN}.")
+    into[path] = tree
+
+
+def tensor_of(array: Array) -> Tensor:
+    """A copy of the array; in float32 if its type is shorter."""
+    dtype = FLOATS[array.dtype]
+    if math.prod(array.shape) == 0:
+        return torch.empty(array.shape, dtype=dtype)
+    tensor = torch.frombuffer(bytearray(array.data), dtype=dtype).reshape(array.shape)
+    return tensor if dtype == torch.float64 else tensor.float()

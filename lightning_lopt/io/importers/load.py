@@ -1,0 +1,155 @@
+"""From the files of others to a rule."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from lightning_lopt.io.build import build_rule, check_arguments
+from lightning_lopt.io.files import CARD, CONFIG, WEIGHTS, RuleFile, RuleFileError, decode_text, read_file, show
+from lightning_lopt.io.header import TensorSpec, read_header
+from lightning_lopt.io.importers.flax_theta import FLAX_KINDS, read_theta, tensor_of
+from lightning_lopt.io.importers.layout import Kind, recognise
+from lightning_lopt.io.importers.pylo import PYLO_KINDS, check_config
+from lightning_lopt.io.sources import find_foreign
+from lightning_lopt.rules import UpdateRule
+
+# Of checkpoints without a config; their reference loads them so.
+OLDEST_VELO = {"forgets": True, "short_loss_horizon": True}
+
+SPDX = ("Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0", "CC-BY-NC-4.0")
+UNKNOWN_LICENCE = "LicenseRef-unknown"
+
+
+class Source(NamedTuple):
+    """A file with θ: where it is from, its SHA-256, and the licence that its folder names, if any."""
+
+    origin: str
+    sha256: str
+    licence: str | None
+
+
+class Imported(NamedTuple):
+    """A rule of others, what it was taken for, its files, and how it differs from what they are in their own place."""
+
+    rule: UpdateRule
+    kind: str
+    sources: tuple[Source, ...]
+    note: str
+
+
+def import_rule(
+    *sources: str | os.PathLike[str], rule: str | None = None, arguments: Mapping[str, Any] | None = None
+) -> UpdateRule:
+    """The rule that others have saved at ``sources``; see :func:`import_with_origin`."""
+    return import_with_origin(*sources, rule=rule, arguments=arguments).rule
+
+
+def import_with_origin(
+    *sources: str | os.PathLike[str], rule: str | None = None, arguments: Mapping[str, Any] | None = None
+) -> Imported:
+    """The rule that others have saved, with exactly their θ, and where it is from.
+
+    It can be read: ``theta.state`` of Celo and Celo2 and the parameter checkpoints of google/learned_optimization
+    (flax, msgpack), and folders of PyLO (safetensors). Pickles are refused. What a file does not say is as in the code
+    that it comes from: step sizes, decays, and the like; ``arguments`` says otherwise.
+
+    Args:
+        sources: a file, a folder, or ``hf://owner/name[@revision]``; both of them for PyLO's VeLO, which is in two
+            folders.
+        rule: what the weights are, where they do not tell: one of ``FLAX_KINDS`` or ``PYLO_KINDS``.
+        arguments: of the rule's class, JSON values.
+
+    Raises:
+        RuleFileError: if a file is missing, damaged, a pickle, of no known rule or of several, or the arguments do not
+            fit.
+    """
+    if not sources:
+        raise RuleFileError("there is nothing to import; give a file, a folder or an address hf://owner/name.")
+    shapes: dict[str, tuple[int, ...]] = {}
+    pieces: list[_Piece] = []
+    for source in sources:
+        piece = _read(source)
+        if pieces and (piece.kinds is not PYLO_KINDS or pieces[0].kinds is not PYLO_KINDS):
+            raise RuleFileError(f"{piece.label} cannot be joined with {pieces[0].label}; import one file at a time.")
+        twice = sorted(shapes.keys() & piece.shapes.keys())
+        if twice:
+            raise RuleFileError(
+                f"{piece.label} has {show(twice[0])}, as {pieces[0].label} has; give different folders."
+            )
+        shapes |= piece.shapes
+        pieces.append(piece)
+    label, kinds = " and ".join(piece.label for piece in pieces), pieces[0].kinds
+    name, sizes = recognise(kinds, shapes, rule, label)
+    kind = kinds[name]
+    defaults = dict(kind.arguments) | (OLDEST_VELO if pieces[0].oldest and name == "velo" else {})
+    chosen = check_arguments(kind.rule, dict(arguments or {}), "arguments")
+    for argument, size in sizes.items():
+        if chosen.get(argument, size) != size:
+            raise RuleFileError(
+                f"arguments give {argument}={show(chosen[argument])}, but {label} has {size}; leave it out."
+            )
+    theta = {path: tensor for piece in pieces for path, tensor in piece.tensors().items()}
+    for path, tensor in theta.items():
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            raise RuleFileError(f"{label} has values in {show(path)} that are not finite numbers; take other weights.")
+    values = {path: tensor.contiguous() for path, tensor in kind.layout.values(theta).items()}
+    specs = {path: TensorSpec(tensor.dtype, tuple(tensor.shape)) for path, tensor in values.items()}
+    built = build_rule(kind.rule, defaults | chosen | sizes, specs, "the arguments", label)
+    built.load_state_dict(values)
+    notes = [kind.note] if kind.note else []
+    if pieces[0].oldest and name == "velo":
+        notes.append("As its reference does with checkpoints that have no config: forgets, short_loss_horizon.")
+    return Imported(built, name, tuple(piece.source for piece in pieces), " ".join(notes))
+
+
+class _Piece(NamedTuple):
+    """One file, checked as far as it can be without memory for its tensors."""
+
+    label: str
+    kinds: Mapping[str, Kind]
+    shapes: dict[str, tuple[int, ...]]
+    data: Any  # arrays by path, or the bytes of a safetensors file
+    oldest: bool
+    source: Source
+
+    def tensors(self) -> dict[str, Tensor]:
+        if self.kinds is FLAX_KINDS:
+            return {path: tensor_of(array) for path, array in self.data.items()}
+        return dict(load_tensors(self.data))
+
+
+def _read(source: str | os.PathLike[str]) -> _Piece:
+    files, origin = find_foreign(source)
+    file = next(iter(files.values()))
+    if file.name == WEIGHTS and CONFIG in files:
+        check_config(read_file(files[CONFIG]), files[CONFIG].label)
+    data = read_file(file)
+    found = Source(origin, hashlib.sha256(data).hexdigest(), _licence(files.get(CARD)))
+    if file.name == WEIGHTS:
+        shapes = {path: spec.shape for path, spec in read_header(data, file.label).items()}
+        return _Piece(file.label, PYLO_KINDS, shapes, data, False, found)
+    arrays, oldest = read_theta(data, file.label)
+    return _Piece(file.label, FLAX_KINDS, {x: array.shape for x, array in arrays.items()}, arrays, oldest, found)
+
+
+def _licence(card: RuleFile | None) -> str | None:
+    """The licence in the front matter of a card, as an SPDX identifier; ``None`` if it names none."""
+    if card is None:
+        return None
+    front = re.match(r"\s*---\r?\n(.*?\n)---", decode_text(read_file(card), card.label), re.DOTALL)
+    line = (
+        re.search(r"^license:[ \t]*[\"']?([A-Za-z0-9][A-Za-z0-9.+-]*)[\"']?[ \t]*\r?$", front[1], re.M)
+        if front
+        else None
+    )
+    if line is None or line[1].lower() in ("other", "unknown"):
+        return None
+    return next((name for name in SPDX if name.lower() == line[1].lower()), line[1])

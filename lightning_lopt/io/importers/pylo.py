@@ -1,0 +1,150 @@
+"""θ as PyLO keeps it: ``state_dict`` names of its modules in safetensors, weights (outputs, inputs) but for Celo2's.
+
+Its step sizes and decays are arguments of its optimizers, not of the files, and come from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.io.files import RuleFileError, parse_json_object, show
+from lightning_lopt.io.importers.flax_theta import ADAFAC, CELO2, FLAX_KINDS, PARTS
+from lightning_lopt.io.importers.layout import Kind, Layout, Shapes, Theta
+from lightning_lopt.rules import AdafacMLPRule, Celo2BaseRule, Celo2Rule, MuAdafacMLPRule, VeLORule
+
+# The published weights of µLO were learned with these offsets of the decays, which its optimizers have as defaults.
+MU_OFFSETS = {
+    "momentum_decays": [0.15216392, 0.14245212, 0.06812963],
+    "rms_decays": [0.01079706],
+    "adafactor_decays": [0.18621896, -0.10864615, -0.06185547],
+}
+
+META_LAYERS = ("input", "linear_0", "output")
+
+
+def _meta_mlp_shapes(hidden: int) -> Shapes:
+    """MetaMLP with one hidden layer between the first and the last."""
+    shapes: Shapes = {}
+    for name, (inputs, outputs) in zip(META_LAYERS, ((39, hidden), (hidden, hidden), (hidden, 2)), strict=True):
+        shapes |= {f"network.{name}.weight": (outputs, inputs), f"network.{name}.bias": (outputs,)}
+    return shapes
+
+
+def _elo(theta: Theta) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for layer, name in enumerate(META_LAYERS):
+        found |= {f"nn/~/w{layer}": theta[f"network.{name}.weight"].mT, f"nn/~/b{layer}": theta[f"network.{name}.bias"]}
+    return ADAFAC.values(found)
+
+
+def _mu(theta: Theta) -> dict[str, Tensor]:
+    like = theta["network.input.bias"]
+    offsets = zip(("momentum_offsets", "second_moment_offset", "factored_offsets"), MU_OFFSETS.values(), strict=True)
+    return _elo(theta) | {name: torch.tensor(values, dtype=like.dtype) for name, values in offsets}
+
+
+def _celo2_shapes(hidden: int) -> Shapes:
+    shapes: Shapes = {f"w0.{index}": (inputs, hidden) for index, inputs in enumerate(PARTS)}
+    shapes |= {"dense_w.0": (hidden, hidden), "dense_w.1": (hidden, 3)}
+    return shapes | {"b0": (hidden,), "dense_b.0": (hidden,), "dense_b.1": (3,)}
+
+
+def _celo2(theta: Theta) -> dict[str, Tensor]:
+    names = {f"w0__{index}": f"w0.{index}" for index in range(len(PARTS))} | {"b0": "b0"}
+    names |= {"w1": "dense_w.0", "w2": "dense_w.1", "b1": "dense_b.0", "b2": "dense_b.1"}
+    return CELO2.values({f"ff_mod_stack/~/{ours}": theta[theirs] for ours, theirs in names.items()})
+
+
+CONTROLLER = {
+    "mix_layer1": "linear",
+    "mix_layer2": "linear_1",
+    "final_mix_layer": "linear_2",
+    "lstm.linear": "rnn/linear",
+    "rnn_to_controls": "rnn_to_controls",
+    "step_size": "step_size",
+}
+
+
+def _stack_names(suffix: str) -> dict[str, str]:
+    """Arrays of VeLOMLP by layer; with the suffix "_" the bank, without it what was mixed last."""
+    return {
+        f"{kind}{layer}": f"{name}_{long}{suffix}{index}"
+        for layer, (name, index) in enumerate((("input", ""), ("hidden", ".0"), ("output", "")))
+        for kind, long in (("w", "weights"), ("b", "bias"))
+    }
+
+
+def _velo_shapes(lstm_hidden: int, copies: int, hidden: int) -> Shapes:
+    bank = {"w0": (hidden, 30), "w1": (hidden, hidden), "w2": (3, hidden), "b0": (hidden,), "b1": (hidden,), "b2": (3,)}
+    theirs = FLAX_KINDS["velo"].layout.shapes(lstm_hidden, copies, hidden)
+    shapes: Shapes = {name: (copies, *bank[layer]) for layer, name in _stack_names("_").items()}
+    shapes |= {name: bank[layer] for layer, name in _stack_names("").items()}
+    for name, path in CONTROLLER.items():
+        shapes |= {f"{name}.weight": theirs[f"rnn_params/{path}/w"][::-1]}
+        shapes |= {f"{name}.bias": theirs[f"rnn_params/{path}/b"]}
+    return shapes | {f"lstm_init_state.{index}": (1, lstm_hidden) for index in range(2)}
+
+
+def _velo(theta: Theta) -> dict[str, Tensor]:
+    bank = {layer: theta[name] for layer, name in _stack_names("_").items()}
+    parts = torch.split(bank.pop("w0").mT, list(PARTS), 1)
+    found = {f"ff_mod_stack/~/w0__{index}": part for index, part in enumerate(parts)}
+    for layer, value in bank.items():
+        found[f"ff_mod_stack/~/{layer}"] = value.mT if layer.startswith("w") else value
+    for name, path in CONTROLLER.items():
+        found[f"rnn_params/{path}/w"], found[f"rnn_params/{path}/b"] = theta[f"{name}.weight"].mT, theta[f"{name}.bias"]
+    found |= {f"lstm_init_state/{part}": theta[f"lstm_init_state.{i}"] for i, part in enumerate(("hidden", "cell"))}
+    return FLAX_KINDS["velo"].layout.values(found)
+
+
+HIDDEN = {"hidden": ("network.input.bias", 0)}
+META_MLP = Layout(HIDDEN, _meta_mlp_shapes, _elo)
+META_MLP_OFFSETS = Layout(HIDDEN, _meta_mlp_shapes, _mu)
+CELO2_MLP = Layout({"hidden": ("b0", 0)}, _celo2_shapes, _celo2)
+VELO = Layout(
+    {"lstm_hidden": ("lstm_init_state.0", 1), "copies": ("input_bias_", 0), "hidden": ("input_bias_", 1)},
+    _velo_shapes,
+    _velo,
+)
+
+ADAM = {"adam_mult": 1.0, "adam_betas": [0.9, 0.95], "adam_bias_correction": True}
+ADAM_NOTE = "PyLO's Adam has ε beside the root and the gradient cut at 1000; here ε stands inside it."
+OFFSETS_NOTE = "Offsets of the decays and step size are the defaults of PyLO's optimizers; its files have none."
+DECAY_NOTE = "PyLO's weight decay of 0.1 by default is set; its clipping of the gradient's norm at 1 is the Trainer's."
+
+PYLO_KINDS = {
+    "adafac_mlp": Kind(AdafacMLPRule, META_MLP_OFFSETS, {"step_mult": 0.01}, note=OFFSETS_NOTE),
+    "mu_adafac_mlp": Kind(MuAdafacMLPRule, META_MLP_OFFSETS, {"step_mult": 0.01}, note=OFFSETS_NOTE),
+    "elo": Kind(AdafacMLPRule, META_MLP),
+    "velo": Kind(VeLORule, VELO, note="PyLO multiplies each step by a learning rate, 0.001 by default; here it is 1."),
+    "celo2": Kind(Celo2Rule, CELO2_MLP, ADAM, note=ADAM_NOTE),
+    "celo2_base": Kind(Celo2BaseRule, CELO2_MLP),
+    "elo_celo2": Kind(Celo2Rule, CELO2_MLP, ADAM | {"weight_decay": 0.1}, note=f"{ADAM_NOTE} {DECAY_NOTE}"),
+}
+
+# What config.json of the folder may say of the modules, where our rules have no choice.
+FIXED: dict[str, tuple[Any, ...]] = {
+    "activation": ("relu",), "mix_layers": (True,), "input_size": (30, 39), "output_size": (3,), 
+    "hidden_layers": (1, 2),
+}  # fmt: skip
+
+
+def check_config(data: bytes, label: str) -> None:
+    """Whether ``config.json`` of a folder describes modules as our rules have them; other entries do not matter.
+
+    Raises:
+        RuleFileError: if it does not, is no JSON object, or is that of a rule saved by lightning_lopt.
+    """
+    config: Mapping[str, Any] = parse_json_object(data, label)
+    if config.get("format") == "lightning_lopt":
+        raise RuleFileError(f"{label} is that of a rule of lightning_lopt already; load it with load_rule.")
+    for name, allowed in FIXED.items():
+        if name in config and config[name] not in allowed:
+            raise RuleFileError(
+                f"{label} says {name}={show(config[name])} where only {' or '.join(map(repr, allowed))} can be "
+                "imported; take other weights."
+            )
