@@ -27,12 +27,13 @@ def whole_run(folder):
     """All records of a run; its background process may still be writing after ``finish``, even the file itself."""
     from wandb.proto import wandb_internal_pb2
 
-    records = []
-    for _ in range(60):
+    records, before = [], None
+    for _ in range(240):
         files = [path.read_bytes() for path in folder.glob("*.wandb")]
         records = [wandb_internal_pb2.Record.FromString(data) for file in files if file for data in wandb_records(file)]
-        if any(record.HasField("exit") for record in records):
+        if files == before and any(record.HasField("exit") for record in records):
             break
+        before = files
         time.sleep(0.5)
     return records
 
