@@ -24,14 +24,15 @@ def wandb_records(data):
 
 
 def whole_run(folder):
-    """All records of a run; its background process may still be writing after ``finish``, even the file itself."""
+    """All records of a run, once its file has its end or has not changed for five seconds: others write it."""
     from wandb.proto import wandb_internal_pb2
 
-    records, before = [], None
-    for _ in range(240):
+    records, before, quiet = [], None, 0
+    for _ in range(60):
         files = [path.read_bytes() for path in folder.glob("*.wandb")]
         records = [wandb_internal_pb2.Record.FromString(data) for file in files if file for data in wandb_records(file)]
-        if files == before and any(record.HasField("exit") for record in records):
+        quiet = quiet + 1 if records and files == before else 0
+        if quiet == 10 or any(record.HasField("exit") for record in records):
             break
         before = files
         time.sleep(0.5)
