@@ -135,7 +135,8 @@ def _log(results: Results, folder: Path, project: str) -> None:
 
     from lightning_lopt.evaluation.report import PAGE, RESULTS, log_media
 
-    logger = WandbLogger(project=project, save_dir=folder, job_type="evaluation")
+    # absolute, since the process that writes may have started in another folder
+    logger = WandbLogger(project=project, save_dir=folder.resolve(), job_type="evaluation")
     logger.log_hyperparams({"command": results.command, **results.environment})
     logger.log_metrics(
         {
