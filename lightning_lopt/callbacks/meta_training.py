@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils import _pytree as pytree
 
 from lightning_lopt.callbacks.adapter import LearnedOptimizerAdapter
+from lightning_lopt.evaluation.report.loggers import log_artifact
 from lightning_lopt.io import Card, save_rule
 from lightning_lopt.meta.pilot import Standing, pilot_losses
 from lightning_lopt.meta.search import STEP_SIZES, Pace, Search
@@ -337,11 +338,7 @@ class MetaTraining(LearnedOptimizerAdapter):
         rank_zero_info(f"MetaTraining: {self.search.rounds} rounds; the rule is in {folder}.")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                import wandb
-
-                artifact = wandb.Artifact("adapted_rule", type="rule", metadata=record)
-                artifact.add_dir(str(folder))
-                logger.experiment.log_artifact(artifact)
+                log_artifact(logger, "adapted_rule", folder, kind="rule", metadata=record)
 
 
 def _only_optimizer(trainer: L.Trainer, module: L.LightningModule) -> LearnedOptimizer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -108,8 +108,7 @@ def _advance(
         grads = {name: torch.stack([part[0][name] for part in parts]).mean(0) for name in params}
         loss = torch.stack([part[1] for part in parts]).mean()
         grads = _clipped(grads, standing)
-        given = StepContext(context.step, context.total_steps, loss, context.roles, context.weight_decay)
-        updates, after = functional_call(rule, theta, (params, grads, state, given))
+        updates, after = functional_call(rule, theta, (params, grads, state, replace(context, loss=loss)))
         return {name: value + standing.lr.get(name, 1.0) * updates[name] for name, value in params.items()}, after
 
     new, after = vmap(one)(particles, params, state, batches)

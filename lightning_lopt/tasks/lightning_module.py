@@ -78,7 +78,14 @@ class TrainingStep(nn.Module):
         Raises:
             ValueError: if there is none.
         """
-        output = self.output(params, batch)
+        return self.loss_in(self.output(params, batch))
+
+    def loss_in(self, output: Any) -> Tensor:
+        """The loss in what ``training_step`` returned, 0-dim.
+
+        Raises:
+            ValueError: if there is none.
+        """
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__

@@ -3,32 +3,9 @@
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from small_fits import BATCHES, RULE, ManualModule, Module, fit, loader
+from small_fits import BATCHES, RULE, ManualModule, Module, StatefulLoader, fit
 
 from lightning_lopt import LearnedOptimizerAdapter
-
-
-class StatefulLoader:
-    """The batches of ``loader()``, going on after the last one handed out when its state is restored."""
-
-    def __init__(self):
-        self.batches = list(loader())
-        self.handed_out = self.first = 0
-
-    def __len__(self):
-        return BATCHES
-
-    def __iter__(self):
-        first, self.first = self.first, 0
-        for index in range(first, BATCHES):
-            self.handed_out = index + 1
-            yield self.batches[index]
-
-    def state_dict(self):
-        return {"handed_out": self.handed_out}
-
-    def load_state_dict(self, state_dict):
-        self.first = state_dict["handed_out"] % BATCHES
 
 
 @pytest.mark.parametrize("adapter", [LearnedOptimizerAdapter, lambda: LearnedOptimizerAdapter(RULE)], ids=["", "swap"])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
-from small_fits import BATCHES, ManualModule, Module, fit
+from small_fits import BATCHES, ManualModule, Module, StatefulLoader, fit
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -98,41 +98,15 @@ def test_groups_frozen_parameters_and_clipping(tmp_path):
         assert callback.search.rounds >= 2
 
 
-class Stateful:
-    """Batches that go on where a restored loader was."""
-
-    def __init__(self):
-        draws = torch.Generator().manual_seed(1)
-        self.batches = [
-            (torch.randn(4, 5, generator=draws), torch.randint(3, (4,), generator=draws)) for _ in range(BATCHES)
-        ]
-        self.at = self.first = 0
-
-    def __len__(self):
-        return BATCHES
-
-    def __iter__(self):
-        first, self.first = self.first, 0
-        for index in range(first, BATCHES):
-            self.at = index + 1
-            yield self.batches[index]
-
-    def state_dict(self):
-        return {"at": self.at}
-
-    def load_state_dict(self, state_dict):
-        self.first = state_dict["at"] % BATCHES
-
-
 @pytest.mark.parametrize("stop", [1, 2, 3, 5, 9, 14])
 def test_stop_and_resume_is_no_stop(tmp_path, stop):
     """In the middle of recording, and after several rounds."""
     save = ModelCheckpoint(tmp_path, save_top_k=-1, every_n_train_steps=1, filename="{step}")
     first = adapting(tmp_path)
-    straight, _ = trained(first, Module(lambda module: None), data=Stateful(), callbacks=[save])
+    straight, _ = trained(first, Module(lambda module: None), data=StatefulLoader(), callbacks=[save])
     second = adapting(tmp_path)
     path = tmp_path / f"step={stop}.ckpt"
-    resumed, _ = trained(second, Module(lambda module: None), data=Stateful(), ckpt=path)
+    resumed, _ = trained(second, Module(lambda module: None), data=StatefulLoader(), ckpt=path)
     assert torch.load(path, weights_only=True)["callbacks"]["MetaTraining"]["spent"] >= 0
     assert same(parameters(straight), parameters(resumed))
     assert first.search.rounds == second.search.rounds >= 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +83,7 @@ def step_cost(
         for name, (step, optimizer) in steps.items():
             optimizer.zero_grad()
             start = _now(device)
-            loss = _loss_of(step(batches[made % len(batches)]))
+            loss = step.loss_in(step(batches[made % len(batches)]))
             loss.backward()  # type: ignore[no-untyped-call]
             middle = _now(device)
             if name == "learned":
@@ -105,13 +105,6 @@ def step_cost(
         _state_bytes(theirs) / count,
         count,
     )
-
-
-def _loss_of(output: Any) -> Tensor:
-    loss = output.get("loss") if isinstance(output, Mapping) else output
-    if not isinstance(loss, Tensor):
-        raise ValueError(f"training_step gave {type(loss).__name__} for the loss; return one number for every batch.")
-    return loss.reshape(())
 
 
 def _now(device: torch.device) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
@@ -90,9 +90,16 @@ def _log_wandb(
     for key, picture in pictures.items():
         logger.log_image(f"{name}/{key}", [wandb.Image(picture)], step=step)
     for kind, path in artifacts.items():
-        artifact = wandb.Artifact(kind, type=kind, metadata={"step": step})
-        if path.is_dir():
-            artifact.add_dir(str(path))
-        else:
-            artifact.add_file(str(path))
-        logger.experiment.log_artifact(artifact)
+        log_artifact(logger, kind, path, kind=kind, metadata={"step": step})
+
+
+def log_artifact(logger: WandbLogger, name: str, path: Path, *, kind: str, metadata: dict[str, Any]) -> None:
+    """A folder or a file as an Artifact of the logger's run."""
+    import wandb
+
+    artifact = wandb.Artifact(name, type=kind, metadata=metadata)
+    if path.is_dir():
+        artifact.add_dir(str(path))
+    else:
+        artifact.add_file(str(path))
+    logger.experiment.log_artifact(artifact)
