@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_lopt.evaluation.measurement import Measurement
+from lightning_lopt.evaluation.json_files import write_whole
+from lightning_lopt.evaluation.measurement import Measurement, six_digits
 from lightning_lopt.io.files import MIB
 
 FORMAT = 1
@@ -69,10 +69,7 @@ def read_entries(path: Path) -> list[Entry]:
 def write_entries(path: Path, entries: Sequence[Entry]) -> None:
     """Replace the file by these entries, one a line; a crash leaves the old file or the new one."""
     lines = [json.dumps(_to_json(entry), separators=(",", ":")) for entry in entries]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}.part")
-    draft.write_text(f'{{"format":{FORMAT},"entries":[\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
-    os.replace(draft, path)
+    write_whole(path, f'{{"format":{FORMAT},"entries":[\n' + ",\n".join(lines) + "\n]}\n")
 
 
 def _to_json(entry: Entry) -> dict[str, Any]:
@@ -80,7 +77,7 @@ def _to_json(entry: Entry) -> dict[str, Any]:
         "key": entry.key,
         "problem": entry.problem,
         "fingerprint": entry.fingerprint,
-        "sweep": [float(f"{value:.6g}") if math.isfinite(value) else None for value in entry.sweep],
+        "sweep": [six_digits(value) for value in entry.sweep],
         "measurement": entry.measurement.to_json(),
     }
 

@@ -20,11 +20,15 @@ _Built = TypeVar("_Built")
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write ``content`` whole or not at all; the folder is made."""
+    write_whole(path, json.dumps(content, allow_nan=False) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file by ``text``; a crash leaves the old file or the new one. The folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{os.getpid()}.part")
     with open(draft, "w", encoding="utf-8") as file:
-        json.dump(content, file, allow_nan=False)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(draft, path)

@@ -111,10 +111,15 @@ def in_windows(values: Tensor, windows: int = WINDOWS) -> Tensor:
     return torch.stack([values[begin:end].mean(0) for begin, end in zip([0, *ends[:-1]], ends, strict=True)])
 
 
+def six_digits(value: float) -> float | None:
+    """A number as files keep it: six significant digits, ``None`` for what is not finite."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
 def _to_json(values: Tensor) -> list[Any]:
     if values.dim() > 1:
         return [_to_json(row) for row in values]
-    return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values.tolist()]
+    return [six_digits(value) for value in values.tolist()]
 
 
 def _from_json(values: Sequence[Any]) -> Tensor:

@@ -10,7 +10,7 @@ from torch.func import vmap
 
 from lightning_lopt.evaluation.measurement import CHECKPOINTS, Measurement, window_ends
 from lightning_lopt.evaluation.problem import Problem
-from lightning_lopt.meta.inner import InnerRuns, Theta, start_runs, unroll
+from lightning_lopt.meta.inner import InnerRuns, stacked_theta, start_runs, unroll
 from lightning_lopt.rules.base import Params, State, UpdateRule
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks.base import Batch, Split, Task
@@ -43,10 +43,7 @@ def run_rules(
         raise ValueError(f"{task.name} is a task, which has no horizon of its own; give horizon, or a Problem.")
     if not rules or seeds < 1 or steps < 1:
         raise ValueError(f"got {len(rules)} rules, {seeds} seeds and {steps} steps; give at least one of each.")
-    theta: Theta = {
-        name: torch.stack([rule.get_parameter(name).detach() for rule in rules]).repeat_interleave(seeds, 0)
-        for name, _ in rules[0].named_parameters()
-    }
+    theta = stacked_theta(rules, seeds)
     runs = start_runs(rules[0], task, pairs=seeds, horizon=steps, seed=seed, copies=len(rules))
     draws = generator(seed, "batches")
     windows: list[Tensor] = []

@@ -61,6 +61,14 @@ def start_runs(rule: UpdateRule, task: Task, *, pairs: int, horizon: int, seed: 
     return InnerRuns(task, params, state, 0, horizon, seed, copies)
 
 
+def stacked_theta(rules: Sequence[UpdateRule], seeds: int) -> Theta:
+    """θ of several rules that differ in it alone, each repeated for ``seeds`` runs: leading axis ``rules x seeds``."""
+    return {
+        name: torch.stack([rule.get_parameter(name).detach() for rule in rules]).repeat_interleave(seeds, 0)
+        for name, _ in rules[0].named_parameters()
+    }
+
+
 def device_of(rule: UpdateRule) -> torch.device:
     """The device of the rule's parameters, where its inner runs live."""
     return next((parameter.device for parameter in rule.parameters()), torch.device("cpu"))

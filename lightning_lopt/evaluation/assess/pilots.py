@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from lightning_lopt.meta.inner import device_of, start_runs, unroll
+from lightning_lopt.evaluation.measurement import six_digits
+from lightning_lopt.meta.inner import device_of, stacked_theta, start_runs, unroll
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.rules.hand_designed import AdamRule
 from lightning_lopt.seeding import generator
@@ -108,10 +109,7 @@ def _runs(
     rules: Sequence[UpdateRule], task: Task, horizon: int, until: float, seeds: int, seed: int, clock: list[float]
 ) -> list[dict[Split, Tensor]]:
     """Final losses by split for each of several rules that differ in θ alone."""
-    theta = {
-        name: torch.stack([dict(rule.named_parameters())[name].detach() for rule in rules]).repeat_interleave(seeds, 0)
-        for name, _ in rules[0].named_parameters()
-    }
+    theta = stacked_theta(rules, seeds)
     runs = start_runs(rules[0], task, pairs=seeds, horizon=horizon, seed=seed, copies=len(rules))
     draws = generator(seed, "batches")
     with torch.no_grad():
@@ -149,7 +147,4 @@ def _capped(losses: Tensor) -> Tensor:
 
 
 def _json(losses: dict[Split, Tensor]) -> dict[str, list[float | None]]:
-    return {
-        split: [float(f"{value:.6g}") if abs(value) < float("inf") else None for value in values.tolist()]
-        for split, values in losses.items()
-    }
+    return {split: [six_digits(value) for value in values.tolist()] for split, values in losses.items()}

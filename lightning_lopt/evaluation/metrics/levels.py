@@ -33,8 +33,13 @@ def log_ratio(ours: Tensor, reference: Tensor, loss_scale: float) -> Tensor:
 def final_loss(run: Measurement, split: str) -> Tensor:
     """Loss after the last step on the split ``"train"`` or ``"valid"``, or the lowest of ``"best_valid"``: ``(S,)``."""
     if split == "best_valid":
-        return torch.nan_to_num(run.valid, nan=torch.inf).amin(0)
+        return lowest(run.valid)
     return {"train": run.final_train, "valid": run.final_valid}[split]
+
+
+def lowest(values: Tensor) -> Tensor:
+    """The lowest over checkpoints, shape ``(V, S)`` to ``(S,)``; NaN counts as infinite."""
+    return torch.nan_to_num(values, nan=torch.inf).amin(0)
 
 
 def median_loss(losses: Tensor) -> float:

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from torch import Tensor
-
-from lightning_lopt.evaluation.metrics import final_loss, median_loss, step_speedup
+from lightning_lopt.evaluation.metrics import final_loss, lowest, median_loss, step_speedup
 from lightning_lopt.evaluation.problem_result import ProblemResult
 from lightning_lopt.evaluation.report.numbers import BEST, ENTRIES, Number, references
 from lightning_lopt.evaluation.results import Results
@@ -123,7 +121,7 @@ def bests(results: Results) -> Table:
         cells = []
         for name in names:
             run = problem.measurements[name]
-            best = {key: -median_loss(_lowest(-values)) for key, values in run.metrics.items()}
+            best = {key: -median_loss(lowest(-values)) for key, values in run.metrics.items()}
             extra = "".join(f"; {plain(key)} {short(value)}" for key, value in best.items())
             cells.append(short(_median(problem, name, "best_valid")) + extra)
         rows.append([plain(problem.name), *cells])
@@ -170,11 +168,6 @@ def shown_references(results: Results) -> str:
 
 def _median(problem: ProblemResult, name: str, split: str) -> float:
     return median_loss(final_loss(problem.measurements[name], split))
-
-
-def _lowest(values: Tensor) -> Tensor:
-    """The lowest over checkpoints, shape ``(V, S)`` to ``(S,)``."""
-    return values.nan_to_num(nan=math.inf).amin(0)
 
 
 def _milliseconds(seconds: float | None) -> str:
