@@ -1,44 +1,49 @@
 """Learned optimizers for PyTorch Lightning."""
 
+import typing as _typing
+
 from lightning_lopt.__about__ import __version__
-from lightning_lopt.callbacks import LearnedOptimizerAdapter, MetaTraining, MetaValidation
-from lightning_lopt.evaluation.assess import Assessment, assess
-from lightning_lopt.io import Card, available_rules, load_card, load_rule, save_rule
-from lightning_lopt.meta import (
-    NRES,
-    PES,
-    ESSingle,
-    FullES,
-    Horizons,
-    MetaLoss,
-    MetaTrainer,
-    TaskDataModule,
-    TruncatedBackprop,
-    TruncatedES,
-)
-from lightning_lopt.optim import LearnedOptimizer
-from lightning_lopt.rules import (
-    AdafacMLPRule,
-    AdamRule,
-    Celo2BaseRule,
-    Celo2Rule,
-    CeloRule,
-    LSTMRule,
-    MLPRule,
-    MuAdafacMLPRule,
-    MuonRule,
-    NNAdamRule,
-    ResidualRule,
-    RNNMLPRule,
-    ScheduleFreeAdamRule,
-    SGDRule,
-    State,
-    StepContext,
-    UpdateRule,
-    VeLORule,
-    register_rule,
-)
-from lightning_lopt.tasks import LightningTask
+from lightning_lopt._lazy import lazily as _lazily
+
+if _typing.TYPE_CHECKING:
+    from lightning_lopt.callbacks import LearnedOptimizerAdapter, MetaTraining, MetaValidation
+    from lightning_lopt.evaluation.assess import Assessment, assess
+    from lightning_lopt.io import Card, available_rules, load_card, load_rule, save_rule
+    from lightning_lopt.meta import (
+        NRES,
+        PES,
+        ESSingle,
+        FullES,
+        Horizons,
+        MetaLoss,
+        MetaTrainer,
+        TaskDataModule,
+        TruncatedBackprop,
+        TruncatedES,
+    )
+    from lightning_lopt.optim import LearnedOptimizer
+    from lightning_lopt.rules import (
+        AdafacMLPRule,
+        AdamRule,
+        Celo2BaseRule,
+        Celo2Rule,
+        CeloRule,
+        LSTMRule,
+        MLPRule,
+        MuAdafacMLPRule,
+        MuonRule,
+        NNAdamRule,
+        ResidualRule,
+        RNNMLPRule,
+        ScheduleFreeAdamRule,
+        SGDRule,
+        State,
+        StepContext,
+        UpdateRule,
+        VeLORule,
+        register_rule,
+    )
+    from lightning_lopt.tasks import LightningTask
 
 __all__ = [
     "NRES",
@@ -84,3 +89,8 @@ __all__ = [
     "register_rule",
     "save_rule",
 ]
+
+# Layers by what they cost: an optimizer and its adapter need the first three.
+__getattr__ = _lazily(
+    __name__, ("rules", "optim", "callbacks", "io", "tasks", "meta", "evaluation.assess", "evaluation")
+)

@@ -33,8 +33,10 @@ def test_heavy_packages_are_neither_needed_nor_imported():
         f"for name in {HEAVY}:\n"
         "    if name not in sys.modules: sys.modules[name] = None  # importing it raises ImportError\n"
         "start = time.process_time()\n"
-        "import lightning_lopt\n"
+        "from lightning_lopt import LearnedOptimizer, LearnedOptimizerAdapter\n"
         "seconds = time.process_time() - start\n"
+        "import lightning_lopt\n"
+        "for name in lightning_lopt.__all__: getattr(lightning_lopt, name)  # imported when asked for\n"
         "added = {name.split('.')[0] for name in set(sys.modules) - before if sys.modules[name]}\n"
         "print(json.dumps([sorted(added), seconds]))\n"
     )
@@ -54,6 +56,15 @@ def test_import_takes_at_most_a_fifth_of_a_second_more_than_lightning():
         for module, taken in seconds.items():
             taken.append(python(code.format(module)))
     assert statistics.median(seconds["lightning_lopt"]) <= statistics.median(seconds["lightning"]) + 0.2, seconds
+
+
+def test_what_a_name_means_does_not_depend_on_what_was_imported_before():
+    assert callable(lightning_lopt.assess)
+    assert python(
+        "import json, lightning_lopt, lightning_lopt.evaluation.assess, lightning_lopt.evaluation\n"
+        "kinds = [type(lightning_lopt.assess).__name__, type(lightning_lopt.rules).__name__]\n"
+        "print(json.dumps([*kinds, hasattr(lightning_lopt, 'no_such_name')]))"
+    ) == ["function", "module", False]
 
 
 @pytest.mark.parametrize("name", lightning_lopt.__all__)
