@@ -42,7 +42,8 @@ def main() -> None:
     parser.add_argument("--data", default="digits", help="digits, an npz file, or a folder of IDX files")
     parser.add_argument("--estimator", choices=("pes", "full_es"), default="pes")
     parser.add_argument("--learn", nargs="+", choices=PARTS, default=["constants"])
-    parser.add_argument("--orthogonalised", nargs="*", default=["matrix"])
+    parser.add_argument("--orthogonalised", nargs="*", default=["matrix"], help="roles")
+    parser.add_argument("--rotated", nargs="*", default=[], help="roles")
     parser.add_argument("--meta-loss", choices=("linear", "log"), default="log", help="scale of the meta-loss")
     parser.add_argument("--split", choices=("train", "valid", "both"), default="both", help="batches it is measured on")
     parser.add_argument("--last", type=float, default=1.0, help="share of the horizon, at its end, that counts")
@@ -74,6 +75,7 @@ def main() -> None:
         direction="direction" in arguments.learn,
         controller="controller" in arguments.learn,
         orthogonalised=arguments.orthogonalised,
+        rotated=arguments.rotated,
         step_size=arguments.step_size,
         weight_decay=arguments.weight_decay,
         calibrated="calibration" in arguments.learn,

@@ -1,4 +1,4 @@
-"""A factor on all steps of a run that the run itself calibrates: were the last steps too long, or too short?"""
+"""Factors on the steps of a run that the run itself calibrates: were the last steps too long, or too short?"""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from lightning_lopt.rules.base import Params, StepContext
 
 PROMISE_LIMIT = 0.3  # one gradient says no more than that
 LOSS_FLOOR = 0.05  # in units of the first loss: below it, relative changes are noise
-LOWEST, HIGHEST = math.log(1e-3), 1.0  # of the logarithm of the factor
+LOWEST, HIGHEST = math.log(1e-3), 1.0  # of the logarithm of the common factor
+LEAST, MOST = -4.0, 1.5  # of the logarithm of what one tensor has beside it
 
 
 class Calibration(nn.Module):
-    r"""The factor :math:`\gamma` on all updates, from what the last update promises at the present gradient.
+    r"""A factor :math:`\gamma` on all updates and one on each tensor's, from what the last update now promises.
 
     With u the last update, g the gradient after it, L the loss and :math:`L_0` the first one,
 
@@ -28,6 +29,11 @@ class Calibration(nn.Module):
     stopped short, well below 0 it went past the valley. Gradients alone cannot tell either from noise; in units of the
     loss both are of one size on very different models. Multiplying the loss by a constant changes nothing.
 
+    What tensor i of n contributes, :math:`a_i` (clipped after multiplying it by n), moves its own factor
+    :math:`\gamma_i` by how it differs from the whole:
+
+    .. math:: \log \gamma_i \leftarrow \log \gamma_i + \beta (a_i - a)
+
     The signal is that of hypergradient descent (Baydin et al. 2018, https://arxiv.org/abs/1703.04782), in the unit of
     the loss.
 
@@ -35,24 +41,30 @@ class Calibration(nn.Module):
         shrink: initial :math:`\beta_-`, > 0.
         grow: initial :math:`\beta_+`, > 0.
         tolerance: initial :math:`\tau`, > 0.
+        balance: initial :math:`\beta`, > 0.
     """
 
-    def __init__(self, shrink: float = 0.3, grow: float = 0.1, tolerance: float = 0.03) -> None:
+    def __init__(self, shrink: float = 0.3, grow: float = 0.1, tolerance: float = 0.03, balance: float = 0.2) -> None:
         super().__init__()
         self.log_shrink = nn.Parameter(torch.tensor(math.log(shrink)))
         self.log_grow = nn.Parameter(torch.tensor(math.log(grow)))
         self.log_tolerance = nn.Parameter(torch.tensor(math.log(tolerance)))
+        self.log_balance = nn.Parameter(torch.tensor(math.log(balance)))
 
     def forward(
-        self, memory: Tensor, grads: Params, last_updates: Params, context: StepContext
-    ) -> tuple[Tensor, Tensor]:
-        """The factor for this step and the new memory.
+        self, memory: Tensor, own: Params, grads: Params, last_updates: Params, context: StepContext
+    ) -> tuple[Tensor, Tensor, Params]:
+        """The common factor's logarithm, and what to remember.
 
         Args:
-            memory: logarithm of the factor and the first loss, shape ``(2,)``; zeros before the first step.
+            memory: logarithm of the common factor and the first loss, shape ``(2,)``; zeros before the first step.
+            own: logarithm of each tensor's own factor, 0-dim; zeros before the first step.
             grads: present gradients by name.
             last_updates: what was last added to the same parameters, zeros before the first step.
             context: of this step, with its loss.
+
+        Returns:
+            the logarithm of the common factor, the new memory, and the new logarithms of the tensors' own factors.
 
         Raises:
             ValueError: if there is no loss.
@@ -62,9 +74,15 @@ class Calibration(nn.Module):
         loss = context.loss.abs().to(memory.dtype)
         first = torch.where(context.step < 1, loss, memory[1])
         products = [(grad * last_updates[name]).sum().to(memory.dtype) for name, grad in grads.items()]
-        promise = -torch.stack(products).sum() / (torch.maximum(loss, LOSS_FLOOR * first) + TINY)
-        promise = promise.clamp(-PROMISE_LIMIT, PROMISE_LIMIT)
+        promises = -torch.stack(products) / (torch.maximum(loss, LOSS_FLOOR * first) + TINY)
+        promise = promises.sum().clamp(-PROMISE_LIMIT, PROMISE_LIMIT)
         shrink = torch.exp(self.log_shrink) * (promise + torch.exp(self.log_tolerance)).clamp(max=0.0)
         grow = torch.exp(self.log_grow) * promise.clamp(min=0.0)
-        log_factor = (memory[0] + (shrink + grow).to(memory.dtype)).clamp(LOWEST, HIGHEST)
-        return torch.exp(log_factor), torch.stack([log_factor, first])
+        common = (memory[0] + (shrink + grow).to(memory.dtype)).clamp(LOWEST, HIGHEST)
+        shares = (len(grads) * promises).clamp(-PROMISE_LIMIT, PROMISE_LIMIT) - promise
+        moves = (torch.exp(self.log_balance) * shares).unbind()
+        balanced = {
+            name: (own[name] + move.to(own[name].dtype)).clamp(LEAST, MOST)
+            for name, move in zip(grads, moves, strict=True)
+        }
+        return common, torch.stack([common, first]), balanced

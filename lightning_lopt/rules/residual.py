@@ -8,47 +8,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_lopt.rules.arithmetic import TINY, orthogonalise, rms, unit_rms
 from lightning_lopt.rules.base import ROLES, Params, Role, State, StepContext, UpdateRule, Updates, register_rule
 from lightning_lopt.rules.calibration import Calibration
 from lightning_lopt.rules.controller import Controller, Controls
 from lightning_lopt.rules.direction import DirectionMLP
+from lightning_lopt.rules.eigenbasis import follow, init_bases, into_bases, out_of_bases
+from lightning_lopt.rules.role_constants import RoleConstants
 from lightning_lopt.rules.roles import check_role, role_of_shape
 from lightning_lopt.rules.signals import LOSS_DECAYS, SIGNALS, average_loss, temporal_signals
 
 GRADIENT_LIMIT = 1e15  # entries are clipped here, so that squares stay finite in float32
-
-
-class RoleConstants(nn.Module):
-    """The constants of the hand-designed part, one entry per role in the order of ``ROLES``, all learnable.
-
-    Stored in the space in which they are learned: positive constants by their logarithm, those between 0 and 1 by
-    their logit.
-
-    Args:
-        step_size: initial step size for all roles, > 0, in units of a tensor's initial RMS.
-        weight_decay: initial weight decay for all roles, > 0, in units of the step size, as in AdamW.
-    """
-
-    def __init__(self, step_size: float, weight_decay: float) -> None:
-        super().__init__()
-
-        def table(matrix: float, other: float) -> nn.Parameter:
-            return nn.Parameter(torch.tensor([matrix if role == "matrix" else other for role in ROLES]))
-
-        def logit(value: float) -> float:
-            return math.log(value / (1 - value))
-
-        self.log_step_size = table(math.log(step_size), math.log(step_size))
-        self.log_rms_floor = table(math.log(0.03), math.log(0.03))
-        self.logit_warmup = table(logit(0.05), logit(0.05))  # as a fraction of the horizon
-        self.log_decay_power = table(0.0, 0.0)  # 1 is linear
-        self.logit_momentum = table(logit(0.95), logit(0.9))
-        self.momentum_mix = table(0.95, 1.0)  # weight of the momentum against the bare gradient (Nesterov)
-        self.logit_second_moment = table(logit(0.99), logit(0.99))
-        self.log_weight_decay = table(math.log(weight_decay), math.log(weight_decay))
 
 
 @register_rule("residual")
@@ -58,11 +30,12 @@ class ResidualRule(UpdateRule):
     .. math:: \Delta p = -\eta\, s(t)\, \big( \max(\mathrm{RMS}(p_0), \rho)\, d + \lambda p \big)
 
     - :math:`d`, of RMS 1: for matrices the orthogonalised Nesterov momentum, for the other roles the bias-corrected
-      Adam direction, each after an optional correction by a per-parameter MLP;
+      Adam direction, or, where asked for, that direction in the eigenbases of the gradients' covariances
+      (:mod:`~lightning_lopt.rules.eigenbasis`); each after an optional correction by a per-parameter MLP;
     - :math:`s(t)`: linear warm-up over 5 % of the horizon, then linear decay to 0;
     - :math:`\eta = 0.02`, :math:`\rho = 0.03`, and further constants, per role (:class:`RoleConstants`), times what
       a recurrent :class:`Controller` sets for each tensor;
-    - if it is calibrated, all of it times a factor that follows from the run itself (:class:`Calibration`).
+    - if it is calibrated, all of it times factors that follow from the run itself (:class:`Calibration`).
 
     The step is relative to the RMS of the tensor at initialisation: relative to the present one it would feed on
     itself. Multiplying the loss by a constant leaves the run unchanged.
@@ -71,6 +44,7 @@ class ResidualRule(UpdateRule):
         direction: learn a per-parameter correction of the direction.
         controller: learn step size, weight decay and momentum mix per tensor; the rule then reads the loss.
         orthogonalised: roles whose direction is orthogonalised; an empty list for none.
+        rotated: roles whose direction is Adam's in the eigenbases of the gradients; none of them orthogonalised.
         direction_hidden: width of the two hidden layers of the direction MLP.
         controller_hidden: size of the controller's recurrent state.
         step_range: largest factor by which the controller may change a step size, > 1.
@@ -79,10 +53,11 @@ class ResidualRule(UpdateRule):
         calibrated: let the run calibrate its steps; the rule then reads the loss.
 
     Raises:
-        ValueError: if a size or constant is not positive, ``step_range`` not above 1, or a role unknown.
+        ValueError: if a size or constant is not positive, ``step_range`` not above 1, or a role unknown or both
+            orthogonalised and rotated.
 
     State bytes per parameter (float32): 4 for orthogonalised tensors without learned direction, else 8; 4 more if
-    calibrated.
+    calibrated; for a rotated n x m matrix 8 (n² + m²) / (n m) more, and 4 more if directions are learned.
     """
 
     reads_horizon = True
@@ -98,6 +73,7 @@ class ResidualRule(UpdateRule):
         step_size: float = 0.02,
         weight_decay: float = 1e-3,
         calibrated: bool = False,
+        rotated: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if direction_hidden < 1 or controller_hidden < 1:
@@ -110,6 +86,9 @@ class ResidualRule(UpdateRule):
         for name, value in (("step_size", step_size), ("weight_decay", weight_decay)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {value!r}.")
+        both = sorted(set(orthogonalised) & set(rotated))
+        if both:
+            raise ValueError(f"orthogonalised and rotated both name {', '.join(both)}; a role can be one of them.")
         self.config_values = {
             "direction": direction,
             "controller": controller,
@@ -120,11 +99,12 @@ class ResidualRule(UpdateRule):
             "step_size": step_size,
             "weight_decay": weight_decay,
             "calibrated": calibrated,
+            "rotated": [check_role(role, "rotated") for role in rotated],
         }
         self.reads_loss = controller or calibrated
-        self.orthogonalised = frozenset(orthogonalised)
+        self.orthogonalised, self.rotated = frozenset(orthogonalised), frozenset(rotated)
         self.controller_hidden = controller_hidden
-        self.constants = RoleConstants(step_size, weight_decay)
+        self.constants = RoleConstants(step_size, weight_decay, rotated=bool(rotated))
         self.direction = DirectionMLP(direction_hidden) if direction else None
         self.controller = Controller(SIGNALS, controller_hidden, step_range) if controller else None
         self.calibration = Calibration() if calibrated else None
@@ -138,13 +118,17 @@ class ResidualRule(UpdateRule):
         for name, param in params.items():
             own = {"momentum": torch.zeros_like(param), "initial_rms": rms(param)}
             role = roles.get(name, role_of_shape(tuple(param.shape)))
-            if self.direction is not None or not self._is_orthogonalised(param, role):
+            rotated = _has_role(param, role, self.rotated)
+            if self.direction is not None or not (rotated or _has_role(param, role, self.orthogonalised)):
                 own["second_moment"] = torch.zeros_like(param)
+            if rotated:
+                own["rotated_moment"] = torch.zeros_like(param)
+                own |= init_bases(param)
             if self.controller is not None:
                 own["hidden"] = param.new_zeros(self.controller_hidden)
                 own["gradient_power"] = param.new_zeros(())
             if self.calibration is not None:
-                own["last_update"] = torch.zeros_like(param)
+                own |= {"last_update": torch.zeros_like(param), "log_factor": param.new_zeros(())}
             tensors[name] = own
         shared = {}
         if self.controller is not None and params:
@@ -176,14 +160,12 @@ class ResidualRule(UpdateRule):
         }
         if self.calibration is not None:
             last = {name: state.tensors[name]["last_update"] for name in grads}
-            factor, shared["calibration"] = self.calibration(shared["calibration"], grads, last, context)
-            updates = {name: (factor * update).to(update.dtype) for name, update in updates.items()}
+            own = {name: state.tensors[name]["log_factor"] for name in grads}
+            common, shared["calibration"], own = self.calibration(shared["calibration"], own, grads, last, context)
             for name, update in updates.items():
-                tensors[name]["last_update"] = update
+                updates[name] = (torch.exp(common + own[name]) * update).to(update.dtype)
+                tensors[name] |= {"last_update": updates[name], "log_factor": own[name]}
         return updates, State(tensors, shared)
-
-    def _is_orthogonalised(self, param: Tensor, role: Role) -> bool:
-        return param.ndim >= 2 and role in self.orthogonalised
 
     def _accumulate(self, grad: Tensor, old: Mapping[str, Tensor], role: Role) -> dict[str, Tensor]:
         """The tensor's state with this gradient taken into its running averages."""
@@ -195,6 +177,11 @@ class ResidualRule(UpdateRule):
         square = grad.square()
         if "second_moment" in old:
             new["second_moment"] = old["second_moment"] + second_moment_rate * (square - old["second_moment"])
+        if "rotated_moment" in old:
+            rate = (1 - torch.sigmoid(self.constants.logit_rotated_moment[index])).to(grad.dtype)
+            new |= follow(old, grad, rate)
+            moment = old["rotated_moment"]
+            new["rotated_moment"] = moment + rate * (into_bases(grad, new).square() - moment)
         if "gradient_power" in old:
             power = old["gradient_power"]
             new["gradient_power"] = power + second_moment_rate * (square.mean() - power)
@@ -227,22 +214,31 @@ class ResidualRule(UpdateRule):
         self, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], role: Role, mix: Tensor, context: StepContext
     ) -> Tensor:
         """The direction of the step, of RMS 1 (0 where momentum and gradient are)."""
-        orthogonal = self._is_orthogonalised(param, role)
+        orthogonal = _has_role(param, role, self.orthogonalised)
         mixed = grad + mix * (state["momentum"] - grad)
-        if "second_moment" not in state:
-            return unit_rms(orthogonalise(mixed))
+        if "rotated_moment" in state:
+            root = self._root(state["rotated_moment"], self.constants.logit_rotated_moment, role, context)
+            direction = unit_rms(out_of_bases(into_bases(mixed, state) / root, state))
+        elif orthogonal:
+            direction = unit_rms(mixed)
+        if "second_moment" in state:
+            root = self._root(state["second_moment"], self.constants.logit_second_moment, role, context)
+            adam = unit_rms(mixed / root)
+            if not orthogonal and "rotated_moment" not in state:
+                direction = adam
+            if self.direction is not None:
+                correction = self.direction((direction, adam, unit_rms(grad / root), unit_rms(param)))
+                alive = direction.square().mean()  # 1, or 0 without a gradient, which must not become a step
+                direction = unit_rms(direction + alive * correction)
+        return unit_rms(orthogonalise(direction)) if orthogonal else direction
+
+    def _root(self, moment: Tensor, logit_beta: Tensor, role: Role, context: StepContext) -> Tensor:
+        """What Adam divides by."""
         # The bias correction of the momentum is one factor for the tensor and cancels in unit_rms; that of the second
         # moment does not beside the 1e-12.
-        log_beta = F.logsigmoid(self.constants.logit_second_moment[ROLES.index(role)])
-        corrected = state["second_moment"] / -torch.expm1((context.step + 1) * log_beta)
-        root = torch.sqrt(corrected + TINY) + 1e-12  # TINY: the root has a derivative where no gradient has been
-        adam = unit_rms(mixed / root)
-        direction = unit_rms(mixed) if orthogonal else adam
-        if self.direction is not None:
-            correction = self.direction((direction, adam, unit_rms(grad / root), unit_rms(param)))
-            alive = direction.square().mean()  # 1, or 0 without a gradient, which must not become a step
-            direction = direction + alive * correction
-        return unit_rms(orthogonalise(direction) if orthogonal else direction)
+        log_beta = F.logsigmoid(logit_beta[ROLES.index(role)])
+        corrected = moment / -torch.expm1((context.step + 1) * log_beta)
+        return torch.sqrt(corrected + TINY) + 1e-12  # TINY: the root has a derivative where no gradient has been
 
     def _schedule(self, context: StepContext, index: int) -> Tensor:
         """Linear warm-up, then decay to 0 at the horizon, as a factor in (0, 1]."""
@@ -251,3 +247,8 @@ class ResidualRule(UpdateRule):
         rise = torch.clamp((step + 1) / torch.clamp(warmup, min=1.0), max=1.0)
         left = torch.clamp((total - step) / (total - warmup), 1e-6, 1.0)
         return rise * left ** torch.exp(self.constants.log_decay_power[index])
+
+
+def _has_role(param: Tensor, role: Role, roles: frozenset[str]) -> bool:
+    """Whether a tensor is treated as a matrix of one of these roles."""
+    return param.ndim >= 2 and role in roles

@@ -7,7 +7,7 @@ import torch
 
 from lightning_lopt import ResidualRule
 from lightning_lopt.rules import StepContext
-from lightning_lopt.rules.calibration import HIGHEST, LOWEST, Calibration
+from lightning_lopt.rules.calibration import HIGHEST, LEAST, LOWEST, MOST, Calibration
 
 ROLES = {"w": "vector", "m": "matrix"}
 
@@ -16,33 +16,52 @@ def context(step, total, loss):
     return StepContext(torch.tensor(float(step)), torch.tensor(float(total)), torch.as_tensor(loss), ROLES)
 
 
-def test_factor_by_hand():
-    calibration, memory, log_factor = Calibration(0.5, 0.25, 0.02).double(), torch.zeros(2).double(), 0.0
+def test_factors_by_hand():
+    calibration, memory = Calibration(0.5, 0.25, 0.02, 0.125).double(), torch.zeros(2).double()
+    own = {name: torch.zeros(()).double() for name in "ab"}
+    common, expected = 0.0, {"a": 0.0, "b": 0.0}
     losses = [2.0, 1.0, 0.05, 3.0, 1.5]
-    products = [0.0, 0.1, 0.004, -0.09, 2.0]  # of gradient and last update
-    for step, (loss, product) in enumerate(zip(losses, products, strict=True)):
-        promise = max(-0.3, min(0.3, -product / max(loss, 0.05 * losses[0])))
-        log_factor += 0.5 * min(promise + 0.02, 0.0) + 0.25 * max(promise, 0.0)
-        grads = {"a": torch.tensor([product, 1.0]).double(), "b": torch.tensor(2.0).double()}
-        last = {"a": torch.tensor([0.5, 0.0]).double(), "b": torch.tensor(product / 4).double()}
-        factor, memory = calibration(memory, grads, last, context(step, 9, loss))
-        assert float(factor) == pytest.approx(math.exp(log_factor), rel=1e-6)
+    products = {"a": [0.0, 0.08, 0.004, -0.2, 2.0], "b": [0.0, 0.02, -0.01, 0.1, 0.5]}  # of gradient and last update
+    for step, loss in enumerate(losses):
+        unit = max(loss, 0.05 * losses[0])
+        promises = {name: -products[name][step] / unit for name in "ab"}
+        promise = max(-0.3, min(0.3, sum(promises.values())))
+        common += 0.5 * min(promise + 0.02, 0.0) + 0.25 * max(promise, 0.0)
+        for name in "ab":
+            expected[name] += 0.125 * (max(-0.3, min(0.3, 2 * promises[name])) - promise)
+        grads = {"a": torch.tensor([products["a"][step], 1.0]).double(), "b": torch.tensor(2.0).double()}
+        last = {"a": torch.tensor([1.0, 0.0]).double(), "b": torch.tensor(products["b"][step] / 2).double()}
+        logarithm, memory, own = calibration(memory, own, grads, last, context(step, 9, loss))
+        assert float(logarithm) == pytest.approx(common, rel=1e-6)
+        assert {name: float(value) for name, value in own.items()} == pytest.approx(expected, rel=1e-6, abs=1e-12)
     assert float(memory[1]) == losses[0]
+    assert expected["a"] < 0 < expected["b"]
 
 
 @pytest.mark.parametrize(("product", "end"), [(1.0, LOWEST), (-1.0, HIGHEST)])
-def test_factor_is_bounded(product, end):
-    calibration, memory = Calibration(), torch.zeros(2)
+def test_common_factor_is_bounded(product, end):
+    calibration, memory, own = Calibration(), torch.zeros(2), {"a": torch.zeros(())}
     for step in range(1000):
-        factor, memory = calibration(
-            memory, {"a": torch.tensor(product)}, {"a": torch.tensor(1.0)}, context(step, 9, 1.0)
+        logarithm, memory, own = calibration(
+            memory, own, {"a": torch.tensor(product)}, {"a": torch.tensor(1.0)}, context(step, 9, 1.0)
         )
-    assert float(factor) == pytest.approx(math.exp(end))
+    assert float(logarithm) == pytest.approx(end)
+    assert float(own["a"].detach()) == 0.0  # alone, it is no different from the whole
+
+
+def test_own_factors_are_bounded():
+    calibration, memory = Calibration(), torch.zeros(2)
+    own = {name: torch.zeros(()) for name in "ab"}
+    for step in range(1000):
+        grads = {"a": torch.tensor(1.0), "b": torch.tensor(-1.0)}
+        last = {name: torch.tensor(1.0) for name in "ab"}
+        _, memory, own = calibration(memory, own, grads, last, context(step, 9, 1.0))
+    assert (float(own["a"]), float(own["b"])) == pytest.approx((LEAST, MOST))
 
 
 def test_without_a_loss_it_says_so():
     with pytest.raises(ValueError, match="a calibrated ResidualRule reads the loss"):
-        Calibration()(torch.zeros(2), {}, {}, StepContext(torch.tensor(0.0), torch.tensor(9.0)))
+        Calibration()(torch.zeros(2), {}, {}, {}, StepContext(torch.tensor(0.0), torch.tensor(9.0)))
 
 
 def minimise(rule, scale=1.0, steps=300, curvature=(1.0, 30.0)):

@@ -1,0 +1,79 @@
+"""The eigenbases of a matrix' gradients, followed from step to step by matrix products alone.
+
+SOAP (Vyas et al. 2024, https://arxiv.org/abs/2409.11321) runs Adam in the eigenbases of Shampoo's two covariances,
+which it renews by QR decompositions every few steps. Here a basis is turned a little at every step instead, by all
+Jacobi rotations at once, to first order: that maps over many models under ``vmap``, needs no decomposition, and begins
+at the identity, where it is plain Adam.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.rules.arithmetic import TINY, matrix_shape
+
+LARGEST_SIDE = 2048  # a longer side of a matrix (a vocabulary) keeps its own axes: the basis would dwarf the matrix
+TURN = 1.0  # of the angles to first order
+LARGEST_TURN = 0.5  # radians in all that one axis may turn in a step: beyond, the basis would not stay orthogonal
+EQUAL = 0.01  # where two variances differ by less than the root of this, relatively, there is nothing to turn
+
+
+def init_bases(param: Tensor) -> dict[str, Tensor]:
+    """Covariances (zeros) and bases (the identity) of the sides of a tensor of rank >= 2, as its matrix."""
+    state = {}
+    for side, size in zip(("row", "column"), matrix_shape(param.shape), strict=True):
+        if size <= LARGEST_SIDE:
+            state[f"{side}_covariance"] = param.new_zeros(size, size)
+            state[f"{side}_basis"] = torch.eye(size, dtype=param.dtype, device=param.device)
+    return state
+
+
+def follow(old: Mapping[str, Tensor], grad: Tensor, rate: Tensor) -> dict[str, Tensor]:
+    """Covariances with the gradient (a tensor of rank >= 2) taken in at ``rate``, and bases turned towards theirs."""
+    matrix = grad.reshape(matrix_shape(grad.shape))
+    new = {}
+    for side, gram in (("row", matrix @ matrix.mT), ("column", matrix.mT @ matrix)):
+        if f"{side}_basis" in old:
+            covariance = old[f"{side}_covariance"]
+            new[f"{side}_covariance"] = covariance + rate * (gram - covariance)
+            new[f"{side}_basis"] = turned(old[f"{side}_basis"], new[f"{side}_covariance"])
+    return new
+
+
+def turned(basis: Tensor, covariance: Tensor) -> Tensor:
+    r"""An orthogonal basis (n, n), in columns, turned towards the eigenvectors of a covariance (n, n) of any scale.
+
+    With :math:`D = Q^\top C Q` the angle at which axes i and j decouple is
+    :math:`D_{ij} / (D_{jj} - D_{ii})` to first order, here damped where the two variances are equal.
+    """
+    covariance = covariance / (covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] + TINY)
+    coupling = basis.mT @ covariance @ basis
+    variances = coupling.diagonal(dim1=-2, dim2=-1)
+    rows, columns = variances[..., :, None], variances[..., None, :]
+    gaps = columns - rows
+    angles = TURN * coupling * gaps / (gaps.square() + EQUAL * rows * columns + 1e-8)
+    angles = (angles - angles.mT) / 2  # antisymmetric but for rounding
+    largest = angles.abs().sum(-1).amax(-1)[..., None, None]
+    angles = angles * (LARGEST_TURN / (largest + TINY)).clamp(max=1.0)
+    rotated = basis @ angles
+    rotated = basis + rotated + rotated @ angles / 2
+    return 1.5 * rotated - 0.5 * rotated @ (rotated.mT @ rotated)  # a Newton-Schulz step back to orthogonal
+
+
+def into_bases(x: Tensor, bases: Mapping[str, Tensor]) -> Tensor:
+    """Coordinates of ``x`` in the bases of :func:`follow`: a tensor of its own shape."""
+    matrix = x.reshape(matrix_shape(x.shape))
+    matrix = bases["row_basis"].mT @ matrix if "row_basis" in bases else matrix
+    matrix = matrix @ bases["column_basis"] if "column_basis" in bases else matrix
+    return matrix.reshape(x.shape)
+
+
+def out_of_bases(x: Tensor, bases: Mapping[str, Tensor]) -> Tensor:
+    """The inverse of :func:`into_bases`."""
+    matrix = x.reshape(matrix_shape(x.shape))
+    matrix = bases["row_basis"] @ matrix if "row_basis" in bases else matrix
+    matrix = matrix @ bases["column_basis"].mT if "column_basis" in bases else matrix
+    return matrix.reshape(x.shape)

@@ -1,0 +1,113 @@
+"""Bases that are followed by matrix products: against the eigenvectors of a decomposition, and what must stay true."""
+
+import pytest
+import torch
+from torch.func import vmap
+
+from lightning_lopt import ResidualRule
+from lightning_lopt.rules import StepContext
+from lightning_lopt.rules.eigenbasis import LARGEST_SIDE, follow, init_bases, into_bases, out_of_bases, turned
+
+
+def coupling(basis, covariance):
+    """Largest entry beside the diagonal in the basis, relative to the two variances it couples."""
+    inside = basis.mT @ covariance @ basis
+    spread = inside.diagonal().sqrt()
+    correlations = inside / (spread[:, None] * spread)
+    return float((correlations - torch.eye(len(basis))).abs().max())
+
+
+def covariance_of(variances, seed=0):
+    draws = torch.Generator().manual_seed(seed)
+    axes = torch.linalg.qr(torch.randn(len(variances), len(variances), generator=draws).double())[0]
+    return axes @ torch.diag(variances) @ axes.mT, axes
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-12, 1e12])
+def test_a_fixed_covariance_is_diagonalised(scale):
+    covariance, axes = covariance_of(torch.logspace(0, 2, 12).double())
+    basis = torch.eye(12).double()
+    before = coupling(basis, covariance)
+    for _ in range(60):
+        basis = turned(basis, scale * covariance)
+    assert before > 0.3
+    assert coupling(basis, covariance) < 1e-3
+    overlaps = (axes.mT @ basis).abs()
+    torch.testing.assert_close(
+        overlaps.amax(0), torch.ones(12).double(), rtol=0, atol=1e-3
+    )  # eigenvectors, in an order
+
+
+@pytest.mark.parametrize(
+    "covariance",
+    [torch.zeros(5, 5), torch.ones(5, 5), torch.eye(5), torch.diag(torch.tensor([1.0, 0, 0, 0, 1e-20]))],
+    ids=["zero", "rank-one", "equal", "degenerate"],
+)
+def test_a_basis_stays_orthogonal_whatever_comes(covariance):
+    basis = torch.eye(5)
+    for _ in range(1000):
+        basis = turned(basis, covariance)
+    torch.testing.assert_close(basis.mT @ basis, torch.eye(5), rtol=0, atol=1e-5)
+
+
+def test_a_basis_stays_orthogonal_under_noise():
+    draws = torch.Generator().manual_seed(0)
+    state = init_bases(torch.zeros(6, 3, 2))
+    for _ in range(500):
+        state = follow(state, torch.randn(6, 3, 2, generator=draws), torch.tensor(0.3))
+    for name in ("row_basis", "column_basis"):
+        torch.testing.assert_close(state[name].mT @ state[name], torch.eye(6), rtol=0, atol=1e-3)
+
+
+def test_into_the_bases_and_out_again():
+    draws = torch.Generator().manual_seed(0)
+    state = init_bases(torch.zeros(4, 3, 5).double())
+    for _ in range(20):
+        state = follow(state, torch.randn(4, 3, 5, generator=draws).double(), torch.tensor(0.1))
+    x = torch.randn(4, 3, 5, generator=draws).double()
+    inside = into_bases(x, state)
+    assert (inside - x).abs().max() > 0.1
+    torch.testing.assert_close(out_of_bases(inside, state), x, rtol=0, atol=1e-3)
+    by_hand = state["row_basis"].mT @ x.reshape(4, 15) @ state["column_basis"]
+    torch.testing.assert_close(inside, by_hand.reshape(4, 3, 5))
+
+
+def test_a_long_side_keeps_its_axes():
+    state = init_bases(torch.zeros(LARGEST_SIDE + 1, 2, device="meta"))
+    assert sorted(state) == ["column_basis", "column_covariance"]
+
+
+def test_many_bases_at_once():
+    covariances = torch.stack([covariance_of(torch.logspace(0, 1, 4).double(), seed)[0] for seed in range(3)])
+    bases = torch.eye(4).double().expand(3, 4, 4)
+    together = vmap(turned)(bases, covariances)
+    torch.testing.assert_close(together, torch.stack([turned(bases[0], one) for one in covariances]))
+
+
+def train(rule, rows, columns, steps=200):
+    """Loss at the end, against the first, of a quadratic whose curvature is ``rows`` on one side and ``columns``."""
+    draws = torch.Generator().manual_seed(1)
+    params, losses = {"w": torch.randn(8, 6, generator=draws).double()}, []
+    state = rule.init_state(params, {"w": "matrix"})
+    for step in range(steps):
+        grad = rows @ params["w"] @ columns
+        losses.append(0.5 * float((params["w"] * grad).sum()))
+        context = StepContext(torch.tensor(float(step)), torch.tensor(float(steps)), roles={"w": "matrix"})
+        with torch.no_grad():
+            updates, state = rule(params, {"w": grad}, state, context)
+        params = {"w": params["w"] + updates["w"]}
+    return losses[-1] / losses[0]
+
+
+def test_rotation_finds_axes_that_adam_cannot():
+    """Where no axis of the problem is an entry of the matrix, Adam in the eigenbases ends far below Adam."""
+    options = {"direction": False, "controller": False, "orthogonalised": [], "step_size": 0.05}
+    rows = covariance_of(torch.logspace(0, 2, 8).double(), 3)[0]
+    columns = covariance_of(torch.logspace(0, 2, 6).double(), 4)[0]
+    adam, rotated = ResidualRule(**options).double(), ResidualRule(**options, rotated=["matrix"]).double()
+    assert train(rotated, rows, columns) < 0.1 * train(adam, rows, columns)
+
+
+def test_a_role_is_orthogonalised_or_rotated():
+    with pytest.raises(ValueError, match="orthogonalised and rotated both name matrix; a role can be one of them"):
+        ResidualRule(rotated=["matrix"])
