@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--last", type=float, default=1.0, help="share of the horizon, at its end, that counts")
     parser.add_argument("--step-size", type=float, default=0.02, help="constant to start from")
     parser.add_argument("--weight-decay", type=float, default=1e-3, help="constant to start from")
+    parser.add_argument("--horizon-power", type=float, default=None, help="constant to start from; none without it")
     parser.add_argument("--start", default=None, help="embedded rule or folder whose θ to start from, where it has it")
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--groups", type=int, default=4)
@@ -79,6 +80,7 @@ def main() -> None:
         step_size=arguments.step_size,
         weight_decay=arguments.weight_decay,
         calibrated="calibration" in arguments.learn,
+        horizon_power=arguments.horizon_power,
     )
     if arguments.start is not None:
         rule.load_state_dict(load_rule(arguments.start).state_dict(), strict=False)

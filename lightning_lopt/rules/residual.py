@@ -45,6 +45,8 @@ class ResidualRule(UpdateRule):
         controller: learn step size, weight decay and momentum mix per tensor; the rule then reads the loss.
         orthogonalised: roles whose direction is orthogonalised; an empty list for none.
         rotated: roles whose direction is Adam's in the eigenbases of the gradients; none of them orthogonalised.
+        horizon_power: h before meta-training, for all roles: step sizes fall as :math:`((T + 1000) / 1500)^{-h}` with
+            the horizon T; ``None`` for step sizes that do not depend on it.
         direction_hidden: width of the two hidden layers of the direction MLP.
         controller_hidden: size of the controller's recurrent state.
         step_range: largest factor by which the controller may change a step size, > 1.
@@ -74,6 +76,7 @@ class ResidualRule(UpdateRule):
         weight_decay: float = 1e-3,
         calibrated: bool = False,
         rotated: Sequence[str] = (),
+        horizon_power: float | None = None,
     ) -> None:
         super().__init__()
         if direction_hidden < 1 or controller_hidden < 1:
@@ -83,6 +86,8 @@ class ResidualRule(UpdateRule):
             )
         if not 1 < step_range < math.inf:
             raise ValueError(f"step_range must be a number above 1, got {step_range!r}.")
+        if horizon_power is not None and not math.isfinite(horizon_power):
+            raise ValueError(f"horizon_power must be a number or None, got {horizon_power!r}.")
         for name, value in (("step_size", step_size), ("weight_decay", weight_decay)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {value!r}.")
@@ -100,11 +105,12 @@ class ResidualRule(UpdateRule):
             "weight_decay": weight_decay,
             "calibrated": calibrated,
             "rotated": [check_role(role, "rotated") for role in rotated],
+            "horizon_power": horizon_power,
         }
         self.reads_loss = controller or calibrated
         self.orthogonalised, self.rotated = frozenset(orthogonalised), frozenset(rotated)
         self.controller_hidden = controller_hidden
-        self.constants = RoleConstants(step_size, weight_decay, rotated=bool(rotated))
+        self.constants = RoleConstants(step_size, weight_decay, rotated=bool(rotated), horizon_power=horizon_power)
         self.direction = DirectionMLP(direction_hidden) if direction else None
         self.controller = Controller(SIGNALS, controller_hidden, step_range) if controller else None
         self.calibration = Calibration() if calibrated else None
@@ -198,7 +204,7 @@ class ResidualRule(UpdateRule):
         context: StepContext,
     ) -> Tensor:
         constants, index = self.constants, ROLES.index(role)
-        step_size = torch.exp(constants.log_step_size[index]) * self._schedule(context, index)
+        step_size = torch.exp(constants.log_step_size[index]) * constants.schedule(context, index)
         decay = torch.exp(constants.log_weight_decay[index])
         mix = constants.momentum_mix[index]
         if controls is not None:
@@ -239,14 +245,6 @@ class ResidualRule(UpdateRule):
         log_beta = F.logsigmoid(logit_beta[ROLES.index(role)])
         corrected = moment / -torch.expm1((context.step + 1) * log_beta)
         return torch.sqrt(corrected + TINY) + 1e-12  # TINY: the root has a derivative where no gradient has been
-
-    def _schedule(self, context: StepContext, index: int) -> Tensor:
-        """Linear warm-up, then decay to 0 at the horizon, as a factor in (0, 1]."""
-        step, total = context.scheduled_step, context.total_steps
-        warmup = torch.sigmoid(self.constants.logit_warmup[index]) * total
-        rise = torch.clamp((step + 1) / torch.clamp(warmup, min=1.0), max=1.0)
-        left = torch.clamp((total - step) / (total - warmup), 1e-6, 1.0)
-        return rise * left ** torch.exp(self.constants.log_decay_power[index])
 
 
 def _has_role(param: Tensor, role: Role, roles: frozenset[str]) -> bool:

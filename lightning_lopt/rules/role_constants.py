@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lightning_lopt.rules.base import ROLES
+from lightning_lopt.rules.base import ROLES, StepContext
+
+TYPICAL, BEND = 500.0, 1000.0  # horizons, in steps: of meta-training, and where a dependence on it sets in
 
 
 class RoleConstants(nn.Module):
@@ -20,9 +22,13 @@ class RoleConstants(nn.Module):
         step_size: initial step size for all roles, > 0, in units of a tensor's initial RMS.
         weight_decay: initial weight decay for all roles, > 0, in units of the step size, as in AdamW.
         rotated: whether any role is, which takes one constant more.
+        horizon_power: initial power for all roles with which step sizes fall with the horizon; ``None`` for no such
+            constant.
     """
 
-    def __init__(self, step_size: float, weight_decay: float, *, rotated: bool = False) -> None:
+    def __init__(
+        self, step_size: float, weight_decay: float, *, rotated: bool = False, horizon_power: float | None = None
+    ) -> None:
         super().__init__()
 
         def table(matrix: float, other: float) -> nn.Parameter:
@@ -41,3 +47,18 @@ class RoleConstants(nn.Module):
         self.log_weight_decay = table(math.log(weight_decay), math.log(weight_decay))
         if rotated:
             self.logit_rotated_moment = table(logit(0.95), logit(0.95))  # and of the covariances whose bases it is in
+        self.horizon_power = None if horizon_power is None else table(horizon_power, horizon_power)
+
+    def schedule(self, context: StepContext, index: int) -> Tensor:
+        """Linear warm-up, then decay to 0 at the horizon, as a factor on the step size of role number ``index``.
+
+        With a horizon power h it is multiplied by ((T + 1000) / 1500)^-h for a horizon of T steps.
+        """
+        step, total = context.scheduled_step, context.total_steps
+        warmup = torch.sigmoid(self.logit_warmup[index]) * total
+        rise = torch.clamp((step + 1) / torch.clamp(warmup, min=1.0), max=1.0)
+        left = torch.clamp((total - step) / (total - warmup), 1e-6, 1.0)
+        factor = rise * left ** torch.exp(self.log_decay_power[index])
+        if self.horizon_power is not None:
+            factor = factor * ((total + BEND) / (TYPICAL + BEND)) ** -self.horizon_power[index]
+        return factor

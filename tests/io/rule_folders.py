@@ -54,6 +54,7 @@ RULES_TO_SAVE: dict[str, Callable[[], UpdateRule]] = {
     "rnn_mlp": lambda: RNNMLPRule(lstm_hidden=8),
     "lstm": lambda: LSTMRule(layers=1),
     "nn_adam": NNAdamRule,
+    "residual-rotated": lambda: ResidualRule(orthogonalised=[], rotated=["matrix"], horizon_power=0.3),
     "residual-heads": lambda: ResidualRule(orthogonalised=["matrix", "head", "embedding"]),
 }
 

@@ -71,6 +71,18 @@ CATALOGUE = [
     Entry(ResidualRule, {"controller": False, "orthogonalised": []}, HORIZON),
     Entry(ResidualRule, {"direction": False, "controller": False, "calibrated": True}, LOSS | HORIZON),
     Entry(ResidualRule, {"orthogonalised": ["matrix", "embedding", "head"], "step_range": 2.0}, LOSS | HORIZON),
+    Entry(
+        ResidualRule,
+        {
+            "direction": False,
+            "controller": False,
+            "orthogonalised": [],
+            "rotated": ["matrix", "embedding", "head"],
+            "calibrated": True,
+        },
+        LOSS | HORIZON,
+    ),
+    Entry(ResidualRule, {"controller": False, "orthogonalised": ["head"], "rotated": ["matrix"]}, HORIZON),
     Entry(Celo2BaseRule, rests=False),
     Entry(Celo2BaseRule, {"exp_mult": 0.5, "bias_correction": True, "param_scale_mult": True}, rests=False),
     Entry(Celo2Rule, rests=False),

@@ -111,3 +111,30 @@ def test_rotation_finds_axes_that_adam_cannot():
 def test_a_role_is_orthogonalised_or_rotated():
     with pytest.raises(ValueError, match="orthogonalised and rotated both name matrix; a role can be one of them"):
         ResidualRule(rotated=["matrix"])
+
+
+def test_the_direction_is_that_of_adam_in_the_bases():
+    """Against plain lines of arithmetic, in the bases as they are followed."""
+    rule = ResidualRule(direction=False, controller=False, orthogonalised=[], rotated=["matrix"]).double()
+    draws = torch.Generator().manual_seed(5)
+    params = {"w": torch.randn(5, 3, generator=draws).double()}
+    state, bases = rule.init_state(params, {"w": "matrix"}), init_bases(params["w"])
+    momentum, moment = torch.zeros(5, 3).double(), torch.zeros(5, 3).double()
+    initial = params["w"].square().mean().sqrt()
+    for step in range(6):
+        grad = torch.randn(5, 3, generator=draws).double()
+        context = StepContext(torch.tensor(float(step)), torch.tensor(100.0), roles={"w": "matrix"})
+        with torch.no_grad():
+            updates, state = rule(params, {"w": grad}, state, context)
+        bases = follow(bases, grad, torch.tensor(0.05))
+        rows, columns = bases["row_basis"], bases["column_basis"]
+        momentum = 0.95 * momentum + 0.05 * grad
+        moment = 0.95 * moment + 0.05 * (rows.mT @ grad @ columns).square()
+        inside = rows.mT @ (0.05 * grad + 0.95 * momentum) @ columns / (moment / (1 - 0.95 ** (step + 1))).sqrt()
+        direction = rows @ inside @ columns.mT
+        direction = direction / direction.square().mean().sqrt()
+        expected = (
+            -0.02 * min(1, (step + 1) / 5) * min(1, (100 - step) / 95) * (initial * direction + 1e-3 * params["w"])
+        )
+        torch.testing.assert_close(updates["w"], expected, rtol=1e-4, atol=1e-8)
+        params = {"w": params["w"] + updates["w"]}

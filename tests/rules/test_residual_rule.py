@@ -163,3 +163,16 @@ def test_all_of_theta_gets_a_gradient():
         sum(value.square().sum() for value in params.values()).backward()
     missing = [name for name, value in rule.named_parameters() if value.grad is None or not value.grad.any()]
     assert missing == []
+
+
+def test_step_sizes_fall_with_the_horizon_where_asked_for():
+    """((T + 1000) / 1500)^-h: half the power gives the root, and at 500 steps nothing changes."""
+    factors = {}
+    for power in (None, 0.5, 1.0):
+        constants = ResidualRule(horizon_power=power).double().constants
+        for total in (500, 5000):
+            context = StepContext(torch.tensor(total / 2.0).double(), torch.tensor(float(total)).double())
+            factors[power, total] = float(constants.schedule(context, 0).detach())
+    assert factors[0.5, 500] == factors[None, 500] == pytest.approx(0.5 / 0.95)
+    assert factors[1.0, 5000] == pytest.approx(factors[None, 5000] / 4)
+    assert factors[0.5, 5000] == pytest.approx(factors[None, 5000] / 2)
