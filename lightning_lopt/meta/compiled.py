@@ -81,7 +81,7 @@ class CompiledAdvance:
             result: tuple[Params, State, Tensor] = self._compiled[mode](*arguments)
             return result
         # A graph writes its results to the same memory each time, and they are the next step's arguments.
-        torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         copied: tuple[Params, State, Tensor] = pytree.tree_map(torch.clone, self._compiled[mode](*arguments))
         return copied
 

@@ -122,6 +122,7 @@ class ResidualRule(UpdateRule):
             "calibrated": calibrated,
         }
         self.reads_loss = controller or calibrated
+        self.calibrates_steps = calibrated
         self.orthogonalised = frozenset(orthogonalised)
         self.controller_hidden = controller_hidden
         self.constants = RoleConstants(step_size, weight_decay)
