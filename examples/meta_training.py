@@ -213,8 +213,9 @@ def main() -> None:
                 handed_back += not callback.search.improving
         wins = sum(a < b for a, b in zip(adapted, plain, strict=True))
         print(
-            f"{name:8} {statistics.median(plain):10.5f} {statistics.median(adapted):10.5f}  {wins} of "
-            f"{arguments.seeds:<3} {handed_back:>5} of {arguments.seeds:<3} {statistics.median(factors):8.2f} {rounds:7} {statistics.median(shares):+6.1%}",
+            f"{name:8} {statistics.median(plain):10.5f} {statistics.median(adapted):10.5f}  "
+            f"{f'{wins} of {arguments.seeds}':8}  {f'{handed_back} of {arguments.seeds}':11} "
+            f"{statistics.median(factors):8.2f} {rounds:7} {statistics.median(shares):+6.1%}",
             flush=True,
         )
 
