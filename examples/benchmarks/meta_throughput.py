@@ -42,6 +42,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch, on the CPU")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="through torch.compile; the first truncation takes long")
+    parser.add_argument(
+        "--cuda-graphs", action=argparse.BooleanOptionalAction, help="of what is compiled; by default if it is small"
+    )
     parser.add_argument("--repeats", type=int, default=7, help="truncations that are timed")
     parser.add_argument("--default-allocator", action="store_true", help="leave glibc's malloc as it is")
     arguments = parser.parse_args()
@@ -53,7 +56,7 @@ def main() -> None:
     rule = RULES[arguments.rule]().to(arguments.device)
     estimator = PES(arguments.truncation, pairs=arguments.pairs)
     if arguments.compile:
-        estimator.advance = CompiledAdvance()
+        estimator.advance = CompiledAdvance(cuda_graphs=arguments.cuda_graphs)
 
     walls, cpus = [], []
     with torch.no_grad():

@@ -34,8 +34,9 @@ class MetaTraining(LearnedOptimizerAdapter):
     parameters, makes a few inner steps on them with perturbed θ, with the present θ and with the θ of the start, all
     side by side (:func:`~lightning_lopt.meta.pilot.pilot_losses`). The losses on batches that were kept apart move θ
     (:class:`~lightning_lopt.meta.search.Search`), and the fit goes on with it, as long as the measured losses speak for
-    it against the start; otherwise with the rule as it was. Data, order of batches and the random numbers of the fit
-    are untouched.
+    it against the start; otherwise with the rule as it was. A rule that calibrates its steps, as ``base`` does, needs
+    clear evidence before anything is changed: until then the fit is what it would be without this callback, bit for
+    bit. Data, order of batches and the random numbers of the fit are untouched.
 
     All rounds together cost at most ``max_share`` of the planned steps, where an inner step of one θ counts as a step
     of training and a measured batch as a third of one. Side by side they take less time than that; the share of the
@@ -43,7 +44,7 @@ class MetaTraining(LearnedOptimizerAdapter):
     bit for bit, and so does one that is resumed.
 
     At the end of the fit the rule is saved in ``folder`` (rank 0) and logged as an artifact where Weights & Biases is
-    in use: the adapted one, or, with a warning, the one it began with if the evidence is against the other.
+    in use: the adapted one, or, with a warning, the one it began with if the evidence does not speak for the other.
 
     Under distributed strategies each rank makes its pilots on batches of its own, and all move θ by the mean of their
     losses. Gradient clipping and accumulation are those of the fit; precision is that of the parameters.
@@ -154,7 +155,8 @@ class MetaTraining(LearnedOptimizerAdapter):
         if self.search.rounds and not self.search.improving:
             rank_zero_warn(
                 f"MetaTraining found nothing better on this model in {self.search.rounds} rounds (evidence "
-                f"{self.search.evidence:+.3f}; above 0 speaks against it); the rule is handed back as it was."
+                f"{self.search.evidence:+.3f}, where {self.search.needed:+.3f} or less was needed); the rule is handed "
+                "back as it was."
             )
         if trainer.is_global_zero:
             self._export(trainer)

@@ -18,6 +18,7 @@ from lightning_lopt.seeding import generator
 
 STEP_SIZES = ("*log_step_size", "*log_lr")
 SHARED = 0.8  # share of a perturbation's variance that all entries have in common
+CLEAR = 0.3  # evidence that it takes against a rule that calibrates its steps: every pilot 9 % lower, round after round
 
 
 class Search:
@@ -34,6 +35,11 @@ class Search:
 
     A running sum of :math:`u_\theta - u_\mathrm{start}`, each round counting :math:`\rho` times the next, is the
     evidence: while it is above 0, :attr:`chosen` is the start.
+
+    A rule that calibrates its steps finds their common scale by itself, over more steps than a short comparison has,
+    and would undo what is learned of it, while the start, compared at the scale that was found for θ, would seem worse
+    than it is. There perturbations and moves of step sizes keep their mean, and :attr:`chosen` is the start until the
+    evidence is below -0.3.
 
     Args:
         rule: whose θ is the start.
@@ -66,26 +72,24 @@ class Search:
                 raise ValueError(f"{name} must be a positive number, got {value!r}.")
         if not 0 <= memory < 1:
             raise ValueError(f"memory must lie in [0, 1), got {memory!r}.")
-        self.start = {
-            name: value.detach().clone()
-            for name, value in rule.named_parameters()
-            if any(fnmatchcase(name, pattern) for pattern in entries)
-        }
+        self.start = {name: value.detach().clone() for name, value in rule.named_parameters() if _fits(name, entries)}
         if not self.start:
             known = ", ".join(name for name, _ in rule.named_parameters())
             raise ValueError(
                 f"no entry of θ of rule {rule.rule_name!r} fits {tuple(entries)}; name some of {known}, with a sigma "
                 "in their unit."
             )
+        self.balanced = {name for name in self.start if rule.calibrates_steps and _fits(name, STEP_SIZES)}
         self.theta = self.start
         self.pairs, self.sigma, self.gain, self.memory, self.seed = pairs, sigma, gain, memory, seed
+        self.needed = -CLEAR if rule.calibrates_steps else 0.0
         self.rounds = 0
         self.evidence = 0.0
 
     @property
     def improving(self) -> bool:
-        """Whether θ has done no worse than the start so far."""
-        return self.evidence <= 0
+        """Whether the evidence so far suffices for θ."""
+        return self.evidence <= self.needed
 
     @property
     def chosen(self) -> Theta:
@@ -132,10 +136,10 @@ class Search:
         plus, minus = relative[: self.pairs], relative[self.pairs : 2 * self.pairs]
         gradient = es_gradient(plus - minus, self._noise(), sigma=self.sigma)
         ahead = float(relative[place] - relative[-1])
-        self.theta = {
-            name: value - (self.gain * self.sigma**2 * gradient[name]).clamp(-self.sigma, self.sigma)
-            for name, value in self.theta.items()
+        moves = {
+            name: (self.gain * self.sigma**2 * value).clamp(-self.sigma, self.sigma) for name, value in gradient.items()
         }
+        self.theta = {name: value - self._balance(name, moves[name]) for name, value in self.theta.items()}
         self.rounds += 1
         self.evidence = self.memory * self.evidence + ahead
         return ahead
@@ -148,8 +152,12 @@ class Search:
         for name, value in self.start.items():
             own = torch.randn(self.pairs, *value.shape, generator=draws)
             mixed = math.sqrt(SHARED) * common.reshape(-1, *[1] * value.ndim) + math.sqrt(1 - SHARED) * own
-            noise[name] = (self.sigma * mixed).to(value)
+            noise[name] = (self.sigma * self._balance(name, mixed)).to(value)
         return noise
+
+    def _balance(self, name: str, change: Tensor) -> Tensor:
+        """``change`` of an entry of θ, without what all steps have in common where the rule calibrates that itself."""
+        return change - change.mean(-1, keepdim=True) if name in self.balanced else change
 
     def state_dict(self) -> dict[str, Any]:
         return {"theta": dict(self.theta), "start": dict(self.start), "rounds": self.rounds, "evidence": self.evidence}
@@ -169,6 +177,10 @@ class Search:
             self.theta = {name: value.to(self.start[name]) for name, value in state["theta"].items()}
         else:
             self.theta = self.start
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 @dataclass(frozen=True)

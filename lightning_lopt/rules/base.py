@@ -66,11 +66,13 @@ class UpdateRule(nn.Module, ABC):
         rule_name: the key in :data:`RULES`, written into ``config.json`` by ``save_rule``.
         reads_loss: whether :meth:`forward` needs ``context.loss``.
         reads_horizon: whether :meth:`forward` needs a meaningful ``context.total_steps``.
+        calibrates_steps: whether a run finds the common scale of its steps by itself.
     """
 
     rule_name: ClassVar[str] = ""
     reads_loss: bool = False
     reads_horizon: bool = False
+    calibrates_steps: bool = False
 
     @property
     @abstractmethod

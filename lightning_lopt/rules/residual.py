@@ -108,6 +108,7 @@ class ResidualRule(UpdateRule):
             "horizon_power": horizon_power,
         }
         self.reads_loss = controller or calibrated
+        self.calibrates_steps = calibrated
         self.orthogonalised, self.rotated = frozenset(orthogonalised), frozenset(rotated)
         self.controller_hidden = controller_hidden
         self.constants = RoleConstants(step_size, weight_decay, rotated=bool(rotated), horizon_power=horizon_power)

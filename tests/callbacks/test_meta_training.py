@@ -187,6 +187,20 @@ def test_a_far_model_ends_lower(tmp_path):
     assert float(saved.constants.log_step_size.detach().mean()) < math.log(0.02) - 0.3
 
 
+def test_without_clear_evidence_a_calibrated_rule_trains_as_if_alone(tmp_path):
+    """Steps are too long by far here, and the rule's own calibration sees to that."""
+    calibrated = ResidualRule(direction=False, controller=False, calibrated=True)
+    batches = smooth_signal(500)
+    alone, _ = trained(LearnedOptimizerAdapter(calibrated), Sines(), data=batches, epochs=1)
+    callback = MetaTraining(calibrated, folder=tmp_path / "adapted", max_share=0.5)
+    with pytest.warns(UserWarning, match="handed back as it was"):
+        watched, _ = trained(callback, Sines(), data=batches, epochs=1)
+    assert callback.search.rounds >= 4
+    assert same(parameters(alone), parameters(watched))
+    saved = load_rule(tmp_path / "adapted")
+    assert torch.equal(saved.constants.log_step_size, calibrated.constants.log_step_size)
+
+
 def test_what_was_no_improvement_is_handed_back(tmp_path):
     class Against(MetaTraining):
         """The evidence turns at the end."""

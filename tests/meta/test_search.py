@@ -83,6 +83,27 @@ def test_what_turns_out_worse_is_handed_back():
     assert torch.equal(search.chosen["log_lr"], search.start["log_lr"])
 
 
+def test_what_a_rule_calibrates_is_not_searched():
+    """The common scale of all steps; and it takes clear evidence to leave such a rule's start."""
+    search = Search(ResidualRule(calibrated=True), pairs=8, entries=("*log_step_size", "*log_weight_decay"))
+    start = search.start["constants.log_step_size"]
+    offsets = torch.tensor([-2.0, 1.0, 0.0, 0.0])
+    used = []
+    for _ in range(40):
+        particles = search.ask()["constants.log_step_size"]
+        torch.testing.assert_close(particles.mean(-1), start.mean().expand(len(particles)))
+        search.tell(1 + (particles - start - offsets).square().sum(-1), 1e-3)
+        used.append(torch.equal(search.chosen["constants.log_step_size"], search.theta["constants.log_step_size"]))
+    best = offsets - offsets.mean()
+    torch.testing.assert_close(search.theta["constants.log_step_size"] - start, best, atol=0.4, rtol=0)
+    assert not used[0]
+    assert used[-1]
+    search.evidence = -0.29
+    assert search.chosen["constants.log_step_size"] is start
+    decay = [theta["constants.log_weight_decay"] for theta in (search.theta, search.start)]
+    assert not torch.allclose(decay[0].mean(), decay[1].mean())
+
+
 def test_losses_that_are_not_finite_push_away():
     search = Search(AdamRule(1e-3), sigma=0.5)
     start, noise = float(search.start["log_lr"]), float(search._noise()["log_lr"][0])

@@ -1,0 +1,110 @@
+"""How much faster two processes meta-train than one, end to end under Lightning's Trainer (DDP over gloo, CPU).
+
+    python examples/benchmarks/ddp_throughput.py
+
+The work is that of meta_throughput.py: Celo2's rule, PES on truncations of 50 steps, 64 inner runs (two groups of 16
+antithetic pairs) of a perceptron 64-32-10 on 8x8 images, batch 64; one thread a process. Fits on one and on two
+processes take turns, so that what else the machine does hits both. Printed are inner steps a second of all processes
+together, and the bytes that a process hands to collectives in one outer step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+from lightning_lopt import PES, Celo2BaseRule, MetaTrainer, TaskDataModule
+from lightning_lopt.tasks import ImageMLP
+
+TRUNCATION, PAIRS, GROUPS = 50, 16, 2
+WARM_UP = 5  # outer steps that are not timed
+COLLECTIVES = ("all_reduce", "broadcast", "all_gather", "all_gather_object", "broadcast_object_list")
+
+
+class Meter(L.Callback):
+    """Leaves inner steps per second and bytes per outer step in a file, from rank 0, after the warm-up."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.began, self.bytes = path, 0.0, 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        if trainer.global_step != WARM_UP:
+            return
+        if trainer.world_size > 1:
+            trainer.strategy.model.register_comm_hook(None, default_hooks.allreduce_hook)  # a collective of Python's
+            for name in COLLECTIVES:
+                setattr(dist, name, self.counted(getattr(dist, name)))
+        self.began = time.perf_counter()
+
+    def counted(self, collective: Any) -> Any:
+        def call(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            self.bytes += tensor.nbytes
+            return collective(tensor, *args, **kwargs)
+
+        return call
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        outer_steps = trainer.global_step - WARM_UP
+        rate = outer_steps * TRUNCATION * 2 * PAIRS * GROUPS / (time.perf_counter() - self.began)
+        if trainer.is_global_zero:
+            torch.save((rate, self.bytes / outer_steps), self.path)
+
+
+def fit(processes: int, outer_steps: int) -> tuple[float, float]:
+    """Inner steps per second, and bytes per outer step."""
+    family = ImageMLP(depths=(1,), widths=(32,), batch_sizes=(64,), activations=("relu",), variety=False)
+    module = MetaTrainer(Celo2BaseRule(), PES(TRUNCATION, pairs=PAIRS), groups=GROUPS, horizons=(2000, 20_000), lr=1e-4)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "measured.pt"
+        trainer = L.Trainer(
+            max_steps=outer_steps,
+            accelerator="cpu",
+            devices=processes,
+            strategy="auto" if processes == 1 else "ddp_fork",
+            callbacks=[Meter(path)],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, TaskDataModule([family]))
+        rate, sent = torch.load(path, weights_only=True)
+    return rate, sent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--outer-steps", type=int, default=30, help=f"of each fit; the first {WARM_UP} are not timed")
+    arguments = parser.parse_args()
+    if arguments.outer_steps <= WARM_UP:
+        parser.error(f"--outer-steps must be above {WARM_UP}, got {arguments.outer_steps}")
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    ratios = []
+    for repeat in range(arguments.repeats):
+        one, _ = fit(1, arguments.outer_steps)
+        two, sent = fit(2, arguments.outer_steps)
+        ratios.append(two / one)
+        print(
+            f"{repeat}: 1 process {one:6.0f}, 2 processes {two:6.0f} inner steps/s, ratio {two / one:.2f}", flush=True
+        )
+    theta = sum(value.nbytes for value in Celo2BaseRule().parameters() if value.requires_grad)
+    print(f"median ratio {statistics.median(ratios):.2f}; {sent:.0f} bytes an outer step, {theta} of them for θ")
+
+
+if __name__ == "__main__":
+    main()
