@@ -32,7 +32,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     needs :meth:`eval` before the model is measured or kept, and :meth:`train` before the next step or checkpoint; with
     :class:`~lightning_lopt.LearnedOptimizerAdapter` that is seen to.
 
-    Both ``optimizer.rule.compile()`` and ``torch.compile(optimizer.step)`` trace; measure before you keep either. On one
+    Both ``optimizer.rule.compile()`` and ``torch.compile(optimizer.step)`` trace; measure before keeping either. On one
     CPU core a compiled step of ``Celo2BaseRule`` takes twice as long as the plain one, whose blocks stay in the cache.
 
     Args:
