@@ -10,11 +10,14 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_lopt.optim import LearnedOptimizer, labels_of, named_groups
 from lightning_lopt.optim.inputs import checked_horizon
 from lightning_lopt.rules.base import UpdateRule
+
+TRAINED = "lightning_lopt_trained_parameters"
 
 
 class LearnedOptimizerAdapter(L.Callback):
@@ -24,6 +27,10 @@ class LearnedOptimizerAdapter(L.Callback):
     passed to ``step(loss=...)`` in manual optimization is averaged over ranks too. With ``rule``, the optimizers that
     the module configures are replaced, their learning-rate schedulers dropped (a rule schedules itself), and roles of
     parameters follow from the types of the module's layers, where a group does not set its ``role``.
+
+    A rule that answers for other parameters than it trains, as averages of iterates do, has them in the model during
+    validation, after the fit, and in the ``state_dict`` of checkpoints; for resuming, checkpoints hold the trained ones
+    besides. Checkpoints of weights alone (``save_weights_only``) and of sharded parameters hold the trained ones only.
 
     Args:
         rule: ``None`` to feed only; a rule, or what ``LearnedOptimizer`` takes for one, to replace the optimizers.
@@ -51,6 +58,7 @@ class LearnedOptimizerAdapter(L.Callback):
         self.weight_decay = weight_decay
         self._loss: Tensor | None = None
         self._count = 0
+        self._trained: dict[str, Tensor] = {}  # from a checkpoint, until the fit goes on with them
         self._steps_before = 0  # of the Trainer, before the first step of the optimizers
         self._replaced: dict[str, Any] | None = None  # what the module itself had for configure_optimizers
 
@@ -71,9 +79,8 @@ class LearnedOptimizerAdapter(L.Callback):
             pl_module.configure_optimizers = configure_optimizers  # type: ignore[method-assign]
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        for optimizer in trainer.optimizers:
-            if isinstance(optimizer, LearnedOptimizer):
-                optimizer.signals.reduce = None
+        for optimizer in _learned(trainer):
+            optimizer.signals.reduce = None
         if self._replaced is not None:
             del pl_module.__dict__["configure_optimizers"]
             pl_module.__dict__.update(self._replaced)
@@ -100,7 +107,7 @@ class LearnedOptimizerAdapter(L.Callback):
         )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        learned = [opt for opt in trainer.optimizers if isinstance(opt, LearnedOptimizer)]
+        learned = _learned(trainer)
         if not learned:
             raise ValueError(
                 "LearnedOptimizerAdapter() found no LearnedOptimizer; return one from configure_optimizers, or give "
@@ -123,6 +130,41 @@ class LearnedOptimizerAdapter(L.Callback):
                     "max_steps."
                 )
         self._loss, self._count = None, 0
+        with torch.no_grad():
+            for name, param in pl_module.named_parameters():
+                if name in self._trained:
+                    param.copy_(self._trained[name])
+        self._trained = {}
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for optimizer in _learned(trainer):
+            optimizer.eval()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            for optimizer in _learned(trainer):
+                optimizer.eval()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            for optimizer in _learned(trainer):
+                optimizer.train()
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        weights: dict[str, Any] = checkpoint["state_dict"]
+        apart = {param: own for opt in _learned(trainer) for param, own in opt.trained_params().items()}
+        measured = {param: own for opt in _learned(trainer) for param, own in opt.evaluation_params().items()}
+        trained: dict[str, Tensor] = {}
+        for name, param in pl_module.named_parameters(remove_duplicate=False):  # shared ones under each of their names
+            if param in apart:
+                trained[name] = apart[param]
+            elif param in measured and type(weights.get(name)) is type(measured[param]):  # else sharded, or gathered
+                trained[name], weights[name] = weights[name], measured[param]
+        if trained:
+            checkpoint[TRAINED] = trained
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._trained = checkpoint.get(TRAINED, {})
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps_before": self._steps_before}
@@ -149,6 +191,10 @@ class LearnedOptimizerAdapter(L.Callback):
         self._loss, self._count = None, 0
         if isinstance(optimizer, LearnedOptimizer):
             optimizer.signals.loss = mean
+
+
+def _learned(trainer: L.Trainer) -> list[LearnedOptimizer]:
+    return [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, LearnedOptimizer)]
 
 
 def _estimated_steps(trainer: L.Trainer) -> float:

@@ -119,6 +119,10 @@ class UpdateRule(nn.Module, ABC):
         """
         return params
 
+    def validated(self, state: State, loss: Tensor) -> State:
+        """The state with a validation loss, 0-dim, taken into ``state.shared``; a rule that reads it overrides this."""
+        return state
+
 
 RULES: dict[str, type[UpdateRule]] = {}
 """Rules that files may name: what :func:`~lightning_lopt.load_rule` is allowed to build."""

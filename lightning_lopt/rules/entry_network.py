@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_lopt.rules.features import EntryFeatures, split_rows
+from lightning_lopt.rules.features import EntryFeatures, Feature, made, split_rows
 
-BLOCK = 2**15  # entries whose features are in memory at a time: on a CPU they stay in its cache
+BLOCK = 2**16  # entries whose features are in memory at a time: on a CPU they stay in its cache
 DEVICE_BLOCK = 2**22
 
 
@@ -121,18 +121,69 @@ class EntryNetwork(nn.Module):
 def apply_network(weights: Weights, inputs: EntryFeatures, outer: Sequence[Tensor], eps: float) -> Tensor:
     """The network's outputs for every entry of a tensor of shape s, (outputs, *s); ``outer`` are outer features."""
     shape = inputs.param.shape[1:]
-    beside = _outer_layer(weights, outer, len(shape), eps)
+    first, *others = _outer_layer(weights, outer, len(shape), eps)
+    beside = [*_shifts(weights, first), *others]
     rows = _rows_at_a_time(inputs.param[0])
     if rows >= shape[0]:
-        features = torch.cat(inputs.features())
+        features = _gathered(inputs.features(), None)
         return _layers(weights, features, inverse_rms(matrix_norm(features, len(shape)), shape, eps), beside)
     # The features are made twice: kept, they would take 4 (6 + 4 k) bytes per entry.
     parts = inputs.parts(rows)
-    norms = [torch.cat([matrix_norm(group, len(shape)) for group in part.features()]) for part in parts]
+    desks = {part.param.shape[1]: _desk(part, weights) for part in (parts[0], parts[-1])}
+    desk_of = [desks[part.param.shape[1]] for part in parts]
+    norms = [
+        torch.cat([matrix_norm(x, len(shape)) for x in made(part.features(), None if desk is None else desk.groups)])
+        for part, desk in zip(parts, desk_of, strict=True)
+    ]
     scale = inverse_rms(torch.linalg.vector_norm(torch.stack(norms), dim=0), shape, eps)
     pieces = zip(*(split_rows(x, rows, shape[0]) for x in beside), strict=True)
-    done = [_layers(weights, torch.cat(part.features()), scale, x) for part, x in zip(parts, pieces, strict=True)]
+    done = [
+        _layers(weights, _gathered(part.features(), desk), scale, x, desk)
+        for part, desk, x in zip(parts, desk_of, pieces, strict=True)
+    ]
     return torch.cat(done, 1)
+
+
+class _Desk(NamedTuple):
+    """Where blocks of one size are worked on, one after the other: memory that is in the cache already.
+
+    Attributes:
+        features: (F, *s).
+        groups: the same by groups.
+        plain: how many groups come before the first product.
+        hidden: two layers, (hidden, entries) each.
+    """
+
+    features: Tensor
+    groups: Sequence[Tensor]
+    plain: int
+    hidden: Sequence[Tensor]
+
+
+def _gathered(groups: Sequence[Feature], desk: _Desk | None) -> Tensor:
+    """All features, (F, *s)."""
+    if desk is None:
+        return torch.cat(made(groups))
+    first = groups[: desk.plain]
+    torch.cat(first, out=desk.features[: sum(map(len, first))])  # type: ignore[arg-type]
+    for group, place in zip(groups[desk.plain :], desk.groups[desk.plain :], strict=True):
+        if isinstance(group, Tensor):
+            place.copy_(group)
+        else:
+            torch.mul(*group, out=place)
+    return desk.features
+
+
+def _desk(part: EntryFeatures, weights: Weights) -> _Desk | None:
+    """For blocks like ``part``; ``None`` where gradients are recorded or functions transformed, which forbid it."""
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        return None
+    groups, like = part.features(), part.param
+    sizes = [len(group) if isinstance(group, Tensor) else max(map(len, group)) for group in groups]
+    plain = [isinstance(group, Tensor) for group in groups]
+    features = like.new_empty(sum(sizes), *like.shape[1:])
+    hidden = like.new_empty(2, len(weights.weight_1), like.numel())
+    return _Desk(features, torch.split(features, sizes), (*plain, False).index(False), hidden.unbind(0))
 
 
 def _outer_layer(weights: Weights, outer: Sequence[Tensor], ndim: int, eps: float) -> list[Tensor]:
@@ -146,24 +197,47 @@ def _outer_layer(weights: Weights, outer: Sequence[Tensor], ndim: int, eps: floa
     return added or [weights.bias_0.reshape(-1, *[1] * ndim)]
 
 
-def _layers(weights: Weights, features: Tensor, scale: Tensor, beside: Sequence[Tensor]) -> Tensor:
-    """Outputs (o, *s) from inner features (F, *s), what to multiply them with, and what is added beside them."""
-    shape = features.shape[1:]
-    x = _weighted_sum(weights.inner_0[:, : len(features)], features, scale).reshape(-1, *shape)
-    for added in beside:
+def _shifts(weights: Weights, first: Tensor) -> list[Tensor]:
+    r"""How what is added beside the first layer, e.g. a bias, passes the network without being spread over the tensor.
+
+    As :math:`\mathrm{relu}(x + b) = \max(x, -b) + b`, a layer takes the larger of x and -b, and b goes to the next one.
+
+    Args:
+        first: b of the first layer, (hidden, *s) with size 1 where it is constant.
+
+    Returns:
+        -b of the two hidden layers, and what is added to the outputs, of sizes like those of ``first``.
+    """
+    size = first.shape[1:]
+    second = weights.weight_1 @ first.flatten(1) + weights.bias_1
+    last = weights.weight_2 @ second + weights.bias_2
+    return [-first, -second.reshape(-1, *size), last.reshape(-1, *size)]
+
+
+def _layers(
+    weights: Weights, features: Tensor, scale: Tensor, beside: Sequence[Tensor], desk: _Desk | None = None
+) -> Tensor:
+    """Outputs (o, *s) from inner features (F, *s), what to multiply them with, and what goes beside them.
+
+    That is :func:`_shifts`, and what else is added in the first layer.
+    """
+    shape, (floor_1, floor_2, last, *others) = features.shape[1:], beside
+    hidden = (None, None) if desk is None else desk.hidden
+    x = _weighted_sum(weights.inner_0[:, : len(features)], features, scale, hidden[0]).reshape(-1, *shape)
+    for added in others:
         x = x.add_(added)
-    x = x.relu_().flatten(1)
-    x = (weights.weight_1 @ x).add_(weights.bias_1).relu_()
-    return (weights.weight_2 @ x).add_(weights.bias_2).reshape(-1, *shape)
+    x = torch.mm(weights.weight_1, x.clamp_(min=floor_1).flatten(1), out=hidden[1]).reshape(-1, *shape)
+    x = torch.mm(weights.weight_2, x.clamp_(min=floor_2).flatten(1)).reshape(-1, *shape)
+    return x.add_(last)
 
 
-def _weighted_sum(weight: Tensor, features: Tensor, scale: Tensor) -> Tensor:
+def _weighted_sum(weight: Tensor, features: Tensor, scale: Tensor, out: Tensor | None = None) -> Tensor:
     """``weight`` (h, F) times ``features`` (F, *s) scaled by ``scale``, (F, *leading axes, 1, 1): (h, entries)."""
     if scale.numel() == len(scale):
         weight = weight * scale.reshape(1, -1)
     else:  # matrices with leading axes, each with its own scale
         features = features * scale
-    return weight @ features.flatten(1)
+    return torch.mm(weight, features.flatten(1), out=out)
 
 
 def initial_weight(*shape: int, fan_in: int) -> nn.Parameter:

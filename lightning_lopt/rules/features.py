@@ -41,6 +41,9 @@ OUTER_EPS = 1e-8
 CLIP = 0.1
 
 
+Feature = Tensor | tuple[Tensor, Tensor]  # a group of features, or two tensors whose product it is
+
+
 class EntryFeatures(Protocol):
     """What :func:`~lightning_lopt.rules.entry_network.apply_network` takes: groups of features (f, *s) of a tensor."""
 
@@ -48,17 +51,17 @@ class EntryFeatures(Protocol):
     def param(self) -> Tensor:
         """The tensor, (1, *s)."""
 
-    def features(self) -> list[Tensor]:
+    def features(self) -> list[Feature]:
         """The groups, made anew."""
 
     def parts(self, rows: int) -> Sequence[EntryFeatures]:
         """The same for ``rows`` entries at a time along the first axis of the tensor."""
 
 
-def cut(x: Tensor, ndim: int, start: int, length: int) -> Tensor:
-    """Entries ``start`` to ``start + length`` along the first of the last ``ndim`` axes, or all where there is one."""
-    axis = x.ndim - ndim
-    return x if x.shape[axis] == 1 else x.narrow(axis, start, length)
+def made(groups: Sequence[Feature], places: Sequence[Tensor] | None = None) -> list[Tensor]:
+    """The groups of features, products being written to their ``places`` if there are any."""
+    where: Sequence[Tensor | None] = [None] * len(groups) if places is None else places
+    return [x if isinstance(x, Tensor) else torch.mul(*x, out=to) for x, to in zip(groups, where, strict=True)]
 
 
 class FeatureInputs(NamedTuple):
@@ -85,16 +88,16 @@ class FeatureInputs(NamedTuple):
     momentum_factors: tuple[Tensor, ...] = ()
     gradient_forms: bool = True
 
-    def features(self) -> list[Tensor]:
+    def features(self) -> list[Feature]:
         """Groups (f, *s) of inner features, in order, m R L last."""
         grad, momentum, root = self.grad, self.momentum, self.root
         factor = _product(self.factors)
-        groups = [grad, grad.clamp(-CLIP, CLIP)] if self.gradient_forms else [grad]
-        groups += [self.param, momentum, self.second_moment, momentum * root, root, grad * factor]
+        groups: list[Feature] = [grad, grad.clamp(-CLIP, CLIP)] if self.gradient_forms else [grad]
+        groups += [self.param, momentum, self.second_moment, (momentum, root), root, (grad, factor)]
         if self.gradient_forms:
-            groups.append(grad * root)
+            groups.append((grad, root))
         if grad.ndim > 2 or self.momentum_factors:
-            groups.append(momentum * (_product(self.momentum_factors) if self.momentum_factors else factor))
+            groups.append((momentum, _product(self.momentum_factors) if self.momentum_factors else factor))
         return groups
 
     def parts(self, rows: int) -> list[FeatureInputs]:
@@ -133,7 +136,7 @@ def averaged_features(
     """
     other = averages if seen is None else seen
     momentum, second_moment = other["momentum"], other["second_moment"]
-    inputs = param[None], grad[None], second_moment[None], torch.rsqrt(second_moment + eps)[None], momentum
+    inputs = param[None], grad[None], second_moment[None], (second_moment + eps).rsqrt_()[None], momentum
     if param.ndim < 2:
         diagonal = averages["diagonal"]
         if diagonal_eps is None:

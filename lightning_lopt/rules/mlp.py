@@ -13,7 +13,7 @@ from lightning_lopt.rules.arguments import check_numbers, check_sizes
 from lightning_lopt.rules.arithmetic import view
 from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
 from lightning_lopt.rules.entry_network import EntryNetwork, Weights, apply_network
-from lightning_lopt.rules.features import split_rows
+from lightning_lopt.rules.features import Feature, split_rows
 from lightning_lopt.rules.time_features import TIMES, elapsed
 
 NORM_EPS = 1e-5
@@ -27,7 +27,7 @@ class MomentumFeatures(NamedTuple):
     param: Tensor
     momentum: Tensor
 
-    def features(self) -> list[Tensor]:
+    def features(self) -> list[Feature]:
         return list(self)
 
     def parts(self, rows: int) -> list[MomentumFeatures]:

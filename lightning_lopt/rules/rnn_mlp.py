@@ -104,7 +104,7 @@ class RNNMLPRule(UpdateRule):
         return State(tensors, shared)
 
     def validated(self, state: State, loss: Tensor) -> State:
-        """The state with a validation loss, 0-dim, taken into it, which the next steps see; without any it is 0."""
+        """The state with a validation loss taken into it, which the next steps see; without any it counts as 0."""
         losses = LossStatistics(*state.shared["valid_loss"]).updated(loss, VALID_DECAY)
         return State(state.tensors, state.shared | {"valid_loss": torch.stack(losses)})
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_lopt.rules.accumulators import constants
 from lightning_lopt.rules.arithmetic import variance, view
 from lightning_lopt.rules.base import Params
-from lightning_lopt.rules.features import split_rows
+from lightning_lopt.rules.features import Feature, split_rows
 
 SECOND_MOMENT_EPS = 1e-6
 CLIP_DECAY = 0.99
@@ -27,10 +27,10 @@ class Moments(NamedTuple):
     momentum: Tensor
     second_moment: Tensor
 
-    def features(self) -> list[Tensor]:
+    def features(self) -> list[Feature]:
         root = torch.rsqrt(self.second_moment + SECOND_MOMENT_EPS)
         size = torch.log(self.param.abs() + 1e-8)
-        return [self.grad, self.param, size, self.momentum, self.second_moment, self.momentum * root, root]
+        return [self.grad, self.param, size, self.momentum, self.second_moment, (self.momentum, root), root]
 
     def parts(self, rows: int) -> list[Moments]:
         pieces = (split_rows(x, rows, self.param.shape[1]) for x in self)

@@ -28,7 +28,8 @@ class ScheduleFreeAdamRule(UpdateRule):
 
     The parameters are y, where gradients are taken; z is kept in the state, and x, which is what the paper evaluates,
     is :math:`(y - (1-\beta_1) z) / \beta_1`: see :meth:`evaluation_params`. The sum over γ is kept for each parameter,
-    so one without gradients waits as if no step had been made. A model that it has trained is left at y.
+    so one without gradients waits as if no step had been made. Outside Lightning,
+    :meth:`LearnedOptimizer.eval <lightning_lopt.LearnedOptimizer.eval>` takes a model that it has trained from y to x.
 
     Args:
         lr: learning rate η after the warm-up, > 0; learnable through its logarithm.

@@ -31,6 +31,12 @@ class VeLORule(MixtureRule):
       the νm, and of the mean squares of νv - mean(νm); and how many of its axes are longer than 1, one-hot;
     - tensors see one another: a tensor more or less changes the steps of all.
 
+    The published weights were trained on at most 200,000 steps. For more than 150,000 the original's wrapper leaves the
+    rule as it is and hands it the mean of gradient and loss over ceil(steps / 150,000) calls:
+    ``Trainer(accumulate_grad_batches=...)`` with :class:`~lightning_lopt.LearnedOptimizerAdapter`, which takes the mean
+    of the losses and counts the steps that are left. Its L2 term, λp in the gradient and λ Σp² in the loss, is one of
+    the loss of the task, not of the rule.
+
     Args:
         lstm_hidden: size H of the LSTM; 512 in the published weights.
         copies: number K of networks to mix; 256 in the published weights.

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_lopt import AdamRule, LearnedOptimizer, ResidualRule, SGDRule
+from lightning_lopt import AdamRule, LearnedOptimizer, ResidualRule, RNNMLPRule, SGDRule, StepContext
 
 
 def model(seed=0, dtype=torch.float32):
@@ -191,3 +191,28 @@ def test_weight_decay_shrinks(rule):
         net = model()
         results.append(train(net, LearnedOptimizer(net, rule, total_steps=20, weight_decay=decay), 20))
     assert sum(p.norm() for p in results[1]) < sum(p.norm() for p in results[0])
+
+
+def test_a_validation_loss_reaches_the_rule_that_reads_it():
+    """The step equals that of the rule called by hand with the validated state; other rules do not notice."""
+    outcomes = {}
+    for build in (RNNMLPRule, SGDRule):
+        for told in (False, True):
+            torch.manual_seed(0)
+            param = nn.Parameter(torch.ones(3))
+            rule = build()
+            optimizer = LearnedOptimizer([("w", param)], rule, total_steps=5)
+            state = rule.init_state({"w": param.detach()}, {})
+            for step in range(2):
+                if told and step == 1:
+                    optimizer.validated(0.25)
+                    state = rule.validated(state, torch.tensor(0.25))
+                before, param.grad = param.detach().clone(), torch.tensor([1.0, -2.0, 0.5])
+                optimizer.step(loss=1.0 + step)
+                context = StepContext(torch.tensor(float(step)), torch.tensor(5.0), torch.tensor(1.0 + step))
+                with torch.no_grad():
+                    updates, state = rule({"w": before}, {"w": param.grad}, state, context)
+                assert torch.equal(param.detach(), before + updates["w"])
+            outcomes[build, told] = param.detach().clone()
+    assert not torch.equal(outcomes[RNNMLPRule, False], outcomes[RNNMLPRule, True])
+    assert torch.equal(outcomes[SGDRule, False], outcomes[SGDRule, True])

@@ -167,9 +167,11 @@ def test_blocks_change_nothing(shape, monkeypatch):
     rule = trained(Celo2BaseRule, exp_mult=0.5)
     whole, state = run(rule, shape)
     monkeypatch.setattr(entry_network, "BLOCK", 16)
-    parts, part_state = run(rule, shape)
-    torch.testing.assert_close(parts, whole, rtol=1e-11, atol=1e-14)
-    assert all(torch.equal(state[key], part_state[key]) for key in state)
+    for recorded in (True, False):  # in memory of their own, or in the same memory one after the other
+        with torch.set_grad_enabled(recorded):
+            parts, part_state = run(rule, shape)
+        torch.testing.assert_close(parts, whole, rtol=1e-11, atol=1e-14)
+        assert all(torch.equal(state[key], part_state[key]) for key in state)
 
 
 def test_the_second_output_counts_only_with_exp_mult():
