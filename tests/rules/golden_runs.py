@@ -75,7 +75,7 @@ class Recording:
             state = rule.init_state(params, {})
             for step in range(self.steps):
                 loss = torch.tensor(self.data["loss"][step], dtype=dtype)
-                if validate is not None and self.data["is_valid"][step]:
+                if validate is not None and "is_valid" in self.data and self.data["is_valid"][step]:
                     state = validate(state, loss)
                 else:
                     grads = {name: turn(torch.tensor(self.data[f"grad/{name}"][step], dtype=dtype)) for name in params}
