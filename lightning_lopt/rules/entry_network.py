@@ -226,9 +226,14 @@ def _layers(
     x = _weighted_sum(weights.inner_0[:, : len(features)], features, scale, hidden[0]).reshape(-1, *shape)
     for added in others:
         x = x.add_(added)
-    x = torch.mm(weights.weight_1, x.clamp_(min=floor_1).flatten(1), out=hidden[1]).reshape(-1, *shape)
-    x = torch.mm(weights.weight_2, x.clamp_(min=floor_2).flatten(1)).reshape(-1, *shape)
+    x = torch.mm(weights.weight_1, _raised(x, floor_1, desk).flatten(1), out=hidden[1]).reshape(-1, *shape)
+    x = torch.mm(weights.weight_2, _raised(x, floor_2, desk).flatten(1)).reshape(-1, *shape)
     return x.add_(last)
+
+
+def _raised(x: Tensor, floor: Tensor, desk: _Desk | None) -> Tensor:
+    """The larger of the two, in place of ``x`` where there is a desk."""
+    return torch.maximum(x, floor) if desk is None else torch.maximum(x, floor, out=x)
 
 
 def _weighted_sum(weight: Tensor, features: Tensor, scale: Tensor, out: Tensor | None = None) -> Tensor:
