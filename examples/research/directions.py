@@ -1,0 +1,203 @@
+"""Compare directions of the hand-designed part on problems that no report is made of: for choosing.
+
+python examples/research/directions.py --data mnist10k.npz cifar10_16x16.npz --variants rotated before_half
+python examples/research/directions.py --data mnist10k.npz cifar10_16x16.npz --variants rotated --only vit deep tab
+
+All variants have the constants in `base_start`. Printed for each problem are the log-ratios of final losses, training /
+validation, to those of orthogonalised momentum (median of the seeds; below 0 is better); at the end means, and beside
+AdamW and Muon, tuned (`--against`), the IQM of the speed-up in steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from lightning_lopt import ResidualRule, load_rule
+from lightning_lopt.evaluation.baselines import Baselines
+from lightning_lopt.evaluation.measurement import Measurement
+from lightning_lopt.evaluation.metrics.speedup import step_speedup
+from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.problem_result import ProblemResult
+from lightning_lopt.evaluation.runs import run_rules
+from lightning_lopt.evaluation.suites import long_runs, make_suite
+from lightning_lopt.meta.data import TaskMixture
+from lightning_lopt.rules.arithmetic import TINY, matrix_shape, orthogonalise, unit_rms
+from lightning_lopt.rules.base import Params, Role, State, StepContext
+from lightning_lopt.tasks.data import resolve
+from lightning_lopt.tasks.mixtures import make_families
+
+START = Path(__file__).parent / "base_start"
+DECAY = 0.95  # of everything a variant remembers
+EXAMPLES = 3000
+FROM_SUITES = {  # suite, problem, which set of images
+    "mlp": ("small", 0),
+    "vit": ("small", 0),
+    "autoencoder": ("small", 0),
+    "vae": ("small", 0),
+    "deep": ("small", 0),
+    "cnn": ("small", 1),
+    "resnet": ("small", 1),
+    "mixer": ("small", 1),
+    "finetune": ("small", 1),
+    "heavy-tails": ("shift", 0),
+    "frozen-half": ("shift", 0),
+    "large-weights": ("shift", 0),
+    "huge-batches": ("shift", 0),
+}
+DRAWN = {  # family, seed, horizon
+    "rnn-a": ("char_rnn", 5006, 500),
+    "rnn-b": ("char_rnn", 5103, 500),
+    "transformer-a": ("char_transformer", 5009, 600),
+    "transformer-b": ("char_transformer", 5200, 2500),
+    "tab-classes": ("tabular_classification", 31, 300),
+    "tab-values": ("tabular_regression", 32, 300),
+    "teacher": ("teacher", 33, 400),
+}
+
+
+def problems(paths: Sequence[str]) -> list[Problem]:
+    """Twenty-one small problems, from two sets of images and from text and tables that the suites do not use."""
+    images = [resolve(path)[0] for path in paths]
+    images = [source.take(torch.arange(min(EXAMPLES, len(source)))) for source in images]
+    found = []
+    for name, (suite, index) in FROM_SUITES.items():
+        source = images[index % len(images)]
+        found += [p for p in make_suite(suite, [source]) if p.name == f"{source.name}-{name}"]
+    for name, (family, seed, horizon) in DRAWN.items():
+        found.append(Problem(name, TaskMixture(make_families(family)).sample(seed), horizon, family))
+    return [*found, long_runs(3000, [images[0]])[0]]
+
+
+class Variant(ResidualRule):
+    """Orthogonalised momentum with a second moment before it, after it, or in exact eigenbases instead of it."""
+
+    kind = ""
+
+    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
+        state = super().init_state(params, roles)
+        for name, param in params.items():
+            if param.ndim >= 2:
+                rows, columns = matrix_shape(param.shape)
+                own = state.tensors[name]
+                own["moment"] = param.new_zeros(rows, 1 if self.kind == "row" else columns)
+                if self.kind == "soap":
+                    own["left"], own["right"] = param.new_zeros(rows, rows), param.new_zeros(columns, columns)
+        return state
+
+    def _accumulate(self, grad: Tensor, old: Mapping[str, Tensor], role: Role) -> dict[str, Tensor]:
+        new = super()._accumulate(grad, old, role)
+        if "moment" in old and self.kind not in ("row", "entry"):
+            matrix = grad.reshape(matrix_shape(grad.shape))
+            if self.kind == "soap":
+                new["left"] = torch.lerp(matrix @ matrix.mT, old["left"], DECAY)
+                new["right"] = torch.lerp(matrix.mT @ matrix, old["right"], DECAY)
+                matrix = _axes(new["left"]).mT @ matrix @ _axes(new["right"])
+            new["moment"] = torch.lerp(matrix.square(), old["moment"], DECAY)
+        return new
+
+    def _direction(  # type: ignore[override]
+        self, param: Tensor, grad: Tensor, state: dict[str, Tensor], role: Role, mix: Tensor, context: StepContext
+    ) -> Tensor:
+        if "moment" not in state:
+            return super()._direction(param, grad, state, role, mix, context)
+        mixed = (grad + mix * (state["momentum"] - grad)).reshape(matrix_shape(param.shape))
+        corrected = 1 - DECAY ** (context.step + 1)
+        if self.kind == "soap":
+            left, right = _axes(state["left"]), _axes(state["right"])
+            inside = left.mT @ mixed @ right / torch.sqrt(state["moment"] / corrected + TINY)
+            direction = left @ inside @ right.mT
+        elif self.kind in ("row", "entry"):
+            direction = orthogonalise(mixed)
+            square = direction.square()
+            square = square.mean(1, keepdim=True) if self.kind == "row" else square
+            state["moment"] = torch.lerp(square, state["moment"], DECAY)
+            direction = direction / torch.sqrt(state["moment"] / corrected + 1e-10)
+        else:
+            power = 0.5 if self.kind == "before_half" else 1.0
+            direction = orthogonalise(mixed / torch.sqrt(state["moment"] / corrected + TINY) ** power)
+        return unit_rms(direction.reshape(param.shape))
+
+
+def _axes(covariance: Tensor) -> Tensor:
+    scale = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] + TINY
+    return torch.linalg.eigh(covariance / scale + 1e-7 * torch.eye(covariance.shape[-1]))[1]
+
+
+VARIANTS = ("row", "entry", "before", "before_half", "soap", "rotated")
+
+
+def make(kind: str, decay: float) -> ResidualRule:
+    """The variant with the constants of the start, weight decay multiplied."""
+    start = load_rule(START)
+    config = {**start.config, "orthogonalised": start.config["rotated"], "rotated": []}
+    if kind == "rotated":
+        made = ResidualRule(**start.config)
+    elif kind:
+        made = type("Variant", (Variant,), {"kind": kind})(**config)
+    else:
+        made = ResidualRule(**config)
+    known = made.state_dict()
+    made.load_state_dict({name: value for name, value in start.state_dict().items() if name in known})
+    with torch.no_grad():
+        made.constants.log_weight_decay.add_(math.log(decay))
+    return made
+
+
+def iqm(values: Sequence[float]) -> float:
+    ordered, cut = sorted(values), len(values) // 4
+    return fmean(ordered[cut : len(ordered) - cut])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", required=True, help="one or two sets of images")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--decay", nargs="+", type=float, default=[1.0], help="factors on the weight decay")
+    parser.add_argument("--only", nargs="+", default=[""], help="parts of names of problems")
+    parser.add_argument("--against", nargs="*", default=[], choices=("adamw", "muon"), help="takes minutes more")
+    parser.add_argument("--seeds", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+
+    rules = {"": make("", 1.0)}
+    rules |= {f"{kind} {decay:g}": make(kind, decay) for kind in arguments.variants for decay in arguments.decay}
+    baselines = Baselines(seeds=arguments.seeds, shipped=False)
+    results = []
+    for problem in problems(arguments.data):
+        if not any(part in problem.name for part in arguments.only):
+            continue
+        runs: dict[str, Measurement] = {
+            name: run_rules([rule], problem, seeds=arguments.seeds)[0] for name, rule in rules.items()
+        }
+        runs |= {name: baselines(problem, name) for name in arguments.against}
+        result = ProblemResult(problem.name, problem.horizon, problem.task.loss_scale, runs)
+        results.append(result)
+        print(problem.name, *(f"| {n} {_pair([result], n, '')}" for n in rules if n), flush=True)
+    for name in rules:
+        words = [f"{name or 'orthogonalised'}: {_pair(results, name, '')}"]
+        for reference in arguments.against:
+            speed = [
+                math.log(ratio)
+                for result in results
+                for ratio in step_speedup(
+                    result.measurements[name], result.measurements[reference], result.loss_scale
+                ).tolist()
+            ]
+            words.append(f"{reference} {_pair(results, name, reference)}, speed {math.exp(iqm(speed)):.2f}")
+        print(" | ".join(words))
+
+
+def _pair(results: Sequence[ProblemResult], name: str, reference: str) -> str:
+    means = (fmean(result.log_ratio(name, reference, split) for result in results) for split in ("train", "valid"))
+    return " / ".join(f"{mean:+.3f}" for mean in means)
+
+
+if __name__ == "__main__":
+    main()
