@@ -3,7 +3,7 @@
 python examples/research/directions.py --data mnist10k.npz cifar10_16x16.npz --variants rotated before_half
 python examples/research/directions.py --data mnist10k.npz cifar10_16x16.npz --variants rotated --only vit deep tab
 
-All variants have the constants in `base_start`. Printed for each problem are the log-ratios of final losses, training /
+All variants have the constants of `base`. Printed for each problem are the log-ratios of final losses, training /
 validation, to those of orthogonalised momentum (median of the seeds; below 0 is better); at the end means, and beside
 AdamW and Muon, tuned (`--against`), the IQM of the speed-up in steps.
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 
 import torch
@@ -33,7 +32,7 @@ from lightning_lopt.rules.base import Params, Role, State, StepContext
 from lightning_lopt.tasks.data import resolve
 from lightning_lopt.tasks.mixtures import make_families
 
-START = Path(__file__).parent / "base_start"
+START = "base"
 DECAY = 0.95  # of everything a variant remembers
 EXAMPLES = 3000
 FROM_SUITES = {  # suite, problem, which set of images

@@ -34,6 +34,9 @@ class Calibration(nn.Module):
 
     .. math:: \log \gamma_i \leftarrow \log \gamma_i + \beta (a_i - a)
 
+    Weight decay grows as the loss falls, by :math:`\exp(\kappa\, (1 - \min(L / L_0, 1))^4)`: a model that memorises its
+    training set, whose loss goes to zero, is held back, one that cannot is left alone.
+
     The signal is that of hypergradient descent (Baydin et al. 2018, https://arxiv.org/abs/1703.04782), in the unit of
     the loss.
 
@@ -42,14 +45,29 @@ class Calibration(nn.Module):
         grow: initial :math:`\beta_+`, > 0.
         tolerance: initial :math:`\tau`, > 0.
         balance: initial :math:`\beta`, > 0.
+        restraint: initial :math:`\kappa`.
     """
 
-    def __init__(self, shrink: float = 0.3, grow: float = 0.1, tolerance: float = 0.03, balance: float = 0.2) -> None:
+    def __init__(
+        self,
+        shrink: float = 0.3,
+        grow: float = 0.1,
+        tolerance: float = 0.03,
+        balance: float = 0.2,
+        restraint: float = 0.7,
+    ) -> None:
         super().__init__()
         self.log_shrink = nn.Parameter(torch.tensor(math.log(shrink)))
         self.log_grow = nn.Parameter(torch.tensor(math.log(grow)))
         self.log_tolerance = nn.Parameter(torch.tensor(math.log(tolerance)))
         self.log_balance = nn.Parameter(torch.tensor(math.log(balance)))
+        self.restraint = nn.Parameter(torch.tensor(restraint))
+
+    def decay_factor(self, memory: Tensor, context: StepContext) -> Tensor:
+        """What weight decay is multiplied with in this step; for ``memory`` and errors see :meth:`forward`."""
+        loss, first = _losses(memory, context)
+        fallen = 1 - (loss / (first + TINY)).clamp(max=1.0)
+        return torch.exp(self.restraint.to(fallen.dtype) * fallen**4)
 
     def forward(
         self, memory: Tensor, own: Params, grads: Params, last_updates: Params, context: StepContext
@@ -69,10 +87,7 @@ class Calibration(nn.Module):
         Raises:
             ValueError: if there is no loss.
         """
-        if context.loss is None:
-            raise ValueError("a calibrated ResidualRule reads the loss, but StepContext.loss is None; pass the loss.")
-        loss = context.loss.abs().to(memory.dtype)
-        first = torch.where(context.step < 1, loss, memory[1])
+        loss, first = _losses(memory, context)
         products = [(grad * last_updates[name]).sum().to(memory.dtype) for name, grad in grads.items()]
         promises = -torch.stack(products) / (torch.maximum(loss, LOSS_FLOOR * first) + TINY)
         promise = promises.sum().clamp(-PROMISE_LIMIT, PROMISE_LIMIT)
@@ -86,3 +101,11 @@ class Calibration(nn.Module):
             for name, move in zip(grads, moves, strict=True)
         }
         return common, torch.stack([common, first]), balanced
+
+
+def _losses(memory: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
+    """The present loss and the first one, as absolute values."""
+    if context.loss is None:
+        raise ValueError("a calibrated ResidualRule reads the loss, but StepContext.loss is None; pass the loss.")
+    loss = context.loss.abs().to(memory.dtype)
+    return loss, torch.where(context.step < 1, loss, memory[1])

@@ -161,8 +161,11 @@ class ResidualRule(UpdateRule):
             for row, name in enumerate(grads):
                 controls[name] = Controls(*(control[row] for control in stacked))
                 tensors[name]["hidden"] = hidden[row].to(params[name].dtype)
+        restraint = 1.0 if self.calibration is None else self.calibration.decay_factor(shared["calibration"], context)
         updates = {
-            name: self._update(name, params[name], grads[name], tensors[name], roles[name], controls.get(name), context)
+            name: self._update(
+                name, params[name], grads[name], tensors[name], roles[name], controls.get(name), restraint, context
+            )
             for name in grads
         }
         if self.calibration is not None:
@@ -202,11 +205,12 @@ class ResidualRule(UpdateRule):
         state: Mapping[str, Tensor],
         role: Role,
         controls: Controls | None,
+        restraint: Tensor | float,
         context: StepContext,
     ) -> Tensor:
         constants, index = self.constants, ROLES.index(role)
         step_size = torch.exp(constants.log_step_size[index]) * constants.schedule(context, index)
-        decay = torch.exp(constants.log_weight_decay[index])
+        decay = torch.exp(constants.log_weight_decay[index]) * restraint
         mix = constants.momentum_mix[index]
         if controls is not None:
             step_size = step_size * controls.step_factor

@@ -59,6 +59,16 @@ def test_own_factors_are_bounded():
     assert (float(own["a"]), float(own["b"])) == pytest.approx((LEAST, MOST))
 
 
+@pytest.mark.parametrize(("loss", "factor"), [(3.0, 1.0), (2.0, 1.0), (1.0, math.exp(0.5 / 16)), (0.0, math.exp(0.5))])
+def test_weight_decay_grows_as_the_loss_falls(loss, factor):
+    calibration, memory = Calibration(restraint=0.5).double(), torch.tensor([0.0, 2.0]).double()
+    assert float(calibration.decay_factor(memory, context(5, 9, loss)).detach()) == pytest.approx(factor)
+
+
+def test_weight_decay_is_as_it_is_at_the_first_step():
+    assert float(Calibration().decay_factor(torch.zeros(2), context(0, 9, 2.0)).detach()) == 1.0
+
+
 def test_without_a_loss_it_says_so():
     with pytest.raises(ValueError, match="a calibrated ResidualRule reads the loss"):
         Calibration()(torch.zeros(2), {}, {}, {}, StepContext(torch.tensor(0.0), torch.tensor(9.0)))
