@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_lopt.rules.arithmetic import TINY, matrix_shape
 
-LARGEST_SIDE = 2048  # a longer side of a matrix (a vocabulary) keeps its own axes: the basis would dwarf the matrix
+LARGEST_SIDE = 1024  # a longer side of a matrix (a vocabulary) keeps its own axes: its basis would cost too much
 TURN = 1.0  # of the angles to first order
 LARGEST_TURN = 0.5  # radians in all that one axis may turn in a step: beyond, the basis would not stay orthogonal
 EQUAL = 0.01  # where two variances differ by less than the root of this, relatively, there is nothing to turn
