@@ -35,10 +35,10 @@ def follow(old: Mapping[str, Tensor], grad: Tensor, rate: Tensor) -> dict[str, T
     """Covariances with the gradient (a tensor of rank >= 2) taken in at ``rate``, and bases turned towards theirs."""
     matrix = grad.reshape(matrix_shape(grad.shape))
     new = {}
-    for side, gram in (("row", matrix @ matrix.mT), ("column", matrix.mT @ matrix)):
+    for side, rows in (("row", matrix), ("column", matrix.mT)):
         if f"{side}_basis" in old:
             covariance = old[f"{side}_covariance"]
-            new[f"{side}_covariance"] = covariance + rate * (gram - covariance)
+            new[f"{side}_covariance"] = covariance + rate * (rows @ rows.mT - covariance)
             new[f"{side}_basis"] = turned(old[f"{side}_basis"], new[f"{side}_covariance"])
     return new
 

@@ -77,6 +77,16 @@ def test_a_long_side_keeps_its_axes():
     assert sorted(state) == ["column_basis", "column_covariance"]
 
 
+def test_a_long_side_costs_nothing():
+    """An embedding's vocabulary: not even its covariance is formed, which would take 400 GB here."""
+    params = {"w": torch.ones(10**5 * 3, 2)}
+    rule = ResidualRule(direction=False, controller=False, orthogonalised=[], rotated=["matrix"])
+    context = StepContext(torch.tensor(0.0), torch.tensor(10.0), roles={"w": "matrix"})
+    with torch.no_grad():
+        updates, _ = rule(params, params, rule.init_state(params, context.roles), context)
+    assert updates["w"].abs().max() > 0
+
+
 def test_many_bases_at_once():
     covariances = torch.stack([covariance_of(torch.logspace(0, 1, 4).double(), seed)[0] for seed in range(3)])
     bases = torch.eye(4).double().expand(3, 4, 4)
