@@ -227,21 +227,19 @@ class ResidualRule(UpdateRule):
         """The direction of the step, of RMS 1 (0 where momentum and gradient are)."""
         orthogonal = _has_role(param, role, self.orthogonalised)
         mixed = grad + mix * (state["momentum"] - grad)
-        if "rotated_moment" in state:
-            root = self._root(state["rotated_moment"], self.constants.logit_rotated_moment, role, context)
-            direction = unit_rms(out_of_bases(into_bases(mixed, state) / root, state))
-        elif orthogonal:
-            direction = unit_rms(mixed)
         if "second_moment" in state:
             root = self._root(state["second_moment"], self.constants.logit_second_moment, role, context)
-            adam = unit_rms(mixed / root)
-            if not orthogonal and "rotated_moment" not in state:
-                direction = adam
-            if self.direction is not None:
-                correction = self.direction((direction, adam, unit_rms(grad / root), unit_rms(param)))
-                alive = direction.square().mean()  # 1, or 0 without a gradient, which must not become a step
-                direction = unit_rms(direction + alive * correction)
-        return unit_rms(orthogonalise(direction)) if orthogonal else direction
+        if "rotated_moment" in state:
+            rotated_root = self._root(state["rotated_moment"], self.constants.logit_rotated_moment, role, context)
+            direction = out_of_bases(into_bases(mixed, state) / rotated_root, state)
+        else:
+            direction = mixed if orthogonal else mixed / root
+        if self.direction is not None:
+            direction = unit_rms(direction)
+            correction = self.direction((direction, unit_rms(mixed / root), unit_rms(grad / root), unit_rms(param)))
+            alive = direction.square().mean()  # 1, or 0 without a gradient, which must not become a step
+            direction = direction + alive * correction
+        return unit_rms(orthogonalise(direction) if orthogonal else direction)
 
     def _root(self, moment: Tensor, logit_beta: Tensor, role: Role, context: StepContext) -> Tensor:
         """What Adam divides by."""
