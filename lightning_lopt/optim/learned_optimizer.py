@@ -127,9 +127,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def role_table(self) -> str:
         """Name, shape and role of every parameter, as text."""
-        params = {n: p for g in self.param_groups for n, p in zip(g["names"], g["params"], strict=True)}
         roles = {name: role for group in self.param_groups for name, role in self._roles_of(group).items()}
-        return role_table(params, roles)
+        return role_table(self._named, roles)
+
+    @property
+    def _named(self) -> dict[str, Tensor]:
+        return {n: p for group in self.param_groups for n, p in zip(group["names"], group["params"], strict=True)}
 
     def _roles_of(self, group: dict[str, Any]) -> dict[str, Role]:
         given = group["role"]
@@ -155,16 +158,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """For each parameter the values to measure and to keep, in its type; empty where these are its own."""
         if self.is_in_eval or type(self.rule).evaluation_params is UpdateRule.evaluation_params:
             return {}
-        named = {n: p for group in self.param_groups for n, p in zip(group["names"], group["params"], strict=True)}
+        named = self._named
         state = State({name: self.state[param] for name, param in named.items()}, self.param_groups[0]["shared"])
         values = self.rule.evaluation_params({name: _wide(param) for name, param in named.items()}, state)
         return {param: values[name].to(param.dtype) for name, param in named.items()}
 
     def trained_params(self) -> dict[Tensor, Tensor]:
         """For each parameter the values that training goes on with, while they are not its own: after :meth:`eval`."""
-        trained = self._trained or {}
-        named = {n: p for group in self.param_groups for n, p in zip(group["names"], group["params"], strict=True)}
-        return {named[name]: value for name, value in trained.items()}
+        named = self._named
+        return {named[name]: value for name, value in (self._trained or {}).items()}
 
     @torch.no_grad()
     def eval(self) -> None:
@@ -174,19 +176,16 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """
         values = self.evaluation_params()
         if values:
-            names = {p: n for group in self.param_groups for n, p in zip(group["names"], group["params"], strict=True)}
-            self._trained = {names[param]: param.detach().clone() for param in values}
+            self._trained = {name: param.detach().clone() for name, param in self._named.items()}
             for param, value in values.items():
                 param.copy_(value)
 
     @torch.no_grad()
     def train(self) -> None:
         """Put the parameters back where training goes on, bit for bit."""
-        trained, self._trained = self._trained, None
-        if trained is not None:
-            for group in self.param_groups:
-                for name, param in zip(group["names"], group["params"], strict=True):
-                    param.copy_(trained[name])
+        for param, value in self.trained_params().items():
+            param.copy_(value)
+        self._trained = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Tensor | float | None = None) -> Any:

@@ -165,7 +165,7 @@ def _gathered(groups: Sequence[Feature], desk: _Desk | None) -> Tensor:
     if desk is None:
         return torch.cat(made(groups))
     first = groups[: desk.plain]
-    torch.cat(first, out=desk.features[: sum(map(len, first))])  # type: ignore[arg-type]
+    torch.cat(made(first), out=desk.features[: sum(map(len, first))])
     for group, place in zip(groups[desk.plain :], desk.groups[desk.plain :], strict=True):
         if isinstance(group, Tensor):
             place.copy_(group)
