@@ -11,6 +11,7 @@ together, and the bytes that a process hands to collectives in one outer step.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import statistics
 import tempfile
@@ -58,7 +59,7 @@ class Meter(L.Callback):
         outer_steps = trainer.global_step - WARM_UP
         rate = outer_steps * TRUNCATION * 2 * PAIRS * GROUPS / (time.perf_counter() - self.began)
         if trainer.is_global_zero:
-            torch.save((rate, self.bytes / outer_steps), self.path)
+            self.path.write_text(json.dumps((rate, self.bytes / outer_steps)))
 
 
 def fit(processes: int, outer_steps: int) -> tuple[float, float]:
@@ -66,7 +67,7 @@ def fit(processes: int, outer_steps: int) -> tuple[float, float]:
     family = ImageMLP(depths=(1,), widths=(32,), batch_sizes=(64,), activations=("relu",), variety=False)
     module = MetaTrainer(Celo2BaseRule(), PES(TRUNCATION, pairs=PAIRS), groups=GROUPS, horizons=(2000, 20_000), lr=1e-4)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "measured.pt"
+        path = Path(folder) / "measured.json"
         trainer = L.Trainer(
             max_steps=outer_steps,
             accelerator="cpu",
@@ -79,7 +80,7 @@ def fit(processes: int, outer_steps: int) -> tuple[float, float]:
             enable_model_summary=False,
         )
         trainer.fit(module, TaskDataModule([family]))
-        rate, sent = torch.load(path, weights_only=True)
+        rate, sent = json.loads(path.read_text())
     return rate, sent
 
 

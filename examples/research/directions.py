@@ -21,6 +21,7 @@ from torch import Tensor
 from lightning_lopt import ResidualRule, load_rule
 from lightning_lopt.evaluation.baselines import Baselines
 from lightning_lopt.evaluation.measurement import Measurement
+from lightning_lopt.evaluation.metrics.bootstrap import iqm
 from lightning_lopt.evaluation.metrics.speedup import step_speedup
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.problem_result import ProblemResult
@@ -32,7 +33,6 @@ from lightning_lopt.rules.base import Params, Role, State, StepContext
 from lightning_lopt.tasks.data import resolve
 from lightning_lopt.tasks.mixtures import make_families
 
-START = "base"
 DECAY = 0.95  # of everything a variant remembers
 EXAMPLES = 3000
 FROM_SUITES = {  # suite, problem, which set of images
@@ -101,9 +101,10 @@ class Variant(ResidualRule):
             new["moment"] = torch.lerp(matrix.square(), old["moment"], DECAY)
         return new
 
-    def _direction(  # type: ignore[override]
-        self, param: Tensor, grad: Tensor, state: dict[str, Tensor], role: Role, mix: Tensor, context: StepContext
+    def _direction(
+        self, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], role: Role, mix: Tensor, context: StepContext
     ) -> Tensor:
+        assert isinstance(state, dict)  # of this step, which the moment after orthogonalising joins
         if "moment" not in state:
             return super()._direction(param, grad, state, role, mix, context)
         mixed = (grad + mix * (state["momentum"] - grad)).reshape(matrix_shape(param.shape))
@@ -134,7 +135,7 @@ VARIANTS = ("row", "entry", "before", "before_half", "soap", "rotated")
 
 def make(kind: str, decay: float) -> ResidualRule:
     """The variant with the constants of the start, weight decay multiplied."""
-    start = load_rule(START)
+    start = load_rule("base")
     config = {**start.config, "orthogonalised": start.config["rotated"], "rotated": []}
     if kind == "rotated":
         made = ResidualRule(**start.config)
@@ -147,11 +148,6 @@ def make(kind: str, decay: float) -> ResidualRule:
     with torch.no_grad():
         made.constants.log_weight_decay.add_(math.log(decay))
     return made
-
-
-def iqm(values: Sequence[float]) -> float:
-    ordered, cut = sorted(values), len(values) // 4
-    return fmean(ordered[cut : len(ordered) - cut])
 
 
 def main() -> None:
@@ -182,14 +178,11 @@ def main() -> None:
     for name in rules:
         words = [f"{name or 'orthogonalised'}: {_pair(results, name, '')}"]
         for reference in arguments.against:
-            speed = [
-                math.log(ratio)
-                for result in results
-                for ratio in step_speedup(
-                    result.measurements[name], result.measurements[reference], result.loss_scale
-                ).tolist()
-            ]
-            words.append(f"{reference} {_pair(results, name, reference)}, speed {math.exp(iqm(speed)):.2f}")
+            contests = [result.contest(name, reference) for result in results]
+            speed = [step_speedup(one.ours, one.reference, one.loss_scale) for one in contests]
+            words.append(
+                f"{reference} {_pair(results, name, reference)}, speed {iqm(torch.stack(speed).log()).exp():.2f}"
+            )
         print(" | ".join(words))
 
 
