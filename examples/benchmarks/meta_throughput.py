@@ -21,6 +21,8 @@ import torch
 from lightning_lopt import PES, AdamRule, Celo2BaseRule, ResidualRule, SGDRule, UpdateRule
 from lightning_lopt.meta.allocator import keep_freed_memory
 from lightning_lopt.meta.compiled import CompiledAdvance
+from lightning_lopt.meta.cuda_graphs import CudaGraphs
+from lightning_lopt.meta.inner import advance_runs
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import ImageMLP
 
@@ -42,9 +44,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch, on the CPU")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="through torch.compile; the first truncation takes long")
-    parser.add_argument(
-        "--cuda-graphs", action=argparse.BooleanOptionalAction, help="of what is compiled; by default if it is small"
-    )
+    parser.add_argument("--no-cuda-graphs", action="store_true", help="launch kernels one by one, on CUDA")
     parser.add_argument("--repeats", type=int, default=7, help="truncations that are timed")
     parser.add_argument("--default-allocator", action="store_true", help="leave glibc's malloc as it is")
     arguments = parser.parse_args()
@@ -55,8 +55,8 @@ def main() -> None:
     task = family.sample(generator(0))
     rule = RULES[arguments.rule]().to(arguments.device)
     estimator = PES(arguments.truncation, pairs=arguments.pairs)
-    if arguments.compile:
-        estimator.advance = CompiledAdvance(cuda_graphs=arguments.cuda_graphs)
+    advance = CompiledAdvance() if arguments.compile else advance_runs
+    estimator.advance = advance if arguments.no_cuda_graphs else CudaGraphs(advance)
 
     walls, cpus = [], []
     with torch.no_grad():
@@ -76,7 +76,8 @@ def main() -> None:
     rates = [steps / wall for wall in walls]
     print(
         f"{arguments.rule} {task.name} {arguments.pairs} pairs truncation {arguments.truncation} {arguments.device} "
-        f"threads {arguments.threads} compile {arguments.compile} freed memory kept {kept}\n"
+        f"threads {arguments.threads} compile {arguments.compile} CUDA graphs {not arguments.no_cuda_graphs} "
+        f"freed memory kept {kept}\n"
         f"  {statistics.median(rates):8.0f} inner steps/s, median of {len(rates)} "
         f"({min(rates):.0f} to {max(rates):.0f}); first truncation {warm_up:.1f} s\n"
         f"  {steps / statistics.median(cpus):8.0f} inner steps per second of CPU time; "

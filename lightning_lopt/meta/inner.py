@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -88,16 +89,20 @@ def inner_step(
     task: Task,
     params: Params,
     state: State,
-    batch: Batch,
+    batches: dict[Split, Batch],
     step: Tensor,
     total_steps: Tensor,
-) -> tuple[Params, State, Tensor]:
-    """One step of one inner run: new parameters, new state, and the loss before the step. Pure."""
-    grads, loss, carried = task.gradient(params, batch)
+) -> tuple[Params, State, dict[Split, Tensor]]:
+    """One step of one inner run: new parameters, new state, and losses before the step. Pure.
+
+    ``batches["train"]`` is trained on; of others the loss is measured.
+    """
+    grads, loss, carried = task.gradient(params, batches["train"])
     trained = {name: params[name] for name in grads}
     context = StepContext(step, total_steps, loss, task.roles)
+    losses = {split: loss if split == "train" else task.loss(params, batch) for split, batch in batches.items()}
     updates, state = functional_call(rule, theta, (trained, grads, state, context))
-    return params | {name: value + updates[name] for name, value in trained.items()} | carried, state, loss
+    return params | {name: value + updates[name] for name, value in trained.items()} | carried, state, losses
 
 
 def advance_runs(
@@ -106,23 +111,61 @@ def advance_runs(
     theta: Theta,
     params: Params,
     state: State,
-    batch: Batch,
+    batches: dict[Split, Batch],
     step: Tensor,
     total_steps: Tensor,
-) -> tuple[Params, State, Tensor]:
-    """:func:`inner_step` for all runs side by side: leading axis N on θ, parameters, state, batch, and the losses."""
+) -> tuple[Params, State, dict[Split, Tensor]]:
+    """:func:`inner_step` for all runs side by side: leading axis N on θ, parameters, state, batches, and the losses."""
 
-    def one(theta: Theta, params: Params, state: State, batch: Batch) -> tuple[Params, State, Tensor]:
-        return inner_step(rule, theta, task, params, state, batch, step, total_steps)
+    def one(theta: Theta, params: Params, state: State, batches: dict[Split, Batch]) -> Stepped:
+        return inner_step(rule, theta, task, params, state, batches, step, total_steps)
 
-    return vmap(one)(theta, params, state, batch)
+    return vmap(one)(theta, params, state, batches)
 
 
-Advance = Callable[
-    [UpdateRule, Task, Theta, Params, State, Batch, Tensor, Tensor],
-    tuple[Params, State, Tensor],
-]
-"""The signature of :func:`advance_runs`, which something with the same numbers may stand in for."""
+Stepped = tuple[Params, State, dict[Split, Tensor]]
+Advance = Callable[[UpdateRule, Task, Theta, Params, State, dict[Split, Batch], Tensor, Tensor], Stepped]
+"""The signature of :func:`advance_runs`, which something with the same numbers may stand in for.
+
+If it has a method ``make_steps``, that one stands in for :func:`make_steps` too.
+"""
+
+
+def make_steps(
+    advance: Advance,
+    rule: UpdateRule,
+    task: Task,
+    theta: Theta,
+    params: Params,
+    state: State,
+    drawn: Iterable[dict[Split, Batch]],
+    first: int,
+    horizon: int,
+    copies: int,
+) -> Stepped:
+    """One step after the other for as much as was drawn; losses have the shape ``(steps, N)``.
+
+    Args:
+        drawn: for each step and split what :meth:`Task.draw` drew, leading axis ``N / copies``, on any device.
+        first: number of the first of these steps.
+        horizon: steps planned.
+        copies: runs that see the same batches.
+    """
+    device = next(iter(params.values())).device
+    total = torch.full((), float(horizon), device=device)  # unlike torch.tensor, no copy to wait for
+    losses: list[dict[Split, Tensor]] = []
+    for number, one in enumerate(drawn, first):
+        sent = {split: {name: value.to(device) for name, value in draw.items()} for split, draw in one.items()}
+        now = torch.full((), float(number), device=device)
+        params, state, loss = advance(rule, task, theta, params, state, looked_up(task, sent, copies), now, total)
+        losses.append(loss)
+    return params, state, {split: torch.stack([loss[split] for loss in losses]) for split in losses[0]}
+
+
+def looked_up(task: Task, drawn: dict[Split, Batch], copies: int) -> dict[Split, Batch]:
+    """The mini-batches of what was drawn, repeated for the runs that share them."""
+    batches = {split: task.look_up(draw, split) for split, draw in drawn.items()}
+    return {split: {name: torch.cat([v] * copies) for name, v in batch.items()} for split, batch in batches.items()}
 
 
 def unroll(
@@ -150,24 +193,12 @@ def unroll(
         the runs after it, and losses before each step, shape ``(splits, steps made, copies x P)``.
     """
     steps = min(steps, runs.horizon - runs.step)
-    first = next(iter(runs.params.values()))
-    pairs, device = len(first) // runs.copies, first.device
-
-    measure = vmap(runs.task.loss)
-
-    def draw(split: Split) -> Batch:
-        drawn = runs.task.batch(draws, pairs, split=split)
-        return {name: torch.cat([value] * runs.copies).to(device) for name, value in drawn.items()}
-
-    params, state = runs.params, runs.state
-    losses: dict[Split, list[Tensor]] = {"train": [], "valid": []}
-    total = torch.tensor(float(runs.horizon), device=device)
-    for step in range(runs.step, runs.step + steps):
-        batch = draw("train")
-        if "valid" in splits:
-            losses["valid"].append(measure(params, draw("valid")))
-        now = torch.tensor(float(step), device=device)
-        params, state, loss = advance(rule, runs.task, particles, params, state, batch, now, total)
-        losses["train"].append(loss)
-    measured = torch.stack([torch.stack(losses[split]) for split in splits])
-    return replace(runs, params=params, state=state, step=runs.step + steps), measured
+    pairs = len(next(iter(runs.params.values()))) // runs.copies
+    wanted: tuple[Split, ...] = ("train", "valid") if "valid" in splits else ("train",)
+    drawn = ({split: runs.task.draw(draws, pairs, split=split) for split in wanted} for _ in range(steps))
+    make: Callable[..., Stepped] = getattr(advance, "make_steps", None) or partial(make_steps, advance)
+    params, state, losses = make(
+        rule, runs.task, particles, runs.params, runs.state, drawn, runs.step, runs.horizon, runs.copies
+    )
+    after = replace(runs, params=params, state=state, step=runs.step + steps)
+    return after, torch.stack([losses[split] for split in splits])

@@ -16,8 +16,9 @@ from torch.distributed import gather_object, get_rank, get_world_size, is_availa
 from lightning_lopt.meta.allocator import keep_freed_memory
 from lightning_lopt.meta.checkpoint_io import AtomicCheckpointIO
 from lightning_lopt.meta.compiled import CompiledAdvance
+from lightning_lopt.meta.cuda_graphs import CudaGraphs
 from lightning_lopt.meta.data import TaskMixture
-from lightning_lopt.meta.estimators.base import Estimator
+from lightning_lopt.meta.estimators.base import Estimate, Estimator
 from lightning_lopt.meta.groups import Group, groups_of_rank, states_by_number
 from lightning_lopt.meta.horizons import Horizons
 from lightning_lopt.meta.inner import advance_runs
@@ -61,7 +62,8 @@ class MetaTrainer(L.LightningModule):
         frozen: beginnings of names of θ that stay as they are, for instance ``["constants"]``.
         seed: of everything that is drawn.
         compile: compile the inner step, once for each architecture among the tasks (half a minute or more each; a few
-            times faster afterwards): see :class:`~lightning_lopt.meta.compiled.CompiledAdvance`.
+            times faster afterwards): see :class:`~lightning_lopt.meta.compiled.CompiledAdvance`. On CUDA, small runs
+            are recorded in either case: see :class:`~lightning_lopt.meta.cuda_graphs.CudaGraphs`.
 
     Raises:
         ValueError: if a number is out of range, or no parameter has a name in ``frozen``.
@@ -96,7 +98,7 @@ class MetaTrainer(L.LightningModule):
             raise ValueError(f"{type(rule).__name__} has no parameter that requires a gradient; nothing to meta-train.")
         self.rule = rule
         self.estimator = estimator
-        estimator.advance = CompiledAdvance() if compile else advance_runs
+        estimator.advance = CudaGraphs(CompiledAdvance() if compile else advance_runs)
         self.groups = groups
         self.horizons = Horizons.of(horizons)
         self.lr = lr
@@ -105,6 +107,7 @@ class MetaTrainer(L.LightningModule):
         self.seed = seed
         self.outer_step = 0
         self.own_groups: list[Group] = []
+        self._streams: list[torch.cuda.Stream] = []  # one for each group
         self._powers: list[float] = []
         self._restored: dict[int, dict[str, Any]] | None = None
         self.trained_on: dict[str, Any] = {}
@@ -128,8 +131,7 @@ class MetaTrainer(L.LightningModule):
         gradients = {name: torch.zeros_like(value) for name, value in theta.items()}
         tally = Tally([family.name for family in batch.families], self.device)
         with torch.no_grad():
-            for group in self.own_groups:
-                estimate, steps = group.advance(self.rule, self.estimator, batch, self.horizons, self.outer_step)
+            for group, (estimate, steps) in zip(self.own_groups, self._estimates(batch), strict=True):
                 tally.add(batch.family(group.run_seed), estimate, steps)
                 for name, gradient in estimate.gradient.items():
                     gradients[name] += gradient / len(self.own_groups)
@@ -138,6 +140,25 @@ class MetaTrainer(L.LightningModule):
         surrogate = torch.stack([(theta[name] * gradient).sum() for name, gradient in gradients.items()]).sum()
         # d surrogate / d θ is the estimate exactly; the value shown is the meta-loss.
         return meta_loss + (surrogate - surrogate.detach())
+
+    def _estimates(self, mixture: TaskMixture) -> list[tuple[Estimate, int]]:
+        """An estimate of each group, and its inner steps; on CUDA, small groups run beside each other."""
+
+        def advance(group: Group) -> tuple[Estimate, int]:
+            return group.advance(self.rule, self.estimator, mixture, self.horizons, self.outer_step)
+
+        if self.device.type != "cuda":
+            return [advance(group) for group in self.own_groups]
+        main, found = torch.cuda.current_stream(), []
+        if not self._streams:
+            self._streams = [torch.cuda.Stream() for _ in self.own_groups]  # type: ignore[no-untyped-call]
+        for group, stream in zip(self.own_groups, self._streams, strict=True):
+            stream.wait_stream(main)
+            with torch.cuda.stream(stream):
+                found.append(advance(group))
+        for stream in self._streams:
+            main.wait_stream(stream)
+        return found
 
     def _log_outer_step(self, tally: Tally, began: float) -> float:
         tally.sums = self.trainer.strategy.reduce(tally.sums, reduce_op="sum")

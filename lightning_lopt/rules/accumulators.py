@@ -10,8 +10,13 @@ from torch import Tensor
 
 
 def constants(values: Sequence[float], like: Tensor) -> Tensor:
-    """Numbers as a tensor, shape (k,), in the type of ``like`` and on its device, without waiting for it."""
-    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
+    """Numbers as a tensor, shape (k,), in the type of ``like`` and on its device.
+
+    A device is not waited for, and nothing is copied to it, which a CUDA graph would not take.
+    """
+    if like.device.type == "cpu":
+        return torch.tensor(values, dtype=like.dtype)
+    return torch.stack([torch.full((), value, dtype=like.dtype, device=like.device) for value in values])
 
 
 def rates(decays: Sequence[float], like: Tensor) -> Tensor:

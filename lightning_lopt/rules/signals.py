@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lightning_lopt.rules.accumulators import constants
 from lightning_lopt.rules.arithmetic import TINY, matrix_shape
 from lightning_lopt.rules.base import ROLES, Params, Role, StepContext
 
@@ -51,7 +52,7 @@ def temporal_signals(
         _contrast(fast, slow),
         _contrast(context.loss.to(dtype), fast),
     ]
-    own, constants = [], []
+    own, fixed = [], []
     for name, grad in grads.items():
         param, momentum, power = params[name], tensors[name]["momentum"], tensors[name]["gradient_power"]
         grad_power, momentum_power = grad.square().mean(), momentum.square().mean()
@@ -65,10 +66,11 @@ def temporal_signals(
         ]
         own.append(torch.stack([x.to(dtype) for x in temporal]))
         height, width = matrix_shape(param.shape)
-        constants.append([math.log2(max(height, 1)) / 10, math.log2(max(width, 1)) / 10])
-        constants[-1] += [float(role == roles[name]) for role in ROLES]
-    fixed = torch.tensor(constants, dtype=dtype).to(loss_averages.device, non_blocking=True)
-    return torch.cat([torch.stack(shared).expand(len(own), -1), torch.stack(own), fixed], -1)
+        fixed += [math.log2(max(height, 1)) / 10, math.log2(max(width, 1)) / 10]
+        fixed += [float(role == roles[name]) for role in ROLES]
+    common = torch.stack(shared)
+    columns = constants(fixed, common).reshape(len(own), -1)
+    return torch.cat([common.expand(len(own), -1), torch.stack(own), columns], -1)
 
 
 def _contrast(a: Tensor, b: Tensor) -> Tensor:

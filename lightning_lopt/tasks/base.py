@@ -43,6 +43,17 @@ class Task(ABC):
     def batch(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
         """Mini-batches drawn from ``generator`` alone, with leading axes ``lead`` (one batch for each index)."""
 
+    def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
+        """What :meth:`batch` draws, for :meth:`look_up` to make the same mini-batches of: what is sent to a device.
+
+        A task that takes examples by number draws the numbers.
+        """
+        return self.batch(generator, *lead, split=split)
+
+    def look_up(self, drawn: Batch, split: Split = "train") -> Batch:
+        """The mini-batches of what :meth:`draw` drew, on the device of ``drawn``, with its leading axes."""
+        return drawn
+
     @abstractmethod
     def full_batch(self, split: Split) -> Batch:
         """The whole split as one batch, for measuring."""

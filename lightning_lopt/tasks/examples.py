@@ -15,6 +15,9 @@ from lightning_lopt.rules.base import Params
 from lightning_lopt.tasks.base import Batch, Split, Task
 from lightning_lopt.tasks.layout import Layout
 
+INDEX = "index"
+"""Name of the numbers of examples among what is drawn."""
+
 
 class Labelled(Protocol):
     """Examples with one class each: labelled images, tables."""
@@ -31,6 +34,8 @@ class Labelled(Protocol):
 
 class ExamplesTask(Task):
     """A network trained on a fixed set of examples; a batch takes some of them, with replacement.
+
+    A subclass that adds to its batches overrides :meth:`draw` and :meth:`look_up`, which :meth:`batch` is made of.
 
     Args:
         splits: tensors by name, examples along the first axis, for ``"train"`` and, held out, for ``"valid"``.
@@ -51,6 +56,7 @@ class ExamplesTask(Task):
         config: dict[str, Any] | None = None,
     ) -> None:
         self.splits = splits
+        self._elsewhere: dict[tuple[Split, torch.device], Batch] = {}  # copies of the examples on other devices
         self.layout = layout
         self.roles = layout.roles
         self.loss_scale = loss_scale
@@ -62,12 +68,27 @@ class ExamplesTask(Task):
         return self.layout.draw(generator)
 
     def batch(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
-        data = self.splits[split]
-        shape = (*lead, self.batch_size)
-        count = len(next(iter(data.values())))
-        indices = torch.randint(count, (math.prod(shape),), generator=generator)
+        return self.look_up(self.draw(generator, *lead, split=split), split)
+
+    def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
+        count = len(next(iter(self.splits[split].values())))
+        return {INDEX: torch.randint(count, (*lead, self.batch_size), generator=generator)}
+
+    def look_up(self, drawn: Batch, split: Split = "train") -> Batch:
+        indices = drawn[INDEX]
+        data = self._examples(split, indices.device)
+        shape, flat = indices.shape, indices.flatten()
         # index_select of flat indices is several times faster than value[indices] with leading axes
-        return {key: value.index_select(0, indices).reshape(*shape, *value.shape[1:]) for key, value in data.items()}
+        return {key: value.index_select(0, flat).reshape(*shape, *value.shape[1:]) for key, value in data.items()}
+
+    def _examples(self, split: Split, device: torch.device) -> Batch:
+        """All examples of a split on a device, where they are kept."""
+        data = self.splits[split]
+        if next(iter(data.values())).device == device:
+            return data
+        if (split, device) not in self._elsewhere:
+            self._elsewhere[split, device] = {key: value.to(device) for key, value in data.items()}
+        return self._elsewhere[split, device]
 
     def full_batch(self, split: Split) -> Batch:
         return dict(self.splits[split])

@@ -13,7 +13,7 @@ from lightning_lopt.seeding import generator as derived_generator
 from lightning_lopt.tasks._draw import check_sizes
 from lightning_lopt.tasks.base import Batch, Split
 from lightning_lopt.tasks.data import DataLike
-from lightning_lopt.tasks.examples import ExamplesTask
+from lightning_lopt.tasks.examples import INDEX, ExamplesTask
 from lightning_lopt.tasks.image import ImageFamily
 from lightning_lopt.tasks.labelled_images import LabelledImages
 from lightning_lopt.tasks.layers import ACTIVATIONS, mlp
@@ -72,15 +72,19 @@ class ReconstructionTask(ExamplesTask):
         """Codes (B, code) to images (B, D)."""
         return mlp(params, "decoder", code, self.layers, self.activation)
 
-    def batch(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
-        return self._with_noise(super().batch(generator, *lead, split=split), generator)
+    def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
+        return self._with_noise(super().draw(generator, *lead, split=split), generator)
+
+    def look_up(self, drawn: Batch, split: Split = "train") -> Batch:
+        return super().look_up(drawn, split) | {name: value for name, value in drawn.items() if name == "noise"}
 
     def full_batch(self, split: Split) -> Batch:
         return self._with_noise(super().full_batch(split), derived_generator(0, "full batch", split))
 
     def _with_noise(self, batch: Batch, generator: torch.Generator) -> Batch:
         if self.noise:
-            batch["noise"] = torch.randn(*batch["inputs"].shape[:-1], self.noise, generator=generator)
+            shape = batch[INDEX].shape if INDEX in batch else batch["inputs"].shape[:-1]
+            batch["noise"] = torch.randn(*shape, self.noise, generator=generator)
         return batch
 
 

@@ -107,8 +107,10 @@ def standard_library() -> tuple[Text, ...]:
     texts = []
     for module in MODULES:
         spec = importlib.util.find_spec(module)
-        if spec is not None and spec.origin is not None and Path(spec.origin).suffix == ".py":
-            texts.append(load_text(spec.origin))
+        path = Path("" if spec is None or spec.origin is None else spec.origin)
+        # of some modules newer Pythons have a few lines only
+        if path.suffix == ".py" and path.stat().st_size > 2 * MIN_CHARACTERS:
+            texts.append(load_text(path))
     if not texts:
         raise ValueError("this Python has no sources of its standard library; give the path of a text file.")
     return tuple(texts)

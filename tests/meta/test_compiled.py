@@ -4,12 +4,11 @@ import warnings
 
 import pytest
 import torch
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_lopt import PES, AdamRule, Celo2BaseRule, MetaTrainer, ResidualRule, load_rule
 from lightning_lopt.meta import TruncatedBackprop
 from lightning_lopt.meta.allocator import keep_freed_memory
-from lightning_lopt.meta.compiled import SMALL, CompiledAdvance
+from lightning_lopt.meta.compiled import CompiledAdvance
 from lightning_lopt.meta.inner import advance_runs
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import ImageMLP, Quadratic
@@ -37,80 +36,7 @@ def test_traced_as_a_whole_and_once_for_an_architecture():
         for task in (small_mlp(3), small_mlp(4)):
             eager = gradient(PES(3, pairs=2), rule, task)
             torch.testing.assert_close(gradient(PES(3, pairs=2), rule, task, advance), eager, rtol=1e-4, atol=1e-5)
-    assert list(advance.modes.values()) == [["default"]]
-
-
-@pytest.mark.parametrize("cuda_graphs", [None, True, False])
-def test_cuda_graphs_where_they_are_asked_for_and_no_gradient_is(cuda_graphs):
-    """On the CPU nothing is recorded, but marking steps and copying results are as on CUDA."""
-    rule, advance = AdamRule(0.01), CompiledAdvance("eager", cuda_graphs)
-    eager = gradient(PES(3, pairs=2), rule, small_mlp())
-    with torch.no_grad():
-        compiled = gradient(PES(3, pairs=2), rule, small_mlp(), advance)
-    gradient(TruncatedBackprop(3, 2), rule, small_mlp(), advance)
-    torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
-    assert list(advance.modes.values()) == [["reduce-overhead", "default"] if cuda_graphs else ["default"], ["default"]]
-
-
-def test_results_of_a_cuda_graph_are_copied_before_it_runs_again(monkeypatch):
-    """With a stand-in that writes to the same memory each time, as a graph does."""
-    memory = []
-
-    def recorded(*arguments):
-        results, structure = tree_flatten(advance_runs(*arguments))
-        if not memory:
-            memory.extend(torch.empty_like(result) for result in results)
-        for place, result in zip(memory, results, strict=True):
-            place.copy_(result)
-        return tree_unflatten(memory, structure)
-
-    monkeypatch.setattr(torch, "compile", lambda *_, mode, **__: recorded)
-    rule, eager = AdamRule(0.01), gradient(PES(3, pairs=2), AdamRule(0.01), small_mlp())
-    with torch.no_grad():
-        assert torch.equal(gradient(PES(3, pairs=2), rule, small_mlp(), CompiledAdvance(cuda_graphs=True)), eager)
-        assert not torch.equal(gradient(PES(3, pairs=2), rule, small_mlp(), CompiledAdvance(cuda_graphs=False)), eager)
-
-
-def test_without_cuda_graphs_it_is_still_compiled(monkeypatch):
-    def compile(function, mode, **_):
-        def refused(*_):
-            raise RuntimeError("cannot be recorded")
-
-        return refused if mode == "reduce-overhead" else function
-
-    monkeypatch.setattr(torch, "compile", compile)
-    advance = CompiledAdvance(cuda_graphs=True)
-    with torch.no_grad(), pytest.warns(UserWarning, match="'reduce-overhead', but in mode 'default': .*cannot be rec"):
-        gradient(PES(3, pairs=2), AdamRule(0.01), small_mlp(), advance)
-    assert list(advance.modes.values()) == [["default"]]
-
-
-@pytest.mark.parametrize("size", [1.0, 1.1], ids=["small", "large"])
-def test_small_runs_on_cuda_get_graphs_by_default(size):
-    class OnCuda:
-        """What is asked of a tensor; there may be no CUDA device."""
-
-        is_cuda = True
-
-        def numel(self):
-            return int(size * SMALL / 2)
-
-    with torch.no_grad():
-        modes = CompiledAdvance()._to_try([OnCuda(), OnCuda()])
-        assert modes == (["reduce-overhead", "default"] if size == 1 else ["default"])
-    assert CompiledAdvance()._to_try([OnCuda()]) == ["default"]  # gradients
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("rule", [AdamRule, ResidualRule, Celo2BaseRule])
-def test_cuda_graphs_give_the_same_numbers(rule):
-    rule, advance = rule().to("cuda"), CompiledAdvance()
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*not compiled.*")
-        eager = gradient(PES(3, pairs=2), rule, small_mlp())
-        compiled = gradient(PES(3, pairs=2), rule, small_mlp(), advance)
-    assert list(advance.modes.values()) == [["reduce-overhead", "default"]]
-    torch.testing.assert_close(compiled, eager, rtol=1e-2, atol=1e-2 * float(eager.abs().max()))
+    assert not advance.eager
 
 
 def test_what_cannot_be_traced_runs_eagerly_and_says_so_once():
@@ -125,7 +51,7 @@ def test_what_cannot_be_traced_runs_eagerly_and_says_so_once():
         compiled = gradient(PES(3, pairs=2), rule, task, advance)
     assert len([one for one in warned if "not compiled" in str(one.message)]) == 1
     assert torch.equal(compiled, gradient(PES(3, pairs=2), rule, task))
-    assert list(advance.modes.values()) == [[]]
+    assert len(advance.eager) == 1
 
 
 def test_an_error_of_the_task_is_that_of_the_task():
@@ -138,8 +64,8 @@ def test_an_error_of_the_task_is_that_of_the_task():
 
 
 def test_meta_trainer_switches_it_on():
-    assert isinstance(MetaTrainer(AdamRule(), PES(), compile=True).estimator.advance, CompiledAdvance)
-    assert not isinstance(MetaTrainer(AdamRule(), PES()).estimator.advance, CompiledAdvance)
+    assert isinstance(MetaTrainer(AdamRule(), PES(), compile=True).estimator.advance.advance, CompiledAdvance)
+    assert MetaTrainer(AdamRule(), PES()).estimator.advance.advance is advance_runs
 
 
 @pytest.mark.slow
@@ -152,7 +78,7 @@ def test_machine_code_gives_the_same_numbers(estimator, rule):
     rule, advance = rule(), CompiledAdvance()
     eager = gradient(estimator(3), rule, small_mlp())
     compiled = gradient(estimator(3), rule, small_mlp(), advance)
-    assert list(advance.modes.values()) == [["default"]]
+    assert not advance.eager
     torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-3 * float(eager.abs().max()))
 
 

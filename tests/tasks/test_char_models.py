@@ -57,14 +57,21 @@ def test_too_large_a_file(tmp_path, monkeypatch):
 
 def test_the_standard_library_is_read_in_order():
     texts = standard_library()
-    assert [text.name for text in texts] == list(MODULES)
+    names = [text.name for text in texts]
+    assert names == [module for module in MODULES if module in names]  # some are a few lines on newer Pythons
+    assert len(names) >= len(MODULES) - 2
     import argparse
 
     source = Path(argparse.__file__).read_text(encoding="utf-8")
     assert "".join(texts[0].alphabet[token] for token in texts[0].tokens.tolist()) == source
-    assert [text.name for text in resolve_texts(["stdlib", words()])] == [*MODULES, "words0"]
+    assert [text.name for text in resolve_texts(["stdlib", words()])] == [*names, "words0"]
     with pytest.raises(ValueError, match="text is an empty list"):
         resolve_texts([])
+
+
+def test_modules_of_a_few_lines_are_left_out(monkeypatch):
+    monkeypatch.setattr("lightning_lopt.tasks.text.MODULES", ("this", "argparse"))
+    assert [text.name for text in standard_library.__wrapped__()] == ["argparse"]
 
 
 def test_a_python_without_sources(monkeypatch):

@@ -39,6 +39,15 @@ def test_the_catalogue_has_every_family():
     assert set(FAMILIES) == {name.removesuffix("_plain") for name in CATALOGUE}
 
 
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_what_is_drawn_makes_the_same_batches(family, split):
+    task = family.sample(generator(1))
+    batch = task.batch(generator(2), 2, 3, split=split)
+    looked_up = task.look_up(task.draw(generator(2), 2, 3, split=split), split)
+    assert batch.keys() == looked_up.keys()
+    assert all(torch.equal(value, looked_up[name]) for name, value in batch.items())
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_vmap_equals_loop(family, seed):
     task, gen = family.sample(generator(seed)), generator(seed, "inner")

@@ -82,6 +82,14 @@ def transformed(request, mlp):
     return ALL[request.param](mlp)
 
 
+def test_what_is_drawn_makes_the_same_batches(transformed):
+    for split in ("train", "valid"):
+        batch = transformed.batch(generator(2), 3, split=split)
+        looked_up = transformed.look_up(transformed.draw(generator(2), 3, split=split), split)
+        assert batch.keys() == looked_up.keys()
+        assert all(torch.equal(value, looked_up[name]) for name, value in batch.items())
+
+
 def engine(task, rule, steps, pairs=1, copies=1, seed=0):
     """Runs after ``steps`` steps at the rule's own θ, and the losses."""
     theta = {name: torch.stack([value.detach()] * pairs * copies) for name, value in rule.named_parameters()}

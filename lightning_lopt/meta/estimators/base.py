@@ -22,7 +22,7 @@ class Estimate(NamedTuple):
         gradient: estimate of the meta-gradient, by the names of the trainable entries of θ.
         meta_loss: unweighted mean of what :class:`MetaLoss` makes of the losses of this truncation, 0-dim.
         runs: the inner runs after it.
-        failures: number of inner runs that met a loss that is not finite; they count as its cap.
+        failures: number of inner runs that met a loss that is not finite, 0-dim; they count as its cap.
         power: mean squared norm of the independent terms that ``gradient`` is the mean of, 0-dim: with the squared
             norm of the mean it tells the standard error of the estimate.
     """
@@ -30,7 +30,7 @@ class Estimate(NamedTuple):
     gradient: Theta
     meta_loss: Tensor
     runs: InnerRuns
-    failures: int
+    failures: Tensor
     power: Tensor
 
 

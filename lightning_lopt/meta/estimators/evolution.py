@@ -80,7 +80,7 @@ class EvolutionStrategies(Estimator):
         gradient = es_gradient(delta, credited, sigma=self.sigma)
         power = (delta.square() * squared_norms(credited.values())).mean() / (4 * self.sigma**4)
         after = self._carry_on(replace(after, truncations=runs.truncations + 1), credited, failed)
-        return Estimate(gradient, mean, after, int(failed.sum()), power)
+        return Estimate(gradient, mean, after, failed.sum(), power)
 
 
 class TruncatedEvolutionStrategies(EvolutionStrategies):

@@ -79,7 +79,7 @@ class TruncatedBackprop(Estimator):
         rows = {name: torch.where(_column(finite, row), row, 0.0) for name, row in rows.items()}
         power = squared_norms(rows.values()).mean()
         after = replace(map_runs(after, Tensor.detach), truncations=runs.truncations + 1)
-        failures = int((failed | ~finite).sum())
+        failures = (failed | ~finite).sum()
         return Estimate({name: row.mean(0) for name, row in rows.items()}, mean, after, failures, power)
 
 

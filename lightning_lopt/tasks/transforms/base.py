@@ -50,6 +50,12 @@ class TransformedTask(Task):
     def batch(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
         return self.task.batch(generator, *lead, split=split)
 
+    def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
+        return self.task.draw(generator, *lead, split=split)
+
+    def look_up(self, drawn: Batch, split: Split = "train") -> Batch:
+        return self.task.look_up(drawn, split)
+
     def full_batch(self, split: Split) -> Batch:
         return self.task.full_batch(split)
 

@@ -47,6 +47,8 @@ class ChangingDataTask(TransformedTask):
     def init(self, generator: torch.Generator) -> Params:
         return super().init(generator) | {self.own("step"): torch.zeros(())}
 
+    draw, look_up = Task.draw, Task.look_up  # whole mini-batches
+
     def batch(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
         earlier = self.before.batch(generator, *lead, split=split)
         batch = super().batch(generator, *lead, split=split)

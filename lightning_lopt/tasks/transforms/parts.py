@@ -47,6 +47,8 @@ class SmallerBatchTask(TransformedTask):
         self.batch_size = batch_size
         self.available = available
 
+    draw, look_up = Task.draw, Task.look_up  # whole mini-batches
+
     def batch(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
         batch = super().batch(generator, *lead, split=split)
         groups = math.prod(lead)
