@@ -9,6 +9,7 @@ The command that made the embedded ``base`` is in its card (``lightning_lopt/pre
 from __future__ import annotations
 
 import argparse
+from datetime import timedelta
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -17,7 +18,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_lopt import (
+    NRES,
     PES,
+    Celo2BaseRule,
     FullES,
     MetaLoss,
     MetaTrainer,
@@ -34,14 +37,37 @@ from lightning_lopt.io import Card
 PARTS = ("constants", "calibration", "direction", "controller")
 
 
+def residual_rule(arguments: argparse.Namespace) -> ResidualRule:
+    """The rule to learn parts of."""
+    rule = ResidualRule(
+        direction="direction" in arguments.learn,
+        controller="controller" in arguments.learn,
+        orthogonalised=arguments.orthogonalised,
+        rotated=arguments.rotated,
+        step_size=arguments.step_size,
+        weight_decay=arguments.weight_decay,
+        calibrated=arguments.calibrated or "calibration" in arguments.learn,
+        horizon_power=arguments.horizon_power,
+    )
+    if arguments.start is not None:
+        rule.load_state_dict(load_rule(arguments.start).state_dict(), strict=False)
+    rule.constants.requires_grad_("constants" in arguments.learn)
+    if rule.calibration is not None:
+        rule.calibration.requires_grad_("calibration" in arguments.learn)
+    return rule
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="my_rule", help="folder of the exported rule; checkpoints go beside it")
     parser.add_argument("--steps", type=int, default=200, help="outer steps in all")
+    parser.add_argument("--minutes", type=float, default=None, help="stop after these, whatever --steps says")
     parser.add_argument("--tasks", default="image", help="task families, joined by +")
     parser.add_argument("--data", default="digits", help="digits, an npz file, or a folder of IDX files")
-    parser.add_argument("--estimator", choices=("pes", "full_es"), default="pes")
+    parser.add_argument("--rule", choices=("residual", "celo2"), default="residual", help="celo2 learns from scratch")
+    parser.add_argument("--estimator", choices=("pes", "nres", "full_es"), default="pes")
     parser.add_argument("--learn", nargs="+", choices=PARTS, default=["constants"])
+    parser.add_argument("--calibrated", action="store_true", help="with a calibration, learned or not")
     parser.add_argument("--orthogonalised", nargs="*", default=["matrix"], help="roles")
     parser.add_argument("--rotated", nargs="*", default=[], help="roles")
     parser.add_argument("--meta-loss", choices=("linear", "log"), default="log", help="scale of the meta-loss")
@@ -61,7 +87,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
-        "--validate-every", type=int, default=50, help="outer steps between two looks at held-out tasks"
+        "--validate-every", type=int, default=50, help="outer steps between two looks at held-out tasks; 0 for none"
     )
     parser.add_argument("--suite", default="images", help="held-out problems")
     parser.add_argument(
@@ -72,22 +98,15 @@ def main() -> None:
 
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
-    rule = ResidualRule(
-        direction="direction" in arguments.learn,
-        controller="controller" in arguments.learn,
-        orthogonalised=arguments.orthogonalised,
-        rotated=arguments.rotated,
-        step_size=arguments.step_size,
-        weight_decay=arguments.weight_decay,
-        calibrated="calibration" in arguments.learn,
-        horizon_power=arguments.horizon_power,
-    )
-    if arguments.start is not None:
-        rule.load_state_dict(load_rule(arguments.start).state_dict(), strict=False)
-    rule.constants.requires_grad_("constants" in arguments.learn)
+    rule = Celo2BaseRule() if arguments.rule == "celo2" else residual_rule(arguments)
     meta_loss = MetaLoss(arguments.meta_loss, arguments.split, arguments.last)
     settings = {"pairs": arguments.pairs, "sigma": arguments.sigma, "meta_loss": meta_loss}
-    estimator = PES(arguments.truncation, **settings) if arguments.estimator == "pes" else FullES(**settings)
+    truncated = {"pes": PES, "nres": NRES}
+    estimator = (
+        truncated[arguments.estimator](arguments.truncation, **settings)
+        if arguments.estimator in truncated
+        else FullES(**settings)
+    )
     module = MetaTrainer(
         rule,
         estimator,
@@ -101,12 +120,13 @@ def main() -> None:
     validation = MetaValidation(
         make_suite(arguments.suite),
         arguments.out,
-        every_n_steps=arguments.validate_every,
+        every_n_steps=max(1, arguments.validate_every),
         baselines=Baselines(folder / "baselines.json"),
         horizon_factors=arguments.horizon_factors,
     )
     trainer = L.Trainer(
         max_steps=arguments.steps,
+        max_time=None if arguments.minutes is None else timedelta(minutes=arguments.minutes),
         accelerator="cpu",
         gradient_clip_val=1.0,
         log_every_n_steps=1,
@@ -115,7 +135,7 @@ def main() -> None:
         callbacks=[
             ModelCheckpoint(folder, filename="{step}", every_n_train_steps=25, save_top_k=-1, save_last=True),
             TQDMProgressBar(refresh_rate=1),
-            validation,
+            *([validation] if arguments.validate_every else []),
         ],
     )
     last = folder / "last.ckpt"
@@ -128,15 +148,22 @@ def main() -> None:
         for key, value in vars(arguments).items()
         if key not in ("resume", "out")
     )
-    best = validation.best
-    chosen = "the rule before meta-training, which nothing beat" if best is None else f"outer step {best['step']:.0f}"
+    best, steps = validation.best, trainer.global_step
+    chosen = f"outer step {steps}, the last"
+    if not arguments.validate_every:
+        save_rule(rule, arguments.out)
+    elif best is None:
+        chosen, steps = "the rule before meta-training, which nothing beat", 0
+    else:
+        steps = int(best["step"])
+        chosen = f"outer step {steps}, by the held-out suite {arguments.suite!r}"
     card = Card(
-        f"ResidualRule, meta-trained on {arguments.tasks}",
-        f"Chosen on the held-out suite {arguments.suite!r}: {chosen}.",
+        f"{type(rule).__name__}, meta-trained on {arguments.tasks}",
+        f"Chosen: {chosen}.",
         recipe=f"```bash\npython examples/meta_train.py --out {Path(arguments.out).name} {options}\n```",
         tasks=f"families {arguments.tasks} on {arguments.data}, horizons {tuple(arguments.horizons)}",
     )
-    record = {"outer_steps": 0 if best is None else int(best["step"]), "meta_validation": validation.history}
+    record = {"outer_steps": steps, "meta_validation": validation.history}
     record |= module.trained_on | {"chosen_on": [problem.name for problem in validation.problems]}
     save_rule(load_rule(arguments.out), arguments.out, card=card, meta_training=record | estimator.config)
     print(f"exported to {arguments.out} ({chosen}); use it with LearnedOptimizer(model, {arguments.out!r})")

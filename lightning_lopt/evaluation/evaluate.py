@@ -32,7 +32,7 @@ class Work:
     Attributes:
         problems: in the order of the results.
         rules: by name.
-        baselines: where tuned baselines come from, with the number of seeds of everything.
+        baselines: where tuned baselines come from, with the number of seeds of everything, and the device of all.
     """
 
     problems: tuple[Problem, ...]
@@ -43,7 +43,8 @@ class Work:
         """What the optimizer ``name`` does on problem ``number``, all its seeds side by side."""
         problem = self.problems[number]
         if name in self.rules:
-            (run,) = run_rules([self.rules[name]], problem, seeds=self.baselines.seeds, seed=SEED)
+            rule = self.rules[name].to(self.baselines.device)
+            (run,) = run_rules([rule], problem, seeds=self.baselines.seeds, seed=SEED)
             return replace(run, optimizer=name)
         return self.baselines(problem, name)
 
@@ -70,7 +71,8 @@ def evaluate(
         rules: what to measure, by name.
         problems: what to solve; names must differ.
         against: names of baselines, at least one.
-        baselines: where they come from, with the number of seeds; ``None`` for those inside the package, 3 seeds.
+        baselines: where they come from, with the number of seeds, and the device on which everything runs; ``None``
+            for those inside the package, 3 seeds, on the CPU.
         folder: where measurements are kept; ``None`` for nowhere.
         workers: processes that measure, one thread each; with 1 it is this process, with its threads.
         records: what is known of the rules; ``None`` for what can be seen of rules in memory.
@@ -110,7 +112,7 @@ def evaluate(
         found[job] = measurement
         if progress is not None:
             progress(len(found), total, f"{job[1]} on {problems[job[0]].name}")
-    environment = _environment(workers)
+    environment = _environment(workers, torch.device(baselines.device))
     results = []
     for number, problem in enumerate(problems):
         measurements = {name: found[number, name] for name in (*rules, *against)}
@@ -118,7 +120,7 @@ def evaluate(
         key = cost_key(marks[number], own, environment)
         costs = kept.costs(key)
         if costs is None:  # by this process alone, once the others are done
-            costs = step_costs(problem, rules, against)
+            costs = step_costs(problem, rules, against, device=baselines.device)
             kept.keep_costs(key, costs)
         results.append(replace(result_of(problem, measurements), gradient_seconds=costs[0], step_seconds=costs[1]))
         if progress is not None:
@@ -183,7 +185,7 @@ def _one(job: tuple[int, str]) -> Measurement:
     return _work.measure(*job)
 
 
-def _environment(workers: int) -> dict[str, str | int]:
+def _environment(workers: int, device: torch.device) -> dict[str, str | int]:
     if torch.get_num_threads() > 1 and workers > 1:
         rank_zero_warn("workers measure with one thread each, whatever this process has.")
     return {
@@ -192,6 +194,7 @@ def _environment(workers: int) -> dict[str, str | int]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "cpu": _processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "cores": os.cpu_count() or 0,
         "threads": torch.get_num_threads() if workers == 1 else 1,
         "workers": workers,

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from lightning_lopt.evaluation.baselines import BASELINES, Baselines
 from lightning_lopt.evaluation.evaluate import evaluate
+from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.report import numbers, write_report
 from lightning_lopt.evaluation.report.groups import ALL
 from lightning_lopt.evaluation.report.tables import finals, log_ratios, overall
@@ -42,9 +43,9 @@ def _main(command: str, arguments: Sequence[str]) -> int:
     try:
         rules, records = _load(options.rules)
         against = [name for name in options.against.split(",") if name]
-        problems = make_suite(options.suite, options.data)
+        problems = _chosen(make_suite(options.suite, options.data), options.only)
         folder = Path(options.out or _folder_name(options.rules, options.suite))
-        baselines = Baselines(options.baselines or folder / "baselines.json", options.seeds)
+        baselines = Baselines(options.baselines or folder / "baselines.json", options.seeds, device=options.device)
         with tqdm(total=1, unit="run", dynamic_ncols=True) as bar:
             results = evaluate(
                 rules,
@@ -84,15 +85,26 @@ def _parser(command: str) -> argparse.ArgumentParser:
         help=f"embedded rule, folder or hf:// address; RULE{START} is the same rule before meta-training",
     )
     parser.add_argument("--suite", choices=tuple(SUITES), default="small" if "small" in SUITES else "images")
+    parser.add_argument("--only", nargs="+", default=None, metavar="PROBLEM", help="names of problems; default: all")
     parser.add_argument("--against", default="adamw", help="names of baselines, joined by commas")
     parser.add_argument("--seeds", type=int, default=3, help="models of each optimizer on each problem")
     parser.add_argument("--out", default=None, help="folder of the report; default: named after rule and suite")
     parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--threads", type=int, default=1, help="of this process")
+    parser.add_argument("--device", default="cpu", help="where everything runs")
     parser.add_argument("--data", nargs="+", default=None, help="digits, npz files or folders of IDX files")
     parser.add_argument("--baselines", default=None, help="JSON file of tuned baselines; default: one in the folder")
     parser.add_argument("--wandb", default=None, metavar="PROJECT", help="log tables, pictures and files there, too")
     return parser
+
+
+def _chosen(problems: list[Problem], names: Sequence[str] | None) -> list[Problem]:
+    """The problems of these names, in the order of the suite."""
+    known = [problem.name for problem in problems]
+    for name in names or ():
+        if name not in known:
+            raise ValueError(f"there is no problem {name!r} in the suite; use some of {', '.join(map(repr, known))}.")
+    return [problem for problem in problems if names is None or problem.name in names]
 
 
 def _load(names: Sequence[str]) -> tuple[dict[str, UpdateRule], dict[str, RuleRecord]]:

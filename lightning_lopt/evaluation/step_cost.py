@@ -22,24 +22,31 @@ _Step = Callable[[], object]
 
 
 def step_costs(
-    problem: Problem, rules: Mapping[str, UpdateRule], against: Sequence[str], *, repeats: int = REPEATS
+    problem: Problem,
+    rules: Mapping[str, UpdateRule],
+    against: Sequence[str],
+    *,
+    repeats: int = REPEATS,
+    device: torch.device | str = "cpu",
 ) -> tuple[float, dict[str, float]]:
     """Seconds that forward and backward of one mini-batch take, and those of one step of each optimizer.
 
     Rules step as :class:`~lightning_lopt.LearnedOptimizer`, baselines as ``torch.optim`` has them, with
     ``foreach=True`` (schedule-free AdamW is not among these, and is left out). All take turns, so that whatever else
     the machine does hits all alike; medians over ``repeats``. With one thread it is the processor's time that counts,
-    which other processes do not lengthen.
+    which other processes do not lengthen; on another device it is the clock's, until the device is done.
 
     Args:
         problem: whose parameters and batches are used.
         rules: by name.
         against: names of baselines.
         repeats: timed steps, >= 1.
+        device: where everything is.
     """
     task = problem.task
-    params = task.init(generator(0, "cost"))
-    batch = task.batch(generator(0, "cost"))
+    device = torch.device(device)
+    params = {name: value.to(device) for name, value in task.init(generator(0, "cost")).items()}
+    batch = {name: value.to(device) for name, value in task.batch(generator(0, "cost")).items()}
 
     def gradient() -> dict[str, Tensor]:
         leaves = {name: params[name].detach().requires_grad_() for name in task.roles}
@@ -61,11 +68,13 @@ def step_costs(
     steps: dict[str, _Step] = {name: _learned(rule, leaves(), planned, loss) for name, rule in rules.items()}
     steps |= {name: DEPLOYED[name](leaves()) for name in against if name in DEPLOYED}
     times: dict[str, list[float]] = {name: [] for name in ("", *steps)}
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    clock = time.process_time if torch.get_num_threads() == 1 and device.type == "cpu" else time.perf_counter
     for turn in range(WARM_UP + repeats):
         for name, step in {"": gradient, **steps}.items():
             begin = clock()
             step()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             if turn >= WARM_UP:
                 times[name].append(clock() - begin)
     medians = {name: statistics.median(values) for name, values in times.items()}

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from lightning_lopt import PES, AdamRule, Celo2BaseRule, MetaTrainer, ResidualRule, load_rule
 from lightning_lopt.meta import TruncatedBackprop
@@ -12,6 +13,7 @@ from lightning_lopt.meta.compiled import CompiledAdvance
 from lightning_lopt.meta.inner import advance_runs
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import ImageMLP, Quadratic
+from lightning_lopt.tasks.transforms import ReparametrisedTask
 
 
 def small_mlp(seed=3):
@@ -37,6 +39,16 @@ def test_traced_as_a_whole_and_once_for_an_architecture():
             eager = gradient(PES(3, pairs=2), rule, task)
             torch.testing.assert_close(gradient(PES(3, pairs=2), rule, task, advance), eager, rtol=1e-4, atol=1e-5)
     assert not advance.eager
+
+
+def test_tasks_that_differ_in_scale_or_data_share_what_is_compiled():
+    counter = CompileCounter()
+    rule, advance = AdamRule(0.01), CompiledAdvance(backend=counter)
+    for seed, scale in ((3, 0.1), (4, 10.0), (5, 1.0)):
+        task = ReparametrisedTask(small_mlp(seed), scale)
+        expected = gradient(PES(3, pairs=2), rule, task)
+        torch.testing.assert_close(gradient(PES(3, pairs=2), rule, task, advance), expected, rtol=1e-4, atol=1e-5)
+    assert counter.frame_count == 1
 
 
 def test_what_cannot_be_traced_runs_eagerly_and_says_so_once():

@@ -19,6 +19,8 @@ class ReparametrisedTask(TransformedTask):
 
     .. math:: L'(u) = L(s u), \qquad \nabla L'(u) = s\, \nabla L(s u), \qquad u_0 = p_0 / s
 
+    The scales are carried entries of ``params``: what is compiled for one task is good for another.
+
     Args:
         task: the task to change.
         scale: s > 0, one number for all trained tensors or one for each name in ``task.roles``.
@@ -42,18 +44,21 @@ class ReparametrisedTask(TransformedTask):
         self.scales = scales
 
     def inner(self, params: Params) -> Params:
-        return self._times(params, 1)
+        return self._scaled(super().inner(params), params)
 
     def init(self, generator: torch.Generator) -> Params:
-        return self._times(self.task.init(generator), -1)
+        params = self.task.init(generator)
+        scales = {self.own(name): torch.tensor(scale, dtype=params[name].dtype) for name, scale in self.scales.items()}
+        return {name: value / self.scales.get(name, 1.0) for name, value in params.items()} | scales
 
     def gradient(self, params: Params, batch: Batch) -> tuple[Params, torch.Tensor, Params]:
         grads, loss, carried = super().gradient(params, batch)
-        return self._times(grads, 1), loss, carried
+        return self._scaled(grads, params), loss, carried
 
-    def _times(self, values: Params, power: int) -> Params:
+    def _scaled(self, values: Params, params: Params) -> Params:
+        """Each trained tensor times its scale."""
         return {
-            name: value * self.scales[name] ** power if name in self.scales else value for name, value in values.items()
+            name: value * params[self.own(name)] if name in self.scales else value for name, value in values.items()
         }
 
 
