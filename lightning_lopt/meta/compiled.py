@@ -21,6 +21,8 @@ class CompiledAdvance:
     traced, no C++ compiler, more architectures than ``torch._dynamo.config.recompile_limit``), that architecture stays
     eager, and the reason is logged once.
 
+    On CUDA, kernels that do not depend on each other are combined: 59 instead of 88 in a step of Celo2's rule.
+
     Several steps in one graph do not pay on a CPU: with Celo2's rule (the work of
     ``examples/benchmarks/meta_throughput.py``, one thread, medians of 15) eager steps make 5,021 inner steps a
     second, one compiled step 10,426 after 12 s of compiling, and graphs of 2, 5 and 10 steps 10,627, 11,028 and 11,147
@@ -31,7 +33,11 @@ class CompiledAdvance:
     """
 
     def __init__(self, backend: str = "inductor") -> None:
-        self.compiled: Any = torch.compile(advance_runs, fullgraph=True, dynamic=False, backend=backend)
+        combined = backend == "inductor" and torch.cuda.is_available()
+        options: dict[str, Any] | None = {"combo_kernels": True} if combined else None
+        self.compiled: Any = torch.compile(
+            advance_runs, fullgraph=True, dynamic=False, backend=backend, options=options
+        )
         self.eager: set[Any] = set()  # architectures that could not be compiled
 
     def __call__(

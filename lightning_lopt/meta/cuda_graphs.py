@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from itertools import chain, islice
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -12,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from lightning_lopt.meta.inner import Advance, Stepped, Theta, advance_runs, looked_up, make_steps
+from lightning_lopt.meta.inner import Advance, Stepped, Theta, advance_runs, looked_up, make_steps, repeated
 from lightning_lopt.rules.base import Params, State, UpdateRule
 from lightning_lopt.tasks.base import Batch, Split, Task
 
@@ -103,7 +104,10 @@ class Recording:
         size = sum(value.nbytes for draw in drawn.values() for value in draw.values())
         self.most = max(WARM_UP + 1, min(CHUNK // max(size, 1), 1000))  # steps that are drawn and sent at once
         self.drawn = {
-            split: {name: value.to(device).repeat(self.most, *[1] * value.ndim) for name, value in draw.items()}
+            split: {
+                name: value.to(device).expand(self.most, *value.shape).clone()
+                for name, value in repeated(draw, copies).items()
+            }
             for split, draw in drawn.items()
         }
         self.losses: dict[Split, Tensor] = {}
@@ -115,7 +119,7 @@ class Recording:
                 split: {name: value.index_select(0, self.row)[0] for name, value in draw.items()}
                 for split, draw in self.drawn.items()
             }
-            batches = looked_up(task, drawn, copies)
+            batches = looked_up(task, drawn, 1)
             params, state, losses = advance(
                 rule, task, self.theta, self.params, self.state, batches, self.step, self.total_steps
             )
@@ -139,7 +143,7 @@ class Recording:
             and _alike(theta, self.theta)
             and drawn.keys() == self.drawn.keys()
             and all(
-                _alike(draw, {name: value[0] for name, value in self.drawn[split].items()})
+                _alike(repeated(draw, copies), {name: value[0] for name, value in self.drawn[split].items()})
                 for split, draw in drawn.items()
             )
         )
@@ -163,7 +167,9 @@ class Recording:
             for split, places in self.drawn.items():
                 for name, place in places.items():
                     values = torch.stack([one[split][name] for one in chunk])
-                    place[: len(chunk)].copy_(values.pin_memory() if place.is_cuda else values, non_blocking=True)
+                    values = values.pin_memory() if place.is_cuda else values
+                    for part in place[: len(chunk)].chunk(self.copies, dim=1):
+                        part.copy_(values, non_blocking=True)
             self.row.zero_()
             for _ in chunk:
                 self.replay()
@@ -174,16 +180,22 @@ class Recording:
 
 def record(function: Callable[[], None]) -> Callable[[], object]:
     """What does on the GPU what ``function`` did there, without Python."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream = _stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # whatever is set up once is set up here
         for _ in range(WARM_UP):
             function()
-    torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         function()
+    torch.cuda.current_stream().wait_stream(stream)
     return graph.replay
+
+
+@cache
+def _stream() -> torch.cuda.Stream:
+    """Where steps are recorded: always the same, since what torch.compile makes is for one stream."""
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
 
 def small_on_cuda(tensors: Iterable[Tensor]) -> bool:

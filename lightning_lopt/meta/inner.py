@@ -164,8 +164,12 @@ def make_steps(
 
 def looked_up(task: Task, drawn: dict[Split, Batch], copies: int) -> dict[Split, Batch]:
     """The mini-batches of what was drawn, repeated for the runs that share them."""
-    batches = {split: task.look_up(draw, split) for split, draw in drawn.items()}
-    return {split: {name: torch.cat([v] * copies) for name, v in batch.items()} for split, batch in batches.items()}
+    return {split: task.look_up(repeated(draw, copies), split) for split, draw in drawn.items()}
+
+
+def repeated(drawn: Batch, copies: int) -> Batch:
+    """Leading axis ``copies`` times as long."""
+    return drawn if copies == 1 else {name: torch.cat([value] * copies) for name, value in drawn.items()}
 
 
 def unroll(

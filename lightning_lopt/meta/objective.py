@@ -75,12 +75,12 @@ class MetaLoss:
             losses = torch.where(losses.isfinite(), losses, self.cap).clamp(max=self.cap)
         return losses if self.scale == "linear" else torch.log(losses.clamp(min=0.0) + self.floor)
 
-    def weights(self, first: int, steps: int, horizon: int) -> Tensor:
+    def weights(self, first: int, steps: int, horizon: int, device: torch.device | str = "cpu") -> Tensor:
         """Weight of each of ``steps`` steps from step ``first`` on, shape ``(steps,)``; they average 1 over a run.
 
         >>> MetaLoss(last=0.5).weights(0, 8, 8)
         tensor([0., 0., 0., 0., 2., 2., 2., 2.])
         """
         counted = max(1, round(self.last * horizon))
-        at = torch.arange(first, first + steps)
+        at = torch.arange(first, first + steps, device=device)
         return torch.where(at >= horizon - counted, horizon / counted, 0.0)

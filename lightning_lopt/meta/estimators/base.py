@@ -87,7 +87,7 @@ class Estimator(ABC):
         losses = losses / before.task.loss_scale
         failed = ~losses.detach().isfinite().all(0).all(0)
         values = self.meta_loss.of_losses(losses).mean(0)
-        weights = self.meta_loss.weights(before.step, len(values), before.horizon).to(values)
+        weights = self.meta_loss.weights(before.step, len(values), before.horizon, values.device).to(values)
         return Judged(values * weights[:, None], values.detach().nanmean(), failed)
 
 
