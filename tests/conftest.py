@@ -2,12 +2,16 @@
 
 import json
 import time
+import zlib
 
 import pytest
 
 
 def wandb_records(data):
-    """Records of a run file: after 7 bytes a LevelDB log, 32 KiB blocks of pieces with checksum, length and type."""
+    """Records of a run file: after 7 bytes a LevelDB log, 32 KiB blocks of pieces with checksum, length and type.
+
+    A piece that is not all there, or whose checksum is not yet that of its bytes, is still being written: the last one.
+    """
     assert data[:4] == b":W&B"
     at, pieces = 7, b""
     while at + 7 <= len(data):
@@ -16,7 +20,12 @@ def wandb_records(data):
             at += left
             continue
         length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-        pieces += data[at + 7 : at + 7 + length]
+        piece = data[at + 7 : at + 7 + length]
+        if len(piece) < length or zlib.crc32(piece, zlib.crc32(data[at + 6 : at + 7])) != int.from_bytes(
+            data[at : at + 4], "little"
+        ):
+            return
+        pieces += piece
         at += 7 + length
         if kind in (1, 4):  # whole, or last piece
             yield pieces
