@@ -53,8 +53,9 @@ class CompiledAdvance:
         batch: Batch,
         step: Tensor,
         total_steps: Tensor,
+        full: bool = True,
     ) -> tuple[Params, State, Tensor]:
-        arguments = (rule, task, theta, params, state, batch, step, total_steps)
+        arguments = (rule, task, theta, params, state, batch, step, total_steps, full)
         key = (type(rule), type(task), torch.is_grad_enabled(), _shapes(theta), _shapes(params), _shapes(batch))
         modes = self.modes.setdefault(key, self._to_try(params.values()))
         while modes:

@@ -91,11 +91,12 @@ def inner_step(
     batch: Batch,
     step: Tensor,
     total_steps: Tensor,
+    full: bool = True,
 ) -> tuple[Params, State, Tensor]:
     """One step of one inner run: new parameters, new state, and the loss before the step. Pure."""
     grads, loss, carried = task.gradient(params, batch)
     trained = {name: params[name] for name in grads}
-    context = StepContext(step, total_steps, loss, task.roles)
+    context = StepContext(step, total_steps, loss, task.roles, full=full)
     updates, state = functional_call(rule, theta, (trained, grads, state, context))
     return params | {name: value + updates[name] for name, value in trained.items()} | carried, state, loss
 
@@ -109,17 +110,18 @@ def advance_runs(
     batch: Batch,
     step: Tensor,
     total_steps: Tensor,
+    full: bool = True,
 ) -> tuple[Params, State, Tensor]:
     """:func:`inner_step` for all runs side by side: leading axis N on θ, parameters, state, batch, and the losses."""
 
     def one(theta: Theta, params: Params, state: State, batch: Batch) -> tuple[Params, State, Tensor]:
-        return inner_step(rule, theta, task, params, state, batch, step, total_steps)
+        return inner_step(rule, theta, task, params, state, batch, step, total_steps, full)
 
     return vmap(one)(theta, params, state, batch)
 
 
 Advance = Callable[
-    [UpdateRule, Task, Theta, Params, State, Batch, Tensor, Tensor],
+    [UpdateRule, Task, Theta, Params, State, Batch, Tensor, Tensor, bool],
     tuple[Params, State, Tensor],
 ]
 """The signature of :func:`advance_runs`, which something with the same numbers may stand in for."""
@@ -167,7 +169,8 @@ def unroll(
         if "valid" in splits:
             losses["valid"].append(measure(params, draw("valid")))
         now = torch.tensor(float(step), device=device)
-        params, state, loss = advance(rule, runs.task, particles, params, state, batch, now, total)
+        full = rule.is_full(step)
+        params, state, loss = advance(rule, runs.task, particles, params, state, batch, now, total, full)
         losses["train"].append(loss)
     measured = torch.stack([torch.stack(losses[split]) for split in splits])
     return replace(runs, params=params, state=state, step=runs.step + steps), measured
