@@ -29,7 +29,8 @@ from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.evaluation.suites import long_runs, make_suite
 from lightning_lopt.meta.data import TaskMixture
 from lightning_lopt.rules.arithmetic import TINY, matrix_shape, orthogonalise, unit_rms
-from lightning_lopt.rules.base import Params, Role, State, StepContext
+from lightning_lopt.rules.base import Params, Role, State
+from lightning_lopt.rules.role_constants import Constants
 from lightning_lopt.tasks.data import resolve
 from lightning_lopt.tasks.mixtures import make_families
 
@@ -86,12 +87,15 @@ class Variant(ResidualRule):
                 rows, columns = matrix_shape(param.shape)
                 own = state.tensors[name]
                 own["moment"] = param.new_zeros(rows, 1 if self.kind == "row" else columns)
+                own["weight"] = param.new_zeros(())  # of all that the moment has taken in
                 if self.kind == "soap":
                     own["left"], own["right"] = param.new_zeros(rows, rows), param.new_zeros(columns, columns)
         return state
 
-    def _accumulate(self, grad: Tensor, old: Mapping[str, Tensor], role: Role) -> dict[str, Tensor]:
-        new = super()._accumulate(grad, old, role)
+    def _accumulate(self, grad: Tensor, old: Mapping[str, Tensor], at: Constants, turn: bool) -> dict[str, Tensor]:
+        new = super()._accumulate(grad, old, at, turn)
+        if "moment" in old:
+            new["weight"] = torch.lerp(torch.ones_like(old["weight"]), old["weight"], DECAY)
         if "moment" in old and self.kind not in ("row", "entry"):
             matrix = grad.reshape(matrix_shape(grad.shape))
             if self.kind == "soap":
@@ -101,27 +105,24 @@ class Variant(ResidualRule):
             new["moment"] = torch.lerp(matrix.square(), old["moment"], DECAY)
         return new
 
-    def _direction(
-        self, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], role: Role, mix: Tensor, context: StepContext
-    ) -> Tensor:
+    def _direction(self, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], role: Role, at: Constants) -> Tensor:
         assert isinstance(state, dict)  # of this step, which the moment after orthogonalising joins
         if "moment" not in state:
-            return super()._direction(param, grad, state, role, mix, context)
-        mixed = (grad + mix * (state["momentum"] - grad)).reshape(matrix_shape(param.shape))
-        corrected = 1 - DECAY ** (context.step + 1)
+            return super()._direction(param, grad, state, role, at)
+        mixed = (grad + at.momentum_mix * (state["momentum"] - grad)).reshape(matrix_shape(param.shape))
         if self.kind == "soap":
             left, right = _axes(state["left"]), _axes(state["right"])
-            inside = left.mT @ mixed @ right / torch.sqrt(state["moment"] / corrected + TINY)
+            inside = left.mT @ mixed @ right / torch.sqrt(state["moment"] / state["weight"] + TINY)
             direction = left @ inside @ right.mT
         elif self.kind in ("row", "entry"):
             direction = orthogonalise(mixed)
             square = direction.square()
             square = square.mean(1, keepdim=True) if self.kind == "row" else square
             state["moment"] = torch.lerp(square, state["moment"], DECAY)
-            direction = direction / torch.sqrt(state["moment"] / corrected + 1e-10)
+            direction = direction / torch.sqrt(state["moment"] / state["weight"] + 1e-10)
         else:
             power = 0.5 if self.kind == "before_half" else 1.0
-            direction = orthogonalise(mixed / torch.sqrt(state["moment"] / corrected + TINY) ** power)
+            direction = orthogonalise(mixed / torch.sqrt(state["moment"] / state["weight"] + TINY) ** power)
         return unit_rms(direction.reshape(param.shape))
 
 

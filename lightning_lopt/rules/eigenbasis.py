@@ -1,9 +1,9 @@
 """The eigenbases of a matrix' gradients, followed from step to step by matrix products alone.
 
 SOAP (Vyas et al. 2024, https://arxiv.org/abs/2409.11321) runs Adam in the eigenbases of Shampoo's two covariances,
-which it renews by QR decompositions every few steps. Here a basis is turned a little at every step instead, by all
-Jacobi rotations at once, to first order: that maps over many models under ``vmap``, needs no decomposition, and begins
-at the identity, where it is plain Adam.
+which it renews by QR decompositions every few steps. Here a basis is turned a little instead, by all Jacobi rotations
+at once, to first order: that maps over many models under ``vmap``, needs no decomposition, and begins at the identity,
+where it is plain Adam.
 """
 
 from __future__ import annotations
@@ -31,15 +31,18 @@ def init_bases(param: Tensor) -> dict[str, Tensor]:
     return state
 
 
-def follow(old: Mapping[str, Tensor], grad: Tensor, rate: Tensor) -> dict[str, Tensor]:
-    """Covariances with the gradient (a tensor of rank >= 2) taken in at ``rate``, and bases turned towards theirs."""
+def follow(old: Mapping[str, Tensor], grad: Tensor, rate: Tensor, *, turn: bool = True) -> dict[str, Tensor]:
+    """Covariances with the gradient (a tensor of rank >= 2) taken in at ``rate``, and bases turned towards theirs.
+
+    Without ``turn`` the bases stay as they are.
+    """
     matrix = grad.reshape(matrix_shape(grad.shape))
     new = {}
     for side, rows in (("row", matrix), ("column", matrix.mT)):
         if f"{side}_basis" in old:
-            covariance = old[f"{side}_covariance"]
-            new[f"{side}_covariance"] = covariance + rate * (rows @ rows.mT - covariance)
-            new[f"{side}_basis"] = turned(old[f"{side}_basis"], new[f"{side}_covariance"])
+            covariance, basis = old[f"{side}_covariance"], old[f"{side}_basis"]
+            new[f"{side}_covariance"] = torch.lerp(covariance, rows @ rows.mT, rate)
+            new[f"{side}_basis"] = turned(basis, new[f"{side}_covariance"]) if turn else basis
     return new
 
 

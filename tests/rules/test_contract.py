@@ -177,9 +177,8 @@ def test_vmap_over_theta_equals_a_loop(entry):
     state = vmap(lambda one: rule.init_state(one, {}))(params)
 
     def step(theta, params, grads, state, loss, step):
-        updates, state = functional_call(
-            rule, theta, (params, grads, state, StepContext(step, torch.tensor(10.0), loss))
-        )
+        at = StepContext(step, torch.tensor(10.0), loss, full=full)
+        updates, state = functional_call(rule, theta, (params, grads, state, at))
         return {name: params[name] + updates[name] for name in params}, state
 
     def pick(tree, index):
@@ -192,6 +191,7 @@ def test_vmap_over_theta_equals_a_loop(entry):
             for name in SHAPES
         }
         losses, at = torch.tensor([1.0, 2.0, 0.5]) / (number + 1), torch.tensor(float(number))
+        full = number != 1
         params, state = vmap(step, in_dims=(0, 0, 0, 0, 0, None))(theta, params, grads, state, losses, at)
         singles = [
             step(pick(theta, i), one, pick(grads, i), own, losses[i], at) for i, (one, own) in enumerate(singles)
@@ -215,6 +215,18 @@ def test_reads_what_it_says(entry):
         assert not torch.equal(run(rule)[1]["vector"], run(rule, total=1000)[1]["vector"])
     else:
         assert_same(run(rule), run(rule, total=1))
+
+
+@every_rule
+def test_steps_that_are_not_full(entry):
+    """They give as much; for a rule all of whose steps are full they are no different."""
+    rule = entry.rule()
+    assert rule.is_full(0)
+    light, updates, state = run(rule, full=False)
+    assert tree_flatten(run(rule))[1] == tree_flatten((light, updates, state))[1]
+    assert all(value.isfinite().all() for value in tree_leaves((light, state)))
+    if "turn_every" not in rule.config:
+        assert_same(light, run(rule)[0])
 
 
 @every_rule
@@ -274,4 +286,5 @@ def test_compiles_without_a_break(entry):
     rule, params, grads = entry.rule(), tensors(0, shapes=shapes), tensors(1, shapes=shapes)
     state = rule.init_state(params, {})
     compiled = torch.compile(rule, backend="eager", fullgraph=True)
-    assert_same(compiled(params, grads, state, context(3)), rule(params, grads, state, context(3)), rtol=1e-12, atol=0)
+    for at in (context(3), context(3, full=False)):
+        assert_same(compiled(params, grads, state, at), rule(params, grads, state, at), rtol=1e-12, atol=0)
