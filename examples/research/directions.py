@@ -2,6 +2,7 @@
 
 python examples/research/directions.py --data mnist10k.npz cifar10_16x16.npz --variants rotated before_half
 python examples/research/directions.py --data mnist10k.npz cifar10_16x16.npz --variants rotated --only vit deep tab
+python examples/research/directions.py --data mnist10k.npz cifar10_16x16.npz --variants rotated --turn-every 1 4 8
 
 All variants have the constants of `base`. Printed for each problem are the log-ratios of final losses, training /
 validation, to those of orthogonalised momentum (median of the seeds; below 0 is better); at the end means, and beside
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from statistics import fmean
 
 import torch
@@ -134,12 +136,12 @@ def _axes(covariance: Tensor) -> Tensor:
 VARIANTS = ("row", "entry", "before", "before_half", "soap", "rotated")
 
 
-def make(kind: str, decay: float) -> ResidualRule:
+def make(kind: str, decay: float, turn_every: int = 1) -> ResidualRule:
     """The variant with the constants of the start, weight decay multiplied."""
     start = load_rule("base")
     config = {**start.config, "orthogonalised": start.config["rotated"], "rotated": []}
     if kind == "rotated":
-        made = ResidualRule(**start.config)
+        made = ResidualRule(**{**start.config, "turn_every": turn_every})
     elif kind:
         made = type("Variant", (Variant,), {"kind": kind})(**config)
     else:
@@ -156,6 +158,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", required=True, help="one or two sets of images")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--decay", nargs="+", type=float, default=[1.0], help="factors on the weight decay")
+    parser.add_argument("--turn-every", nargs="+", type=int, default=[1], help="steps between turns of rotated bases")
     parser.add_argument("--only", nargs="+", default=[""], help="parts of names of problems")
     parser.add_argument("--against", nargs="*", default=[], choices=("adamw", "muon"), help="takes minutes more")
     parser.add_argument("--seeds", type=int, default=2)
@@ -163,7 +166,9 @@ def main() -> None:
     torch.set_num_threads(1)
 
     rules = {"": make("", 1.0)}
-    rules |= {f"{kind} {decay:g}": make(kind, decay) for kind in arguments.variants for decay in arguments.decay}
+    for kind, decay in product(arguments.variants, arguments.decay):
+        for every in arguments.turn_every if kind == "rotated" else [1]:
+            rules[f"{kind} {decay:g}" + (f" every {every}" if every > 1 else "")] = make(kind, decay, every)
     baselines = Baselines(seeds=arguments.seeds, shipped=False)
     results = []
     for problem in problems(arguments.data):
