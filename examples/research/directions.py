@@ -2,6 +2,7 @@
 
 python examples/research/directions.py --data mnist10k.npz cifar10_16x16.npz --variants rotated before_half
 python examples/research/directions.py --data mnist10k.npz cifar10_16x16.npz --variants rotated --only vit deep tab
+python examples/research/directions.py --data mnist10k.npz cifar10_16x16.npz --variants rotated --turn-every 1 4 8
 
 All variants have the constants of `base`. Printed for each problem are the log-ratios of final losses, training /
 validation, to those of orthogonalised momentum (median of the seeds; below 0 is better); at the end means, and beside
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from statistics import fmean
 
 import torch
@@ -29,7 +31,8 @@ from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.evaluation.suites import long_runs, make_suite
 from lightning_lopt.meta.data import TaskMixture
 from lightning_lopt.rules.arithmetic import TINY, matrix_shape, orthogonalise, unit_rms
-from lightning_lopt.rules.base import Params, Role, State, StepContext
+from lightning_lopt.rules.base import Params, Role, State
+from lightning_lopt.rules.role_constants import Constants
 from lightning_lopt.tasks.data import resolve
 from lightning_lopt.tasks.mixtures import make_families
 
@@ -86,12 +89,15 @@ class Variant(ResidualRule):
                 rows, columns = matrix_shape(param.shape)
                 own = state.tensors[name]
                 own["moment"] = param.new_zeros(rows, 1 if self.kind == "row" else columns)
+                own["weight"] = param.new_zeros(())  # of all that the moment has taken in
                 if self.kind == "soap":
                     own["left"], own["right"] = param.new_zeros(rows, rows), param.new_zeros(columns, columns)
         return state
 
-    def _accumulate(self, grad: Tensor, old: Mapping[str, Tensor], role: Role) -> dict[str, Tensor]:
-        new = super()._accumulate(grad, old, role)
+    def _accumulate(self, grad: Tensor, old: Mapping[str, Tensor], at: Constants, turn: bool) -> dict[str, Tensor]:
+        new = super()._accumulate(grad, old, at, turn)
+        if "moment" in old:
+            new["weight"] = torch.lerp(torch.ones_like(old["weight"]), old["weight"], DECAY)
         if "moment" in old and self.kind not in ("row", "entry"):
             matrix = grad.reshape(matrix_shape(grad.shape))
             if self.kind == "soap":
@@ -101,27 +107,24 @@ class Variant(ResidualRule):
             new["moment"] = torch.lerp(matrix.square(), old["moment"], DECAY)
         return new
 
-    def _direction(
-        self, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], role: Role, mix: Tensor, context: StepContext
-    ) -> Tensor:
+    def _direction(self, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], role: Role, at: Constants) -> Tensor:
         assert isinstance(state, dict)  # of this step, which the moment after orthogonalising joins
         if "moment" not in state:
-            return super()._direction(param, grad, state, role, mix, context)
-        mixed = (grad + mix * (state["momentum"] - grad)).reshape(matrix_shape(param.shape))
-        corrected = 1 - DECAY ** (context.step + 1)
+            return super()._direction(param, grad, state, role, at)
+        mixed = (grad + at.momentum_mix * (state["momentum"] - grad)).reshape(matrix_shape(param.shape))
         if self.kind == "soap":
             left, right = _axes(state["left"]), _axes(state["right"])
-            inside = left.mT @ mixed @ right / torch.sqrt(state["moment"] / corrected + TINY)
+            inside = left.mT @ mixed @ right / torch.sqrt(state["moment"] / state["weight"] + TINY)
             direction = left @ inside @ right.mT
         elif self.kind in ("row", "entry"):
             direction = orthogonalise(mixed)
             square = direction.square()
             square = square.mean(1, keepdim=True) if self.kind == "row" else square
             state["moment"] = torch.lerp(square, state["moment"], DECAY)
-            direction = direction / torch.sqrt(state["moment"] / corrected + 1e-10)
+            direction = direction / torch.sqrt(state["moment"] / state["weight"] + 1e-10)
         else:
             power = 0.5 if self.kind == "before_half" else 1.0
-            direction = orthogonalise(mixed / torch.sqrt(state["moment"] / corrected + TINY) ** power)
+            direction = orthogonalise(mixed / torch.sqrt(state["moment"] / state["weight"] + TINY) ** power)
         return unit_rms(direction.reshape(param.shape))
 
 
@@ -133,12 +136,12 @@ def _axes(covariance: Tensor) -> Tensor:
 VARIANTS = ("row", "entry", "before", "before_half", "soap", "rotated")
 
 
-def make(kind: str, decay: float) -> ResidualRule:
+def make(kind: str, decay: float, turn_every: int = 1) -> ResidualRule:
     """The variant with the constants of the start, weight decay multiplied."""
     start = load_rule("base")
     config = {**start.config, "orthogonalised": start.config["rotated"], "rotated": []}
     if kind == "rotated":
-        made = ResidualRule(**start.config)
+        made = ResidualRule(**{**start.config, "turn_every": turn_every})
     elif kind:
         made = type("Variant", (Variant,), {"kind": kind})(**config)
     else:
@@ -155,6 +158,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", required=True, help="one or two sets of images")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--decay", nargs="+", type=float, default=[1.0], help="factors on the weight decay")
+    parser.add_argument("--turn-every", nargs="+", type=int, default=[1], help="steps between turns of rotated bases")
     parser.add_argument("--only", nargs="+", default=[""], help="parts of names of problems")
     parser.add_argument("--against", nargs="*", default=[], choices=("adamw", "muon"), help="takes minutes more")
     parser.add_argument("--seeds", type=int, default=2)
@@ -162,7 +166,9 @@ def main() -> None:
     torch.set_num_threads(1)
 
     rules = {"": make("", 1.0)}
-    rules |= {f"{kind} {decay:g}": make(kind, decay) for kind in arguments.variants for decay in arguments.decay}
+    for kind, decay in product(arguments.variants, arguments.decay):
+        for every in arguments.turn_every if kind == "rotated" else [1]:
+            rules[f"{kind} {decay:g}" + (f" every {every}" if every > 1 else "")] = make(kind, decay, every)
     baselines = Baselines(seeds=arguments.seeds, shipped=False)
     results = []
     for problem in problems(arguments.data):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -33,8 +35,9 @@ def step_costs(
 
     Rules step as :class:`~lightning_lopt.LearnedOptimizer`, baselines as ``torch.optim`` has them, with
     ``foreach=True`` (schedule-free AdamW is not among these, and is left out). All take turns, so that whatever else
-    the machine does hits all alike; medians over ``repeats``. With one thread it is the processor's time that counts,
-    which other processes do not lengthen; on another device it is the clock's, until the device is done.
+    the machine does hits all alike; medians over ``repeats``, for full steps and others apart, which count as often as
+    they occur within the horizon. With one thread it is the processor's time that counts, which other processes do not
+    lengthen; on another device it is the clock's, until the device is done.
 
     Args:
         problem: whose parameters and batches are used.
@@ -65,20 +68,35 @@ def step_costs(
         return made
 
     planned = max(problem.horizon, WARM_UP + repeats)
-    steps: dict[str, _Step] = {name: _learned(rule, leaves(), planned, loss) for name, rule in rules.items()}
-    steps |= {name: DEPLOYED[name](leaves()) for name in against if name in DEPLOYED}
-    times: dict[str, list[float]] = {name: [] for name in ("", *steps)}
+    kinds = {name: Counter(map(rule.is_full, range(problem.horizon))) for name, rule in rules.items()}
+    steps: dict[tuple[str, bool], _Step] = {
+        (name, full): _learned(_always(rule, full), leaves(), planned, loss)
+        for name, rule in rules.items()
+        for full in kinds[name]
+    }
+    steps |= {(name, True): DEPLOYED[name](leaves()) for name in against if name in DEPLOYED}
+    times: dict[tuple[str, bool], list[float]] = {key: [] for key in (("", True), *steps)}
     clock = time.process_time if torch.get_num_threads() == 1 and device.type == "cpu" else time.perf_counter
     for turn in range(WARM_UP + repeats):
-        for name, step in {"": gradient, **steps}.items():
+        for key, step in {("", True): gradient, **steps}.items():
             begin = clock()
             step()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             if turn >= WARM_UP:
-                times[name].append(clock() - begin)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    return medians.pop(""), medians
+                times[key].append(clock() - begin)
+    costs: dict[str, float] = defaultdict(float)
+    for (name, full), values in times.items():
+        share = kinds[name][full] / problem.horizon if name in kinds else 1.0
+        costs[name] += share * statistics.median(values)
+    return costs.pop(""), dict(costs)
+
+
+def _always(rule: UpdateRule, full: bool) -> UpdateRule:
+    """The rule, with all steps full ones or none."""
+    fixed = copy.copy(rule)
+    fixed.is_full = lambda step: full  # type: ignore[method-assign]
+    return fixed
 
 
 def _learned(rule: UpdateRule, leaves: Leaves, horizon: int, loss: Tensor) -> _Step:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, partial
 from itertools import chain, islice
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -114,14 +114,14 @@ class Recording:
         self.row = torch.zeros(1, dtype=torch.int64, device=device)  # among what was drawn
         self.step, self.total_steps = torch.zeros((), device=device), torch.ones((), device=device)
 
-        def step() -> None:
+        def step(full: bool) -> None:
             drawn = {
                 split: {name: value.index_select(0, self.row)[0] for name, value in draw.items()}
                 for split, draw in self.drawn.items()
             }
             batches = looked_up(task, drawn, 1)
             params, state, losses = advance(
-                rule, task, self.theta, self.params, self.state, batches, self.step, self.total_steps
+                rule, task, self.theta, self.params, self.state, batches, self.step, self.total_steps, full
             )
             overwrite([*_pairs(self.params, params), *_state_pairs(self.state, state)])
             for split, loss in losses.items():
@@ -131,7 +131,8 @@ class Recording:
             self.row += 1
             self.step += 1
 
-        self.replay = record(step)
+        kinds = (True,) if rule.period == 1 else (True, False)
+        self.replay = {full: record(partial(step, full)) for full in kinds}
 
     def fits(self, rule: UpdateRule, theta: Theta, params: Params, drawn: dict[Split, Batch], copies: int) -> bool:
         """Whether this is a recording of steps of that rule on tensors like these."""
@@ -171,8 +172,9 @@ class Recording:
                     for part in place[: len(chunk)].chunk(self.copies, dim=1):
                         part.copy_(values, non_blocking=True)
             self.row.zero_()
-            for _ in chunk:
-                self.replay()
+            for number in range(first, first + len(chunk)):
+                self.replay[self.rule.is_full(number)]()
+            first += len(chunk)
             losses.append({split: loss[: len(chunk)].clone() for split, loss in self.losses.items()})
         after: tuple[Params, State] = pytree.tree_map(torch.clone, (self.params, self.state))
         return *after, {split: torch.cat([loss[split] for loss in losses]) for split in losses[0]}

@@ -92,6 +92,7 @@ def inner_step(
     batches: dict[Split, Batch],
     step: Tensor,
     total_steps: Tensor,
+    full: bool = True,
 ) -> tuple[Params, State, dict[Split, Tensor]]:
     """One step of one inner run: new parameters, new state, and losses before the step. Pure.
 
@@ -99,7 +100,7 @@ def inner_step(
     """
     grads, loss, carried = task.gradient(params, batches["train"])
     trained = {name: params[name] for name in grads}
-    context = StepContext(step, total_steps, loss, task.roles)
+    context = StepContext(step, total_steps, loss, task.roles, full=full)
     losses = {split: loss if split == "train" else task.loss(params, batch) for split, batch in batches.items()}
     updates, state = functional_call(rule, theta, (trained, grads, state, context))
     return params | {name: value + updates[name] for name, value in trained.items()} | carried, state, losses
@@ -114,17 +115,18 @@ def advance_runs(
     batches: dict[Split, Batch],
     step: Tensor,
     total_steps: Tensor,
+    full: bool = True,
 ) -> tuple[Params, State, dict[Split, Tensor]]:
     """:func:`inner_step` for all runs side by side: leading axis N on θ, parameters, state, batches, and the losses."""
 
     def one(theta: Theta, params: Params, state: State, batches: dict[Split, Batch]) -> Stepped:
-        return inner_step(rule, theta, task, params, state, batches, step, total_steps)
+        return inner_step(rule, theta, task, params, state, batches, step, total_steps, full)
 
     return vmap(one)(theta, params, state, batches)
 
 
 Stepped = tuple[Params, State, dict[Split, Tensor]]
-Advance = Callable[[UpdateRule, Task, Theta, Params, State, dict[Split, Batch], Tensor, Tensor], Stepped]
+Advance = Callable[[UpdateRule, Task, Theta, Params, State, dict[Split, Batch], Tensor, Tensor, bool], Stepped]
 """The signature of :func:`advance_runs`, which something with the same numbers may stand in for.
 
 If it has a method ``make_steps``, that one stands in for :func:`make_steps` too.
@@ -157,7 +159,8 @@ def make_steps(
     for number, one in enumerate(drawn, first):
         sent = {split: {name: value.to(device) for name, value in draw.items()} for split, draw in one.items()}
         now = torch.full((), float(number), device=device)
-        params, state, loss = advance(rule, task, theta, params, state, looked_up(task, sent, copies), now, total)
+        batches, full = looked_up(task, sent, copies), rule.is_full(number)
+        params, state, loss = advance(rule, task, theta, params, state, batches, now, total, full)
         losses.append(loss)
     return params, state, {split: torch.stack([loss[split] for loss in losses]) for split in losses[0]}
 

@@ -76,19 +76,20 @@ def pilot_losses(
     state = State(tensors, {key: repeated(value) for key, value in standing.state.shared.items()})
     with torch.no_grad():
         for index, accumulated in enumerate(batches):
-            context = _context(standing, index, len(batches), next(iter(standing.params.values())).device)
+            context = _context(rule, standing, index, len(batches), next(iter(standing.params.values())).device)
             stacked = [{name: repeated(value) for name, value in batch.items()} for batch in accumulated]
             params, state = _advance(rule, particles, task, params, state, stacked, context, standing)
         measure = vmap(task.loss, in_dims=(0, None))
         return torch.stack([measure(params, batch) for batch in held_out]).mean(0)
 
 
-def _context(standing: Standing, index: int, steps: int, device: torch.device) -> StepContext:
+def _context(rule: UpdateRule, standing: Standing, index: int, steps: int, device: torch.device) -> StepContext:
     total = standing.total_steps
     ahead = float(index) if total is None else (total - standing.step) * index / steps
     step = torch.full((), standing.step + ahead, device=device)
     horizon = torch.full((), float(total or 1), device=device)
-    return StepContext(step, horizon, None, standing.roles, standing.weight_decay)
+    full = rule.is_full(standing.step + index)
+    return StepContext(step, horizon, None, standing.roles, standing.weight_decay, full)
 
 
 def _advance(

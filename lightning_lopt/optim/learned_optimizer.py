@@ -34,6 +34,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     Both ``optimizer.rule.compile()`` and ``torch.compile(optimizer.step)`` trace; measure before keeping either. On one
     CPU core a compiled step of ``Celo2BaseRule`` takes twice as long as the plain one, whose blocks stay in the cache.
+    ``torch.compile(optimizer.step)`` makes every step a full one (:attr:`UpdateRule.period`).
 
     Args:
         params: a module, tensors, ``(name, tensor)`` pairs, or parameter groups of these. Groups may set ``lr``,
@@ -230,14 +231,16 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if grad.is_sparse:
                 raise ValueError(f"the gradient of {name!r} is sparse; use nn.Embedding(..., sparse=False).")
             grads[name] = _wide(grad)
-            finite = finite & _all_finite(grad).to(finite.device)
+        finite = finite & _all_finite(grads.values(), finite.device)
         state = State({name: self.state[param] for name, param in params.items()}, own["shared"])
         wide = {name: _wide(param) for name, param in params.items()}
         updates, after = self.rule(wide, grads, state, context)
         certain = _is_known(finite) and bool(finite)
 
         def unless_skipped(new: Tensor, otherwise: Tensor | float) -> Tensor:
-            return new if certain else torch.where(finite, new, otherwise)  # not multiply: 0 x nan is nan
+            if certain or new is otherwise:
+                return new
+            return torch.where(finite, new, otherwise)  # not multiply: 0 x nan is nan
 
         for group in self.param_groups:
             for name, param in zip(group["names"], group["params"], strict=True):
@@ -248,6 +251,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     old = self.state[param]
                     self.state[param] = {k: unless_skipped(v, old[k]) for k, v in after.tensors[name].items()}
         own["shared"] = {k: unless_skipped(v, own["shared"][k]) for k, v in after.shared.items()}
+        self._calls += 1
         own["step"] = own["step"] + finite.long()
         own["skipped_steps"] = own["skipped_steps"] + (~finite).long()
         return result
@@ -268,8 +272,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 "total_steps=..., or add LearnedOptimizerAdapter() to Trainer(callbacks=[...])."
             )
         total = self.total_steps or 1
-        self._calls += 1
-        if self.rule.reads_horizon and self._calls > total and not self.signals.warned:
+        if self.rule.reads_horizon and self._calls >= total and not self.signals.warned:
             self.signals.warned = int(own["step"]) >= total  # which waits for the device, so not before it may be true
             if self.signals.warned:
                 warnings.warn(
@@ -280,7 +283,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         roles = {name: role for group in self.param_groups for name, role in self._roles_of(group).items()}
         decay = {n: g["weight_decay"] for g in self.param_groups if g["weight_decay"] for n in g["names"]}
         horizon = torch.full((), float(total), device=device)  # unlike torch.tensor, no copy to wait for
-        return StepContext(own["step"].float(), horizon, loss, roles, decay), finite
+        full = torch.compiler.is_compiling() or self.rule.is_full(self._calls)  # whose count stands still then
+        return StepContext(own["step"].float(), horizon, loss, roles, decay, full), finite
 
     def state_dict(self) -> dict[str, Any]:
         saved = super().state_dict()
@@ -306,7 +310,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         saved_total = own.pop("total_steps", None)
         if self.total_steps is None:
             self.total_steps = saved_total
-        self._calls = int(own["step"])
+        self._calls = int(own["step"] + own["skipped_steps"])
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {key: self.__dict__[key] for key in ("rule", "total_steps", "total_steps_given", "_calls", "_trained")}
@@ -324,12 +328,10 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def _all_finite(x: Tensor) -> Tensor:
-    """Whether all entries are finite, 0-dim; NaN is both the smallest and the largest of its tensor."""
-    if x.numel() == 0:
-        return torch.ones((), dtype=torch.bool, device=x.device)
-    low, high = torch.aminmax(x)
-    return torch.isfinite(low) & torch.isfinite(high)
+def _all_finite(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
+    """Whether all entries are finite, 0-dim on ``device``; NaN is both the smallest and the largest of its tensor."""
+    extremes = [extreme.to(device) for x in tensors if x.numel() for extreme in torch.aminmax(x)]
+    return torch.isfinite(torch.stack(extremes)).all() if extremes else torch.ones((), dtype=torch.bool, device=device)
 
 
 def _is_known(flag: Tensor) -> bool:

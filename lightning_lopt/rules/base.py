@@ -41,6 +41,9 @@ class StepContext:
         roles: role of each parameter; a name that is missing has :func:`~lightning_lopt.rules.role_of_shape`'s role.
         weight_decay: extra decoupled weight decay asked for by the user, by parameter name; a name that is missing
             has 0. A rule multiplies it by its own step size, as AdamW multiplies it by the learning rate.
+        full: whether this is a full step, as :meth:`UpdateRule.is_full` says of its number. Unlike what tensors hold it
+            is known without waiting for the device, so a rule may branch on it: compiled, that makes two graphs. Left
+            ``True`` throughout, a rule does all its work at every step.
     """
 
     step: Tensor
@@ -48,6 +51,7 @@ class StepContext:
     loss: Tensor | None = None
     roles: Mapping[str, Role] = field(default_factory=dict)
     weight_decay: Mapping[str, float | Tensor] = field(default_factory=dict)
+    full: bool = True
 
     @property
     def scheduled_step(self) -> Tensor:
@@ -67,12 +71,18 @@ class UpdateRule(nn.Module, ABC):
         reads_loss: whether :meth:`forward` needs ``context.loss``.
         reads_horizon: whether :meth:`forward` needs a meaningful ``context.total_steps``.
         calibrates_steps: whether a run finds the common scale of its steps by itself.
+        period: one step in how many is a full one, in which the rule does what it need not do at every step, >= 1.
     """
 
     rule_name: ClassVar[str] = ""
     reads_loss: bool = False
     reads_horizon: bool = False
     calibrates_steps: bool = False
+    period: int = 1
+
+    def is_full(self, step: int) -> bool:
+        """Whether the step after ``step`` others is a full one, for :class:`StepContext`; the first step is."""
+        return step % self.period == 0
 
     @property
     @abstractmethod

@@ -95,11 +95,9 @@ class Calibration(nn.Module):
         grow = torch.exp(self.log_grow) * promise.clamp(min=0.0)
         common = (memory[0] + (shrink + grow).to(memory.dtype)).clamp(LOWEST, HIGHEST)
         shares = (len(grads) * promises).clamp(-PROMISE_LIMIT, PROMISE_LIMIT) - promise
-        moves = (torch.exp(self.log_balance) * shares).unbind()
-        balanced = {
-            name: (own[name] + move.to(own[name].dtype)).clamp(LEAST, MOST)
-            for name, move in zip(grads, moves, strict=True)
-        }
+        moved = torch.stack([own[name] for name in grads]) + torch.exp(self.log_balance) * shares
+        rows = zip(grads, moved.clamp(LEAST, MOST).unbind(), strict=True)
+        balanced = {name: row.to(own[name].dtype) for name, row in rows}
         return common, torch.stack([common, first]), balanced
 
 

@@ -20,6 +20,7 @@ class Cost(NamedTuple):
     Attributes:
         state_bytes: memory of the state, with what the rule keeps besides for each tensor and for all of them.
         flops: operations in matrix products, a multiply-add counting as 2; what is done entry by entry is not counted.
+            Where only one step in :attr:`UpdateRule.period` is a full one, the mean over a period.
     """
 
     state_bytes: float
@@ -36,12 +37,17 @@ def cost(rule: UpdateRule, shape: tuple[int, ...]) -> Cost:
     without_values = copy.deepcopy(rule).to("meta")
     tensors = {"tensor": torch.empty(shape, device="meta")}
     number = torch.empty((), device="meta")
-    at = StepContext(step=number, total_steps=number, loss=number)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        state = without_values.init_state(tensors, {})
-        without_values(tensors, tensors, state, at)
+    state = without_values.init_state(tensors, {})
+
+    def flops(full: bool) -> int:
+        at = StepContext(step=number, total_steps=number, loss=number, full=full)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            without_values(tensors, tensors, state, at)
+        return int(counter.get_total_flops())
+
     entries = tensors["tensor"].numel()
-    return Cost(sum(x.nbytes for x in tree_leaves(state)) / entries, counter.get_total_flops() / entries)
+    mean = flops(False) + (flops(True) - flops(False)) / rule.period
+    return Cost(sum(x.nbytes for x in tree_leaves(state)) / entries, mean / entries)
 
 
 def reads(rule: UpdateRule) -> list[str]:

@@ -1,9 +1,9 @@
 """The eigenbases of a matrix' gradients, followed from step to step by matrix products alone.
 
 SOAP (Vyas et al. 2024, https://arxiv.org/abs/2409.11321) runs Adam in the eigenbases of Shampoo's two covariances,
-which it renews by QR decompositions every few steps. Here a basis is turned a little at every step instead, by all
-Jacobi rotations at once, to first order: that maps over many models under ``vmap``, needs no decomposition, and begins
-at the identity, where it is plain Adam.
+which it renews by QR decompositions every few steps. Here a basis is turned a little instead, by all Jacobi rotations
+at once, to first order: that maps over many models under ``vmap``, needs no decomposition, and begins at the identity,
+where it is plain Adam.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lightning_lopt.rules.arithmetic import TINY, matrix_shape
 
 LARGEST_SIDE = 1024  # a longer side of a matrix (a vocabulary) keeps its own axes: its basis would cost too much
 TURN = 1.0  # of the angles to first order
-LARGEST_TURN = 0.5  # radians in all that one axis may turn in a step: beyond, the basis would not stay orthogonal
+LARGEST_TURN = 1.0  # radians that any direction may turn in a step: beyond, the basis would not stay orthogonal
 EQUAL = 0.01  # where two variances differ by less than the root of this, relatively, there is nothing to turn
 
 
@@ -31,15 +31,18 @@ def init_bases(param: Tensor) -> dict[str, Tensor]:
     return state
 
 
-def follow(old: Mapping[str, Tensor], grad: Tensor, rate: Tensor) -> dict[str, Tensor]:
-    """Covariances with the gradient (a tensor of rank >= 2) taken in at ``rate``, and bases turned towards theirs."""
+def follow(old: Mapping[str, Tensor], grad: Tensor, rate: Tensor, *, turn: bool = True) -> dict[str, Tensor]:
+    """Covariances with the gradient (a tensor of rank >= 2) taken in at ``rate``, and bases turned towards theirs.
+
+    Without ``turn`` the bases stay as they are.
+    """
     matrix = grad.reshape(matrix_shape(grad.shape))
     new = {}
     for side, rows in (("row", matrix), ("column", matrix.mT)):
         if f"{side}_basis" in old:
-            covariance = old[f"{side}_covariance"]
-            new[f"{side}_covariance"] = covariance + rate * (rows @ rows.mT - covariance)
-            new[f"{side}_basis"] = turned(old[f"{side}_basis"], new[f"{side}_covariance"])
+            covariance, basis = old[f"{side}_covariance"], old[f"{side}_basis"]
+            new[f"{side}_covariance"] = torch.lerp(covariance, rows @ rows.mT, rate)
+            new[f"{side}_basis"] = turned(basis, new[f"{side}_covariance"]) if turn else basis
     return new
 
 
@@ -56,10 +59,14 @@ def turned(basis: Tensor, covariance: Tensor) -> Tensor:
     gaps = columns - rows
     angles = TURN * coupling * gaps / (gaps.square() + EQUAL * rows * columns + 1e-8)
     angles = (angles - angles.mT) / 2  # antisymmetric but for rounding
-    largest = angles.abs().sum(-1).amax(-1)[..., None, None]
-    angles = angles * (LARGEST_TURN / (largest + TINY)).clamp(max=1.0)
+    square = angles @ angles
+    # Singular values of an antisymmetric matrix come in pairs, so none of the square is larger than this:
+    largest = torch.sqrt(square.square().sum((-2, -1), keepdim=True) / 2 + TINY)
+    limit = (LARGEST_TURN**2 / largest).clamp(max=1.0)
+    angles, square = limit.sqrt() * angles, limit * square
+    # Of exp(A) = 1 + A + A² / 2 + A³ / 6 ..., but with A³ / 8: that is orthogonal up to A⁶ / 64.
     rotated = basis @ angles
-    rotated = basis + rotated + rotated @ angles / 2
+    rotated = basis + rotated + rotated @ (angles / 2 + square / 8)
     return 1.5 * rotated - 0.5 * rotated @ (rotated.mT @ rotated)  # a Newton-Schulz step back to orthogonal
 
 

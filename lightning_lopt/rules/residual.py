@@ -7,19 +7,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_lopt.rules.arguments import check_sizes
 from lightning_lopt.rules.arithmetic import TINY, orthogonalise, rms, unit_rms
-from lightning_lopt.rules.base import ROLES, Params, Role, State, StepContext, UpdateRule, Updates, register_rule
+from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
 from lightning_lopt.rules.calibration import Calibration
 from lightning_lopt.rules.controller import Controller, Controls
 from lightning_lopt.rules.direction import DirectionMLP
 from lightning_lopt.rules.eigenbasis import follow, init_bases, into_bases, out_of_bases
-from lightning_lopt.rules.role_constants import RoleConstants
+from lightning_lopt.rules.role_constants import Constants, RoleConstants
 from lightning_lopt.rules.roles import check_role, role_of_shape
 from lightning_lopt.rules.signals import LOSS_DECAYS, SIGNALS, average_loss, temporal_signals
 
+FIRST_TURNS = 20  # steps that all turn the eigenbases, which are far from where they belong then
 GRADIENT_LIMIT = 1e15  # entries are clipped here, so that squares stay finite in float32
 
 
@@ -53,6 +54,7 @@ class ResidualRule(UpdateRule):
         step_size: η before meta-training, for all roles, > 0.
         weight_decay: λ before meta-training, for all roles, > 0.
         calibrated: let the run calibrate its steps; the rule then reads the loss.
+        turn_every: one step in how many turns the eigenbases of rotated roles, >= 1; each of the first 20 does.
 
     Raises:
         ValueError: if a size or constant is not positive, ``step_range`` not above 1, or a role unknown or both
@@ -60,6 +62,8 @@ class ResidualRule(UpdateRule):
 
     State bytes per parameter (float32): 4 for orthogonalised tensors without learned direction, else 8; 4 more if
     calibrated; for a rotated n x m matrix 8 (n² + m²) / (n m) more, and 4 more if directions are learned.
+
+    FLOPs for a rotated n x n matrix: 16 n³ a step, and 28 n³ more in a step that turns.
     """
 
     reads_horizon = True
@@ -77,13 +81,10 @@ class ResidualRule(UpdateRule):
         calibrated: bool = False,
         rotated: Sequence[str] = (),
         horizon_power: float | None = None,
+        turn_every: int = 1,
     ) -> None:
         super().__init__()
-        if direction_hidden < 1 or controller_hidden < 1:
-            raise ValueError(
-                f"direction_hidden and controller_hidden must be at least 1, got {direction_hidden} and "
-                f"{controller_hidden}."
-            )
+        check_sizes(direction_hidden=direction_hidden, controller_hidden=controller_hidden, turn_every=turn_every)
         if not 1 < step_range < math.inf:
             raise ValueError(f"step_range must be a number above 1, got {step_range!r}.")
         if horizon_power is not None and not math.isfinite(horizon_power):
@@ -106,7 +107,9 @@ class ResidualRule(UpdateRule):
             "calibrated": calibrated,
             "rotated": [check_role(role, "rotated") for role in rotated],
             "horizon_power": horizon_power,
+            "turn_every": turn_every,
         }
+        self.period = turn_every
         self.reads_loss = controller or calibrated
         self.calibrates_steps = calibrated
         self.orthogonalised, self.rotated = frozenset(orthogonalised), frozenset(rotated)
@@ -115,6 +118,9 @@ class ResidualRule(UpdateRule):
         self.direction = DirectionMLP(direction_hidden) if direction else None
         self.controller = Controller(SIGNALS, controller_hidden, step_range) if controller else None
         self.calibration = Calibration() if calibrated else None
+
+    def is_full(self, step: int) -> bool:
+        return step < FIRST_TURNS or super().is_full(step)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -148,90 +154,67 @@ class ResidualRule(UpdateRule):
         if not grads:
             return {}, state
         roles = {name: context.roles.get(name, role_of_shape(tuple(params[name].shape))) for name in grads}
+        of_role = self.constants.at(context)
+        constants = {name: of_role[role] for name, role in roles.items()}
         grads = {name: grad.clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT) for name, grad in grads.items()}
-        tensors = {name: self._accumulate(grads[name], state.tensors[name], roles[name]) for name in grads}
+        tensors = {
+            name: self._accumulate(grad, state.tensors[name], constants[name], context.full)
+            for name, grad in grads.items()
+        }
         shared = dict(state.shared)
-        controls: dict[str, Controls] = {}
         if self.controller is not None:
             shared["loss_averages"] = average_loss(shared["loss_averages"], context)
             signals = temporal_signals(params, grads, tensors, shared["loss_averages"], roles, context)
             dtype = self.controller.gate_weight.dtype
             hidden = torch.stack([tensors[name]["hidden"].to(dtype) for name in grads])
-            stacked, hidden = self.controller(signals.to(dtype), hidden)
+            controls, hidden = self.controller(signals.to(dtype), hidden)
             for row, name in enumerate(grads):
-                controls[name] = Controls(*(control[row] for control in stacked))
+                constants[name] = _controlled(constants[name], Controls(*(control[row] for control in controls)))
                 tensors[name]["hidden"] = hidden[row].to(params[name].dtype)
-        restraint = 1.0 if self.calibration is None else self.calibration.decay_factor(shared["calibration"], context)
-        updates = {
-            name: self._update(
-                name, params[name], grads[name], tensors[name], roles[name], controls.get(name), restraint, context
-            )
-            for name in grads
-        }
         if self.calibration is not None:
+            restraint = self.calibration.decay_factor(shared["calibration"], context)
             last = {name: state.tensors[name]["last_update"] for name in grads}
             own = {name: state.tensors[name]["log_factor"] for name in grads}
             common, shared["calibration"], own = self.calibration(shared["calibration"], own, grads, last, context)
-            for name, update in updates.items():
-                updates[name] = (torch.exp(common + own[name]) * update).to(update.dtype)
+            for name, at in constants.items():
+                step_size = at.step_size * torch.exp(common + own[name])
+                constants[name] = at._replace(step_size=step_size, weight_decay=at.weight_decay * restraint)
+        updates = {}
+        for name, at in constants.items():
+            param = params[name]
+            direction = self._direction(param, grads[name], tensors[name], roles[name], at)
+            scale = torch.maximum(tensors[name]["initial_rms"], at.rms_floor)
+            decay = at.weight_decay + context.weight_decay.get(name, 0.0)
+            update = (-at.step_size * scale) * direction - (at.step_size * decay) * param
+            updates[name] = update.to(param.dtype)
+            if self.calibration is not None:
                 tensors[name] |= {"last_update": updates[name], "log_factor": own[name]}
         return updates, State(tensors, shared)
 
-    def _accumulate(self, grad: Tensor, old: Mapping[str, Tensor], role: Role) -> dict[str, Tensor]:
-        """The tensor's state with this gradient taken into its running averages."""
-        index = ROLES.index(role)
-        momentum_rate = (1 - torch.sigmoid(self.constants.logit_momentum[index])).to(grad.dtype)
-        second_moment_rate = (1 - torch.sigmoid(self.constants.logit_second_moment[index])).to(grad.dtype)
+    def _accumulate(self, grad: Tensor, old: Mapping[str, Tensor], at: Constants, turn: bool) -> dict[str, Tensor]:
+        """The tensor's state with this gradient taken into its running averages, and the bases turned where asked."""
+        moment_rate = at.moment_rate.to(grad.dtype)
         new = dict(old)
-        new["momentum"] = old["momentum"] + momentum_rate * (grad - old["momentum"])
-        square = grad.square()
+        new["momentum"] = torch.lerp(old["momentum"], grad, at.momentum_rate.to(grad.dtype))
         if "second_moment" in old:
-            new["second_moment"] = old["second_moment"] + second_moment_rate * (square - old["second_moment"])
+            new["second_moment"] = torch.lerp(old["second_moment"], grad.square(), moment_rate)
         if "rotated_moment" in old:
-            rate = (1 - torch.sigmoid(self.constants.logit_rotated_moment[index])).to(grad.dtype)
-            new |= follow(old, grad, rate)
-            moment = old["rotated_moment"]
-            new["rotated_moment"] = moment + rate * (into_bases(grad, new).square() - moment)
+            rate = at.rotated_rate.to(grad.dtype)
+            new |= follow(old, grad, rate, turn=turn)
+            new["rotated_moment"] = torch.lerp(old["rotated_moment"], into_bases(grad, new).square(), rate)
         if "gradient_power" in old:
-            power = old["gradient_power"]
-            new["gradient_power"] = power + second_moment_rate * (square.mean() - power)
+            new["gradient_power"] = torch.lerp(old["gradient_power"], grad.square().mean(), moment_rate)
         return new
 
-    def _update(
-        self,
-        name: str,
-        param: Tensor,
-        grad: Tensor,
-        state: Mapping[str, Tensor],
-        role: Role,
-        controls: Controls | None,
-        restraint: Tensor | float,
-        context: StepContext,
-    ) -> Tensor:
-        constants, index = self.constants, ROLES.index(role)
-        step_size = torch.exp(constants.log_step_size[index]) * constants.schedule(context, index)
-        decay = torch.exp(constants.log_weight_decay[index]) * restraint
-        mix = constants.momentum_mix[index]
-        if controls is not None:
-            step_size = step_size * controls.step_factor
-            decay = decay * controls.decay_factor
-            mix = mix + controls.mix_shift
-        direction = self._direction(param, grad, state, role, mix, context)
-        scale = torch.maximum(state["initial_rms"], torch.exp(constants.log_rms_floor[index]))
-        step = scale * direction + (decay + context.weight_decay.get(name, 0.0)) * param
-        return (-step_size * step).to(param.dtype)
-
-    def _direction(
-        self, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], role: Role, mix: Tensor, context: StepContext
-    ) -> Tensor:
+    def _direction(self, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], role: Role, at: Constants) -> Tensor:
         """The direction of the step, of RMS 1 (0 where momentum and gradient are)."""
         orthogonal = _has_role(param, role, self.orthogonalised)
-        mixed = grad + mix * (state["momentum"] - grad)
+        mixed = torch.lerp(grad, state["momentum"], at.momentum_mix.to(grad.dtype))
         if "second_moment" in state:
-            root = self._root(state["second_moment"], self.constants.logit_second_moment, role, context)
+            root = _root(state["second_moment"], at.moment_weight)
         if "rotated_moment" in state:
-            rotated_root = self._root(state["rotated_moment"], self.constants.logit_rotated_moment, role, context)
-            direction = out_of_bases(into_bases(mixed, state) / rotated_root, state)
+            inside = into_bases(mixed, state) / _root(state["rotated_moment"], at.rotated_weight)
+            direction = out_of_bases(inside, state)
         else:
             direction = mixed if orthogonal else mixed / root
         if self.direction is not None:
@@ -241,13 +224,21 @@ class ResidualRule(UpdateRule):
             direction = direction + alive * correction
         return unit_rms(orthogonalise(direction) if orthogonal else direction)
 
-    def _root(self, moment: Tensor, logit_beta: Tensor, role: Role, context: StepContext) -> Tensor:
-        """What Adam divides by."""
-        # The bias correction of the momentum is one factor for the tensor and cancels in unit_rms; that of the second
-        # moment does not beside the 1e-12.
-        log_beta = F.logsigmoid(logit_beta[ROLES.index(role)])
-        corrected = moment / -torch.expm1((context.step + 1) * log_beta)
-        return torch.sqrt(corrected + TINY) + 1e-12  # TINY: the root has a derivative where no gradient has been
+
+def _controlled(at: Constants, controls: Controls) -> Constants:
+    """The constants as the controller changes them for one tensor."""
+    return at._replace(
+        step_size=at.step_size * controls.step_factor,
+        weight_decay=at.weight_decay * controls.decay_factor,
+        momentum_mix=at.momentum_mix + controls.mix_shift,
+    )
+
+
+def _root(moment: Tensor, weight: Tensor) -> Tensor:
+    """What Adam divides by."""
+    # The bias correction of the momentum is one factor for the tensor and cancels in unit_rms; that of the second
+    # moment does not beside the 1e-12.
+    return torch.sqrt(moment / weight + TINY) + 1e-12  # TINY: the root has a derivative where no gradient has been
 
 
 def _has_role(param: Tensor, role: Role, roles: frozenset[str]) -> bool:

@@ -3,13 +3,41 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_lopt.rules.base import ROLES, StepContext
+from lightning_lopt.rules.base import ROLES, Role, StepContext
 
 TYPICAL, BEND = 500.0, 1000.0  # horizons, in steps: of meta-training, and where a dependence on it sets in
+
+
+class Constants(NamedTuple):
+    """What holds for the tensors of one role at one step, 0-dim each.
+
+    Attributes:
+        step_size: in units of the tensor's scale, schedule included.
+        rms_floor: least scale of a tensor.
+        weight_decay: in units of the step size.
+        momentum_mix: weight of the momentum against the bare gradient.
+        momentum_rate: what the momentum takes in of a gradient.
+        moment_rate: what the second moment takes in.
+        moment_weight: weights of all squares in the second moment together, which its bias correction divides by.
+        rotated_rate: the same of the second moment in the eigenbases, and of the covariances.
+        rotated_weight: likewise.
+    """
+
+    step_size: Tensor
+    rms_floor: Tensor
+    weight_decay: Tensor
+    momentum_mix: Tensor
+    momentum_rate: Tensor
+    moment_rate: Tensor
+    moment_weight: Tensor
+    rotated_rate: Tensor
+    rotated_weight: Tensor
 
 
 class RoleConstants(nn.Module):
@@ -47,18 +75,41 @@ class RoleConstants(nn.Module):
         self.log_weight_decay = table(math.log(weight_decay), math.log(weight_decay))
         if rotated:
             self.logit_rotated_moment = table(logit(0.95), logit(0.95))  # and of the covariances whose bases it is in
+        self.rotated = rotated
         self.horizon_power = None if horizon_power is None else table(horizon_power, horizon_power)
 
-    def schedule(self, context: StepContext, index: int) -> Tensor:
-        """Linear warm-up, then decay to 0 at the horizon, as a factor on the step size of role number ``index``.
+    def at(self, context: StepContext) -> dict[Role, Constants]:
+        """The constants of each role at a step, computed for all roles at once."""
+        logit_rotated = self.logit_rotated_moment if self.rotated else self.logit_second_moment
+        constants = Constants(
+            step_size=torch.exp(self.log_step_size) * self.schedule(context),
+            rms_floor=torch.exp(self.log_rms_floor),
+            weight_decay=torch.exp(self.log_weight_decay),
+            momentum_mix=self.momentum_mix,
+            momentum_rate=torch.sigmoid(-self.logit_momentum),
+            moment_rate=torch.sigmoid(-self.logit_second_moment),
+            moment_weight=_weight(self.logit_second_moment, context),
+            rotated_rate=torch.sigmoid(-logit_rotated),
+            rotated_weight=_weight(logit_rotated, context),
+        )
+        rows = zip(*(constant.unbind() for constant in constants), strict=True)
+        return {role: Constants(*row) for role, row in zip(ROLES, rows, strict=True)}
+
+    def schedule(self, context: StepContext) -> Tensor:
+        """Linear warm-up, then decay to 0 at the horizon, as factors on the step sizes of the roles, shape (4,).
 
         With a horizon power h it is multiplied by ((T + 1000) / 1500)^-h for a horizon of T steps.
         """
         step, total = context.scheduled_step, context.total_steps
-        warmup = torch.sigmoid(self.logit_warmup[index]) * total
+        warmup = torch.sigmoid(self.logit_warmup) * total
         rise = torch.clamp((step + 1) / torch.clamp(warmup, min=1.0), max=1.0)
         left = torch.clamp((total - step) / (total - warmup), 1e-6, 1.0)
-        factor = rise * left ** torch.exp(self.log_decay_power[index])
+        factor = rise * left ** torch.exp(self.log_decay_power)
         if self.horizon_power is not None:
-            factor = factor * ((total + BEND) / (TYPICAL + BEND)) ** -self.horizon_power[index]
+            factor = factor * ((total + BEND) / (TYPICAL + BEND)) ** -self.horizon_power
         return factor
+
+
+def _weight(logit_beta: Tensor, context: StepContext) -> Tensor:
+    """1 - beta^(step + 1)."""
+    return -torch.expm1((context.step + 1) * F.logsigmoid(logit_beta))

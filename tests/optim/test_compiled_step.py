@@ -33,6 +33,35 @@ def test_traced_steps_are_the_same_bits(build, way):
         assert torch.equal(traced, plain)
 
 
+@pytest.mark.parametrize("way", ["rule", "step"])
+def test_full_steps(way):
+    """Compiled, the rule has a graph for each kind; the whole of a step is full wherever the count stands."""
+    torch._dynamo.reset()
+    graphs = []
+
+    class Marked(SGDRule):
+        period = 3
+
+        def forward(self, params, grads, state, context):
+            updates, state = super().forward(params, grads, state, context)
+            return {name: update.sin() if context.full else update.cos() for name, update in updates.items()}, state
+
+    def backend(module, inputs):
+        graphs.append("sin" in module.code)
+        return module.forward
+
+    weight, rule = nn.Parameter(torch.zeros(2)), Marked()
+    optimizer = LearnedOptimizer([weight], rule)
+    weight.grad = torch.ones(2)
+    optimizer.step()
+    if way == "rule":
+        rule.compile(fullgraph=True, backend=backend)
+    step = torch.compile(optimizer.step, backend=backend) if way == "step" else optimizer.step
+    for _ in range(5):
+        step()
+    assert graphs == [False, True] if way == "rule" else set(graphs) == {True}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["rule", "step"])
 @pytest.mark.parametrize("name", OURS)

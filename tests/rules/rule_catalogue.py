@@ -82,7 +82,11 @@ CATALOGUE = [
         },
         LOSS | HORIZON,
     ),
-    Entry(ResidualRule, {"controller": False, "orthogonalised": ["head"], "rotated": ["matrix"]}, HORIZON),
+    Entry(
+        ResidualRule,
+        {"controller": False, "orthogonalised": ["head"], "rotated": ["matrix"], "turn_every": 4},
+        HORIZON,
+    ),
     Entry(Celo2BaseRule, rests=False),
     Entry(Celo2BaseRule, {"exp_mult": 0.5, "bias_correction": True, "param_scale_mult": True}, rests=False),
     Entry(Celo2Rule, rests=False),

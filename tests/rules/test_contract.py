@@ -167,19 +167,18 @@ def test_pure(entry):
 
 @every_rule
 def test_vmap_over_theta_equals_a_loop(entry):
-    rule, particles = entry.rule(torch.float32), 3
+    rule, particles = entry.rule(), 3
     draws = torch.Generator().manual_seed(1)
     theta = {
-        name: value.detach() + 0.05 * torch.randn(particles, *value.shape, generator=draws)
+        name: value.detach() + 0.05 * torch.randn(particles, *value.shape, generator=draws, dtype=value.dtype)
         for name, value in rule.named_parameters()
     }
-    params = {name: torch.stack([value] * particles) for name, value in tensors(0, dtype=torch.float32).items()}
+    params = {name: torch.stack([value] * particles) for name, value in tensors(0).items()}
     state = vmap(lambda one: rule.init_state(one, {}))(params)
 
     def step(theta, params, grads, state, loss, step):
-        updates, state = functional_call(
-            rule, theta, (params, grads, state, StepContext(step, torch.tensor(10.0), loss))
-        )
+        at = StepContext(step, torch.tensor(10.0), loss, full=full)
+        updates, state = functional_call(rule, theta, (params, grads, state, at))
         return {name: params[name] + updates[name] for name in params}, state
 
     def pick(tree, index):
@@ -188,16 +187,16 @@ def test_vmap_over_theta_equals_a_loop(entry):
     singles = [(pick(params, index), pick(state, index)) for index in range(particles)]
     for number in range(3):
         grads = {
-            name: torch.stack([tensors(10 * number + index, dtype=torch.float32)[name] for index in range(particles)])
-            for name in SHAPES
+            name: torch.stack([tensors(10 * number + index)[name] for index in range(particles)]) for name in SHAPES
         }
         losses, at = torch.tensor([1.0, 2.0, 0.5]) / (number + 1), torch.tensor(float(number))
+        full = number != 1
         params, state = vmap(step, in_dims=(0, 0, 0, 0, 0, None))(theta, params, grads, state, losses, at)
         singles = [
             step(pick(theta, i), one, pick(grads, i), own, losses[i], at) for i, (one, own) in enumerate(singles)
         ]
     for index, single in enumerate(singles):
-        assert_same((pick(params, index), pick(state, index)), single, rtol=1e-5, atol=1e-6)
+        assert_same((pick(params, index), pick(state, index)), single, rtol=1e-9, atol=1e-9)
 
 
 @every_rule
@@ -215,6 +214,18 @@ def test_reads_what_it_says(entry):
         assert not torch.equal(run(rule)[1]["vector"], run(rule, total=1000)[1]["vector"])
     else:
         assert_same(run(rule), run(rule, total=1))
+
+
+@every_rule
+def test_steps_that_are_not_full(entry):
+    """They give as much; for a rule all of whose steps are full they are no different."""
+    rule = entry.rule()
+    assert rule.is_full(0)
+    light, updates, state = run(rule, full=False)
+    assert tree_flatten(run(rule))[1] == tree_flatten((light, updates, state))[1]
+    assert all(value.isfinite().all() for value in tree_leaves((light, state)))
+    if "turn_every" not in rule.config:
+        assert_same(light, run(rule)[0])
 
 
 @every_rule
@@ -273,5 +284,7 @@ def test_compiles_without_a_break(entry):
     shapes = {name: SHAPES[name] for name in ("vector", "conv")}
     rule, params, grads = entry.rule(), tensors(0, shapes=shapes), tensors(1, shapes=shapes)
     state = rule.init_state(params, {})
+    torch._dynamo.reset()
     compiled = torch.compile(rule, backend="eager", fullgraph=True)
-    assert_same(compiled(params, grads, state, context(3)), rule(params, grads, state, context(3)), rtol=1e-12, atol=0)
+    for at in (context(3), context(3, full=False)):
+        assert_same(compiled(params, grads, state, at), rule(params, grads, state, at), rtol=1e-12, atol=0)

@@ -34,6 +34,12 @@ def test_newton_schulz_counts():
     assert cost(rule, (16, 64)).flops - cost(plain, (16, 64)).flops == 5 * 2 * (2 * 16**2 * 64 + 16**3) / (16 * 64)
 
 
+@pytest.mark.parametrize("every", [1, 8])
+def test_turning_the_eigenbases_counts_as_often_as_it_is_done(every):
+    rule = ResidualRule(direction=False, controller=False, orthogonalised=[], rotated=["matrix"], turn_every=every)
+    assert cost(rule, (64, 64)).flops == 64 * (16 + 28 / every)
+
+
 @pytest.mark.parametrize("entry", CATALOGUE, ids=str)
 def test_report(entry):
     """For every rule, and without a change to it."""

@@ -50,6 +50,24 @@ def test_a_basis_stays_orthogonal_whatever_comes(covariance):
     torch.testing.assert_close(basis.mT @ basis, torch.eye(5), rtol=0, atol=1e-5)
 
 
+def test_the_largest_turn_leaves_a_basis_orthogonal():
+    """1 radian of two axes: the expansion is orthogonal up to 1 / 64, Newton-Schulz leaves 3 / 4 of its square."""
+    basis = turned(torch.eye(2).double(), torch.tensor([[1.0, 1.1], [1.1, 1.21]]).double())
+    gram = basis.mT @ basis
+    torch.testing.assert_close(gram, (1 - 0.75 / 64**2) * torch.eye(2).double(), rtol=0, atol=1e-5)
+    assert float(torch.atan2(basis[1, 0], basis[0, 0]).abs()) == pytest.approx(1.0, abs=0.1)
+
+
+def test_wide_sides_turn_as_far_as_narrow_ones():
+    """The limit is one on the turn as a whole, not on the sum of an axis' angles, which grows with the width."""
+    covariance, _ = covariance_of(torch.logspace(0, 3, 64).double())
+    basis = torch.eye(64).double()
+    for _ in range(15):
+        basis = turned(basis, covariance)
+    inside = (basis.mT @ covariance @ basis).square()
+    assert float(1 - inside.diagonal().sum() / inside.sum()) < 0.02
+
+
 def test_a_basis_stays_orthogonal_under_noise():
     draws = torch.Generator().manual_seed(0)
     state = init_bases(torch.zeros(6, 3, 2))

@@ -21,7 +21,7 @@ def test_schedules_hold_their_last_value(step):
     updates, _ = rule(params, grads, rule.init_state(params, {}), context(step))
     assert float(updates["a"].detach()) == pytest.approx(-0.1 * 0.5 * (1 + math.cos(math.pi * held / 5)))
     rule = ResidualRule()
-    factor = float(rule.constants.schedule(context(step), 1).detach())
+    factor = float(rule.constants.schedule(context(step))[1].detach())
     assert factor == pytest.approx(min(1.0, (5 - held) / (5 - 0.25)), rel=1e-6)
 
 

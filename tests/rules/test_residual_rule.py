@@ -172,7 +172,7 @@ def test_step_sizes_fall_with_the_horizon_where_asked_for():
         constants = ResidualRule(horizon_power=power).double().constants
         for total in (500, 5000):
             context = StepContext(torch.tensor(total / 2.0).double(), torch.tensor(float(total)).double())
-            factors[power, total] = float(constants.schedule(context, 0).detach())
+            factors[power, total] = float(constants.schedule(context)[0].detach())
     assert factors[0.5, 500] == factors[None, 500] == pytest.approx(0.5 / 0.95)
     assert factors[1.0, 5000] == pytest.approx(factors[None, 5000] / 4)
     assert factors[0.5, 5000] == pytest.approx(factors[None, 5000] / 2)

@@ -57,9 +57,7 @@ class ReparametrisedTask(TransformedTask):
 
     def _scaled(self, values: Params, params: Params) -> Params:
         """Each trained tensor times its scale."""
-        return {
-            name: value * params[self.own(name)] if name in self.roles else value for name, value in values.items()
-        }
+        return {name: value * params[self.own(name)] if name in self.roles else value for name, value in values.items()}
 
 
 @dataclass(frozen=True)
