@@ -55,8 +55,11 @@ class Group:
         return estimate, (estimate.runs.step - before.step) * estimator.particles
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors, numbers and strings; perturbations are not among them, since they follow from the seed."""
-        if self.runs is None:
+        """Tensors, numbers and strings; perturbations are not among them, since they follow from the seed.
+
+        Of runs that are finished nothing is kept: others take their place.
+        """
+        if self.runs is None or self.runs.finished:
             return {"number": self.number, "starts": self.starts}
         return {
             "number": self.number,
