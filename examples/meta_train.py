@@ -48,6 +48,7 @@ def residual_rule(arguments: argparse.Namespace) -> ResidualRule:
         weight_decay=arguments.weight_decay,
         calibrated=arguments.calibrated or "calibration" in arguments.learn,
         horizon_power=arguments.horizon_power,
+        turn_every=arguments.turn_every,
     )
     if arguments.start is not None:
         rule.load_state_dict(load_rule(arguments.start).state_dict(), strict=False)
@@ -70,6 +71,7 @@ def main() -> None:
     parser.add_argument("--calibrated", action="store_true", help="with a calibration, learned or not")
     parser.add_argument("--orthogonalised", nargs="*", default=["matrix"], help="roles")
     parser.add_argument("--rotated", nargs="*", default=[], help="roles")
+    parser.add_argument("--turn-every", type=int, default=1, help="steps between turns of the rotated roles' bases")
     parser.add_argument("--meta-loss", choices=("linear", "log"), default="log", help="scale of the meta-loss")
     parser.add_argument("--split", choices=("train", "valid", "both"), default="both", help="batches it is measured on")
     parser.add_argument("--last", type=float, default=1.0, help="share of the horizon, at its end, that counts")
