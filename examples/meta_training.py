@@ -5,9 +5,10 @@ python examples/meta_training.py --models siren --seeds 3 --steps 1000
 python examples/meta_training.py --models siren scaled --uncalibrated   # the constants of base alone
 
 Each model is trained twice for the same number of steps, on the same batches: with `base` as it comes, and with
-MetaTraining("base"). Printed are training losses at the end, medians over seeds, on how many seeds MetaTraining ended
-lower, and on how many it handed the rule back as it was, the factor by which it changed the step sizes, and the time it
-took. `base` calibrates its steps by itself, so most often it is handed back, and the losses are the same.
+MetaTraining("base"). Printed are training and validation losses at the end, medians over seeds, on how many seeds
+MetaTraining ended lower in training, and on how many it handed the rule back as it was, the factor by which it changed
+what it searched (weight decay; without calibration step sizes), and the time it took. With --validation a fifth of the
+examples are kept for validation, and MetaTraining measures on these.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import logging
 import math
 import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 
@@ -114,6 +114,13 @@ def cnn() -> tuple[nn.Module, Examples]:
     ), digits()
 
 
+def split(examples: Examples) -> tuple[Examples, Examples]:
+    """Four fifths for training, the rest for validation."""
+    order = torch.randperm(len(examples[0]), generator=torch.Generator().manual_seed(7))
+    fifth = len(order) // 5
+    return tuple(part[order[fifth:]] for part in examples), tuple(part[order[:fifth]] for part in examples)
+
+
 MODELS: dict[str, tuple[Callable[[], tuple[nn.Module, Examples]], int]] = {  # with the size of a mini-batch
     "siren": (siren, 256),
     "scaled": (scaled, 32),
@@ -148,6 +155,9 @@ class Model(L.LightningModule):
         outputs = self.net(batch[0])
         return F.cross_entropy(outputs, batch[1]) if batch[1].dtype == torch.int64 else F.mse_loss(outputs, batch[1])
 
+    def validation_step(self, batch: Examples, index: int) -> None:
+        pass  # MetaTraining measures on validation batches by the training_step
+
     def configure_optimizers(self) -> None:
         return None  # the callbacks bring the optimizer
 
@@ -160,11 +170,12 @@ def uncalibrated(name: str) -> ResidualRule:
     return plain
 
 
-def train(name: str, seed: int, steps: int, callback: L.Callback, folder: str) -> tuple[float, float]:
-    """Loss on all examples at the end, and seconds."""
+def train(name: str, seed: int, steps: int, callback: L.Callback, folder: str, validation: bool) -> tuple[float, float]:
+    """Losses at the end on training and on validation examples (NaN where there are none)."""
     torch.manual_seed(seed)
     build, size = MODELS[name]
     net, examples = build()
+    examples, held_out = split(examples) if validation else (examples, None)
     module = Model(net)
     trainer = L.Trainer(
         max_steps=steps,
@@ -176,12 +187,13 @@ def train(name: str, seed: int, steps: int, callback: L.Callback, folder: str) -
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
+        num_sanity_val_steps=0,
     )
-    began = time.perf_counter()
-    trainer.fit(module, DataLoader(Batches(examples, size, steps, seed), batch_size=None))
-    seconds = time.perf_counter() - began
+    data = DataLoader(Batches(examples, size, steps, seed), batch_size=None)
+    trainer.fit(module, data, None if held_out is None else DataLoader(Batches(held_out, size, 32, 0), batch_size=None))
     with torch.no_grad():
-        return float(module.training_step(tuple(part[:6400] for part in examples), 0)), seconds
+        first = float(module.training_step(tuple(part[:6400] for part in examples), 0))
+        return first, math.nan if held_out is None else float(module.training_step(held_out, 0))
 
 
 def main() -> None:
@@ -190,6 +202,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--uncalibrated", action="store_true", help="the constants of base without its calibration")
+    parser.add_argument("--validation", action="store_true", help="keep a fifth of the examples, and measure on it")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -197,25 +210,31 @@ def main() -> None:
     warnings.filterwarnings("ignore", ".*(does not have many workers|handed back).*")
 
     rule = uncalibrated("base") if arguments.uncalibrated else "base"
-    print(f"{'model':8} {'base':>10} {'adapted':>10}  lower on  handed back  steps x  rounds  time")
+    print("          training              validation", flush=True)
+    print(
+        f"{'model':8} {'base':>9} {'adapted':>9}  {'base':>9} {'adapted':>9}  lower on  handed back factor rounds  time"
+    )
     for name in arguments.models:
         plain, adapted, factors, shares, rounds, handed_back = [], [], [], [], 0, 0
         for seed in range(arguments.seeds):
             with tempfile.TemporaryDirectory() as folder:
                 callback = MetaTraining(rule, seed=seed)
-                plain.append(train(name, seed, arguments.steps, LearnedOptimizerAdapter(rule), folder)[0])
-                adapted.append(train(name, seed, arguments.steps, callback, folder)[0])
+                plain.append(
+                    train(name, seed, arguments.steps, LearnedOptimizerAdapter(rule), folder, arguments.validation)
+                )
+                adapted.append(train(name, seed, arguments.steps, callback, folder, arguments.validation))
             if callback.search is not None:
                 chosen, start = (torch.cat(list(t.values())) for t in (callback.search.chosen, callback.search.start))
                 factors.append(float((chosen - start).mean().exp()))
                 shares.append(callback.time_share)
                 rounds = callback.search.rounds
                 handed_back += not callback.search.improving
-        wins = sum(a < b for a, b in zip(adapted, plain, strict=True))
+        wins = sum(a[0] < b[0] for a, b in zip(adapted, plain, strict=True))
+        medians = [statistics.median(loss[split] for loss in losses) for split in (0, 1) for losses in (plain, adapted)]
         print(
-            f"{name:8} {statistics.median(plain):10.5f} {statistics.median(adapted):10.5f}  "
+            f"{name:8} {medians[0]:9.5f} {medians[1]:9.5f}  {medians[2]:9.5f} {medians[3]:9.5f}  "
             f"{f'{wins} of {arguments.seeds}':8}  {f'{handed_back} of {arguments.seeds}':11} "
-            f"{statistics.median(factors):8.2f} {rounds:7} {statistics.median(shares):+6.1%}",
+            f"{statistics.median(factors):6.2f} {rounds:6} {statistics.median(shares):+6.1%}",
             flush=True,
         )
 

@@ -6,6 +6,7 @@ import copy
 import os
 import time
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from lightning_lopt.callbacks.adapter import LearnedOptimizerAdapter
 from lightning_lopt.evaluation.report.loggers import log_artifact
 from lightning_lopt.io import Card, save_rule
 from lightning_lopt.meta.pilot import Standing, pilot_losses
-from lightning_lopt.meta.search import STEP_SIZES, Pace, Search
+from lightning_lopt.meta.search import Pace, Search, Trial
 from lightning_lopt.optim import LearnedOptimizer
 from lightning_lopt.rules.base import State, UpdateRule
+from lightning_lopt.tasks.base import Split
 from lightning_lopt.tasks.lightning_batches import StackedBatches
 from lightning_lopt.tasks.lightning_task import LightningTask
+from lightning_lopt.tasks.seeded_random import isolated
 
 
 class MetaTraining(LearnedOptimizerAdapter):
@@ -32,11 +35,17 @@ class MetaTraining(LearnedOptimizerAdapter):
 
     From time to time it keeps the coming batches as the fit consumes them, and then, from the model's present
     parameters, makes a few inner steps on them with perturbed θ, with the present θ and with the θ of the start, all
-    side by side (:func:`~lightning_lopt.meta.pilot.pilot_losses`). The losses on batches that were kept apart move θ
-    (:class:`~lightning_lopt.meta.search.Search`), and the fit goes on with it, as long as the measured losses speak for
-    it against the start; otherwise with the rule as it was. A rule that calibrates its steps, as ``base`` does, needs
-    clear evidence before anything is changed: until then the fit is what it would be without this callback, bit for
-    bit. Data, order of batches and the random numbers of the fit are untouched.
+    side by side (:func:`~lightning_lopt.meta.pilot.pilot_losses`). Their losses, by ``training_step`` on validation
+    batches, or on coming batches that were kept apart where the fit has no validation batches of the same structure,
+    move θ (:class:`~lightning_lopt.meta.search.Search`). The fit goes on with it as long as they speak for it against
+    the start; otherwise with the rule as it was. Data, order of batches and random numbers of the fit are untouched.
+
+    A rule that calibrates its steps, as ``base`` does, leaves little to find: in pilots its step sizes and momentum
+    look best where they are far from best for the run. Weight decay does not, so that is what is tried: a third of it
+    or three times as much, from a tenth of the run on, kept only on evidence that is wrong in one fit of twenty at most
+    (:class:`~lightning_lopt.meta.search.Trial`; six comparisons, for which a fit has to be about 2,100 steps long).
+    Until then the fit is what it would be without this callback, bit for bit. Coming batches of an epoch that repeats
+    say nothing about validation, and a model that memorises its data wants less decay: give the fit a validation set.
 
     All rounds together cost at most ``max_share`` of the planned steps, where an inner step of one θ counts as a step
     of training and a measured batch as a third of one. Side by side they take less time than that; the share of the
@@ -56,8 +65,11 @@ class MetaTraining(LearnedOptimizerAdapter):
         every_n_steps: fewest steps between two rounds, >= 1.
         inner_steps: steps K of a pilot, >= 1.
         held_out: batches on which pilots are measured, >= 1.
-        entries: patterns of names of θ to learn; the step sizes by default.
-        pairs, sigma, seed: see :class:`~lightning_lopt.meta.search.Search`.
+        entries: patterns of names of θ to learn; by default the step sizes, or the weight decay where the rule
+            calibrates its steps.
+        sigma: how far θ is perturbed, in its unit; by default 0.7 for step sizes and 1.1 for weight decay.
+        pairs, seed: see :class:`~lightning_lopt.meta.search.Search`; without meaning where the rule calibrates its
+            steps.
         total_steps, lr, weight_decay: see :class:`~lightning_lopt.LearnedOptimizerAdapter`.
 
     Raises:
@@ -75,9 +87,9 @@ class MetaTraining(LearnedOptimizerAdapter):
         every_n_steps: int = 20,
         inner_steps: int = 12,
         held_out: int = 8,
-        entries: Sequence[str] = STEP_SIZES,
+        entries: Sequence[str] | None = None,
         pairs: int = 1,
-        sigma: float = 0.7,
+        sigma: float | None = None,
         seed: int = 0,
         total_steps: int | None = None,
         lr: float = 1.0,
@@ -92,13 +104,16 @@ class MetaTraining(LearnedOptimizerAdapter):
         self.folder = None if folder is None else Path(folder)
         self.max_share, self.every_n_steps = max_share, every_n_steps
         self.inner_steps, self.held_out = inner_steps, held_out
-        self.search_arguments: dict[str, Any] = {"entries": entries, "pairs": pairs, "sigma": sigma, "seed": seed}
+        given = {"entries": entries, "sigma": sigma}
+        self.trial_arguments: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        self.search_arguments = {**self.trial_arguments, "pairs": pairs, "seed": seed}
         self.search: Search | None = None
         self.spent = 0.0  # in training steps
         self.seconds = 0.0  # spent by the clock, in this process
         self._next: int | None = 0  # step at which recording begins
         self._window: list[list[Any]] = []  # leaves of the recorded batches
         self._structure: Any = None
+        self._validation: list[Any] = []  # batches
         self._first_loss: float | None = None
         self._began = 0.0
         self._saved_search: dict[str, Any] | None = None
@@ -114,7 +129,11 @@ class MetaTraining(LearnedOptimizerAdapter):
         self._trainer = trainer
         self._optimizer = optimizer = _only_optimizer(trainer, pl_module)
         optimizer.rule = copy.deepcopy(optimizer.rule)  # ours to change
-        self.search = Search(optimizer.rule, **self.search_arguments)
+        self.search = (
+            Trial(optimizer.rule, **self.trial_arguments)
+            if optimizer.rule.calibrates_steps
+            else Search(optimizer.rule, **self.search_arguments)
+        )
         if self._saved_search is not None:
             self.search.load_state_dict(self._saved_search)
             self._saved_search = None
@@ -123,6 +142,7 @@ class MetaTraining(LearnedOptimizerAdapter):
         self._module_names = {param: name for name, param in pl_module.named_parameters()}
         self._use(self.search.chosen)
         self._began = time.perf_counter()
+        self._validation = self._validation_batches(trainer)
         if self.search.rounds == 0 and not self._window:
             self._plan(self._step)
             if self._next is None:
@@ -138,6 +158,8 @@ class MetaTraining(LearnedOptimizerAdapter):
         if not self._window and (self._next is None or self._step < self._next):
             return
         leaves, self._structure = pytree.tree_flatten(batch)
+        if self._validation and pytree.tree_structure(self._validation[0]) != self._structure:
+            self._validation = []
         between_steps = (
             trainer.fit_loop.epoch_loop.batch_progress.current.completed % trainer.accumulate_grad_batches == 0
         )
@@ -202,7 +224,14 @@ class MetaTraining(LearnedOptimizerAdapter):
 
     def _wanted(self, trainer: L.Trainer) -> int:
         """Batches of a round."""
-        return self.inner_steps * trainer.accumulate_grad_batches + self.held_out
+        return self.inner_steps * trainer.accumulate_grad_batches + (0 if self._validation else self.held_out)
+
+    def _validation_batches(self, trainer: L.Trainer) -> list[Any]:
+        """Batches of the fit's first validation dataloader, on its device, enough for rounds to differ."""
+        loaders = [loader for loader in pytree.tree_leaves(trainer.val_dataloaders) if loader is not None]
+        convert, move = trainer.precision_plugin.convert_input, trainer.strategy.batch_to_device
+        with isolated(0):
+            return [move(convert(batch)) for loader in loaders[:1] for batch in islice(loader, 4 * self.held_out)]
 
     def _plan(self, after: int) -> None:
         assert self._optimizer is not None
@@ -210,14 +239,15 @@ class MetaTraining(LearnedOptimizerAdapter):
         if not isinstance(total, int):
             self._next = None
             return
-        pace = Pace(total, self.max_share, self.inner_steps + self.held_out, self.every_n_steps)
+        first = total // 10 if isinstance(self.search, Trial) else 0
+        pace = Pace(total, self.max_share, self.inner_steps + self.held_out, self.every_n_steps, first)
         self._next = pace.next_start(after, self.spent, self._cost)
 
     def _round(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert self.search is not None
         assert self._optimizer is not None
         losses, failure = self._pilots(trainer, pl_module)
-        here, cost = losses[2 * self.search.pairs], self._cost
+        here, cost = losses[self.search.here], self._cost
         if failure:
             rank_zero_warn(f"MetaTraining stops here, and the fit goes on: {failure}")
             self._next = None
@@ -253,15 +283,20 @@ class MetaTraining(LearnedOptimizerAdapter):
         assert self._optimizer is not None
         kind = type(pl_module).__name__
         stacked = StackedBatches(batches, f"{kind}, coming batches")
+        validation = StackedBatches(self._validation, f"{kind}, validation batches") if self._validation else None
         accumulated = trainer.accumulate_grad_batches
-        steps = (len(stacked) - self.held_out) // accumulated
+        steps = (len(stacked) - (0 if validation else self.held_out)) // accumulated
         if steps < 1:
             raise ValueError(f"{kind}: only {len(stacked)} of {len(batches)} coming batches have the same shapes.")
-        task = LightningTask(pl_module, stacked)
+        task = LightningTask(pl_module, stacked, validation)
         first = self.search.rounds * len(batches)
         train = [task.nth(index, first + index) for index in range(steps * accumulated)]
         windows = [train[k * accumulated : (k + 1) * accumulated] for k in range(steps)]
-        held_out = [task.nth(index, None) for index in range(len(stacked) - self.held_out, len(stacked))]
+        split: Split = "valid" if validation else "train"
+        count = len(task.data[split])
+        begin = self.search.rounds * self.held_out if validation else count - self.held_out
+        places = range(begin, begin + min(self.held_out, count))
+        held_out = [task.nth(index % count, None, split) for index in places]
         standing = self._standing(trainer, task)
         return pilot_losses(self._optimizer.rule, self.search.ask(), task, standing, windows, held_out)
 

@@ -1,4 +1,4 @@
-"""A search for better θ beside a run: perturb, compare, move, and keep score of whether the move was worth it."""
+"""Better θ beside a run: perturb, compare, move, and keep score of whether the move was worth it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.seeding import generator
 
 STEP_SIZES = ("*log_step_size", "*log_lr")
+WEIGHT_DECAY = ("*log_weight_decay",)
 SHARED = 0.8  # share of a perturbation's variance that all entries have in common
-CLEAR = 0.3  # evidence that it takes against a rule that calibrates its steps: every pilot 9 % lower, round after round
+STAKE = 0.8  # share of what a Trial has that it bets on each comparison
+LARGE = 1e30  # loss of what is not finite
+DOUBT = 0.05  # largest probability that a Trial ever believes what is no better than the start
 
 
 class Search:
@@ -35,11 +38,6 @@ class Search:
 
     A running sum of :math:`u_\theta - u_\mathrm{start}`, each round counting :math:`\rho` times the next, is the
     evidence: while it is above 0, :attr:`chosen` is the start.
-
-    A rule that calibrates its steps finds their common scale by itself, over more steps than a short comparison has,
-    and would undo what is learned of it, while the start, compared at the scale that was found for θ, would seem worse
-    than it is. There perturbations and moves of step sizes keep their mean, and :attr:`chosen` is the start until the
-    evidence is below -0.3.
 
     Args:
         rule: whose θ is the start.
@@ -79,16 +77,15 @@ class Search:
                 f"no entry of θ of rule {rule.rule_name!r} fits {tuple(entries)}; name some of {known}, with a sigma "
                 "in their unit."
             )
-        self.balanced = {name for name in self.start if rule.calibrates_steps and _fits(name, STEP_SIZES)}
         self.theta = self.start
         self.pairs, self.sigma, self.gain, self.memory, self.seed = pairs, sigma, gain, memory, seed
-        self.needed = -CLEAR if rule.calibrates_steps else 0.0
+        self.needed = 0.0
         self.rounds = 0
         self.evidence = 0.0
 
     @property
     def improving(self) -> bool:
-        """Whether the evidence so far suffices for θ."""
+        """Whether the evidence so far suffices for θ: :attr:`needed`, or less."""
         return self.evidence <= self.needed
 
     @property
@@ -100,6 +97,11 @@ class Search:
     def particles(self) -> int:
         """Number N of different θ in the round to come."""
         return 2 * self.pairs + 1 + self._moved
+
+    @property
+    def here(self) -> int:
+        """Which particle of the round to come is θ itself."""
+        return 2 * self.pairs
 
     @property
     def _moved(self) -> bool:
@@ -126,8 +128,7 @@ class Search:
         Returns:
             the loss of θ before the move relative to that of the start, below 0 where θ is better.
         """
-        place = 2 * self.pairs
-        here = losses[place]
+        here = losses[self.here]
         unit = max(float(here.abs()) if here.isfinite() else 0.0, scale)
         reference = here if here.isfinite() else losses.new_zeros(())
         relative = torch.where(losses.isfinite(), (losses - reference) / unit, 1.0).clamp(-1.0, 1.0)
@@ -135,11 +136,11 @@ class Search:
             relative = torch.where(losses.isfinite(), -1.0, 1.0).to(losses)
         plus, minus = relative[: self.pairs], relative[self.pairs : 2 * self.pairs]
         gradient = es_gradient(plus - minus, self._noise(), sigma=self.sigma)
-        ahead = float(relative[place] - relative[-1])
+        ahead = float(relative[self.here] - relative[-1])
         moves = {
             name: (self.gain * self.sigma**2 * value).clamp(-self.sigma, self.sigma) for name, value in gradient.items()
         }
-        self.theta = {name: value - self._balance(name, moves[name]) for name, value in self.theta.items()}
+        self.theta = {name: value - moves[name] for name, value in self.theta.items()}
         self.rounds += 1
         self.evidence = self.memory * self.evidence + ahead
         return ahead
@@ -152,15 +153,17 @@ class Search:
         for name, value in self.start.items():
             own = torch.randn(self.pairs, *value.shape, generator=draws)
             mixed = math.sqrt(SHARED) * common.reshape(-1, *[1] * value.ndim) + math.sqrt(1 - SHARED) * own
-            noise[name] = (self.sigma * self._balance(name, mixed)).to(value)
+            noise[name] = (self.sigma * mixed).to(value)
         return noise
 
-    def _balance(self, name: str, change: Tensor) -> Tensor:
-        """``change`` of an entry of θ, without what all steps have in common where the rule calibrates that itself."""
-        return change - change.mean(-1, keepdim=True) if name in self.balanced else change
-
     def state_dict(self) -> dict[str, Any]:
-        return {"theta": dict(self.theta), "start": dict(self.start), "rounds": self.rounds, "evidence": self.evidence}
+        return {
+            "theta": dict(self.theta),
+            "start": dict(self.start),
+            "moved": self._moved,
+            "rounds": self.rounds,
+            "evidence": self.evidence,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave.
@@ -173,10 +176,59 @@ class Search:
             raise ValueError(f"the saved search is of {shapes[0]} where {shapes[1]} is needed; resume with that rule.")
         self.rounds, self.evidence = state["rounds"], state["evidence"]
         self.start = {name: value.to(self.start[name]) for name, value in state["start"].items()}
-        if self.rounds:
+        self.theta = self.start
+        if state["moved"]:
             self.theta = {name: value.to(self.start[name]) for name, value in state["theta"].items()}
-        else:
+
+
+class Trial(Search):
+    r"""Is the start better with σ more, or with σ less, in all searched entries of θ? For rules that calibrate steps.
+
+    Beside such a rule little is left to find, which short comparisons see as small differences of one sign. So the
+    first round compares the two sides with each other, and later ones the better side with the start: two particles.
+
+    The evidence is a bet against "θ is no more often ahead than the start". It begins with 1 and stakes 0.8 of what it
+    has in each comparison; :attr:`chosen` is the start unless it has 20 (evidence: :math:`-\log 20`), which takes six
+    comparisons at least. Where θ is no better, it ever has 20 with a probability of 5 % at most, however many rounds
+    there are (Ville's inequality; Shafer 2021, https://arxiv.org/abs/1903.06991). With less than in the beginning sides
+    are chosen anew, and what was lost stays lost.
+
+    Args:
+        rule, entries, sigma: see :class:`Search`.
+    """
+
+    def __init__(self, rule: UpdateRule, *, entries: Sequence[str] = WEIGHT_DECAY, sigma: float = 1.1) -> None:
+        super().__init__(rule, entries=entries, sigma=sigma)
+        self.needed = math.log(DOUBT)
+
+    @property
+    def particles(self) -> int:
+        return 2
+
+    @property
+    def here(self) -> int:
+        return 0
+
+    def ask(self) -> Theta:
+        """θ and the start; before there is a θ, the start with σ more and with σ less."""
+        pair = (self.theta, self.start) if self._moved else (self._side(1), self._side(-1))
+        return {name: torch.stack([theta[name] for theta in pair]) for name in self.start}
+
+    def tell(self, losses: Tensor, scale: float) -> float:
+        """As :meth:`Search.tell`; 0 is returned where nothing was compared with the start."""
+        first, second = map(float, torch.nan_to_num(losses, nan=LARGE, posinf=LARGE, neginf=LARGE))
+        winner = (first < second) - (first > second)
+        self.rounds += 1
+        if not self._moved:
+            self.theta = self._side(winner) if winner else self.start
+            return 0.0
+        self.evidence -= math.log1p(STAKE * winner)
+        if self.evidence > 0:
             self.theta = self.start
+        return min(max((first - second) / max(abs(second), scale), -1.0), 1.0)
+
+    def _side(self, sign: int) -> Theta:
+        return {name: value + sign * self.sigma for name, value in self.start.items()}
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:
@@ -188,19 +240,21 @@ class Pace:
     """When rounds are due: spread evenly over the logarithm of the step, within a budget.
 
     The unit of cost is a training step. Early steps decide most of a run, and late ones tell what early ones cannot;
-    nothing starts after half of the run.
+    nothing is measured after half of the run.
 
     Attributes:
         total_steps: of the run.
         share: of its work that all rounds may cost together.
         window: steps it takes to record the batches of a round.
         every: fewest steps between two rounds.
+        first: no round before this step.
     """
 
     total_steps: int
     share: float
     window: int
     every: int
+    first: int = 0
 
     def next_start(self, now: int, spent: float, cost: float) -> int | None:
         """First step, ``now`` or later, at which recording for a round of this cost may begin; ``None`` for never."""
@@ -208,7 +262,8 @@ class Pace:
         if spent + cost > budget:
             return None
         last = max(1.0, self.total_steps / 2)
-        reached = (1 + last / self.window) ** (spent / budget)
+        unit = max(self.window, self.first)
+        reached = (1 + (last - self.first) / unit) ** (spent / budget)
         earliest = now + self.every if spent else now
-        step = max(earliest, math.ceil((reached - 1) * self.window))
+        step = max(earliest, self.first + math.ceil((reached - 1) * unit))
         return step if step + self.window <= last else None

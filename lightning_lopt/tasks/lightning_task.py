@@ -113,9 +113,9 @@ class LightningTask(Task):
         batch = data.take(torch.randint(len(data), lead, generator=generator))
         return batch | {_SEED: torch.randint(2**62, lead, generator=generator)} if self.random else batch
 
-    def nth(self, index: int, seed: int | None) -> Batch:
-        """The training batch of this number; ``seed`` of its randomness, ``None`` for no dropout."""
-        batch = self.data["train"].take(torch.tensor(index))
+    def nth(self, index: int, seed: int | None, split: Split = "train") -> Batch:
+        """The batch of this number; ``seed`` of its randomness, ``None`` for no dropout."""
+        batch = self._data(split).take(torch.tensor(index))
         return batch | {_SEED: torch.tensor(seed)} if self.random and seed is not None else batch
 
     def full_batch(self, split: Split) -> Batch:

@@ -111,5 +111,6 @@ def fit(module, *, epochs=2, callbacks=(), adapter=None, ckpt=None, data=None, *
         callbacks=[adapter or LearnedOptimizerAdapter(), *callbacks],
         **settings,
     )
-    trainer.fit(module, loader() if data is None else data, ckpt_path=ckpt)
+    loaders = data if isinstance(data, dict) else {"train_dataloaders": loader() if data is None else data}
+    trainer.fit(module, **loaders, ckpt_path=ckpt)
     return trainer

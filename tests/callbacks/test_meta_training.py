@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
-from small_fits import BATCHES, ManualModule, Module, StatefulLoader, fit
+from small_fits import BATCHES, ManualModule, Module, StatefulLoader, fit, loader
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -192,15 +192,55 @@ def test_without_clear_evidence_a_calibrated_rule_trains_as_if_alone(tmp_path):
     calibrated = ResidualRule(direction=False, controller=False, calibrated=True)
     batches = smooth_signal(500)
     alone, _ = trained(LearnedOptimizerAdapter(calibrated), Sines(), data=batches, epochs=1)
-    callback = MetaTraining(
-        calibrated, folder=tmp_path / "adapted", max_share=0.5, seed=1
-    )  # chance passes for evidence with 0
+    callback = MetaTraining(calibrated, folder=tmp_path / "adapted", max_share=0.3)
     with pytest.warns(UserWarning, match="handed back as it was"):
         watched, _ = trained(callback, Sines(), data=batches, epochs=1)
-    assert callback.search.rounds >= 4
+    assert callback.search.rounds == 5
     assert same(parameters(alone), parameters(watched))
     saved = load_rule(tmp_path / "adapted")
-    assert torch.equal(saved.constants.log_step_size, calibrated.constants.log_step_size)
+    assert torch.equal(saved.constants.log_weight_decay, calibrated.constants.log_weight_decay)
+
+
+def test_too_much_weight_decay_of_a_calibrated_rule_is_found(tmp_path):
+    given = ResidualRule(direction=False, controller=False, calibrated=True, weight_decay=3.0)
+    batches, finals = smooth_signal(400), {}
+    for name, callback in (
+        ("alone", LearnedOptimizerAdapter(given)),
+        ("adapted", MetaTraining(given, folder=tmp_path / "adapted", max_share=1.0, every_n_steps=1)),
+    ):
+        module, _ = trained(callback, Sines(), data=batches, epochs=1)
+        with torch.no_grad():
+            finals[name] = float(torch.stack([module.training_step(batch, 0) for batch in batches]).mean())
+    assert callback.search.rounds == 7
+    assert finals["adapted"] < 0.9 * finals["alone"]
+    saved = load_rule(tmp_path / "adapted")
+    torch.testing.assert_close(saved.constants.log_weight_decay, given.constants.log_weight_decay - 1.1)
+    assert torch.equal(saved.constants.log_step_size, given.constants.log_step_size)
+
+
+class Validated(Dropping):
+    def validation_step(self, batch, batch_idx):
+        pass
+
+
+def test_pilots_are_measured_on_validation_batches_and_leave_the_fit_alone(tmp_path):
+    """Where these have the structure of training batches."""
+
+    def data(structure):
+        draws = torch.Generator().manual_seed(3)
+        examples = [structure(9 * torch.randn(5, generator=draws), torch.tensor(0)) for _ in range(12)]
+        return {"train_dataloaders": loader(), "val_dataloaders": DataLoader(examples, batch_size=3, shuffle=True)}
+
+    structures = {"same": lambda x, y: (x, y), "other": lambda x, y: {"x": x, "y": y}}
+    plain, _ = trained(LearnedOptimizerAdapter(rule()), Validated(), data=data(structures["same"]))
+    losses = {}
+    for name, structure in structures.items():
+        callback = adapting(tmp_path, sigma=1e-12)
+        watched, trainer = trained(callback, Validated(), data=data(structure))
+        assert same(parameters(plain), parameters(watched))
+        assert callback.search.rounds >= 2
+        losses[name] = float(trainer.callback_metrics["meta_training/loss"])
+    assert losses["same"] != losses["other"]
 
 
 def test_what_was_no_improvement_is_handed_back(tmp_path):

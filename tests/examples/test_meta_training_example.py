@@ -27,12 +27,14 @@ def test_without_calibration_the_constants_are_the_same(example):
         assert value.equal(rule.get_parameter(name))
 
 
-def test_a_line_for_each_model(example, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["", "--models", "mlp", "--seeds", "1", "--steps", "450"])
+@pytest.mark.parametrize("options", [[], ["--validation"]], ids=["", "validation"])
+def test_a_line_for_each_model(example, monkeypatch, capsys, options):
+    monkeypatch.setattr(sys, "argv", ["", "--models", "mlp", "--seeds", "1", "--steps", "300", *options])
     example.main()
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mlp")]
-    assert " of 1" in line
+    assert "1 of 1" in line  # too short to be anything but handed back
     assert line.endswith("%")
+    assert ("nan" in line) == (not options)
 
 
 def test_every_model_makes_a_step(example):

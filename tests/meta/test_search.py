@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_lopt import AdamRule, ResidualRule
-from lightning_lopt.meta.search import Pace, Search
+from lightning_lopt.meta.search import DOUBT, Pace, Search, Trial
 
 
 def rounds(search, loss, count, scale=1e-3):
@@ -83,25 +83,50 @@ def test_what_turns_out_worse_is_handed_back():
     assert torch.equal(search.chosen["log_lr"], search.start["log_lr"])
 
 
-def test_what_a_rule_calibrates_is_not_searched():
-    """The common scale of all steps; and it takes clear evidence to leave such a rule's start."""
-    search = Search(ResidualRule(calibrated=True), pairs=8, entries=("*log_step_size", "*log_weight_decay"))
-    start = search.start["constants.log_step_size"]
-    offsets = torch.tensor([-2.0, 1.0, 0.0, 0.0])
+def trial(**arguments):
+    return Trial(AdamRule(1e-3), entries=("log_lr",), **arguments)
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_a_trial_believes_the_better_side_after_six_comparisons(side):
+    tried, start = trial(sigma=0.5), math.log(1e-3)
+    torch.testing.assert_close(tried.ask()["log_lr"], torch.tensor([start + 0.5, start - 0.5]))
     used = []
-    for _ in range(40):
-        particles = search.ask()["constants.log_step_size"]
-        torch.testing.assert_close(particles.mean(-1), start.mean().expand(len(particles)))
-        search.tell(1 + (particles - start - offsets).square().sum(-1), 1e-3)
-        used.append(torch.equal(search.chosen["constants.log_step_size"], search.theta["constants.log_step_size"]))
-    best = offsets - offsets.mean()
-    torch.testing.assert_close(search.theta["constants.log_step_size"] - start, best, atol=0.4, rtol=0)
-    assert not used[0]
-    assert used[-1]
-    search.evidence = -0.29
-    assert search.chosen["constants.log_step_size"] is start
-    decay = [theta["constants.log_weight_decay"] for theta in (search.theta, search.start)]
-    assert not torch.allclose(decay[0].mean(), decay[1].mean())
+    for _ in range(8):
+        rounds(tried, lambda value: torch.tensor(2 - side * (value - start)), 1)
+        used.append(float(tried.chosen["log_lr"]))
+    torch.testing.assert_close(tried.ask()["log_lr"], torch.tensor([start + side * 0.5, start]))
+    assert used == pytest.approx([start] * 6 + [start + side * 0.5] * 2)
+    assert tried.evidence == pytest.approx(-7 * math.log(1.8))
+
+
+def test_a_lost_comparison_costs_and_sides_are_chosen_anew():
+    tried, up, down = trial(), torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.0])
+    assert tried.tell(up, 1e-3) == 0  # the upper side
+    assert tried.tell(up, 1e-3) == pytest.approx(-0.5)
+    assert tried.tell(down, 1e-3) == pytest.approx(1.0)
+    assert tried.evidence == pytest.approx(-math.log(1.8) - math.log(0.2))
+    assert tried.theta is tried.start
+    tried.tell(down, 1e-3)
+    assert tried.theta["log_lr"] < tried.start["log_lr"]
+    assert tried.tell(torch.tensor([math.nan, 1.0]), 1e-3) == 1.0
+    assert tried.evidence == pytest.approx(-math.log(1.8) - 2 * math.log(0.2))
+
+
+def test_where_nothing_matters_a_trial_stays_where_it_is():
+    tried = trial()
+    rounds(tried, lambda _: torch.tensor(0.7), 5)
+    assert tried.theta is tried.start
+    assert tried.evidence == 0
+
+
+def test_noise_passes_for_evidence_in_one_fit_of_twenty_at_most():
+    """At any time, not only at the end."""
+    noise, believed = torch.randn(500, 30, 2, generator=torch.Generator().manual_seed(0)).exp(), 0
+    for fit in noise:
+        tried = trial()
+        believed += any(tried.tell(losses, 1e-3) is not None and tried.improving for losses in fit)
+    assert 0 < believed <= DOUBT * len(noise)
 
 
 def test_losses_that_are_not_finite_push_away():
@@ -122,12 +147,13 @@ def test_a_present_theta_that_diverges_speaks_for_the_start():
     assert not search.improving
 
 
+@pytest.mark.parametrize("kind", [lambda: Search(AdamRule(1e-3)), trial], ids=["search", "trial"])
 @pytest.mark.parametrize("before", [0, 3])
-def test_stop_and_resume_is_no_stop(before):
-    straight, stopped = Search(AdamRule(1e-3)), Search(AdamRule(1e-3))
+def test_stop_and_resume_is_no_stop(kind, before):
+    straight, stopped = kind(), kind()
     for search in (straight, stopped):
         rounds(search, bowl(-2.0), before)
-    resumed = Search(AdamRule(1e-3))
+    resumed = kind()
     resumed.load_state_dict(stopped.state_dict())
     for search in (straight, resumed):
         rounds(search, bowl(-2.0), 3)
@@ -164,6 +190,11 @@ def test_rounds_keep_to_the_budget_and_to_the_first_half(total, share):
     assert all(later - sooner >= 22 + 20 for sooner, later in itertools.pairwise(starts))
     assert not starts or starts[0] == 0
     assert not starts or starts[-1] + 22 <= total / 2
+
+
+def test_no_round_is_before_the_first():
+    assert Pace(3000, 0.1, 20, 20, first=300).next_start(0, 0.0, 30.0) == 300
+    assert Pace(3000, 0.1, 20, 20, first=300).next_start(350, 150.0, 30.0) == math.ceil(300 * 5**0.5)  # of 300 to 1500
 
 
 def test_rounds_are_spread_over_the_logarithm_of_the_step():
