@@ -41,7 +41,7 @@ def estimates(estimator, rule, tasks, advance=None):
     if advance is not None:
         estimator.advance = advance
     with torch.no_grad():
-        first = [estimator.start(rule, task, horizon=20, seed=seed) for seed, task in enumerate(tasks)]
+        first = [estimator.start(rule, task, horizon=100, seed=seed) for seed, task in enumerate(tasks)]
         runs, found = list(first), []
         for _ in range(3):
             for index in range(len(tasks)):
@@ -57,7 +57,14 @@ def test_a_recording_has_the_numbers_of_the_step_itself(rule, replayed):
     rule, task = rule(), small_mlp()
     expected = estimates(PES(3, pairs=2, meta_loss=LOSS), rule, [task])
     assert torch.equal(estimates(PES(3, pairs=2, meta_loss=LOSS), rule, [task], CudaGraphs()), expected)
-    assert len(replayed) == 1
+    assert len(replayed) == (1 if rule.period == 1 else 2)  # full steps and others
+
+
+def test_steps_that_are_full_and_steps_that_are_not_take_turns(replayed):
+    rule, task = ResidualRule(direction=False, orthogonalised=[], rotated=["matrix", "head"], turn_every=3), small_mlp()
+    expected = estimates(PES(30, pairs=2), rule, [task])  # the first 20 steps are all full
+    assert torch.equal(estimates(PES(30, pairs=2), rule, [task], CudaGraphs()), expected)
+    assert not torch.equal(expected, estimates(PES(30, pairs=2), type(rule)(**rule.config | {"turn_every": 1}), [task]))
 
 
 def test_runs_of_one_task_that_alternate_do_not_mix(replayed):
