@@ -1,9 +1,9 @@
 """Compare settings of `base` that differ in θ alone, on the problems of directions.py: for choosing.
 
 python examples/research/constants.py --data mnist10k.npz cifar10_16x16.npz --change calibration.restraint+0.3 \
-    constants.log_step_size+0.26 constants.log_step_size-0.26+calibration.restraint+0.3
+    constants.log_step_size+0.26 constants.log_step_size-0.26,calibration.restraint+0.3
 
-A change is an entry of θ and what is added to all of its values; several are joined. All run side by side. Printed for
+A change is an entry of θ and what is added to all of its values; several are joined by commas. All run side by side. Printed for
 each problem are the log-ratios of final losses, training / validation, to those of `base` (median of the seeds; below 0
 is better), and at the end their means.
 """
@@ -21,7 +21,7 @@ from directions import problems
 from lightning_lopt import UpdateRule, load_rule
 from lightning_lopt.evaluation.runs import run_rules
 
-PART = re.compile(r"([a-z_]+\.[a-z_]+)([+-][0-9.]+)")
+PART = re.compile(r"([a-z_]+\.[a-z_]+)([+-][0-9.]+),?")
 
 
 def changed(name: str, change: str) -> UpdateRule:
