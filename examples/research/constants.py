@@ -3,9 +3,9 @@
 python examples/research/constants.py --data mnist10k.npz cifar10_16x16.npz --change calibration.restraint+0.3 \
     constants.log_step_size+0.26 constants.log_step_size-0.26,calibration.restraint+0.3
 
-A change is an entry of θ and what is added to all of its values; several are joined by commas. All run side by side. Printed for
-each problem are the log-ratios of final losses, training / validation, to those of `base` (median of the seeds; below 0
-is better), and at the end their means.
+A change is an entry of θ and what is added to all of its values; several are joined by commas. All run side by side.
+Printed for each problem are the log-ratios of final losses, training / validation, to those of `base` (median of the
+seeds; below 0 is better), and at the end their means.
 """
 
 from __future__ import annotations
