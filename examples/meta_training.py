@@ -6,7 +6,7 @@ python examples/meta_training.py --models siren scaled --uncalibrated   # the co
 
 Each model is trained twice for the same number of steps, on the same batches: with `base` as it comes, and with
 MetaTraining("base"). Printed are training and validation losses at the end, medians over seeds, on how many seeds
-MetaTraining ended lower in training, and on how many it handed the rule back as it was, the factor by which it changed
+MetaTraining ended lower (in validation where that is measured), and on how many it handed the rule back as it was, the factor by which it changed
 what it searched (weight decay; without calibration step sizes), and the time it took. With --validation a fifth of the
 examples are kept for validation, and MetaTraining measures on these.
 """
@@ -229,7 +229,7 @@ def main() -> None:
                 shares.append(callback.time_share)
                 rounds = callback.search.rounds
                 handed_back += not callback.search.improving
-        wins = sum(a[0] < b[0] for a, b in zip(adapted, plain, strict=True))
+        wins = sum(a[arguments.validation] < b[arguments.validation] for a, b in zip(adapted, plain, strict=True))
         medians = [statistics.median(loss[split] for loss in losses) for split in (0, 1) for losses in (plain, adapted)]
         print(
             f"{name:8} {medians[0]:9.5f} {medians[1]:9.5f}  {medians[2]:9.5f} {medians[3]:9.5f}  "
