@@ -6,9 +6,9 @@ python examples/meta_training.py --models siren scaled --uncalibrated   # the co
 
 Each model is trained twice for the same number of steps, on the same batches: with `base` as it comes, and with
 MetaTraining("base"). Printed are training and validation losses at the end, medians over seeds, on how many seeds
-MetaTraining ended lower (in validation where that is measured), and on how many it handed the rule back as it was, the factor by which it changed
-what it searched (weight decay; without calibration step sizes), and the time it took. With --validation a fifth of the
-examples are kept for validation, and MetaTraining measures on these.
+MetaTraining ended lower (in validation where that is measured), on how many it handed the rule back as it was, the
+factor by which it changed what it searched (weight decay; without calibration step sizes), and the time it took. With
+--validation a fifth of the examples are kept for validation, and MetaTraining measures on these.
 """
 
 from __future__ import annotations
