@@ -181,7 +181,7 @@ def test_evaluate_command(tmp_path, capsys):
     assert results.suite == "tiny"
     record = results.rules["base"]
     assert record.weights_sha256 == json.loads(Path(load_config()).read_text())["weights_sha256"]
-    assert record.trained_on["horizons"] == [100, 1500]
+    assert record.trained_on["horizons"] == [100, 3000]
     assert "base was meta-trained on families: categorical" in (tmp_path / "a b" / "report.html").read_text()
 
 
