@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from lightning_lopt.meta.inner import Advance, Stepped, Theta, advance_runs, looked_up, make_steps, repeated
+from lightning_lopt.meta.inner import Advance, InnerRuns, Stepped, Theta, advance_runs, looked_up, make_steps, repeated
 from lightning_lopt.rules.base import Params, State, UpdateRule
 from lightning_lopt.tasks.base import Batch, Split, Task
 
@@ -46,36 +46,26 @@ class CudaGraphs:
         return self.advance(*arguments)
 
     def make_steps(
-        self,
-        rule: UpdateRule,
-        task: Task,
-        theta: Theta,
-        params: Params,
-        state: State,
-        drawn: Iterable[dict[Split, Batch]],
-        first: int,
-        horizon: int,
-        copies: int,
+        self, rule: UpdateRule, theta: Theta, runs: InnerRuns, drawn: Iterable[dict[Split, Batch]]
     ) -> Stepped:
         """As :func:`~lightning_lopt.meta.inner.make_steps`."""
-        arguments = (rule, task, theta, params, state)
-        if torch.is_grad_enabled() or not small_on_cuda(params.values()):
-            return make_steps(self.advance, *arguments, drawn, first, horizon, copies)
+        if torch.is_grad_enabled() or not small_on_cuda(runs.params.values()):
+            return make_steps(self.advance, rule, theta, runs, drawn)
         drawn = iter(drawn)
         one = next(drawn)
         drawn = chain([one], drawn)
-        recording = self.recordings.get(task)
-        if task not in self.recordings or (recording and not recording.fits(rule, theta, params, one, copies)):
-            recording = self.recordings[task] = self._recorded(*arguments, one, copies)
+        recording = self.recordings.get(runs.task)
+        if runs.task not in self.recordings or (recording and not recording.fits(rule, theta, runs, one)):
+            recording = self.recordings[runs.task] = self._recorded(rule, theta, runs, one)
         if recording is None:
-            return make_steps(self.advance, *arguments, drawn, first, horizon, copies)
-        return recording.make_steps(theta, params, state, drawn, first, horizon)
+            return make_steps(self.advance, rule, theta, runs, drawn)
+        return recording.make_steps(theta, runs, drawn)
 
-    def _recorded(self, rule: UpdateRule, task: Task, *rest: Any) -> Recording | None:
+    def _recorded(self, rule: UpdateRule, theta: Theta, runs: InnerRuns, one: dict[Split, Batch]) -> Recording | None:
         try:
-            return Recording(self.advance, rule, task, *rest)
+            return Recording(self.advance, rule, theta, runs, one)
         except Exception as error:  # whatever is wrong with the step itself is raised again where it is not recorded
-            rank_zero_warn(f"inner steps of {task.name} are not recorded: {type(error).__name__}: {error}")
+            rank_zero_warn(f"inner steps of {runs.task.name} are not recorded: {type(error).__name__}: {error}")
             return None
 
 
@@ -83,36 +73,30 @@ class Recording:
     """One inner step of all runs of a task, and the memory that it reads and writes.
 
     Args:
-        advance, rule, task, theta, params, state, copies: of the step.
-        drawn: what one step needs to have drawn.
+        advance, rule, theta, runs: of the step.
+        one: what a step needs to have drawn.
     """
 
     def __init__(
-        self,
-        advance: Advance,
-        rule: UpdateRule,
-        task: Task,
-        theta: Theta,
-        params: Params,
-        state: State,
-        drawn: dict[Split, Batch],
-        copies: int,
+        self, advance: Advance, rule: UpdateRule, theta: Theta, runs: InnerRuns, one: dict[Split, Batch]
     ) -> None:
-        device = next(iter(params.values())).device
-        self.theta, self.params, self.state = pytree.tree_map(torch.clone, (theta, params, state))
-        self.rule, self.addresses, self.copies = rule, _addresses(rule), copies
-        size = sum(value.nbytes for draw in drawn.values() for value in draw.values())
+        device = next(iter(runs.params.values())).device
+        self.theta, self.params, self.state = pytree.tree_map(torch.clone, (theta, runs.params, runs.state))
+        self.rule, self.addresses, self.copies, self.one = rule, _addresses(rule), runs.copies, one
+        size = sum(value.nbytes for draw in one.values() for value in draw.values())
         self.most = max(WARM_UP + 1, min(CHUNK // max(size, 1), 1000))  # steps that are drawn and sent at once
         self.drawn = {
             split: {
                 name: value.to(device).expand(self.most, *value.shape).clone()
-                for name, value in repeated(draw, copies).items()
+                for name, value in repeated(draw, runs.copies).items()
             }
-            for split, draw in drawn.items()
+            for split, draw in one.items()
         }
         self.losses: dict[Split, Tensor] = {}
         self.row = torch.zeros(1, dtype=torch.int64, device=device)  # among what was drawn
         self.step, self.total_steps = torch.zeros((), device=device), torch.ones((), device=device)
+
+        task = runs.task  # the runs themselves, with their memory, are not kept
 
         def step(full: bool) -> None:
             drawn = {
@@ -134,34 +118,25 @@ class Recording:
         kinds = (True,) if rule.period == 1 else (True, False)
         self.replay = {full: record(partial(step, full)) for full in kinds}
 
-    def fits(self, rule: UpdateRule, theta: Theta, params: Params, drawn: dict[Split, Batch], copies: int) -> bool:
+    def fits(self, rule: UpdateRule, theta: Theta, runs: InnerRuns, one: dict[Split, Batch]) -> bool:
         """Whether this is a recording of steps of that rule on tensors like these."""
         return (
             rule is self.rule
             and _addresses(rule) == self.addresses
-            and copies == self.copies
-            and _alike(params, self.params)
+            and runs.copies == self.copies
+            and _alike(runs.params, self.params)
             and _alike(theta, self.theta)
-            and drawn.keys() == self.drawn.keys()
-            and all(
-                _alike(repeated(draw, copies), {name: value[0] for name, value in self.drawn[split].items()})
-                for split, draw in drawn.items()
-            )
+            and one.keys() == self.one.keys()
+            and all(_alike(draw, self.one[split]) for split, draw in one.items())
         )
 
-    def make_steps(
-        self,
-        theta: Theta,
-        params: Params,
-        state: State,
-        drawn: Iterable[dict[Split, Batch]],
-        first: int,
-        horizon: int,
-    ) -> Stepped:
+    def make_steps(self, theta: Theta, runs: InnerRuns, drawn: Iterable[dict[Split, Batch]]) -> Stepped:
         """As :func:`~lightning_lopt.meta.inner.make_steps`."""
-        overwrite([*_pairs(self.theta, theta), *_pairs(self.params, params), *_state_pairs(self.state, state)])
-        self.step.fill_(first)
-        self.total_steps.fill_(horizon)
+        given = [*_pairs(self.theta, theta), *_pairs(self.params, runs.params), *_state_pairs(self.state, runs.state)]
+        overwrite(given)
+        self.step.fill_(runs.step)
+        self.total_steps.fill_(runs.horizon)
+        first = runs.step
         losses: list[dict[Split, Tensor]] = []
         drawn = iter(drawn)
         while chunk := list(islice(drawn, self.most)):

@@ -134,32 +134,21 @@ If it has a method ``make_steps``, that one stands in for :func:`make_steps` too
 
 
 def make_steps(
-    advance: Advance,
-    rule: UpdateRule,
-    task: Task,
-    theta: Theta,
-    params: Params,
-    state: State,
-    drawn: Iterable[dict[Split, Batch]],
-    first: int,
-    horizon: int,
-    copies: int,
+    advance: Advance, rule: UpdateRule, theta: Theta, runs: InnerRuns, drawn: Iterable[dict[Split, Batch]]
 ) -> Stepped:
-    """One step after the other for as much as was drawn; losses have the shape ``(steps, N)``.
+    """One step of all runs after the other for as much as was drawn; losses have the shape ``(steps, N)``.
 
     Args:
         drawn: for each step and split what :meth:`Task.draw` drew, leading axis ``N / copies``, on any device.
-        first: number of the first of these steps.
-        horizon: steps planned.
-        copies: runs that see the same batches.
     """
+    task, params, state = runs.task, runs.params, runs.state
     device = next(iter(params.values())).device
-    total = torch.full((), float(horizon), device=device)  # unlike torch.tensor, no copy to wait for
+    total = torch.full((), float(runs.horizon), device=device)  # unlike torch.tensor, no copy to wait for
     losses: list[dict[Split, Tensor]] = []
-    for number, one in enumerate(drawn, first):
+    for number, one in enumerate(drawn, runs.step):
         sent = {split: {name: value.to(device) for name, value in draw.items()} for split, draw in one.items()}
         now = torch.full((), float(number), device=device)
-        batches, full = looked_up(task, sent, copies), rule.is_full(number)
+        batches, full = looked_up(task, sent, runs.copies), rule.is_full(number)
         params, state, loss = advance(rule, task, theta, params, state, batches, now, total, full)
         losses.append(loss)
     return params, state, {split: torch.stack([loss[split] for loss in losses]) for split in losses[0]}
@@ -204,8 +193,6 @@ def unroll(
     wanted: tuple[Split, ...] = ("train", "valid") if "valid" in splits else ("train",)
     drawn = ({split: runs.task.draw(draws, pairs, split=split) for split in wanted} for _ in range(steps))
     make: Callable[..., Stepped] = getattr(advance, "make_steps", None) or partial(make_steps, advance)
-    params, state, losses = make(
-        rule, runs.task, particles, runs.params, runs.state, drawn, runs.step, runs.horizon, runs.copies
-    )
+    params, state, losses = make(rule, particles, runs, drawn)
     after = replace(runs, params=params, state=state, step=runs.step + steps)
     return after, torch.stack([losses[split] for split in splits])

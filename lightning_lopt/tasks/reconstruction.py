@@ -73,19 +73,19 @@ class ReconstructionTask(ExamplesTask):
         return mlp(params, "decoder", code, self.layers, self.activation)
 
     def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
-        return self._with_noise(super().draw(generator, *lead, split=split), generator)
+        drawn = super().draw(generator, *lead, split=split)
+        return drawn | self._noise(drawn[INDEX].shape, generator)
 
     def look_up(self, drawn: Batch, split: Split = "train") -> Batch:
         return super().look_up(drawn, split) | {name: value for name, value in drawn.items() if name == "noise"}
 
     def full_batch(self, split: Split) -> Batch:
-        return self._with_noise(super().full_batch(split), derived_generator(0, "full batch", split))
+        batch = super().full_batch(split)
+        return batch | self._noise(batch["inputs"].shape[:-1], derived_generator(0, "full batch", split))
 
-    def _with_noise(self, batch: Batch, generator: torch.Generator) -> Batch:
-        if self.noise:
-            shape = batch[INDEX].shape if INDEX in batch else batch["inputs"].shape[:-1]
-            batch["noise"] = torch.randn(*shape, self.noise, generator=generator)
-        return batch
+    def _noise(self, examples: torch.Size, generator: torch.Generator) -> Batch:
+        """The entry of a batch that is noise, if it has any, for examples of this shape."""
+        return {"noise": torch.randn(*examples, self.noise, generator=generator)} if self.noise else {}
 
 
 class ReconstructionFamily(ImageFamily):
