@@ -32,7 +32,9 @@ from lightning_lopt import (
 )
 from lightning_lopt.evaluation.baselines import Baselines
 from lightning_lopt.evaluation.suites import make_suite
+from lightning_lopt.evaluation.suites.sources import excerpt
 from lightning_lopt.io import Card
+from lightning_lopt.tasks.text import resolve_texts
 
 PARTS = ("constants", "calibration", "direction", "controller")
 
@@ -143,7 +145,9 @@ def main() -> None:
     last = folder / "last.ckpt"
     if arguments.resume and not last.is_file():
         parser.error(f"--resume found no checkpoint {last}; start without it.")
-    trainer.fit(module, TaskDataModule(arguments.tasks, arguments.data), ckpt_path=last if arguments.resume else None)
+    text = [source for source in resolve_texts(None) if source.name != excerpt()[0]]  # not the text of the suites
+    tasks = TaskDataModule(arguments.tasks, arguments.data, text)
+    trainer.fit(module, tasks, ckpt_path=last if arguments.resume else None)
 
     options = " ".join(
         f"--{key.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list | tuple) else value}"

@@ -12,6 +12,7 @@ from lightning_lopt.rules.base import Params, StepContext
 
 PROMISE_LIMIT = 0.3  # one gradient says no more than that
 LOSS_FLOOR = 0.05  # in units of the first loss: below it, relative changes are noise
+FALL_FLOOR = 1e-3  # likewise: below it, steps fall no further
 LOWEST, HIGHEST = math.log(1e-3), 1.0  # of the logarithm of the common factor
 LEAST, MOST = -4.0, 1.5  # of the logarithm of what one tensor has beside it
 
@@ -34,8 +35,10 @@ class Calibration(nn.Module):
 
     .. math:: \log \gamma_i \leftarrow \log \gamma_i + \beta (a_i - a)
 
-    Weight decay grows as the loss falls, by :math:`\exp(\kappa\, (1 - \min(L / L_0, 1))^4)`: a model that memorises its
-    training set, whose loss goes to zero, is held back, one that cannot is left alone.
+    Beside these, with :math:`r = \min(L / L_0, 1)`, all steps fall with the loss, by :math:`\max(r, 0.001)^\varphi`,
+    since a step of given length is too long close to a minimum, and weight decay grows, by
+    :math:`\exp(\kappa\, (1 - r)^4)`: a model that memorises its training set, whose loss goes to zero, is held back,
+    one that cannot is left alone.
 
     The signal is that of hypergradient descent (Baydin et al. 2018, https://arxiv.org/abs/1703.04782), in the unit of
     the loss.
@@ -46,6 +49,7 @@ class Calibration(nn.Module):
         tolerance: initial :math:`\tau`, > 0.
         balance: initial :math:`\beta`, > 0.
         restraint: initial :math:`\kappa`.
+        fall: initial :math:`\varphi`, > 0.
     """
 
     def __init__(
@@ -54,7 +58,8 @@ class Calibration(nn.Module):
         grow: float = 0.1,
         tolerance: float = 0.03,
         balance: float = 0.2,
-        restraint: float = 0.7,
+        restraint: float = 0.4,
+        fall: float = 0.35,
     ) -> None:
         super().__init__()
         self.log_shrink = nn.Parameter(torch.tensor(math.log(shrink)))
@@ -62,12 +67,15 @@ class Calibration(nn.Module):
         self.log_tolerance = nn.Parameter(torch.tensor(math.log(tolerance)))
         self.log_balance = nn.Parameter(torch.tensor(math.log(balance)))
         self.restraint = nn.Parameter(torch.tensor(restraint))
+        self.log_fall = nn.Parameter(torch.tensor(math.log(fall)))
 
-    def decay_factor(self, memory: Tensor, context: StepContext) -> Tensor:
-        """What weight decay is multiplied with in this step; for ``memory`` and errors see :meth:`forward`."""
+    def loss_factors(self, memory: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
+        """What all steps and what weight decay are multiplied with for how far the loss has fallen, 0-dim each; for
+        ``memory`` and errors see :meth:`forward`."""
         loss, first = _losses(memory, context)
-        fallen = 1 - (loss / (first + TINY)).clamp(max=1.0)
-        return torch.exp(self.restraint.to(fallen.dtype) * fallen**4)
+        left = (loss / (first + TINY)).clamp(max=1.0)
+        steps = left.clamp(min=FALL_FLOOR) ** torch.exp(self.log_fall).to(left.dtype)
+        return steps, torch.exp(self.restraint.to(left.dtype) * (1 - left) ** 4)
 
     def forward(
         self, memory: Tensor, own: Params, grads: Params, last_updates: Params, context: StepContext

@@ -47,7 +47,8 @@ class ResidualRule(UpdateRule):
         orthogonalised: roles whose direction is orthogonalised; an empty list for none.
         rotated: roles whose direction is Adam's in the eigenbases of the gradients; none of them orthogonalised.
         horizon_power: h before meta-training, for all roles: step sizes fall as :math:`((T + 1000) / 1500)^{-h}` with
-            the horizon T; ``None`` for step sizes that do not depend on it.
+            the horizon T, and weight decay by a power of its own, 1 before meta-training; ``None`` for constants that
+            do not depend on it.
         direction_hidden: width of the two hidden layers of the direction MLP.
         controller_hidden: size of the controller's recurrent state.
         step_range: largest factor by which the controller may change a step size, > 1.
@@ -172,12 +173,12 @@ class ResidualRule(UpdateRule):
                 constants[name] = _controlled(constants[name], Controls(*(control[row] for control in controls)))
                 tensors[name]["hidden"] = hidden[row].to(params[name].dtype)
         if self.calibration is not None:
-            restraint = self.calibration.decay_factor(shared["calibration"], context)
+            fall, restraint = self.calibration.loss_factors(shared["calibration"], context)
             last = {name: state.tensors[name]["last_update"] for name in grads}
             own = {name: state.tensors[name]["log_factor"] for name in grads}
             common, shared["calibration"], own = self.calibration(shared["calibration"], own, grads, last, context)
             for name, at in constants.items():
-                step_size = at.step_size * torch.exp(common + own[name])
+                step_size = at.step_size * fall * torch.exp(common + own[name])
                 constants[name] = at._replace(step_size=step_size, weight_decay=at.weight_decay * restraint)
         updates = {}
         for name, at in constants.items():

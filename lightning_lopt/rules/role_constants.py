@@ -50,8 +50,8 @@ class RoleConstants(nn.Module):
         step_size: initial step size for all roles, > 0, in units of a tensor's initial RMS.
         weight_decay: initial weight decay for all roles, > 0, in units of the step size, as in AdamW.
         rotated: whether any role is, which takes one constant more.
-        horizon_power: initial power for all roles with which step sizes fall with the horizon; ``None`` for no such
-            constant.
+        horizon_power: initial power for all roles with which step sizes fall with the horizon, and weight decay with
+            one of its own; ``None`` for no such constants.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class RoleConstants(nn.Module):
             self.logit_rotated_moment = table(logit(0.95), logit(0.95))  # and of the covariances whose bases it is in
         self.rotated = rotated
         self.horizon_power = None if horizon_power is None else table(horizon_power, horizon_power)
+        self.decay_horizon_power = None if horizon_power is None else table(1.0, 1.0)
 
     def at(self, context: StepContext) -> dict[Role, Constants]:
         """The constants of each role at a step, computed for all roles at once."""
@@ -84,7 +85,7 @@ class RoleConstants(nn.Module):
         constants = Constants(
             step_size=torch.exp(self.log_step_size) * self.schedule(context),
             rms_floor=torch.exp(self.log_rms_floor),
-            weight_decay=torch.exp(self.log_weight_decay),
+            weight_decay=torch.exp(self.log_weight_decay) * _fall(self.decay_horizon_power, context),
             momentum_mix=self.momentum_mix,
             momentum_rate=torch.sigmoid(-self.logit_momentum),
             moment_rate=torch.sigmoid(-self.logit_second_moment),
@@ -104,10 +105,12 @@ class RoleConstants(nn.Module):
         warmup = torch.sigmoid(self.logit_warmup) * total
         rise = torch.clamp((step + 1) / torch.clamp(warmup, min=1.0), max=1.0)
         left = torch.clamp((total - step) / (total - warmup), 1e-6, 1.0)
-        factor = rise * left ** torch.exp(self.log_decay_power)
-        if self.horizon_power is not None:
-            factor = factor * ((total + BEND) / (TYPICAL + BEND)) ** -self.horizon_power
-        return factor
+        return rise * left ** torch.exp(self.log_decay_power) * _fall(self.horizon_power, context)
+
+
+def _fall(power: Tensor | None, context: StepContext) -> Tensor | float:
+    """((T + 1000) / 1500)^-power for a horizon of T steps, or 1."""
+    return 1.0 if power is None else ((context.total_steps + BEND) / (TYPICAL + BEND)) ** -power
 
 
 def _weight(logit_beta: Tensor, context: StepContext) -> Tensor:

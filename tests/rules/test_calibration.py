@@ -59,14 +59,24 @@ def test_own_factors_are_bounded():
     assert (float(own["a"]), float(own["b"])) == pytest.approx((LEAST, MOST))
 
 
-@pytest.mark.parametrize(("loss", "factor"), [(3.0, 1.0), (2.0, 1.0), (1.0, math.exp(0.5 / 16)), (0.0, math.exp(0.5))])
-def test_weight_decay_grows_as_the_loss_falls(loss, factor):
-    calibration, memory = Calibration(restraint=0.5).double(), torch.tensor([0.0, 2.0]).double()
-    assert float(calibration.decay_factor(memory, context(5, 9, loss)).detach()) == pytest.approx(factor)
+@pytest.mark.parametrize(
+    ("loss", "on_steps", "on_decay"),
+    [
+        (3.0, 1.0, 1.0),
+        (2.0, 1.0, 1.0),
+        (1.0, 0.5**0.25, math.exp(0.5 / 16)),
+        (2e-3, 1e-3**0.25, math.exp(0.5 * 0.999**4)),
+        (0.0, 1e-3**0.25, math.exp(0.5)),
+    ],
+)
+def test_steps_fall_with_the_loss_and_weight_decay_grows(loss, on_steps, on_decay):
+    calibration, memory = Calibration(restraint=0.5, fall=0.25).double(), torch.tensor([0.0, 2.0]).double()
+    factors = [float(factor.detach()) for factor in calibration.loss_factors(memory, context(5, 9, loss))]
+    assert factors == pytest.approx([on_steps, on_decay])
 
 
-def test_weight_decay_is_as_it_is_at_the_first_step():
-    assert float(Calibration().decay_factor(torch.zeros(2), context(0, 9, 2.0)).detach()) == 1.0
+def test_both_are_as_they_are_at_the_first_step():
+    assert [float(factor) for factor in Calibration().loss_factors(torch.zeros(2), context(0, 9, 2.0))] == [1.0, 1.0]
 
 
 def test_without_a_loss_it_says_so():
@@ -92,9 +102,13 @@ def minimise(rule, scale=1.0, steps=300, curvature=(1.0, 30.0)):
 
 
 def rule(calibrated, step_size):
-    return ResidualRule(
+    """Without the fall of the steps with the loss, which is not what these tests are about."""
+    made = ResidualRule(
         direction=False, controller=False, orthogonalised=[], step_size=step_size, calibrated=calibrated
     ).double()
+    if calibrated:
+        torch.nn.init.constant_(made.calibration.log_fall, -math.inf)
+    return made
 
 
 def test_steps_that_are_far_too_long_become_shorter():
