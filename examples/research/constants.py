@@ -1,17 +1,16 @@
 """Compare settings of `base` that differ in θ alone, on the problems of directions.py: for choosing.
 
-python examples/research/constants.py --data mnist10k.npz cifar10_16x16.npz --change calibration.restraint+0.3 \
+python examples/research/constants.py --data mnist10k.npz cifar10_16x16.npz --change calibration.log_fall-20 \
     constants.log_step_size+0.26 constants.log_step_size-0.26,calibration.restraint+0.3
 
 A change is an entry of θ and what is added to all of its values; several are joined by commas. All run side by side.
 Printed for each problem are the log-ratios of final losses, training / validation, to those of `base` (median of the
-seeds; below 0 is better), and at the end their means.
+seeds; below 0 is better), and at the end their means, and the IQM of the speed-up in steps over tuned AdamW.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import re
 from statistics import fmean
 
@@ -19,6 +18,10 @@ import torch
 from directions import problems
 
 from lightning_lopt import UpdateRule, load_rule
+from lightning_lopt.evaluation.baselines import Baselines
+from lightning_lopt.evaluation.metrics.bootstrap import iqm
+from lightning_lopt.evaluation.metrics.speedup import step_speedup
+from lightning_lopt.evaluation.problem_result import ProblemResult
 from lightning_lopt.evaluation.runs import run_rules
 
 PART = re.compile(r"([a-z_]+\.[a-z_]+)([+-][0-9.]+),?")
@@ -40,29 +43,36 @@ def main() -> None:
     parser.add_argument("--change", nargs="+", required=True)
     parser.add_argument("--only", nargs="+", default=[""], help="parts of names of problems")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--baselines", default=None, help="file in which the tuned AdamW's runs are kept")
     arguments = parser.parse_args()
     for change in arguments.change:
         if PART.sub("", change):
             parser.error(f"{change!r} is no change; write for instance calibration.restraint+0.3.")
     torch.set_num_threads(1)
 
-    rules = [changed(arguments.rule, change) for change in ("", *arguments.change)]
-    ratios: dict[str, list[tuple[float, float]]] = {change: [] for change in arguments.change}
+    names = ["", *arguments.change]
+    rules = [changed(arguments.rule, change) for change in names]
+    tuned = Baselines(arguments.baselines, seeds=arguments.seeds, shipped=False)
+    results = []
     for problem in problems(arguments.data):
         if not any(part in problem.name for part in arguments.only):
             continue
-        start, *runs = run_rules(rules, problem, seeds=arguments.seeds)
-        line = [f"{problem.name:24s} {float(start.final_train.median()):.4g} / {float(start.final_valid.median()):.4g}"]
-        for change, run in zip(arguments.change, runs, strict=True):
-            pair = tuple(
-                math.log(float(after.median()) / float(before.median()))
-                for after, before in ((run.final_train, start.final_train), (run.final_valid, start.final_valid))
-            )
-            ratios[change].append((pair[0], pair[1]))
-            line.append(f"{pair[0]:+.2f}/{pair[1]:+.2f}")
-        print("  ".join(line), flush=True)
-    for change, pairs in ratios.items():
-        print(f"{change}: {fmean(pair[0] for pair in pairs):+.3f} / {fmean(pair[1] for pair in pairs):+.3f}")
+        runs = dict(zip(names, run_rules(rules, problem, seeds=arguments.seeds), strict=True))
+        runs["adamw"] = tuned(problem, "adamw")
+        results.append(ProblemResult(problem.name, problem.horizon, problem.task.loss_scale, runs))
+        base = f"{float(runs[''].final_train.median()):.4g} / {float(runs[''].final_valid.median()):.4g}"
+        print(
+            f"{problem.name:24s} {base}", *(_pair(results[-1:], change) for change in names[1:]), sep="  ", flush=True
+        )
+    for change in names:
+        contests = [result.contest(change, "adamw") for result in results]
+        speed = iqm(torch.stack([step_speedup(c.ours, c.reference, c.loss_scale) for c in contests]).log()).exp()
+        print(f"{change or arguments.rule}: {_pair(results, change)}, speed-up {speed:.2f}")
+
+
+def _pair(results: list[ProblemResult], change: str) -> str:
+    """Mean log-ratios to the rule as it is, training / validation."""
+    return " / ".join(f"{fmean(r.log_ratio(change, '', split) for r in results):+.3f}" for split in ("train", "valid"))
 
 
 if __name__ == "__main__":

@@ -61,11 +61,13 @@ DRAWN = {  # family, seed, horizon
     "tab-classes": ("tabular_classification", 31, 300),
     "tab-values": ("tabular_regression", 32, 300),
     "teacher": ("teacher", 33, 400),
+    "values-long": ("tabular_regression", 41, 4000),
+    "teacher-long": ("teacher", 42, 4000),
 }
 
 
 def problems(paths: Sequence[str]) -> list[Problem]:
-    """Twenty-one small problems, from two sets of images and from text and tables that the suites do not use."""
+    """Twenty-three small problems, from two sets of images and from text and tables that the suites do not use."""
     images = [resolve(path)[0] for path in paths]
     images = [source.take(torch.arange(min(EXAMPLES, len(source)))) for source in images]
     found = []
