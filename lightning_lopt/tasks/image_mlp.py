@@ -74,7 +74,8 @@ class ImageMLP(ImageFamily):
         **options: Any,
     ) -> None:
         super().__init__(
-            data, **{"schemes": ("uniform",), "init_scales": (0.5, 2.0), "batch_sizes": (16, 32, 64, 128), **options}
+            data,
+            **{"schemes": ("uniform",), "init_scales": (0.5, 2.0), "batch_sizes": (16, 32, 64, 128, 512), **options},
         )
         self.ranges |= {"depths": check_sizes(depths, "depths"), "widths": check_sizes(widths, "widths")}
 
