@@ -135,7 +135,7 @@ def main() -> None:
         gradient_clip_val=1.0,
         log_every_n_steps=1,
         enable_model_summary=False,
-        logger=CSVLogger(folder, name="", version="log"),
+        logger=CSVLogger(folder, name="log"),  # a version of its own for each start
         callbacks=[
             ModelCheckpoint(folder, filename="{step}", every_n_train_steps=25, save_top_k=-1, save_last=True),
             TQDMProgressBar(refresh_rate=1),

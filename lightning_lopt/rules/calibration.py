@@ -36,9 +36,9 @@ class Calibration(nn.Module):
     .. math:: \log \gamma_i \leftarrow \log \gamma_i + \beta (a_i - a)
 
     Beside these, with :math:`r = \min(L / L_0, 1)`, all steps fall with the loss, by :math:`\max(r, 0.001)^\varphi`,
-    since a step of given length is too long close to a minimum, and weight decay grows, by
-    :math:`\exp(\kappa\, (1 - r)^4)`: a model that memorises its training set, whose loss goes to zero, is held back,
-    one that cannot is left alone.
+    since a step of given length is too long close to a minimum. What weight decay takes in a step does not fall with
+    them, and grows by :math:`\exp(\kappa\, (1 - r)^4)`: a model that memorises its training set, whose loss goes to
+    zero, is held back, one that cannot is left alone.
 
     The signal is that of hypergradient descent (Baydin et al. 2018, https://arxiv.org/abs/1703.04782), in the unit of
     the loss.
@@ -58,7 +58,7 @@ class Calibration(nn.Module):
         grow: float = 0.1,
         tolerance: float = 0.03,
         balance: float = 0.2,
-        restraint: float = 0.4,
+        restraint: float = 0.0,
         fall: float = 0.35,
     ) -> None:
         super().__init__()
@@ -70,12 +70,12 @@ class Calibration(nn.Module):
         self.log_fall = nn.Parameter(torch.tensor(math.log(fall)))
 
     def loss_factors(self, memory: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
-        """What all steps and what weight decay are multiplied with for how far the loss has fallen, 0-dim each; for
-        ``memory`` and errors see :meth:`forward`."""
+        """What all steps and what weight decay, which is in units of them, are multiplied with for how far the loss has
+        fallen, 0-dim each; for ``memory`` and errors see :meth:`forward`."""
         loss, first = _losses(memory, context)
         left = (loss / (first + TINY)).clamp(max=1.0)
         steps = left.clamp(min=FALL_FLOOR) ** torch.exp(self.log_fall).to(left.dtype)
-        return steps, torch.exp(self.restraint.to(left.dtype) * (1 - left) ** 4)
+        return steps, torch.exp(self.restraint.to(left.dtype) * (1 - left) ** 4) / steps
 
     def forward(
         self, memory: Tensor, own: Params, grads: Params, last_updates: Params, context: StepContext

@@ -72,7 +72,7 @@ def test_own_factors_are_bounded():
 def test_steps_fall_with_the_loss_and_weight_decay_grows(loss, on_steps, on_decay):
     calibration, memory = Calibration(restraint=0.5, fall=0.25).double(), torch.tensor([0.0, 2.0]).double()
     factors = [float(factor.detach()) for factor in calibration.loss_factors(memory, context(5, 9, loss))]
-    assert factors == pytest.approx([on_steps, on_decay])
+    assert factors == pytest.approx([on_steps, on_decay / on_steps])  # weight decay is in units of the step
 
 
 def test_both_are_as_they_are_at_the_first_step():
