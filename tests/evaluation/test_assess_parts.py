@@ -138,6 +138,6 @@ def test_layers_belong_to_families_that_exist():
 def test_base_records_what_its_card_says():
     recorded = meta_training_of("base")
     assert recorded["horizons"] == [100, 3000]
-    assert recorded["batch_sizes"] == [8, 128]
+    assert recorded["batch_sizes"] == [4, 512]
     assert recorded["largest_parameters"] == 50_000
     assert meta_training_of(load_rule("base")) == {}
