@@ -137,7 +137,14 @@ def main() -> None:
         enable_model_summary=False,
         logger=CSVLogger(folder, name="log"),  # a version of its own for each start
         callbacks=[
-            ModelCheckpoint(folder, filename="{step}", every_n_train_steps=25, save_top_k=-1, save_last=True),
+            ModelCheckpoint(
+                folder,
+                filename="{step}",
+                every_n_train_steps=25,
+                save_top_k=-1,
+                save_last=True,
+                enable_version_counter=False,  # last.ckpt is the last, in a folder that was moved too
+            ),
             TQDMProgressBar(refresh_rate=1),
             *([validation] if arguments.validate_every else []),
         ],
