@@ -32,8 +32,8 @@ from lightning_lopt import (
 )
 from lightning_lopt.evaluation.baselines import Baselines
 from lightning_lopt.evaluation.suites import make_suite
-from lightning_lopt.evaluation.suites.sources import excerpt
 from lightning_lopt.io import Card
+from lightning_lopt.tasks.mixtures import MIXTURES, TEXT_FAMILIES
 from lightning_lopt.tasks.text import resolve_texts
 
 PARTS = ("constants", "calibration", "direction", "controller")
@@ -152,7 +152,8 @@ def main() -> None:
     last = folder / "last.ckpt"
     if arguments.resume and not last.is_file():
         parser.error(f"--resume found no checkpoint {last}; start without it.")
-    text = [source for source in resolve_texts(None) if source.name != excerpt()[0]]  # not the text of the suites
+    names = {family for name in arguments.tasks.split("+") for family in MIXTURES.get(name, (name,))}
+    text = resolve_texts(None)[1:] if names & TEXT_FAMILIES.keys() else None  # the first is that of the suites
     tasks = TaskDataModule(arguments.tasks, arguments.data, text)
     trainer.fit(module, tasks, ckpt_path=last if arguments.resume else None)
 

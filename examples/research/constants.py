@@ -12,15 +12,12 @@ from __future__ import annotations
 
 import argparse
 import re
-from statistics import fmean
 
 import torch
-from directions import problems
+from directions import pair, problems, speed_up
 
 from lightning_lopt import UpdateRule, load_rule
 from lightning_lopt.evaluation.baselines import Baselines
-from lightning_lopt.evaluation.metrics.bootstrap import iqm
-from lightning_lopt.evaluation.metrics.speedup import step_speedup
 from lightning_lopt.evaluation.problem_result import ProblemResult
 from lightning_lopt.evaluation.runs import run_rules
 
@@ -61,18 +58,10 @@ def main() -> None:
         runs["adamw"] = tuned(problem, "adamw")
         results.append(ProblemResult(problem.name, problem.horizon, problem.task.loss_scale, runs))
         base = f"{float(runs[''].final_train.median()):.4g} / {float(runs[''].final_valid.median()):.4g}"
-        print(
-            f"{problem.name:24s} {base}", *(_pair(results[-1:], change) for change in names[1:]), sep="  ", flush=True
-        )
+        print(f"{problem.name:24s} {base}", *(pair(results[-1:], n, "") for n in names[1:]), sep="  ", flush=True)
     for change in names:
-        contests = [result.contest(change, "adamw") for result in results]
-        speed = iqm(torch.stack([step_speedup(c.ours, c.reference, c.loss_scale) for c in contests]).log()).exp()
-        print(f"{change or arguments.rule}: {_pair(results, change)}, speed-up {speed:.2f}")
-
-
-def _pair(results: list[ProblemResult], change: str) -> str:
-    """Mean log-ratios to the rule as it is, training / validation."""
-    return " / ".join(f"{fmean(r.log_ratio(change, '', split) for r in results):+.3f}" for split in ("train", "valid"))
+        speed = speed_up(results, change, "adamw")
+        print(f"{change or arguments.rule}: {pair(results, change, '')}, speed-up {speed:.2f}")
 
 
 if __name__ == "__main__":

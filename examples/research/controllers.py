@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import argparse
 from datetime import timedelta
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 import lightning.pytorch as L
 import torch
+from directions import pair, speed_up
 from torch import Tensor, nn
 
 from lightning_lopt import PES, MetaLoss, MetaTrainer, ResidualRule, TaskDataModule, load_rule
 from lightning_lopt.evaluation.baselines import Baselines
-from lightning_lopt.evaluation.metrics.bootstrap import iqm
-from lightning_lopt.evaluation.metrics.speedup import step_speedup
 from lightning_lopt.evaluation.problem_result import ProblemResult
 from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.evaluation.suites import make_suite
@@ -121,16 +120,12 @@ def main() -> None:
         print(f"{kind}: {len(seen.thetas)} outer steps, signal-to-noise {median(seen.signals):.2f}", flush=True)
         for when, theta in (("at the end", seen.thetas[-1]), ("mean of θ", mean)):
             rule.load_state_dict(theta)
-            results, speeds = [], []
+            results = []
             for problem, reference in zip(problems, references, strict=True):
                 runs = reference | {"ours": run_rules([rule], problem, seeds=arguments.seeds)[0]}
-                result = ProblemResult(problem.name, problem.horizon, problem.task.loss_scale, runs)
-                contest = result.contest("ours", "adamw")
-                speeds.append(step_speedup(contest.ours, contest.reference, contest.loss_scale))
-                results.append(result)
-            ratios = [fmean(r.log_ratio("ours", "base", split) for r in results) for split in ("train", "valid")]
-            speed = float(iqm(torch.stack(speeds).log()).exp())
-            print(f"  {when}: speed-up {speed:.2f}, to base {ratios[0]:+.2f} / {ratios[1]:+.2f}", flush=True)
+                results.append(ProblemResult(problem.name, problem.horizon, problem.task.loss_scale, runs))
+            speed = speed_up(results, "ours", "adamw")
+            print(f"  {when}: speed-up {speed:.2f}, to base {pair(results, 'ours', 'base')}", flush=True)
 
 
 if __name__ == "__main__":

@@ -182,19 +182,23 @@ def main() -> None:
         runs |= {name: baselines(problem, name) for name in arguments.against}
         result = ProblemResult(problem.name, problem.horizon, problem.task.loss_scale, runs)
         results.append(result)
-        print(problem.name, *(f"| {n} {_pair([result], n, '')}" for n in rules if n), flush=True)
+        print(problem.name, *(f"| {n} {pair([result], n, '')}" for n in rules if n), flush=True)
     for name in rules:
-        words = [f"{name or 'orthogonalised'}: {_pair(results, name, '')}"]
+        words = [f"{name or 'orthogonalised'}: {pair(results, name, '')}"]
         for reference in arguments.against:
-            contests = [result.contest(name, reference) for result in results]
-            speed = [step_speedup(one.ours, one.reference, one.loss_scale) for one in contests]
-            words.append(
-                f"{reference} {_pair(results, name, reference)}, speed {iqm(torch.stack(speed).log()).exp():.2f}"
-            )
+            speed = speed_up(results, name, reference)
+            words.append(f"{reference} {pair(results, name, reference)}, speed {speed:.2f}")
         print(" | ".join(words))
 
 
-def _pair(results: Sequence[ProblemResult], name: str, reference: str) -> str:
+def speed_up(results: Sequence[ProblemResult], name: str, reference: str) -> float:
+    """IQM of the speed-up in steps over all problems and seeds."""
+    contests = [result.contest(name, reference) for result in results]
+    return float(iqm(torch.stack([step_speedup(c.ours, c.reference, c.loss_scale) for c in contests]).log()).exp())
+
+
+def pair(results: Sequence[ProblemResult], name: str, reference: str) -> str:
+    """Mean log-ratios of final losses, training / validation."""
     means = (fmean(result.log_ratio(name, reference, split) for result in results) for split in ("train", "valid"))
     return " / ".join(f"{mean:+.3f}" for mean in means)
 

@@ -173,13 +173,13 @@ class ResidualRule(UpdateRule):
                 constants[name] = _controlled(constants[name], Controls(*(control[row] for control in controls)))
                 tensors[name]["hidden"] = hidden[row].to(params[name].dtype)
         if self.calibration is not None:
-            fall, restraint = self.calibration.loss_factors(shared["calibration"], context)
+            on_steps, on_decay = self.calibration.loss_factors(shared["calibration"], context)
             last = {name: state.tensors[name]["last_update"] for name in grads}
             own = {name: state.tensors[name]["log_factor"] for name in grads}
             common, shared["calibration"], own = self.calibration(shared["calibration"], own, grads, last, context)
             for name, at in constants.items():
-                step_size = at.step_size * fall * torch.exp(common + own[name])
-                constants[name] = at._replace(step_size=step_size, weight_decay=at.weight_decay * restraint)
+                step_size = at.step_size * on_steps * torch.exp(common + own[name])
+                constants[name] = at._replace(step_size=step_size, weight_decay=at.weight_decay * on_decay)
         updates = {}
         for name, at in constants.items():
             param = params[name]

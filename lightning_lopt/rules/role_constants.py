@@ -85,7 +85,7 @@ class RoleConstants(nn.Module):
         constants = Constants(
             step_size=torch.exp(self.log_step_size) * self.schedule(context),
             rms_floor=torch.exp(self.log_rms_floor),
-            weight_decay=torch.exp(self.log_weight_decay) * _fall(self.decay_horizon_power, context),
+            weight_decay=_fallen(torch.exp(self.log_weight_decay), self.decay_horizon_power, context),
             momentum_mix=self.momentum_mix,
             momentum_rate=torch.sigmoid(-self.logit_momentum),
             moment_rate=torch.sigmoid(-self.logit_second_moment),
@@ -105,12 +105,12 @@ class RoleConstants(nn.Module):
         warmup = torch.sigmoid(self.logit_warmup) * total
         rise = torch.clamp((step + 1) / torch.clamp(warmup, min=1.0), max=1.0)
         left = torch.clamp((total - step) / (total - warmup), 1e-6, 1.0)
-        return rise * left ** torch.exp(self.log_decay_power) * _fall(self.horizon_power, context)
+        return _fallen(rise * left ** torch.exp(self.log_decay_power), self.horizon_power, context)
 
 
-def _fall(power: Tensor | None, context: StepContext) -> Tensor | float:
-    """((T + 1000) / 1500)^-power for a horizon of T steps, or 1."""
-    return 1.0 if power is None else ((context.total_steps + BEND) / (TYPICAL + BEND)) ** -power
+def _fallen(value: Tensor, power: Tensor | None, context: StepContext) -> Tensor:
+    """``value`` times ((T + 1000) / 1500)^-power for a horizon of T steps, or as it is without a power."""
+    return value if power is None else value * ((context.total_steps + BEND) / (TYPICAL + BEND)) ** -power
 
 
 def _weight(logit_beta: Tensor, context: StepContext) -> Tensor:
