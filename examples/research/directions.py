@@ -96,8 +96,10 @@ class Variant(ResidualRule):
                     own["left"], own["right"] = param.new_zeros(rows, rows), param.new_zeros(columns, columns)
         return state
 
-    def _accumulate(self, grad: Tensor, old: Mapping[str, Tensor], at: Constants, turn: bool) -> dict[str, Tensor]:
-        new = super()._accumulate(grad, old, at, turn)
+    def _accumulate(
+        self, grad: Tensor, old: Mapping[str, Tensor], at: Constants, turn: bool
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        new, seen = super()._accumulate(grad, old, at, turn)
         if "moment" in old:
             new["weight"] = torch.lerp(torch.ones_like(old["weight"]), old["weight"], DECAY)
         if "moment" in old and self.kind not in ("row", "entry"):
@@ -107,13 +109,16 @@ class Variant(ResidualRule):
                 new["right"] = torch.lerp(matrix.mT @ matrix, old["right"], DECAY)
                 matrix = _axes(new["left"]).mT @ matrix @ _axes(new["right"])
             new["moment"] = torch.lerp(matrix.square(), old["moment"], DECAY)
-        return new
+        return new, seen
 
-    def _direction(self, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], role: Role, at: Constants) -> Tensor:
+    def _direction(
+        self, param: Tensor, grad: Tensor, inside: Tensor, state: Mapping[str, Tensor], role: Role, at: Constants
+    ) -> Tensor:
         assert isinstance(state, dict)  # of this step, which the moment after orthogonalising joins
         if "moment" not in state:
-            return super()._direction(param, grad, state, role, at)
-        mixed = (grad + at.momentum_mix * (state["momentum"] - grad)).reshape(matrix_shape(param.shape))
+            return super()._direction(param, grad, inside, state, role, at)
+        momentum = state["momentum"] / at.momentum_weight
+        mixed = (grad + at.momentum_mix * (momentum - grad)).reshape(matrix_shape(param.shape))
         if self.kind == "soap":
             left, right = _axes(state["left"]), _axes(state["right"])
             inside = left.mT @ mixed @ right / torch.sqrt(state["moment"] / state["weight"] + TINY)

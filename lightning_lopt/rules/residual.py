@@ -21,6 +21,7 @@ from lightning_lopt.rules.roles import check_role, role_of_shape
 from lightning_lopt.rules.signals import LOSS_DECAYS, SIGNALS, average_loss, temporal_signals
 
 FIRST_TURNS = 20  # steps that all turn the eigenbases, which are far from where they belong then
+TYPICAL_COHERENCE, LEAST_COHERENCE = 0.3, 0.01
 GRADIENT_LIMIT = 1e15  # entries are clipped here, so that squares stay finite in float32
 
 
@@ -28,14 +29,19 @@ GRADIENT_LIMIT = 1e15  # entries are clipped here, so that squares stay finite i
 class ResidualRule(UpdateRule):
     r"""A hand-designed rule plus what meta-training adds to it; with fresh θ it *is* the hand-designed rule.
 
-    .. math:: \Delta p = -\eta\, s(t)\, \big( \max(\mathrm{RMS}(p_0), \rho)\, d + \lambda p \big)
+    .. math:: \Delta p = -\eta\, s(t)\, \big( \max(\mathrm{RMS}(p_0), \rho)\, (r / 0.3)^{\omega}\, d + \lambda p \big)
 
     - :math:`d`, of RMS 1: for matrices the orthogonalised Nesterov momentum, for the other roles the bias-corrected
       Adam direction, or, where asked for, that direction in the eigenbases of the gradients' covariances
       (:mod:`~lightning_lopt.rules.eigenbasis`); each after an optional correction by a per-parameter MLP;
+    - in Adam's direction, entries of another sign than the gradient times 1 - c, as in cautious optimizers (Liang et
+      al. 2024, https://arxiv.org/abs/2411.16085), but in the coordinates of its second moment;
+    - :math:`r`, the coherence of the gradients: the RMS of Adam's direction, 1 where they agree and small where they
+      are noise; the factor is 1 for orthogonalised tensors;
     - :math:`s(t)`: linear warm-up over 5 % of the horizon, then linear decay to 0;
-    - :math:`\eta = 0.02`, :math:`\rho = 0.03`, and further constants, per role (:class:`RoleConstants`), times what
-      a recurrent :class:`Controller` sets for each tensor;
+    - :math:`\eta = 0.02`, :math:`\rho = 0.03`, and further constants, per role (:class:`RoleConstants`), c and
+      :math:`\omega` (0 before meta-training) among them, times what a recurrent :class:`Controller` sets for each
+      tensor;
     - if it is calibrated, all of it times factors that follow from the run itself (:class:`Calibration`).
 
     The step is relative to the RMS of the tensor at initialisation: relative to the present one it would feed on
@@ -158,10 +164,10 @@ class ResidualRule(UpdateRule):
         of_role = self.constants.at(context)
         constants = {name: of_role[role] for name, role in roles.items()}
         grads = {name: grad.clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT) for name, grad in grads.items()}
-        tensors = {
-            name: self._accumulate(grad, state.tensors[name], constants[name], context.full)
-            for name, grad in grads.items()
-        }
+        tensors, inside = {}, {}
+        for name, grad in grads.items():
+            at = constants[name]
+            tensors[name], inside[name] = self._accumulate(grad, state.tensors[name], at, context.full)
         shared = dict(state.shared)
         if self.controller is not None:
             shared["loss_averages"] = average_loss(shared["loss_averages"], context)
@@ -183,7 +189,7 @@ class ResidualRule(UpdateRule):
         updates = {}
         for name, at in constants.items():
             param = params[name]
-            direction = self._direction(param, grads[name], tensors[name], roles[name], at)
+            direction = self._direction(param, grads[name], inside[name], tensors[name], roles[name], at)
             scale = torch.maximum(tensors[name]["initial_rms"], at.rms_floor)
             decay = at.weight_decay + context.weight_decay.get(name, 0.0)
             update = (-at.step_size * scale) * direction - (at.step_size * decay) * param
@@ -192,38 +198,56 @@ class ResidualRule(UpdateRule):
                 tensors[name] |= {"last_update": updates[name], "log_factor": own[name]}
         return updates, State(tensors, shared)
 
-    def _accumulate(self, grad: Tensor, old: Mapping[str, Tensor], at: Constants, turn: bool) -> dict[str, Tensor]:
-        """The tensor's state with this gradient taken into its running averages, and the bases turned where asked."""
+    def _accumulate(
+        self, grad: Tensor, old: Mapping[str, Tensor], at: Constants, turn: bool
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The tensor's state with this gradient taken into its running averages, and the bases turned where asked; and
+        the gradient in the coordinates of the direction."""
         moment_rate = at.moment_rate.to(grad.dtype)
-        new = dict(old)
+        new, inside = dict(old), grad
         new["momentum"] = torch.lerp(old["momentum"], grad, at.momentum_rate.to(grad.dtype))
         if "second_moment" in old:
             new["second_moment"] = torch.lerp(old["second_moment"], grad.square(), moment_rate)
         if "rotated_moment" in old:
             rate = at.rotated_rate.to(grad.dtype)
             new |= follow(old, grad, rate, turn=turn)
-            new["rotated_moment"] = torch.lerp(old["rotated_moment"], into_bases(grad, new).square(), rate)
+            inside = into_bases(grad, new)
+            new["rotated_moment"] = torch.lerp(old["rotated_moment"], inside.square(), rate)
         if "gradient_power" in old:
             new["gradient_power"] = torch.lerp(old["gradient_power"], grad.square().mean(), moment_rate)
-        return new
+        return new, inside
 
-    def _direction(self, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], role: Role, at: Constants) -> Tensor:
-        """The direction of the step, of RMS 1 (0 where momentum and gradient are)."""
-        orthogonal = _has_role(param, role, self.orthogonalised)
-        mixed = torch.lerp(grad, state["momentum"], at.momentum_mix.to(grad.dtype))
-        if "second_moment" in state:
-            root = _root(state["second_moment"], at.moment_weight)
+    def _direction(
+        self, param: Tensor, grad: Tensor, inside: Tensor, state: Mapping[str, Tensor], role: Role, at: Constants
+    ) -> Tensor:
+        """The direction of the step, of RMS 1 times a power of its coherence (0 where momentum and gradient are)."""
+        mix, weight = at.momentum_mix.to(grad.dtype), at.momentum_weight.to(grad.dtype)
+        momentum = state["momentum"] / weight
+        mixed = torch.lerp(grad, momentum, mix)
+        root = _root(state["second_moment"], at.moment_weight) if "second_moment" in state else None
+        if _has_role(param, role, self.orthogonalised):
+            return unit_rms(orthogonalise(self._corrected(mixed, param, grad, mixed, root)))
         if "rotated_moment" in state:
-            inside = into_bases(mixed, state) / _root(state["rotated_moment"], at.rotated_weight)
-            direction = out_of_bases(inside, state)
+            moved = torch.lerp(inside, into_bases(momentum, state), mix)
+            direction = moved / _root(state["rotated_moment"], at.rotated_weight)
         else:
-            direction = mixed if orthogonal else mixed / root
-        if self.direction is not None:
-            direction = unit_rms(direction)
-            correction = self.direction((direction, unit_rms(mixed / root), unit_rms(grad / root), unit_rms(param)))
-            alive = direction.square().mean()  # 1, or 0 without a gradient, which must not become a step
-            direction = direction + alive * correction
-        return unit_rms(orthogonalise(direction) if orthogonal else direction)
+            assert root is not None
+            direction = mixed / root
+        coherence = rms(direction).clamp(min=LEAST_COHERENCE) / TYPICAL_COHERENCE
+        direction = torch.where(direction * inside < 0, (1 - at.caution.to(grad.dtype)) * direction, direction)
+        if "rotated_moment" in state:
+            direction = out_of_bases(direction, state)
+        direction = unit_rms(self._corrected(direction, param, grad, mixed, root))
+        return direction * torch.pow(coherence, at.coherence_power.to(grad.dtype))
+
+    def _corrected(self, direction: Tensor, param: Tensor, grad: Tensor, mixed: Tensor, root: Tensor | None) -> Tensor:
+        """The direction plus what the direction MLP, if any, adds to it at RMS 1."""
+        if self.direction is None or root is None:
+            return direction
+        direction = unit_rms(direction)
+        correction: Tensor = self.direction((direction, unit_rms(mixed / root), unit_rms(grad / root), unit_rms(param)))
+        alive = direction.square().mean()  # 1, or 0 without a gradient, which must not become a step
+        return direction + alive * correction
 
 
 def _controlled(at: Constants, controls: Controls) -> Constants:

@@ -23,10 +23,13 @@ class Constants(NamedTuple):
         weight_decay: in units of the step size.
         momentum_mix: weight of the momentum against the bare gradient.
         momentum_rate: what the momentum takes in of a gradient.
+        momentum_weight: weights of all gradients in the momentum together, as if its rate had always been the present.
         moment_rate: what the second moment takes in.
         moment_weight: weights of all squares in the second moment together, which its bias correction divides by.
         rotated_rate: the same of the second moment in the eigenbases, and of the covariances.
         rotated_weight: likewise.
+        caution: share taken from the entries of a direction whose sign is not that of the gradient.
+        coherence_power: power of a direction's coherence with which its step grows.
     """
 
     step_size: Tensor
@@ -34,10 +37,13 @@ class Constants(NamedTuple):
     weight_decay: Tensor
     momentum_mix: Tensor
     momentum_rate: Tensor
+    momentum_weight: Tensor
     moment_rate: Tensor
     moment_weight: Tensor
     rotated_rate: Tensor
     rotated_weight: Tensor
+    caution: Tensor
+    coherence_power: Tensor
 
 
 class RoleConstants(nn.Module):
@@ -70,7 +76,10 @@ class RoleConstants(nn.Module):
         self.logit_warmup = table(logit(0.05), logit(0.05))  # as a fraction of the horizon
         self.log_decay_power = table(0.0, 0.0)  # 1 is linear
         self.logit_momentum = table(logit(0.95), logit(0.9))
+        self.momentum_growth = table(0.0, 0.0)
         self.momentum_mix = table(0.95, 1.0)  # weight of the momentum against the bare gradient (Nesterov)
+        self.caution = table(0.0, 0.0)
+        self.coherence_power = table(0.0, 0.0)
         self.logit_second_moment = table(logit(0.99), logit(0.99))
         self.log_weight_decay = table(math.log(weight_decay), math.log(weight_decay))
         if rotated:
@@ -81,20 +90,32 @@ class RoleConstants(nn.Module):
 
     def at(self, context: StepContext) -> dict[Role, Constants]:
         """The constants of each role at a step, computed for all roles at once."""
+        logit_momentum = self.momentum_logit(context)
         logit_rotated = self.logit_rotated_moment if self.rotated else self.logit_second_moment
         constants = Constants(
             step_size=torch.exp(self.log_step_size) * self.schedule(context),
             rms_floor=torch.exp(self.log_rms_floor),
             weight_decay=_fallen(torch.exp(self.log_weight_decay), self.decay_horizon_power, context),
             momentum_mix=self.momentum_mix,
-            momentum_rate=torch.sigmoid(-self.logit_momentum),
+            momentum_rate=torch.sigmoid(-logit_momentum),
+            momentum_weight=_weight(logit_momentum, context),
             moment_rate=torch.sigmoid(-self.logit_second_moment),
             moment_weight=_weight(self.logit_second_moment, context),
             rotated_rate=torch.sigmoid(-logit_rotated),
             rotated_weight=_weight(logit_rotated, context),
+            caution=self.caution,
+            coherence_power=self.coherence_power,
         )
         rows = zip(*(constant.unbind() for constant in constants), strict=True)
         return {role: Constants(*row) for role, row in zip(ROLES, rows, strict=True)}
+
+    def momentum_logit(self, context: StepContext) -> Tensor:
+        r"""Logit of the momentum's :math:`\beta` for each role, shape (4,).
+
+        The momentum remembers :math:`\tau = \beta / (1 - \beta)` steps; at step t this is :math:`\tau (1 + t / \tau)^g`
+        with the growth g: directions change quickly at first, and averages over more steps pay later.
+        """
+        return self.logit_momentum + self.momentum_growth * torch.log1p(context.step * torch.exp(-self.logit_momentum))
 
     def schedule(self, context: StepContext) -> Tensor:
         """Linear warm-up, then decay to 0 at the horizon, as factors on the step sizes of the roles, shape (4,).

@@ -141,9 +141,16 @@ def test_a_role_is_orthogonalised_or_rotated():
         ResidualRule(rotated=["matrix"])
 
 
-def test_the_direction_is_that_of_adam_in_the_bases():
+@pytest.mark.parametrize(
+    ("growth", "caution", "power"), [(0.0, 0.0, 0.0), (0.5, 0.0, 0.0), (0.0, 0.7, 0.0), (0.4, 0.6, 0.5)]
+)
+def test_the_direction_is_that_of_adam_in_the_bases(growth, caution, power):
     """Against plain lines of arithmetic, in the bases as they are followed."""
     rule = ResidualRule(direction=False, controller=False, orthogonalised=[], rotated=["matrix"]).double()
+    with torch.no_grad():
+        rule.constants.momentum_growth.fill_(growth)
+        rule.constants.caution.fill_(caution)
+        rule.constants.coherence_power.fill_(power)
     draws = torch.Generator().manual_seed(5)
     params = {"w": torch.randn(5, 3, generator=draws).double()}
     state, bases = rule.init_state(params, {"w": "matrix"}), init_bases(params["w"])
@@ -156,11 +163,16 @@ def test_the_direction_is_that_of_adam_in_the_bases():
             updates, state = rule(params, {"w": grad}, state, context)
         bases = follow(bases, grad, torch.tensor(0.05))
         rows, columns = bases["row_basis"], bases["column_basis"]
-        momentum = 0.95 * momentum + 0.05 * grad
+        memory = 19 * (1 + step / 19) ** growth
+        beta = memory / (memory + 1)
+        momentum = beta * momentum + (1 - beta) * grad
         moment = 0.95 * moment + 0.05 * (rows.mT @ grad @ columns).square()
-        inside = rows.mT @ (0.05 * grad + 0.95 * momentum) @ columns / (moment / (1 - 0.95 ** (step + 1))).sqrt()
-        direction = rows @ inside @ columns.mT
-        direction = direction / direction.square().mean().sqrt()
+        mixed = 0.05 * grad + 0.95 * momentum / (1 - beta ** (step + 1))
+        inside = rows.mT @ mixed @ columns / (moment / (1 - 0.95 ** (step + 1))).sqrt()
+        coherence = inside.square().mean().sqrt()
+        against = (inside * (rows.mT @ grad @ columns) < 0).double()
+        direction = rows @ (inside * (1 - caution * against)) @ columns.mT
+        direction = direction / direction.square().mean().sqrt() * (coherence / 0.3) ** power
         expected = (
             -0.02 * min(1, (step + 1) / 5) * min(1, (100 - step) / 95) * (initial * direction + 1e-3 * params["w"])
         )

@@ -64,7 +64,8 @@ def test_theta_zero_is_the_hand_designed_rule():
             momentum[name] = beta * momentum[name] + (1 - beta) * grad
             second[name] = 0.99 * second[name] + 0.01 * grad**2
             if matrix:
-                nesterov = (0.95 * momentum[name] + 0.05 * grad).reshape(grad.shape[0], -1)
+                average = momentum[name] / (1 - 0.95 ** (step + 1))
+                nesterov = (0.95 * average + 0.05 * grad).reshape(grad.shape[0], -1)
                 x = nesterov / nesterov.norm()
                 for _ in range(5):
                     x = 3.4445 * x - 4.7750 * x @ x.T @ x + 2.0315 * x @ x.T @ x @ x.T @ x
@@ -176,3 +177,31 @@ def test_step_sizes_fall_with_the_horizon_where_asked_for():
     assert factors[0.5, 500] == factors[None, 500] == pytest.approx(0.5 / 0.95)
     assert factors[1.0, 5000] == pytest.approx(factors[None, 5000] / 4)
     assert factors[0.5, 5000] == pytest.approx(factors[None, 5000] / 2)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0, 10.0])
+def test_steps_grow_with_the_coherence_of_the_gradients(noise):
+    """Gradients that agree have coherence 1; of independent ones the mean of n has 1 / sqrt(n) of their RMS."""
+    rule = ResidualRule(direction=False, controller=False, orthogonalised=[]).double()
+    with torch.no_grad():
+        rule.constants.coherence_power.fill_(1.0)
+        rule.constants.log_weight_decay.fill_(-50.0)
+    params = {"w": torch.ones(4000, dtype=torch.float64)}
+    state, draws = rule.init_state(params, {}), torch.Generator().manual_seed(0)
+    for step in range(300):
+        grads = {"w": 1.0 + noise * torch.randn(4000, generator=draws, dtype=torch.float64)}
+        updates, state = rule(params, grads, state, context(step, 1000))
+    averaged = 0.1 / 1.9  # of the square of what is independent, by a momentum of 0.9
+    coherence = math.sqrt((1 + noise**2 * averaged) / (1 + noise**2))
+    expected = 0.02 * plain_schedule(299, 1000) * coherence / 0.3
+    assert float(updates["w"].detach().square().mean().sqrt()) == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("growth", "step", "memory"), [(0.0, 50, 9.0), (0.5, 72, 27.0), (1.0, 72, 81.0), (0.5, 0, 9.0)]
+)
+def test_the_momentum_remembers_more_as_the_run_goes_on(growth, step, memory):
+    constants = ResidualRule().double().constants
+    torch.nn.init.constant_(constants.momentum_growth, growth)
+    beta = torch.sigmoid(constants.momentum_logit(context(step))[1]).detach()  # vectors: 0.9, which remembers 9 steps
+    assert float(beta / (1 - beta)) == pytest.approx(memory, rel=1e-6)
