@@ -4,6 +4,7 @@ python examples/research/constants.py --data mnist10k.npz cifar10_16x16.npz --ch
     constants.log_step_size+0.26 constants.log_step_size-0.26,calibration.restraint+0.3
 
 A change is an entry of θ and what is added to all of its values; several are joined by commas. All run side by side.
+With `--long` on five runs of 10,000 steps instead.
 Printed for each problem are the log-ratios of final losses, training / validation, to those of `base` (median of the
 seeds; below 0 is better), and at the end their means, and the IQM of the speed-up in steps over tuned AdamW.
 """
@@ -14,7 +15,7 @@ import argparse
 import re
 
 import torch
-from directions import pair, problems, speed_up
+from directions import long_problems, pair, problems, speed_up
 
 from lightning_lopt import UpdateRule, load_rule
 from lightning_lopt.evaluation.baselines import Baselines
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", required=True, help="one or two sets of images")
     parser.add_argument("--rule", default="base")
     parser.add_argument("--change", nargs="+", required=True)
+    parser.add_argument("--long", action="store_true", help="runs of 10,000 steps instead")
     parser.add_argument("--only", nargs="+", default=[""], help="parts of names of problems")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--baselines", default=None, help="file in which the tuned AdamW's runs are kept")
@@ -51,7 +53,7 @@ def main() -> None:
     rules = [changed(arguments.rule, change) for change in names]
     tuned = Baselines(arguments.baselines, seeds=arguments.seeds, shipped=False)
     results = []
-    for problem in problems(arguments.data):
+    for problem in (long_problems if arguments.long else problems)(arguments.data):
         if not any(part in problem.name for part in arguments.only):
             continue
         runs = dict(zip(names, run_rules(rules, problem, seeds=arguments.seeds), strict=True))

@@ -21,7 +21,7 @@ from lightning_lopt.rules.roles import check_role, role_of_shape
 from lightning_lopt.rules.signals import LOSS_DECAYS, SIGNALS, average_loss, temporal_signals
 
 FIRST_TURNS = 20  # steps that all turn the eigenbases, which are far from where they belong then
-TYPICAL_COHERENCE, LEAST_COHERENCE = 0.3, 0.01
+TYPICAL_COHERENCE, LEAST_COHERENCE = 0.3, 0.03  # the latter in units of the former
 GRADIENT_LIMIT = 1e15  # entries are clipped here, so that squares stay finite in float32
 
 
@@ -221,33 +221,31 @@ class ResidualRule(UpdateRule):
         self, param: Tensor, grad: Tensor, inside: Tensor, state: Mapping[str, Tensor], role: Role, at: Constants
     ) -> Tensor:
         """The direction of the step, of RMS 1 times a power of its coherence (0 where momentum and gradient are)."""
-        mix, weight = at.momentum_mix.to(grad.dtype), at.momentum_weight.to(grad.dtype)
-        momentum = state["momentum"] / weight
-        mixed = torch.lerp(grad, momentum, mix)
-        root = _root(state["second_moment"], at.moment_weight) if "second_moment" in state else None
-        if _has_role(param, role, self.orthogonalised):
-            return unit_rms(orthogonalise(self._corrected(mixed, param, grad, mixed, root)))
-        if "rotated_moment" in state:
+        orthogonal, rotated = _has_role(param, role, self.orthogonalised), "rotated_moment" in state
+        mix = at.momentum_mix.to(grad.dtype)
+        momentum = (state["momentum"] / at.momentum_weight).to(grad.dtype)
+        if rotated:
             moved = torch.lerp(inside, into_bases(momentum, state), mix)
             direction = moved / _root(state["rotated_moment"], at.rotated_weight)
         else:
-            assert root is not None
-            direction = mixed / root
-        coherence = rms(direction).clamp(min=LEAST_COHERENCE) / TYPICAL_COHERENCE
-        direction = torch.where(direction * inside < 0, (1 - at.caution.to(grad.dtype)) * direction, direction)
-        if "rotated_moment" in state:
+            direction = torch.lerp(grad, momentum, mix)
+            if not orthogonal:
+                direction = direction / _root(state["second_moment"], at.moment_weight)
+        if not orthogonal:
+            coherence = (rms(direction) / TYPICAL_COHERENCE).clamp(min=LEAST_COHERENCE)
+            direction = torch.where(direction * inside < 0, at.against * direction, direction)
+        if rotated:
             direction = out_of_bases(direction, state)
-        direction = unit_rms(self._corrected(direction, param, grad, mixed, root))
-        return direction * torch.pow(coherence, at.coherence_power.to(grad.dtype))
-
-    def _corrected(self, direction: Tensor, param: Tensor, grad: Tensor, mixed: Tensor, root: Tensor | None) -> Tensor:
-        """The direction plus what the direction MLP, if any, adds to it at RMS 1."""
-        if self.direction is None or root is None:
-            return direction
-        direction = unit_rms(direction)
-        correction: Tensor = self.direction((direction, unit_rms(mixed / root), unit_rms(grad / root), unit_rms(param)))
-        alive = direction.square().mean()  # 1, or 0 without a gradient, which must not become a step
-        return direction + alive * correction
+        if self.direction is not None:
+            direction = unit_rms(direction)
+            root = _root(state["second_moment"], at.moment_weight)
+            adam, gradient = torch.lerp(grad, momentum, mix) / root, grad / root
+            correction = self.direction((direction, unit_rms(adam), unit_rms(gradient), unit_rms(param)))
+            alive = direction.square().mean()  # 1, or 0 without a gradient, which must not become a step
+            direction = direction + alive * correction
+        if orthogonal:
+            return unit_rms(orthogonalise(direction))
+        return unit_rms(direction) * torch.pow(coherence, at.coherence_power)
 
 
 def _controlled(at: Constants, controls: Controls) -> Constants:

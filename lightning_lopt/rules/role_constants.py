@@ -28,7 +28,7 @@ class Constants(NamedTuple):
         moment_weight: weights of all squares in the second moment together, which its bias correction divides by.
         rotated_rate: the same of the second moment in the eigenbases, and of the covariances.
         rotated_weight: likewise.
-        caution: share taken from the entries of a direction whose sign is not that of the gradient.
+        against: factor on the entries of a direction whose sign is not that of the gradient.
         coherence_power: power of a direction's coherence with which its step grows.
     """
 
@@ -42,7 +42,7 @@ class Constants(NamedTuple):
     moment_weight: Tensor
     rotated_rate: Tensor
     rotated_weight: Tensor
-    caution: Tensor
+    against: Tensor
     coherence_power: Tensor
 
 
@@ -103,7 +103,7 @@ class RoleConstants(nn.Module):
             moment_weight=_weight(self.logit_second_moment, context),
             rotated_rate=torch.sigmoid(-logit_rotated),
             rotated_weight=_weight(logit_rotated, context),
-            caution=self.caution,
+            against=1 - self.caution,
             coherence_power=self.coherence_power,
         )
         rows = zip(*(constant.unbind() for constant in constants), strict=True)
