@@ -21,7 +21,7 @@ from lightning_lopt.rules.roles import check_role, role_of_shape
 from lightning_lopt.rules.signals import LOSS_DECAYS, SIGNALS, average_loss, temporal_signals
 
 FIRST_TURNS = 20  # steps that all turn the eigenbases, which are far from where they belong then
-TYPICAL_COHERENCE, LEAST_COHERENCE = 0.3, 0.03  # the latter in units of the former
+TYPICAL_COHERENCE, LEAST_COHERENCE = 0.3, 0.01
 GRADIENT_LIMIT = 1e15  # entries are clipped here, so that squares stay finite in float32
 
 
@@ -232,7 +232,8 @@ class ResidualRule(UpdateRule):
             if not orthogonal:
                 direction = direction / _root(state["second_moment"], at.moment_weight)
         if not orthogonal:
-            coherence = (rms(direction) / TYPICAL_COHERENCE).clamp(min=LEAST_COHERENCE)
+            # Above 1 is momentum of a time of larger gradients, long forgotten by the second moment.
+            coherence = rms(direction).clamp(LEAST_COHERENCE, 1.0) / TYPICAL_COHERENCE
             direction = torch.where(direction * inside < 0, at.against * direction, direction)
         if rotated:
             direction = out_of_bases(direction, state)
