@@ -29,16 +29,13 @@ from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.problem_result import ProblemResult
 from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.evaluation.suites import long_runs, make_suite
-from lightning_lopt.evaluation.suites.long import regression
-from lightning_lopt.evaluation.suites.sources import VOCABULARY
+from lightning_lopt.evaluation.suites.long import language_model, regression
 from lightning_lopt.meta.data import TaskMixture
 from lightning_lopt.rules.arithmetic import TINY, matrix_shape, orthogonalise, unit_rms
 from lightning_lopt.rules.base import Params, Role, State
 from lightning_lopt.rules.role_constants import Constants
-from lightning_lopt.tasks import CharTransformerTask
 from lightning_lopt.tasks.data import resolve
 from lightning_lopt.tasks.mixtures import make_families
-from lightning_lopt.tasks.text import resolve_texts
 
 DECAY = 0.95  # of everything a variant remembers
 EXAMPLES = 3000
@@ -85,12 +82,9 @@ def problems(paths: Sequence[str]) -> list[Problem]:
 
 def long_problems(paths: Sequence[str], horizon: int = 10_000) -> list[Problem]:
     """Five problems like those of the suite ``long``, on other images, other text and other tables."""
-    images, text = resolve(paths[0])[0], resolve_texts(None)[1]
-    tokens, cut = text.tokens.clamp(max=VOCABULARY - 1), 9 * len(text.tokens) // 10
-    transformer = CharTransformerTask(tokens[:cut], tokens[cut:], VOCABULARY, width=16, depth=1, length=8, batch_size=4)
     return [
-        long_runs(horizon, [images])[0],
-        Problem(f"transformer-{horizon}", transformer, horizon, "char_transformer", text.name),
+        long_runs(horizon, resolve(paths[0])[:1])[0],
+        language_model(horizon, 1),
         Problem(f"values-{horizon}", TaskMixture(make_families("tabular_regression")).sample(41), horizon),
         *(regression(horizon, seed) for seed in (1, 2)),
     ]

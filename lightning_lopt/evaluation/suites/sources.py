@@ -23,13 +23,16 @@ def small_images(data: LabelledImages) -> LabelledImages:
     return data.resized(MAX_SIDE) if max(data.shape[1:]) > MAX_SIDE else data
 
 
-def excerpt() -> tuple[str, torch.Tensor, torch.Tensor]:
+def excerpt(index: int = 0) -> tuple[str, torch.Tensor, torch.Tensor]:
     """Name of a source of Python's standard library, its first nine tenths and its last one; rare characters are one.
+
+    Args:
+        index: of the source; suites have the first.
 
     Raises:
         ValueError: if this Python has no sources.
     """
-    text = resolve_texts(None)[0]
+    text = resolve_texts(None)[index]
     tokens = text.tokens.clamp(max=VOCABULARY - 1)
     cut = 9 * len(tokens) // 10
     return text.name, tokens[:cut], tokens[cut:]
