@@ -3,9 +3,10 @@
     python examples/benchmarks/ddp_throughput.py
 
 The work is that of meta_throughput.py: Celo2's rule, PES on truncations of 50 steps, 64 inner runs (two groups of 16
-antithetic pairs) of a perceptron 64-32-10 on 8x8 images, batch 64; one thread a process. Fits on one and on two
-processes take turns, so that what else the machine does hits both. Printed are inner steps a second of all processes
-together, and the bytes that a process hands to collectives in one outer step.
+antithetic pairs) of a perceptron 64-32-10 on 8x8 images, batch 64; one thread a process. Two processes share this work,
+and, as one would use them, have as much each. Runs that a process advances as one cost less apiece, so that shared work
+scales less well. Fits take turns, so that what else the machine does hits all. Printed are inner steps a second of all
+processes together, and the bytes that a process hands to collectives in one outer step.
 """
 
 from __future__ import annotations
@@ -57,15 +58,15 @@ class Meter(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         outer_steps = trainer.global_step - WARM_UP
-        rate = outer_steps * TRUNCATION * 2 * PAIRS * GROUPS / (time.perf_counter() - self.began)
+        rate = outer_steps * TRUNCATION * 2 * PAIRS * module.groups / (time.perf_counter() - self.began)
         if trainer.is_global_zero:
             self.path.write_text(json.dumps((rate, self.bytes / outer_steps)))
 
 
-def fit(processes: int, outer_steps: int) -> tuple[float, float]:
+def fit(processes: int, groups: int, outer_steps: int) -> tuple[float, float]:
     """Inner steps per second, and bytes per outer step."""
     family = ImageMLP(depths=(1,), widths=(32,), batch_sizes=(64,), activations=("relu",), variety=False)
-    module = MetaTrainer(Celo2BaseRule(), PES(TRUNCATION, pairs=PAIRS), groups=GROUPS, horizons=(2000, 20_000), lr=1e-4)
+    module = MetaTrainer(Celo2BaseRule(), PES(TRUNCATION, pairs=PAIRS), groups=groups, horizons=(2000, 20_000), lr=1e-4)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "measured.json"
         trainer = L.Trainer(
@@ -95,16 +96,21 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    ratios = []
+    shared, each = [], []
     for repeat in range(arguments.repeats):
-        one, _ = fit(1, arguments.outer_steps)
-        two, sent = fit(2, arguments.outer_steps)
-        ratios.append(two / one)
+        one, _ = fit(1, GROUPS, arguments.outer_steps)
+        two, sent = fit(2, GROUPS, arguments.outer_steps)
+        twice, _ = fit(2, 2 * GROUPS, arguments.outer_steps)
+        shared.append(two / one)
+        each.append(twice / one)
         print(
-            f"{repeat}: 1 process {one:6.0f}, 2 processes {two:6.0f} inner steps/s, ratio {two / one:.2f}", flush=True
+            f"{repeat}: 1 process {one:6.0f}, 2 processes that share the work {two:6.0f} (ratio {two / one:.2f}), "
+            f"2 with as much each {twice:6.0f} inner steps/s (ratio {twice / one:.2f})",
+            flush=True,
         )
     theta = sum(value.nbytes for value in Celo2BaseRule().parameters() if value.requires_grad)
-    print(f"median ratio {statistics.median(ratios):.2f}; {sent:.0f} bytes an outer step, {theta} of them for θ")
+    ratios = f"{statistics.median(shared):.2f} and {statistics.median(each):.2f}"
+    print(f"median ratios {ratios}; {sent:.0f} bytes an outer step, {theta} of them for θ")
 
 
 if __name__ == "__main__":

@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import cache, partial
 from itertools import chain, islice
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from lightning_lopt.meta.inner import Advance, InnerRuns, Stepped, Theta, advance_runs, looked_up, make_steps, repeated
-from lightning_lopt.rules.base import Params, State, UpdateRule
+from lightning_lopt.meta.inner import (
+    Advance,
+    Drawn,
+    InnerRuns,
+    Stepped,
+    Theta,
+    advance_runs,
+    joined,
+    make_steps,
+    positions,
+)
+from lightning_lopt.rules.base import State, UpdateRule
 from lightning_lopt.tasks.base import Batch, Split, Task
 
 SMALL = 2**24  # parameters of all runs together up to which launching kernels costs more than running them
-CHUNK = 2**26  # bytes that are drawn and sent at once, unless a single step takes more
+CHUNK = 2**26  # bytes of the batches that are made at once, unless a single step takes more
+MOST = 200  # steps that they are made for at once
 WARM_UP = 2  # steps before one is recorded
 
 
 class CudaGraphs:
-    """Inner steps recorded once for each task, and replayed: the numbers of what is recorded, bit for bit.
+    """Inner steps recorded once for each kind of task, and replayed: the numbers of what is recorded, bit for bit.
 
     Small inner runs leave a GPU waiting for Python: a step is hundreds of kernels of a few microseconds. A recorded
-    step is one launch, in which the mini-batch is looked up, the runs advance and their losses are written down; what
-    the batches are made of is drawn on the CPU and sent for many steps at once.
+    step is one launch, in which the runs advance and their losses are written down; what the mini-batches are made of
+    is drawn on the CPU and sent, and they are looked up, for many steps at once.
+
+    A recording is used on one stream alone, by one task after the other where they compute the same
+    (:attr:`Task.computation <lightning_lopt.tasks.Task.computation>`), and lives as long as one of these tasks.
 
     On other devices, for runs that are not small, and where gradients flow through the steps, this is ``advance``
     itself; so it is, with a warning, where recording fails (a step that copies from the CPU or waits for the device).
@@ -39,71 +53,83 @@ class CudaGraphs:
 
     def __init__(self, advance: Advance = advance_runs) -> None:
         self.advance = advance
-        self.recordings: WeakKeyDictionary[Task, Recording | None] = WeakKeyDictionary()  # None: it cannot be
+        self.recordings: WeakKeyDictionary[Task, dict[Hashable, Recording | None]] = (
+            WeakKeyDictionary()
+        )  # None: cannot be
+        self.shared: WeakValueDictionary[Hashable, Recording] = WeakValueDictionary()
 
     def __call__(self, *arguments: Any) -> Stepped:
         """One step, not recorded."""
         return self.advance(*arguments)
 
-    def make_steps(
-        self, rule: UpdateRule, theta: Theta, runs: InnerRuns, drawn: Iterable[dict[Split, Batch]]
-    ) -> Stepped:
+    def make_steps(self, rule: UpdateRule, theta: Theta, many: Sequence[InnerRuns], drawn: Iterable[Drawn]) -> Stepped:
         """As :func:`~lightning_lopt.meta.inner.make_steps`."""
-        if torch.is_grad_enabled() or not small_on_cuda(runs.params.values()):
-            return make_steps(self.advance, rule, theta, runs, drawn)
+        if torch.is_grad_enabled() or not small_on_cuda([value for runs in many for value in runs.params.values()]):
+            return make_steps(self.advance, rule, theta, many, drawn)
         drawn = iter(drawn)
         one = next(drawn)
         drawn = chain([one], drawn)
-        recording = self.recordings.get(runs.task)
-        if runs.task not in self.recordings or (recording and not recording.fits(rule, theta, runs, one)):
-            recording = self.recordings[runs.task] = self._recorded(rule, theta, runs, one)
+        recording = self._recording(rule, theta, many, one)
         if recording is None:
-            return make_steps(self.advance, rule, theta, runs, drawn)
-        return recording.make_steps(theta, runs, drawn)
+            return make_steps(self.advance, rule, theta, many, drawn)
+        return recording.make_steps(theta, many, drawn)
 
-    def _recorded(self, rule: UpdateRule, theta: Theta, runs: InnerRuns, one: dict[Split, Batch]) -> Recording | None:
+    def _recording(self, rule: UpdateRule, theta: Theta, many: Sequence[InnerRuns], one: Drawn) -> Recording | None:
+        """A recording for these runs on this stream: one that a task of theirs has, that of others, or a new one."""
+        first = many[0]
+        key = _current_stream(), len(many), *[value.shape for value in first.params.values()]
+        own = self.recordings.setdefault(first.task, {})
+        found = own.get(key)
+        if key not in own or (found and not found.fits(rule, theta, many, one)):
+            kind = first.task.computation
+            found = None if kind is None else self.shared.get((kind, key))
+            if found is None or not found.fits(rule, theta, many, one):
+                found = self._recorded(rule, theta, many, one)
+            if found is not None and kind is not None:
+                self.shared[kind, key] = found
+        for runs in many:
+            self.recordings.setdefault(runs.task, {})[key] = found
+        return found
+
+    def _recorded(self, rule: UpdateRule, theta: Theta, many: Sequence[InnerRuns], one: Drawn) -> Recording | None:
         try:
-            return Recording(self.advance, rule, theta, runs, one)
+            return Recording(self.advance, rule, theta, many, one)
         except Exception as error:  # whatever is wrong with the step itself is raised again where it is not recorded
-            rank_zero_warn(f"inner steps of {runs.task.name} are not recorded: {type(error).__name__}: {error}")
+            rank_zero_warn(f"inner steps of {many[0].task.name} are not recorded: {type(error).__name__}: {error}")
             return None
 
 
 class Recording:
-    """One inner step of all runs of a task, and the memory that it reads and writes.
+    """One inner step of all runs of a task, or of tasks that compute the same, and the memory that it reads and writes.
 
     Args:
-        advance, rule, theta, runs: of the step.
+        advance, rule, theta, many: of the step.
         one: what a step needs to have drawn.
     """
 
-    def __init__(
-        self, advance: Advance, rule: UpdateRule, theta: Theta, runs: InnerRuns, one: dict[Split, Batch]
-    ) -> None:
-        device = next(iter(runs.params.values())).device
-        self.theta, self.params, self.state = pytree.tree_map(torch.clone, (theta, runs.params, runs.state))
-        self.rule, self.addresses, self.copies, self.one = rule, _addresses(rule), runs.copies, one
-        size = sum(value.nbytes for draw in one.values() for value in draw.values())
-        self.most = max(WARM_UP + 1, min(CHUNK // max(size, 1), 1000))  # steps that are drawn and sent at once
-        self.drawn = {
-            split: {
-                name: value.to(device).expand(self.most, *value.shape).clone()
-                for name, value in repeated(draw, runs.copies).items()
-            }
-            for split, draw in one.items()
+    def __init__(self, advance: Advance, rule: UpdateRule, theta: Theta, many: Sequence[InnerRuns], one: Drawn) -> None:
+        device = next(iter(many[0].params.values())).device
+        params, state = joined(many)
+        self.theta, self.params, self.state = pytree.tree_map(torch.clone, (theta, params, state))
+        self.rule, self.addresses, self.copies, self.one = rule, _addresses(rule), many[0].copies, one
+        first = batches_of(many, [one], device)
+        size = sum(value.nbytes for batch in first.values() for value in batch.values())
+        self.most = max(WARM_UP + 1, min(CHUNK // max(size, 1), MOST))  # steps that batches are made for at once
+        self.batches = {
+            split: {name: value.expand(self.most, *value.shape[1:]).clone() for name, value in batch.items()}
+            for split, batch in first.items()
         }
         self.losses: dict[Split, Tensor] = {}
-        self.row = torch.zeros(1, dtype=torch.int64, device=device)  # among what was drawn
-        self.step, self.total_steps = torch.zeros((), device=device), torch.ones((), device=device)
+        self.row = torch.zeros(1, dtype=torch.int64, device=device)  # among the batches
+        self.step, self.total_steps = positions(many, device)
 
-        task = runs.task  # the runs themselves, with their memory, are not kept
+        task = many[0].task  # the runs themselves, with their memory, are not kept
 
         def step(full: bool) -> None:
-            drawn = {
-                split: {name: value.index_select(0, self.row)[0] for name, value in draw.items()}
-                for split, draw in self.drawn.items()
+            batches = {
+                split: {name: value.index_select(0, self.row)[0] for name, value in batch.items()}
+                for split, batch in self.batches.items()
             }
-            batches = looked_up(task, drawn, 1)
             params, state, losses = advance(
                 rule, task, self.theta, self.params, self.state, batches, self.step, self.total_steps, full
             )
@@ -118,41 +144,54 @@ class Recording:
         kinds = (True,) if rule.period == 1 else (True, False)
         self.replay = {full: record(partial(step, full)) for full in kinds}
 
-    def fits(self, rule: UpdateRule, theta: Theta, runs: InnerRuns, one: dict[Split, Batch]) -> bool:
+    def fits(self, rule: UpdateRule, theta: Theta, many: Sequence[InnerRuns], one: Drawn) -> bool:
         """Whether this is a recording of steps of that rule on tensors like these."""
+        size = len(next(iter(self.params.values()))) // len(many)
         return (
             rule is self.rule
             and _addresses(rule) == self.addresses
-            and runs.copies == self.copies
-            and _alike(runs.params, self.params)
+            and all(runs.copies == self.copies for runs in many)
+            and _alike(many[0].params, {name: value[:size] for name, value in self.params.items()})
             and _alike(theta, self.theta)
-            and one.keys() == self.one.keys()
-            and all(_alike(draw, self.one[split]) for split, draw in one.items())
+            and all(
+                draw.keys() == own.keys() and all(_alike(drawn, own[split]) for split, drawn in draw.items())
+                for draw, own in zip(one, self.one, strict=True)
+            )
         )
 
-    def make_steps(self, theta: Theta, runs: InnerRuns, drawn: Iterable[dict[Split, Batch]]) -> Stepped:
+    def make_steps(self, theta: Theta, many: Sequence[InnerRuns], drawn: Iterable[Drawn]) -> Stepped:
         """As :func:`~lightning_lopt.meta.inner.make_steps`."""
-        given = [*_pairs(self.theta, theta), *_pairs(self.params, runs.params), *_state_pairs(self.state, runs.state)]
-        overwrite(given)
-        self.step.fill_(runs.step)
-        self.total_steps.fill_(runs.horizon)
-        first = runs.step
+        params, state = joined(many)
+        step, total_steps = positions(many, self.row.device)
+        given = [*_pairs(self.theta, theta), *_pairs(self.params, params), *_state_pairs(self.state, state)]
+        overwrite([*given, (self.step, step), (self.total_steps, total_steps)])
+        first = many[0].step
         losses: list[dict[Split, Tensor]] = []
         drawn = iter(drawn)
         while chunk := list(islice(drawn, self.most)):
-            for split, places in self.drawn.items():
-                for name, place in places.items():
-                    values = torch.stack([one[split][name] for one in chunk])
-                    values = values.pin_memory() if place.is_cuda else values
-                    for part in place[: len(chunk)].chunk(self.copies, dim=1):
-                        part.copy_(values, non_blocking=True)
+            for split, batch in batches_of(many, chunk, self.row.device).items():
+                for name, values in batch.items():
+                    self.batches[split][name][: len(chunk)].copy_(values)
             self.row.zero_()
             for number in range(first, first + len(chunk)):
                 self.replay[self.rule.is_full(number)]()
             first += len(chunk)
             losses.append({split: loss[: len(chunk)].clone() for split, loss in self.losses.items()})
-        after: tuple[Params, State] = pytree.tree_map(torch.clone, (self.params, self.state))
+        after = _cloned((self.params, self.state))
         return *after, {split: torch.cat([loss[split] for loss in losses]) for split in losses[0]}
+
+
+def batches_of(many: Sequence[InnerRuns], drawn: Sequence[Drawn], device: torch.device) -> dict[Split, Batch]:
+    """The mini-batches of several steps: axes ``(steps, N)`` in front, on ``device``."""
+    found: dict[Split, dict[str, list[Tensor]]] = {}
+    for runs, own in zip(many, zip(*drawn, strict=True), strict=True):
+        for split in own[0]:
+            sent = {name: torch.stack([one[split][name] for one in own]) for name in own[0][split]}
+            if device.type == "cuda":  # from other memory a copy waits for all that was launched before
+                sent = {name: value.pin_memory().to(device, non_blocking=True) for name, value in sent.items()}
+            for name, value in runs.task.look_up(sent, split).items():
+                found.setdefault(split, {}).setdefault(name, []).extend([value] * runs.copies)
+    return {split: {name: torch.cat(parts, dim=1) for name, parts in batch.items()} for split, batch in found.items()}
 
 
 def record(function: Callable[[], None]) -> Callable[[], object]:
@@ -173,6 +212,18 @@ def record(function: Callable[[], None]) -> Callable[[], object]:
 def _stream() -> torch.cuda.Stream:
     """Where steps are recorded: always the same, since what torch.compile makes is for one stream."""
     return torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+
+def _current_stream() -> int:
+    return torch.cuda.current_stream().cuda_stream if torch.cuda.is_available() else 0
+
+
+def _cloned(tree: Any) -> Any:
+    """A copy of all tensors of a tree, in one kernel."""
+    values, structure = pytree.tree_flatten(tree)
+    places = [torch.empty_like(value) for value in values]
+    torch._foreach_copy_(places, values)
+    return pytree.tree_unflatten(places, structure)
 
 
 def small_on_cuda(tensors: Iterable[Tensor]) -> bool:

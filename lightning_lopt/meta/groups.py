@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_lopt.meta.data import TaskMixture
-from lightning_lopt.meta.estimators.base import Estimate, Estimator
+from lightning_lopt.meta.estimators.base import Estimator
 from lightning_lopt.meta.horizons import Horizons
 from lightning_lopt.meta.inner import InnerRuns, device_of, map_runs
 from lightning_lopt.rules.base import State, UpdateRule
@@ -40,19 +40,16 @@ class Group:
         """What everything about the present runs is derived from, their task included."""
         return derive_seed(self.seed, "runs", self.number, self.starts)
 
-    def advance(
+    def begin(
         self, rule: UpdateRule, estimator: Estimator, mixture: TaskMixture, horizons: Horizons, outer_step: int
-    ) -> tuple[Estimate, int]:
-        """One estimate, and the inner steps that it took, added up over the runs."""
-        before = self.runs
-        if before is None or before.finished:
+    ) -> InnerRuns:
+        """The runs to go on with: the present ones, or others where these are finished."""
+        if self.runs is None or self.runs.finished:
             self.starts += 1
             first_of = (self.number, self.groups) if self.starts == 1 else None
             horizon = horizons.draw(self.run_seed, outer_step, first_of)
-            before = estimator.start(rule, mixture.sample(self.run_seed), horizon=horizon, seed=self.run_seed)
-        estimate = estimator.estimate(rule, before)
-        self.runs = estimate.runs
-        return estimate, (estimate.runs.step - before.step) * estimator.particles
+            self.runs = estimator.start(rule, mixture.sample(self.run_seed), horizon=horizon, seed=self.run_seed)
+        return self.runs
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and strings; perturbations are not among them, since they follow from the seed.

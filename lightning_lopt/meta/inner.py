@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from lightning_lopt.rules.base import Params, State, StepContext, UpdateRule
 from lightning_lopt.seeding import generator
@@ -33,8 +35,8 @@ class InnerRuns:
         seed: what initial parameters, batches and perturbations of these runs are derived from.
         copies: runs that share initial parameters and batches.
         truncations: how many times an estimator has advanced them.
-        noise_sum: perturbations of θ added up since the runs began, leading axis ``P`` (for PES, which derives them
-            from ``seed`` again where this is ``None``, as after a checkpoint).
+        noise_sum: perturbations of θ added up since the runs began, shape ``(P, entries of θ)`` (for PES, which
+            derives them from ``seed`` again where this is ``None``, as after a checkpoint).
     """
 
     task: Task
@@ -45,7 +47,7 @@ class InnerRuns:
     seed: int
     copies: int = 2
     truncations: int = 0
-    noise_sum: Theta | None = None
+    noise_sum: Tensor | None = None
 
     @property
     def finished(self) -> bool:
@@ -56,7 +58,9 @@ def start_runs(rule: UpdateRule, task: Task, *, pairs: int, horizon: int, seed: 
     """Inner runs before their first step; pair ``p`` is initialised from ``(seed, "init", p)`` alone."""
     inits = [task.init(generator(seed, "init", pair)) for pair in range(pairs)]
     device = device_of(rule)
-    params = {name: torch.stack([init[name] for init in inits] * copies).to(device) for name in inits[0]}
+    params = {
+        name: torch.stack([init[name] for init in inits] * copies).to(device, non_blocking=True) for name in inits[0]
+    }
     trained = {name: value for name, value in params.items() if name in task.roles}
     state = vmap(lambda one: rule.init_state(one, task.roles))(trained)
     return InnerRuns(task, params, state, 0, horizon, seed, copies)
@@ -117,12 +121,24 @@ def advance_runs(
     total_steps: Tensor,
     full: bool = True,
 ) -> tuple[Params, State, dict[Split, Tensor]]:
-    """:func:`inner_step` for all runs side by side: leading axis N on θ, parameters, state, batches, and the losses."""
+    """:func:`inner_step` for all runs side by side: leading axis N on θ, parameters, state, batches, and the losses.
 
-    def one(theta: Theta, params: Params, state: State, batches: dict[Split, Batch]) -> Stepped:
-        return inner_step(rule, theta, task, params, state, batches, step, total_steps, full)
+    Step and horizon are 0-dim where all runs have the same, or of shape ``(N,)``: then those at their horizon stay as
+    they are.
+    """
+    shared = step.ndim == 0
 
-    return vmap(one)(theta, params, state, batches)
+    def one(
+        theta: Theta, params: Params, state: State, batches: dict[Split, Batch], step: Tensor, total_steps: Tensor
+    ) -> Stepped:
+        after, moved, losses = inner_step(rule, theta, task, params, state, batches, step, total_steps, full)
+        if not shared:
+            going = step < total_steps
+            after, moved = tree_map(lambda new, old: torch.where(going, new, old), (after, moved), (params, state))
+        return after, moved, losses
+
+    place = None if shared else 0
+    return vmap(one, in_dims=(0, 0, 0, 0, place, place))(theta, params, state, batches, step, total_steps)
 
 
 Stepped = tuple[Params, State, dict[Split, Tensor]]
@@ -131,27 +147,73 @@ Advance = Callable[[UpdateRule, Task, Theta, Params, State, dict[Split, Batch], 
 
 If it has a method ``make_steps``, that one stands in for :func:`make_steps` too.
 """
+Drawn = Sequence[dict[Split, Batch]]
+"""What :meth:`Task.draw` drew for one step of some inner runs, one entry for each; on any device."""
 
 
 def make_steps(
-    advance: Advance, rule: UpdateRule, theta: Theta, runs: InnerRuns, drawn: Iterable[dict[Split, Batch]]
+    advance: Advance, rule: UpdateRule, theta: Theta, many: Sequence[InnerRuns], drawn: Iterable[Drawn]
 ) -> Stepped:
     """One step of all runs after the other for as much as was drawn; losses have the shape ``(steps, N)``.
 
     Args:
-        drawn: for each step and split what :meth:`Task.draw` drew, leading axis ``N / copies``, on any device.
+        many: inner runs that go :func:`together`, N with all their copies.
+        drawn: for each step.
     """
-    task, params, state = runs.task, runs.params, runs.state
+    params, state = joined(many)
     device = next(iter(params.values())).device
-    total = torch.full((), float(runs.horizon), device=device)  # unlike torch.tensor, no copy to wait for
+    step, total = positions(many, device)
     losses: list[dict[Split, Tensor]] = []
-    for number, one in enumerate(drawn, runs.step):
-        sent = {split: {name: value.to(device) for name, value in draw.items()} for split, draw in one.items()}
-        now = torch.full((), float(number), device=device)
-        batches, full = looked_up(task, sent, runs.copies), rule.is_full(number)
-        params, state, loss = advance(rule, task, theta, params, state, batches, now, total, full)
+    for number, ones in enumerate(drawn, many[0].step):
+        parts = [
+            looked_up(runs.task, {split: _sent(draw, device) for split, draw in one.items()}, runs.copies)
+            for runs, one in zip(many, ones, strict=True)
+        ]
+        params, state, loss = advance(
+            rule, many[0].task, theta, params, state, _cat(parts), step, total, rule.is_full(number)
+        )
+        step = step + 1
         losses.append(loss)
     return params, state, {split: torch.stack([loss[split] for loss in losses]) for split in losses[0]}
+
+
+def together(rule: UpdateRule, many: Sequence[InnerRuns]) -> bool:
+    """Whether these inner runs can be advanced as one: tasks compute the same, shapes are equal, all steps are full."""
+    first = many[0]
+    return len(many) == 1 or (
+        rule.period == 1
+        and first.task.computation is not None
+        and all(
+            runs.task.computation == first.task.computation
+            and runs.copies == first.copies
+            and {name: value.shape for name, value in runs.params.items()}
+            == {name: value.shape for name, value in first.params.items()}
+            for runs in many
+        )
+    )
+
+
+def joined(many: Sequence[InnerRuns]) -> tuple[Params, State]:
+    """Parameters and states, one after the other along their leading axis."""
+    found: tuple[Params, State] = _cat([(runs.params, runs.state) for runs in many])
+    return found
+
+
+def positions(many: Sequence[InnerRuns], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Step and horizon: 0-dim for one, a number for each run, shape ``(N,)``, for several."""
+    if len(many) == 1:  # unlike with torch.tensor, there is no copy to wait for
+        return tuple(torch.full((), float(at), device=device) for at in (many[0].step, many[0].horizon))  # type: ignore[return-value]
+    rows = torch.tensor([[float(runs.step), float(runs.horizon)] for runs in many]).to(device, non_blocking=True)
+    step, total = rows.repeat_interleave(len(next(iter(many[0].params.values()))), 0).unbind(1)
+    return step.contiguous(), total.contiguous()
+
+
+def _cat(trees: Sequence[Any]) -> Any:
+    return trees[0] if len(trees) == 1 else tree_map(lambda *values: torch.cat(values), *trees)
+
+
+def _sent(drawn: Batch, device: torch.device) -> Batch:
+    return {name: value.to(device) for name, value in drawn.items()}
 
 
 def looked_up(task: Task, drawn: dict[Split, Batch], copies: int) -> dict[Split, Batch]:
@@ -188,11 +250,47 @@ def unroll(
     Returns:
         the runs after it, and losses before each step, shape ``(splits, steps made, copies x P)``.
     """
-    steps = min(steps, runs.horizon - runs.step)
-    pairs = len(next(iter(runs.params.values()))) // runs.copies
+    return unroll_together(rule, particles, [runs], steps, [draws], splits, advance)[0]
+
+
+def unroll_together(
+    rule: UpdateRule,
+    particles: Theta,
+    many: Sequence[InnerRuns],
+    steps: int,
+    draws: Sequence[torch.Generator],
+    splits: Sequence[Split] = ("train",),
+    advance: Advance = advance_runs,
+) -> list[tuple[InnerRuns, Tensor]]:
+    """:func:`unroll` of inner runs that go :func:`together`, each with ``draws`` of its own, as one.
+
+    θ of all of them comes in ``particles``, one after the other. Runs whose horizon comes first wait for the others.
+    """
+    made = [min(steps, runs.horizon - runs.step) for runs in many]
     wanted: tuple[Split, ...] = ("train", "valid") if "valid" in splits else ("train",)
-    drawn = ({split: runs.task.draw(draws, pairs, split=split) for split in wanted} for _ in range(steps))
+    drawn = zip(
+        *(_drawn(runs, own, wanted, count, max(made)) for runs, own, count in zip(many, draws, made, strict=True)),
+        strict=True,
+    )
     make: Callable[..., Stepped] = getattr(advance, "make_steps", None) or partial(make_steps, advance)
-    params, state, losses = make(rule, particles, runs, drawn)
-    after = replace(runs, params=params, state=state, step=runs.step + steps)
-    return after, torch.stack([losses[split] for split in splits])
+    params, state, losses = make(rule, particles, many, drawn)
+    measured = torch.stack([losses[split] for split in splits])
+    sizes = [len(next(iter(runs.params.values()))) for runs in many]
+    leaves, structure = tree_flatten((params, state))
+    parts = zip(*(torch.split(leaf, sizes) for leaf in leaves), strict=True) if len(many) > 1 else [leaves]
+    found = []
+    for runs, count, own, part in zip(many, made, torch.split(measured, sizes, dim=2), parts, strict=True):
+        params, state = tree_unflatten(list(part), structure)
+        found.append((replace(runs, params=params, state=state, step=runs.step + count), own[:, :count]))
+    return found
+
+
+def _drawn(
+    runs: InnerRuns, draws: torch.Generator, splits: Sequence[Split], steps: int, of: int
+) -> Iterator[dict[Split, Batch]]:
+    """What is drawn for each of ``steps`` steps, the last of it repeated until there are ``of``."""
+    pairs, one = len(next(iter(runs.params.values()))) // runs.copies, {}
+    for step in range(of):
+        if step < steps:
+            one = {split: runs.task.draw(draws, pairs, split=split) for split in splits}
+        yield one

@@ -135,7 +135,7 @@ class Search:
         if not here.isfinite():
             relative = torch.where(losses.isfinite(), -1.0, 1.0).to(losses)
         plus, minus = relative[: self.pairs], relative[self.pairs : 2 * self.pairs]
-        gradient = es_gradient(plus - minus, self._noise(), sigma=self.sigma)
+        gradient = {name: es_gradient(plus - minus, noise, sigma=self.sigma) for name, noise in self._noise().items()}
         ahead = float(relative[self.here] - relative[-1])
         moves = {
             name: (self.gain * self.sigma**2 * value).clamp(-self.sigma, self.sigma) for name, value in gradient.items()

@@ -17,35 +17,44 @@ class Tally:
 
     Args:
         families: names of the task families that groups may train on.
+        taught: the family of each group.
+        estimates: of each group.
+        inner_steps: of all groups together.
 
     Attributes:
         sums: inner steps, failures, powers, groups; then for each family the sum of meta-losses, then their number.
     """
 
-    def __init__(self, families: Sequence[str], device: torch.device) -> None:
+    def __init__(
+        self, families: Sequence[str], taught: Sequence[str], estimates: Sequence[Estimate], inner_steps: int
+    ) -> None:
         self.families = tuple(dict.fromkeys(families))
-        self.sums = torch.zeros(4 + 2 * len(self.families), device=device)
+        losses = torch.stack([estimate.meta_loss for estimate in estimates]).float()
+        members = torch.tensor([[float(name == family) for name in taught] for family in self.families])
+        known = torch.tensor([float(inner_steps), float(len(taught))])
+        # nothing here waits for a GPU: outer steps that log nothing are launched ahead
+        members, known = members.to(losses.device, non_blocking=True), known.to(losses.device, non_blocking=True)
+        failures = torch.stack([estimate.failures for estimate in estimates]).sum()
+        power = torch.stack([estimate.power for estimate in estimates]).sum()
+        by_family = [members @ torch.nan_to_num(losses), members @ losses.isfinite().float()]
+        self.sums = torch.cat([torch.stack([known[0], failures, power, known[1]]), *by_family])
 
-    def add(self, family: str, estimate: Estimate, inner_steps: int) -> None:
-        """Count one group."""
-        where, count = 4 + self.families.index(family), len(self.families)
-        self.sums[0] += inner_steps
-        self.sums[1] += estimate.failures
-        self.sums[2] += estimate.power
-        self.sums[3] += 1
-        self.sums[where] += torch.nan_to_num(estimate.meta_loss)
-        self.sums[where + count] += estimate.meta_loss.isfinite()
+    @property
+    def power(self) -> Tensor:
+        """Mean squared norm of the independent terms of the gradient, 0-dim."""
+        return self.sums[2] / self.sums[3]
 
-    def metrics(self) -> dict[str, float]:
-        """Means and totals by name; only families that had a group, and NaN as meta-loss if every run failed."""
-        inner_steps, failures, power, groups, *rest = self.sums.tolist()
-        losses, counts = rest[: len(self.families)], rest[len(self.families) :]
-        overall = sum(losses) / sum(counts) if sum(counts) else math.nan
-        metrics = {"inner_steps": inner_steps, "failures": failures, "power": power / groups, "meta_loss": overall}
-        for family, loss, count in zip(self.families, losses, counts, strict=True):
-            if count:
-                metrics[f"meta_loss/{family}"] = loss / count
-        return metrics
+    @property
+    def meta_loss(self) -> Tensor:
+        """Mean over the groups, 0-dim; NaN if every run failed."""
+        losses, counts = self.sums[4:].chunk(2)
+        return losses.sum() / counts.sum()
+
+    def by_family(self) -> dict[str, float]:
+        """``meta_loss/...`` of the families that had a group."""
+        losses, counts = (sums.tolist() for sums in self.sums[4:].chunk(2))
+        means = zip(self.families, losses, counts, strict=True)
+        return {f"meta_loss/{family}": loss / count for family, loss, count in means if count}
 
 
 def signal_to_noise(norm: float, power: float, terms: int) -> float:
@@ -80,8 +89,3 @@ def step_sizes(rule: UpdateRule) -> dict[str, float]:
         elif last == "log_lr":
             sizes["step_size"] = float(value.detach().exp())
     return sizes
-
-
-def total_norm(tensors: Sequence[Tensor]) -> float:
-    """Euclidean norm over all tensors together."""
-    return float(torch.stack([tensor.square().sum() for tensor in tensors]).sum().sqrt())

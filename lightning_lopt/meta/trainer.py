@@ -12,17 +12,18 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor
 from torch.distributed import gather_object, get_rank, get_world_size, is_available, is_initialized
+from torch.nn.utils import get_total_norm
 
 from lightning_lopt.meta.allocator import keep_freed_memory
 from lightning_lopt.meta.checkpoint_io import AtomicCheckpointIO
 from lightning_lopt.meta.compiled import CompiledAdvance
 from lightning_lopt.meta.cuda_graphs import CudaGraphs
 from lightning_lopt.meta.data import TaskMixture
-from lightning_lopt.meta.estimators.base import Estimate, Estimator
+from lightning_lopt.meta.estimators.base import Estimate, Estimator, flattened
 from lightning_lopt.meta.groups import Group, groups_of_rank, states_by_number
 from lightning_lopt.meta.horizons import Horizons
-from lightning_lopt.meta.inner import advance_runs
-from lightning_lopt.meta.statistics import Tally, signal_to_noise, step_sizes, total_norm
+from lightning_lopt.meta.inner import advance_runs, together
+from lightning_lopt.meta.statistics import Tally, signal_to_noise, step_sizes
 from lightning_lopt.rules.base import UpdateRule
 
 
@@ -39,10 +40,13 @@ class MetaTrainer(L.LightningModule):
     by :class:`~lightning_lopt.meta.checkpoint_io.AtomicCheckpointIO` unless the Trainer has a writer of its own. A
     process that dies ends the run: Lightning stops the others, and it resumes from its last checkpoint.
 
-    Logged in each outer step: ``meta_loss`` (by family too, ``meta_loss/...``; ``meta_loss_epoch`` is the mean over an
-    epoch of ``Trainer(limit_train_batches=...)``, for ``EarlyStopping``), ``failures`` (inner runs that met a loss that
-    is not finite), ``inner_steps_per_second``, ``gradient_norm`` (before clipping), ``gradient_snr`` (see
-    :func:`~lightning_lopt.meta.statistics.signal_to_noise`) and ``step_size/...`` by role.
+    Logged in each outer step: ``meta_loss`` (``meta_loss_epoch`` is its mean over an epoch of
+    ``Trainer(limit_train_batches=...)``, for ``EarlyStopping``). In the first one, and wherever loggers are due
+    (``Trainer(log_every_n_steps=...)``), also the meta-loss by family, ``meta_loss/...``; since the last time,
+    ``failures`` (truncations of inner runs that met a loss that is not finite) and ``inner_steps_per_second``;
+    ``gradient_norm`` (before clipping), ``gradient_snr`` (see
+    :func:`~lightning_lopt.meta.statistics.signal_to_noise`) and ``step_size/...`` by role. A GPU is waited for only
+    then (with a progress bar always), so that outer steps are launched while others still run.
 
     :attr:`trained_on` says, from the first outer step on, on which families, data and horizons, as JSON values for
     ``save_rule(..., meta_training=...)``: reports tell by it what a rule has seen.
@@ -108,7 +112,10 @@ class MetaTrainer(L.LightningModule):
         self.outer_step = 0
         self.own_groups: list[Group] = []
         self._streams: list[torch.cuda.Stream] = []  # one for each group
-        self._powers: list[float] = []
+        self._powers: list[Tensor] = []
+        self._since: list[Tensor] = []  # inner steps and failures of the outer steps since metrics were reported
+        self._counted_from = 0.0  # when that was, in seconds
+        self._first_step = 0  # of this fit
         self._restored: dict[int, dict[str, Any]] | None = None
         self.trained_on: dict[str, Any] = {}
 
@@ -120,65 +127,80 @@ class MetaTrainer(L.LightningModule):
             keep_freed_memory()
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        self._counted_from, self._first_step = time.perf_counter(), self.trainer.global_step
         if not self.own_groups:
             self.own_groups = groups_of_rank(self.groups, self.seed, self.global_rank, self.trainer.world_size)
 
     def training_step(self, batch: TaskMixture, batch_idx: int) -> Tensor:
-        began = time.perf_counter()
         self._restore_runs(batch)
         self.trained_on = batch.trained_on | {"horizons": [self.horizons.shortest, self.horizons.last]}
-        theta = dict(self._trainable())
-        gradients = {name: torch.zeros_like(value) for name, value in theta.items()}
-        tally = Tally([family.name for family in batch.families], self.device)
         with torch.no_grad():
-            for group, (estimate, steps) in zip(self.own_groups, self._estimates(batch), strict=True):
-                tally.add(batch.family(group.run_seed), estimate, steps)
-                for name, gradient in estimate.gradient.items():
-                    gradients[name] += gradient / len(self.own_groups)
+            before = [group.runs.step if group.runs and not group.runs.finished else 0 for group in self.own_groups]
+            estimates = self._estimates(batch)
+            for group, estimate in zip(self.own_groups, estimates, strict=True):
+                group.runs = estimate.runs
+            steps = sum(one.runs.step - step for one, step in zip(estimates, before, strict=True))
+            gradient = torch.stack([flattened(estimate.gradient) for estimate in estimates]).mean(0)
+            taught = [batch.family(group.run_seed) for group in self.own_groups]
+            tally = Tally(
+                [family.name for family in batch.families], taught, estimates, steps * self.estimator.particles
+            )
         self.outer_step += 1
-        meta_loss = self._log_outer_step(tally, began)
-        surrogate = torch.stack([(theta[name] * gradient).sum() for name, gradient in gradients.items()]).sum()
+        meta_loss = self._log_outer_step(tally)
+        surrogate = flattened(dict(self._trainable())) @ gradient
         # d surrogate / d θ is the estimate exactly; the value shown is the meta-loss.
         return meta_loss + (surrogate - surrogate.detach())
 
-    def _estimates(self, mixture: TaskMixture) -> list[tuple[Estimate, int]]:
-        """An estimate of each group, and its inner steps; on CUDA, small groups run beside each other."""
-
-        def advance(group: Group) -> tuple[Estimate, int]:
-            return group.advance(self.rule, self.estimator, mixture, self.horizons, self.outer_step)
-
+    def _estimates(self, mixture: TaskMixture) -> list[Estimate]:
+        """An estimate of each group: all as one where they compute the same; on CUDA, others beside each other."""
+        many = [
+            group.begin(self.rule, self.estimator, mixture, self.horizons, self.outer_step) for group in self.own_groups
+        ]
+        if together(self.rule, many):
+            return self.estimator.estimate_all(self.rule, many)
         if self.device.type != "cuda":
-            return [advance(group) for group in self.own_groups]
+            return [self.estimator.estimate(self.rule, runs) for runs in many]
         main, found = torch.cuda.current_stream(), []
         if not self._streams:
-            self._streams = [torch.cuda.Stream() for _ in self.own_groups]  # type: ignore[no-untyped-call]
-        for group, stream in zip(self.own_groups, self._streams, strict=True):
+            self._streams = [torch.cuda.Stream() for _ in many]  # type: ignore[no-untyped-call]
+        for runs, stream in zip(many, self._streams, strict=True):
             stream.wait_stream(main)
             with torch.cuda.stream(stream):
-                found.append(advance(group))
+                found.append(self.estimator.estimate(self.rule, runs))
         for stream in self._streams:
             main.wait_stream(stream)
         return found
 
-    def _log_outer_step(self, tally: Tally, began: float) -> float:
+    def _log_outer_step(self, tally: Tally) -> Tensor:
+        """Log what there is to log; the meta-loss, 0-dim."""
         tally.sums = self.trainer.strategy.reduce(tally.sums, reduce_op="sum")
-        metrics = tally.metrics()
-        speed = metrics.pop("inner_steps") / (time.perf_counter() - began)
-        self._powers.append(metrics.pop("power"))
-        meta_loss = metrics.pop("meta_loss")
-        self.log_dict({"meta_loss": meta_loss, "inner_steps_per_second": speed}, prog_bar=True, batch_size=1)
-        self.log("meta_loss_epoch", meta_loss, on_step=False, on_epoch=True, batch_size=1)
-        self.log_dict({**metrics, **step_sizes(self.rule)}, batch_size=1)
-        return meta_loss
+        self._powers.append(tally.power)
+        self._since.append(tally.sums[:2])
+        bar = self.trainer.progress_bar_callback is not None  # which waits for what it shows
+        self.log("meta_loss", tally.meta_loss, prog_bar=bar, batch_size=1)
+        self.log("meta_loss_epoch", tally.meta_loss, on_step=False, on_epoch=True, batch_size=1)
+        if self._reports:
+            steps, failures = torch.stack(self._since).sum(0).tolist()  # waits for the device
+            now = time.perf_counter()
+            self.log("inner_steps_per_second", steps / (now - self._counted_from), prog_bar=bar, batch_size=1)
+            self.log_dict({"failures": failures, **tally.by_family(), **step_sizes(self.rule)}, batch_size=1)
+            self._since, self._counted_from = [], now
+        return tally.meta_loss
+
+    @property
+    def _reports(self) -> bool:
+        """Whether this is an outer step whose metrics reach a logger, or the first one."""
+        steps = self.trainer.global_step
+        return steps == self._first_step or (steps + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        norm = total_norm([value.grad for _, value in self._trainable() if value.grad is not None])
-        terms = len(self._powers) * self.groups * self.estimator.terms
-        metrics = {"gradient_norm": norm}
-        if terms > 1:
-            power = sum(self._powers) / len(self._powers)
-            metrics["gradient_snr"] = signal_to_noise(norm, power, terms)
-        self.log_dict(metrics, batch_size=1)
+        if self._reports:
+            norm = float(get_total_norm([value.grad for _, value in self._trainable() if value.grad is not None]))
+            terms = len(self._powers) * self.groups * self.estimator.terms
+            metrics = {"gradient_norm": norm}
+            if terms > 1:
+                metrics["gradient_snr"] = signal_to_noise(norm, float(torch.stack(self._powers).mean()), terms)
+            self.log_dict(metrics, batch_size=1)
         self._powers.clear()
 
     def configure_optimizers(self) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from typing import Any, Literal
 
 import torch
@@ -34,6 +35,15 @@ class Task(ABC):
     roles: dict[str, Role]
     loss_scale: float = 1.0
     config: dict[str, Any]
+
+    @property
+    def computation(self) -> Hashable | None:
+        """What :meth:`gradient` and :meth:`loss` depend on besides params and batch, no tensors; ``None`` if unknown.
+
+        Tasks of which it is equal and whose parameters have the same names and shapes have batches of the same shapes
+        too and compute the same of them, so that what was recorded for one (a CUDA graph) serves the others.
+        """
+        return None
 
     @abstractmethod
     def init(self, generator: torch.Generator) -> Params:

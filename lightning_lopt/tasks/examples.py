@@ -71,7 +71,7 @@ class ExamplesTask(Task):
         return self.look_up(self.draw(generator, *lead, split=split), split)
 
     def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
-        count = len(next(iter(self.splits[split].values())))
+        count = next(iter(self.splits[split].values())).shape[0]
         return {INDEX: torch.randint(count, (*lead, self.batch_size), generator=generator)}
 
     def look_up(self, drawn: Batch, split: Split = "train") -> Batch:

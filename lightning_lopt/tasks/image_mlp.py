@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,10 @@ class ImageMLPTask(ClassificationTask):
         super().__init__(train, valid, layout, **options)
         self.layers = len(widths) + 1
         self.activation = ACTIVATIONS[activation]
+
+    @property
+    def computation(self) -> Hashable:
+        return type(self), self.layers, self.activation, self.batch_size, tuple(self.roles.items())
 
     def logits(self, params: Params, inputs: Tensor) -> Tensor:
         return mlp(params, "layers", inputs.flatten(1), self.layers, self.activation)

@@ -46,6 +46,7 @@ class Quadratic(Task):
         if start.shape not in ((), curvature.shape):
             raise ValueError(f"start must be a number or of shape {tuple(curvature.shape)}, got {tuple(start.shape)}.")
         self.curvature = curvature
+        self._elsewhere = {curvature.device: curvature}
         self.noise = noise
         self.start = start.expand(curvature.shape).clone()
         self.name = name if name is not None else f"quadratic/d{len(curvature)}"
@@ -69,7 +70,13 @@ class Quadratic(Task):
 
     def expected_loss(self, square: Tensor) -> Tensor:
         """Expected loss, given the (expected) square of each coordinate, shape ``(D,)``."""
-        return 0.5 * (self.curvature * square).sum()
+        return 0.5 * (self._curvature_on(square.device) * square).sum()
+
+    def _curvature_on(self, device: torch.device) -> Tensor:
+        """The curvature on a device, where it is kept."""
+        if device not in self._elsewhere:
+            self._elsewhere[device] = self.curvature.to(device)
+        return self._elsewhere[device]
 
     def descend(self, lr: float | Tensor, steps: int) -> Tensor:
         r"""Where gradient descent without noise is after ``steps`` steps: :math:`x_T = x_0 \prod_t (1 - \eta_t h)`.

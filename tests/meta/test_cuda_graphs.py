@@ -1,23 +1,37 @@
 """Recorded inner steps give the numbers of those that are not; what they overwrite is never seen."""
 
+import gc
 import warnings
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
-from lightning_lopt import PES, AdamRule, Celo2BaseRule, MetaLoss, ResidualRule, TruncatedBackprop, load_rule
+from lightning_lopt import (
+    PES,
+    AdamRule,
+    Celo2BaseRule,
+    FullES,
+    MetaLoss,
+    ResidualRule,
+    TruncatedBackprop,
+    TruncatedES,
+    load_rule,
+)
 from lightning_lopt.meta import cuda_graphs
 from lightning_lopt.meta.compiled import CompiledAdvance
 from lightning_lopt.meta.cuda_graphs import SMALL, CudaGraphs, overwrite, small_on_cuda
+from lightning_lopt.meta.inner import advance_runs, together
 from lightning_lopt.seeding import generator
-from lightning_lopt.tasks import ImageMLP
+from lightning_lopt.tasks import ImageMLP, Quadratic
 from lightning_lopt.tasks.mixtures import make_families
+from lightning_lopt.tasks.transforms import ReparametrisedTask
 
 LOSS = MetaLoss("log", "both")
 
 
-def small_mlp(seed=3):
-    family = ImageMLP(depths=(1,), widths=(8,), batch_sizes=(8,), variety=False, activations=("relu",))
+def small_mlp(seed=3, activation="relu", width=8):
+    family = ImageMLP(depths=(1,), widths=(width,), batch_sizes=(8,), variety=False, activations=(activation,))
     return family.sample(generator(seed))
 
 
@@ -68,10 +82,86 @@ def test_steps_that_are_full_and_steps_that_are_not_take_turns(replayed):
 
 
 def test_runs_of_one_task_that_alternate_do_not_mix(replayed):
-    task, other, rule = small_mlp(), small_mlp(5), AdamRule(0.01)
+    task, other, rule = Quadratic(torch.tensor([1.0, 4.0])), Quadratic(torch.tensor([2.0, 3.0])), AdamRule(0.01)
     tasks = [task, other, task]
     assert torch.equal(estimates(PES(3, pairs=2), rule, tasks, CudaGraphs()), estimates(PES(3, pairs=2), rule, tasks))
     assert len(replayed) == 2
+
+
+def test_tasks_that_compute_the_same_share_a_recording(replayed):
+    """Other data, other scales: batches are looked up outside, scales are carried. Another activation is another."""
+    rule, advance = AdamRule(0.01), CudaGraphs()
+    tasks = [ReparametrisedTask(small_mlp(seed), scale) for seed, scale in ((3, 0.1), (5, 10.0))]
+    tasks[1].task.splits = {
+        split: {**batch, "inputs": -batch["inputs"]} for split, batch in tasks[1].task.splits.items()
+    }
+    for given, recordings in ((tasks, 1), ([small_mlp(activation="tanh")], 2)):
+        expected = estimates(PES(3, pairs=2, meta_loss=LOSS), rule, given)
+        assert torch.equal(estimates(PES(3, pairs=2, meta_loss=LOSS), rule, given, advance), expected)
+        assert len(replayed) == recordings
+
+
+@pytest.mark.parametrize("rule", [AdamRule, Celo2BaseRule])
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("kind", [PES, FullES, TruncatedES], ids=lambda kind: kind.name)
+def test_groups_that_compute_the_same_advance_as_one(replayed, rule, recorded, kind):
+    """The numbers of each alone, up to rounding, also where one is at its horizon before the other."""
+    rule, advances = rule(), []
+    options = {} if kind is FullES else {"truncation": 4}
+    estimator = kind(pairs=2, meta_loss=LOSS, **options)
+    tasks = [ReparametrisedTask(small_mlp(seed), scale) for seed, scale in ((3, 0.1), (5, 10.0), (7, 1.0))]
+
+    def counted(*arguments):
+        advances.append(arguments[6].shape)
+        return advance_runs(*arguments)
+
+    with torch.no_grad():
+        starts = [estimator.start(rule, task, horizon=5 + at, seed=at) for at, task in enumerate(tasks)]
+        assert together(rule, starts)
+        alone, joint, steps = list(starts), list(starts), 0
+        while not all(runs.finished for runs in alone):
+            going = [at for at, runs in enumerate(alone) if not runs.finished]
+            one_by_one = [estimator.estimate(rule, alone[at]) for at in going]
+            estimator.advance = CudaGraphs(counted) if recorded else counted
+            advances.clear()
+            at_once = estimator.estimate_all(rule, [joint[at] for at in going])
+            estimator.advance = advance_runs
+            assert set(advances) == {(4 * len(going),)}
+            for at, expected, found in zip(going, one_by_one, at_once, strict=True):
+                alone[at], joint[at] = expected.runs, found.runs
+                assert found.runs.step == expected.runs.step
+                for a, b in zip(*map(tree_leaves, (found[:2] + found[3:], expected[:2] + expected[3:])), strict=True):
+                    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()))
+                for name, value in expected.runs.params.items():
+                    torch.testing.assert_close(found.runs.params[name], value, rtol=1e-4, atol=1e-6)
+            steps += 1
+    assert steps == (1 if kind is FullES else 2)
+
+
+def test_what_does_not_advance_as_one():
+    rule, estimator = AdamRule(), PES(3, pairs=2)
+    task, other, wider = small_mlp(), small_mlp(activation="tanh"), small_mlp(width=4)
+
+    def start(task):
+        return estimator.start(rule, task, horizon=9, seed=0)
+
+    bowl = Quadratic(torch.ones(2))
+    assert together(rule, [start(bowl)])
+    for tasks in ([task, other], [task, wider], [bowl, bowl], [task, bowl]):
+        assert not together(rule, [start(one) for one in tasks])
+    turning = ResidualRule(direction=False, orthogonalised=[], rotated=["matrix"], turn_every=3)
+    assert not together(turning, [start(task), start(task)])  # full steps of one are not those of the other
+
+
+def test_a_recording_is_forgotten_with_the_last_of_its_tasks(replayed, monkeypatch):
+    monkeypatch.setattr(cuda_graphs, "record", lambda function: function() or int)  # a graph keeps no task
+    rule, advance = AdamRule(0.01), CudaGraphs()
+    tasks = [small_mlp(), small_mlp(5)]
+    estimates(PES(3, pairs=2), rule, tasks, advance)
+    for alive in (1, 0):
+        del tasks[-1]
+        gc.collect()
+        assert len(advance.shared) == alive
 
 
 def test_values_that_change_places_are_read_before_they_are_overwritten():

@@ -20,6 +20,7 @@ from lightning_lopt import (
 from lightning_lopt.meta import start_runs, unroll
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import ImageMLP
+from lightning_lopt.tasks.mixtures import make_families
 
 
 def task():
@@ -38,6 +39,15 @@ def test_the_engine_puts_all_on_the_device_of_the_rule():
     assert losses.is_meta
     assert all(value.is_meta for value in runs.params.values())
     assert all(value.is_meta for own in runs.state.tensors.values() for value in own.values())
+
+
+@pytest.mark.parametrize("family", make_families("broad"), ids=lambda family: family.name)
+def test_tasks_keep_nothing_on_another_device(family):
+    rule = AdamRule().to("meta")
+    particles = {name: torch.stack([value.detach()] * 2) for name, value in rule.named_parameters()}
+    runs = start_runs(rule, family.sample(generator(1)), pairs=1, horizon=9, seed=0)
+    _, losses = unroll(rule, particles, runs, 2, generator(0), ("train", "valid"))
+    assert losses.is_meta
 
 
 @pytest.mark.gpu

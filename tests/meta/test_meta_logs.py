@@ -72,8 +72,9 @@ def test_meta_loss_by_family_failures_and_step_sizes():
 
 def test_failures_are_logged_and_leave_theta_alone():
     metrics, rule = Metrics(), SGDRule(10.0)
-    fit(MetaTrainer(rule, PES(4, pairs=3), groups=2, horizons=100), OneBowl(start=1e20), metrics, max_steps=2)
-    assert [logged["failures"] for logged in metrics.steps] == [12, 12]
+    module = MetaTrainer(rule, PES(4, pairs=3), groups=2, horizons=100)
+    fit(module, OneBowl(start=1e20), metrics, max_steps=5, log_every_n_steps=2)
+    assert [logged["failures"] for logged in metrics.steps] == [12, 12, 12, 24, 24]  # since it was logged before
     assert float(rule.log_lr.detach().exp()) == pytest.approx(10.0)
     assert metrics.steps[0]["meta_loss"] == pytest.approx(1.5)
 
@@ -90,7 +91,7 @@ def test_gradient_norm_and_signal_to_noise():
         for group in module.own_groups:
             group.starts = start
             horizon = module.horizons.draw(group.run_seed, 0, (group.number, 3) if start == 1 else None)
-            noise = pair_noise(theta, 4, 0.3, group.run_seed, 0)["log_lr"]
+            noise = pair_noise(theta["log_lr"][None], 4, 0.3, group.run_seed, 0)[:, 0]
             for epsilon in noise:
                 plus, minus = (
                     task.expected_losses(float((theta["log_lr"] + sign * epsilon).exp()), horizon)[:-1].mean()

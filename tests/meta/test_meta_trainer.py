@@ -53,7 +53,15 @@ def test_stop_and_resume_is_no_stop(tmp_path, estimator):
     a, b = (tensors_of(one.optimizers[0].state_dict()["state"]) for one in (trainer, again))
     assert a.keys() == b.keys()
     assert all(torch.equal(value, b[name]) for name, value in a.items())
-    assert {"meta_loss", "inner_steps_per_second"} <= set(trainer.progress_bar_metrics)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_only_a_progress_bar_asks_for_the_meta_loss_at_each_step(tmp_path, shown):
+    trainer = L.Trainer(
+        max_steps=2, accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_progress_bar=shown
+    )
+    trainer.fit(MetaTrainer(AdamRule(), PES(4, pairs=2), groups=2, horizons=9), TaskDataModule("quadratic"))
+    assert set(trainer.progress_bar_metrics) == ({"meta_loss", "inner_steps_per_second"} if shown else set())
 
 
 def tensors_of(tree, path=()):

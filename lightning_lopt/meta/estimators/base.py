@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -82,6 +82,10 @@ class Estimator(ABC):
     def estimate(self, rule: UpdateRule, runs: InnerRuns) -> Estimate:
         """Estimate the meta-gradient at the rule's present θ and advance ``runs``."""
 
+    def estimate_all(self, rule: UpdateRule, many: Sequence[InnerRuns]) -> list[Estimate]:
+        """:meth:`estimate` for inner runs that go :func:`~lightning_lopt.meta.inner.together`, as one where it can."""
+        return [self.estimate(rule, runs) for runs in many]
+
     def _judge(self, losses: Tensor, before: InnerRuns) -> Judged:
         """What the meta-loss makes of ``losses`` of shape ``(splits, T, N)`` of the steps that follow ``before``."""
         losses = losses / before.task.loss_scale
@@ -94,6 +98,20 @@ class Estimator(ABC):
 def trainable(rule: UpdateRule) -> Theta:
     """The entries of θ that meta-training may change, detached, by name."""
     return {name: value.detach() for name, value in rule.named_parameters() if value.requires_grad}
+
+
+def flattened(theta: Theta) -> Tensor:
+    """All entries of θ in a row, in the order of its names: one tensor costs one kernel where many cost many."""
+    return torch.cat([value.flatten() for value in theta.values()])
+
+
+def by_name(entries: Tensor, theta: Theta) -> Theta:
+    """What :func:`flattened` put in a row (last axis) by name again, in the shapes and types of ``theta``."""
+    pieces = torch.split(entries, [value.numel() for value in theta.values()], dim=-1)
+    return {
+        name: piece.reshape((*entries.shape[:-1], *value.shape)).to(value.dtype).contiguous()
+        for (name, value), piece in zip(theta.items(), pieces, strict=True)
+    }
 
 
 def squared_norms(rows: Iterable[Tensor]) -> Tensor:

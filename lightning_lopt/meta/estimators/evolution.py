@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_lopt.meta.estimators.base import Estimate, Estimator, check_at_least_one, squared_norms, trainable
+from lightning_lopt.meta.estimators.base import Estimate, Estimator, by_name, check_at_least_one, flattened, trainable
 from lightning_lopt.meta.estimators.shaping import Shaping, check_shaping, shape_differences
-from lightning_lopt.meta.inner import InnerRuns, Theta, unroll
+from lightning_lopt.meta.inner import InnerRuns, Theta, unroll_together
 from lightning_lopt.meta.objective import MetaLoss
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.seeding import generator
@@ -60,26 +61,40 @@ class EvolutionStrategies(Estimator):
         """Length K of the next piece; the horizon may cut it short."""
 
     @abstractmethod
-    def _perturb(self, theta: Theta, runs: InnerRuns) -> tuple[Theta, Theta]:
-        """Perturbations ε of the next piece and ξ that its differences are credited to, leading axis P."""
+    def _perturb(self, theta: Tensor, runs: InnerRuns) -> tuple[Tensor, Tensor]:
+        """Perturbations ε of the next piece and ξ that its differences are credited to, ``(P, D)`` for D entries."""
 
-    def _carry_on(self, runs: InnerRuns, credited: Theta, failed: Tensor) -> InnerRuns:
+    def _carry_on(self, runs: InnerRuns, credited: Tensor, failed: Tensor) -> InnerRuns:
         """The inner runs that the next piece begins with."""
         return runs
 
     def estimate(self, rule: UpdateRule, runs: InnerRuns) -> Estimate:
-        theta, steps = trainable(rule), self._steps(runs)
-        noise, credited = self._perturb(theta, runs)
-        particles = {name: torch.cat([value + noise[name], value - noise[name]]) for name, value in theta.items()}
-        draws = generator(runs.seed, "batches", runs.truncations)
-        after, losses = unroll(rule, particles, runs, steps, draws, self.meta_loss.splits, self.advance)
-        values, mean, failed = self._judge(losses, runs)
+        return self.estimate_all(rule, [runs])[0]
+
+    def estimate_all(self, rule: UpdateRule, many: Sequence[InnerRuns]) -> list[Estimate]:
+        theta = trainable(rule)
+        row, steps = flattened(theta), max(self._steps(runs) for runs in many)
+        perturbed = [self._perturb(row, runs) for runs in many]
+        noise = torch.cat([sign * noise for noise, _ in perturbed for sign in (1, -1)])
+        draws = [generator(runs.seed, "batches", runs.truncations) for runs in many]
+        unrolled = unroll_together(
+            rule, by_name(row + noise, theta), many, steps, draws, self.meta_loss.splits, self.advance
+        )
+        return [
+            self._estimated(theta, before, after, losses, credited)
+            for before, (after, losses), (_, credited) in zip(many, unrolled, perturbed, strict=True)
+        ]
+
+    def _estimated(
+        self, theta: Theta, before: InnerRuns, after: InnerRuns, losses: Tensor, credited: Tensor
+    ) -> Estimate:
+        values, mean, failed = self._judge(losses, before)
         plus, minus = values.chunk(2, dim=1)
-        delta = (plus - minus).sum(0) / steps
+        delta = (plus - minus).sum(0) / self._steps(before)
         delta = shape_differences(torch.where(delta.isfinite(), delta, 0.0), self.shaping)
-        gradient = es_gradient(delta, credited, sigma=self.sigma)
-        power = (delta.square() * squared_norms(credited.values())).mean() / (4 * self.sigma**4)
-        after = self._carry_on(replace(after, truncations=runs.truncations + 1), credited, failed)
+        gradient = by_name(es_gradient(delta, credited, sigma=self.sigma), theta)
+        power = (delta.square() * credited.square().sum(1)).mean() / (4 * self.sigma**4)
+        after = self._carry_on(replace(after, truncations=before.truncations + 1), credited, failed)
         return Estimate(gradient, mean, after, failed.sum(), power)
 
 
@@ -113,34 +128,25 @@ class TruncatedEvolutionStrategies(EvolutionStrategies):
         return self.truncation
 
 
-def es_gradient(delta: Tensor, noise: Theta, *, sigma: float) -> Theta:
+def es_gradient(delta: Tensor, noise: Tensor, *, sigma: float) -> Tensor:
     r""":math:`\frac{1}{2 \sigma^2 P} \sum_p \Delta_p \epsilon_p` for each entry of θ.
 
     Args:
         delta: loss under +ε minus loss under -ε, shape ``(P,)``.
-        noise: ε by name, leading axis P, already times sigma.
+        noise: ε, leading axis P, already times sigma.
         sigma: standard deviation of one perturbation.
     """
-    pairs = len(delta)
-    return {
-        name: torch.tensordot(delta.to(value.dtype), value, dims=1) / (2 * sigma**2 * pairs)
-        for name, value in noise.items()
-    }
+    weighted: Tensor = torch.tensordot(delta.to(noise.dtype), noise, dims=1)
+    return weighted / (2 * sigma**2 * len(delta))
 
 
-def pair_noise(theta: Theta, pairs: int, sigma: float, seed: int, draw: int) -> Theta:
-    """Gaussian perturbations of θ, leading axis P: pair ``p`` of draw ``draw`` is derived from ``seed`` alone.
+def pair_noise(theta: Tensor, pairs: int, sigma: float, seed: int, draw: int) -> Tensor:
+    """Gaussian perturbations of θ, shapes ``(D,)`` and ``(P, D)``: pair ``p`` of draw ``draw`` follows from ``seed``.
 
     They are drawn on the CPU, so they are the same on every device and for every number of pairs.
     """
-    sizes = [value.numel() for value in theta.values()]
-    first = next(iter(theta.values()))
     rows = [
-        torch.randn(sum(sizes), generator=generator(seed, "noise", draw, pair), dtype=first.dtype)
+        torch.randn(len(theta), generator=generator(seed, "noise", draw, pair), dtype=theta.dtype)
         for pair in range(pairs)
     ]
-    pieces = torch.split((sigma * torch.stack(rows)).to(first.device), sizes, dim=1)
-    return {
-        name: piece.reshape(pairs, *value.shape).to(value.dtype)
-        for (name, value), piece in zip(theta.items(), pieces, strict=True)
-    }
+    return (sigma * torch.stack(rows)).to(theta.device, non_blocking=True)

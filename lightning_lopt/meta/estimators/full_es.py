@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from lightning_lopt.meta.estimators.evolution import EvolutionStrategies, pair_noise
-from lightning_lopt.meta.inner import InnerRuns, Theta
+from lightning_lopt.meta.inner import InnerRuns
 
 
 class FullES(EvolutionStrategies):
@@ -25,6 +27,6 @@ class FullES(EvolutionStrategies):
             raise ValueError(f"FullES needs runs at their first step, got runs at step {runs.step}; start new ones.")
         return runs.horizon
 
-    def _perturb(self, theta: Theta, runs: InnerRuns) -> tuple[Theta, Theta]:
+    def _perturb(self, theta: Tensor, runs: InnerRuns) -> tuple[Tensor, Tensor]:
         noise = pair_noise(theta, self.pairs, self.sigma, runs.seed, 0)
         return noise, noise

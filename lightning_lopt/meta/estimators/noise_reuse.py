@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from lightning_lopt.meta.estimators.evolution import TruncatedEvolutionStrategies, pair_noise
-from lightning_lopt.meta.inner import InnerRuns, Theta
+from lightning_lopt.meta.inner import InnerRuns
 
 
 class NRES(TruncatedEvolutionStrategies):
@@ -21,7 +23,7 @@ class NRES(TruncatedEvolutionStrategies):
 
     name = "nres"
 
-    def _perturb(self, theta: Theta, runs: InnerRuns) -> tuple[Theta, Theta]:
+    def _perturb(self, theta: Tensor, runs: InnerRuns) -> tuple[Tensor, Tensor]:
         noise = pair_noise(theta, self.pairs, self.sigma, runs.seed, 0)
         return noise, noise
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from lightning_lopt.meta.estimators.evolution import TruncatedEvolutionStrategies, pair_noise
-from lightning_lopt.meta.inner import InnerRuns, Theta
+from lightning_lopt.meta.inner import InnerRuns
 
 
 class PES(TruncatedEvolutionStrategies):
@@ -26,21 +26,17 @@ class PES(TruncatedEvolutionStrategies):
 
     name = "pes"
 
-    def _perturb(self, theta: Theta, runs: InnerRuns) -> tuple[Theta, Theta]:
+    def _perturb(self, theta: Tensor, runs: InnerRuns) -> tuple[Tensor, Tensor]:
         noise = self._noise(theta, runs, runs.truncations)
         before = runs.noise_sum
         if before is None:
-            before = {name: value.new_zeros(self.pairs, *value.shape) for name, value in theta.items()}
+            before = theta.new_zeros(self.pairs, len(theta))
             for truncation in range(runs.truncations):
-                before = _add(before, self._noise(theta, runs, truncation))
-        return noise, _add(before, noise)
+                before = before + self._noise(theta, runs, truncation)
+        return noise, before + noise
 
-    def _noise(self, theta: Theta, runs: InnerRuns, truncation: int) -> Theta:
+    def _noise(self, theta: Tensor, runs: InnerRuns, truncation: int) -> Tensor:
         return pair_noise(theta, self.pairs, self.sigma, runs.seed, truncation)
 
-    def _carry_on(self, runs: InnerRuns, credited: Theta, failed: Tensor) -> InnerRuns:
+    def _carry_on(self, runs: InnerRuns, credited: Tensor, failed: Tensor) -> InnerRuns:
         return replace(runs, noise_sum=credited)
-
-
-def _add(a: Theta, b: Theta) -> Theta:
-    return {name: value + b[name] for name, value in a.items()}

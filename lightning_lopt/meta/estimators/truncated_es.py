@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.meta.estimators.evolution import TruncatedEvolutionStrategies, pair_noise
-from lightning_lopt.meta.inner import InnerRuns, Theta, map_runs
+from lightning_lopt.meta.inner import InnerRuns, map_runs
 
 
 class TruncatedES(TruncatedEvolutionStrategies):
@@ -24,10 +24,10 @@ class TruncatedES(TruncatedEvolutionStrategies):
 
     name = "truncated_es"
 
-    def _perturb(self, theta: Theta, runs: InnerRuns) -> tuple[Theta, Theta]:
+    def _perturb(self, theta: Tensor, runs: InnerRuns) -> tuple[Tensor, Tensor]:
         noise = pair_noise(theta, self.pairs, self.sigma, runs.seed, runs.truncations)
         return noise, noise
 
-    def _carry_on(self, runs: InnerRuns, credited: Theta, failed: Tensor) -> InnerRuns:
+    def _carry_on(self, runs: InnerRuns, credited: Tensor, failed: Tensor) -> InnerRuns:
         survivors = torch.arange(self.pairs, device=failed.device) + self.pairs * failed[: self.pairs]
         return map_runs(runs, lambda value: value.index_select(0, survivors.repeat(2)))

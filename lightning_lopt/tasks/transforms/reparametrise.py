@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -42,6 +42,11 @@ class ReparametrisedTask(TransformedTask):
         label = f"each~{tag(settings)}" if isinstance(scale, Mapping) else f"{scale:g}"
         super().__init__(task, f"reparam({label})", settings)
         self.scales = scales
+
+    @property
+    def computation(self) -> Hashable | None:
+        within = self.task.computation
+        return None if within is None else (type(self), within)
 
     def inner(self, params: Params) -> Params:
         return self._scaled(super().inner(params), params)
