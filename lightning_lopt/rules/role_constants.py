@@ -85,13 +85,15 @@ class RoleConstants(nn.Module):
         if rotated:
             self.logit_rotated_moment = table(logit(0.95), logit(0.95))  # and of the covariances whose bases it is in
         self.rotated = rotated
+        self.moment_growth = table(0.0, 0.0)
         self.horizon_power = None if horizon_power is None else table(horizon_power, horizon_power)
         self.decay_horizon_power = None if horizon_power is None else table(1.0, 1.0)
 
     def at(self, context: StepContext) -> dict[Role, Constants]:
         """The constants of each role at a step, computed for all roles at once."""
-        logit_momentum = self.momentum_logit(context)
-        logit_rotated = self.logit_rotated_moment if self.rotated else self.logit_second_moment
+        logit_momentum = _grown(self.logit_momentum, self.momentum_growth, context)
+        logit_moment = _grown(self.logit_second_moment, self.moment_growth, context)
+        logit_rotated = _grown(self.logit_rotated_moment, self.moment_growth, context) if self.rotated else logit_moment
         constants = Constants(
             step_size=torch.exp(self.log_step_size) * self.schedule(context),
             rms_floor=torch.exp(self.log_rms_floor),
@@ -99,8 +101,8 @@ class RoleConstants(nn.Module):
             momentum_mix=self.momentum_mix,
             momentum_rate=torch.sigmoid(-logit_momentum),
             momentum_weight=_weight(logit_momentum, context),
-            moment_rate=torch.sigmoid(-self.logit_second_moment),
-            moment_weight=_weight(self.logit_second_moment, context),
+            moment_rate=torch.sigmoid(-logit_moment),
+            moment_weight=_weight(logit_moment, context),
             rotated_rate=torch.sigmoid(-logit_rotated),
             rotated_weight=_weight(logit_rotated, context),
             against=1 - self.caution,
@@ -108,14 +110,6 @@ class RoleConstants(nn.Module):
         )
         rows = zip(*(constant.unbind() for constant in constants), strict=True)
         return {role: Constants(*row) for role, row in zip(ROLES, rows, strict=True)}
-
-    def momentum_logit(self, context: StepContext) -> Tensor:
-        r"""Logit of the momentum's :math:`\beta` for each role, shape (4,).
-
-        The momentum remembers :math:`\tau = \beta / (1 - \beta)` steps; at step t this is :math:`\tau (1 + t / \tau)^g`
-        with the growth g: directions change quickly at first, and averages over more steps pay later.
-        """
-        return self.logit_momentum + self.momentum_growth * torch.log1p(context.step * torch.exp(-self.logit_momentum))
 
     def schedule(self, context: StepContext) -> Tensor:
         """Linear warm-up, then decay to 0 at the horizon, as factors on the step sizes of the roles, shape (4,).
@@ -127,6 +121,15 @@ class RoleConstants(nn.Module):
         rise = torch.clamp((step + 1) / torch.clamp(warmup, min=1.0), max=1.0)
         left = torch.clamp((total - step) / (total - warmup), 1e-6, 1.0)
         return _fallen(rise * left ** torch.exp(self.log_decay_power), self.horizon_power, context)
+
+
+def _grown(logit_beta: Tensor, growth: Tensor, context: StepContext) -> Tensor:
+    r"""Logit of the decay :math:`\beta` of an average at a step.
+
+    It remembers :math:`\tau = \beta / (1 - \beta)` steps; at step t this is :math:`\tau (1 + t / \tau)^g` with the growth
+    g: gradients change quickly at first, and averages over more steps pay later.
+    """
+    return logit_beta + growth * torch.log1p(context.step * torch.exp(-logit_beta))
 
 
 def _fallen(value: Tensor, power: Tensor | None, context: StepContext) -> Tensor:

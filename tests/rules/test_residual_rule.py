@@ -200,11 +200,20 @@ def test_steps_grow_with_the_coherence_of_the_gradients(noise):
 @pytest.mark.parametrize(
     ("growth", "step", "memory"), [(0.0, 50, 9.0), (0.5, 72, 27.0), (1.0, 72, 81.0), (0.5, 0, 9.0)]
 )
-def test_the_momentum_remembers_more_as_the_run_goes_on(growth, step, memory):
-    constants = ResidualRule().double().constants
-    torch.nn.init.constant_(constants.momentum_growth, growth)
-    beta = torch.sigmoid(constants.momentum_logit(context(step))[1]).detach()  # vectors: 0.9, which remembers 9 steps
-    assert float(beta / (1 - beta)) == pytest.approx(memory, rel=1e-6)
+def test_averages_remember_more_as_the_run_goes_on(growth, step, memory):
+    constants = ResidualRule(orthogonalised=[], rotated=["matrix"]).double().constants
+    averages = {"momentum": "momentum", "second_moment": "moment", "rotated_moment": "rotated"}
+    with torch.no_grad():
+        for name in averages:
+            getattr(constants, f"logit_{name}").fill_(math.log(9.0))  # a decay of 0.9 remembers 9 steps
+        constants.momentum_growth.fill_(growth)
+        constants.moment_growth.fill_(growth)
+    at = constants.at(context(step))["vector"]
+    for short in averages.values():
+        rate = float(getattr(at, f"{short}_rate").detach())
+        assert (1 - rate) / rate == pytest.approx(memory, rel=1e-6)
+        weight = float(getattr(at, f"{short}_weight").detach())
+        assert weight == pytest.approx(1 - (1 - rate) ** (step + 1), rel=1e-6)
 
 
 def test_a_momentum_of_larger_gradients_makes_no_longer_step():
