@@ -95,7 +95,7 @@ def test_info_says_what_a_rule_is(capsys):
     assert main(["info", "base"]) == 0
     printed = capsys.readouterr().out
     assert "# base" in printed
-    assert "meta-parameters: 62" in printed
+    assert "meta-parameters: 66" in printed
     assert "reads: gradients, the loss, the horizon" in printed
 
 

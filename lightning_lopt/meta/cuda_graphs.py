@@ -53,9 +53,8 @@ class CudaGraphs:
 
     def __init__(self, advance: Advance = advance_runs) -> None:
         self.advance = advance
-        self.recordings: WeakKeyDictionary[Task, dict[Hashable, Recording | None]] = (
-            WeakKeyDictionary()
-        )  # None: cannot be
+        # By task, stream and shapes; None where it cannot be.
+        self.recordings: WeakKeyDictionary[Task, dict[Hashable, Recording | None]] = WeakKeyDictionary()
         self.shared: WeakValueDictionary[Hashable, Recording] = WeakValueDictionary()
 
     def __call__(self, *arguments: Any) -> Stepped:

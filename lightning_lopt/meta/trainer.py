@@ -22,7 +22,7 @@ from lightning_lopt.meta.data import TaskMixture
 from lightning_lopt.meta.estimators.base import Estimate, Estimator, flattened
 from lightning_lopt.meta.groups import Group, groups_of_rank, states_by_number
 from lightning_lopt.meta.horizons import Horizons
-from lightning_lopt.meta.inner import advance_runs, together
+from lightning_lopt.meta.inner import InnerRuns, advance_runs, together
 from lightning_lopt.meta.statistics import Tally, signal_to_noise, step_sizes
 from lightning_lopt.rules.base import UpdateRule
 
@@ -135,11 +135,14 @@ class MetaTrainer(L.LightningModule):
         self._restore_runs(batch)
         self.trained_on = batch.trained_on | {"horizons": [self.horizons.shortest, self.horizons.last]}
         with torch.no_grad():
-            before = [group.runs.step if group.runs and not group.runs.finished else 0 for group in self.own_groups]
-            estimates = self._estimates(batch)
+            many = [
+                group.begin(self.rule, self.estimator, batch, self.horizons, self.outer_step)
+                for group in self.own_groups
+            ]
+            estimates = self._estimates(many)
             for group, estimate in zip(self.own_groups, estimates, strict=True):
                 group.runs = estimate.runs
-            steps = sum(one.runs.step - step for one, step in zip(estimates, before, strict=True))
+            steps = sum(one.runs.step - runs.step for one, runs in zip(estimates, many, strict=True))
             gradient = torch.stack([flattened(estimate.gradient) for estimate in estimates]).mean(0)
             taught = [batch.family(group.run_seed) for group in self.own_groups]
             tally = Tally(
@@ -151,11 +154,8 @@ class MetaTrainer(L.LightningModule):
         # d surrogate / d θ is the estimate exactly; the value shown is the meta-loss.
         return meta_loss + (surrogate - surrogate.detach())
 
-    def _estimates(self, mixture: TaskMixture) -> list[Estimate]:
+    def _estimates(self, many: list[InnerRuns]) -> list[Estimate]:
         """An estimate of each group: all as one where they compute the same; on CUDA, others beside each other."""
-        many = [
-            group.begin(self.rule, self.estimator, mixture, self.horizons, self.outer_step) for group in self.own_groups
-        ]
         if together(self.rule, many):
             return self.estimator.estimate_all(self.rule, many)
         if self.device.type != "cuda":

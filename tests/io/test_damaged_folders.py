@@ -202,7 +202,7 @@ DAMAGED_WEIGHTS: dict[str, tuple[Damage, str]] = {
     "offsets-gap": (gap, "begins at byte"),
     "claims-80-gigabytes": (claims_much, "its tensors take 80012000"),
     "tensor-missing": (tensors(lambda found: found.pop(FIRST)), f"lacks 1 of the rule's tensors, first '{FIRST}'"),
-    "tensors-none": (tensors(dict.clear), "lacks 20 of the rule's tensors"),
+    "tensors-none": (tensors(dict.clear), "lacks 21 of the rule's tensors"),
     "tensor-extra": (tensors(lambda found: found.update(extra=torch.zeros(3))), "has 1 tensors that the rule lacks"),
     "tensor-extra-empty": (tensors(lambda found: found.update(extra=torch.zeros(0))), "the rule lacks, first 'extra'"),
     "tensor-name-path": (
