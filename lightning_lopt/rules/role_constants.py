@@ -126,8 +126,8 @@ class RoleConstants(nn.Module):
 def _grown(logit_beta: Tensor, growth: Tensor, context: StepContext) -> Tensor:
     r"""Logit of the decay :math:`\beta` of an average at a step.
 
-    It remembers :math:`\tau = \beta / (1 - \beta)` steps; at step t this is :math:`\tau (1 + t / \tau)^g` with growth g:
-    gradients change quickly at first, and averages over more steps pay later.
+    It remembers :math:`\tau = \beta / (1 - \beta)` steps; at step t this is :math:`\tau (1 + t / \tau)^g` with the
+    growth g: gradients change quickly at first, and averages over more steps pay later.
     """
     return logit_beta + growth * torch.log1p(context.step * torch.exp(-logit_beta))
 
