@@ -108,6 +108,7 @@ def main() -> None:
             accelerator="cpu",
             gradient_clip_val=1.0,
             logger=False,
+            log_every_n_steps=1,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,

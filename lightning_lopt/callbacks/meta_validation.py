@@ -79,7 +79,9 @@ class MetaValidation(L.Callback):
         self.horizon_factors = tuple(horizon_factors)
         self.history: list[dict[str, float]] = []
         self._start: UpdateRule | None = None
-        self._meta_losses: list[float] = []  # since the last measurement
+        self._meta_losses: list[
+            float | torch.Tensor
+        ] = []  # since the last measurement; to read a tensor may wait for a GPU
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if not isinstance(pl_module, MetaTrainer):
@@ -96,7 +98,7 @@ class MetaValidation(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if "meta_loss" in trainer.callback_metrics:
-            self._meta_losses.append(float(trainer.callback_metrics["meta_loss"]))
+            self._meta_losses.append(trainer.callback_metrics["meta_loss"].clone())
         last = trainer.global_step == trainer.max_steps
         due = trainer.global_step > 0 and (trainer.global_step % self.every_n_steps == 0 or last)
         if due and not (self.history and self.history[-1]["step"] == trainer.global_step):
@@ -139,7 +141,7 @@ class MetaValidation(L.Callback):
             save_rule(
                 rules[chosen], self.folder, meta_training={"outer_step": step, "meta_validation": value} | trained_on
             )
-        losses = self._meta_losses or [float("nan")]
+        losses = list(map(float, self._meta_losses)) or [float("nan")]
         self.history.append({"step": step, "score": value, "meta_loss": sum(losses) / len(losses)})
         self._meta_losses = []
 
@@ -175,7 +177,7 @@ class MetaValidation(L.Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self.history, "meta_losses": self._meta_losses}
+        return {"history": self.history, "meta_losses": list(map(float, self._meta_losses))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = list(state_dict["history"])
