@@ -3,8 +3,8 @@
 python examples/research/constants.py --data mnist10k.npz cifar10_16x16.npz --change calibration.log_fall-20 \
     constants.log_step_size+0.26 constants.log_step_size-0.26,calibration.restraint+0.3
 
-A change is an entry of θ and what is added to all of its values; several are joined by commas. All run side by side.
-With `--long` on five runs of 10,000 steps instead.
+A change is an entry of θ (or of `ideas.py`) and what is added to all of its values; several are joined by commas. All
+run side by side. With `--long` on five runs of 10,000 steps instead.
 Printed for each problem are the log-ratios of final losses, training / validation, to those of `base` (median of the
 seeds; below 0 is better), and at the end their means, and the IQM of the speed-up in steps over tuned AdamW.
 """
@@ -16,6 +16,7 @@ import re
 
 import torch
 from directions import long_problems, pair, problems, speed_up
+from ideas import with_ideas
 
 from lightning_lopt import UpdateRule, load_rule
 from lightning_lopt.evaluation.baselines import Baselines
@@ -25,9 +26,11 @@ from lightning_lopt.evaluation.runs import run_rules
 PART = re.compile(r"([a-z_]+\.[a-z_]+)([+-][0-9.]+),?")
 
 
-def changed(name: str, change: str) -> UpdateRule:
-    """The embedded or saved rule with a change."""
+def changed(name: str, change: str, others: str = "") -> UpdateRule:
+    """The embedded or saved rule with a change; with all ideas if any of the ``others`` has one."""
     rule = load_rule(name)
+    if "ideas." in others:
+        rule = with_ideas(rule, orthogonal="ideas.orthogonal_share" in others)
     with torch.no_grad():
         for entry, amount in PART.findall(change):
             rule.get_parameter(entry).add_(float(amount))
@@ -50,7 +53,7 @@ def main() -> None:
     torch.set_num_threads(1)
 
     names = ["", *arguments.change]
-    rules = [changed(arguments.rule, change) for change in names]
+    rules = [changed(arguments.rule, change, " ".join(names)) for change in names]
     tuned = Baselines(arguments.baselines, seeds=arguments.seeds, shipped=False)
     results = []
     for problem in (long_problems if arguments.long else problems)(arguments.data):
