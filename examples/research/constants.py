@@ -16,9 +16,9 @@ import re
 
 import torch
 from directions import long_problems, pair, problems, speed_up
-from ideas import with_ideas
+from ideas import WithIdeas
 
-from lightning_lopt import UpdateRule, load_rule
+from lightning_lopt import ResidualRule, UpdateRule, load_rule
 from lightning_lopt.evaluation.baselines import Baselines
 from lightning_lopt.evaluation.problem_result import ProblemResult
 from lightning_lopt.evaluation.runs import run_rules
@@ -29,8 +29,8 @@ PART = re.compile(r"([a-z_]+\.[a-z_]+)([+-][0-9.]+),?")
 def changed(name: str, change: str, others: str = "") -> UpdateRule:
     """The embedded or saved rule with a change; with all ideas if any of the ``others`` has one."""
     rule = load_rule(name)
-    if "ideas." in others:
-        rule = with_ideas(rule, orthogonal="ideas.orthogonal_share" in others)
+    if isinstance(rule, ResidualRule) and ("ideas." in others or "decay_taper" in others):
+        rule = WithIdeas(rule, orthogonal="ideas.orthogonal_share" in others)
     with torch.no_grad():
         for entry, amount in PART.findall(change):
             rule.get_parameter(entry).add_(float(amount))

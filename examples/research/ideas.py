@@ -2,7 +2,7 @@
 
 python examples/research/constants.py --data mnist10k.npz cifar10_16x16.npz --seeds 4 --change \
     ideas.slow_share+0.5,ideas.slow_growth+0.6 ideas.orthogonal_share+0.3 \
-    ideas.decay_taper+1,constants.log_weight_decay+0.3
+    constants.decay_taper+1,constants.log_weight_decay+0.3
 
 Chosen was none of them; what they are compared with has moved on since, so figures differ from those of the entry.
 """
@@ -10,14 +10,15 @@ Chosen was none of them; what they are compared with has moved on since, so figu
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_lopt import ResidualRule
 from lightning_lopt.rules.arithmetic import orthogonalise, unit_rms
-from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates
-from lightning_lopt.rules.role_constants import Constants
+from lightning_lopt.rules.base import Params, Role, State, StepContext, Updates
+from lightning_lopt.rules.role_constants import Constants, RoleConstants
 
 SLOW = 20.0  # steps that the slow momentum remembers in the beginning
 
@@ -29,13 +30,25 @@ class Ideas(nn.Module):
         slow_share: a of (m + a s) / (1 + a), which is the momentum where m was, with a slow one s (AdEMAMix).
         slow_growth: g of the 20 (1 + t / 20)^g steps that s remembers at step t.
         orthogonal_share: of a rotated direction, orthogonalised once more.
-        decay_taper: power with which weight decay falls to 0 as the rest of the run gets shorter.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("slow_share", "slow_growth", "orthogonal_share", "decay_taper"):
+        for name in ("slow_share", "slow_growth", "orthogonal_share"):
             setattr(self, name, nn.Parameter(torch.tensor(0.0)))
+
+
+class TaperedConstants(RoleConstants):
+    """Weight decay falls to 0 with the power ``decay_taper`` of what is left of the run."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.decay_taper = nn.Parameter(torch.tensor(0.0))
+
+    def at(self, context: StepContext) -> dict[Role, Constants]:
+        left = torch.clamp((context.total_steps - context.scheduled_step) / context.total_steps, 1e-6, 1.0)
+        factor = left**self.decay_taper
+        return {role: at._replace(weight_decay=at.weight_decay * factor) for role, at in super().at(context).items()}
 
 
 class WithIdeas(ResidualRule):
@@ -47,8 +60,15 @@ class WithIdeas(ResidualRule):
     """
 
     def __init__(self, rule: ResidualRule, orthogonal: bool = False) -> None:
-        super().__init__(**rule.config)
-        self.load_state_dict(rule.state_dict())
+        config = rule.config
+        super().__init__(**config)
+        self.constants = TaperedConstants(
+            config["step_size"],
+            config["weight_decay"],
+            rotated=bool(config["rotated"]),
+            horizon_power=config["horizon_power"],
+        )
+        self.load_state_dict(rule.state_dict(), strict=False)
         self.ideas = Ideas()
         self.orthogonal = orthogonal
 
@@ -84,21 +104,3 @@ class WithIdeas(ResidualRule):
         plain = unit_rms(direction)
         turned = unit_rms(orthogonalise(plain))
         return size * unit_rms(plain + self.ideas.orthogonal_share * (turned - plain))
-
-
-def with_ideas(rule: UpdateRule, orthogonal: bool) -> WithIdeas:
-    """The rule with the ideas, all of them without effect."""
-    assert isinstance(rule, ResidualRule)
-    made = WithIdeas(rule, orthogonal)
-    constants = made.constants
-    plain = type(constants).at
-
-    def tapered(context: StepContext) -> dict[Role, Constants]:
-        left = torch.clamp((context.total_steps - context.scheduled_step) / context.total_steps, 1e-6, 1.0)
-        factor = left**made.ideas.decay_taper
-        return {
-            role: at._replace(weight_decay=at.weight_decay * factor) for role, at in plain(constants, context).items()
-        }
-
-    constants.at = tapered  # type: ignore[method-assign]
-    return made

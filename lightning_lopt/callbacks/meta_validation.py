@@ -79,9 +79,8 @@ class MetaValidation(L.Callback):
         self.horizon_factors = tuple(horizon_factors)
         self.history: list[dict[str, float]] = []
         self._start: UpdateRule | None = None
-        self._meta_losses: list[
-            float | torch.Tensor
-        ] = []  # since the last measurement; to read a tensor may wait for a GPU
+        # Since the last measurement; reading a tensor may wait for a GPU.
+        self._meta_losses: list[float | torch.Tensor] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if not isinstance(pl_module, MetaTrainer):

@@ -202,10 +202,11 @@ def joined(many: Sequence[InnerRuns]) -> tuple[Params, State]:
 def positions(many: Sequence[InnerRuns], device: torch.device) -> tuple[Tensor, Tensor]:
     """Step and horizon: 0-dim for one, a number for each run, shape ``(N,)``, for several."""
     if len(many) == 1:  # unlike with torch.tensor, there is no copy to wait for
-        return tuple(torch.full((), float(at), device=device) for at in (many[0].step, many[0].horizon))  # type: ignore[return-value]
+        step, total = many[0].step, many[0].horizon
+        return torch.full((), float(step), device=device), torch.full((), float(total), device=device)
     rows = torch.tensor([[float(runs.step), float(runs.horizon)] for runs in many]).to(device, non_blocking=True)
-    step, total = rows.repeat_interleave(len(next(iter(many[0].params.values()))), 0).unbind(1)
-    return step.contiguous(), total.contiguous()
+    steps, totals = rows.repeat_interleave(len(next(iter(many[0].params.values()))), 0).unbind(1)
+    return steps.contiguous(), totals.contiguous()
 
 
 def _cat(trees: Sequence[Any]) -> Any:
