@@ -13,15 +13,18 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from lightning_lopt.devices import sent
 from lightning_lopt.meta.inner import (
     Advance,
     Drawn,
     InnerRuns,
+    Made,
     Stepped,
     Theta,
     advance_runs,
     joined,
     make_steps,
+    parted,
     positions,
 )
 from lightning_lopt.rules.base import State, UpdateRule
@@ -61,7 +64,7 @@ class CudaGraphs:
         """One step, not recorded."""
         return self.advance(*arguments)
 
-    def make_steps(self, rule: UpdateRule, theta: Theta, many: Sequence[InnerRuns], drawn: Iterable[Drawn]) -> Stepped:
+    def make_steps(self, rule: UpdateRule, theta: Theta, many: Sequence[InnerRuns], drawn: Iterable[Drawn]) -> Made:
         """As :func:`~lightning_lopt.meta.inner.make_steps`."""
         if torch.is_grad_enabled() or not small_on_cuda([value for runs in many for value in runs.params.values()]):
             return make_steps(self.advance, rule, theta, many, drawn)
@@ -110,6 +113,7 @@ class Recording:
         device = next(iter(many[0].params.values())).device
         params, state = joined(many)
         self.theta, self.params, self.state = pytree.tree_map(torch.clone, (theta, params, state))
+        self.places = parted(many, self.params, self.state)  # of each of the runs
         self.rule, self.addresses, self.copies, self.one = rule, _addresses(rule), many[0].copies, one
         first = batches_of(many, [one], device)
         size = sum(value.nbytes for batch in first.values() for value in batch.values())
@@ -158,12 +162,13 @@ class Recording:
             )
         )
 
-    def make_steps(self, theta: Theta, many: Sequence[InnerRuns], drawn: Iterable[Drawn]) -> Stepped:
+    def make_steps(self, theta: Theta, many: Sequence[InnerRuns], drawn: Iterable[Drawn]) -> Made:
         """As :func:`~lightning_lopt.meta.inner.make_steps`."""
-        params, state = joined(many)
         step, total_steps = positions(many, self.row.device)
-        given = [*_pairs(self.theta, theta), *_pairs(self.params, params), *_state_pairs(self.state, state)]
-        overwrite([*given, (self.step, step), (self.total_steps, total_steps)])
+        given = [*_pairs(self.theta, theta), (self.step, step), (self.total_steps, total_steps)]
+        for runs, (params, state) in zip(many, self.places, strict=True):
+            given += [*_pairs(params, runs.params), *_state_pairs(state, runs.state)]
+        torch._foreach_copy_([place for place, _ in given], [value for _, value in given])
         first = many[0].step
         losses: list[dict[Split, Tensor]] = []
         drawn = iter(drawn)
@@ -176,8 +181,7 @@ class Recording:
                 self.replay[self.rule.is_full(number)]()
             first += len(chunk)
             losses.append({split: loss[: len(chunk)].clone() for split, loss in self.losses.items()})
-        after = _cloned((self.params, self.state))
-        return *after, {split: torch.cat([loss[split] for loss in losses]) for split in losses[0]}
+        return _cloned(self.places), {split: torch.cat([loss[split] for loss in losses]) for split in losses[0]}
 
 
 def batches_of(many: Sequence[InnerRuns], drawn: Sequence[Drawn], device: torch.device) -> dict[Split, Batch]:
@@ -185,10 +189,8 @@ def batches_of(many: Sequence[InnerRuns], drawn: Sequence[Drawn], device: torch.
     found: dict[Split, dict[str, list[Tensor]]] = {}
     for runs, own in zip(many, zip(*drawn, strict=True), strict=True):
         for split in own[0]:
-            sent = {name: torch.stack([one[split][name] for one in own]) for name in own[0][split]}
-            if device.type == "cuda":  # from other memory a copy waits for all that was launched before
-                sent = {name: value.pin_memory().to(device, non_blocking=True) for name, value in sent.items()}
-            for name, value in runs.task.look_up(sent, split).items():
+            there = {name: sent(torch.stack([one[split][name] for one in own]), device) for name in own[0][split]}
+            for name, value in runs.task.look_up(there, split).items():
                 found.setdefault(split, {}).setdefault(name, []).extend([value] * runs.copies)
     return {split: {name: torch.cat(parts, dim=1) for name, parts in batch.items()} for split, batch in found.items()}
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from lightning_lopt.devices import sent
 from lightning_lopt.rules.base import Params, State, StepContext, UpdateRule
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks.base import Batch, Split, Task
@@ -58,9 +59,7 @@ def start_runs(rule: UpdateRule, task: Task, *, pairs: int, horizon: int, seed: 
     """Inner runs before their first step; pair ``p`` is initialised from ``(seed, "init", p)`` alone."""
     inits = [task.init(generator(seed, "init", pair)) for pair in range(pairs)]
     device = device_of(rule)
-    params = {
-        name: torch.stack([init[name] for init in inits] * copies).to(device, non_blocking=True) for name in inits[0]
-    }
+    params = {name: sent(torch.stack([init[name] for init in inits] * copies), device) for name in inits[0]}
     trained = {name: value for name, value in params.items() if name in task.roles}
     state = vmap(lambda one: rule.init_state(one, task.roles))(trained)
     return InnerRuns(task, params, state, 0, horizon, seed, copies)
@@ -142,6 +141,7 @@ def advance_runs(
 
 
 Stepped = tuple[Params, State, dict[Split, Tensor]]
+Made = tuple[list[tuple[Params, State]], dict[Split, Tensor]]
 Advance = Callable[[UpdateRule, Task, Theta, Params, State, dict[Split, Batch], Tensor, Tensor, bool], Stepped]
 """The signature of :func:`advance_runs`, which something with the same numbers may stand in for.
 
@@ -153,12 +153,15 @@ Drawn = Sequence[dict[Split, Batch]]
 
 def make_steps(
     advance: Advance, rule: UpdateRule, theta: Theta, many: Sequence[InnerRuns], drawn: Iterable[Drawn]
-) -> Stepped:
-    """One step of all runs after the other for as much as was drawn; losses have the shape ``(steps, N)``.
+) -> Made:
+    """One step of all runs after the other for as much as was drawn.
 
     Args:
         many: inner runs that go :func:`together`, N with all their copies.
         drawn: for each step.
+
+    Returns:
+        what has become of the parameters and the state of each, and losses of all, shape ``(steps, N)``.
     """
     params, state = joined(many)
     device = next(iter(params.values())).device
@@ -166,7 +169,11 @@ def make_steps(
     losses: list[dict[Split, Tensor]] = []
     for number, ones in enumerate(drawn, many[0].step):
         parts = [
-            looked_up(runs.task, {split: _sent(draw, device) for split, draw in one.items()}, runs.copies)
+            looked_up(
+                runs.task,
+                {split: {name: sent(value, device) for name, value in draw.items()} for split, draw in one.items()},
+                runs.copies,
+            )
             for runs, one in zip(many, ones, strict=True)
         ]
         params, state, loss = advance(
@@ -174,7 +181,7 @@ def make_steps(
         )
         step = step + 1
         losses.append(loss)
-    return params, state, {split: torch.stack([loss[split] for loss in losses]) for split in losses[0]}
+    return parted(many, params, state), {split: torch.stack([loss[split] for loss in losses]) for split in losses[0]}
 
 
 def together(rule: UpdateRule, many: Sequence[InnerRuns]) -> bool:
@@ -199,22 +206,32 @@ def joined(many: Sequence[InnerRuns]) -> tuple[Params, State]:
     return found
 
 
+def parted(many: Sequence[InnerRuns], params: Params, state: State) -> list[tuple[Params, State]]:
+    """What :func:`joined` put one after the other, taken apart: views."""
+    if len(many) == 1:
+        return [(params, state)]
+    leaves, structure = tree_flatten((params, state))
+    parts = zip(*(torch.split(leaf, sizes_of(many)) for leaf in leaves), strict=True)
+    return [tree_unflatten(list(part), structure) for part in parts]
+
+
+def sizes_of(many: Sequence[InnerRuns]) -> list[int]:
+    """How many runs each is, with all copies."""
+    return [len(next(iter(runs.params.values()))) for runs in many]
+
+
 def positions(many: Sequence[InnerRuns], device: torch.device) -> tuple[Tensor, Tensor]:
     """Step and horizon: 0-dim for one, a number for each run, shape ``(N,)``, for several."""
     if len(many) == 1:  # unlike with torch.tensor, there is no copy to wait for
         step, total = many[0].step, many[0].horizon
         return torch.full((), float(step), device=device), torch.full((), float(total), device=device)
-    rows = torch.tensor([[float(runs.step), float(runs.horizon)] for runs in many]).to(device, non_blocking=True)
+    rows = sent(torch.tensor([[float(runs.step), float(runs.horizon)] for runs in many]), device)
     steps, totals = rows.repeat_interleave(len(next(iter(many[0].params.values()))), 0).unbind(1)
     return steps.contiguous(), totals.contiguous()
 
 
 def _cat(trees: Sequence[Any]) -> Any:
     return trees[0] if len(trees) == 1 else tree_map(lambda *values: torch.cat(values), *trees)
-
-
-def _sent(drawn: Batch, device: torch.device) -> Batch:
-    return {name: value.to(device) for name, value in drawn.items()}
 
 
 def looked_up(task: Task, drawn: dict[Split, Batch], copies: int) -> dict[Split, Batch]:
@@ -273,17 +290,13 @@ def unroll_together(
         *(_drawn(runs, own, wanted, count, max(made)) for runs, own, count in zip(many, draws, made, strict=True)),
         strict=True,
     )
-    make: Callable[..., Stepped] = getattr(advance, "make_steps", None) or partial(make_steps, advance)
-    params, state, losses = make(rule, particles, many, drawn)
-    measured = torch.stack([losses[split] for split in splits])
-    sizes = [len(next(iter(runs.params.values()))) for runs in many]
-    leaves, structure = tree_flatten((params, state))
-    parts = zip(*(torch.split(leaf, sizes) for leaf in leaves), strict=True) if len(many) > 1 else [leaves]
-    found = []
-    for runs, count, own, part in zip(many, made, torch.split(measured, sizes, dim=2), parts, strict=True):
-        params, state = tree_unflatten(list(part), structure)
-        found.append((replace(runs, params=params, state=state, step=runs.step + count), own[:, :count]))
-    return found
+    make: Callable[..., Made] = getattr(advance, "make_steps", None) or partial(make_steps, advance)
+    moved, losses = make(rule, particles, many, drawn)
+    measured = torch.split(torch.stack([losses[split] for split in splits]), sizes_of(many), dim=2)
+    return [
+        (replace(runs, params=params, state=state, step=runs.step + count), own[:, :count])
+        for runs, count, (params, state), own in zip(many, made, moved, measured, strict=True)
+    ]
 
 
 def _drawn(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_lopt.devices import sent
 from lightning_lopt.meta.estimators.base import Estimate
 from lightning_lopt.rules.base import ROLES, UpdateRule
 
@@ -32,8 +33,7 @@ class Tally:
         losses = torch.stack([estimate.meta_loss for estimate in estimates]).float()
         members = torch.tensor([[float(name == family) for name in taught] for family in self.families])
         known = torch.tensor([float(inner_steps), float(len(taught))])
-        # nothing here waits for a GPU: outer steps that log nothing are launched ahead
-        members, known = members.to(losses.device, non_blocking=True), known.to(losses.device, non_blocking=True)
+        members, known = sent(members, losses.device), sent(known, losses.device)
         failures = torch.stack([estimate.failures for estimate in estimates]).sum()
         power = torch.stack([estimate.power for estimate in estimates]).sum()
         by_family = [members @ torch.nan_to_num(losses), members @ losses.isfinite().float()]

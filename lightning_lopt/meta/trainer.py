@@ -114,6 +114,7 @@ class MetaTrainer(L.LightningModule):
         self._streams: list[torch.cuda.Stream] = []  # one for each group
         self._powers: list[Tensor] = []
         self._since: list[Tensor] = []  # inner steps and failures of the outer steps since metrics were reported
+        self._epoch = torch.zeros(2)  # sum and number of the meta-losses of this epoch
         self._counted_from = 0.0  # when that was, in seconds
         self._first_step = 0  # of this fit
         self._restored: dict[int, dict[str, Any]] | None = None
@@ -127,6 +128,7 @@ class MetaTrainer(L.LightningModule):
             keep_freed_memory()
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        self._epoch = torch.zeros(2, device=self.device)
         self._counted_from, self._first_step = time.perf_counter(), self.trainer.global_step
         if not self.own_groups:
             self.own_groups = groups_of_rank(self.groups, self.seed, self.global_rank, self.trainer.world_size)
@@ -178,14 +180,18 @@ class MetaTrainer(L.LightningModule):
         self._since.append(tally.sums[:2])
         bar = self.trainer.progress_bar_callback is not None  # which waits for what it shows
         self.log("meta_loss", tally.meta_loss, prog_bar=bar, batch_size=1)
-        self.log("meta_loss_epoch", tally.meta_loss, on_step=False, on_epoch=True, batch_size=1)
         if self._reports:
             steps, failures = torch.stack(self._since).sum(0).tolist()  # waits for the device
             now = time.perf_counter()
             self.log("inner_steps_per_second", steps / (now - self._counted_from), prog_bar=bar, batch_size=1)
             self.log_dict({"failures": failures, **tally.by_family(), **step_sizes(self.rule)}, batch_size=1)
             self._since, self._counted_from = [], now
+        self._epoch = self._epoch + torch.stack([tally.meta_loss, torch.ones_like(tally.meta_loss)])
         return tally.meta_loss
+
+    def on_train_epoch_end(self) -> None:
+        self.log("meta_loss_epoch", self._epoch[0] / self._epoch[1], batch_size=1)
+        self._epoch = torch.zeros_like(self._epoch)
 
     @property
     def _reports(self) -> bool:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_lopt.devices import kept_on
 from lightning_lopt.rules.base import Params
 from lightning_lopt.tasks.base import Batch, Split, Task
 from lightning_lopt.tasks.layout import Layout
@@ -56,7 +57,6 @@ class ExamplesTask(Task):
         config: dict[str, Any] | None = None,
     ) -> None:
         self.splits = splits
-        self._elsewhere: dict[tuple[Split, torch.device], Batch] = {}  # copies of the examples on other devices
         self.layout = layout
         self.roles = layout.roles
         self.loss_scale = loss_scale
@@ -76,19 +76,10 @@ class ExamplesTask(Task):
 
     def look_up(self, drawn: Batch, split: Split = "train") -> Batch:
         indices = drawn[INDEX]
-        data = self._examples(split, indices.device)
+        data = {key: kept_on(value, indices.device) for key, value in self.splits[split].items()}
         shape, flat = indices.shape, indices.flatten()
         # index_select of flat indices is several times faster than value[indices] with leading axes
         return {key: value.index_select(0, flat).reshape(*shape, *value.shape[1:]) for key, value in data.items()}
-
-    def _examples(self, split: Split, device: torch.device) -> Batch:
-        """All examples of a split on a device, where they are kept."""
-        data = self.splits[split]
-        if next(iter(data.values())).device == device:
-            return data
-        if (split, device) not in self._elsewhere:
-            self._elsewhere[split, device] = {key: value.to(device) for key, value in data.items()}
-        return self._elsewhere[split, device]
 
     def full_batch(self, split: Split) -> Batch:
         return dict(self.splits[split])

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_lopt.devices import sent
 from lightning_lopt.meta.estimators.base import Estimate, Estimator, by_name, check_at_least_one, flattened, trainable
 from lightning_lopt.meta.estimators.shaping import Shaping, check_shaping, shape_differences
 from lightning_lopt.meta.inner import InnerRuns, Theta, unroll_together
@@ -149,4 +150,4 @@ def pair_noise(theta: Tensor, pairs: int, sigma: float, seed: int, draw: int) ->
         torch.randn(len(theta), generator=generator(seed, "noise", draw, pair), dtype=theta.dtype)
         for pair in range(pairs)
     ]
-    return (sigma * torch.stack(rows)).to(theta.device, non_blocking=True)
+    return sent(sigma * torch.stack(rows), theta.device)
