@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import cache, partial
-from itertools import chain, islice
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -13,22 +12,23 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from lightning_lopt.devices import sent
 from lightning_lopt.meta.inner import (
     Advance,
-    Drawn,
+    Draws,
     InnerRuns,
     Made,
     Stepped,
     Theta,
     advance_runs,
+    batches_of,
     joined,
     make_steps,
     parted,
     positions,
 )
 from lightning_lopt.rules.base import State, UpdateRule
-from lightning_lopt.tasks.base import Batch, Split, Task
+from lightning_lopt.seeding import generator
+from lightning_lopt.tasks.base import Split, Task
 
 SMALL = 2**24  # parameters of all runs together up to which launching kernels costs more than running them
 CHUNK = 2**26  # bytes of the batches that are made at once, unless a single step takes more
@@ -64,38 +64,41 @@ class CudaGraphs:
         """One step, not recorded."""
         return self.advance(*arguments)
 
-    def make_steps(self, rule: UpdateRule, theta: Theta, many: Sequence[InnerRuns], drawn: Iterable[Drawn]) -> Made:
+    def make_steps(
+        self, rule: UpdateRule, theta: Theta, many: Sequence[InnerRuns], draws: Sequence[Draws], steps: int
+    ) -> Made:
         """As :func:`~lightning_lopt.meta.inner.make_steps`."""
         if torch.is_grad_enabled() or not small_on_cuda([value for runs in many for value in runs.params.values()]):
-            return make_steps(self.advance, rule, theta, many, drawn)
-        drawn = iter(drawn)
-        one = next(drawn)
-        drawn = chain([one], drawn)
-        recording = self._recording(rule, theta, many, one)
+            return make_steps(self.advance, rule, theta, many, draws, steps)
+        recording = self._recording(rule, theta, many, draws[0].splits)
         if recording is None:
-            return make_steps(self.advance, rule, theta, many, drawn)
-        return recording.make_steps(theta, many, drawn)
+            return make_steps(self.advance, rule, theta, many, draws, steps)
+        return recording.make_steps(theta, many, draws, steps)
 
-    def _recording(self, rule: UpdateRule, theta: Theta, many: Sequence[InnerRuns], one: Drawn) -> Recording | None:
+    def _recording(
+        self, rule: UpdateRule, theta: Theta, many: Sequence[InnerRuns], splits: Sequence[Split]
+    ) -> Recording | None:
         """A recording for these runs on this stream: one that a task of theirs has, that of others, or a new one."""
         first = many[0]
         key = _current_stream(), len(many), *[value.shape for value in first.params.values()]
         own = self.recordings.setdefault(first.task, {})
         found = own.get(key)
-        if key not in own or (found and not found.fits(rule, theta, many, one)):
+        if key not in own or (found and not found.fits(rule, theta, many, splits)):
             kind = first.task.computation
             found = None if kind is None else self.shared.get((kind, key))
-            if found is None or not found.fits(rule, theta, many, one):
-                found = self._recorded(rule, theta, many, one)
+            if found is None or not found.fits(rule, theta, many, splits):
+                found = self._recorded(rule, theta, many, splits)
             if found is not None and kind is not None:
                 self.shared[kind, key] = found
         for runs in many:
             self.recordings.setdefault(runs.task, {})[key] = found
         return found
 
-    def _recorded(self, rule: UpdateRule, theta: Theta, many: Sequence[InnerRuns], one: Drawn) -> Recording | None:
+    def _recorded(
+        self, rule: UpdateRule, theta: Theta, many: Sequence[InnerRuns], splits: Sequence[Split]
+    ) -> Recording | None:
         try:
-            return Recording(self.advance, rule, theta, many, one)
+            return Recording(self.advance, rule, theta, many, splits)
         except Exception as error:  # whatever is wrong with the step itself is raised again where it is not recorded
             rank_zero_warn(f"inner steps of {many[0].task.name} are not recorded: {type(error).__name__}: {error}")
             return None
@@ -106,16 +109,18 @@ class Recording:
 
     Args:
         advance, rule, theta, many: of the step.
-        one: what a step needs to have drawn.
+        splits: of which losses are measured.
     """
 
-    def __init__(self, advance: Advance, rule: UpdateRule, theta: Theta, many: Sequence[InnerRuns], one: Drawn) -> None:
+    def __init__(
+        self, advance: Advance, rule: UpdateRule, theta: Theta, many: Sequence[InnerRuns], splits: Sequence[Split]
+    ) -> None:
         device = next(iter(many[0].params.values())).device
         params, state = joined(many)
         self.theta, self.params, self.state = pytree.tree_map(torch.clone, (theta, params, state))
         self.places = parted(many, self.params, self.state)  # of each of the runs
-        self.rule, self.addresses, self.copies, self.one = rule, _addresses(rule), many[0].copies, one
-        first = batches_of(many, [one], device)
+        self.rule, self.addresses, self.copies, self.splits = rule, _addresses(rule), many[0].copies, splits
+        first = batches_of(many, [Draws(runs, generator(0, "shapes"), splits, 1)(1) for runs in many], device)
         size = sum(value.nbytes for batch in first.values() for value in batch.values())
         self.most = max(WARM_UP + 1, min(CHUNK // max(size, 1), MOST))  # steps that batches are made for at once
         self.batches = {
@@ -147,7 +152,7 @@ class Recording:
         kinds = (True,) if rule.period == 1 else (True, False)
         self.replay = {full: record(partial(step, full)) for full in kinds}
 
-    def fits(self, rule: UpdateRule, theta: Theta, many: Sequence[InnerRuns], one: Drawn) -> bool:
+    def fits(self, rule: UpdateRule, theta: Theta, many: Sequence[InnerRuns], splits: Sequence[Split]) -> bool:
         """Whether this is a recording of steps of that rule on tensors like these."""
         size = len(next(iter(self.params.values()))) // len(many)
         return (
@@ -156,43 +161,27 @@ class Recording:
             and all(runs.copies == self.copies for runs in many)
             and _alike(many[0].params, {name: value[:size] for name, value in self.params.items()})
             and _alike(theta, self.theta)
-            and all(
-                draw.keys() == own.keys() and all(_alike(drawn, own[split]) for split, drawn in draw.items())
-                for draw, own in zip(one, self.one, strict=True)
-            )
+            and splits == self.splits
         )
 
-    def make_steps(self, theta: Theta, many: Sequence[InnerRuns], drawn: Iterable[Drawn]) -> Made:
+    def make_steps(self, theta: Theta, many: Sequence[InnerRuns], draws: Sequence[Draws], steps: int) -> Made:
         """As :func:`~lightning_lopt.meta.inner.make_steps`."""
         step, total_steps = positions(many, self.row.device)
         given = [*_pairs(self.theta, theta), (self.step, step), (self.total_steps, total_steps)]
         for runs, (params, state) in zip(many, self.places, strict=True):
             given += [*_pairs(params, runs.params), *_state_pairs(state, runs.state)]
         torch._foreach_copy_([place for place, _ in given], [value for _, value in given])
-        first = many[0].step
         losses: list[dict[Split, Tensor]] = []
-        drawn = iter(drawn)
-        while chunk := list(islice(drawn, self.most)):
-            for split, batch in batches_of(many, chunk, self.row.device).items():
+        for first in range(0, steps, self.most):
+            chunk = min(self.most, steps - first)
+            for split, batch in batches_of(many, [own(chunk) for own in draws], self.row.device).items():
                 for name, values in batch.items():
-                    self.batches[split][name][: len(chunk)].copy_(values)
+                    self.batches[split][name][:chunk].copy_(values)
             self.row.zero_()
-            for number in range(first, first + len(chunk)):
+            for number in range(many[0].step + first, many[0].step + first + chunk):
                 self.replay[self.rule.is_full(number)]()
-            first += len(chunk)
-            losses.append({split: loss[: len(chunk)].clone() for split, loss in self.losses.items()})
+            losses.append({split: loss[:chunk].clone() for split, loss in self.losses.items()})
         return _cloned(self.places), {split: torch.cat([loss[split] for loss in losses]) for split in losses[0]}
-
-
-def batches_of(many: Sequence[InnerRuns], drawn: Sequence[Drawn], device: torch.device) -> dict[Split, Batch]:
-    """The mini-batches of several steps: axes ``(steps, N)`` in front, on ``device``."""
-    found: dict[Split, dict[str, list[Tensor]]] = {}
-    for runs, own in zip(many, zip(*drawn, strict=True), strict=True):
-        for split in own[0]:
-            there = {name: sent(torch.stack([one[split][name] for one in own]), device) for name in own[0][split]}
-            for name, value in runs.task.look_up(there, split).items():
-                found.setdefault(split, {}).setdefault(name, []).extend([value] * runs.copies)
-    return {split: {name: torch.cat(parts, dim=1) for name, parts in batch.items()} for split, batch in found.items()}
 
 
 def record(function: Callable[[], None]) -> Callable[[], object]:

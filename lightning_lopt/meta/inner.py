@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -147,18 +147,56 @@ Advance = Callable[[UpdateRule, Task, Theta, Params, State, dict[Split, Batch], 
 
 If it has a method ``make_steps``, that one stands in for :func:`make_steps` too.
 """
-Drawn = Sequence[dict[Split, Batch]]
-"""What :meth:`Task.draw` drew for one step of some inner runs, one entry for each; on any device."""
+
+
+class Draws:
+    """What the mini-batches of some inner runs are made of, for as many steps at once as are asked for.
+
+    Args:
+        runs: whose mini-batches they are.
+        generator: where they come from, P at a time.
+        splits: of which mini-batches are drawn.
+        steps: how many they are drawn for; for further ones, that for the last is repeated.
+    """
+
+    def __init__(self, runs: InnerRuns, generator: torch.Generator, splits: Sequence[Split], steps: int) -> None:
+        self.task, self.pairs = runs.task, len(next(iter(runs.params.values()))) // runs.copies
+        self.generator, self.splits, self.left = generator, splits, steps
+        self.last: dict[Split, Batch] = {}
+
+    def __call__(self, steps: int) -> dict[Split, Batch]:
+        """What :meth:`Task.draw` draws for the next ``steps`` steps: axes ``(steps, P)`` in front."""
+        new = min(steps, self.left)
+        self.left -= new
+        pieces = [self._drawn(new)] if new else []
+        for drawn in pieces:
+            self.last = {split: {name: value[-1:] for name, value in own.items()} for split, own in drawn.items()}
+        found: dict[Split, Batch] = _cat([*pieces, *[self.last] * (steps - new)])
+        return found
+
+    def _drawn(self, steps: int) -> dict[Split, Batch]:
+        if len(self.splits) == 1 and self.task.draws_numbers:
+            split = self.splits[0]
+            return {split: self.task.draw(self.generator, steps, self.pairs, split=split)}
+        ones = [self._one() for _ in range(steps)]
+        return {
+            split: {name: torch.stack([one[split][name] for one in ones]) for name in own}
+            for split, own in ones[0].items()
+        }
+
+    def _one(self) -> dict[Split, Batch]:
+        return {split: self.task.draw(self.generator, self.pairs, split=split) for split in self.splits}
 
 
 def make_steps(
-    advance: Advance, rule: UpdateRule, theta: Theta, many: Sequence[InnerRuns], drawn: Iterable[Drawn]
+    advance: Advance, rule: UpdateRule, theta: Theta, many: Sequence[InnerRuns], draws: Sequence[Draws], steps: int
 ) -> Made:
-    """One step of all runs after the other for as much as was drawn.
+    """Steps of all runs, one after the other.
 
     Args:
         many: inner runs that go :func:`together`, N with all their copies.
-        drawn: for each step.
+        draws: of each.
+        steps: how many.
 
     Returns:
         what has become of the parameters and the state of each, and losses of all, shape ``(steps, N)``.
@@ -167,18 +205,10 @@ def make_steps(
     device = next(iter(params.values())).device
     step, total = positions(many, device)
     losses: list[dict[Split, Tensor]] = []
-    for number, ones in enumerate(drawn, many[0].step):
-        parts = [
-            looked_up(
-                runs.task,
-                {split: {name: sent(value, device) for name, value in draw.items()} for split, draw in one.items()},
-                runs.copies,
-            )
-            for runs, one in zip(many, ones, strict=True)
-        ]
-        params, state, loss = advance(
-            rule, many[0].task, theta, params, state, _cat(parts), step, total, rule.is_full(number)
-        )
+    for number in range(many[0].step, many[0].step + steps):
+        batches = batches_of(many, [own(1) for own in draws], device)
+        one = {split: {name: value[0] for name, value in batch.items()} for split, batch in batches.items()}
+        params, state, loss = advance(rule, many[0].task, theta, params, state, one, step, total, rule.is_full(number))
         step = step + 1
         losses.append(loss)
     return parted(many, params, state), {split: torch.stack([loss[split] for loss in losses]) for split in losses[0]}
@@ -234,14 +264,20 @@ def _cat(trees: Sequence[Any]) -> Any:
     return trees[0] if len(trees) == 1 else tree_map(lambda *values: torch.cat(values), *trees)
 
 
-def looked_up(task: Task, drawn: dict[Split, Batch], copies: int) -> dict[Split, Batch]:
-    """The mini-batches of what was drawn, repeated for the runs that share them."""
-    return {split: task.look_up(repeated(draw, copies), split) for split, draw in drawn.items()}
-
-
-def repeated(drawn: Batch, copies: int) -> Batch:
-    """Leading axis ``copies`` times as long."""
-    return drawn if copies == 1 else {name: torch.cat([value] * copies) for name, value in drawn.items()}
+def batches_of(
+    many: Sequence[InnerRuns], drawn: Sequence[dict[Split, Batch]], device: torch.device
+) -> dict[Split, Batch]:
+    """The mini-batches of what :class:`Draws` of each drew, on ``device``: axes ``(steps, N)`` in front."""
+    found: dict[Split, dict[str, list[Tensor]]] = {}
+    for runs, own in zip(many, drawn, strict=True):
+        for split, draw in own.items():
+            there = {name: sent(value, device) for name, value in draw.items()}
+            for name, value in runs.task.look_up(there, split).items():
+                found.setdefault(split, {}).setdefault(name, []).extend([value] * runs.copies)
+    return {
+        split: {name: parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) for name, parts in batch.items()}
+        for split, batch in found.items()
+    }
 
 
 def unroll(
@@ -286,25 +322,11 @@ def unroll_together(
     """
     made = [min(steps, runs.horizon - runs.step) for runs in many]
     wanted: tuple[Split, ...] = ("train", "valid") if "valid" in splits else ("train",)
-    drawn = zip(
-        *(_drawn(runs, own, wanted, count, max(made)) for runs, own, count in zip(many, draws, made, strict=True)),
-        strict=True,
-    )
+    own = [Draws(runs, one, wanted, count) for runs, one, count in zip(many, draws, made, strict=True)]
     make: Callable[..., Made] = getattr(advance, "make_steps", None) or partial(make_steps, advance)
-    moved, losses = make(rule, particles, many, drawn)
+    moved, losses = make(rule, particles, many, own, max(made))
     measured = torch.split(torch.stack([losses[split] for split in splits]), sizes_of(many), dim=2)
     return [
-        (replace(runs, params=params, state=state, step=runs.step + count), own[:, :count])
-        for runs, count, (params, state), own in zip(many, made, moved, measured, strict=True)
+        (replace(runs, params=params, state=state, step=runs.step + count), loss[:, :count])
+        for runs, count, (params, state), loss in zip(many, made, moved, measured, strict=True)
     ]
-
-
-def _drawn(
-    runs: InnerRuns, draws: torch.Generator, splits: Sequence[Split], steps: int, of: int
-) -> Iterator[dict[Split, Batch]]:
-    """What is drawn for each of ``steps`` steps, the last of it repeated until there are ``of``."""
-    pairs, one = len(next(iter(runs.params.values()))) // runs.copies, {}
-    for step in range(of):
-        if step < steps:
-            one = {split: runs.task.draw(draws, pairs, split=split) for split in splits}
-        yield one

@@ -60,6 +60,12 @@ class Task(ABC):
         """
         return self.batch(generator, *lead, split=split)
 
+    @property
+    def draws_numbers(self) -> bool:
+        """Whether :meth:`draw` draws whole numbers in one call, nothing else: with an axis more in front, it then draws
+        what it would have drawn one after the other."""
+        return False
+
     def look_up(self, drawn: Batch, split: Split = "train") -> Batch:
         """The mini-batches of what :meth:`draw` drew, on the device of ``drawn``, with its leading axes."""
         return drawn

@@ -36,7 +36,8 @@ class Labelled(Protocol):
 class ExamplesTask(Task):
     """A network trained on a fixed set of examples; a batch takes some of them, with replacement.
 
-    A subclass that adds to its batches overrides :meth:`draw` and :meth:`look_up`, which :meth:`batch` is made of.
+    A subclass that adds to its batches overrides :meth:`draw` and :meth:`look_up`, which :meth:`batch` is made of, and
+    :attr:`draws_numbers`.
 
     Args:
         splits: tensors by name, examples along the first axis, for ``"train"`` and, held out, for ``"valid"``.
@@ -73,6 +74,10 @@ class ExamplesTask(Task):
     def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
         count = next(iter(self.splits[split].values())).shape[0]
         return {INDEX: torch.randint(count, (*lead, self.batch_size), generator=generator)}
+
+    @property
+    def draws_numbers(self) -> bool:
+        return True
 
     def look_up(self, drawn: Batch, split: Split = "train") -> Batch:
         indices = drawn[INDEX]

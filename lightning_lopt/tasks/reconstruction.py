@@ -76,6 +76,10 @@ class ReconstructionTask(ExamplesTask):
         drawn = super().draw(generator, *lead, split=split)
         return drawn | self._noise(drawn[INDEX].shape, generator)
 
+    @property
+    def draws_numbers(self) -> bool:
+        return not self.noise
+
     def look_up(self, drawn: Batch, split: Split = "train") -> Batch:
         return super().look_up(drawn, split) | {name: value for name, value in drawn.items() if name == "noise"}
 

@@ -90,6 +90,13 @@ def test_what_is_drawn_makes_the_same_batches(transformed):
         assert all(torch.equal(value, looked_up[name]) for name, value in batch.items())
 
 
+def test_numbers_for_many_steps_are_those_drawn_step_by_step(transformed):
+    many, one = generator(2), generator(2)
+    drawn, singly = transformed.draw(many, 5, 3), [transformed.draw(one, 3) for _ in range(5)]
+    alike = all(torch.equal(value, torch.stack([step[name] for step in singly])) for name, value in drawn.items())
+    assert alike or not transformed.draws_numbers
+
+
 def engine(task, rule, steps, pairs=1, copies=1, seed=0):
     """Runs after ``steps`` steps at the rule's own θ, and the losses."""
     theta = {name: torch.stack([value.detach()] * pairs * copies) for name, value in rule.named_parameters()}

@@ -53,6 +53,10 @@ class TransformedTask(Task):
     def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
         return self.task.draw(generator, *lead, split=split)
 
+    @property
+    def draws_numbers(self) -> bool:
+        return self.task.draws_numbers
+
     def look_up(self, drawn: Batch, split: Split = "train") -> Batch:
         return self.task.look_up(drawn, split)
 

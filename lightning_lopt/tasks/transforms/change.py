@@ -47,7 +47,7 @@ class ChangingDataTask(TransformedTask):
     def init(self, generator: torch.Generator) -> Params:
         return super().init(generator) | {self.own("step"): torch.zeros(())}
 
-    draw, look_up = Task.draw, Task.look_up  # whole mini-batches
+    draw, look_up, draws_numbers = Task.draw, Task.look_up, Task.draws_numbers  # whole mini-batches
 
     def batch(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
         earlier = self.before.batch(generator, *lead, split=split)

@@ -43,7 +43,7 @@ class NoisyGradientTask(TransformedTask):
         example = task.init(derived_generator(0, "shapes"))
         self.like = {self.own(name): value for name, value in example.items() if name in task.roles}
 
-    draw, look_up = Task.draw, Task.look_up  # whole mini-batches
+    draw, look_up, draws_numbers = Task.draw, Task.look_up, Task.draws_numbers  # whole mini-batches
 
     def batch(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
         batch = super().batch(generator, *lead, split=split)

@@ -47,7 +47,7 @@ class SmallerBatchTask(TransformedTask):
         self.batch_size = batch_size
         self.available = available
 
-    draw, look_up = Task.draw, Task.look_up  # whole mini-batches
+    draw, look_up, draws_numbers = Task.draw, Task.look_up, Task.draws_numbers  # whole mini-batches
 
     def batch(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
         batch = super().batch(generator, *lead, split=split)
