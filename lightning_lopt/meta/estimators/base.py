@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_lopt.devices import sent
 from lightning_lopt.meta.inner import Advance, InnerRuns, Theta, advance_runs, start_runs
 from lightning_lopt.meta.objective import MetaLoss
 from lightning_lopt.rules.base import UpdateRule
@@ -35,12 +36,13 @@ class Estimate(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """Losses of one truncation as the meta-loss sees them.
+    """Losses of one truncation of G inner runs as the meta-loss sees them.
 
     Attributes:
-        values: weighted and differentiable, shape ``(T, N)`` for T steps and N runs; NaN where a run takes no part.
-        mean: unweighted mean, 0-dim, detached.
-        failed: whether a run met a loss that is not finite, shape ``(N,)``.
+        values: weighted and differentiable, shape ``(G, T, N)`` for T steps of N particles each; NaN where one takes no
+            part.
+        mean: unweighted mean, shape ``(G,)``, detached.
+        failed: whether a particle met a loss that is not finite, shape ``(G, N)``.
     """
 
     values: Tensor
@@ -86,13 +88,16 @@ class Estimator(ABC):
         """:meth:`estimate` for inner runs that go :func:`~lightning_lopt.meta.inner.together`, as one where it can."""
         return [self.estimate(rule, runs) for runs in many]
 
-    def _judge(self, losses: Tensor, before: InnerRuns) -> Judged:
-        """What the meta-loss makes of ``losses`` of shape ``(splits, T, N)`` of the steps that follow ``before``."""
-        losses = losses / before.task.loss_scale
-        failed = ~losses.detach().isfinite().all(0).all(0)
-        values = self.meta_loss.of_losses(losses).mean(0)
-        weights = self.meta_loss.weights(before.step, len(values), before.horizon, values.device).to(values)
-        return Judged(values * weights[:, None], values.detach().nanmean(), failed)
+    def _judge(self, losses: Sequence[Tensor], many: Sequence[InnerRuns]) -> Judged:
+        """What the meta-loss makes of losses of shape ``(splits, T, N)`` of the steps that follow each of ``many``."""
+        rows, steps = torch.stack(list(losses)), losses[0].shape[1]
+        scales = torch.tensor([[runs.task.loss_scale] for runs in many]).expand(-1, steps)
+        weights = torch.stack([self.meta_loss.weights(runs.step, steps, runs.horizon) for runs in many])
+        scales, weights = sent(torch.stack([scales, weights]), rows.device).to(rows.dtype).unbind()
+        rows = rows / scales[:, None, :, None]
+        failed = ~rows.detach().isfinite().all(1).all(1)
+        values = self.meta_loss.of_losses(rows).mean(1)
+        return Judged(values * weights[..., None], values.detach().nanmean((1, 2)), failed)
 
 
 def trainable(rule: UpdateRule) -> Theta:

@@ -81,22 +81,44 @@ class EvolutionStrategies(Estimator):
         unrolled = unroll_together(
             rule, by_name(row + noise, theta), many, steps, draws, self.meta_loss.splits, self.advance
         )
-        return [
-            self._estimated(theta, before, after, losses, credited)
-            for before, (after, losses), (_, credited) in zip(many, unrolled, perturbed, strict=True)
-        ]
+        found: dict[int, Estimate] = {}
+        for length in dict.fromkeys(losses.shape[1] for _, losses in unrolled):  # those that made as many steps as one
+            alike = [number for number, (_, losses) in enumerate(unrolled) if losses.shape[1] == length]
+            estimates = self._estimated(
+                theta,
+                [many[number] for number in alike],
+                [unrolled[number] for number in alike],
+                [perturbed[number][1] for number in alike],
+            )
+            found |= zip(alike, estimates, strict=True)
+        return [found[number] for number in range(len(many))]
 
     def _estimated(
-        self, theta: Theta, before: InnerRuns, after: InnerRuns, losses: Tensor, credited: Tensor
-    ) -> Estimate:
-        values, mean, failed = self._judge(losses, before)
-        plus, minus = values.chunk(2, dim=1)
-        delta = (plus - minus).sum(0) / self._steps(before)
+        self,
+        theta: Theta,
+        before: Sequence[InnerRuns],
+        unrolled: Sequence[tuple[InnerRuns, Tensor]],
+        credited: Sequence[Tensor],
+    ) -> list[Estimate]:
+        """An estimate for each of several inner runs that made as many steps."""
+        values, means, failed = self._judge([losses for _, losses in unrolled], before)
+        plus, minus = values.chunk(2, dim=2)
+        delta = (plus - minus).sum(1) / self._steps(before[0])
         delta = shape_differences(torch.where(delta.isfinite(), delta, 0.0), self.shaping)
-        gradient = by_name(es_gradient(delta, credited, sigma=self.sigma), theta)
-        power = (delta.square() * credited.square().sum(1)).mean() / (4 * self.sigma**4)
-        after = self._carry_on(replace(after, truncations=before.truncations + 1), credited, failed)
-        return Estimate(gradient, mean, after, failed.sum(), power)
+        noise = torch.stack(list(credited))
+        gradients = by_name(es_gradient(delta, noise, sigma=self.sigma), theta)
+        powers = (delta.square() * noise.square().sum(2)).mean(1) / (4 * self.sigma**4)
+        failures = failed.sum(1)
+        return [
+            Estimate(
+                {name: rows[number] for name, rows in gradients.items()},
+                means[number],
+                self._carry_on(replace(after, truncations=after.truncations + 1), own, failed[number]),
+                failures[number],
+                powers[number],
+            )
+            for number, ((after, _), own) in enumerate(zip(unrolled, credited, strict=True))
+        ]
 
 
 class TruncatedEvolutionStrategies(EvolutionStrategies):
@@ -133,12 +155,12 @@ def es_gradient(delta: Tensor, noise: Tensor, *, sigma: float) -> Tensor:
     r""":math:`\frac{1}{2 \sigma^2 P} \sum_p \Delta_p \epsilon_p` for each entry of θ.
 
     Args:
-        delta: loss under +ε minus loss under -ε, shape ``(P,)``.
-        noise: ε, leading axis P, already times sigma.
+        delta: loss under +ε minus loss under -ε, shape ``(..., P)``.
+        noise: ε, shape ``(..., P, *shape)`` for an entry of θ of that shape, already times sigma.
         sigma: standard deviation of one perturbation.
     """
-    weighted: Tensor = torch.tensordot(delta.to(noise.dtype), noise, dims=1)
-    return weighted / (2 * sigma**2 * len(delta))
+    weighted = delta.to(noise.dtype)[..., None, :] @ noise.reshape(*delta.shape, -1)
+    return weighted.reshape((*delta.shape[:-1], *noise.shape[delta.ndim :])) / (2 * sigma**2 * delta.shape[-1])
 
 
 def pair_noise(theta: Tensor, pairs: int, sigma: float, seed: int, draw: int) -> Tensor:

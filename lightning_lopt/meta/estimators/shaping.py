@@ -32,7 +32,7 @@ def shape_differences(delta: Tensor, shaping: Shaping) -> Tensor:
     The last two leave a direction of no unit, for an outer optimizer that does not mind (Adam).
 
     Args:
-        delta: loss under +ε minus loss under -ε, shape ``(P,)``, finite.
+        delta: loss under +ε minus loss under -ε, shape ``(..., P)``, finite.
 
     References: Salimans et al. 2017, https://arxiv.org/abs/1703.03864 (ranks); Metz et al. 2022,
     https://arxiv.org/abs/2211.09760 (signs).
@@ -45,4 +45,4 @@ def shape_differences(delta: Tensor, shaping: Shaping) -> Tensor:
     if shaping == "sign":
         return torch.sign(delta)
     rank = delta.abs().argsort().argsort().to(delta.dtype)
-    return torch.sign(delta) * (rank + 0.5) / len(delta)
+    return torch.sign(delta) * (rank + 0.5) / delta.shape[-1]
