@@ -1,17 +1,21 @@
 """What kind of controller is worth learning on top of `base`: with a memory or without, for each role or for all?
 
 python examples/research/controllers.py --minutes 4
+python examples/research/controllers.py --minutes 5 --kinds recurrent --hidden 4 --accelerator gpu --groups 16 --pairs 64 \
+    --estimator nres --truncation 100 --sigma 0.1 --lr 0.01 --last 0.5 --horizons 200 3000 --out controllers --problems
 
 Each kind is meta-trained for the same minutes, the rest of `base` staying as it is, then measured on held-out families
 beside `base`: at the end, and with the mean of θ over the second half of the outer steps. Printed are the
 signal-to-noise of the meta-gradient (median over outer steps; 1 is noise alone), the speed-up over tuned AdamW (IQM)
-and the mean log-ratios to `base` of the final losses, training / validation.
+and the mean log-ratios to `base` of the final losses, training / validation. The second command, for a GPU, measures
+nothing and leaves the rule after each 25 outer steps, and its mean, in folders; `constants.py --rule` measures these.
 """
 
 from __future__ import annotations
 
 import argparse
 from datetime import timedelta
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -20,15 +24,17 @@ import torch
 from directions import pair, speed_up
 from torch import Tensor, nn
 
-from lightning_lopt import PES, MetaLoss, MetaTrainer, ResidualRule, TaskDataModule, load_rule
+from lightning_lopt import NRES, PES, MetaLoss, MetaTrainer, ResidualRule, TaskDataModule, load_rule, save_rule
 from lightning_lopt.evaluation.baselines import Baselines
 from lightning_lopt.evaluation.problem_result import ProblemResult
 from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.evaluation.suites import make_suite
 from lightning_lopt.rules.base import ROLES
 from lightning_lopt.rules.controller import Controller, Controls
+from lightning_lopt.tasks.text import resolve_texts
 
 TASKS = "image_mlp+tabular_classification+tabular_regression+teacher+least_squares"
+ALL_TASKS = f"{TASKS}+image_cnn+image_mixer+image_autoencoder+char_transformer"  # for a GPU
 PROBLEMS = ("digits-vit", "digits-resnet", "digits-deep")
 
 
@@ -57,10 +63,10 @@ class OneForEachRole(Controller):
 KINDS = {"recurrent": Controller, "memoryless": Memoryless, "one for each role": OneForEachRole}
 
 
-def with_controller(kind: str) -> ResidualRule:
-    """`base` with a new controller, which alone is learned."""
+def with_controller(kind: str, hidden: int) -> ResidualRule:
+    """`base` with a new controller of a hidden size, which alone is learned."""
     base = load_rule("base")
-    rule = ResidualRule(**{**base.config, "controller": True})
+    rule = ResidualRule(**{**base.config, "controller": True, "controller_hidden": hidden})
     rule.load_state_dict(base.state_dict(), strict=False)
     rule.requires_grad_(False)
     old = rule.controller
@@ -79,7 +85,7 @@ class Trajectory(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, MetaTrainer)
-        self.thetas.append({name: value.clone() for name, value in module.rule.state_dict().items()})
+        self.thetas.append({name: value.cpu() for name, value in module.rule.state_dict().items()})
         self.signals.append(float(trainer.callback_metrics["gradient_snr"]))
 
 
@@ -87,8 +93,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=4.0, help="of one core, for each kind")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
-    parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), help="of the suite held_out")
+    parser.add_argument("--problems", nargs="*", default=list(PROBLEMS), help="of the suite held_out")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--hidden", type=int, default=16, help="size of the controllers' state")
+    parser.add_argument("--estimator", choices=("pes", "nres"), default="pes")
+    parser.add_argument("--truncation", type=int, default=50)
+    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--groups", type=int, default=2)
+    parser.add_argument("--sigma", type=float, default=0.02)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--last", type=float, default=1.0, help="share of the horizon, at its end, that counts")
+    parser.add_argument("--horizons", type=int, nargs=2, default=(100, 1000))
+    parser.add_argument("--accelerator", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--out", default=None, help="folder for the rules")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     problems = [problem for problem in make_suite("held_out") if problem.name in arguments.problems]
@@ -100,12 +117,18 @@ def main() -> None:
 
     for kind in arguments.kinds:
         L.seed_everything(0)
-        rule, seen = with_controller(kind), Trajectory()
-        estimator = PES(50, pairs=8, sigma=0.02, meta_loss=MetaLoss("log", "both"))
+        rule, seen = with_controller(kind, arguments.hidden), Trajectory()
+        estimator = {"pes": PES, "nres": NRES}[arguments.estimator](
+            arguments.truncation,
+            pairs=arguments.pairs,
+            sigma=arguments.sigma,
+            meta_loss=MetaLoss("log", "both", arguments.last),
+        )
         trainer = L.Trainer(
             max_time=timedelta(minutes=arguments.minutes),
             max_epochs=-1,
-            accelerator="cpu",
+            accelerator=arguments.accelerator,
+            devices=1,
             gradient_clip_val=1.0,
             logger=False,
             log_every_n_steps=1,
@@ -114,12 +137,34 @@ def main() -> None:
             enable_model_summary=False,
             callbacks=[seen],
         )
-        module = MetaTrainer(rule, estimator, groups=2, horizons=(100, 1000), lr=3e-3, warmup_steps=10)
-        trainer.fit(module, TaskDataModule(TASKS, "digits"))
+        module = MetaTrainer(
+            rule,
+            estimator,
+            groups=arguments.groups,
+            horizons=tuple(arguments.horizons),
+            lr=arguments.lr,
+            warmup_steps=10,
+        )
+        gpu = arguments.accelerator == "gpu"
+        # the first text is that of the suites
+        trainer.fit(
+            module,
+            TaskDataModule(ALL_TASKS, "digits", resolve_texts(None)[1:]) if gpu else TaskDataModule(TASKS, "digits"),
+        )
+        rule.cpu()
         later = seen.thetas[len(seen.thetas) // 2 :]
         mean = {name: torch.stack([theta[name] for theta in later]).mean(0) for name in later[0]}
         print(f"{kind}: {len(seen.thetas)} outer steps, signal-to-noise {median(seen.signals):.2f}", flush=True)
+        if arguments.out is not None:
+            kept = {f"{step:04d}": seen.thetas[step - 1] for step in range(25, len(seen.thetas) + 1, 25)}
+            for name, theta in (kept | {"mean": mean, "end": seen.thetas[-1]}).items():
+                rule.load_state_dict(theta)
+                save_rule(
+                    rule, Path(arguments.out) / f"{kind.replace(' ', '_')}_{name}", meta_training=module.trained_on
+                )
         for when, theta in (("at the end", seen.thetas[-1]), ("mean of θ", mean)):
+            if not problems:
+                break
             rule.load_state_dict(theta)
             results = []
             for problem, reference in zip(problems, references, strict=True):
