@@ -149,8 +149,10 @@ class Recording:
             self.row += 1
             self.step += 1
 
-        kinds = (True,) if rule.period == 1 else (True, False)
-        self.replay = {full: record(partial(step, full)) for full in kinds}
+        self.replay: dict[bool, Callable[[], object]] = {}
+        for full in (True,) if rule.period == 1 else (True, False):
+            self.row.zero_()
+            self.replay[full] = record(partial(step, full))
 
     def fits(self, rule: UpdateRule, theta: Theta, many: Sequence[InnerRuns], splits: Sequence[Split]) -> bool:
         """Whether this is a recording of steps of that rule on tensors like these."""

@@ -42,7 +42,8 @@ def replayed(monkeypatch):
 
     def record(function):
         recorded.append(function)
-        function()
+        for _ in range(cuda_graphs.WARM_UP):
+            function()
         return function
 
     monkeypatch.setattr(cuda_graphs, "record", record)
@@ -79,6 +80,15 @@ def test_steps_that_are_full_and_steps_that_are_not_take_turns(replayed):
     expected = estimates(PES(30, pairs=2), rule, [task])  # the first 20 steps are all full
     assert torch.equal(estimates(PES(30, pairs=2), rule, [task], CudaGraphs()), expected)
     assert not torch.equal(expected, estimates(PES(30, pairs=2), type(rule)(**rule.config | {"turn_every": 1}), [task]))
+
+
+def test_large_batches_are_made_for_a_few_steps_at_once(replayed, monkeypatch, recwarn):
+    """As few as one recording needs to warm up, and there are two of them."""
+    monkeypatch.setattr(cuda_graphs, "CHUNK", 1)
+    rule, task = load_rule("base"), small_mlp()
+    expected = estimates(PES(25, pairs=2, meta_loss=LOSS), rule, [task])
+    assert torch.equal(estimates(PES(25, pairs=2, meta_loss=LOSS), rule, [task], CudaGraphs()), expected)
+    assert not [warning for warning in recwarn if "not recorded" in str(warning.message)]
 
 
 def test_runs_of_one_task_that_alternate_do_not_mix(replayed):
