@@ -63,10 +63,17 @@ class Meter(L.Callback):
             self.path.write_text(json.dumps((rate, self.bytes / outer_steps)))
 
 
-def fit(processes: int, groups: int, outer_steps: int) -> tuple[float, float]:
+def fit(processes: int, groups: int, outer_steps: int, compiled: bool) -> tuple[float, float]:
     """Inner steps per second, and bytes per outer step."""
     family = ImageMLP(depths=(1,), widths=(32,), batch_sizes=(64,), activations=("relu",), variety=False)
-    module = MetaTrainer(Celo2BaseRule(), PES(TRUNCATION, pairs=PAIRS), groups=groups, horizons=(2000, 20_000), lr=1e-4)
+    module = MetaTrainer(
+        Celo2BaseRule(),
+        PES(TRUNCATION, pairs=PAIRS),
+        groups=groups,
+        horizons=(2000, 20_000),
+        lr=1e-4,
+        compile=compiled,
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "measured.json"
         trainer = L.Trainer(
@@ -89,6 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--outer-steps", type=int, default=30, help=f"of each fit; the first {WARM_UP} are not timed")
+    parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
     if arguments.outer_steps <= WARM_UP:
         parser.error(f"--outer-steps must be above {WARM_UP}, got {arguments.outer_steps}")
@@ -98,9 +106,9 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     shared, each = [], []
     for repeat in range(arguments.repeats):
-        one, _ = fit(1, GROUPS, arguments.outer_steps)
-        two, sent = fit(2, GROUPS, arguments.outer_steps)
-        twice, _ = fit(2, 2 * GROUPS, arguments.outer_steps)
+        one, _ = fit(1, GROUPS, arguments.outer_steps, arguments.compile)
+        two, sent = fit(2, GROUPS, arguments.outer_steps, arguments.compile)
+        twice, _ = fit(2, 2 * GROUPS, arguments.outer_steps, arguments.compile)
         shared.append(two / one)
         each.append(twice / one)
         print(

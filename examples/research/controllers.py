@@ -1,8 +1,9 @@
 """What kind of controller is worth learning on top of `base`: with a memory or without, for each role or for all?
 
 python examples/research/controllers.py --minutes 4
-python examples/research/controllers.py --minutes 5 --kinds recurrent --hidden 4 --accelerator gpu --groups 16 --pairs 64 \
-    --estimator nres --truncation 100 --sigma 0.1 --lr 0.01 --last 0.5 --horizons 200 3000 --out controllers --problems
+python examples/research/controllers.py --minutes 5 --kinds recurrent --hidden 4 --accelerator gpu --groups 16 \
+    --pairs 64 --estimator nres --truncation 100 --sigma 0.1 --lr 0.01 --last 0.5 --horizons 200 3000 \
+    --out controllers --problems
 
 Each kind is meta-trained for the same minutes, the rest of `base` staying as it is, then measured on held-out families
 beside `base`: at the end, and with the mean of θ over the second half of the outer steps. Printed are the
