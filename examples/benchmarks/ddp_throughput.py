@@ -3,7 +3,7 @@
     python examples/benchmarks/ddp_throughput.py
 
 The work is that of meta_throughput.py: Celo2's rule, PES on truncations of 50 steps, 64 inner runs (two groups of 16
-antithetic pairs) of a perceptron 64-32-10 on 8x8 images, batch 64; one thread a process. Two processes share this work,
+antithetic pairs, or of `--pairs`) of a perceptron 64-32-10 on 8x8 images, batch 64; one thread a process. Two processes share this work,
 and, as one would use them, have as much each. Runs that a process advances as one cost less apiece, so that shared work
 scales less well. Fits take turns, so that what else the machine does hits all. Printed are inner steps a second of all
 processes together, and the bytes that a process hands to collectives in one outer step.
@@ -29,7 +29,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from lightning_lopt import PES, Celo2BaseRule, MetaTrainer, TaskDataModule
 from lightning_lopt.tasks import ImageMLP
 
-TRUNCATION, PAIRS, GROUPS = 50, 16, 2
+TRUNCATION, GROUPS = 50, 2
 WARM_UP = 5  # outer steps that are not timed
 COLLECTIVES = ("all_reduce", "broadcast", "all_gather", "all_gather_object", "broadcast_object_list")
 
@@ -58,22 +58,16 @@ class Meter(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         outer_steps = trainer.global_step - WARM_UP
-        rate = outer_steps * TRUNCATION * 2 * PAIRS * module.groups / (time.perf_counter() - self.began)
+        runs = module.groups * module.estimator.particles
+        rate = outer_steps * TRUNCATION * runs / (time.perf_counter() - self.began)
         if trainer.is_global_zero:
             self.path.write_text(json.dumps((rate, self.bytes / outer_steps)))
 
 
-def fit(processes: int, groups: int, outer_steps: int, compiled: bool) -> tuple[float, float]:
+def fit(processes: int, groups: int, pairs: int, outer_steps: int) -> tuple[float, float]:
     """Inner steps per second, and bytes per outer step."""
     family = ImageMLP(depths=(1,), widths=(32,), batch_sizes=(64,), activations=("relu",), variety=False)
-    module = MetaTrainer(
-        Celo2BaseRule(),
-        PES(TRUNCATION, pairs=PAIRS),
-        groups=groups,
-        horizons=(2000, 20_000),
-        lr=1e-4,
-        compile=compiled,
-    )
+    module = MetaTrainer(Celo2BaseRule(), PES(TRUNCATION, pairs=pairs), groups=groups, horizons=(2000, 20_000), lr=1e-4)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "measured.json"
         trainer = L.Trainer(
@@ -95,8 +89,8 @@ def fit(processes: int, groups: int, outer_steps: int, compiled: bool) -> tuple[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=16, help="of each group")
     parser.add_argument("--outer-steps", type=int, default=30, help=f"of each fit; the first {WARM_UP} are not timed")
-    parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
     if arguments.outer_steps <= WARM_UP:
         parser.error(f"--outer-steps must be above {WARM_UP}, got {arguments.outer_steps}")
@@ -106,9 +100,9 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     shared, each = [], []
     for repeat in range(arguments.repeats):
-        one, _ = fit(1, GROUPS, arguments.outer_steps, arguments.compile)
-        two, sent = fit(2, GROUPS, arguments.outer_steps, arguments.compile)
-        twice, _ = fit(2, 2 * GROUPS, arguments.outer_steps, arguments.compile)
+        one, _ = fit(1, GROUPS, arguments.pairs, arguments.outer_steps)
+        two, sent = fit(2, GROUPS, arguments.pairs, arguments.outer_steps)
+        twice, _ = fit(2, 2 * GROUPS, arguments.pairs, arguments.outer_steps)
         shared.append(two / one)
         each.append(twice / one)
         print(
