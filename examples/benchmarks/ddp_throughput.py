@@ -3,10 +3,10 @@
     python examples/benchmarks/ddp_throughput.py
 
 The work is that of meta_throughput.py: Celo2's rule, PES on truncations of 50 steps, 64 inner runs (two groups of 16
-antithetic pairs, or of `--pairs`) of a perceptron 64-32-10 on 8x8 images, batch 64; one thread a process. Two processes share this work,
-and, as one would use them, have as much each. Runs that a process advances as one cost less apiece, so that shared work
-scales less well. Fits take turns, so that what else the machine does hits all. Printed are inner steps a second of all
-processes together, and the bytes that a process hands to collectives in one outer step.
+antithetic pairs, or of `--pairs`) of a perceptron 64-32-10 on 8x8 images, batch 64; one thread a process. Two processes
+share this work, and, as one would use them, have as much each. Runs that a process advances as one cost less apiece, so
+that shared work scales less well. Fits take turns, so that what else the machine does hits all. Printed are inner steps
+a second of all processes together, and the bytes that a process hands to collectives in one outer step.
 """
 
 from __future__ import annotations
