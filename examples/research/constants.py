@@ -4,7 +4,7 @@ python examples/research/constants.py --data mnist10k.npz cifar10_16x16.npz --ch
     constants.log_step_size+0.26 constants.log_step_size-0.26,calibration.restraint+0.3
 
 A change is an entry of θ (or of `ideas.py`) and what is added to all of its values; several are joined by commas. All
-run side by side. With `--long` on five runs of 10,000 steps instead.
+run side by side. With `--long` on five runs of 10,000 steps instead, or of as many as it is given.
 Printed for each problem are the log-ratios of final losses, training / validation, to those of `base` (median of the
 seeds; below 0 is better), and at the end their means, and the IQM of the speed-up in steps over tuned AdamW.
 """
@@ -29,8 +29,8 @@ PART = re.compile(r"([a-z_]+\.[a-z_]+)([+-][0-9.]+),?")
 def changed(name: str, change: str, others: str = "") -> UpdateRule:
     """The embedded or saved rule with a change; with all ideas if any of the ``others`` has one."""
     rule = load_rule(name)
-    if isinstance(rule, ResidualRule) and ("ideas." in others or "decay_taper" in others):
-        rule = WithIdeas(rule, orthogonal="ideas.orthogonal_share" in others)
+    if isinstance(rule, ResidualRule) and any(word in others for word in ("ideas.", "decay_taper", "momentum_horizon")):
+        rule = WithIdeas(rule, "ideas.orthogonal_share" in others, "ideas.entry_power" in others)
     with torch.no_grad():
         for entry, amount in PART.findall(change):
             rule.get_parameter(entry).add_(float(amount))
@@ -42,7 +42,9 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", required=True, help="one or two sets of images")
     parser.add_argument("--rule", default="base")
     parser.add_argument("--change", nargs="+", required=True)
-    parser.add_argument("--long", action="store_true", help="runs of 10,000 steps instead")
+    parser.add_argument(
+        "--long", type=int, nargs="?", const=10_000, metavar="STEPS", help="long runs instead, of 10,000 steps or these"
+    )
     parser.add_argument("--only", nargs="+", default=[""], help="parts of names of problems")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--baselines", default=None, help="file in which the tuned AdamW's runs are kept")
@@ -56,7 +58,8 @@ def main() -> None:
     rules = [changed(arguments.rule, change, " ".join(names)) for change in names]
     tuned = Baselines(arguments.baselines, seeds=arguments.seeds, shipped=False)
     results = []
-    for problem in (long_problems if arguments.long else problems)(arguments.data):
+    chosen = long_problems(arguments.data, arguments.long) if arguments.long else problems(arguments.data)
+    for problem in chosen:
         if not any(part in problem.name for part in arguments.only):
             continue
         runs = dict(zip(names, run_rules(rules, problem, seeds=arguments.seeds), strict=True))

@@ -1,10 +1,10 @@
-"""Ideas of newer optimizers inside `base`, each with a constant that is 0 without it: entry 23 of LOG.md.
+"""Ideas of newer optimizers inside `base`, each with a constant that is 0 without it: entries 21, 23, 24 of LOG.md.
 
 python examples/research/constants.py --data mnist10k.npz cifar10_16x16.npz --seeds 4 --change \
     ideas.slow_share+0.5,ideas.slow_growth+0.6 ideas.orthogonal_share+0.3 \
-    constants.decay_taper+1,constants.log_weight_decay+0.3
+    constants.decay_taper+1,constants.log_weight_decay+0.3 ideas.own_caution+0.7 constants.momentum_horizon+0.5
 
-Chosen was none of them; what they are compared with has moved on since, so figures differ from those of the entry.
+Chosen was none of them; what they are compared with has moved on since, so figures differ from those of 21 and 23.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lopt import ResidualRule
-from lightning_lopt.rules.arithmetic import orthogonalise, unit_rms
-from lightning_lopt.rules.base import Params, Role, State, StepContext, Updates
-from lightning_lopt.rules.role_constants import Constants, RoleConstants
+from lightning_lopt.rules.arithmetic import orthogonalise, rms
+from lightning_lopt.rules.base import ROLES, Params, Role, State, StepContext, Updates
+from lightning_lopt.rules.eigenbasis import into_bases, out_of_bases
+from lightning_lopt.rules.role_constants import BEND, TYPICAL, Constants, RoleConstants, _grown, _weight
 
 SLOW = 20.0  # steps that the slow momentum remembers in the beginning
 
@@ -30,25 +31,43 @@ class Ideas(nn.Module):
         slow_share: a of (m + a s) / (1 + a), which is the momentum where m was, with a slow one s (AdEMAMix).
         slow_growth: g of the 20 (1 + t / 20)^g steps that s remembers at step t.
         orthogonal_share: of a rotated direction, orthogonalised once more.
+        entry_power: p of the power 1 + p that entries are taken to in the eigenbases, signs kept.
+        own_caution: share taken off the entries against the gradient in the parameters' own coordinates.
+        cautious_decay: share of the learned weight decay taken off the entries that the direction moves away from zero
+            (Chen et al. 2025, https://arxiv.org/abs/2510.12402).
     """
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("slow_share", "slow_growth", "orthogonal_share"):
+        for name in ("slow_share", "slow_growth", "orthogonal_share", "entry_power", "own_caution", "cautious_decay"):
             setattr(self, name, nn.Parameter(torch.tensor(0.0)))
 
 
-class TaperedConstants(RoleConstants):
-    """Weight decay falls to 0 with the power ``decay_taper`` of what is left of the run."""
+class ConstantsWithIdeas(RoleConstants):
+    """Two more, 0-dim and 0 without the idea.
+
+    Weight decay falls to 0 with the power ``decay_taper`` of what is left of the run. With a horizon of T steps the
+    momentum remembers ((T + 1000) / 1500)^h times as many as it did, h being ``momentum_horizon``.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.decay_taper = nn.Parameter(torch.tensor(0.0))
+        self.momentum_horizon = nn.Parameter(torch.tensor(0.0))
 
     def at(self, context: StepContext) -> dict[Role, Constants]:
         left = torch.clamp((context.total_steps - context.scheduled_step) / context.total_steps, 1e-6, 1.0)
-        factor = left**self.decay_taper
-        return {role: at._replace(weight_decay=at.weight_decay * factor) for role, at in super().at(context).items()}
+        taper = left**self.decay_taper
+        longer = self.momentum_horizon * torch.log((context.total_steps + BEND) / (TYPICAL + BEND))
+        logits = _grown(self.logit_momentum + longer, self.momentum_growth, context)
+        rates, weights = torch.sigmoid(-logits), _weight(logits, context)
+        found = super().at(context)
+        return {
+            role: found[role]._replace(
+                weight_decay=found[role].weight_decay * taper, momentum_rate=rate, momentum_weight=weight
+            )
+            for role, rate, weight in zip(ROLES, rates.unbind(), weights.unbind(), strict=True)
+        }
 
 
 class WithIdeas(ResidualRule):
@@ -57,12 +76,13 @@ class WithIdeas(ResidualRule):
     Args:
         rule: the rule.
         orthogonal: whether any variant orthogonalises, which takes time.
+        powers: whether any variant takes entries to a power, likewise.
     """
 
-    def __init__(self, rule: ResidualRule, orthogonal: bool = False) -> None:
+    def __init__(self, rule: ResidualRule, orthogonal: bool = False, powers: bool = False) -> None:
         config = rule.config
         super().__init__(**config)
-        self.constants = TaperedConstants(
+        self.constants = ConstantsWithIdeas(
             config["step_size"],
             config["weight_decay"],
             rotated=bool(config["rotated"]),
@@ -70,7 +90,7 @@ class WithIdeas(ResidualRule):
         )
         self.load_state_dict(rule.state_dict(), strict=False)
         self.ideas = Ideas()
-        self.orthogonal = orthogonal
+        self.orthogonal, self.powers = orthogonal, powers
 
     def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
         state = super().init_state(params, roles)
@@ -98,9 +118,20 @@ class WithIdeas(ResidualRule):
         mixed = state["momentum"] + share * at.momentum_weight * state["slow"] / state["slow_weight"]
         seen = {**state, "momentum": mixed / (1 + share)}
         direction = super()._direction(param, grad, inside, seen, role, at)
-        if not (self.orthogonal and "rotated_moment" in state):
-            return direction
-        size = torch.sqrt(direction.square().mean())
-        plain = unit_rms(direction)
-        turned = unit_rms(orthogonalise(plain))
-        return size * unit_rms(plain + self.ideas.orthogonal_share * (turned - plain))
+        if self.orthogonal and "rotated_moment" in state:
+            turned = _as_long(orthogonalise(direction), direction)
+            direction = _as_long(direction + self.ideas.orthogonal_share * (turned - direction), direction)
+        if self.powers:
+            entries = into_bases(direction, state)
+            powers = torch.sign(entries) * entries.abs() ** (1 + self.ideas.entry_power)
+            direction = _as_long(direction + out_of_bases(powers - entries, state), direction)
+        against = torch.where(direction * grad < 0, self.ideas.own_caution, 0.0)
+        direction = _as_long((1 - against) * direction, direction)
+        # The update is -step_size (scale direction + weight_decay param).
+        decay = at.weight_decay / torch.maximum(state["initial_rms"], at.rms_floor) * param
+        return direction - self.ideas.cautious_decay * torch.where(direction * param < 0, decay, 0.0)
+
+
+def _as_long(x: Tensor, other: Tensor) -> Tensor:
+    """``x`` with the RMS of ``other``."""
+    return x * (rms(other) / rms(x))
