@@ -1,4 +1,4 @@
-"""Ideas of newer optimizers inside `base`, each with a constant that is 0 without it: entries 21, 23, 24 of LOG.md.
+"""Ideas of newer optimizers inside `base`, each with a constant that is 0 without it: entries 21, 23 to 25 of LOG.md.
 
 python examples/research/constants.py --data mnist10k.npz cifar10_16x16.npz --seeds 4 --change \
     ideas.slow_share+0.5,ideas.slow_growth+0.6 ideas.orthogonal_share+0.3 \
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lopt import ResidualRule
-from lightning_lopt.rules.arithmetic import orthogonalise, rms
+from lightning_lopt.rules.arithmetic import TINY, orthogonalise, rms
 from lightning_lopt.rules.base import ROLES, Params, Role, State, StepContext, Updates
 from lightning_lopt.rules.eigenbasis import into_bases, out_of_bases
 from lightning_lopt.rules.role_constants import BEND, TYPICAL, Constants, RoleConstants, _grown, _weight
@@ -35,11 +35,22 @@ class Ideas(nn.Module):
         own_caution: share taken off the entries against the gradient in the parameters' own coordinates.
         cautious_decay: share of the learned weight decay taken off the entries that the direction moves away from zero
             (Chen et al. 2025, https://arxiv.org/abs/2510.12402).
+        momentum_coherence, moment_coherence: power of a tensor's coherence of late (r / 0.3) by which the steps that
+            its momentum, or its second moments and covariances, remember fall: more where gradients are noise.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("slow_share", "slow_growth", "orthogonal_share", "entry_power", "own_caution", "cautious_decay"):
+        for name in (
+            "slow_share",
+            "slow_growth",
+            "orthogonal_share",
+            "entry_power",
+            "own_caution",
+            "cautious_decay",
+            "momentum_coherence",
+            "moment_coherence",
+        ):
             setattr(self, name, nn.Parameter(torch.tensor(0.0)))
 
 
@@ -95,7 +106,8 @@ class WithIdeas(ResidualRule):
     def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
         state = super().init_state(params, roles)
         for own in state.tensors.values():
-            own |= {"slow": torch.zeros_like(own["momentum"]), "slow_weight": own["momentum"].new_zeros(())}
+            nothing = own["momentum"].new_zeros(())
+            own |= {"slow": torch.zeros_like(own["momentum"]), "slow_weight": nothing, "log_coherence": nothing}
         return state
 
     def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
@@ -105,6 +117,13 @@ class WithIdeas(ResidualRule):
     def _accumulate(
         self, grad: Tensor, old: Mapping[str, Tensor], at: Constants, turn: bool
     ) -> tuple[dict[str, Tensor], Tensor]:
+        coherence = old["log_coherence"]
+        momentum, moment = (power * coherence for power in (self.ideas.momentum_coherence, self.ideas.moment_coherence))
+        at = at._replace(
+            momentum_rate=_forgetful(at.momentum_rate, momentum),
+            moment_rate=_forgetful(at.moment_rate, moment),
+            rotated_rate=_forgetful(at.rotated_rate, moment),
+        )
         new, inside = super()._accumulate(grad, old, at, turn)
         rate = 1 / (1 + SLOW * (1 + self._now.step / SLOW) ** self.ideas.slow_growth)
         new["slow"] = torch.lerp(old["slow"], grad, rate)
@@ -112,12 +131,14 @@ class WithIdeas(ResidualRule):
         return new, inside
 
     def _direction(
-        self, param: Tensor, grad: Tensor, inside: Tensor, state: Mapping[str, Tensor], role: Role, at: Constants
+        self, param: Tensor, grad: Tensor, inside: Tensor, state: dict[str, Tensor], role: Role, at: Constants
     ) -> Tensor:
         share = self.ideas.slow_share
         mixed = state["momentum"] + share * at.momentum_weight * state["slow"] / state["slow_weight"]
         seen = {**state, "momentum": mixed / (1 + share)}
         direction = super()._direction(param, grad, inside, seen, role, at)
+        coherence = torch.log(rms(direction) + TINY) / at.coherence_power.clamp(min=0.1)  # r / 0.3
+        state["log_coherence"] = torch.lerp(state["log_coherence"], coherence.clamp(-3.0, 1.3), 0.05)
         if self.orthogonal and "rotated_moment" in state:
             turned = _as_long(orthogonalise(direction), direction)
             direction = _as_long(direction + self.ideas.orthogonal_share * (turned - direction), direction)
@@ -130,6 +151,11 @@ class WithIdeas(ResidualRule):
         # The update is -step_size (scale direction + weight_decay param).
         decay = at.weight_decay / torch.maximum(state["initial_rms"], at.rms_floor) * param
         return direction - self.ideas.cautious_decay * torch.where(direction * param < 0, decay, 0.0)
+
+
+def _forgetful(rate: Tensor, power: Tensor) -> Tensor:
+    """The rate of an average that remembers exp(-power) times as many steps; as it is for a power of 0."""
+    return rate * torch.exp(power) / (1 + rate * torch.expm1(power))
 
 
 def _as_long(x: Tensor, other: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ CHANGES = [
     "ideas.entry_power+0.3",
     "ideas.own_caution+0.7",
     "ideas.cautious_decay+1",
+    "ideas.momentum_coherence+0.4",
+    "ideas.moment_coherence+0.4",
     "constants.decay_taper+1",
     "constants.momentum_horizon+0.5",
 ]
