@@ -172,6 +172,7 @@ class Recording:
         given = [*_pairs(self.theta, theta), (self.step, step), (self.total_steps, total_steps)]
         for runs, (params, state) in zip(many, self.places, strict=True):
             given += [*_pairs(params, runs.params), *_state_pairs(state, runs.state)]
+        # no value is a view of a place: what was handed out are copies
         torch._foreach_copy_([place for place, _ in given], [value for _, value in given])
         losses: list[dict[Split, Tensor]] = []
         for first in range(0, steps, self.most):

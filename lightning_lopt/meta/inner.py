@@ -162,16 +162,18 @@ class Draws:
     def __init__(self, runs: InnerRuns, generator: torch.Generator, splits: Sequence[Split], steps: int) -> None:
         self.task, self.pairs = runs.task, len(next(iter(runs.params.values()))) // runs.copies
         self.generator, self.splits, self.left = generator, splits, steps
-        self.last: dict[Split, Batch] = {}
+        self.drawn: dict[Split, Batch] = {}  # at the last call that drew anything
 
     def __call__(self, steps: int) -> dict[Split, Batch]:
         """What :meth:`Task.draw` draws for the next ``steps`` steps: axes ``(steps, P)`` in front."""
         new = min(steps, self.left)
         self.left -= new
         pieces = [self._drawn(new)] if new else []
-        for drawn in pieces:
-            self.last = {split: {name: value[-1:] for name, value in own.items()} for split, own in drawn.items()}
-        found: dict[Split, Batch] = _cat([*pieces, *[self.last] * (steps - new)])
+        self.drawn = pieces[0] if new else self.drawn
+        if new < steps:
+            last = {split: {name: value[-1:] for name, value in own.items()} for split, own in self.drawn.items()}
+            pieces += [last] * (steps - new)
+        found: dict[Split, Batch] = _cat(pieces)
         return found
 
     def _drawn(self, steps: int) -> dict[Split, Batch]:

@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from family_catalogue import CATALOGUE, words
+from task_helpers import check_draws
 from torch.func import grad, grad_and_value, vmap
 
 from lightning_lopt.evaluation.runs import run_rules
@@ -48,13 +49,9 @@ def test_what_is_drawn_makes_the_same_batches(family, split):
     assert all(torch.equal(value, looked_up[name]) for name, value in batch.items())
 
 
-def test_numbers_for_many_steps_are_those_drawn_step_by_step(family):
-    task = family.sample(generator(1))
-    if not task.draws_numbers:
-        pytest.skip("draws more than numbers")
-    many, one = generator(2), generator(2)
-    drawn, singly = task.draw(many, 5, 3), stack([task.draw(one, 3) for _ in range(5)])
-    assert all(torch.equal(value, singly[name]) for name, value in drawn.items())
+@pytest.mark.parametrize("splits", [("train",), ("train", "valid")], ids="+".join)
+def test_many_steps_are_drawn_as_step_by_step(family, splits):
+    check_draws(family.sample(generator(1)), splits)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

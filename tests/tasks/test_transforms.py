@@ -8,6 +8,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from task_helpers import check_draws
 from torch.func import functional_call, grad, vmap
 
 from lightning_lopt import PES, AdamRule, MetaTrainer, ResidualRule, SGDRule, StepContext, TaskDataModule
@@ -90,11 +91,9 @@ def test_what_is_drawn_makes_the_same_batches(transformed):
         assert all(torch.equal(value, looked_up[name]) for name, value in batch.items())
 
 
-def test_numbers_for_many_steps_are_those_drawn_step_by_step(transformed):
-    many, one = generator(2), generator(2)
-    drawn, singly = transformed.draw(many, 5, 3), [transformed.draw(one, 3) for _ in range(5)]
-    alike = all(torch.equal(value, torch.stack([step[name] for step in singly])) for name, value in drawn.items())
-    assert alike or not transformed.draws_numbers
+@pytest.mark.parametrize("splits", [("train",), ("train", "valid")], ids="+".join)
+def test_many_steps_are_drawn_as_step_by_step(transformed, splits):
+    check_draws(transformed, splits)
 
 
 def engine(task, rule, steps, pairs=1, copies=1, seed=0):
