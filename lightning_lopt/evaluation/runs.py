@@ -103,7 +103,7 @@ def _on_full_batch(
 
 def _copies(runs: InnerRuns) -> list[tuple[Params, State]]:
     """Parameters and states of the runs of each copy."""
-    count = len(next(iter(runs.params.values()))) // runs.copies
+    count = runs.count // runs.copies
     pieces = []
     for copy in range(runs.copies):
         own = slice(copy * count, (copy + 1) * count)

@@ -51,6 +51,11 @@ class InnerRuns:
     noise_sum: Tensor | None = None
 
     @property
+    def count(self) -> int:
+        """How many they are, copies included."""
+        return len(next(iter(self.params.values())))
+
+    @property
     def finished(self) -> bool:
         return self.step >= self.horizon
 
@@ -160,7 +165,7 @@ class Draws:
     """
 
     def __init__(self, runs: InnerRuns, generator: torch.Generator, splits: Sequence[Split], steps: int) -> None:
-        self.task, self.pairs = runs.task, len(next(iter(runs.params.values()))) // runs.copies
+        self.task, self.pairs = runs.task, runs.count // runs.copies
         self.generator, self.splits, self.left = generator, splits, steps
         self.drawn: dict[Split, Batch] = {}  # at the last call that drew anything
 
@@ -243,13 +248,8 @@ def parted(many: Sequence[InnerRuns], params: Params, state: State) -> list[tupl
     if len(many) == 1:
         return [(params, state)]
     leaves, structure = tree_flatten((params, state))
-    parts = zip(*(torch.split(leaf, sizes_of(many)) for leaf in leaves), strict=True)
+    parts = zip(*(torch.split(leaf, [runs.count for runs in many]) for leaf in leaves), strict=True)
     return [tree_unflatten(list(part), structure) for part in parts]
-
-
-def sizes_of(many: Sequence[InnerRuns]) -> list[int]:
-    """How many runs each is, with all copies."""
-    return [len(next(iter(runs.params.values()))) for runs in many]
 
 
 def positions(many: Sequence[InnerRuns], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -258,7 +258,7 @@ def positions(many: Sequence[InnerRuns], device: torch.device) -> tuple[Tensor, 
         step, total = many[0].step, many[0].horizon
         return torch.full((), float(step), device=device), torch.full((), float(total), device=device)
     rows = sent(torch.tensor([[float(runs.step), float(runs.horizon)] for runs in many]), device)
-    steps, totals = rows.repeat_interleave(len(next(iter(many[0].params.values()))), 0).unbind(1)
+    steps, totals = rows.repeat_interleave(many[0].count, 0).unbind(1)
     return steps.contiguous(), totals.contiguous()
 
 
@@ -327,7 +327,7 @@ def unroll_together(
     own = [Draws(runs, one, wanted, count) for runs, one, count in zip(many, draws, made, strict=True)]
     make: Callable[..., Made] = getattr(advance, "make_steps", None) or partial(make_steps, advance)
     moved, losses = make(rule, particles, many, own, max(made))
-    measured = torch.split(torch.stack([losses[split] for split in splits]), sizes_of(many), dim=2)
+    measured = torch.split(torch.stack([losses[split] for split in splits]), [runs.count for runs in many], dim=2)
     return [
         (replace(runs, params=params, state=state, step=runs.step + count), loss[:, :count])
         for runs, count, (params, state), loss in zip(many, made, moved, measured, strict=True)
