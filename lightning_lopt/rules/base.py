@@ -44,6 +44,8 @@ class StepContext:
         full: whether this is a full step, as :meth:`UpdateRule.is_full` says of its number. Unlike what tensors hold it
             is known without waiting for the device, so a rule may branch on it: compiled, that makes two graphs. Left
             ``True`` throughout, a rule does all its work at every step.
+        scheduled: step at which schedules stand, 0-dim, where a horizon that changed during the run has moved it away
+            from ``step``; ``None`` where it is ``step``.
     """
 
     step: Tensor
@@ -52,11 +54,12 @@ class StepContext:
     roles: Mapping[str, Role] = field(default_factory=dict)
     weight_decay: Mapping[str, float | Tensor] = field(default_factory=dict)
     full: bool = True
+    scheduled: Tensor | None = None
 
     @property
     def scheduled_step(self) -> Tensor:
-        """``step``, 0-dim, for schedules: it stops at the last of the horizon, so schedules keep that value."""
-        return torch.minimum(self.step, self.total_steps - 1)
+        """The step for schedules, 0-dim: it stops at the last of the horizon, so schedules keep that value."""
+        return torch.minimum(self.step if self.scheduled is None else self.scheduled, self.total_steps - 1)
 
 
 class UpdateRule(nn.Module, ABC):
@@ -68,7 +71,7 @@ class UpdateRule(nn.Module, ABC):
 
     Attributes:
         rule_name: the key in :data:`RULES`, written into ``config.json`` by ``save_rule``.
-        reads_loss: whether :meth:`forward` needs ``context.loss``.
+        reads_loss: whether :meth:`forward` reads ``context.loss``.
         reads_horizon: whether :meth:`forward` needs a meaningful ``context.total_steps``.
         calibrates_steps: whether a run finds the common scale of its steps by itself.
         period: one step in how many is a full one, in which the rule does what it need not do at every step, >= 1.
@@ -79,6 +82,12 @@ class UpdateRule(nn.Module, ABC):
     reads_horizon: bool = False
     calibrates_steps: bool = False
     period: int = 1
+
+    @property
+    def needs_loss(self) -> bool:
+        """Whether :meth:`forward` fails without ``context.loss``; a rule that reads the loss only where there is one
+        overrides it."""
+        return self.reads_loss
 
     def is_full(self, step: int) -> bool:
         """Whether the step after ``step`` others is a full one, for :class:`StepContext`; the first step is."""
@@ -128,6 +137,10 @@ class UpdateRule(nn.Module, ABC):
             parameters of the same names and shapes; by default ``params`` themselves.
         """
         return params
+
+    def diagnostics(self, state: State) -> dict[str, Tensor]:
+        """Numbers of the state that tell a person how the run goes, 0-dim each, by name; none by default."""
+        return {}
 
     def validated(self, state: State, loss: Tensor) -> State:
         """The state with a validation loss, 0-dim, taken into ``state.shared``; a rule that reads it overrides this."""
