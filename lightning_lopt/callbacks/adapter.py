@@ -57,8 +57,8 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
     **What is logged**, every ``log_every_n_steps``, to the Trainer's loggers: relative step sizes by role (the RMS of
     updates over that of parameters), what the rule tells of itself, skipped steps, and whether the run is past its
     horizon; name, revision and hash of the rule as hyperparameters. ``LearningRateMonitor`` shows the constant 1.0 for
-    an optimizer of the module's own, since ``lr`` multiplies the steps of a rule, which has a schedule of its own; after
-    a swap it shows the configured rate, and that of schedulers without effect.
+    an optimizer of the module's own, since ``lr`` multiplies the steps of a rule, which schedules itself; after a swap it
+    shows the configured rate, and that of schedulers without effect.
 
     A rule that answers for other parameters than it trains, as averages of iterates do, has them in the model during
     validation, after the fit, and in the ``state_dict`` of checkpoints; for resuming, checkpoints hold the trained ones
@@ -155,8 +155,9 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
             optimizer.signals.reduce = lambda loss: trainer.strategy.reduce(loss.clone(), reduce_op="mean")
         automatic = pl_module.automatic_optimization
         self._losses = MeanLoss() if automatic else SummedLosses(learned)
-        self._horizons = (AutomaticPlan if automatic else ManualPlan)(trainer, learned, self.total_steps)
-        self._horizons.begin(self._saved_horizons)
+        plan = (AutomaticPlan if automatic else ManualPlan)(trainer, learned, self.total_steps)
+        plan.begin(self._saved_horizons)
+        self._horizons = plan
         self._scaler, self._steps = ScalerWatch(), StepWatch(learned)
         self._logs = Logs(trainer, learned) if self.log and trainer.loggers else None
         if self._logs is not None:
@@ -189,7 +190,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
             self._horizons.before_step(optimizer)
         loss = self._losses.take(optimizer)
         if isinstance(optimizer, LearnedOptimizer) and loss is not None:
-            optimizer.signals.loss = trainer.strategy.reduce(loss, reduce_op="mean")
+            optimizer.signals.loss = trainer.strategy.reduce(loss.clone(), reduce_op="mean")
             if getattr(trainer.precision_plugin, "scaler", None) is not None:
                 self._scaler.before_step(optimizer)
 
