@@ -20,6 +20,7 @@ from lightning_lopt.optim.groups import Labels, Member, labels_of, members_of, n
 from lightning_lopt.optim.habits import SMALL, RateWatch, warn_of_small_rate
 from lightning_lopt.optim.inputs import StepSignals, checked_horizon, one_number
 from lightning_lopt.optim.precision import all_finite, autocast_disabled, known, real, wide
+from lightning_lopt.optim.rates import multiplier
 from lightning_lopt.optim.skips import SkipWatch, not_finite
 from lightning_lopt.rules.base import State, StepContext, UpdateRule
 from lightning_lopt.rules.roles import role_table
@@ -309,7 +310,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if is_finite is not False:
             for group, name, _, param in members:
                 if name in updates:
-                    lr, update = group["lr"], updates[name]
+                    lr, update = multiplier(group), updates[name]
                     # the sum is made in the wider type, rounded once
                     scaled = update if isinstance(lr, float) and lr == 1.0 else update * lr
                     real(param).add_(unless_skipped(scaled, 0.0))
