@@ -57,8 +57,8 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
     **What is logged**, every ``log_every_n_steps``, to the Trainer's loggers: relative step sizes by role (the RMS of
     updates over that of parameters), what the rule tells of itself, skipped steps, and whether the run is past its
     horizon; name, revision and hash of the rule as hyperparameters. ``LearningRateMonitor`` shows the constant 1.0 for
-    an optimizer of the module's own, since ``lr`` multiplies the steps of a rule, which schedules itself; after a swap it
-    shows the configured rate, and that of schedulers without effect.
+    an optimizer of the module's own, since ``lr`` multiplies the steps of a rule, which schedules itself; after a swap
+    it shows the configured rate, and that of schedulers without effect.
 
     A rule that answers for other parameters than it trains, as averages of iterates do, has them in the model during
     validation, after the fit, and in the ``state_dict`` of checkpoints; for resuming, checkpoints hold the trained ones
