@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
@@ -15,20 +14,19 @@ from torch import Tensor, nn
 
 from lightning_lopt.optim import horizon
 from lightning_lopt.optim.checkpoint import COUNTERS, fitting_state
-from lightning_lopt.optim.diagnostics import relative_steps
-from lightning_lopt.optim.groups import Labels, Member, labels_of, members_of, named_groups, relabel
-from lightning_lopt.optim.habits import SMALL, RateWatch, warn_of_small_rate
-from lightning_lopt.optim.inputs import StepSignals, checked_horizon, one_number
-from lightning_lopt.optim.precision import all_finite, autocast_disabled, known, real, wide
-from lightning_lopt.optim.rates import multiplier
-from lightning_lopt.optim.skips import SkipWatch, not_finite
-from lightning_lopt.rules.base import State, StepContext, UpdateRule
+from lightning_lopt.optim.groups import Labels, Member, labels_of, named_groups, relabel
+from lightning_lopt.optim.habits import SMALL, warn_of_small_rate
+from lightning_lopt.optim.inputs import checked_horizon, one_number
+from lightning_lopt.optim.precision import autocast_disabled, wide
+from lightning_lopt.optim.skips import SkipWatch
+from lightning_lopt.optim.stepping import RuleOptimizer
+from lightning_lopt.rules.base import State, UpdateRule
 from lightning_lopt.rules.roles import role_table
 
 FORMAT = "lightning_lopt/1"
 
 
-class LearnedOptimizer(torch.optim.Optimizer):
+class LearnedOptimizer(RuleOptimizer):
     """Trains a model with an update rule; no learning rate to tune.
 
     The step of the rule is multiplied by ``lr``, so learning-rate schedulers and monitors work; ``lr=0`` changes
@@ -122,12 +120,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self._rates.warned()
             warn_of_small_rate(max(group["lr"] for group in self.param_groups), stacklevel=3)
 
-    def _begin_watching(self) -> None:
-        """What belongs to this object and process: it is neither copied nor saved."""
-        self.signals = StepSignals()
-        self._skips = SkipWatch()
-        self._rates = RateWatch()
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters; their state begins with their first gradient, the step count goes on."""
         if self.is_in_eval:
@@ -154,20 +146,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """Name, shape and role of every parameter, as text."""
         members = self._members()
         return role_table({m.name: m.param for m in members}, {m.name: m.role for m in members})
-
-    def _members(self) -> list[Member]:
-        return list(members_of(self.param_groups, self.labels))
-
-    @property
-    def steps_made(self) -> int:
-        """Steps that were made, without skipped ones; reading it waits for the device."""
-        return int(self.param_groups[0]["step"])
-
-    @property
-    def skipped_steps(self) -> int:
-        """Steps that were skipped because the loss, a gradient or an update was not finite; reading it waits for the
-        device."""
-        return int(self.param_groups[0]["skipped_steps"])
 
     def set_loss(self, loss: Tensor | float) -> None:
         """Hand over the loss of the coming step, where a wrapper's ``step`` takes no loss.
@@ -287,137 +265,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 self._advance(members, value)
         return result
 
-    def _advance(self, members: Sequence[Member], loss: Tensor | None) -> None:
-        """Step the parameters of ``members``, or count a skipped step."""
-        own = self.param_groups[0]
-        self._begin_state(members)
-        context, finite = self._context(members, loss)
-        grads = {m.name: wide(_dense(cast(Tensor, m.param.grad))) for m in members}
-        params = {m.name: wide(m.param) for m in members}
-        state = State({m.name: self.state[m.param] for m in members}, own["shared"])
-        updates, after = self.rule(params, grads, state, context)
-        finite = finite & all_finite([*grads.values(), *updates.values()], finite.device)
-        is_finite = known(finite)
-
-        def unless_skipped(new: Tensor, otherwise: Tensor | float) -> Tensor:
-            if is_finite or new is otherwise:
-                return new
-            return torch.where(finite, new, otherwise)  # not multiply: 0 x nan is nan
-
-        if self.signals.wants_diagnostics:
-            self.signals.wants_diagnostics = False
-            self.signals.diagnostics = relative_steps(members, params, updates) | self.rule.diagnostics(after)
-        if is_finite is not False:
-            for group, name, _, param in members:
-                if name in updates:
-                    lr, update = multiplier(group), updates[name]
-                    # the sum is made in the wider type, rounded once
-                    scaled = update if isinstance(lr, float) and lr == 1.0 else update * lr
-                    real(param).add_(unless_skipped(scaled, 0.0))
-                    old = self.state[param]
-                    self.state[param] = {k: unless_skipped(v, old[k]) for k, v in after.tensors[name].items()}
-            own["shared"] = {k: unless_skipped(v, own["shared"][k]) for k, v in after.shared.items()}
-        self.calls += 1
-        skipped = (~finite).long()
-        own["step"] = own["step"] + finite.long()
-        own["skipped_steps"] = own["skipped_steps"] + skipped
-        own["skipped_in_a_row"] = (own["skipped_in_a_row"] + skipped) * skipped
-        self._rates.look(self.param_groups)
-        self._skips.look(own, self.calls, lambda: not_finite(loss, grads, updates))
-
-    def _begin_state(self, members: Sequence[Member]) -> None:
-        """Give those parameters a state that have none, or an empty one."""
-        without = [member for member in members if not self.state.get(member.param)]
-        if not without:
-            return
-        state = self.rule.init_state(
-            {m.name: wide(m.param.detach()) for m in without}, {m.name: m.role for m in without}
-        )
-        for member in without:
-            self.state[member.param] = dict(state.tensors[member.name])
-        own = self.param_groups[0]
-        own["shared"] = own["shared"] or state.shared
-
-    def _is_made_to_create_state(self, members: Sequence[Member], loss: Tensor | None) -> bool:
-        """Whether this step is that of ``torch.distributed.checkpoint``, which makes one to have the state created:
-        no loss, all gradients and learning rates 0, no state."""
-        if self.state or loss is not None or any(float(m.group["lr"]) for m in members):
-            return False
-        return not any(bool(cast(Tensor, m.param.grad).any()) for m in members)
-
-    def _follow(self, members: Sequence[Member]) -> torch.device:
-        """Bring the rule, and the state that belongs to no parameter, to the device of the first parameter."""
-        device = members[0].param.device
-        own = self.param_groups[0]
-        if own["step"].device != device:
-            own.update({key: own[key].to(device) for key in (*COUNTERS, horizon.KEY) if key in own})
-            own["shared"] = {key: value.to(device) for key, value in own["shared"].items()}
-        if any(value.device != device for value in self.rule.parameters()):
-            self.rule.to(device)
-        return device
-
-    def _context(self, members: Sequence[Member], loss: Tensor | None) -> tuple[StepContext, Tensor]:
-        """The step's context, and whether its loss is finite."""
-        own = self.param_groups[0]
-        device = own["step"].device
-        if self.rule.reads_loss and loss is None:
-            self._miss_loss()
-        total = self._horizon()
-        finite = torch.ones((), dtype=torch.bool, device=device) if loss is None else torch.isfinite(loss)
-        # The type is named, since the default is half under "16-true". Unlike torch.tensor, no copy is waited for.
-        planned = torch.full((), float(total), dtype=torch.float32, device=device)
-        context = StepContext(
-            step=own["step"].float(),
-            total_steps=planned,
-            loss=loss,
-            roles={m.name: m.role for m in members},
-            weight_decay={m.name: m.group["weight_decay"] for m in members if m.group["weight_decay"]},
-            full=torch.compiler.is_compiling() or self.rule.is_full(self.calls),  # whose count stands still then
-            scheduled=horizon.scheduled(own, planned),
-        )
-        return context, finite
-
-    def _miss_loss(self) -> None:
-        how = (
-            "call step(loss), step(lambda: loss) or step(loss=loss), or set_loss(loss) before a step() that takes "
-            "none, and under Lightning add LearnedOptimizerAdapter() to Trainer(callbacks=[...])."
-        )
-        if self.rule.needs_loss:
-            raise ValueError(f"rule {self.rule_label!r} reads the loss, but none arrived; {how}")
-        if "loss" not in self.signals.warned:
-            self.signals.warned.add("loss")
-            warnings.warn(
-                f"rule {self.rule_label!r} reads the loss, but none arrived, so it goes on without; for better steps "
-                f"{how}",
-                stacklevel=7,
-            )
-
-    def _horizon(self) -> int:
-        """The number of planned steps; 1 for rules that do not read it and were not told."""
-        if callable(self.total_steps):
-            self.total_steps = checked_horizon(self.total_steps())
-        total, saved = self.total_steps, self._saved_total
-        if saved is not None and isinstance(total, int) and total != saved:
-            self.param_groups[0][horizon.KEY] = horizon.changed(self.param_groups[0], saved, total)
-        self._saved_total = None
-        if self.rule.reads_horizon and total is None:
-            raise ValueError(
-                f"rule {self.rule_label!r} needs the number of steps to come, but total_steps is None; pass "
-                "total_steps=..., or add LearnedOptimizerAdapter() to Trainer(callbacks=[...])."
-            )
-        if self.rule.reads_horizon and total is not None and self.calls >= total:
-            self._warn_past_horizon(total)
-        return total or 1
-
-    def _warn_past_horizon(self, total: int) -> None:
-        """Warn once that the planned steps are over, which waits for the device until it has happened."""
-        if "horizon" not in self.signals.warned and self.steps_made >= total:
-            self.signals.warned.add("horizon")
-            warnings.warn(
-                f"LearnedOptimizer is past its total_steps={total}; it goes on with its last step size.",
-                stacklevel=8,  # whoever called step, through torch's two wrappers
-            )
-
     def state_dict(self) -> dict[str, Any]:
         saved = super().state_dict()
         saved["param_groups"][0]["total_steps"] = None if callable(self.total_steps) else self.total_steps
@@ -486,11 +333,6 @@ def _rule_of(rule: Any) -> UpdateRule:
     from lightning_lopt.io import load_rule
 
     return load_rule(rule)
-
-
-def _dense(grad: Tensor) -> Tensor:
-    """Rows without a gradient have zeros, as those of a dense embedding have."""
-    return grad.to_dense() if grad.is_sparse else grad
 
 
 def _in_type_of(param: Tensor, value: Tensor) -> Tensor:
