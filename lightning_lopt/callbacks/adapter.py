@@ -96,7 +96,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
         self.total_steps = checked_horizon(total_steps)
         self.lr = lr
         self.weight_decay = weight_decay
-        self.log = log
+        self.logs = log  # Lightning sets callback.log
         self._after_setup: AfterSetup | None = None
         self._resumes = False
         self._trained: dict[str, Tensor] = {}  # from a checkpoint, until the fit goes on with them
@@ -159,7 +159,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
         plan.begin(self._saved_horizons)
         self._horizons = plan
         self._scaler, self._steps = ScalerWatch(), StepWatch(learned)
-        self._logs = Logs(trainer, learned) if self.log and trainer.loggers else None
+        self._logs = Logs(trainer, learned) if self.logs and trainer.loggers else None
         if self._logs is not None:
             self._logs.write_hyperparameters()
         with torch.no_grad():

@@ -29,6 +29,7 @@ class Logs:
         self._trainer = trainer
         names = [PREFIX] if len(optimizers) == 1 else [f"{PREFIX}/{index}" for index in range(len(optimizers))]
         self._optimizers = dict(zip(names, optimizers, strict=True))
+        self._asked: set[str] = set()
 
     @property
     def _are_due(self) -> bool:
@@ -42,16 +43,21 @@ class Logs:
     def ask(self) -> None:
         """Before a step that is logged: let it work out what there is to log."""
         if self._are_due:
-            for optimizer in self._optimizers.values():
-                optimizer.signals.wants_diagnostics = True
+            for name in self._optimizers.keys() - self._asked:  # one that steps seldom still has to answer
+                self._optimizers[name].signals.wants_diagnostics = True
+                self._asked.add(name)
 
     def write(self, scaler_skipped: dict[LearnedOptimizer, int]) -> None:
         """After a batch: log, if this is a step that is logged; only then the device is waited for."""
         if not self._are_due or self._trainer.fit_loop._should_accumulate():
             return
         metrics: dict[str, float] = {}
-        for name, optimizer in self._optimizers.items():
-            if self._trainer.is_global_zero and not optimizer.signals.wants_diagnostics:  # else no step came
+        for name in sorted(self._asked):
+            optimizer = self._optimizers[name]
+            if optimizer.signals.wants_diagnostics:  # no step came
+                continue
+            self._asked.remove(name)
+            if self._trainer.is_global_zero:
                 found = {**optimizer.signals.diagnostics, **_counters(optimizer)}
                 if optimizer in scaler_skipped:
                     found["scaler_skipped_steps"] = scaler_skipped[optimizer]

@@ -76,7 +76,7 @@ def test_an_unchanged_horizon_says_nothing(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         _, seen = resumed(tmp_path, Module, {}, {})
     assert seen == pytest.approx([step / (4 * BATCHES) for step in range(2 * BATCHES, 4 * BATCHES)])
-    assert [message for message in caplog.messages if "horizon" in message] == []
+    assert [message for message in caplog.messages if "The horizon of" in message] == []
 
 
 class Stop(EarlyStopping):
