@@ -22,6 +22,8 @@ from lightning_lopt.rules.signals import LOSS_DECAYS, SIGNALS, average_loss, tem
 
 FIRST_TURNS = 20  # steps that all turn the eigenbases, which are far from where they belong then
 TYPICAL_COHERENCE, LEAST_COHERENCE = 0.3, 0.01
+NULL = 1e-10  # second moments below this share of a tensor's largest may be rounding: such entries take no step
+OPPOSED = 0.01  # direction times gradient, both relative, at which caution is in full force: less is half rounding
 GRADIENT_LIMIT = 1e15  # entries are clipped here, so that squares stay finite in float32
 
 
@@ -226,21 +228,24 @@ class ResidualRule(UpdateRule):
         momentum = (state["momentum"] / at.momentum_weight).to(grad.dtype)
         if rotated:
             moved = torch.lerp(inside, into_bases(momentum, state), mix)
-            direction = moved / _root(state["rotated_moment"], at.rotated_weight)
+            moment = _corrected(state["rotated_moment"], at.rotated_weight)
+            direction = _normalised(moved, moment)
         else:
             direction = torch.lerp(grad, momentum, mix)
             if not orthogonal:
-                direction = direction / _root(state["second_moment"], at.moment_weight)
+                moment = _corrected(state["second_moment"], at.moment_weight)
+                direction = _normalised(direction, moment)
         if not orthogonal:
             # Above 1 is momentum of a time of larger gradients, long forgotten by the second moment.
             coherence = rms(direction).clamp(LEAST_COHERENCE, 1.0) / TYPICAL_COHERENCE
-            direction = torch.where(direction * inside < 0, at.against * direction, direction)
+            against = (direction * inside / (-OPPOSED * moment.sqrt())).clamp(0.0, 1.0)
+            direction = torch.addcmul(direction, (at.against - 1) * against, direction)
         if rotated:
             direction = out_of_bases(direction, state)
         if self.direction is not None:
             direction = unit_rms(direction)
-            root = _root(state["second_moment"], at.moment_weight)
-            adam, gradient = torch.lerp(grad, momentum, mix) / root, grad / root
+            own = _corrected(state["second_moment"], at.moment_weight)
+            adam, gradient = _normalised(torch.lerp(grad, momentum, mix), own), _normalised(grad, own)
             correction = self.direction((direction, unit_rms(adam), unit_rms(gradient), unit_rms(param)))
             alive = direction.square().mean()  # 1, or 0 without a gradient, which must not become a step
             direction = direction + alive * correction
@@ -258,11 +263,18 @@ def _controlled(at: Constants, controls: Controls) -> Constants:
     )
 
 
-def _root(moment: Tensor, weight: Tensor) -> Tensor:
-    """What Adam divides by."""
-    # The bias correction of the momentum is one factor for the tensor and cancels in unit_rms; that of the second
-    # moment does not beside the 1e-12.
-    return torch.sqrt(moment / weight + TINY) + 1e-12  # TINY: the root has a derivative where no gradient has been
+def _corrected(moment: Tensor, weight: Tensor) -> Tensor:
+    """A second moment without the bias of its start at zero."""
+    return moment / weight + TINY  # TINY: its root has a derivative where no gradient has been
+
+
+def _normalised(x: Tensor, moment: Tensor) -> Tensor:
+    """``x`` over the root of its second moment, as Adam's, but falling to 0 where the moment is null: x √v / (v + floor).
+
+    The floor is relative to the tensor's largest second moment: what float32 rounds to is 1e-7 of the largest gradient,
+    and would become an entry of full size.
+    """
+    return x * moment.sqrt() / torch.add(moment, moment.amax(), alpha=NULL)
 
 
 def _has_role(param: Tensor, role: Role, roles: frozenset[str]) -> bool:
