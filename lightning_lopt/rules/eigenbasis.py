@@ -50,7 +50,7 @@ def follow(old: Mapping[str, Tensor], grad: Tensor, rate: Tensor, *, turn: bool 
 def turned(basis: Tensor, covariance: Tensor) -> Tensor:
     r"""An orthogonal basis (n, n), in columns, turned towards the eigenvectors of a covariance (n, n) of any scale.
 
-    With :math:`D = Q^\top C Q`, divided by its largest variance, and the gap :math:`\Delta = D_{jj} - D_{ii}`, axes i
+    With :math:`D = Q^\top C Q` in units of the largest variance of C, and the gap :math:`\Delta = D_{jj} - D_{ii}`, axes i
     and j turn by :math:`D_{ij} \Delta / (\Delta^2 + D_{ij}^2 + 0.3\, D_{ii} D_{jj} + \nu^2)`. The second term makes this
     the angle of a Jacobi rotation (Golub and Van Loan, Matrix Computations, section 8.5), which is at most 1/2; the
     third damps it where variances are about equal, the fourth where both are null.
@@ -58,16 +58,14 @@ def turned(basis: Tensor, covariance: Tensor) -> Tensor:
     Rounding turns nothing: couplings of its size give angles of its size. Two equal variances that are coupled, as of
     duplicated inputs, would stay as they are but for rounding; here the earlier axis takes the larger variance.
     """
+    covariance = covariance / (covariance.diagonal(dim1=-2, dim2=-1).amax(-1)[..., None, None] + TINY)
     coupling = basis.mT @ covariance @ basis
     variances = coupling.diagonal(dim1=-2, dim2=-1)
-    largest = variances.amax(-1, keepdim=True)[..., None] + TINY
-    coupling, variances = coupling / largest, variances / largest[..., 0]
     rows, columns = variances[..., :, None], variances[..., None, :]
-    index = torch.arange(variances.shape[-1], device=variances.device)
-    earlier = torch.sign(index - index[:, None])  # 1 where the axis of the row comes first
-    gaps = columns - rows - TIE * earlier * (rows + columns)
+    gaps = (1 - TIE) * columns - (1 + TIE) * rows  # above the diagonal, where the axis of the row comes first
     angles = coupling * gaps / (gaps.square() + coupling.square() + EQUAL * rows * columns + NULL**2)
-    angles = (angles - angles.mT) / 2  # antisymmetric but for rounding
+    angles = angles.triu(1)
+    angles = angles - angles.mT
     square = angles @ angles
     # Singular values of an antisymmetric matrix come in pairs, so none of the square is larger than this:
     norm = torch.sqrt(square.square().sum((-2, -1), keepdim=True) / 2 + TINY)

@@ -228,24 +228,24 @@ class ResidualRule(UpdateRule):
         momentum = (state["momentum"] / at.momentum_weight).to(grad.dtype)
         if rotated:
             moved = torch.lerp(inside, into_bases(momentum, state), mix)
-            moment = _corrected(state["rotated_moment"], at.rotated_weight)
-            direction = _normalised(moved, moment)
+            scale = _inverse_root(state["rotated_moment"], at.rotated_weight)
+            direction = moved * scale
         else:
             direction = torch.lerp(grad, momentum, mix)
             if not orthogonal:
-                moment = _corrected(state["second_moment"], at.moment_weight)
-                direction = _normalised(direction, moment)
+                scale = _inverse_root(state["second_moment"], at.moment_weight)
+                direction = direction * scale
         if not orthogonal:
             # Above 1 is momentum of a time of larger gradients, long forgotten by the second moment.
             coherence = rms(direction).clamp(LEAST_COHERENCE, 1.0) / TYPICAL_COHERENCE
-            against = (direction * inside / (-OPPOSED * moment.sqrt())).clamp(0.0, 1.0)
-            direction = torch.addcmul(direction, (at.against - 1) * against, direction)
+            against = (direction * inside * scale).clamp(-OPPOSED, 0.0)
+            direction = torch.addcmul(direction, against * ((1 - at.against) / OPPOSED), direction)
         if rotated:
             direction = out_of_bases(direction, state)
         if self.direction is not None:
             direction = unit_rms(direction)
-            own = _corrected(state["second_moment"], at.moment_weight)
-            adam, gradient = _normalised(torch.lerp(grad, momentum, mix), own), _normalised(grad, own)
+            own_scale = _inverse_root(state["second_moment"], at.moment_weight)
+            adam, gradient = torch.lerp(grad, momentum, mix) * own_scale, grad * own_scale
             correction = self.direction((direction, unit_rms(adam), unit_rms(gradient), unit_rms(param)))
             alive = direction.square().mean()  # 1, or 0 without a gradient, which must not become a step
             direction = direction + alive * correction
@@ -263,18 +263,15 @@ def _controlled(at: Constants, controls: Controls) -> Constants:
     )
 
 
-def _corrected(moment: Tensor, weight: Tensor) -> Tensor:
-    """A second moment without the bias of its start at zero."""
-    return moment / weight + TINY  # TINY: its root has a derivative where no gradient has been
+def _inverse_root(moment: Tensor, weight: Tensor) -> Tensor:
+    r"""What Adam's direction is multiplied with: :math:`\sqrt{v} / (v + \epsilon \max v)`, v without its bias to zero.
 
-
-def _normalised(x: Tensor, moment: Tensor) -> Tensor:
-    """``x`` over the root of its second moment, as Adam's, but falling to 0 where the moment is null: x √v / (v + floor).
-
-    The floor is relative to the tensor's largest second moment: what float32 rounds to is 1e-7 of the largest gradient,
-    and would become an entry of full size.
+    That is :math:`1 / \sqrt{v}`, but falls to 0 where v is null beside the tensor's largest: float32 rounds to 1e-7 of the
+    largest gradient, and rounding must not become an entry of full size.
     """
-    return x * moment.sqrt() / torch.add(moment, moment.amax(), alpha=NULL)
+    moment = moment / weight + TINY  # TINY: the root has a derivative where no gradient has been
+    largest = moment.amax() if moment.numel() else moment.new_zeros(())
+    return torch.sqrt(moment) / torch.add(moment, largest, alpha=NULL)
 
 
 def _has_role(param: Tensor, role: Role, roles: frozenset[str]) -> bool:
