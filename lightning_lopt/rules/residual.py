@@ -22,6 +22,8 @@ from lightning_lopt.rules.signals import LOSS_DECAYS, SIGNALS, average_loss, tem
 
 FIRST_TURNS = 20  # steps that all turn the eigenbases, which are far from where they belong then
 TYPICAL_COHERENCE, LEAST_COHERENCE = 0.3, 0.01
+NULL = 1e-10  # second moments below this share of a tensor's largest may be rounding: such entries take no step
+OPPOSED = 0.01  # direction times gradient, both relative, at which caution is in full force: less is half rounding
 GRADIENT_LIMIT = 1e15  # entries are clipped here, so that squares stay finite in float32
 
 
@@ -226,21 +228,24 @@ class ResidualRule(UpdateRule):
         momentum = (state["momentum"] / at.momentum_weight).to(grad.dtype)
         if rotated:
             moved = torch.lerp(inside, into_bases(momentum, state), mix)
-            direction = moved / _root(state["rotated_moment"], at.rotated_weight)
+            scale = _inverse_root(state["rotated_moment"], at.rotated_weight)
+            direction = moved * scale
         else:
             direction = torch.lerp(grad, momentum, mix)
             if not orthogonal:
-                direction = direction / _root(state["second_moment"], at.moment_weight)
+                scale = _inverse_root(state["second_moment"], at.moment_weight)
+                direction = direction * scale
         if not orthogonal:
             # Above 1 is momentum of a time of larger gradients, long forgotten by the second moment.
             coherence = rms(direction).clamp(LEAST_COHERENCE, 1.0) / TYPICAL_COHERENCE
-            direction = torch.where(direction * inside < 0, at.against * direction, direction)
+            against = (direction * inside * scale).clamp(-OPPOSED, 0.0)
+            direction = torch.addcmul(direction, against * ((1 - at.against) / OPPOSED), direction)
         if rotated:
             direction = out_of_bases(direction, state)
         if self.direction is not None:
             direction = unit_rms(direction)
-            root = _root(state["second_moment"], at.moment_weight)
-            adam, gradient = torch.lerp(grad, momentum, mix) / root, grad / root
+            own_scale = _inverse_root(state["second_moment"], at.moment_weight)
+            adam, gradient = torch.lerp(grad, momentum, mix) * own_scale, grad * own_scale
             correction = self.direction((direction, unit_rms(adam), unit_rms(gradient), unit_rms(param)))
             alive = direction.square().mean()  # 1, or 0 without a gradient, which must not become a step
             direction = direction + alive * correction
@@ -258,11 +263,15 @@ def _controlled(at: Constants, controls: Controls) -> Constants:
     )
 
 
-def _root(moment: Tensor, weight: Tensor) -> Tensor:
-    """What Adam divides by."""
-    # The bias correction of the momentum is one factor for the tensor and cancels in unit_rms; that of the second
-    # moment does not beside the 1e-12.
-    return torch.sqrt(moment / weight + TINY) + 1e-12  # TINY: the root has a derivative where no gradient has been
+def _inverse_root(moment: Tensor, weight: Tensor) -> Tensor:
+    r"""What Adam's direction is multiplied with: :math:`\sqrt{v} / (v + \epsilon \max v)`, v without its bias to zero.
+
+    That is :math:`1 / \sqrt{v}`, but falls to 0 where v is null beside the tensor's largest: float32 rounds to 1e-7 of the
+    largest gradient, and rounding must not become an entry of full size.
+    """
+    moment = moment / weight + TINY  # TINY: the root has a derivative where no gradient has been
+    largest = moment.amax() if moment.numel() else moment.new_zeros(())
+    return torch.sqrt(moment) / torch.add(moment, largest, alpha=NULL)
 
 
 def _has_role(param: Tensor, role: Role, roles: frozenset[str]) -> bool:
