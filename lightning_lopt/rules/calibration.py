@@ -20,11 +20,11 @@ class Calibration(nn.Module):
 
     With u the last update and g the gradient after it, :math:`m_t = -\langle g_t, u_{t-1} \rangle` is the decrease of
     the loss that repeating the last update promises, to first order. Above 0 the step stopped short, well below 0 it
-    went past the valley. Its unit is the sum R of all that was promised so far, which is about as much as the loss has
-    fallen:
+    went past the valley. Its unit is the sum R of what was promised so far, with early promises counting less and less;
+    it is about as much as the loss has fallen:
 
     .. math::
-        R \leftarrow \Big(1 - \frac{1}{t + 1}\Big) R + \max(m_t, 0), \qquad
+        R \leftarrow \frac{t}{t + 1} R + \max(m_t, 0), \qquad
         a = \mathrm{clip}(m_t / R, \pm 0.3), \qquad
         \log \gamma \leftarrow \log \gamma + \beta_- \min(a + \tau, 0) + \beta_+ \max(a, 0)
 
@@ -56,7 +56,7 @@ class Calibration(nn.Module):
         self.log_balance = nn.Parameter(torch.tensor(math.log(balance)))
 
     def forward(
-        self, memory: Tensor, own: Params, grads: Params, last_updates: Params
+        self, memory: Tensor, own: Params, grads: Params, last_updates: Params, step: Tensor
     ) -> tuple[Tensor, Tensor, Params]:
         """The common factor's logarithm, and what to remember.
 
@@ -65,6 +65,7 @@ class Calibration(nn.Module):
             own: logarithm of each tensor's own factor, 0-dim; zeros before the first step.
             grads: present gradients by name.
             last_updates: what was last added to the same parameters, zeros before the first step.
+            step: steps made before this one, 0-dim.
 
         Returns:
             the logarithm of the common factor, the new memory, and the new logarithms of the tensors' own factors.
@@ -72,7 +73,8 @@ class Calibration(nn.Module):
         before, promised = memory.unbind()
         products = [(grad * last_updates[name]).sum().to(memory.dtype) for name, grad in grads.items()]
         promises = -torch.stack(products)
-        promised = _promised(promised, promises.sum())
+        kept = step.to(memory.dtype) / (step + 1).to(memory.dtype)
+        promised = _promised(kept * promised, promises.sum())
         promises = promises / (promised + TINY)
         promise = promises.sum().clamp(-PROMISE_LIMIT, PROMISE_LIMIT)
         shrink = torch.exp(self.log_shrink) * (promise + torch.exp(self.log_tolerance)).clamp(max=0.0)
@@ -86,6 +88,6 @@ class Calibration(nn.Module):
 
 
 def _promised(before: Tensor, promise: Tensor) -> Tensor:
-    """The sum of what was promised so far with one promise more, which at most doubles it; 0-dim."""
-    kept = promise.clamp(min=0.0)
-    return before + torch.where(before > 0, torch.minimum(kept, before), kept)
+    """The sum of what was promised with one promise more, which at most doubles it; 0-dim."""
+    gain = promise.clamp(min=0.0)
+    return before + torch.where(before > 0, torch.minimum(gain, before), gain)

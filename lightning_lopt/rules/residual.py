@@ -183,7 +183,7 @@ class ResidualRule(UpdateRule):
         if self.calibration is not None:
             last = {name: state.tensors[name]["last_update"] for name in grads}
             own = {name: state.tensors[name]["log_factor"] for name in grads}
-            common, shared["calibration"], own = self.calibration(shared["calibration"], own, grads, last)
+            common, shared["calibration"], own = self.calibration(shared["calibration"], own, grads, last, context.step)
             for name, at in constants.items():
                 constants[name] = at._replace(step_size=at.step_size * torch.exp(common + own[name]))
         updates = {}
