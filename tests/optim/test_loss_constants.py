@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_lopt import LearnedOptimizer
+from lightning_lopt import LearnedOptimizer, load_rule
 
 STEPS = 60
 
@@ -49,8 +49,8 @@ class Density(nn.Module):
         return (0.5 * ((batch["x"][:, 4:] - mean) * (-log_scale).exp()).square() + log_scale).sum(-1).mean()
 
 
-def train(kind, change=lambda loss, step: loss):
-    """Losses of a run of ``base`` that is given ``change(loss, step)`` to minimise."""
+def train(kind, change=lambda loss, step: loss, told=True):
+    """Losses of a run of ``base`` that minimises ``change(loss, step)``, which it is ``told`` or not."""
     torch.manual_seed(0)
     mixing = torch.randn(3, 8)
     model = kind()
@@ -63,7 +63,7 @@ def train(kind, change=lambda loss, step: loss):
         optimizer.zero_grad()
         changed = change(loss, step)
         changed.backward()
-        optimizer.step(loss=changed.detach())
+        optimizer.step(**({"loss": changed.detach()} if told else {}))
         losses.append(loss.detach())
     return torch.stack(losses)
 
@@ -76,6 +76,12 @@ def run(request):
 def test_it_learns(run):
     _, losses = run
     assert losses[-10:].mean() < losses[:3].mean() - 0.5
+
+
+def test_it_needs_no_loss(run):
+    kind, losses = run
+    assert not load_rule("base").needs_loss
+    assert torch.equal(train(kind, told=False), losses)
 
 
 @pytest.mark.parametrize("constant", [-100.0, -1.0, 1.0, 100.0])
