@@ -74,8 +74,9 @@ class Calibration(nn.Module):
         products = [(grad * last_updates[name]).sum().to(memory.dtype) for name, grad in grads.items()]
         promises = -torch.stack(products)
         kept = step.to(memory.dtype) / (step + 1).to(memory.dtype)
-        promised = _promised(kept * promised, promises.sum())
-        promises = promises / (promised + TINY)
+        total = promises.sum()
+        promised = _promised(kept * promised, total)
+        promises = promises / torch.where(promised > 0, promised, total.abs() + TINY)  # the latter while there is no R
         promise = promises.sum().clamp(-PROMISE_LIMIT, PROMISE_LIMIT)
         shrink = torch.exp(self.log_shrink) * (promise + torch.exp(self.log_tolerance)).clamp(max=0.0)
         grow = torch.exp(self.log_grow) * promise.clamp(min=0.0)

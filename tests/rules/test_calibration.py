@@ -20,13 +20,14 @@ def test_factors_by_hand():
     calibration, memory = Calibration(0.5, 0.25, 0.02, 0.125).double(), torch.zeros(2).double()
     own = {name: torch.zeros(()).double() for name in "ab"}
     common, promised, expected = 0.0, 0.0, {"a": 0.0, "b": 0.0}
-    products = {"a": [0.0, -0.08, 0.004, -0.2, 2.0, 0.1], "b": [0.0, -0.02, -0.01, 0.1, 0.5, -0.04]}
-    for step in range(6):
+    products = {"a": [0.0, 0.05, -0.08, 0.004, -0.2, 2.0, 0.1], "b": [0.0, -0.01, -0.02, -0.01, 0.1, 0.5, -0.04]}
+    for step in range(7):
         total = -sum(products[name][step] for name in "ab")
         gained = max(total, 0.0)
         promised *= step / (step + 1)
         promised += min(gained, promised) if promised > 0 else gained
-        promises = {name: -products[name][step] / promised if promised > 0 else 0.0 for name in "ab"}
+        unit = promised or abs(total) or 1.0
+        promises = {name: -products[name][step] / unit for name in "ab"}
         promise = max(-0.3, min(0.3, sum(promises.values())))
         common += 0.5 * min(promise + 0.02, 0.0) + 0.25 * max(promise, 0.0)
         for name in "ab":
@@ -34,9 +35,20 @@ def test_factors_by_hand():
         grads = {"a": torch.tensor([products["a"][step], 1.0]).double(), "b": torch.tensor(2.0).double()}
         last = {"a": torch.tensor([1.0, 0.0]).double(), "b": torch.tensor(products["b"][step] / 2).double()}
         logarithm, memory, own = calibration(memory, own, grads, last, torch.tensor(float(step)))
-        assert float(logarithm) == pytest.approx(common, rel=1e-6)
-        assert {name: float(value) for name, value in own.items()} == pytest.approx(expected, rel=1e-6, abs=1e-12)
+        assert float(logarithm.detach()) == pytest.approx(common, rel=1e-6)
+        assert {name: float(value.detach()) for name, value in own.items()} == pytest.approx(
+            expected, rel=1e-6, abs=1e-12
+        )
     assert float(memory[1]) == pytest.approx(promised)
+
+
+def test_where_nothing_good_was_promised_yet_steps_shorten_and_gradients_are_finite():
+    calibration, memory, own = Calibration(shrink=0.5, tolerance=0.1), torch.zeros(2), {"a": torch.zeros(())}
+    grads, last = {"a": torch.tensor(5.0)}, {"a": torch.tensor(1.0, requires_grad=True)}
+    logarithm, _, _ = calibration(memory, own, grads, last, torch.tensor(1.0))
+    logarithm.backward()
+    assert float(logarithm.detach()) == pytest.approx(0.5 * (0.1 - 0.3))
+    assert float(last["a"].grad) == 0.0  # clipped
 
 
 @pytest.mark.parametrize(("product", "end"), [(1.0, LOWEST), (-1.0, HIGHEST)])
