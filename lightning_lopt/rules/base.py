@@ -13,6 +13,9 @@ from torch import Tensor, nn
 Role = Literal["matrix", "vector", "embedding", "head"]
 ROLES: tuple[Role, ...] = ("matrix", "vector", "embedding", "head")
 
+THETA_DTYPE = torch.float32
+"""Rules make θ in this type, whatever torch's default type is: under Lightning's 16-true and bf16-true it is half."""
+
 Params = dict[str, Tensor]
 Updates = dict[str, Tensor]
 

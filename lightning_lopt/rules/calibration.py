@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lopt.rules.arithmetic import TINY
-from lightning_lopt.rules.base import Params, StepContext
+from lightning_lopt.rules.base import THETA_DTYPE, Params, StepContext
 
 PROMISE_LIMIT = 0.3  # one gradient says no more than that
 LOSS_FLOOR = 0.05  # in units of the first loss: below it, relative changes are noise
@@ -62,12 +62,12 @@ class Calibration(nn.Module):
         fall: float = 0.35,
     ) -> None:
         super().__init__()
-        self.log_shrink = nn.Parameter(torch.tensor(math.log(shrink)))
-        self.log_grow = nn.Parameter(torch.tensor(math.log(grow)))
-        self.log_tolerance = nn.Parameter(torch.tensor(math.log(tolerance)))
-        self.log_balance = nn.Parameter(torch.tensor(math.log(balance)))
-        self.restraint = nn.Parameter(torch.tensor(restraint))
-        self.log_fall = nn.Parameter(torch.tensor(math.log(fall)))
+        self.log_shrink = nn.Parameter(torch.tensor(math.log(shrink), dtype=THETA_DTYPE))
+        self.log_grow = nn.Parameter(torch.tensor(math.log(grow), dtype=THETA_DTYPE))
+        self.log_tolerance = nn.Parameter(torch.tensor(math.log(tolerance), dtype=THETA_DTYPE))
+        self.log_balance = nn.Parameter(torch.tensor(math.log(balance), dtype=THETA_DTYPE))
+        self.restraint = nn.Parameter(torch.tensor(restraint, dtype=THETA_DTYPE))
+        self.log_fall = nn.Parameter(torch.tensor(math.log(fall), dtype=THETA_DTYPE))
 
     def loss_factors(self, memory: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
         """What all steps and what weight decay, which is in units of them, are multiplied with for how far the loss has
