@@ -62,6 +62,8 @@ class AdafacMLPRule(UpdateRule):
     References: Metz et al. 2022, https://arxiv.org/abs/2203.11860.
     """
 
+    starts_random = True
+
     def __init__(
         self,
         hidden: int = 4,
