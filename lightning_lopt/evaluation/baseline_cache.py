@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from lightning_lopt.evaluation.measurement import Measurement, six_digits
 from lightning_lopt.io.files import MIB, cause, show
 from lightning_lopt.io.whole import write_whole
@@ -83,6 +81,8 @@ def add_entries(path: Path, entries: Sequence[Entry]) -> list[Entry]:
         OSError: if it cannot be written, or another process has kept it locked for a minute.
         ValueError: if what is there is not a file of baselines; it stays as it is.
     """
+    from filelock import FileLock
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock"), timeout=LOCK_SECONDS):
         there = read_entries(path) if path.exists() else []

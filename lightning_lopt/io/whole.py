@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,10 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 _DRAFT = re.compile(r"\.saving-[0-9a-f]{32}")
 _DAY = 24 * 3600.0
@@ -109,7 +108,7 @@ def _lock(draft: Path) -> int | None:
     Raises:
         OSError: if another process holds it, or the draft is no folder.
     """
-    if fcntl is None:
+    if sys.platform == "win32":
         return None
     descriptor = os.open(draft, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:

@@ -168,6 +168,7 @@ def test_the_users_file_comes_before_the_shipped_one_and_that_before_computing(t
         ('{"format": 7, "entries": []}', "its format is 7, not 1"),
         ('{"format": 1, "entries": [{}]}', "'key' is missing"),
         ('{"format": 1, "entries": 3}', "not iterable"),
+        ('{"format": 1' + "0" * 400 + ', "entries": []}', "its format is 1000"),
         ("[" * 100_000, "recursion"),
     ],
 )
