@@ -42,15 +42,20 @@ def write_whole(path: Path, data: bytes | str) -> None:
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A new file to write to, which takes the place of ``path`` at the end of the block, once it is on the disk.
 
-    After an exception, a kill or a power cut the old file is still there, or none.
+    After an exception, a kill or a power cut the old file is still there, or none. An ``OSError`` names ``path``.
     """
-    with draft_folder(path.parent) as draft:
-        part = draft / path.name
-        with open(part, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+    try:
+        with draft_folder(path.parent) as draft:
+            part = draft / path.name
+            with open(part, "xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # rather than the draft's path, or none
 
 
 @contextmanager
