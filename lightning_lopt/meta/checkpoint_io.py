@@ -28,4 +28,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return
         os.makedirs(os.path.dirname(place) or ".", exist_ok=True)
         with whole_file(Path(place)) as file:
-            torch.save(checkpoint, file)
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):  # a full disk, which torch's own check of the end has hidden
+                    raise error.__context__ from None
+                raise
