@@ -1,6 +1,6 @@
 """Run by ``test_rank_dies.py`` under ``torchrun``: a fit on two gloo ranks, in which one may be killed.
 
-``torchrun ... two_ranks_one_dies.py FOLDER STEPS [DIE_AT]`` goes on from ``FOLDER/last.ckpt`` where there is one; before
+``two_ranks_one_dies.py FOLDER STEPS [DIE_AT]`` goes on from ``FOLDER/last.ckpt`` where there is one; before
 step ``DIE_AT`` rank 1 writes the time to ``FOLDER/died`` and kills itself.
 """
 
