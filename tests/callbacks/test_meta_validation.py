@@ -90,9 +90,7 @@ def test_a_full_disk_does_not_end_meta_training(tmp_path, monkeypatch):
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.warns(
-        UserWarning, match=r"better rule at outer step 10 and lost it: .* No space left on device"
-    ):
+    with pytest.warns(UserWarning, match=r"better rule at outer step 10 and lost it: .* No space left on device"):
         validation, _, rule = fit(tmp_path / "best", steps=30)
     assert [entry["step"] for entry in validation.history] == [20, 30]
     assert torch.equal(load_rule(tmp_path / "best").log_lr, rule.log_lr)
