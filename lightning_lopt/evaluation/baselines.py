@@ -191,9 +191,7 @@ class Baselines:
             self.own = add_entries(self.path, self.own)
         except (OSError, ValueError) as error:
             if not self.not_kept:
-                rank_zero_warn(
-                    f"{self.path} could not be written ({cause(error)}); its baselines are used all the same."
-                )
+                rank_zero_warn(f"baselines were computed but not kept ({cause(error)}).")
             self.not_kept = cause(error)
 
 

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         known = baselines.find(problem, name) is not None
         baselines(problem, name)
         if baselines.not_kept:
-            say(f"lightning-lopt: {options.out} could not be written ({baselines.not_kept}); give another --out.")
+            say(f"lightning-lopt: baselines were not kept ({baselines.not_kept}); free space or give another --out.")
             return 1
         say(f"[{number}/{len(wanted)}] {time.monotonic() - begin:.0f} s: {_line(baselines, problem, name, known)}")
     return 0

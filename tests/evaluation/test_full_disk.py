@@ -58,7 +58,7 @@ def test_a_disk_that_fills_up_costs_nothing_that_was_measured(tmp_path, monkeypa
     out, jobs, original = tmp_path / "out", [], Work.measure
     monkeypatch.setattr(Work, "measure", lambda work, *job: jobs.append(job) or original(work, *job))
     disk(1)  # the measurement of base; neither the baseline nor its measurement
-    with pytest.warns(UserWarning, match=r"baselines.json could not be written"):
+    with pytest.warns(UserWarning, match="baselines were computed but not kept"):
         assert main(EVALUATE) == 1
     said = sentence(capsys.readouterr().out)
     assert "No space left on device" in said
@@ -110,9 +110,9 @@ def test_a_process_that_was_killed_is_one_sentence(monkeypatch, capsys):
 def test_the_command_that_makes_baselines_ends_where_it_cannot_keep_them(tmp_path, capsys, disk):
     disk(0)
     command = ["baselines", "--suite", "tiny", "--optimizer", "adam_default", "--seeds", "1", "--out", "all.json"]
-    with pytest.warns(UserWarning, match="could not be written"):
+    with pytest.warns(UserWarning, match="baselines were computed but not kept"):
         assert main(command) == 1
-    assert "all.json could not be written" in sentence(capsys.readouterr().out)
+    assert "all.json" in sentence(capsys.readouterr().out)
     (tmp_path / "all.json").write_text("{")
     assert main(command) == 1
     assert "is not a file of baselines" in sentence(capsys.readouterr().out)
