@@ -52,9 +52,9 @@ def follow(old: Mapping[str, Tensor], grad: Tensor, rate: Tensor, *, turn: bool 
 def turned(basis: Tensor, covariance: Tensor) -> Tensor:
     r"""An orthogonal basis (n, n), in columns, turned towards the eigenvectors of a covariance (n, n) of any scale.
 
-    With :math:`D = Q^\top C Q` in units of the largest variance of C, and the gap :math:`\Delta = D_{jj} - D_{ii}`, axes i
-    and j turn by :math:`D_{ij} \Delta / (\Delta^2 + D_{ij}^2 + 0.3\, D_{ii} D_{jj} + \nu^2)`. The second term makes this
-    the angle of a Jacobi rotation (Golub and Van Loan, Matrix Computations, section 8.5), which is at most 1/2; the
+    With :math:`D = Q^\top C Q` in units of the largest variance of C, and the gap :math:`\Delta = D_{jj} - D_{ii}`,
+    axes i and j turn by :math:`D_{ij} \Delta / (\Delta^2 + D_{ij}^2 + 0.3\, D_{ii} D_{jj} + \nu^2)`. The second term
+    makes this the angle of a Jacobi rotation (Golub and Van Loan, section 8.5), which is at most 1/2; the
     third damps it where variances are about equal, the fourth where both are null.
 
     Rounding turns nothing: couplings of its size give angles of its size. Two equal variances that are coupled, as of

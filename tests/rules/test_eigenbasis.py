@@ -181,7 +181,8 @@ def test_the_direction_is_that_of_adam_in_the_bases(growth, caution, power):
         mixed = 0.05 * grad + 0.95 * momentum / (1 - beta ** (step + 1))
         inside = rows.mT @ mixed @ columns / (moment / (1 - 0.95 ** (step + 1))).sqrt()
         coherence = inside.square().mean().sqrt()
-        against = (inside * (rows.mT @ grad @ columns) < 0).double()
+        relative = rows.mT @ grad @ columns / (moment / (1 - 0.95 ** (step + 1))).sqrt()
+        against = (-100 * inside * relative).clamp(0, 1)  # in full force from -0.01 on
         direction = rows @ (inside * (1 - caution * against)) @ columns.mT
         direction = direction / direction.square().mean().sqrt() * (coherence / 0.3) ** power
         expected = (

@@ -98,7 +98,7 @@ def test_bases_do_not_turn_by_rounding(variances):
 
 @pytest.mark.parametrize("noise", [-1e-6, 0.0, 1e-6])
 def test_equal_variances_have_a_preferred_place(noise):
-    """Two coupled axes of equal variance, as of a duplicated input: the earlier one takes all, whatever rounding says."""
+    """Two coupled axes of equal variance, as of a duplicated input: the earlier one takes all, always."""
     basis = torch.eye(2).double()
     for _ in range(30):
         basis = turned(basis, torch.tensor([[1.0 + noise, 1.0], [1.0, 1.0 - noise]]).double())
