@@ -154,7 +154,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
             # clone: some strategies reduce in place, and this is the user's tensor
             optimizer.signals.reduce = lambda loss: trainer.strategy.reduce(loss.clone(), reduce_op="mean")
         automatic = pl_module.automatic_optimization
-        self._losses = MeanLoss() if automatic else SummedLosses(learned)
+        self._losses = MeanLoss() if automatic else SummedLosses(trainer.optimizers)
         plan = (AutomaticPlan if automatic else ManualPlan)(trainer, learned, self.total_steps)
         plan.begin(self._saved_horizons)
         self._horizons = plan
@@ -179,6 +179,11 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
             self._horizons.batch_begins()
         if self._logs is not None:
             self._logs.ask()
+
+    def on_before_zero_grad(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self._losses.gradients_gone()
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._losses.after_backward()

@@ -25,10 +25,14 @@ class MeanLoss:
     def after_backward(self) -> None:
         pass
 
+    def gradients_gone(self) -> None:
+        """Forget the losses whose gradients were set to zero."""
+        self._sum, self._count = None, 0
+
     def take(self, optimizer: Optimizer) -> Tensor | None:
         """The loss of the step of ``optimizer`` that comes now; the next window begins."""
         total, count = self._sum, self._count
-        self._sum, self._count = None, 0
+        self.gradients_gone()
         return None if total is None else total / count
 
 
@@ -41,7 +45,7 @@ class SummedLosses:
     gradients that are set to zero in place (``set_to_none=False``) look like gradients that are there.
 
     Args:
-        optimizers: those that are to be told a loss.
+        optimizers: all optimizers of the fit, those too that are told no loss.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
@@ -57,6 +61,9 @@ class SummedLosses:
         for optimizer, marks in zip(self._optimizers, self._before, strict=True):
             if not any(marks):
                 self._sums.pop(optimizer, None)
+
+    def gradients_gone(self) -> None:
+        """Nothing to do here, since the next backward pass sees it."""
 
     def after_backward(self) -> None:
         """Add the loss to the sums of the optimizers that it has reached."""

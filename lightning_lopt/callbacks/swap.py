@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,9 @@ class AfterSetup:
         set_up = strategy.setup_optimizers
 
         def setup_optimizers(trainer: L.Trainer) -> None:
-            set_up(trainer)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*this fit will run with no optimizer.*")
+                set_up(trainer)
             then(trainer)
 
         strategy.setup_optimizers = setup_optimizers  # type: ignore[method-assign]

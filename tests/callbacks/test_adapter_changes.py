@@ -64,8 +64,8 @@ def test_a_changed_horizon_is_taken_over_without_a_jump(tmp_path, caplog, kind, 
     assert optimizer.total_steps == made
     left = made - 2 * BATCHES
     if kind is Module:
-        expected = [0.5 + 0.5 * step / left for step in range(left)]
-        assert seen == pytest.approx([min(position, 1 - 1 / made) for position in expected], abs=1e-4)
+        end = 1 - 1 / made  # where the last step of any run stands
+        assert seen == pytest.approx([0.5 + (end - 0.5) * step / (left - 1) for step in range(left)], abs=1e-4)
     assert seen[0] == pytest.approx(0.5, abs=1e-4)
     assert max(b - a for a, b in pairwise(seen)) < 0.2
     planned = 4 * BATCHES
