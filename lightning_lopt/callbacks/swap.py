@@ -69,7 +69,6 @@ def swap_optimizers(trainer: L.Trainer, build: Build) -> None:
         learned.append(build(named_groups(named, labels=labels)))
         learned[-1].labels = labels
         lost += _carry_over(original, learned[-1])
-        original.state.clear()
         original._opt_called = True  # type: ignore[attr-defined]  # its scheduler asks, and warns without
     schedulers = [type(config.scheduler).__name__ for config in strategy.lr_scheduler_configs]
     if schedulers:
