@@ -1,5 +1,6 @@
 """Fits that do not go as planned: resumed with other settings, stopped early, searched by a tuner."""
 
+import copy
 import logging
 import warnings
 from itertools import pairwise
@@ -214,3 +215,32 @@ def test_a_pretrained_module_is_pointed_out_once_and_not_on_resume(tmp_path):
     assert warned(Normalised(), ckpt=tmp_path / "epoch=0.ckpt") == []
     (message,) = warned(module)
     assert "rule 'residual'" in message.lower()
+
+
+def test_a_copy_of_the_optimizer_holds_no_trainer():
+    class Copies(Module):
+        def on_fit_start(self):
+            self.copied = copy.deepcopy(self.optimizers(use_pl_optimizer=False))
+
+    module = Copies()
+    trainer = fit(module, epochs=1)
+    assert module.copied.total_steps is None
+    assert trainer.optimizers[0].total_steps == BATCHES
+
+
+def test_state_of_another_version_is_no_obstacle(tmp_path):
+    """Checkpoints without plans, and with numbers that this version does not know."""
+    save = ModelCheckpoint(tmp_path, filename="one", save_top_k=-1, every_n_epochs=1)
+    for kind in (Module, ManualModule):
+        fit(kind(), epochs=1, callbacks=[save])
+        checkpoint = torch.load(tmp_path / "one.ckpt", weights_only=True)
+        state = checkpoint["callbacks"]["LearnedOptimizerAdapter"]
+        for pace in state["horizons"].get("paces", ()):
+            pace["later"] = 1
+        torch.save(checkpoint, tmp_path / "later.ckpt")
+        state.pop("horizons")
+        torch.save(checkpoint, tmp_path / "earlier.ckpt")
+        for name in ("later", "earlier"):
+            trainer = fit(kind(), epochs=3, ckpt=tmp_path / f"{name}.ckpt")
+            assert trainer.optimizers[0].total_steps == trainer.optimizers[0].steps_made == 3 * BATCHES
+        (tmp_path / "one.ckpt").unlink()
