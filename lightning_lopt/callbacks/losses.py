@@ -43,7 +43,7 @@ class SummedLosses:
     backward pass has reached an optimizer if the gradient of one of its parameters is another one after it, or another
     version of the same. A sum begins anew where all gradients of an optimizer are gone, as after ``zero_grad()``;
     gradients that are set to zero in place (``set_to_none=False``) look like gradients that are there. DDP with
-    ``gradient_as_bucket_view=True`` writes all gradients in each pass: only ``toggle_optimizer`` tells them apart there.
+    ``gradient_as_bucket_view=True`` writes all gradients in each pass: ``toggle_optimizer`` alone tells them apart.
 
     Args:
         optimizers: all optimizers of the fit, those too that are told no loss.
