@@ -10,10 +10,11 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lightning_lopt._lightning import is_lightning
+from lightning_lopt.callbacks.checks import check_callbacks, check_strategy
 from lightning_lopt.callbacks.horizon import TrainerHorizon
 from lightning_lopt.callbacks.logs import Logs, say_at_the_end
 from lightning_lopt.callbacks.losses import MeanLoss, SummedLosses, unscaled
+from lightning_lopt.callbacks.measured import put_measured_weights
 from lightning_lopt.callbacks.planning import AutomaticPlan, ManualPlan, Plan
 from lightning_lopt.callbacks.swap import AfterSetup, swap_optimizers
 from lightning_lopt.callbacks.watch import ScalerWatch, StepWatch, warn_if_pretrained
@@ -111,15 +112,10 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
     # -- set-up
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        _check_strategy(trainer)
+        check_strategy(trainer)
         if stage != "fit":
             return
-        adapters = [type(c).__name__ for c in trainer.callbacks if isinstance(c, LearnedOptimizerAdapter)]  # type: ignore[attr-defined]
-        if len(adapters) > 1:
-            raise ValueError(
-                f"the Trainer has {len(adapters)} adapters for learned optimizers, {' and '.join(adapters)}; keep one "
-                "(MetaTraining is a LearnedOptimizerAdapter itself)."
-            )
+        check_callbacks(trainer, LearnedOptimizerAdapter)
         self._resumes = False
         self._undo_setup()
         self._after_setup = AfterSetup(trainer, self._when_set_up)
@@ -154,7 +150,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
             # clone: some strategies reduce in place, and this is the user's tensor
             optimizer.signals.reduce = lambda loss: trainer.strategy.reduce(loss.clone(), reduce_op="mean")
         automatic = pl_module.automatic_optimization
-        self._losses = MeanLoss() if automatic else SummedLosses(learned)
+        self._losses = MeanLoss() if automatic else SummedLosses(trainer.optimizers)
         plan = (AutomaticPlan if automatic else ManualPlan)(trainer, learned, self.total_steps)
         plan.begin(self._saved_horizons)
         self._horizons = plan
@@ -179,6 +175,11 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
             self._horizons.batch_begins()
         if self._logs is not None:
             self._logs.ask()
+
+    def on_before_zero_grad(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self._losses.gradients_gone()
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._losses.after_backward()
@@ -218,15 +219,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
                 optimizer.train()
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        weights: dict[str, Any] = checkpoint["state_dict"]
-        apart = {param: own for opt in _learned(trainer) for param, own in opt.trained_params().items()}
-        measured = {param: own for opt in _learned(trainer) for param, own in opt.evaluation_params().items()}
-        trained: dict[str, Tensor] = {}
-        for name, param in pl_module.named_parameters(remove_duplicate=False):  # shared ones under each of their names
-            if param in apart:
-                trained[name] = apart[param]
-            elif param in measured and type(weights.get(name)) is type(measured[param]):  # else sharded, or gathered
-                trained[name], weights[name] = weights[name], measured[param]
+        trained = put_measured_weights(checkpoint["state_dict"], pl_module, _learned(trainer))
         if trained:
             checkpoint[TRAINED] = trained
 
@@ -273,16 +266,3 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
 
 def _learned(trainer: L.Trainer) -> list[LearnedOptimizer]:
     return [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, LearnedOptimizer)]
-
-
-def _check_strategy(trainer: L.Trainer) -> None:
-    if is_lightning(trainer.strategy, "FSDPStrategy"):
-        raise ValueError(
-            "strategy='fsdp' flattens parameters, so their shapes are lost to the rule; use ModelParallelStrategy "
-            "(FSDP2) or 'ddp'."
-        )
-    if is_lightning(trainer.strategy, "DeepSpeedStrategy"):
-        raise ValueError(
-            "strategy='deepspeed' takes the optimizer into an engine of its own, which hides the loss and the shapes "
-            "of parameters; use ModelParallelStrategy (FSDP2) or 'ddp'."
-        )
