@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -40,7 +41,9 @@ class Fit:
     @classmethod
     def of(cls, trainer: Any) -> Fit:
         """The fit that a real Trainer is in the middle of."""
-        batches, steps = trainer.num_training_batches, trainer.estimated_stepping_batches
+        batches = trainer.num_training_batches
+        # without dataloaders, before and after a fit, the estimate would make some
+        steps = trainer.max_steps if trainer.train_dataloader is None else trainer.estimated_stepping_batches
         if not 1 <= batches < math.inf:
             batches = 1
         if not 1 <= steps < math.inf:
@@ -94,8 +97,12 @@ def _stand_in_class(package: str, fit: Fit) -> type:
         "global_step": fit.global_step,
         "current_epoch": fit.current_epoch,
     }
-    properties = {name: property(lambda self, value=value: value) for name, value in answers.items()}
+    properties = {name: property(partial(_answer, value)) for name, value in answers.items()}
     return type("StandInTrainer", (import_module(package).Trainer,), properties)
+
+
+def _answer(value: int, trainer: Any) -> int:
+    return value
 
 
 def _optimizers(module: Any, package: str) -> tuple[list[Any], list[Any]]:
