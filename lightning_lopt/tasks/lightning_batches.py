@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import lightning.pytorch as L
 
 Tree = Any
-_PLAIN = (bool, int, float, str, bytes, type(None))
+PLAIN = (bool, int, float, str, bytes, type(None))
 
 
 class StackedBatches:
@@ -60,7 +60,7 @@ class StackedBatches:
         for name, column in zip(self.names, columns, strict=True):
             if isinstance(column[0], Tensor):
                 self.tensors[name] = torch.stack([leaf.detach() for leaf in column])
-            elif all(isinstance(leaf, _PLAIN) and leaf == column[0] for leaf in column):
+            elif all(isinstance(leaf, PLAIN) and leaf == column[0] for leaf in column):
                 self.constants[name] = column[0]
             else:
                 raise ValueError(
