@@ -77,7 +77,8 @@ def standing_of(trainer: Any, module: Any, optimizer: LearnedOptimizer, task: Li
             if name in task.roles:  # those that require a gradient now
                 params[name], roles[name] = param.detach(), group["role"] or role
                 tensors[name] = dict(optimizer.state.get(param, {}))
-                lr[name], decay[name] = float(group["lr"]), float(group["weight_decay"])
+                lr[name] = float(group["lr"]) / float(group.get("lr_unit") or 1.0)
+                decay[name] = float(group["weight_decay"])
     shared = dict(optimizer.param_groups[0].get("shared") or {})
     new = [name for name, state in tensors.items() if not state]  # no gradient has reached them so far
     if new:

@@ -136,7 +136,8 @@ class TrainingStep(nn.Module):
         return loss.reshape(())
 
     def forward(self, batch: Any) -> Any:
-        return self.module.training_step(batch, 0) if self.indexed else self.module.training_step(batch)
+        with users_code(f"{self.kind}.training_step"):
+            return self.module.training_step(batch, 0) if self.indexed else self.module.training_step(batch)
 
 
 def check_automatic(module: Any) -> None:

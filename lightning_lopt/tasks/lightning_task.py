@@ -26,7 +26,7 @@ from lightning_lopt.tasks.lightning_module import TrainingStep
 from lightning_lopt.tasks.looped import looped
 from lightning_lopt.tasks.seeded_random import SeededRandom, isolated
 from lightning_lopt.tasks.stand_in import Fit
-from lightning_lopt.tasks.users_code import named, users_code
+from lightning_lopt.tasks.users_code import UsersCodeError, named, users_code
 
 if TYPE_CHECKING:
     import lightning.pytorch as L
@@ -63,6 +63,7 @@ class LightningTask(Task):
     Attributes:
         vmapped: whether inner runs go side by side.
         reason: why not, in words; empty if they do.
+        uses_metrics: whether metrics of torchmetrics compute, since the loss needs them.
 
     Raises:
         ValueError: with one sentence, for a module or batches that cannot be used.
@@ -187,8 +188,10 @@ class LightningTask(Task):
     def _try_out(self, params: Params) -> float:
         """The mean loss of a few batches, after noticing which randomness the step uses."""
         losses = self._first_losses(params)
+        self.uses_metrics = False
         if not (losses.requires_grad and losses.isfinite().all()) and self._step.use_metrics():
-            losses = self._first_losses(params)  # one of its metrics is the loss, or a part of it
+            self.uses_metrics = True  # one of them is the loss, or a part of it
+            losses = self._first_losses(params)
         if not losses.requires_grad:
             raise ValueError(f"{self._step.kind}: the loss does not depend on the parameters; do not detach it.")
         mean = float(losses.detach().mean().abs())
@@ -217,11 +220,10 @@ class LightningTask(Task):
         return torch.stack(losses)
 
     def _failure(self, error: Exception) -> str:
-        before = f"; before that its setup failed ({self._step.setup_error})" if self._step.setup_error else ""
-        return (
-            f"{self._step.kind}.training_step fails outside a Trainer ({named(error)}){before}; let it use only the "
-            "batch and the module."
-        )
+        text = f"{self._step.kind}.training_step fails outside a Trainer ({named(_cause(error))})"
+        if self._step.setup_error:
+            text += f"; before that its setup failed ({self._step.setup_error})"
+        return f"{text}; let it use only the batch and the module."
 
     def _why_looped(self, params: Params) -> str:
         """Why ``vmap`` does not do, empty if it does: judged by two runs, of slightly different parameters."""
@@ -235,8 +237,9 @@ class LightningTask(Task):
                 grads, losses = vmap(grad_and_value(self._loss))(pair, batch)
                 measured = vmap(self._loss)(pair, batch)  # other kernels may run where no gradient is wanted
         except Exception as error:
-            text = " ".join(str(error).split())[:160]
-            return f"vmap of training_step fails{_place(error)} ({type(error).__name__}: {text}...)"
+            cause = _cause(error)
+            text = " ".join(str(cause).split())[:160]
+            return f"vmap of training_step fails{_place(cause)} ({type(cause).__name__}: {text}...)"
         for index in range(2):
             one = {name: value[index] for name, value in batch.items()}
             expected, loss = grad_and_value(self._loss)({name: value[index] for name, value in pair.items()}, one)
@@ -250,7 +253,12 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() <= 1e-3 * b.abs().max() + 1e-6)
 
 
-def _place(error: Exception) -> str:
+def _cause(error: BaseException) -> BaseException:
+    """What somebody's code raised."""
+    return error.__cause__ or error if isinstance(error, UsersCodeError) else error
+
+
+def _place(error: BaseException) -> str:
     """The last line of somebody's own code that led to the error."""
     ours = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]

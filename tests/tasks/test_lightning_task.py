@@ -530,7 +530,10 @@ RAGGED = [(torch.zeros(8, n, 6), torch.zeros(8).long()) for n in range(1, 6)]
             "takes the iterator of the dataloader",
         ),
         (lambda: LightningTask(changed(training_step=diverged), batches()), "gives a loss of nan at the start; check"),
-        (lambda: LightningTask(made(Needs), batches()), r"training_step fails outside a Trainer \(AttributeError: .*'her"),
+        (
+            lambda: LightningTask(made(Needs), batches()),
+            r"training_step fails outside a Trainer \(AttributeError: .*'her",
+        ),
         (lambda: LightningTask(made(SetUp), batches()), r"before that its setup failed \(FileNotFoundError: digits\)"),
         (lambda: LightningTask(made(Lazy), batches()), "Lazy has lazy layers without shapes; send one batch"),
         (lambda: LightningTask(lambda: 1 / 0, batches()), r"<lambda> fails \(ZeroDivisionError: division by zero\)"),
