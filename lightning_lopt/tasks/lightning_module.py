@@ -16,7 +16,7 @@ from torchmetrics import Metric, MetricCollection
 from lightning_lopt._lightning import is_lightning, overrides
 from lightning_lopt.rules.base import Params
 from lightning_lopt.tasks.module_copy import PlainAttributes, independent_copy
-from lightning_lopt.tasks.stand_in import Fit, attach_stand_in
+from lightning_lopt.tasks.stand_in import Fit, attach_stand_in, give_optimizers
 from lightning_lopt.tasks.users_code import named, users_code
 
 
@@ -64,6 +64,7 @@ class TrainingStep(nn.Module):
         self.built_late = _shapes(self.module) != shapes
         if any(map(is_lazy, self.module.parameters())):
             raise ValueError(f"{kind} has lazy layers without shapes; send one batch through the module first.")
+        give_optimizers(self._stand_in, self.module)
         self.trained = [name for name, value in self.module.named_parameters() if value.requires_grad]
         if not self.trained:
             raise ValueError(f"{kind} has no parameter that requires a gradient; there is nothing to train.")
@@ -81,6 +82,7 @@ class TrainingStep(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._stand_in = attach_stand_in(self.module, self.fit)  # a LightningModule is copied without its Trainer
+        give_optimizers(self._stand_in, self.module)
         for metric in self._metrics:
             if "forward" in vars(metric):
                 _silence(metric)

@@ -62,8 +62,7 @@ def attach_stand_in(module: Any, fit: Fit) -> Any:
     """Give ``module`` a Trainer that never runs, of the package whose LightningModule it is; also returned.
 
     It is one process on the module's device. Its steps, batches and epochs are those of ``fit``; its logger takes
-    everything and keeps nothing. Optimizers and schedulers are those of the module's own ``configure_optimizers``, or
-    one AdamW where that fails or gives none: a step may read their learning rates.
+    everything and keeps nothing. It has no optimizers before :func:`give_optimizers`.
     """
     package = lightning_package(module)
     device = next((value.device for value in module.parameters()), torch.device("cpu"))
@@ -86,8 +85,16 @@ def attach_stand_in(module: Any, fit: Fit) -> Any:
         trainer.training = True
         module.trainer = trainer
         trainer.strategy.connect(module)
-        trainer.strategy.optimizers, trainer.strategy.lr_scheduler_configs = _optimizers(module, package)
     return trainer
+
+
+def give_optimizers(trainer: Any, module: Any) -> None:
+    """Give a stand-in Trainer the optimizers and schedulers of the module's own ``configure_optimizers``, or one AdamW
+    where that fails or gives none: a step may read their learning rates.
+    """
+    with _quiet(), isolated(0):
+        optimizers, schedulers = _optimizers(module, lightning_package(module))
+        trainer.strategy.optimizers, trainer.strategy.lr_scheduler_configs = optimizers, schedulers
 
 
 def _stand_in_class(package: str, fit: Fit) -> type:
@@ -114,7 +121,8 @@ def _optimizers(module: Any, package: str) -> tuple[list[Any], list[Any]]:
             return optimizers, schedulers
     except Exception:  # whatever it is, the step may never ask for them
         pass
-    return [torch.optim.AdamW([value for value in module.parameters() if value.requires_grad])], []
+    trained = [value for value in module.parameters() if value.requires_grad]
+    return [torch.optim.AdamW(trained)] if trained else [], []
 
 
 @contextmanager

@@ -26,9 +26,9 @@ def test_pilots_are_reached_and_nothing_changes(name):
 
 def test_a_metric_that_is_the_loss_gives_the_loss_of_its_function():
     build, data = AWKWARD["a metric for a loss"]
-    same = {"total_steps": 20, "budget": 60}
+    same = {"total_steps": 10, "budget": 30}
     metric, function = (assess(kind, data(), RULE, **same).numbers["pilots"][-1] for kind in (build, Plain))
-    assert metric["horizon"] == function["horizon"] == 20
+    assert metric["horizon"] == function["horizon"] == 10
     assert metric["rule"]["train"] == pytest.approx(function["rule"]["train"], rel=1e-3)
 
 
@@ -57,28 +57,28 @@ class Slow(SGDRule):
 
 
 def test_a_rule_that_is_slower_by_far_is_not_recommended():
-    found = assess(Model, Data(), Slow(0.05), total_steps=STEPS, budget=20)
+    found = assess(Model, Data(), Slow(0.05), total_steps=STEPS, budget=4)
     assert found.numbers["cost"]["slowdown"] > 20
-    assert found.numbers["pilots"][-1]["horizon"] == STEPS
+    assert found.numbers["pilots"]
     assert found.verdict != "use it", str(found)
     assert "times as long as with AdamW" in found.paragraph
 
 
-def fails(name, **methods):
+def fails_in(method):
     def raising(self, *args):
         raise KeyError("no such file")
 
-    return type(name, (Plain,), {method: raising for method in methods.get("raising", ())})
+    return type("M", (Plain,), {method: raising})
 
 
 @pytest.mark.parametrize(
     ("model", "data", "sentence"),
     [
         (Breaks, loader, r"Breaks.training_step fails .*\(OutOfWine: the barrel is empty\)"),
-        (fails("M", raising=["__init__"]), loader, r"M\(\) fails \(KeyError: 'no such file'\)"),
-        (fails("M", raising=["train_dataloader"]), lambda: None, r"M.train_dataloader fails \(KeyError"),
-        (fails("M", raising=["on_after_batch_transfer"]), loader, r"reading the training batches fails \(KeyError"),
-        (fails("M", raising=["configure_model"]), loader, r"M.configure_model fails \(KeyError"),
+        (fails_in("__init__"), loader, r"M\(\) fails \(KeyError: 'no such file'\)"),
+        (fails_in("train_dataloader"), lambda: None, r"M.train_dataloader fails \(KeyError"),
+        (fails_in("on_after_batch_transfer"), loader, r"reading the training batches fails \(KeyError"),
+        (fails_in("configure_model"), loader, r"M.configure_model fails \(KeyError"),
     ],
 )
 def test_whatever_it_raises_is_one_sentence(model, data, sentence):
@@ -88,8 +88,7 @@ def test_whatever_it_raises_is_one_sentence(model, data, sentence):
 
 def test_the_command_ends_with_status_1(tmp_path, capsys):
     (tmp_path / "mine.py").write_text(
-        "from assessed import STEPS, Data, Model
-from awkward_modules import Breaks, loader\n\n\nclass Mine(Breaks):\n    def train_dataloader(self):\n"
+        "from awkward_modules import Breaks, loader\n\n\nclass Mine(Breaks):\n    def train_dataloader(self):\n"
         "        return loader()\n"
     )
     assert main(["assess", f"{tmp_path}/mine.py:Mine", "--total-steps", "10"]) == 1
@@ -99,7 +98,7 @@ from awkward_modules import Breaks, loader\n\n\nclass Mine(Breaks):\n    def tra
 
 
 def test_losses_in_the_text_are_those_in_the_table():
-    found = assess(Model, Data(), RULE, total_steps=40, budget=30)
+    found = assess(Model, Data(), RULE, total_steps=40, budget=12)
     row = next(line for line in str(found).splitlines() if line.startswith(f"  {40:>6} {16:>6}"))
     ours, theirs = found.reasons[0].split("validation loss was ")[1].split(" for an AdamW")[0].split(", and ")
     assert f"/ {ours}" in row

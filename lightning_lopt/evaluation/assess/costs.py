@@ -18,6 +18,7 @@ from lightning_lopt.tasks.lightning_module import TrainingStep
 
 Tree = Any
 ROUNDS = 20
+QUICK = 0.1  # seconds that are spent in any case, since a single step may be slow by chance
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def step_cost(
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of skipped steps: pilots show what comes of them
-        return _step_cost(*steps, batches, rule, total_steps, seconds)
+        return _step_cost(steps[0], steps[1], batches, rule, total_steps, seconds)
 
 
 def _step_cost(
@@ -105,7 +106,7 @@ def _step_cost(
                 times["gradient"].append(middle - start)
                 times[name].append(_now(device) - middle)
         spent = time.perf_counter() - began
-        if made >= period and spent * (1 + 1 / (made + 1)) > seconds(spent / (2 * made + 2)):
+        if made >= period and spent > QUICK and spent * (1 + 1 / (made + 1)) > seconds(spent / (2 * made + 2)):
             break
     count = sum(p.numel() for p in learned.module.parameters() if p.requires_grad)
     return StepCost(

@@ -36,6 +36,10 @@ class Cost:
         """As it was on a level."""
         return cls((level.seconds - level.measuring) / (level.horizon * level.runs), level.measuring / level.runs)
 
+    def seconds(self, horizon: int, runs: int) -> float:
+        """What ``runs`` runs of ``horizon`` steps take."""
+        return runs * (horizon * self.step + self.run)
+
     def horizon(self, seconds: float, runs: int) -> int:
         """The longest horizon of ``runs`` runs that four fifths of ``seconds`` are enough for."""
         return int((0.8 * seconds / runs - self.run) / self.step)
@@ -54,7 +58,7 @@ def climb(
     """Levels of pilots from short to long, in the time there is.
 
     The first level sweeps AdamW's learning rate over 3.5 decades with one seed, or as much of that as there is time
-    for; each of the next tries, with three, the best of the one before, its two neighbours, half a decade away, and
+    for, and tries the default rate alone even where that takes until ``at_most``; each of the next tries, with three, the best of the one before, its two neighbours, half a decade away, and
     torch's default. Horizons grow at least twofold from level to level and so that the last level ends shortly before
     ``until``, by the speed measured so far; none exceeds ``total_steps``.
 
@@ -70,6 +74,8 @@ def climb(
     levels: list[Level] = []
     cost = Cost(seconds_per_step, 2 * MEASURED * seconds_per_step / 3)  # a forward pass is a third of a step
     exponents, horizon = _first(cost, until - time.perf_counter(), total_steps)
+    if not horizon and cost.seconds(SHORTEST, 2) < at_most - time.perf_counter():
+        exponents, horizon = SWEEPS[-1], min(SHORTEST, total_steps)
     while horizon:
         seeds = SEEDS if levels else 1
         try:

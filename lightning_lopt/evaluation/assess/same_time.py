@@ -43,14 +43,15 @@ def time_for_levels(seconds: float, slowdown: float) -> float:
     """How much of ``seconds`` the levels may take, so that longer runs of AdamW fit in behind them."""
     if slowdown < SAME:
         return seconds
-    runs_of_a_level, longer_runs = 5 * SEEDS, 2 * SEEDS
-    return seconds / (1 + longer_runs / runs_of_a_level * min(slowdown, LONGEST))
+    level, longer = 5 * SEEDS, 3 * SEEDS  # runs
+    return seconds / (1 + longer / level * min(slowdown, LONGEST))
 
 
 def longer_runs(
     rule: UpdateRule, task: Task, levels: Sequence[Level], *, slowdown: float, until: float, at_most: float
 ) -> LongerRuns | None:
-    """Runs of AdamW with ``slowdown`` times the steps of the longest level for which there is time.
+    """Runs of AdamW with ``slowdown`` times the steps of the longest level for which there is time, at the learning
+    rate that was best on the last level and its neighbours.
 
     Args:
         slowdown: time of a training step with the rule over that with AdamW.
@@ -62,9 +63,9 @@ def longer_runs(
     """
     if slowdown < SAME:
         return None
+    best = {levels[-1].best(split) for split in levels[-1].rule}
+    exponents = sorted({exponent + offset for exponent in best for offset in (-1, 0, 1)})
     for level in reversed(levels):
-        best = {level.best(split) for split in level.rule}
-        exponents = sorted(best | {exponent - 1 for exponent in best})  # longer runs want smaller steps, if others
         steps, seeds = math.ceil(level.horizon * slowdown), len(level.rule["train"])
         if Cost.of(level).horizon(until - time.perf_counter(), len(exponents) * seeds) < steps:
             continue

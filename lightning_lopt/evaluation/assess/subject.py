@@ -53,7 +53,7 @@ class Subject:
         self.fit = Fit(total_steps=total_steps, batches=total_steps)
         host = TrainingStep(self.module, self.fit).module
         _check_optimizers(host)
-        self.pretrained = looks_pretrained(host)
+        self.pretrained = looks_pretrained(self.module) or looks_pretrained(host)
         self.device = next(iter(host.parameters()), torch.zeros(())).device
         self.train, self.held_out = readers(host, data, valid)
         self.train.take(FIRST)

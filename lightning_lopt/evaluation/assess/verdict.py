@@ -27,7 +27,8 @@ def judge(
 
     - "don't": it diverged where AdamW did not, or will end above the swept AdamW beyond doubt, with as many steps or in
       the same time; or the module is pretrained, and pilots do not show the opposite;
-    - "use it": it will end below the swept AdamW beyond doubt, with as many steps and in the same time;
+    - "use it": it will end below the swept AdamW beyond doubt, with as many steps and in the same time, which the
+      longest pilots have shown;
     - "use it with care": all else.
 
     The loss is that of validation if there is one, else of training.
@@ -53,7 +54,8 @@ def judge(
         return (DONT if reasons[:-1] else CARE), [*reasons, *_gap_reasons(gaps), *_slow_reasons(slowdown)]
     split: Split = "valid" if "valid" in against_tuned else "train"
     tuned, default, timed = against_tuned[split], against_default[split], in_the_same_time.get(split)
-    ahead = tuned.ahead and timed is not None and timed.ahead and not hopeless
+    seen = timed is not None and timed.pilots[-1][0] == tuned.pilots[-1][0]  # on the longest level
+    ahead = tuned.ahead and timed is not None and seen and timed.ahead and not hopeless
     behind = (tuned.behind or (timed is not None and timed.behind)) and not hopeless
     reasons += warning
     if hopeless:
@@ -61,7 +63,8 @@ def judge(
     compared = [_sentence(tuned, split, "an AdamW with a swept learning rate")]
     if slowdown >= SLOWER or (timed is not None and timed.ahead != tuned.ahead):
         more = f"an AdamW that makes {slowdown:.1f} times as many in the same time"
-        compared.append(_sentence(timed, split, more) if timed is not None else _unknown(slowdown))
+        known = timed is not None and (seen or timed.behind)
+        compared.append(_sentence(timed, split, more) if timed is not None and known else _unknown(slowdown))
     if timed is not None and timed.behind and not tuned.behind:
         compared.reverse()
     reasons += compared
