@@ -17,7 +17,7 @@ def test_pilots_are_reached_and_nothing_changes(name):
     module = build()
     before = {key: value.clone() for key, value in module.state_dict().items()}
     held = {key: value for key, value in vars(module).items() if key != "_parameters"}
-    found = assess(module, data(), RULE, total_steps=200, budget=0.7)
+    found = assess(module, data(), RULE, total_steps=5, budget=20)
     assert found.numbers["pilots"], str(found)
     assert module._trainer is None
     assert {key: value for key, value in vars(module).items() if key != "_parameters"} == held
@@ -26,9 +26,9 @@ def test_pilots_are_reached_and_nothing_changes(name):
 
 def test_a_metric_that_is_the_loss_gives_the_loss_of_its_function():
     build, data = AWKWARD["a metric for a loss"]
-    same = {"total_steps": 10, "budget": 30}
+    same = {"total_steps": 5, "budget": 20}
     metric, function = (assess(kind, data(), RULE, **same).numbers["pilots"][-1] for kind in (build, Plain))
-    assert metric["horizon"] == function["horizon"] == 10
+    assert metric["horizon"] == function["horizon"] == 5
     assert metric["rule"]["train"] == pytest.approx(function["rule"]["train"], rel=1e-3)
 
 
@@ -41,7 +41,7 @@ def test_a_data_module_s_generator_is_put_back():
 
 
 def test_a_pretrained_module_is_refused_with_the_reason():
-    found = assess(Pretrained(), loader(), AdamRule(1e-6), total_steps=100, budget=1)
+    found = assess(Pretrained(), loader(), AdamRule(1e-6), total_steps=5, budget=20)
     assert found.verdict == "don't"
     assert f"BatchNorm layers have counted {BATCHES} batches" in found.paragraph
 
@@ -98,8 +98,8 @@ def test_the_command_ends_with_status_1(tmp_path, capsys):
 
 
 def test_losses_in_the_text_are_those_in_the_table():
-    found = assess(Model, Data(), RULE, total_steps=40, budget=12)
-    row = next(line for line in str(found).splitlines() if line.startswith(f"  {40:>6} {16:>6}"))
+    found = assess(Model, Data(), RULE, total_steps=5, budget=20)
+    row = next(line for line in str(found).splitlines() if line.startswith(f"  {5:>6} {16:>6}"))
     ours, theirs = found.reasons[0].split("validation loss was ")[1].split(" for an AdamW")[0].split(", and ")
     assert f"/ {ours}" in row
     assert f"/ {theirs}" in row

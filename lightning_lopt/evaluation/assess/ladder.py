@@ -58,9 +58,10 @@ def climb(
     """Levels of pilots from short to long, in the time there is.
 
     The first level sweeps AdamW's learning rate over 3.5 decades with one seed, or as much of that as there is time
-    for, and tries the default rate alone even where that takes until ``at_most``; each of the next tries, with three, the best of the one before, its two neighbours, half a decade away, and
-    torch's default. Horizons grow at least twofold from level to level and so that the last level ends shortly before
-    ``until``, by the speed measured so far; none exceeds ``total_steps``.
+    for; the default rate alone is tried even where that takes until ``at_most``. Each of the next tries, with three
+    seeds, the best rate of the one before, its two neighbours, half a decade away, and torch's default. Horizons grow
+    at least twofold from level to level and so that the last level ends shortly before ``until``, by the speed measured
+    so far; none exceeds ``total_steps``.
 
     Args:
         seconds_per_step: of one step of one run, where nothing has been measured yet.
