@@ -195,6 +195,5 @@ def trainer_for(module, **settings):
         accelerator="cpu",
         enable_progress_bar=False,
         enable_model_summary=False,
-        enable_checkpointing=False,
-        **{"logger": False, **settings},
+        **{"logger": False, "enable_checkpointing": False, **settings},
     )
