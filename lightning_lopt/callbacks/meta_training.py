@@ -297,7 +297,9 @@ class MetaTraining(LearnedOptimizerAdapter):
     def _round(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert self.search is not None
         cost = self._cost
-        losses, failure = agreed(trainer, pl_module, lambda: self._losses(trainer, pl_module), self.search.particles)
+        losses, failure = agreed(
+            trainer, pl_module, lambda: self._losses_of_pilots(trainer, pl_module), self.search.particles
+        )
         self._window = []
         here = losses[self.search.here]
         if failure:
@@ -315,7 +317,7 @@ class MetaTraining(LearnedOptimizerAdapter):
         except Exception as error:  # of somebody's logger
             rank_zero_warn(f"MetaTraining could not log its numbers ({named(error)}).")
 
-    def _losses(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Tensor:
+    def _losses_of_pilots(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Tensor:
         """Of the pilots on this rank's batches."""
         assert self.search is not None
         assert self._optimizer is not None

@@ -21,9 +21,9 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from lightning_lopt._lightning import overrides
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks.lightning_batches import PLAIN
+from lightning_lopt.tasks.lightning_classes import overrides
 from lightning_lopt.tasks.side_effects import generators_kept, untouched
 from lightning_lopt.tasks.users_code import named
 

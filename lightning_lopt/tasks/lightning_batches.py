@@ -12,8 +12,9 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from lightning_lopt._lightning import is_lightning, overrides
+from lightning_lopt._lightning import is_lightning
 from lightning_lopt.tasks.base import Batch, Split
+from lightning_lopt.tasks.lightning_classes import overrides
 from lightning_lopt.tasks.seeded_random import isolated
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from torch.func import functional_call, replace_all_batch_norm_modules_
 from torch.nn.parameter import is_lazy
 from torchmetrics import Metric, MetricCollection
 
-from lightning_lopt._lightning import is_lightning, overrides
+from lightning_lopt._lightning import is_lightning
 from lightning_lopt.rules.base import Params
+from lightning_lopt.tasks.lightning_classes import overrides
 from lightning_lopt.tasks.module_copy import PlainAttributes, independent_copy
 from lightning_lopt.tasks.stand_in import Fit, attach_stand_in, give_optimizers
 from lightning_lopt.tasks.users_code import named, users_code

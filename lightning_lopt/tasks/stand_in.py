@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from lightning_lopt._lightning import lightning_package
+from lightning_lopt.tasks.lightning_classes import lightning_package
 from lightning_lopt.tasks.seeded_random import isolated
 
 

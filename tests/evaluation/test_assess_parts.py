@@ -98,6 +98,16 @@ def test_judgement(ratio, timed, spread, troubles, pretrained, verdict):
     assert bool(pretrained) == any("looks pretrained (a reason)" in reason for reason in reasons)
 
 
+@pytest.mark.parametrize(("horizons", "verdict"), [([5], CARE), ([5, 20], CARE), ([5, 10, 20], USE), ([160], USE)])
+def test_a_slow_rule_needs_a_trend_or_the_planned_end(horizons, verdict):
+    levels = [level(horizon, -2.0) for horizon in horizons]
+    views = {"train": outlook(levels, "train", 160, gaps=0)}
+    given = {"troubles": [], "hopeless": False, "gaps": [], "slowdown": 43.0}
+    assert judge(views, views, in_the_same_time=views, **given)[0] == verdict
+    shorter = {"train": outlook(levels[:-1] or [level(2, -2.0)], "train", 160, gaps=0)}
+    assert judge(views, views, in_the_same_time=shorter, **given)[0] == CARE
+
+
 def test_a_pretrained_module_without_a_pilot_is_refused():
     given = {"in_the_same_time": {}, "troubles": [], "hopeless": False, "gaps": [], "slowdown": 1.0}
     assert judge({}, {}, **given)[0] == CARE

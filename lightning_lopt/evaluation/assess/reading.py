@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
-from lightning_lopt._lightning import is_lightning, overrides
+from lightning_lopt._lightning import is_lightning
+from lightning_lopt.tasks.lightning_classes import overrides
 from lightning_lopt.tasks.users_code import users_code
 
 Tree = Any

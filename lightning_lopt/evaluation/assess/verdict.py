@@ -10,6 +10,7 @@ from lightning_lopt.tasks.base import Split
 
 USE, CARE, DONT = "use it", "use it with care", "don't"
 SLOWER = 1.25  # times the time of a training step that are worth a sentence
+TREND = 3  # horizons that show one
 
 
 def judge(
@@ -27,8 +28,8 @@ def judge(
 
     - "don't": it diverged where AdamW did not, or will end above the swept AdamW beyond doubt, with as many steps or in
       the same time; or the module is pretrained, and pilots do not show the opposite;
-    - "use it": it will end below the swept AdamW beyond doubt, with as many steps and in the same time, which the
-      longest pilots have shown;
+    - "use it": it will end below the swept AdamW beyond doubt, with as many steps and in the same time; of a slower
+      rule pilots have shown the latter at the planned end or, as a trend, at three horizons;
     - "use it with care": all else.
 
     The loss is that of validation if there is one, else of training.
@@ -54,7 +55,7 @@ def judge(
         return (DONT if reasons[:-1] else CARE), [*reasons, *_gap_reasons(gaps), *_slow_reasons(slowdown)]
     split: Split = "valid" if "valid" in against_tuned else "train"
     tuned, default, timed = against_tuned[split], against_default[split], in_the_same_time.get(split)
-    seen = timed is not None and timed.pilots[-1][0] == tuned.pilots[-1][0]  # on the longest level
+    seen = timed is not None and _is_seen(timed, tuned, slowdown)
     ahead = tuned.ahead and timed is not None and seen and timed.ahead and not hopeless
     behind = (tuned.behind or (timed is not None and timed.behind)) and not hopeless
     reasons += warning
@@ -75,6 +76,12 @@ def judge(
     if troubles or behind or (pretrained and not ahead):
         return DONT, reasons
     return (USE if ahead and not pretrained else CARE), reasons
+
+
+def _is_seen(timed: Outlook, tuned: Outlook, slowdown: float) -> bool:
+    """Whether the longest pilots show what AdamW reaches in the same time, at the planned end or with a trend."""
+    longest = timed.pilots[-1][0] == tuned.pilots[-1][0]
+    return longest and (slowdown < SLOWER or timed.doublings == 0 or len(timed.pilots) >= TREND)
 
 
 def _unknown(slowdown: float) -> str:
