@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_lopt.meta.pilot import Standing, pilot_losses
 from lightning_lopt.meta.search import Search
 from lightning_lopt.optim import LearnedOptimizer
+from lightning_lopt.optim.rates import multiplier
 from lightning_lopt.rules.base import State
 from lightning_lopt.tasks.base import Split
 from lightning_lopt.tasks.lightning_batches import StackedBatches
@@ -77,8 +78,7 @@ def standing_of(trainer: Any, module: Any, optimizer: LearnedOptimizer, task: Li
             if name in task.roles:  # those that require a gradient now
                 params[name], roles[name] = param.detach(), group["role"] or role
                 tensors[name] = dict(optimizer.state.get(param, {}))
-                lr[name] = float(group["lr"]) / float(group.get("lr_unit") or 1.0)
-                decay[name] = float(group["weight_decay"])
+                lr[name], decay[name] = float(multiplier(group)), float(group["weight_decay"])
     shared = dict(optimizer.param_groups[0].get("shared") or {})
     new = [name for name, state in tensors.items() if not state]  # no gradient has reached them so far
     if new:
