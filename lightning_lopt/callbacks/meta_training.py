@@ -76,7 +76,7 @@ class MetaTraining(LearnedOptimizerAdapter):
         sigma: how far θ is perturbed, in its unit; by default 0.7 for step sizes and 1.1 for weight decay.
         pairs, seed: see :class:`~lightning_lopt.meta.search.Search`; without meaning where the rule calibrates its
             steps.
-        total_steps, lr, weight_decay: see :class:`~lightning_lopt.LearnedOptimizerAdapter`.
+        total_steps, lr, weight_decay, log: see :class:`~lightning_lopt.LearnedOptimizerAdapter`.
 
     Raises:
         ValueError: if an argument is out of range; at the start of training for manual optimization, several
@@ -100,8 +100,9 @@ class MetaTraining(LearnedOptimizerAdapter):
         total_steps: int | None = None,
         lr: float = 1.0,
         weight_decay: float = 0.0,
+        log: bool = True,
     ) -> None:
-        super().__init__(rule, total_steps=total_steps, lr=lr, weight_decay=weight_decay)
+        super().__init__(rule, total_steps=total_steps, lr=lr, weight_decay=weight_decay, log=log)
         for name, value in (("every_n_steps", every_n_steps), ("inner_steps", inner_steps), ("held_out", held_out)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value!r}.")
@@ -356,7 +357,7 @@ class MetaTraining(LearnedOptimizerAdapter):
             "meta_training/time_share": self.time_share,
         }
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
-        for logger in trainer.loggers:
+        for logger in trainer.loggers if self.logs else []:
             logger.log_metrics(metrics, step=trainer.global_step)
 
     @property
