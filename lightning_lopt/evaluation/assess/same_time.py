@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.evaluation.assess.ladder import Cost
-from lightning_lopt.evaluation.assess.pilots import SEEDS, Level, OutOfTime, adamw_runs, losses_json
+from lightning_lopt.evaluation.assess.pilots import Level, OutOfTime, adamw_runs, losses_json
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.tasks.base import Split, Task
 
 SAME = 1.05  # times the time of a step up to which nothing changes: clocks are no better
-LONGEST = 6.0  # times the steps: time is kept for runs of AdamW that are longer by this at most
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,8 @@ def time_for_levels(seconds: float, slowdown: float) -> float:
     """How much of ``seconds`` the levels may take, so that longer runs of AdamW fit in behind them."""
     if slowdown < SAME:
         return seconds
-    level, longer = 5 * SEEDS, 3 * SEEDS  # runs
-    return seconds / (1 + longer / level * min(slowdown, LONGEST))
+    # in steps of AdamW: three seeds of the rule and of four rates, and then of three rates that are as slow as the rule
+    return seconds / (1 + 3 * slowdown / (slowdown + 4))
 
 
 def longer_runs(
@@ -67,7 +66,9 @@ def longer_runs(
     exponents = sorted({exponent + offset for exponent in best for offset in (-1, 0, 1)})
     for level in reversed(levels):
         steps, seeds = math.ceil(level.horizon * slowdown), len(level.rule["train"])
-        if Cost.of(level).horizon(until - time.perf_counter(), len(exponents) * seeds) < steps:
+        cost = Cost.of(level)
+        cost = Cost(cost.step * (1 + len(level.adamw)) / (slowdown + len(level.adamw)), cost.run)  # of AdamW alone
+        if cost.horizon(until - time.perf_counter(), len(exponents) * seeds) < steps:
             continue
         try:
             found = adamw_runs(rule, task, exponents, horizon=steps, until=at_most, seeds=seeds)
