@@ -6,28 +6,28 @@ import copy
 import os
 import time
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as L
 import torch
-from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from lightning_lopt._lightning import is_lightning
 from lightning_lopt.callbacks.adapter import LearnedOptimizerAdapter
+from lightning_lopt.callbacks.fit_pilots import agreed, losses_of_round
+from lightning_lopt.callbacks.validation_batches import ValidationBatches
 from lightning_lopt.evaluation.report.loggers import log_artifact
 from lightning_lopt.io import Card, save_rule
-from lightning_lopt.meta.pilot import Standing, pilot_losses
 from lightning_lopt.meta.search import Pace, Search, Trial
 from lightning_lopt.optim import LearnedOptimizer
-from lightning_lopt.rules.base import State, UpdateRule
-from lightning_lopt.tasks.base import Split
-from lightning_lopt.tasks.lightning_batches import StackedBatches
-from lightning_lopt.tasks.lightning_task import LightningTask
-from lightning_lopt.tasks.seeded_random import isolated
+from lightning_lopt.rules.base import UpdateRule
+from lightning_lopt.tasks.lightning_batches import PLAIN
+from lightning_lopt.tasks.users_code import named
+
+if TYPE_CHECKING:
+    import lightning.pytorch as L
 
 
 class MetaTraining(LearnedOptimizerAdapter):
@@ -54,6 +54,12 @@ class MetaTraining(LearnedOptimizerAdapter):
 
     At the end of the fit the rule is saved in ``folder`` (rank 0) and logged as an artifact where Weights & Biases is
     in use: the adapted one, or, with a warning, the one it began with if the evidence does not speak for the other.
+    Nothing is written under ``fast_dev_run``. Each fit begins anew, unless it resumes from a checkpoint.
+
+    Validation batches are had beside the fit's own validation or from it
+    (:class:`~lightning_lopt.callbacks.validation_batches.ValidationBatches`); no loader, sampler or random state that
+    the fit goes on with is moved. Whatever a module or its batches raise in a pilot ends the rounds with one warning,
+    and the fit goes on without them.
 
     Under distributed strategies each rank makes its pilots on batches of its own, and all move θ by the mean of their
     losses. Gradient clipping and accumulation are those of the fit; precision is that of the parameters.
@@ -70,7 +76,7 @@ class MetaTraining(LearnedOptimizerAdapter):
         sigma: how far θ is perturbed, in its unit; by default 0.7 for step sizes and 1.1 for weight decay.
         pairs, seed: see :class:`~lightning_lopt.meta.search.Search`; without meaning where the rule calibrates its
             steps.
-        total_steps, lr, weight_decay: see :class:`~lightning_lopt.LearnedOptimizerAdapter`.
+        total_steps, lr, weight_decay, log: see :class:`~lightning_lopt.LearnedOptimizerAdapter`.
 
     Raises:
         ValueError: if an argument is out of range; at the start of training for manual optimization, several
@@ -94,8 +100,9 @@ class MetaTraining(LearnedOptimizerAdapter):
         total_steps: int | None = None,
         lr: float = 1.0,
         weight_decay: float = 0.0,
+        log: bool = True,
     ) -> None:
-        super().__init__(rule, total_steps=total_steps, lr=lr, weight_decay=weight_decay)
+        super().__init__(rule, total_steps=total_steps, lr=lr, weight_decay=weight_decay, log=log)
         for name, value in (("every_n_steps", every_n_steps), ("inner_steps", inner_steps), ("held_out", held_out)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value!r}.")
@@ -107,22 +114,43 @@ class MetaTraining(LearnedOptimizerAdapter):
         given = {"entries": entries, "sigma": sigma}
         self.trial_arguments: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         self.search_arguments = {**self.trial_arguments, "pairs": pairs, "seed": seed}
+        self._trainer: L.Trainer | None = None
+        self._optimizer: LearnedOptimizer | None = None
+        self._saved_search: dict[str, Any] | None = None
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Forget the fit before."""
         self.search: Search | None = None
         self.spent = 0.0  # in training steps
         self.seconds = 0.0  # spent by the clock, in this process
         self._next: int | None = 0  # step at which recording begins
         self._window: list[list[Any]] = []  # leaves of the recorded batches
         self._structure: Any = None
-        self._validation: list[Any] = []  # batches
+        self._trouble = ""  # why there can be no pilots on this rank
+        self._measured_on_validation = False  # in the round to come, on all ranks
+        self._validation = ValidationBatches(4 * self.held_out)  # enough for rounds to differ
         self._first_loss: float | None = None
         self._began = 0.0
-        self._saved_search: dict[str, Any] | None = None
+        self._saved_search = None
         self._saved_windows: list[list[list[Any]]] = []  # by rank
-        self._trainer: L.Trainer | None = None
-        self._optimizer: LearnedOptimizer | None = None
-        self._module_names: dict[torch.Tensor, str] = {}
+        self._saved_validation: list[list[list[Any]]] = []  # likewise
 
     # -- the fit's hooks
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":  # a fit that resumes loads its state after this
+            self._begin_anew()
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if trainer.state.fn == "fit" and dataloader_idx == 0 and self._next is not None:
+            try:
+                self._validation.see(batch)
+            except Exception as error:  # a tensor that cannot be cloned
+                self._trouble = named(error)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -139,13 +167,12 @@ class MetaTraining(LearnedOptimizerAdapter):
             self._saved_search = None
             if len(self._saved_windows) == trainer.world_size:  # otherwise recording begins anew
                 self._window = [list(leaves) for leaves in self._saved_windows[trainer.global_rank]]
-        self._module_names = {param: name for name, param in pl_module.named_parameters()}
+                self._validation.seen = [list(leaves) for leaves in self._saved_validation[trainer.global_rank]]
         self._use(self.search.chosen)
         self._began = time.perf_counter()
-        self._validation = self._validation_batches(trainer)
-        if self.search.rounds == 0 and not self._window:
+        if self.search.rounds == 0 and not self._window and self._next is not None:
             self._plan(self._step)
-            if self._next is None:
+            if self._over and not _keeps_nothing(trainer):
                 rank_zero_warn(
                     f"MetaTraining has no round in this fit: one costs {self._cost:.0f} training steps, and "
                     f"max_share={self.max_share:g} of {optimizer.total_steps} steps allows fewer; raise max_share or "
@@ -157,31 +184,35 @@ class MetaTraining(LearnedOptimizerAdapter):
     ) -> None:
         if not self._window and (self._next is None or self._step < self._next):
             return
-        leaves, self._structure = pytree.tree_flatten(batch)
-        if self._validation and pytree.tree_structure(self._validation[0]) != self._structure:
-            self._validation = []
         between_steps = (
             trainer.fit_loop.epoch_loop.batch_progress.current.completed % trainer.accumulate_grad_batches == 0
         )
+        if not between_steps and not self._window:
+            return
+        began = time.perf_counter()
+        leaves = self._leaves(batch)
+        if not self._window:
+            self._measured_on_validation = self._all_ranks_have_validation(trainer, pl_module)
         if between_steps and len(self._window) >= self._wanted(trainer):
-            began = time.perf_counter()
             self._round(trainer, pl_module)
-            self.seconds += time.perf_counter() - began
-        elif between_steps or self._window:
-            # clones, since a training_step may write into its batch
-            self._window.append([leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves])
+        else:
+            self._window.append(leaves)
+        self.seconds += time.perf_counter() - began
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.search is None or self._optimizer is None:
             return
-        if self.search.rounds and not self.search.improving:
+        if self.search.rounds and not self.search.improving and not _keeps_nothing(trainer):
             rank_zero_warn(
                 f"MetaTraining found nothing better on this model in {self.search.rounds} rounds (evidence "
                 f"{self.search.evidence:+.3f}, where {self.search.needed:+.3f} or less was needed); the rule is handed "
                 "back as it was."
             )
-        if trainer.is_global_zero:
-            self._export(trainer)
+        if trainer.is_global_zero and not _keeps_nothing(trainer):
+            try:
+                self._export(trainer)
+            except Exception as error:  # a full disk, a logger that fails
+                rank_zero_warn(f"MetaTraining could not hand over its rule ({named(error)}).")
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -189,7 +220,9 @@ class MetaTraining(LearnedOptimizerAdapter):
             "search": self._saved_search if self.search is None else self.search.state_dict(),
             "spent": self.spent,
             "next": self._next,
-            "windows": self._windows(),
+            "windows": self._of_all_ranks(self._window),
+            "validation": self._of_all_ranks(self._validation.seen),
+            "on_validation": self._measured_on_validation,
             "first_loss": self._first_loss,
         }
 
@@ -198,14 +231,16 @@ class MetaTraining(LearnedOptimizerAdapter):
         self._saved_search = state_dict["search"]
         self.spent, self._next = state_dict["spent"], state_dict["next"]
         self._saved_windows = state_dict["windows"]
+        self._saved_validation = state_dict.get("validation", [[] for _ in self._saved_windows])
+        self._measured_on_validation = state_dict.get("on_validation", False)
         self._first_loss = state_dict["first_loss"]
 
-    def _windows(self) -> list[list[list[Any]]]:
-        """What each rank has recorded; called on all ranks."""
+    def _of_all_ranks(self, batches: list[list[Any]]) -> list[list[list[Any]]]:
+        """What each rank has kept; called on all ranks."""
         if self._trainer is None or self._trainer.world_size == 1:
-            return [self._window]
+            return [batches]
         gathered: list[Any] = [None] * self._trainer.world_size
-        torch.distributed.all_gather_object(gathered, self._window)
+        torch.distributed.all_gather_object(gathered, batches)
         return gathered
 
     # -- a round
@@ -217,21 +252,38 @@ class MetaTraining(LearnedOptimizerAdapter):
         return self._trainer.global_step - self._steps_before
 
     @property
+    def _over(self) -> bool:
+        """Whether there is no further round."""
+        return self._next is None
+
+    @property
     def _cost(self) -> float:
         """Of a round, in training steps."""
         assert self.search is not None
         return self.search.particles * (self.inner_steps + self.held_out / 3)
 
     def _wanted(self, trainer: L.Trainer) -> int:
-        """Batches of a round."""
-        return self.inner_steps * trainer.accumulate_grad_batches + (0 if self._validation else self.held_out)
+        """Batches of a round, the same number on all ranks."""
+        return self.inner_steps * trainer.accumulate_grad_batches + (
+            0 if self._measured_on_validation else self.held_out
+        )
 
-    def _validation_batches(self, trainer: L.Trainer) -> list[Any]:
-        """Batches of the fit's first validation dataloader, on its device, enough for rounds to differ."""
-        loaders = [loader for loader in pytree.tree_leaves(trainer.val_dataloaders) if loader is not None]
-        convert, move = trainer.precision_plugin.convert_input, trainer.strategy.batch_to_device
-        with isolated(0):
-            return [move(convert(batch)) for loader in loaders[:1] for batch in islice(loader, 4 * self.held_out)]
+    def _leaves(self, batch: Any) -> list[Any]:
+        """What a batch consists of, cloned, since a training_step may write into its batch; empty if that fails."""
+        try:
+            leaves, self._structure = pytree.tree_flatten(batch)
+            foreign = next((leaf for leaf in leaves if not isinstance(leaf, (Tensor, *PLAIN))), None)
+            if foreign is not None:
+                raise TypeError(f"a batch holds a {type(foreign).__name__}, which is no tensor or plain value")
+            return [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        except Exception as error:  # told in the round, which all ranks reach
+            self._trouble = named(error)
+            return []
+
+    def _all_ranks_have_validation(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
+        """Whether the round to come is measured on validation batches; called on all ranks."""
+        has = bool(self._structure) and bool(self._validation.like(self._structure, trainer, pl_module))
+        return bool(trainer.strategy.reduce(torch.tensor(float(has), device=pl_module.device), reduce_op="mean") == 1)
 
     def _plan(self, after: int) -> None:
         assert self._optimizer is not None
@@ -245,9 +297,12 @@ class MetaTraining(LearnedOptimizerAdapter):
 
     def _round(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert self.search is not None
-        assert self._optimizer is not None
-        losses, failure = self._pilots(trainer, pl_module)
-        here, cost = losses[self.search.here], self._cost
+        cost = self._cost
+        losses, failure = agreed(
+            trainer, pl_module, lambda: self._losses_of_pilots(trainer, pl_module), self.search.particles
+        )
+        self._window = []
+        here = losses[self.search.here]
         if failure:
             rank_zero_warn(f"MetaTraining stops here, and the fit goes on: {failure}")
             self._next = None
@@ -258,75 +313,31 @@ class MetaTraining(LearnedOptimizerAdapter):
         self.spent += cost
         self._use(self.search.chosen)
         self._plan(self._step)
-        self._log(trainer, here, ahead)
-
-    def _pilots(self, trainer: L.Trainer, pl_module: L.LightningModule) -> tuple[torch.Tensor, str]:
-        """Losses of the pilots, mean over ranks, and why there are none, if so on any rank."""
-        assert self.search is not None
-        batches = [pytree.tree_unflatten(leaves, self._structure) for leaves in self._window]
-        self._window = []
-        losses, failure = torch.zeros(self.search.particles), ""
         try:
-            losses = self._own_pilots(trainer, pl_module, batches)
-        except ValueError as error:  # a module or batches that cannot be a task: no reason to end somebody's fit
-            failure = str(error)
-        failed = torch.tensor(float(bool(failure)), device=pl_module.device)
-        both = torch.cat([losses.to(failed.device).float(), failed[None]])
-        both = trainer.strategy.reduce(both, reduce_op="mean").cpu()
-        if both[-1] > 0 and not failure:
-            failure = "another rank could not make its pilots."
-        return both[:-1], failure
+            self._log(trainer, here, ahead)
+        except Exception as error:  # of somebody's logger
+            rank_zero_warn(f"MetaTraining could not log its numbers ({named(error)}).")
 
-    def _own_pilots(self, trainer: L.Trainer, pl_module: L.LightningModule, batches: list[Any]) -> torch.Tensor:
-        """Losses of the pilots on this rank's batches."""
+    def _losses_of_pilots(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Tensor:
+        """Of the pilots on this rank's batches."""
         assert self.search is not None
         assert self._optimizer is not None
-        kind = type(pl_module).__name__
-        stacked = StackedBatches(batches, f"{kind}, coming batches")
-        validation = StackedBatches(self._validation, f"{kind}, validation batches") if self._validation else None
-        accumulated = trainer.accumulate_grad_batches
-        steps = (len(stacked) - (0 if validation else self.held_out)) // accumulated
-        if steps < 1:
-            raise ValueError(f"{kind}: only {len(stacked)} of {len(batches)} coming batches have the same shapes.")
-        task = LightningTask(pl_module, stacked, validation)
-        first = self.search.rounds * len(batches)
-        train = [task.nth(index, first + index) for index in range(steps * accumulated)]
-        windows = [train[k * accumulated : (k + 1) * accumulated] for k in range(steps)]
-        split: Split = "valid" if validation else "train"
-        count = len(task.data[split])
-        begin = self.search.rounds * self.held_out if validation else count - self.held_out
-        places = range(begin, begin + min(self.held_out, count))
-        held_out = [task.nth(index % count, None, split) for index in places]
-        standing = self._standing(trainer, task)
-        return pilot_losses(self._optimizer.rule, self.search.ask(), task, standing, windows, held_out)
-
-    def _standing(self, trainer: L.Trainer, task: LightningTask) -> Standing:
-        """Where the fit is, by the module's own names."""
-        optimizer = self._optimizer
-        assert optimizer is not None
-        params, tensors, roles, lr, decay = {}, {}, {}, {}, {}
-        for group in optimizer.param_groups:
-            for param, role in zip(group["params"], group["roles"], strict=True):
-                name = self._module_names[param]
-                if name in task.roles:  # those that require a gradient now
-                    params[name], tensors[name] = param.detach(), dict(optimizer.state[param])
-                    roles[name] = group["role"] or role
-                    lr[name], decay[name] = float(group["lr"]), float(group["weight_decay"])
-        clip = None if trainer.gradient_clip_val is None else float(trainer.gradient_clip_val)
-        by_value = trainer.gradient_clip_algorithm == "value"
-        return Standing(
-            params,
-            State(tensors, dict(optimizer.param_groups[0]["shared"])),
-            roles,
-            self._step,
-            optimizer.total_steps if isinstance(optimizer.total_steps, int) else None,
-            lr,
-            decay,
-            clip_norm=None if by_value else clip,
-            clip_value=clip if by_value else None,
+        if self._trouble:
+            raise ValueError(f"{self._trouble}.")
+        return losses_of_round(
+            trainer,
+            pl_module,
+            self._optimizer,
+            self.search,
+            step=self._step,
+            coming=[pytree.tree_unflatten(leaves, self._structure) for leaves in self._window],
+            validation=(
+                self._validation.like(self._structure, trainer, pl_module) if self._measured_on_validation else []
+            ),
+            held_out=self.held_out,
         )
 
-    def _use(self, theta: dict[str, torch.Tensor]) -> None:
+    def _use(self, theta: dict[str, Tensor]) -> None:
         """Let the fit go on with these entries of θ."""
         assert self._optimizer is not None
         named = dict(self._optimizer.rule.named_parameters())
@@ -334,7 +345,7 @@ class MetaTraining(LearnedOptimizerAdapter):
             for name, value in theta.items():
                 named[name].copy_(value)
 
-    def _log(self, trainer: L.Trainer, loss: torch.Tensor, ahead: float) -> None:
+    def _log(self, trainer: L.Trainer, loss: Tensor, ahead: float) -> None:
         assert self.search is not None
         moved = [self.search.theta[name] - start for name, start in self.search.start.items()]
         metrics = {
@@ -346,7 +357,7 @@ class MetaTraining(LearnedOptimizerAdapter):
             "meta_training/time_share": self.time_share,
         }
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
-        for logger in trainer.loggers:
+        for logger in trainer.loggers if self.logs else []:
             logger.log_metrics(metrics, step=trainer.global_step)
 
     @property
@@ -373,9 +384,15 @@ class MetaTraining(LearnedOptimizerAdapter):
         )
         save_rule(self._optimizer.rule, folder, card=card, meta_training=record)
         rank_zero_info(f"MetaTraining: {self.search.rounds} rounds; the rule is in {folder}.")
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
+        loggers: list[Any] = trainer.loggers
+        for logger in loggers:
+            if is_lightning(logger, "WandbLogger"):
                 log_artifact(logger, "adapted_rule", folder, kind="rule", metadata=record)
+
+
+def _keeps_nothing(trainer: Any) -> bool:
+    """Whether the fit is a trial of which nothing is meant to be kept."""
+    return bool(trainer.fast_dev_run)
 
 
 def _only_optimizer(trainer: L.Trainer, module: L.LightningModule) -> LearnedOptimizer:
@@ -385,7 +402,7 @@ def _only_optimizer(trainer: L.Trainer, module: L.LightningModule) -> LearnedOpt
             f"{type(module).__name__} uses manual optimization, so MetaTraining cannot tell what a step is; set "
             "automatic_optimization = True, or use LearnedOptimizerAdapter."
         )
-    if isinstance(trainer.strategy, ModelParallelStrategy):
+    if is_lightning(trainer.strategy, "ModelParallelStrategy"):
         raise ValueError("MetaTraining needs whole parameters on every rank; use 'ddp' or a single device.")
     if len(trainer.optimizers) != 1 or not isinstance(trainer.optimizers[0], LearnedOptimizer):
         names = ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers)

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as L
 import torch
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from lightning_lopt._lightning import is_lightning
 from lightning_lopt.tasks.base import Batch, Split
+from lightning_lopt.tasks.lightning_classes import overrides
 from lightning_lopt.tasks.seeded_random import isolated
 
+if TYPE_CHECKING:
+    import lightning.pytorch as L
+
 Tree = Any
-_PLAIN = (bool, int, float, str, bytes, type(None))
+PLAIN = (bool, int, float, str, bytes, type(None))
 
 
 class StackedBatches:
@@ -58,7 +61,7 @@ class StackedBatches:
         for name, column in zip(self.names, columns, strict=True):
             if isinstance(column[0], Tensor):
                 self.tensors[name] = torch.stack([leaf.detach() for leaf in column])
-            elif all(isinstance(leaf, _PLAIN) and leaf == column[0] for leaf in column):
+            elif all(isinstance(leaf, PLAIN) and leaf == column[0] for leaf in column):
                 self.constants[name] = column[0]
             else:
                 raise ValueError(
@@ -88,7 +91,7 @@ class StackedBatches:
 
 
 def batches_of(
-    data: Iterable[Tree] | L.LightningDataModule, split: Split, module: L.LightningModule, limit: int
+    data: Iterable[Tree] | L.LightningDataModule, split: Split, module: Any, limit: int
 ) -> list[Tree] | None:
     """The first ``limit`` batches of one pass, through the hooks before and after the transfer to a device.
 
@@ -102,21 +105,22 @@ def batches_of(
         ``None`` where a data module has no such loader.
     """
     hooks: Any = module
-    if isinstance(data, L.LightningDataModule):
+    source: Any = data
+    if is_lightning(data, "LightningDataModule"):
         name = "train_dataloader" if split == "train" else "val_dataloader"
-        if not is_overridden(name, data, L.LightningDataModule):
+        if not overrides(source, name):
             return None
-        if data.trainer is None and split == "train":
-            data.prepare_data()
-            data.setup("fit")
+        if source.trainer is None and split == "train":
+            source.prepare_data()
+            source.setup("fit")
         with isolated(0):
-            loaders = CombinedLoader(getattr(data, name)(), "max_size_cycle" if split == "train" else "sequential")
+            loaders = CombinedLoader(getattr(source, name)(), "max_size_cycle" if split == "train" else "sequential")
             found = [batch for batch, *_ in islice(iter(loaders), limit)]
-        if is_overridden("on_after_batch_transfer", data) or is_overridden("on_before_batch_transfer", data):
-            hooks = data
+        if overrides(source, "on_after_batch_transfer") or overrides(source, "on_before_batch_transfer"):
+            hooks = source
     else:
         with isolated(0):
-            found = list(islice(data, limit))
+            found = list(islice(source, limit))
     with isolated(1):
         return [hooks.on_after_batch_transfer(hooks.on_before_batch_transfer(batch, 0), 0) for batch in found]
 

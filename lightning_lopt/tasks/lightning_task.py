@@ -8,14 +8,14 @@ import traceback
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as L
 import numpy as np
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
+from lightning_lopt._lightning import is_lightning
 from lightning_lopt.rules.base import Params
 from lightning_lopt.rules.roles import roles_of
 from lightning_lopt.seeding import generator as derived_generator
@@ -25,6 +25,11 @@ from lightning_lopt.tasks.lightning_batches import StackedBatches, batches_of
 from lightning_lopt.tasks.lightning_module import TrainingStep
 from lightning_lopt.tasks.looped import looped
 from lightning_lopt.tasks.seeded_random import SeededRandom, isolated
+from lightning_lopt.tasks.stand_in import Fit
+from lightning_lopt.tasks.users_code import UsersCodeError, named, users_code
+
+if TYPE_CHECKING:
+    import lightning.pytorch as L
 
 _log = logging.getLogger(__name__)
 _SEED = f"{OWN}seed"
@@ -53,10 +58,12 @@ class LightningTask(Task):
         max_batches: how many batches of each are kept in memory, >= 1.
         loss_scale: see :class:`~lightning_lopt.tasks.Task`; ``None`` for the mean loss at the start.
         name: name of the task.
+        fit: what ``self.trainer`` answers, see :class:`~.lightning_module.TrainingStep`.
 
     Attributes:
         vmapped: whether inner runs go side by side.
         reason: why not, in words; empty if they do.
+        uses_metrics: whether metrics of torchmetrics compute, since the loss needs them.
 
     Raises:
         ValueError: with one sentence, for a module or batches that cannot be used.
@@ -71,13 +78,13 @@ class LightningTask(Task):
         max_batches: int = 100,
         loss_scale: float | None = None,
         name: str | None = None,
+        fit: Fit | None = None,
     ) -> None:
         if max_batches < 1:
             raise ValueError(f"max_batches must be at least 1, got {max_batches!r}.")
-        self._build = None if isinstance(module, L.LightningModule) else module
-        built = self._built(0) if self._build is not None else module
-        assert isinstance(built, L.LightningModule)
-        self._step = TrainingStep(built)
+        self._build: Any = None if is_lightning(module, "LightningModule") else module
+        built = module if self._build is None else self._built(0)
+        self._step = TrainingStep(built, fit)
         kind = self._step.kind
         roles = roles_of(self._step.module)
         self.roles = {key: roles[key] for key in self._step.trained}
@@ -105,7 +112,12 @@ class LightningTask(Task):
     def init(self, generator: torch.Generator) -> Params:
         if self._build is None:
             return self._step.params()
-        values = dict(self._built(integer(0, 2**62, generator)).named_parameters())
+        seed = integer(0, 2**62, generator)
+        built = self._built(seed)
+        if self._step.built_late:
+            with isolated(seed):
+                return TrainingStep(built, self._step.fit).params()
+        values = dict(built.named_parameters())
         return {name: values[name].detach().clone() for name in self.roles}
 
     def batch(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
@@ -149,7 +161,7 @@ class LightningTask(Task):
         """The batches of both splits, checked to be of one structure."""
         data: dict[Split, StackedBatches] = {}
         kind = self._step.kind
-        if valid is None and isinstance(train, L.LightningDataModule):
+        if valid is None and is_lightning(train, "LightningDataModule"):
             valid = train
         sources: dict[Split, Any] = {"train": train, "valid": valid}
         for split, source in sources.items():
@@ -168,13 +180,28 @@ class LightningTask(Task):
             )
         return data
 
-    def _built(self, seed: int) -> L.LightningModule:
+    def _built(self, seed: int) -> Any:
         assert self._build is not None
-        with isolated(seed):
+        with isolated(seed), users_code(getattr(self._build, "__name__", "building the model")):
             return self._build()
 
     def _try_out(self, params: Params) -> float:
         """The mean loss of a few batches, after noticing which randomness the step uses."""
+        losses = self._first_losses(params)
+        self.uses_metrics = False
+        if not (losses.requires_grad and losses.isfinite().all()) and self._step.use_metrics():
+            self.uses_metrics = True  # one of them is the loss, or a part of it
+            losses = self._first_losses(params)
+        if not losses.requires_grad:
+            raise ValueError(f"{self._step.kind}: the loss does not depend on the parameters; do not detach it.")
+        mean = float(losses.detach().mean().abs())
+        if not mean < float("inf"):
+            raise ValueError(
+                f"{self._step.kind}.training_step gives a loss of {mean} at the start; check the data and the model."
+            )
+        return mean or 1.0
+
+    def _first_losses(self, params: Params) -> Tensor:
         data = self.data["train"]
         losses = []
         for index in range(min(4, len(data))):
@@ -184,24 +211,19 @@ class LightningTask(Task):
                 before = _global_state()
                 batch = data.tree(data.take(torch.tensor(index)))
                 try:
-                    self._step.output(leaves, batch)
+                    output = self._step.output(leaves, batch)
                 except Exception as error:
-                    raise ValueError(
-                        f"{self._step.kind}.training_step fails outside a Trainer ({type(error).__name__}: {error}); "
-                        "let it use only the batch and the module."
-                    ) from error
+                    raise ValueError(self._failure(error)) from error
                 self.strays |= _global_state() != before
                 self.random |= self.strays or draws.calls > 0
-                losses.append(self._step.loss(leaves, batch))
-        if not losses[0].requires_grad:
-            raise ValueError(f"{self._step.kind}: the loss does not depend on the parameters; do not detach it.")
-        mean = float(torch.stack(losses).detach().mean().abs())
-        if not mean < float("inf"):
-            raise ValueError(
-                f"{self._step.kind}.training_step gives a loss of {mean} at the start; check the data, and use "
-                "the functional form of a torchmetrics metric that is part of the loss."
-            )
-        return mean or 1.0
+                losses.append(self._step.loss_in(output))
+        return torch.stack(losses)
+
+    def _failure(self, error: Exception) -> str:
+        text = f"{self._step.kind}.training_step fails outside a Trainer ({named(_cause(error))})"
+        if self._step.setup_error:
+            text += f"; before that its setup failed ({self._step.setup_error})"
+        return f"{text}; let it use only the batch and the module."
 
     def _why_looped(self, params: Params) -> str:
         """Why ``vmap`` does not do, empty if it does: judged by two runs, of slightly different parameters."""
@@ -215,8 +237,9 @@ class LightningTask(Task):
                 grads, losses = vmap(grad_and_value(self._loss))(pair, batch)
                 measured = vmap(self._loss)(pair, batch)  # other kernels may run where no gradient is wanted
         except Exception as error:
-            text = " ".join(str(error).split())[:160]
-            return f"vmap of training_step fails{_place(error)} ({type(error).__name__}: {text}...)"
+            cause = _cause(error)
+            text = " ".join(str(cause).split())[:160]
+            return f"vmap of training_step fails{_place(cause)} ({type(cause).__name__}: {text}...)"
         for index in range(2):
             one = {name: value[index] for name, value in batch.items()}
             expected, loss = grad_and_value(self._loss)({name: value[index] for name, value in pair.items()}, one)
@@ -230,7 +253,12 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() <= 1e-3 * b.abs().max() + 1e-6)
 
 
-def _place(error: Exception) -> str:
+def _cause(error: BaseException) -> BaseException:
+    """What somebody's code raised."""
+    return error.__cause__ or error if isinstance(error, UsersCodeError) else error
+
+
+def _place(error: BaseException) -> str:
     """The last line of somebody's own code that led to the error."""
     ours = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]

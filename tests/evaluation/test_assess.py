@@ -11,11 +11,12 @@ from assessed import STEPS, Data, Model, loader
 from torch import nn
 
 from lightning_lopt import AdamRule, SGDRule, assess, load_rule
-from lightning_lopt.evaluation.assess.batches import ReadBatchesOfBothSplits
+from lightning_lopt.evaluation.assess.budget import budget_seconds
 from lightning_lopt.evaluation.assess.reading import readers
-from lightning_lopt.evaluation.assess.run import FIRST
+from lightning_lopt.evaluation.assess.subject import FIRST
 from lightning_lopt.evaluation.assess.task import MEASURED, PilotTask
 from lightning_lopt.seeding import generator
+from lightning_lopt.tasks.lightning_batches import StackedBatches
 
 WINS, LOSES, DIVERGES = SGDRule(0.05), AdamRule(1e-6), SGDRule(10.0)
 ENOUGH = 120.0  # seconds: pilots reach the planned horizon, and it takes two
@@ -87,11 +88,14 @@ def test_budget_is_kept_and_stated():
     assert f"{seconds['taken']:.1f} s of 3.0 s allowed" in str(found)
 
 
-def test_default_budget_is_a_twentieth_of_the_planned_run():
-    found = assess(Model(), Data(), WINS, total_steps=40)
-    seconds = found.numbers["seconds"]
-    assert seconds["budget"] == pytest.approx(seconds["planned"] / 20)
-    assert found.numbers["pilots"] == []  # two steps' time
+def test_default_budget_is_a_twentieth_of_the_planned_run_and_enough_for_pilots():
+    assert budget_seconds(None, 0.1, 20_000) == (pytest.approx(100.0), "5% of the planned run")
+    assert budget_seconds(None, 0.001, 20_000)[0] == 20.0
+
+
+def test_no_time_for_a_pilot_is_said():
+    found = assess(Model(), Data(), WINS, total_steps=40, budget=1e-3)
+    assert found.numbers["pilots"] == []
     assert found.verdict == "use it with care"
     assert "no time for a pilot" in found.paragraph
 
@@ -122,7 +126,8 @@ def test_hooks_see_each_batch_once():
     train.take(4)
     valid.take(100)
     assert (len(train.batches), len(valid.batches)) == (4, len(plain))
-    task = PilotTask(Shifted(), ReadBatchesOfBothSplits(train.batches, valid.batches))
+    task, reason = PilotTask(Shifted(), StackedBatches(train.batches[:1], "first")).on(train.batches, valid.batches)
+    assert reason == ""
     for split, count in (("train", 4), ("valid", len(plain))):
         expected = torch.stack([batch[0] + 1.0 for batch in plain[:count]])
         assert torch.equal(task.data[split].tensors["batch[0]"], expected)
@@ -160,7 +165,7 @@ class NoLoss(Model):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"model": Manual()}, "uses manual optimization, .*one optimizer"),
+        ({"model": Manual()}, "Manual uses manual optimization"),
         ({"model": Two()}, "returns 2 optimizers; assess compares"),
         ({"model": NoLoss()}, "gave NoneType for the loss"),
         ({"model": lambda: nn.Linear(1, 1)}, "model gave a Linear; give a LightningModule"),

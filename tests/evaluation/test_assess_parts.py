@@ -11,10 +11,13 @@ from lightning_lopt import load_rule
 from lightning_lopt.evaluation.assess.batches import regrouped
 from lightning_lopt.evaluation.assess.costs import step_cost
 from lightning_lopt.evaluation.assess.coverage import _LAYERS, gaps, meta_training_of
+from lightning_lopt.evaluation.assess.ladder import SWEEPS, Cost, _first, next_horizon
 from lightning_lopt.evaluation.assess.outlook import FLOOR, log_ratio, outlook
 from lightning_lopt.evaluation.assess.passes import batches_for
 from lightning_lopt.evaluation.assess.pilots import DEFAULT, Level
+from lightning_lopt.evaluation.assess.same_time import LongerRuns, in_the_same_time
 from lightning_lopt.evaluation.assess.verdict import CARE, DONT, USE, judge
+from lightning_lopt.tasks.lightning_module import TrainingStep
 from lightning_lopt.tasks.mixtures import FAMILIES
 
 
@@ -64,23 +67,93 @@ def test_log_ratio_of_losses_that_are_not_finite_or_negative():
 
 
 @pytest.mark.parametrize(
-    ("ratio", "spread", "troubles", "slowdown", "seconds", "verdict"),
+    ("ratio", "timed", "spread", "troubles", "pretrained", "verdict"),
     [
-        (-0.5, 0.0, [], 1.5, 1e6, USE),
-        (-0.5, 0.0, [], 5.0, 10.0, USE),
-        (-0.5, 0.0, [], 5.0, 20.0, CARE),
-        (-0.5, 0.0, ["it diverged"], 1.5, 10.0, DONT),
-        (-0.1, 0.3, [], 1.5, 10.0, CARE),
-        (0.5, 0.1, [], 1.0, 10.0, DONT),
+        (-0.5, -0.4, 0.0, [], None, USE),
+        (-0.5, None, 0.0, [], None, CARE),
+        (-0.5, 0.0, 0.3, [], None, CARE),
+        (-0.5, 0.4, 0.1, [], None, DONT),
+        (-0.5, -0.5, 0.0, ["it diverged"], None, DONT),
+        (-0.1, -0.1, 0.3, [], None, CARE),
+        (0.5, 0.5, 0.1, [], None, DONT),
+        (-0.5, -0.5, 0.0, [], "a reason", CARE),
+        (-0.1, -0.1, 0.3, [], "a reason", DONT),
     ],
 )
-def test_judgement(ratio, spread, troubles, slowdown, seconds, verdict):
+def test_judgement(ratio, timed, spread, troubles, pretrained, verdict):
     views = {"train": outlook([level(40, ratio, spread)], "train", 40, gaps=0)}
+    seconds = {} if timed is None else {"train": outlook([level(40, timed, spread)], "train", 40, gaps=0)}
     found, reasons = judge(
-        views, views, troubles=troubles, hopeless=False, gaps=["a"], slowdown=slowdown, planned_seconds=seconds
+        views,
+        views,
+        in_the_same_time=seconds,
+        troubles=troubles,
+        hopeless=False,
+        gaps=["a"],
+        slowdown=1.5,
+        pretrained=pretrained,
     )
     assert found == verdict
-    assert reasons[-2 if slowdown >= 1.25 else -1] == "meta-training does not cover this: a"
+    assert reasons[-2] == "meta-training does not cover this: a"
+    assert bool(pretrained) == any("looks pretrained (a reason)" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize(("horizons", "verdict"), [([5], CARE), ([5, 20], CARE), ([5, 10, 20], USE), ([160], USE)])
+def test_a_slow_rule_needs_a_trend_or_the_planned_end(horizons, verdict):
+    levels = [level(horizon, -2.0) for horizon in horizons]
+    views = {"train": outlook(levels, "train", 160, gaps=0)}
+    given = {"troubles": [], "hopeless": False, "gaps": [], "slowdown": 43.0}
+    assert judge(views, views, in_the_same_time=views, **given)[0] == verdict
+    shorter = {"train": outlook(levels[:-1] or [level(2, -2.0)], "train", 160, gaps=0)}
+    assert judge(views, views, in_the_same_time=shorter, **given)[0] == CARE
+
+
+def test_a_pretrained_module_without_a_pilot_is_refused():
+    given = {"in_the_same_time": {}, "troubles": [], "hopeless": False, "gaps": [], "slowdown": 1.0}
+    assert judge({}, {}, **given)[0] == CARE
+    assert judge({}, {}, **given, pretrained="counted")[0] == DONT
+
+
+def power_law(horizon, ratio=0.5, power=0.5):
+    """A level where AdamW's loss is h^-power and the rule's is ``ratio`` times that."""
+    adamw = torch.full((3,), float(horizon) ** -power)
+    found = {"train": ratio * adamw}
+    return Level(horizon, {"train": torch.ones(3)}, found, {DEFAULT: {"train": adamw}}, float(15 * horizon), 0.0)
+
+
+@pytest.mark.parametrize("slowdown", [2.0, 3.7, 8.0])
+def test_on_a_power_law_as_much_time_is_worth_a_power_of_the_slowdown(slowdown):
+    levels = [power_law(horizon) for horizon in (10, 40, 160)]
+    steps = math.ceil(160 * slowdown)
+    longer = LongerRuns(160, steps, {DEFAULT: {"train": torch.full((3,), steps**-0.5)}})
+    timed = in_the_same_time(levels, longer, slowdown)
+    assert [found.horizon for found in timed] == [10, 40, 160]
+    for found in timed:
+        ratio = found.rule["train"] / found.adamw[0]["train"]
+        torch.testing.assert_close(ratio, torch.full((3,), 0.5 * slowdown**0.5), rtol=1e-2, atol=0.0)
+
+
+def test_without_longer_runs_only_what_was_seen_counts():
+    levels = [power_law(horizon) for horizon in (10, 40, 160)]
+    assert [found.horizon for found in in_the_same_time(levels, None, 4.0)] == [10, 40]
+    assert in_the_same_time(levels, None, 142.0) == []
+    assert in_the_same_time(levels, None, 1.0) == levels
+
+
+def test_more_time_never_makes_adamw_worse():
+    levels = [power_law(10), power_law(40)]
+    longer = LongerRuns(40, 80, {DEFAULT: {"train": torch.ones(3)}})  # it memorised its data
+    timed = in_the_same_time(levels, longer, 2.0)
+    assert torch.equal(timed[1].adamw[0]["train"], levels[1].adamw[DEFAULT]["train"])
+
+
+def test_levels_are_planned_as_many_as_there_is_time_for():
+    cheap, dear = Cost(step=1.0, run=0.0), Cost(step=1.0, run=20.0)
+    assert next_horizon(cheap, 50.0, 0, 4, 10, 1000) == 0  # 10 runs of 5 steps, and a reserve
+    assert next_horizon(cheap, 63.0, 0, 4, 10, 1000) == 5
+    assert next_horizon(dear, 400.0, 0, 4, 10, 1000) == 5  # measuring is dear, so there is one level
+    assert _first(dear, 100.0, 1000) == (SWEEPS[2], 5)
+    assert _first(dear, 20.0, 1000)[1] == 0
 
 
 def test_regrouped_keeps_order_and_refuses_what_is_no_stack_of_examples():
@@ -103,7 +176,7 @@ def test_passes_are_those_of_the_plan():
 def test_state_is_counted_in_bytes():
     """AdamW keeps two numbers for a parameter and one count for a tensor; this rule one momentum, and counts."""
     batch = (torch.randn(8, 6), torch.randn(8))
-    cost = step_cost(Model(), [batch], load_rule("base"), 10, lambda step: 0.0)
+    cost = step_cost([TrainingStep(Model()), TrainingStep(Model())], [batch], load_rule("base"), 10, lambda step: 0.0)
     assert cost.parameters == 7
     assert cost.adamw_bytes == pytest.approx((2 * 4 * 7 + 2 * 4) / 7)
     assert cost.learned_bytes >= 4

@@ -435,7 +435,9 @@ def test_a_module_that_a_trainer_holds(tmp_path):
     with torch.random.fork_rng():
         trainer.fit(module, DataLoader(batches(), batch_size=None))
     task = LightningTask(module, batches())
-    assert (module.trainer, task._step.module._trainer) == (trainer, None)
+    assert module.trainer is trainer
+    assert task._step.module.trainer is not trainer
+    assert task._step.module.global_step == 2
     assert torch.equal(task.init(generator(0))["net.0.weight"], module.net[0].weight)
     assert Fitted.__name__ in task.name
 
@@ -481,14 +483,26 @@ class Manual(Plain):
         self.automatic_optimization = False
 
 
-class UsesMetric(Plain):
-    def training_step(self, batch, batch_idx):
-        return super().training_step(batch, batch_idx) + self.accuracy(self.net(batch[0]), batch[1])
+def diverged(module, batch, batch_idx):
+    return module.net(batch[0]).sum() * torch.nan
 
 
 class Needs(Plain):
     def training_step(self, batch, batch_idx):
-        return super().training_step(batch, batch_idx) / self.trainer.max_steps
+        return super().training_step(batch, batch_idx) / self.trainer.her_own
+
+
+class SetUp(Plain):
+    def setup(self, stage):
+        raise FileNotFoundError("digits")
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) / self.classes
+
+
+class Lazy(Plain):
+    def middle(self, hidden):
+        return nn.LazyLinear(hidden)
 
 
 class Silent(L.LightningModule):
@@ -515,8 +529,14 @@ RAGGED = [(torch.zeros(8, n, 6), torch.zeros(8).long()) for n in range(1, 6)]
             lambda: LightningTask(changed(training_step=lambda s, dataloader_iter: None), batches()),
             "takes the iterator of the dataloader",
         ),
-        (lambda: LightningTask(made(UsesMetric), batches()), "gives a loss of nan at the start; .* functional form"),
-        (lambda: LightningTask(made(Needs), batches()), r"training_step fails outside a Trainer \(RuntimeError: .*not"),
+        (lambda: LightningTask(changed(training_step=diverged), batches()), "gives a loss of nan at the start; check"),
+        (
+            lambda: LightningTask(made(Needs), batches()),
+            r"training_step fails outside a Trainer \(AttributeError: .*'her",
+        ),
+        (lambda: LightningTask(made(SetUp), batches()), r"before that its setup failed \(FileNotFoundError: digits\)"),
+        (lambda: LightningTask(made(Lazy), batches()), "Lazy has lazy layers without shapes; send one batch"),
+        (lambda: LightningTask(lambda: 1 / 0, batches()), r"<lambda> fails \(ZeroDivisionError: division by zero\)"),
         (lambda: LightningTask(made(Plain).requires_grad_(False), batches()), "no parameter that requires a gradient"),
         (lambda: LightningTask(made(Plain), []), "Plain, train batches: there is no batch"),
         (lambda: LightningTask(made(Plain), ["text"]), "a batch holds no tensor"),

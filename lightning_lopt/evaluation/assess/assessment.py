@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import textwrap
 from dataclasses import dataclass
@@ -29,8 +30,9 @@ class Assessment:
     numbers: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON values."""
-        return {"verdict": self.verdict, "reasons": self.reasons, "numbers": self.numbers}
+        """All of it as JSON values; a number that is not finite becomes ``None``."""
+        found: dict[str, Any] = _finite({"verdict": self.verdict, "reasons": self.reasons, "numbers": self.numbers})
+        return found
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write :meth:`to_json` to a file."""
@@ -77,17 +79,43 @@ def _cost_lines(numbers: dict[str, Any]) -> list[str]:
 def _pilot_lines(numbers: dict[str, Any]) -> list[str]:
     if not numbers["pilots"]:
         return []
-    lines = ["pilots, each a run with a schedule to zero; medians of 3 seeds of training / validation loss:"]
-    lines.append(f"  {'steps':>6} {'batch':>6} {'rule':>19} {'swept AdamW':>19} {'at':>8} {'default AdamW':>19}")
+    lines = ["pilots, each a run with a schedule to zero; medians over seeds of training / validation loss:"]
+    lines.append(f"  {'steps':>6} {'batch':>6} {'rule':>19} {'swept AdamW':>19} {'at':>15} {'default AdamW':>19}")
     for pilot in [*numbers["pilots"], *numbers["other_batches"]]:
-        rates = pilot["adamw"]
-        best = min(rates, key=lambda rate: _middle(rates[rate]["train"]))
-        size = pilot.get("size") or numbers["batch_size"] or ""
+        lines.append(_pilot_line(pilot, pilot.get("size") or numbers["batch_size"] or ""))
+    if numbers["planned_passes"]:
+        lines.append("the same over so few batches that each is seen as often as in the planned run:")
+        lines.append(_pilot_line(numbers["planned_passes"], numbers["batch_size"] or ""))
+    longer = numbers["same_time"]
+    if longer:
+        losses, rates = _swept(longer["adamw"])
         lines.append(
-            f"  {pilot['horizon']:>6} {size:>6} {_losses(pilot['rule']):>19} "
-            f"{_losses(rates[best]):>19} {best:>8} {_losses(rates['0.001']) if '0.001' in rates else '':>19}"
+            f"AdamW makes {longer['steps']} steps in the time of {longer['horizon']} of the rule: {losses} at {rates}"
         )
     return lines
+
+
+def _pilot_line(pilot: dict[str, Any], size: Any) -> str:
+    adamw = pilot["adamw"]
+    losses, rates = _swept(adamw)
+    default = _losses(adamw["0.001"]) if "0.001" in adamw else ""
+    return f"  {pilot['horizon']:>6} {size:>6} {_losses(pilot['rule']):>19} {losses:>19} {rates:>15} {default:>19}"
+
+
+def _swept(adamw: dict[str, Any]) -> tuple[str, str]:
+    """AdamW's losses, each at the learning rate that is best for it, and these rates."""
+    splits = list(next(iter(adamw.values())))
+    best = {split: min(adamw, key=lambda rate, split=split: _middle(adamw[rate][split])) for split in splits}  # type: ignore[misc]
+    losses = _losses({split: adamw[best[split]][split] for split in splits})
+    return losses, " / ".join(best.values() if len(set(best.values())) > 1 else [best["train"]])
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _middle(losses: list[float | None]) -> float:

@@ -1,15 +1,12 @@
-"""Batches that were read, in other sizes, and handed to a task."""
+"""Batches that were read, in other sizes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
-import lightning.pytorch as L
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader
 
 Tree = Any
 
@@ -48,39 +45,3 @@ def regrouped(batches: list[Tree], size: int) -> list[Tree] | None:
         )
         for i in range(count)
     ] or None
-
-
-class ReadBatches(L.LightningDataModule):
-    """Batches that have been through all hooks already, as a data module, so that no hook sees them twice."""
-
-    def __init__(self, train: list[Tree]) -> None:
-        super().__init__()
-        self.train = train
-
-    def train_dataloader(self) -> Iterable[Tree]:
-        return _loader(self.train)
-
-    def on_before_batch_transfer(self, batch: Tree, dataloader_idx: int) -> Tree:
-        return batch
-
-    def on_after_batch_transfer(self, batch: Tree, dataloader_idx: int) -> Tree:
-        return batch
-
-
-class ReadBatchesOfBothSplits(ReadBatches):
-    """The same with validation batches."""
-
-    def __init__(self, train: list[Tree], valid: list[Tree]) -> None:
-        super().__init__(train)
-        self.valid = valid
-
-    def val_dataloader(self) -> Iterable[Tree]:
-        return _loader(self.valid)
-
-
-def _loader(batches: list[Tree]) -> Iterable[Tree]:
-    return DataLoader(batches, batch_size=None, collate_fn=_as_it_is)  # type: ignore[arg-type]
-
-
-def _as_it_is(batch: Tree) -> Tree:
-    return batch

@@ -6,6 +6,7 @@ import math
 import re
 
 SHARE = 0.05
+LEAST = 20.0  # seconds: less is not enough for pilots that say anything
 _UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
 
@@ -14,7 +15,7 @@ def budget_seconds(budget: float | str | None, step_seconds: float, total_steps:
 
     Args:
         budget: seconds, or a text such as ``"90s"``, ``"5min"``, ``"10%"`` of the planned run or ``"400steps"`` of it;
-            ``None`` for 5 %.
+            ``None`` for 5 %, and 20 seconds at least.
         step_seconds: of one training step of the planned run.
         total_steps: of the planned run.
 
@@ -25,7 +26,8 @@ def budget_seconds(budget: float | str | None, step_seconds: float, total_steps:
     ((50.0, '10% of the planned run'), (120.0, '2min'))
     """
     if budget is None:
-        return SHARE * step_seconds * total_steps, f"{SHARE:.0%} of the planned run"
+        share = SHARE * step_seconds * total_steps
+        return max(LEAST, share), f"{SHARE:.0%} of the planned run" if share > LEAST else f"{LEAST:g}s at least"
     text = f"{budget}s" if isinstance(budget, (int, float)) and not isinstance(budget, bool) else str(budget).strip()
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)\s*(s|min|h|%|steps)?", text)
     amount = float(match[1]) if match else math.nan

@@ -24,17 +24,24 @@ def assess_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--datamodule", help="FILE.py:NAME, likewise; without it, the module's own dataloaders")
     parser.add_argument("--rule", default="base", help="an embedded rule, a folder or hf://owner/name")
     parser.add_argument("--total-steps", type=int, required=True, help="optimizer steps of the planned run")
-    parser.add_argument("--budget", help="90s, 5min, 10%% or 400steps of the planned run; without it 5%% of it")
+    parser.add_argument(
+        "--budget", help="90s, 5min, 10%% or 400steps of the planned run; without it 5%%, and 20s at least"
+    )
     parser.add_argument("--device", help="where pilots run, for instance cuda; without it where the module is")
     parser.add_argument("--json", metavar="FILE", help="write everything that was measured")
     given = parser.parse_args(arguments)
 
     from lightning_lopt.evaluation.assess.run import assess
     from lightning_lopt.evaluation.assess.user_code import load_object
+    from lightning_lopt.tasks.users_code import users_code
 
     try:
         model = load_object(given.model)
-        data = None if given.datamodule is None else load_object(given.datamodule)()
+        data = None
+        if given.datamodule is not None:
+            build = load_object(given.datamodule)
+            with users_code(f"{given.datamodule}()"):
+                data = build()
         found = assess(
             model if given.device is None else _moved(model, given.device),
             data,
@@ -53,4 +60,8 @@ def assess_command(arguments: Sequence[str]) -> int:
 
 
 def _moved(build: Callable[[], Any], device: str) -> Callable[[], Any]:
-    return lambda: build().to(device)
+    def moved() -> Any:
+        return build().to(device)
+
+    moved.__name__ = getattr(build, "__name__", "model")
+    return moved

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import lightning.pytorch as L
 from torch import nn
 
 from lightning_lopt.io.files import CONFIG, parse_json_object, read_file
@@ -45,7 +44,7 @@ def meta_training_of(rule: str | os.PathLike[str] | UpdateRule) -> dict[str, Any
 
 
 def gaps(
-    module: L.LightningModule,
+    module: nn.Module,
     meta_training: Mapping[str, Any],
     *,
     total_steps: int,

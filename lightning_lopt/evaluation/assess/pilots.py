@@ -71,7 +71,7 @@ class Level:
             "seconds": round(self.seconds, 3),
             "start": _json(self.start),
             "rule": _json(self.rule),
-            "adamw": {f"{learning_rate(exponent):.3g}": _json(found) for exponent, found in self.adamw.items()},
+            "adamw": losses_json(self.adamw),
         }
 
 
@@ -99,10 +99,32 @@ def run_level(
     clock = [0.0]
     start = _final(task, start_runs(rule, task, pairs=seeds, horizon=horizon, seed=seed, copies=1).params, clock)
     found = _runs([rule], task, horizon, until, seeds, seed, clock)[0]
+    adamw = adamw_runs(rule, task, exponents, horizon=horizon, until=until, seeds=seeds, seed=seed, clock=clock)
+    return Level(horizon, start, found, adamw, time.perf_counter() - began, clock[0])
+
+
+def adamw_runs(
+    rule: UpdateRule,
+    task: Task,
+    exponents: Sequence[int],
+    *,
+    horizon: int,
+    until: float,
+    seeds: int = SEEDS,
+    seed: int = 0,
+    clock: list[float] | None = None,
+) -> dict[int, dict[Split, Tensor]]:
+    """Final losses of AdamW by exponent of the learning rate and split, shape ``(S,)``; arguments as of
+    :func:`run_level`, whose rule says on which device.
+    """
     adams = [AdamRule(learning_rate(e), weight_decay=WEIGHT_DECAY, schedule="cosine") for e in exponents]
-    adamw = _runs([adam.to(device_of(rule)) for adam in adams], task, horizon, until, seeds, seed, clock)
-    by_rate = dict(zip(exponents, adamw, strict=True))
-    return Level(horizon, start, found, by_rate, time.perf_counter() - began, clock[0])
+    found = _runs([adam.to(device_of(rule)) for adam in adams], task, horizon, until, seeds, seed, clock or [0.0])
+    return dict(zip(exponents, found, strict=True))
+
+
+def losses_json(adamw: dict[int, dict[Split, Tensor]]) -> dict[str, Any]:
+    """Losses by learning rate as JSON values."""
+    return {f"{learning_rate(exponent):.3g}": _json(found) for exponent, found in adamw.items()}
 
 
 def _runs(

@@ -5,17 +5,17 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from statistics import median
 from typing import Any, cast
 
-import lightning.pytorch as L
-import torch
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
+
+from lightning_lopt._lightning import is_lightning
+from lightning_lopt.tasks.lightning_classes import overrides
+from lightning_lopt.tasks.users_code import users_code
 
 Tree = Any
 MAX_BYTES = 2**28  # of the batches of one split that are kept
@@ -28,6 +28,7 @@ class Reader:
         loader: what a ``train_dataloader`` or ``val_dataloader`` may return, or a list of batches.
         hooks: the module or data module whose transfer hooks are called.
         mode: how several loaders are combined, see Lightning's ``CombinedLoader``.
+        what: how errors name the batches.
 
     Attributes:
         batches: those read so far.
@@ -35,12 +36,13 @@ class Reader:
         length: how many there are, ``None`` where the loader does not know.
     """
 
-    def __init__(self, loader: Any, hooks: Any, mode: Any = "max_size_cycle") -> None:
+    def __init__(self, loader: Any, hooks: Any, mode: Any = "max_size_cycle", what: str = "training") -> None:
         self.batches: list[Tree] = []
         self.seconds: list[float] = []
         plain = isinstance(loader, list) and not any(isinstance(entry, DataLoader) for entry in loader)
         self.length = _length(loader)
         self._hooks = hooks
+        self._what = f"reading the {what} batches"
         self._loader = loader if plain else CombinedLoader(loader, mode)
         self._plain = plain
         self._iterator: Iterator[Any] | None = None
@@ -48,7 +50,14 @@ class Reader:
     def take(self, limit: int, until: float = float("inf")) -> None:
         """Read on, one batch at least, until there are ``limit``, the clock shows ``until``, memory is full or the
         loader ends.
+
+        Raises:
+            ValueError: in one sentence, for whatever the loader or a hook raises.
         """
+        with users_code(self._what):
+            self._take(limit, until)
+
+    def _take(self, limit: int, until: float) -> None:
         if self._iterator is None:
             self._iterator = iter(cast(Iterable[Any], self._loader))
         began = time.perf_counter()
@@ -71,55 +80,48 @@ class Reader:
         return median(self.seconds)
 
 
-def readers(module: L.LightningModule, data: Any, valid: Any) -> tuple[Reader, Reader | None]:
+def readers(module: Any, data: Any, valid: Any) -> tuple[Reader, Reader | None]:
     """Readers of training and validation batches, from a data module, from dataloaders, or from the module's own.
 
+    Args:
+        module: with a Trainer, if its hooks or its data module ask for one.
+        data: ``None`` for the module's own loaders.
+        valid: validation batches, where ``data`` is no data module.
+
     Raises:
-        ValueError: if there is no training data.
+        ValueError: if there is no training data, or in one sentence for whatever the data module raises.
     """
     source: Any = module if data is None else data
-    if isinstance(source, L.LightningDataModule):
-        source = copy.copy(source)  # what setup() assigns stays with the copy
-        if source.trainer is None:
-            source.prepare_data()
-            source.setup("fit")
-    hooks: Any = module
-    if isinstance(source, (L.LightningDataModule, L.LightningModule)):
-        kind = L.LightningModule if source is module else L.LightningDataModule
-        names = ("on_before_batch_transfer", "on_after_batch_transfer")
-        if source is not module and any(is_overridden(name, source, kind) for name in names):
+    kind, hooks = type(source).__name__, module
+    if is_lightning(source, "LightningDataModule"):
+        source = _set_up(source, getattr(module, "_trainer", None))
+        if any(overrides(source, name) for name in ("on_before_batch_transfer", "on_after_batch_transfer")):
             hooks = source
-        if not is_overridden("train_dataloader", source, kind):
-            raise ValueError(
-                f"{type(source).__name__} has no train_dataloader; write one, or give a data module or a dataloader."
-            )
-        if valid is None and is_overridden("val_dataloader", source, kind):
-            valid = source.val_dataloader()
-        data = source.train_dataloader()
-    return Reader(data, hooks), None if valid is None else Reader(valid, hooks, "sequential")
+    if is_lightning(source, "LightningDataModule", "LightningModule"):
+        if not overrides(source, "train_dataloader"):
+            raise ValueError(f"{kind} has no train_dataloader; write one, or give a data module or a dataloader.")
+        if valid is None and overrides(source, "val_dataloader"):
+            with users_code(f"{kind}.val_dataloader"):
+                valid = source.val_dataloader()
+        with users_code(f"{kind}.train_dataloader"):
+            data = source.train_dataloader()
+    if isinstance(valid, list | tuple) and not len(valid):
+        valid = None
+    return Reader(data, hooks), None if valid is None else Reader(valid, hooks, "sequential", "validation")
 
 
-@contextmanager
-def generators_restored(*loaders: Reader | None) -> Iterator[None]:
-    """Generators that the loaders and their samplers own are put back, so that their order is what it would be."""
-    found = {id(g): g for loader in loaders if loader is not None for g in _generators(loader._loader)}
-    states = [(g, g.get_state()) for g in found.values()]
-    try:
-        yield
-    finally:
-        for generator, state in states:
-            generator.set_state(state)
-
-
-def _generators(loader: Any) -> Iterator[torch.Generator]:
-    flat = loader.flattened if isinstance(loader, CombinedLoader) else [loader]
-    for one in flat:
-        owners = [one, getattr(one, "sampler", None), getattr(one, "batch_sampler", None)]
-        owners += [getattr(owners[-1], "sampler", None), getattr(one, "dataset", None)]
-        for owner in owners:
-            for value in vars(owner).values() if hasattr(owner, "__dict__") else ():
-                if isinstance(value, torch.Generator):
-                    yield value
+def _set_up(data: Any, trainer: Any) -> Any:
+    """A copy of a data module, with what ``setup`` assigns if no Trainer has it already."""
+    data, kind = copy.copy(data), type(data).__name__
+    if data.trainer is None:
+        data.trainer = trainer
+        if trainer is not None:
+            trainer.datamodule = data
+        with users_code(f"{kind}.prepare_data"):
+            data.prepare_data()
+        with users_code(f"{kind}.setup"):
+            data.setup("fit")
+    return data
 
 
 def _length(loader: Any) -> int | None:

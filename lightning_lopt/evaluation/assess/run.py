@@ -5,41 +5,45 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
-
-import lightning.pytorch as L
-import torch
-from lightning.fabric.utilities import move_data_to_device
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from lightning_lopt.evaluation.assess.assessment import Assessment
-from lightning_lopt.evaluation.assess.batches import ReadBatches, ReadBatchesOfBothSplits, examples_in, regrouped
 from lightning_lopt.evaluation.assess.budget import budget_seconds
 from lightning_lopt.evaluation.assess.costs import StepCost, step_cost
 from lightning_lopt.evaluation.assess.coverage import gaps, meta_training_of, unrecorded
-from lightning_lopt.evaluation.assess.ladder import SWEEP, climb
-from lightning_lopt.evaluation.assess.outlook import outlook
+from lightning_lopt.evaluation.assess.ladder import SWEEPS, climb
+from lightning_lopt.evaluation.assess.outlook import Outlook, outlook
 from lightning_lopt.evaluation.assess.passes import with_planned_passes
-from lightning_lopt.evaluation.assess.reading import Reader, generators_restored, readers
-from lightning_lopt.evaluation.assess.stability import FACTORS, nobody_learns, troubles, with_other_batches
-from lightning_lopt.evaluation.assess.task import MEASURED, PilotTask
+from lightning_lopt.evaluation.assess.pilots import Level
+from lightning_lopt.evaluation.assess.same_time import LongerRuns, in_the_same_time, longer_runs, time_for_levels
+from lightning_lopt.evaluation.assess.stability import (
+    FACTORS,
+    OtherBatches,
+    nobody_learns,
+    troubles,
+    with_other_batches,
+)
+from lightning_lopt.evaluation.assess.subject import Subject
+from lightning_lopt.evaluation.assess.task import PilotTask
 from lightning_lopt.evaluation.assess.verdict import judge
 from lightning_lopt.io import load_rule
-from lightning_lopt.optim.configured import optimizers_in
 from lightning_lopt.optim.inputs import checked_horizon
 from lightning_lopt.rules.base import UpdateRule
-from lightning_lopt.tasks.seeded_random import isolated
+from lightning_lopt.tasks.base import Split
+from lightning_lopt.tasks.side_effects import generators_kept, untouched
+from lightning_lopt.tasks.users_code import named
 
-Module = L.LightningModule
-FIRST = 3  # batches that are read before anything is known
+if TYPE_CHECKING:
+    import lightning.pytorch as L
+
 MOST = 200  # batches that are read at all
 FOR_COST, FOR_READING = 0.1, 0.2  # of the budget
-UNTIL_LADDER, UNTIL_PASSES, UNTIL_BATCHES = 0.65, 0.87, 0.98  # likewise, counted from the start
+UNTIL_SAME_TIME, UNTIL_PASSES, UNTIL_BATCHES = 0.72, 0.87, 0.98  # likewise, counted from the start
 
 
 def assess(
-    model: Module | Callable[[], Module],
+    model: L.LightningModule | Callable[[], L.LightningModule],
     data: Iterable[Any] | L.LightningDataModule | None = None,
     rule: str | os.PathLike[str] | UpdateRule = "base",
     *,
@@ -51,9 +55,10 @@ def assess(
     """Find out before a long training run whether a rule is to be trusted with it.
 
     Pilots, short complete runs with schedules to zero, compare the rule with AdamW at a swept and at the default
-    learning rate, with three seeds each; the longest one is repeated with half and twice the batch size. Their trend
-    over growing horizons is followed to ``total_steps``, with an uncertainty. Besides: what a step costs in time and
-    memory, and what of this meta-training covered. Model, data and global random state are left as they are.
+    learning rate, with three seeds each; the longest one is repeated with half and twice the batch size. AdamW also
+    gets as much time as the rule takes, hence more steps. Trends over growing horizons are followed to ``total_steps``,
+    with an uncertainty. Besides: what a step costs in time and memory, and what of this meta-training covered. Model,
+    data and global random state are left as they are; ``self.trainer`` is a stand-in that answers and does nothing.
 
     Args:
         model: a module with automatic optimization and one optimizer, where pilots start from its present parameters;
@@ -62,12 +67,13 @@ def assess(
         rule: what :class:`~lightning_lopt.LearnedOptimizer` takes.
         total_steps: optimizer steps of the planned run.
         budget: seconds all of this may take, or a text such as ``"5min"``, ``"10%"`` or ``"400steps"`` of the planned
-            run; ``None`` for 5 % of it.
+            run; ``None`` for 5 % of it, and 20 seconds at least.
         valid: validation batches, where ``data`` is no data module; ``training_step`` gives their loss too.
         tell: is given a line when something has been done.
 
     Raises:
-        ValueError: with one sentence, for a module, data, a rule or a number that cannot be used.
+        ValueError: with one sentence, for a module, data, a rule or a number that cannot be used, and for whatever the
+            module or its data raise.
 
     Example::
 
@@ -80,14 +86,26 @@ def assess(
     meta_training = meta_training_of(rule)
     used = copy.deepcopy(rule) if isinstance(rule, UpdateRule) else load_rule(rule)
     name = rule.rule_name if isinstance(rule, UpdateRule) else str(rule)
-    with _untouched():
-        return _assess(model, data, valid, used, name, meta_training, steps, budget, began, tell)
+    with untouched(), generators_kept(model, data, valid):
+        try:
+            subject = Subject(model, data, valid, steps)
+            return _assess(subject, used, name, meta_training, steps, budget, began, tell)
+        except (ValueError, OSError):  # sentences
+            raise
+        except Exception as error:
+            module = name_of(model)
+            raise ValueError(
+                f"{module} cannot be assessed ({named(error)}); train it without, or report this."
+            ) from error
+
+
+def name_of(model: Any) -> str:
+    """The class of a module, or the name of the function that builds it."""
+    return getattr(model, "__name__", type(model).__name__)
 
 
 def _assess(
-    model: Module | Callable[[], Module],
-    data: Any,
-    valid: Any,
+    subject: Subject,
     rule: UpdateRule,
     name: str,
     meta_training: dict[str, Any],
@@ -96,107 +114,53 @@ def _assess(
     began: float,
     tell: Callable[[str], None],
 ) -> Assessment:
-    module = model if isinstance(model, Module) else model()
-    if not isinstance(module, Module):
-        raise ValueError(
-            f"model gave a {type(module).__name__}; give a LightningModule, or a function that builds one."
-        )
-    _check_optimizers(module)
-    device = next(iter(module.parameters()), torch.zeros(())).device
-    rule.to(device)
-    notes: list[str] = []
-    train, held_out = readers(module, data, valid)
-    with generators_restored(train, held_out):
-        train.take(FIRST)
-        if not train.batches:
-            raise ValueError(f"{type(module).__name__}: there is no training batch; give at least one.")
-        first = [move_data_to_device(batch, device) for batch in train.batches]
-        data_seconds = train.seconds_per_batch
+    rule.to(subject.device)
+    data_seconds = subject.train.seconds_per_batch
 
-        def allowed(step: float) -> float:
-            return budget_seconds(budget, data_seconds + step, total_steps)[0]
+    def allowed(step: float) -> float:
+        return budget_seconds(budget, data_seconds + step, total_steps)[0]
 
-        cost = step_cost(module, first, rule, total_steps, lambda step: FOR_COST * allowed(step))
-        step = data_seconds + cost.gradient + cost.adamw
-        seconds, allowance = budget_seconds(budget, step, total_steps)
-        tell(f"a training step with AdamW takes {1000 * step:.2f} ms; {seconds:.1f} s for this")
-        until = began + FOR_READING * seconds
-        train.take(min(MOST, total_steps), until - (0 if held_out is None else 0.1 * seconds))
-        if held_out is not None:
-            held_out.take(MEASURED, until)
-    size = examples_in(train.batches[0])
-    batches = [move_data_to_device(batch, device) for batch in train.batches]
-    tasks = _Tasks(model, batches, _held_out_batches(held_out, size, device, notes), size, notes)
-    levels = []
-    if time.perf_counter() < began + UNTIL_LADDER * seconds:
-        task = tasks.make(1.0)
-        if task.reason:
-            notes.append(f"runs go one by one: {task.reason}")
-        tell(f"{len(batches)} batches read, {task.name} is ready")
-        levels = climb(
-            rule,
-            task,
-            total_steps=total_steps,
-            seconds_per_step=cost.gradient + (cost.learned + len(SWEEP) * cost.adamw) / (1 + len(SWEEP)),
-            until=began + UNTIL_LADDER * seconds,
-            at_most=began + UNTIL_PASSES * seconds,
-            tell=tell,
-        )
-    others = []
-    matched = None
-    if levels:
-        matched = with_planned_passes(
-            rule,
-            task,
-            levels,
-            total_steps=total_steps,
-            length=train.length,
-            until=began + UNTIL_PASSES * seconds,
-            at_most=began + UNTIL_BATCHES * seconds,
-        )
-        if matched is not None:
-            tell(f"pilots of {matched.horizon} steps with as many passes over their data: {matched.seconds:.1f} s")
-        makers = [(f, int(size * f), lambda f=f: tasks.make(f)) for f in FACTORS if size and tasks.possible(f)]
-        if len(makers) < len(FACTORS):
-            notes.append("not all other batch sizes could be tried: batches are too few or no stacks of examples")
-        others = with_other_batches(rule, makers, levels, began + UNTIL_BATCHES * seconds)
-        tell(f"{len(others)} other batch sizes tried")
-    missing = gaps(module, meta_training, total_steps=total_steps, batch_size=size, parameters=cost.parameters)
+    cost = step_cost(subject.copies(2), subject.first, rule, total_steps, lambda step: FOR_COST * allowed(step))
+    step, slowdown = data_seconds + cost.gradient + cost.adamw, cost.slowdown(data_seconds)
+    seconds, allowance = budget_seconds(budget, step, total_steps)
+    tell(f"a training step with AdamW takes {1000 * step:.2f} ms; {seconds:.1f} s for this")
+    subject.read(min(MOST, total_steps), began + FOR_READING * seconds, 0.1 * seconds)
+    pilots = _Pilots(rule, total_steps, began, seconds, tell)
+    pilots.run(subject, cost, slowdown)
+    size, levels = subject.size, pilots.levels
+    missing = gaps(subject.module, meta_training, total_steps=total_steps, batch_size=size, parameters=cost.parameters)
     unknown = unrecorded(meta_training)
     if unknown:
-        notes.append(f"the rule does not record of its meta-training: {', '.join(unknown)}")
-    splits = list(levels[0].rule) if levels else []
+        pilots.notes.append(f"the rule does not record of its meta-training: {', '.join(unknown)}")
+    timed = in_the_same_time(levels, pilots.longer, slowdown)
     views = {
-        which: {
-            s: outlook(levels, s, total_steps, gaps=len(missing), default=which == "default", matched=matched)
-            for s in splits
-        }
-        for which in ("tuned", "default")
+        "tuned": pilots.views(levels, len(missing)),
+        "default": pilots.views(levels, len(missing), default=True),
+        "in_the_same_time": pilots.views(timed, len(missing)),
     }
-    slowdown = cost.slowdown(data_seconds)
     verdict, reasons = judge(
         views["tuned"],
         views["default"],
-        troubles=troubles(levels, others),
+        in_the_same_time=views["in_the_same_time"],
+        troubles=troubles(levels, pilots.others),
         hopeless=bool(levels) and nobody_learns(levels),
         gaps=missing,
         slowdown=slowdown,
-        planned_seconds=step * total_steps,
+        pretrained=subject.pretrained,
     )
     numbers = {
-        "module": type(module).__name__,
+        "module": subject.kind,
         "rule": name,
         "parameters": cost.parameters,
         "batch_size": size,
         "total_steps": total_steps,
-        "batches_read": len(batches),
+        "batches_read": len(subject.train.batches),
+        "pretrained": subject.pretrained,
         "cost": _cost_json(cost, data_seconds, slowdown),
-        "pilots": [level.to_json() for level in levels],
-        "planned_passes": None if matched is None else matched.to_json(),
-        "other_batches": [other.to_json() for other in others],
+        **pilots.to_json(),
         "outlook": {which: {s: vars(view) for s, view in found.items()} for which, found in views.items()},
         "gaps": missing,
-        "notes": notes,
+        "notes": pilots.notes,
         "seconds": {
             "planned": step * total_steps,
             "budget": seconds,
@@ -207,75 +171,95 @@ def _assess(
     return Assessment(verdict, reasons, numbers)
 
 
-class _Tasks:
-    """The module as a task with the planned batches or with larger or smaller ones."""
+class _Pilots:
+    """All pilots of an assessment, each kind in its share of the time.
+
+    Args:
+        rule: on the module's device.
+        total_steps: of the planned run.
+        began: what ``time.perf_counter()`` showed at the start.
+        seconds: that all of the assessment may take.
+        tell: is given a line when something has been done.
+    """
 
     def __init__(
-        self,
-        model: Module | Callable[[], Module],
-        train: list[Any],
-        valid: list[Any],
-        size: int | None,
-        notes: list[str],
+        self, rule: UpdateRule, total_steps: int, began: float, seconds: float, tell: Callable[[str], None]
     ) -> None:
-        self.model, self.train, self.valid, self.size, self.notes = model, train, valid, size, notes
+        self.rule, self.total_steps, self.began, self.seconds, self.tell = rule, total_steps, began, seconds, tell
+        self.levels: list[Level] = []
+        self.longer: LongerRuns | None = None
+        self.matched: Level | None = None
+        self.others: list[OtherBatches] = []
+        self.notes: list[str] = []
 
-    def possible(self, factor: float) -> bool:
-        return self._regrouped(factor) is not None
+    def _until(self, share: float) -> float:
+        return self.began + share * self.seconds
 
-    def make(self, factor: float) -> PilotTask:
-        train = self._regrouped(factor)
-        assert train is not None
-        try:
-            if self.valid:
-                return PilotTask(self.model, ReadBatchesOfBothSplits(train, self.valid), max_batches=len(train))
-        except ValueError as error:
-            if "validation batches" not in str(error) and "valid batches" not in str(error):
-                raise
-            self.notes.append(f"no validation loss: {error}")
-            self.valid = []
-        return PilotTask(self.model, ReadBatches(train), max_batches=len(train))
-
-    def _regrouped(self, factor: float) -> list[Any] | None:
-        if factor == 1:
-            return self.train
-        wanted = int((self.size or 0) * factor)
-        return regrouped(self.train, wanted) if wanted else None
-
-
-def _held_out_batches(reader: Reader | None, size: int | None, device: torch.device, notes: list[str]) -> list[Any]:
-    """At most ``MEASURED`` validation batches, of the training batches' size where that can be had."""
-    if reader is None or not reader.batches:
-        notes.append("no validation loss: " + ("there is no validation data" if reader is None else "none was read"))
-        return []
-    same = regrouped(reader.batches, size) if size else None
-    return [move_data_to_device(batch, device) for batch in (same or reader.batches)[:MEASURED]]
-
-
-def _check_optimizers(module: Module) -> None:
-    if not module.automatic_optimization:
-        raise ValueError(
-            f"{type(module).__name__} uses manual optimization, where its own training_step makes the steps; assess "
-            "needs automatic optimization with one optimizer."
+    def run(self, subject: Subject, cost: StepCost, slowdown: float) -> None:
+        """Make them, as far as there is time."""
+        task, resized = subject.pilot_tasks(self.notes)
+        if task.reason:
+            self.notes.append(f"runs go one by one: {task.reason}")
+        self.tell(f"{task.batches} batches read, {task.name} is ready")
+        now = time.perf_counter()
+        self.levels = climb(
+            self.rule,
+            task,
+            total_steps=self.total_steps,
+            seconds_per_step=cost.gradient + (cost.learned + len(SWEEPS[0]) * cost.adamw) / (1 + len(SWEEPS[0])),
+            until=now + time_for_levels(self._until(UNTIL_SAME_TIME) - now, slowdown),
+            at_most=self._until(UNTIL_PASSES),
+            tell=self.tell,
         )
-    try:
-        configured = copy.deepcopy(module).configure_optimizers()
-    except Exception:  # it may need a Trainer, and what it would return is not needed
-        return
-    count = len(optimizers_in(configured))
-    if count > 1:
-        raise ValueError(
-            f"{type(module).__name__}.configure_optimizers returns {count} optimizers; assess compares one rule with "
-            "one AdamW, so give it a module with one."
+        if self.levels:
+            self._beside_the_levels(subject, task, resized, slowdown)
+
+    def _beside_the_levels(
+        self, subject: Subject, task: PilotTask, resized: Callable[[float], PilotTask | None], slowdown: float
+    ) -> None:
+        self.longer = longer_runs(
+            self.rule,
+            task,
+            self.levels,
+            slowdown=slowdown,
+            until=self._until(UNTIL_SAME_TIME),
+            at_most=self._until(UNTIL_PASSES),
         )
+        if self.longer is not None:
+            self.tell(f"AdamW made {self.longer.steps} steps, in the time of {self.longer.horizon} of the rule")
+        self.matched = with_planned_passes(
+            self.rule,
+            task,
+            self.levels,
+            total_steps=self.total_steps,
+            length=subject.train.length,
+            until=self._until(UNTIL_PASSES),
+            at_most=self._until(UNTIL_BATCHES),
+        )
+        if self.matched is not None:
+            self.tell(f"pilots of {self.matched.horizon} steps, {self.matched.seconds:.1f} s: passes as planned")
+        tasks = [(f, int((subject.size or 0) * f), other) for f in FACTORS if (other := resized(f)) is not None]
+        if len(tasks) < len(FACTORS):
+            self.notes.append("not all other batch sizes could be tried: batches are too few or no stacks of examples")
+        self.others = with_other_batches(self.rule, tasks, self.levels, self._until(UNTIL_BATCHES), self.notes)
+        self.tell(f"{len(self.others)} other batch sizes tried")
 
+    def views(self, levels: list[Level], missing: int, *, default: bool = False) -> dict[Split, Outlook]:
+        """The outlook from some levels, by split; empty without a level."""
+        splits = list(levels[0].rule) if levels else []
+        return {
+            split: outlook(levels, split, self.total_steps, gaps=missing, default=default, matched=self.matched)
+            for split in splits
+        }
 
-@contextmanager
-def _untouched() -> Iterator[None]:
-    """Global random states of torch on all devices, NumPy and Python are put back."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices), isolated(0), torch.enable_grad():
-        yield
+    def to_json(self) -> dict[str, Any]:
+        """What was measured, as JSON values."""
+        return {
+            "pilots": [level.to_json() for level in self.levels],
+            "same_time": None if self.longer is None else self.longer.to_json(),
+            "planned_passes": None if self.matched is None else self.matched.to_json(),
+            "other_batches": [other.to_json() for other in self.others],
+        }
 
 
 def _cost_json(cost: StepCost, data_seconds: float, slowdown: float) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from lightning_lopt.evaluation.assess.outlook import log_ratio
 from lightning_lopt.evaluation.assess.pilots import SEEDS, Level, OutOfTime, learning_rate, run_level
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.tasks.base import Task
+from lightning_lopt.tasks.users_code import named
 
 FACTORS = (0.5, 2.0)  # of the batch size; 1 is what the levels have
 RISE = 1.05  # a run that ends above this multiple of its first loss has got nowhere
@@ -41,21 +42,22 @@ class OtherBatches:
 
 def with_other_batches(
     rule: UpdateRule,
-    tasks: Sequence[tuple[float, int, Callable[[], Task]]],
+    tasks: Sequence[tuple[float, int, Task]],
     levels: Sequence[Level],
     until: float,
+    notes: list[str],
 ) -> list[OtherBatches]:
     """The pilots of the longest level that fits, once for each ``(factor, size, task)``, in the time there is.
 
     Args:
+        notes: is given a sentence where the module fails with other batches.
         until: what ``time.perf_counter()`` may show at the end.
     """
     found: list[OtherBatches] = []
     last = levels[-1]
-    for index, (factor, size, make) in enumerate(tasks):
+    for index, (factor, size, task) in enumerate(tasks):
         if time.perf_counter() > until:
             break
-        task = make()
         share = (until - time.perf_counter()) * factor / sum(other for other, _, _ in tasks[index:])
         horizon = min(last.horizon, Cost.of(last).horizon(share / max(1.0, factor), 2 * SEEDS))
         if horizon < SHORTEST:
@@ -64,6 +66,9 @@ def with_other_batches(
             level = run_level(rule, task, [last.best("train")], horizon=horizon, until=until)
         except OutOfTime:
             break
+        except Exception as error:
+            notes.append(f"pilots with batches of {size} fail ({named(error)})")
+            continue
         found.append(OtherBatches(factor, size, level))
     return found
 

@@ -50,7 +50,7 @@ def _imported(file: Path) -> Any:
     sys.path.insert(0, folder)  # as when the file is run: it may import its neighbours
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
             f"{file} cannot be imported ({type(error).__name__}: {error}); run it by itself first."
         ) from error

@@ -9,24 +9,27 @@ from lightning_lopt.evaluation.assess.outlook import Outlook
 from lightning_lopt.tasks.base import Split
 
 USE, CARE, DONT = "use it", "use it with care", "don't"
-SLOW = 3.0  # times the time of a training step from which an advantage in steps may be none in time,
-PATIENCE = 60.0  # where the whole run takes so many seconds longer
+SLOWER = 1.25  # times the time of a training step that are worth a sentence
+TREND = 3  # horizons that show one
 
 
 def judge(
     against_tuned: Mapping[Split, Outlook],
     against_default: Mapping[Split, Outlook],
     *,
+    in_the_same_time: Mapping[Split, Outlook],
     troubles: Sequence[str],
     hopeless: bool,
     gaps: Sequence[str],
     slowdown: float,
-    planned_seconds: float,
+    pretrained: str | None = None,
 ) -> tuple[str, list[str]]:
     """The verdict and its reasons, the most important one first.
 
-    - "don't": it diverged where AdamW did not, or will end above the swept AdamW beyond doubt;
-    - "use it": it will end below it beyond doubt, and in no more than :data:`SLOW` times the time, or that is a minute;
+    - "don't": it diverged where AdamW did not, or will end above the swept AdamW beyond doubt, with as many steps or in
+      the same time; or the module is pretrained, and pilots do not show the opposite;
+    - "use it": it will end below the swept AdamW beyond doubt, with as many steps and in the same time; of a slower
+      rule pilots have shown the latter at the planned end or, as a trend, at three horizons;
     - "use it with care": all else.
 
     The loss is that of validation if there is one, else of training.
@@ -34,31 +37,55 @@ def judge(
     Args:
         against_tuned: outlook by split against AdamW at the best learning rate; empty if there was no pilot.
         against_default: against torch's default learning rate.
+        in_the_same_time: against AdamW at the best learning rate with ``slowdown`` times as many steps; empty where
+            nothing is known of that.
         troubles: sentences about instability.
         hopeless: no optimizer lowered the loss.
         gaps: sentences about what meta-training did not cover.
         slowdown: of a whole training step.
-        planned_seconds: of the planned run with AdamW.
+        pretrained: why the module looks trained already, as a clause.
     """
     reasons: list[str] = list(troubles)
+    warning = [f"the module looks pretrained ({pretrained}), and the rule is made for weights at random"] * bool(
+        pretrained
+    )
     if not against_tuned:
+        reasons += warning
         reasons.append("there was no time for a pilot, so nothing is known of its losses; give a larger budget")
-        return (DONT if troubles else CARE), [*reasons, *_gap_reasons(gaps), *_slow_reasons(slowdown)]
+        return (DONT if reasons[:-1] else CARE), [*reasons, *_gap_reasons(gaps), *_slow_reasons(slowdown)]
     split: Split = "valid" if "valid" in against_tuned else "train"
-    tuned, default = against_tuned[split], against_default[split]
+    tuned, default, timed = against_tuned[split], against_default[split], in_the_same_time.get(split)
+    seen = timed is not None and _is_seen(timed, tuned, slowdown)
+    ahead = tuned.ahead and timed is not None and seen and timed.ahead and not hopeless
+    behind = (tuned.behind or (timed is not None and timed.behind)) and not hopeless
+    reasons += warning
     if hopeless:
         reasons.append("no optimizer lowered the loss in the pilots, so look at the model and the data first")
-    reasons.append(_sentence(tuned, split, "an AdamW with a swept learning rate"))
+    compared = [_sentence(tuned, split, "an AdamW with a swept learning rate")]
+    if slowdown >= SLOWER or (timed is not None and timed.ahead != tuned.ahead):
+        more = f"an AdamW that makes {slowdown:.1f} times as many in the same time"
+        known = timed is not None and (seen or timed.behind)
+        compared.append(_sentence(timed, split, more) if timed is not None and known else _unknown(slowdown))
+    if timed is not None and timed.behind and not tuned.behind:
+        compared.reverse()
+    reasons += compared
     reasons.append(_sentence(default, split, "AdamW at its default rate"))
     if split == "valid" and against_tuned["train"].ahead != tuned.ahead:
         reasons.append(_sentence(against_tuned["train"], "train", "the swept AdamW"))
     reasons += [*_gap_reasons(gaps), *_slow_reasons(slowdown)]
-    if troubles or (tuned.behind and not hopeless):
+    if troubles or behind or (pretrained and not ahead):
         return DONT, reasons
-    slow = slowdown >= SLOW and planned_seconds * (slowdown - 1) > PATIENCE
-    if tuned.ahead and not hopeless and not slow:
-        return USE, reasons
-    return CARE, reasons
+    return (USE if ahead and not pretrained else CARE), reasons
+
+
+def _is_seen(timed: Outlook, tuned: Outlook, slowdown: float) -> bool:
+    """Whether the longest pilots show what AdamW reaches in the same time, at the planned end or with a trend."""
+    longest = timed.pilots[-1][0] == tuned.pilots[-1][0]
+    return longest and (slowdown < SLOWER or timed.doublings == 0 or len(timed.pilots) >= TREND)
+
+
+def _unknown(slowdown: float) -> str:
+    return f"what AdamW reaches with {slowdown:.0f} times as many steps could not be seen; give a larger budget"
 
 
 def _sentence(view: Outlook, split: Split, other: str) -> str:
@@ -79,6 +106,6 @@ def _gap_reasons(gaps: Sequence[str]) -> list[str]:
 
 
 def _slow_reasons(slowdown: float) -> list[str]:
-    if slowdown < 1.25:
+    if slowdown < SLOWER:
         return []
     return [f"a training step takes {slowdown:.1f} times as long as with AdamW, which could make that many more steps"]

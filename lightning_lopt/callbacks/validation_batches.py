@@ -1,0 +1,139 @@
+"""Validation batches of a fit, had without moving anything that the fit goes on with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
+
+from lightning_lopt.seeding import generator
+from lightning_lopt.tasks.lightning_batches import PLAIN
+from lightning_lopt.tasks.lightning_classes import overrides
+from lightning_lopt.tasks.side_effects import generators_kept, untouched
+from lightning_lopt.tasks.users_code import named
+
+HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+Leaves = list[Any]
+
+
+class ValidationBatches:
+    """Batches of the first validation dataloader, at most ``limit`` of them, as trees of tensors on the fit's device.
+
+    Where that is a plain ``DataLoader`` of a map-style dataset, examples are read by number, beside the loader, its
+    sampler and its workers. From all else (a stream, a loader or sampler of somebody's own, hooks around the transfer
+    to the device) nothing is read: the batches that the fit's own validation has been through, its sanity check
+    included, are kept.
+
+    Args:
+        limit: largest number of batches, >= 1.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.seen: list[Leaves] = []  # by the fit's own validation
+        self._structure: Any = None  # of these
+        self._read: list[Any] | None = None
+
+    def see(self, batch: Any) -> None:
+        """Keep a batch of the fit's own validation, if there is room and it consists of tensors and plain values."""
+        if len(self.seen) >= self.limit or self._read:
+            return
+        leaves, structure = pytree.tree_flatten(batch)
+        if all(isinstance(leaf, (Tensor, *PLAIN)) for leaf in leaves) and self._structure in (None, structure):
+            self._structure = structure
+            self.seen.append([leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves])
+
+    def like(self, structure: Any, trainer: Any, module: Any) -> list[Any]:
+        """Batches that have the structure of training batches, possibly none.
+
+        Args:
+            structure: of a training batch, by ``torch.utils._pytree``.
+            trainer: of the fit.
+            module: that is trained.
+        """
+        if self._read is None:
+            self._read = _read_beside(trainer, module, self.limit)
+            if self._read:
+                self.seen = []
+        if self._read:
+            return self._read if pytree.tree_structure(self._read[0]) == structure else []
+        if not self.seen or self._structure not in (None, structure) or len(self.seen[0]) != structure.num_leaves:
+            return []
+        device = module.device
+        trees = [pytree.tree_unflatten(leaves, structure) for leaves in self.seen]
+        return pytree.tree_map_only(Tensor, lambda leaf: leaf.to(device), trees)  # type: ignore[no-any-return]
+
+
+def _read_beside(trainer: Any, module: Any, limit: int) -> list[Any]:
+    """The first batches of the first validation dataloader, if they can be read beside it; else none."""
+    loader = next((entry for entry in pytree.tree_leaves(trainer.val_dataloaders) if entry is not None), None)
+    owners = [module, getattr(trainer, "datamodule", None)]
+    if loader is None or any(overrides(owner, name) for owner in owners if owner is not None for name in HOOKS):
+        return []
+    convert, move = trainer.precision_plugin.convert_input, trainer.strategy.batch_to_device
+    try:
+        with untouched(), generators_kept(loader):
+            return [move(convert(batch)) for batch in islice(_beside(loader), limit)]
+    except Exception as error:
+        rank_zero_warn(f"MetaTraining goes without validation batches, which it cannot read ({named(error)}).")
+        return []
+
+
+def _beside(loader: Any) -> Iterator[Any]:
+    """Batches of a plain loader of a map-style dataset, in an order that depends on nothing but its arguments."""
+    if type(loader) is not DataLoader or isinstance(loader.dataset, IterableDataset):
+        return
+    if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
+        return
+    order = _order(loader.sampler, len(loader.dataset))  # type: ignore[arg-type]
+    if order is None:
+        return
+    dataset: Any = _own(loader.dataset)
+    size = loader.batch_size
+    if size is None:
+        yield from (loader.collate_fn(dataset[index]) for index in order)
+        return
+    for begin in range(0, len(order), size):
+        chosen = order[begin : begin + size]
+        if len(chosen) == size or not loader.drop_last:
+            yield loader.collate_fn([dataset[index] for index in chosen])
+
+
+def _own(dataset: Dataset[Any]) -> Dataset[Any]:
+    """A copy that shares the examples: what a dataset, or one inside it, assigns to itself stays with the copy."""
+    copied = copy.copy(dataset)
+    if not hasattr(copied, "__dict__"):  # a list
+        return copied
+    for name, value in list(vars(copied).items()):
+        if isinstance(value, Dataset):
+            vars(copied)[name] = _own(value)
+    return copied
+
+
+def _order(sampler: Any, count: int) -> list[int] | None:
+    """Numbers of the examples; ``None`` for samplers that may choose otherwise."""
+    if isinstance(sampler, DistributedSampler):
+        inner = getattr(sampler.dataset, "_sampler", None)  # Lightning's, around the sampler of the loader
+        if inner is not None and type(inner) not in (SequentialSampler, RandomSampler):
+            return None
+        return list(range(sampler.rank, count, sampler.num_replicas))
+    if type(sampler) is SequentialSampler:
+        return list(range(count))
+    if type(sampler) is RandomSampler:
+        return torch.randperm(count, generator=generator(0, "validation")).tolist()
+    return None

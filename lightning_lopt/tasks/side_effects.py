@@ -1,0 +1,70 @@
+"""Random states that are put back, so that looking at somebody's model and data changes no run."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_lopt.tasks.seeded_random import isolated
+
+DEEPEST = 5  # attributes of attributes in which generators are looked for
+
+
+@contextmanager
+def untouched() -> Iterator[None]:
+    """Global random states of torch on all devices, of NumPy and Python are put back; gradients are enabled inside."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices), isolated(0), torch.enable_grad():
+        yield
+
+
+@contextmanager
+def generators_kept(*owners: Any) -> Iterator[None]:
+    """Generators of torch, NumPy and Python that datasets, samplers and loaders hold are put back.
+
+    Example:
+        >>> draws = torch.Generator().manual_seed(0)
+        >>> with generators_kept([draws]):
+        ...     inside = torch.rand(1, generator=draws)
+        >>> bool(torch.rand(1, generator=draws) == inside)
+        True
+    """
+    restore = [keep for owner in owners for keep in _generators(owner, set(), DEEPEST)]
+    try:
+        yield
+    finally:
+        for put_back in restore:
+            put_back()
+
+
+def _generators(value: Any, seen: set[int], depth: int) -> Iterator[Callable[[], Any]]:
+    """For each generator, what puts it back to its present state."""
+    if id(value) in seen or isinstance(value, Tensor | np.ndarray | nn.Module | str | bytes | int | float | None):
+        return
+    seen.add(id(value))
+    if isinstance(value, torch.Generator):
+        yield partial(value.set_state, value.get_state())
+    elif isinstance(value, np.random.Generator):
+        yield partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    elif isinstance(value, np.random.RandomState):
+        yield partial(value.set_state, value.get_state())
+    elif isinstance(value, random.Random):
+        yield partial(value.setstate, value.getstate())
+    elif depth:
+        for held in _held(value):
+            yield from _generators(held, seen, depth - 1)
+
+
+def _held(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        return list(value.values()) if len(value) < 100 else []
+    if isinstance(value, list | tuple):
+        return list(value) if len(value) < 100 else []  # long ones are data
+    return list(vars(value).values()) if hasattr(value, "__dict__") and not isinstance(value, type) else []

@@ -1,0 +1,138 @@
+"""A Trainer for a module that none holds: it answers what a training_step asks, and does nothing."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from lightning_lopt.tasks.lightning_classes import lightning_package
+from lightning_lopt.tasks.seeded_random import isolated
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The fit that a stand-in Trainer speaks of.
+
+    Attributes:
+        total_steps: optimizer steps planned, >= 1.
+        batches: training batches of an epoch, >= 1.
+        epochs: planned; ``None`` for as many as the steps make.
+        global_step: steps made so far.
+        current_epoch: epochs finished so far.
+        datamodule: ``None`` where there is none.
+    """
+
+    total_steps: int = 1
+    batches: int = 1
+    epochs: int | None = None
+    global_step: int = 0
+    current_epoch: int = 0
+    datamodule: Any = None
+
+    @classmethod
+    def of(cls, trainer: Any) -> Fit:
+        """The fit that a real Trainer is in the middle of."""
+        batches = trainer.num_training_batches
+        # without dataloaders, before and after a fit, the estimate would make some
+        steps = trainer.max_steps if trainer.train_dataloader is None else trainer.estimated_stepping_batches
+        if not 1 <= batches < math.inf:
+            batches = 1
+        if not 1 <= steps < math.inf:
+            steps = max(1, trainer.global_step)
+        return cls(
+            int(steps),
+            int(batches),
+            trainer.max_epochs,
+            trainer.global_step,
+            trainer.current_epoch,
+            getattr(trainer, "datamodule", None),
+        )
+
+
+def attach_stand_in(module: Any, fit: Fit) -> Any:
+    """Give ``module`` a Trainer that never runs, of the package whose LightningModule it is; also returned.
+
+    It is one process on the module's device. Its steps, batches and epochs are those of ``fit``; its logger takes
+    everything and keeps nothing. It has no optimizers before :func:`give_optimizers`.
+    """
+    package = lightning_package(module)
+    device = next((value.device for value in module.parameters()), torch.device("cpu"))
+    epochs = fit.epochs if fit.epochs is not None else math.ceil(fit.total_steps / fit.batches)
+    with _quiet(), isolated(0):
+        trainer = _stand_in_class(package, fit)(
+            accelerator="cpu" if device.type == "cpu" else "gpu",
+            devices=1 if device.type == "cpu" else [device.index or 0],
+            strategy="auto",
+            plugins=[import_module(f"{package}.plugins.environments").LightningEnvironment()],
+            max_epochs=epochs,
+            max_steps=fit.total_steps,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.loggers = [import_module(f"{package}.loggers.logger").DummyLogger()]
+        trainer.datamodule = fit.datamodule
+        trainer.training = True
+        module.trainer = trainer
+        trainer.strategy.connect(module)
+    return trainer
+
+
+def give_optimizers(trainer: Any, module: Any) -> None:
+    """Give a stand-in Trainer the optimizers and schedulers of the module's own ``configure_optimizers``, or one AdamW
+    where that fails or gives none: a step may read their learning rates.
+    """
+    with _quiet(), isolated(0):
+        optimizers, schedulers = _optimizers(module, lightning_package(module))
+        trainer.strategy.optimizers, trainer.strategy.lr_scheduler_configs = optimizers, schedulers
+
+
+def _stand_in_class(package: str, fit: Fit) -> type:
+    answers = {
+        "estimated_stepping_batches": fit.total_steps,
+        "num_training_batches": fit.batches,
+        "global_step": fit.global_step,
+        "current_epoch": fit.current_epoch,
+    }
+    properties = {name: property(partial(_answer, value)) for name, value in answers.items()}
+    return type("StandInTrainer", (import_module(package).Trainer,), properties)
+
+
+def _answer(value: int, trainer: Any) -> int:
+    return value
+
+
+def _optimizers(module: Any, package: str) -> tuple[list[Any], list[Any]]:
+    """Optimizers and configurations of schedulers."""
+    core = import_module(f"{package}.core.optimizer")
+    try:
+        optimizers, schedulers = core._init_optimizers_and_lr_schedulers(module)
+        if optimizers and all(isinstance(optimizer, torch.optim.Optimizer) for optimizer in optimizers):
+            return optimizers, schedulers
+    except Exception:  # whatever it is, the step may never ask for them
+        pass
+    trained = [value for value in module.parameters() if value.requires_grad]
+    return [torch.optim.AdamW(trained)] if trained else [], []
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings, and none of what a Trainer says when it is built."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
