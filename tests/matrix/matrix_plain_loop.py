@@ -1,0 +1,70 @@
+"""What a cell must give: the same training as a plain loop in one process, without Lightning, ranks or schedulers."""
+
+from functools import lru_cache
+
+import torch
+from matrix_cells import EPOCHS, STEPS, Cell
+from matrix_networks import CLIP, Batch, loss_of, network, rate, shares, windows
+
+from lightning_lopt import LearnedOptimizer
+
+
+class Expected:
+    """Parameters at start and end by name, and for each step its loss and its learning rate."""
+
+    def __init__(self, start: dict[str, torch.Tensor]) -> None:
+        self.start = start
+        self.end: dict[str, torch.Tensor] = {}
+        self.losses: list[float] = []
+        self.rates: list[float] = []
+
+
+def expected(cell: Cell) -> Expected:
+    """The run that ``cell`` must repeat; what makes no difference to the plain loop shares one run."""
+    schedule = "none" if cell.optimizer == "swap" else cell.schedule  # a swap drops schedulers
+    kind = "plain" if cell.network in ("compiled", "pytorch_lightning") else cell.network
+    if not (cell.is_half or kind == "batchnorm"):
+        return _run(Cell("own", cell.precision, cell.accumulation, cell.clip, schedule, network=kind), False)
+    one = "one" if cell.ranks == 1 else "ddp"
+    return _run(Cell("own", cell.precision, cell.accumulation, cell.clip, schedule, "automatic", one, kind), True)
+
+
+@lru_cache(maxsize=None)
+def _run(cell: Cell, in_pieces: bool) -> Expected:
+    dtype = {"64-true": torch.float64, "bf16-true": torch.bfloat16}.get(cell.precision, torch.float32)
+    net = network(cell.network).to(dtype)
+    optimizer = LearnedOptimizer(net, total_steps=STEPS)
+    run = Expected({name: param.detach().clone() for name, param in net.named_parameters()})
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=cell.precision == "16-mixed")
+    mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(cell.precision)
+    for epoch in range(EPOCHS):
+        for window in windows(cell, dtype):
+            total = torch.zeros(())
+            for piece, weight in pieces(window, cell, in_pieces):
+                with torch.autocast("cpu", mixed, enabled=mixed is not None):
+                    loss = loss_of(net, piece)
+                scaler.scale(loss * weight).backward()
+                total = total + loss.detach().float() * weight
+            scaler.unscale_(optimizer)
+            params = [param for param in net.parameters() if param.grad is not None]
+            if cell.clip == "norm":
+                torch.nn.utils.clip_grad_norm_(params, CLIP["norm"])
+            if cell.clip == "value":
+                torch.nn.utils.clip_grad_value_(params, CLIP["value"])
+            run.rates.append(rate(cell, epoch, len(run.rates)))
+            run.losses.append(float(total))
+            optimizer.param_groups[0]["lr"] = run.rates[-1]
+            optimizer.step(loss=total)
+            scaler.update()
+            optimizer.zero_grad()
+    run.end = {name: param.detach().clone() for name, param in net.named_parameters()}
+    return run
+
+
+def pieces(window: list[Batch], cell: Cell, in_pieces: bool) -> list[tuple[Batch, float]]:
+    """Batches of a window, each with the weight of its loss: the whole as one, or what one rank has at a time."""
+    if not in_pieces:
+        whole = tuple(torch.cat(parts) for parts in zip(*window, strict=True))
+        return [(whole, len(window) / cell.factor)]
+    split = [piece for batch in window for piece in shares(batch, cell.ranks)]
+    return [(piece, 1 / (cell.factor * cell.ranks)) for piece in split]

@@ -1,0 +1,128 @@
+"""The contract matrix: each cell is a real fit, and repeats the same training written as a plain loop.
+
+So accumulation of four batches of 4 equals one batch of 16, manual equals automatic optimization, the swap equals an
+optimizer of one's own, a scheduler equals its closed form, and two ranks equal one process on the whole batch.
+"""
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from matrix_cells import AXES, NETWORKS, REFUSED, STEPS, Cell, every_cell, impossible, pairwise_cells, warning
+from matrix_fits import run
+from matrix_plain_loop import expected
+
+import lightning_lopt
+
+FAST = pairwise_cells()
+SLOW = [cell for cell in every_cell() if cell not in FAST]
+CELLS = [*FAST, *(pytest.param(cell, marks=pytest.mark.slow) for cell in SLOW)]
+
+#: Largest distance from the plain loop, relative to the way that training went.
+TOLERANCE = {"64-true": 1e-6, "32-true": 1e-3, "bf16-true": 0.1, "bf16-mixed": 0.03, "16-mixed": 0.03}
+
+
+@pytest.fixture(scope="session")
+def on_two_ranks(request, tmp_path_factory):
+    """What each rank found, by cell, of all cells that this session runs on two: few processes for all of them."""
+    chosen = [item.callspec.params["cell"] for item in request.session.items if _has_ranks(item)]
+    found = {}
+    for part in [chosen[start : start + 200] for start in range(0, len(chosen), 200)]:
+        folder = tmp_path_factory.mktemp("cells")
+        (folder / "cells.json").write_text(json.dumps([asdict(cell) for cell in part]))
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(Path(lightning_lopt.__file__).parents[1]),
+            "OMP_NUM_THREADS": "1",
+        }
+        command = [sys.executable, Path(__file__).with_name("matrix_ranks.py"), folder]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60 + 5 * len(part))
+        assert done.returncode == 0, done.stderr[-3000:]
+        for number, cell in enumerate(part):
+            found[cell] = [torch.load(folder / f"{number}-{rank}.pt") for rank in (0, 1)]
+    return found
+
+
+def _has_ranks(item):
+    cell = getattr(item, "callspec", None) and item.callspec.params.get("cell")
+    return isinstance(cell, Cell) and cell.ranks > 1
+
+
+def results_of(cell, request):
+    """What every rank found."""
+    return [run(cell)] if cell.ranks == 1 else request.getfixturevalue("on_two_ranks")[cell]
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_cell(cell, request):
+    results, plain = results_of(cell, request), expected(cell)
+    assert [result.get("error") for result in results] == [None] * cell.ranks
+    for result in results:
+        assert (result["steps"], result["skipped"], result["global_step"]) == (STEPS, 0, STEPS)
+        assert result["horizons"] == [STEPS] * STEPS  # planned equals made
+        assert result["rates"] == pytest.approx(plain.rates, rel=1e-12)
+        assert result["losses"] == pytest.approx(plain.losses, rel=2 * TOLERANCE[cell.precision])
+        assert distance(result["end"], plain) < TOLERANCE[cell.precision]
+        assert all(result["end"][name].dtype == value.dtype for name, value in plain.end.items())
+        assert result["types_of_state"] == ["torch.float64" if cell.precision == "64-true" else "torch.float32"]
+        check_untrained(cell, result, plain)
+        check_warnings(cell, result)
+    for name, value in results[0]["end"].items():
+        assert all(torch.equal(value, result["end"][name]) for result in results), f"ranks differ in {name}"
+    assert all(result["losses"] == results[0]["losses"] for result in results)
+
+
+def distance(end, plain):
+    """Between two ends of training, relative to how far it went from its start."""
+    apart = sum(((end[name].double() - value.double()) ** 2).sum() for name, value in plain.end.items())
+    way = sum(((plain.start[name].double() - value.double()) ** 2).sum() for name, value in plain.end.items())
+    return float((apart / way).sqrt())
+
+
+def check_untrained(cell, result, plain):
+    """Parameters that are frozen or never used have not moved; frozen ones have no state."""
+    still = {"frozen": "first", "unused": "unused"}.get(cell.network)
+    for name, value in result["end"].items():
+        if still and name.startswith(still):
+            assert torch.equal(value, plain.start[name])
+            assert name not in result["with_state"]
+        elif value.numel():
+            assert not torch.equal(value, plain.start[name])
+            assert name in result["with_state"]
+
+
+def check_warnings(cell, result):
+    """What the cell gives up is named, and nothing of ours is said without need."""
+    pattern = warning(cell)
+    ours = [text for text in result["warnings"] if re.search("LearnedOptimizer|total_steps|lightning_lopt", text)]
+    if pattern is None:
+        assert ours == []
+    else:
+        assert any(re.search(pattern, text) for text in ours), result["warnings"]
+
+
+@pytest.mark.parametrize("cell", REFUSED, ids=str)
+def test_refused(cell, request):
+    """In one sentence, before anything has moved."""
+    for result in results_of(cell, request):
+        assert re.search(REFUSED[cell], result.get("error", "it trained"))
+
+
+def test_the_fast_part_holds_every_pair():
+    """Of two values of two axes that some cell may hold."""
+    axes = {**AXES, "network": NETWORKS}
+    missing = []
+    for (one, values), (other, others) in itertools.combinations(axes.items(), 2):
+        for a, b in itertools.product(values, others):
+            may = impossible(Cell(**{one: a, other: b})) is None
+            if may and not any((getattr(cell, one), getattr(cell, other)) == (a, b) for cell in FAST):
+                missing.append((a, b))
+    assert missing == []
+    assert len(FAST) <= 60
