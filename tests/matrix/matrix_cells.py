@@ -109,7 +109,7 @@ def pairwise_cells() -> list[Cell]:
     """
     axes = [*AXES.values(), NETWORKS]
     draws = random.Random(0)
-    missing = {pair: None for pair in _all_pairs(axes)}  # a dict, whose order does not change from run to run
+    missing = dict.fromkeys(_all_pairs(axes))  # a dict, whose order does not change from run to run
     chosen: list[Cell] = []
     while missing:
         pair = next(iter(missing))

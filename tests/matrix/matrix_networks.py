@@ -19,7 +19,8 @@ class Network(nn.Module):
 
     def __init__(self, kind: str = "plain") -> None:
         super().__init__()
-        self.first, self.middle, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.middle = nn.Linear(8, 8, bias=kind != "batchnorm")  # a bias there has a gradient of rounding alone
         self.norm = nn.BatchNorm1d(8) if kind == "batchnorm" else nn.Identity()
         self.again = nn.Linear(8, 8) if kind == "shared" else None
         self.table = nn.Embedding(50, 6, sparse=kind == "sparse") if kind in ("embedding", "sparse") else None

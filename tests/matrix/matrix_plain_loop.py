@@ -1,6 +1,6 @@
 """What a cell must give: the same training as a plain loop in one process, without Lightning, ranks or schedulers."""
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from matrix_cells import EPOCHS, STEPS, Cell
@@ -29,7 +29,7 @@ def expected(cell: Cell) -> Expected:
     return _run(Cell("own", cell.precision, cell.accumulation, cell.clip, schedule, "automatic", one, kind), True)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _run(cell: Cell, in_pieces: bool) -> Expected:
     dtype = {"64-true": torch.float64, "bf16-true": torch.bfloat16}.get(cell.precision, torch.float32)
     net = network(cell.network).to(dtype)
@@ -39,12 +39,17 @@ def _run(cell: Cell, in_pieces: bool) -> Expected:
     mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(cell.precision)
     for epoch in range(EPOCHS):
         for window in windows(cell, dtype):
-            total = torch.zeros(())
-            for piece, weight in pieces(window, cell, in_pieces):
-                with torch.autocast("cpu", mixed, enabled=mixed is not None):
-                    loss = loss_of(net, piece)
-                scaler.scale(loss * weight).backward()
-                total = total + loss.detach().float() * weight
+            total, grads = torch.zeros(()), []
+            for pieces in pieces_of_ranks(window, cell, in_pieces):
+                for piece, weight in pieces:
+                    with torch.autocast("cpu", mixed, enabled=mixed is not None, cache_enabled=False):
+                        loss = loss_of(net, piece)
+                    scaler.scale(loss * weight).backward()
+                    total = total + loss.detach().float() * weight
+                grads.append([param.grad for param in net.parameters()])
+                optimizer.zero_grad()
+            for param, parts in zip(net.parameters(), zip(*grads, strict=True), strict=True):
+                param.grad = None if parts[0] is None else sum(parts[1:], parts[0])
             scaler.unscale_(optimizer)
             params = [param for param in net.parameters() if param.grad is not None]
             if cell.clip == "norm":
@@ -61,10 +66,10 @@ def _run(cell: Cell, in_pieces: bool) -> Expected:
     return run
 
 
-def pieces(window: list[Batch], cell: Cell, in_pieces: bool) -> list[tuple[Batch, float]]:
-    """Batches of a window, each with the weight of its loss: the whole as one, or what one rank has at a time."""
+def pieces_of_ranks(window: list[Batch], cell: Cell, in_pieces: bool) -> list[list[tuple[Batch, float]]]:
+    """For each rank its batches of a window, each with the weight of its loss; or the whole window as one batch."""
     if not in_pieces:
         whole = tuple(torch.cat(parts) for parts in zip(*window, strict=True))
-        return [(whole, len(window) / cell.factor)]
-    split = [piece for batch in window for piece in shares(batch, cell.ranks)]
-    return [(piece, 1 / (cell.factor * cell.ranks)) for piece in split]
+        return [[(whole, len(window) / cell.factor)]]
+    weight = 1 / (cell.factor * cell.ranks)
+    return [[(shares(batch, cell.ranks)[rank], weight) for batch in window] for rank in range(cell.ranks)]
