@@ -23,10 +23,10 @@ def expected(cell: Cell) -> Expected:
     """The run that ``cell`` must repeat; what makes no difference to the plain loop shares one run."""
     schedule = "none" if cell.optimizer == "swap" else cell.schedule  # a swap drops schedulers
     kind = "plain" if cell.network in ("compiled", "pytorch_lightning") else cell.network
-    if not (cell.is_half or kind == "batchnorm"):
-        return _run(Cell("own", cell.precision, cell.accumulation, cell.clip, schedule, network=kind), False)
-    one = "one" if cell.ranks == 1 else "ddp"
-    return _run(Cell("own", cell.precision, cell.accumulation, cell.clip, schedule, "automatic", one, kind), True)
+    in_pieces = cell.is_half or kind == "batchnorm"
+    loop = cell.loop if cell.accumulation == "short" else "automatic"
+    processes = "one" if cell.ranks == 1 or not in_pieces else "ddp"
+    return _run(Cell("own", cell.precision, cell.accumulation, cell.clip, schedule, loop, processes, kind), in_pieces)
 
 
 @cache
@@ -57,6 +57,8 @@ def _run(cell: Cell, in_pieces: bool) -> Expected:
             if cell.clip == "value":
                 torch.nn.utils.clip_grad_value_(params, CLIP["value"])
             run.rates.append(rate(cell, epoch, len(run.rates)))
+            if cell.loop == "automatic":  # Lightning divides a short window by the full factor; its loss is the mean
+                total = total * cell.factor / len(window)
             run.losses.append(float(total))
             optimizer.param_groups[0]["lr"] = run.rates[-1]
             optimizer.step(loss=total)
