@@ -18,9 +18,10 @@ class LearnedTrainerMixin:
 
     The optimizer gets what the Trainer itself does not tell an optimizer: the loss of each step, summed over the
     accumulated batches as their gradients are and averaged over the processes, and ``max_steps`` as the horizon. The
-    Trainer's schedule, which would be multiplied into the rule's own, is left out. Checkpoints and
-    ``resume_from_checkpoint`` work as with any optimizer; evaluation and saving take place at the evaluation weights
-    of the rule.
+    Trainer's schedule, which would be multiplied into the rule's own, is left out. ``resume_from_checkpoint`` works as
+    with any optimizer, also with another ``max_steps``. For a rule with evaluation weights of its own, as
+    :class:`~lightning_lopt.ScheduleFreeAdamRule` has, the model holds these during evaluation and after ``train()``;
+    checkpoints, and so the model of ``load_best_model_at_end``, hold the trained ones.
 
     ``learning_rate``, ``optim``, ``warmup_steps`` and ``lr_scheduler_type`` of the ``TrainingArguments`` have no
     effect, clipping (``max_grad_norm``) has. To set more than the rule, pass an optimizer as
@@ -78,6 +79,25 @@ class LearnedTrainerMixin:
             if not learned.total_steps_given and learned.total_steps != trainer.state.max_steps:
                 learned.set_horizon(trainer.state.max_steps)
         return loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluation, for which the Trainer asks for the evaluation weights; training goes on with its own."""
+        metrics = cast(Any, super()).evaluate(*args, **kwargs)
+        trainer = cast(Any, self)
+        learned = _learned_in(trainer.optimizer)
+        if learned is not None and trainer.is_in_train:
+            learned.train()
+        return metrics
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Training; it leaves the evaluation weights in the model."""
+        self._window_loss = None
+        output = cast(Any, super()).train(*args, **kwargs)
+        trainer = cast(Any, self)
+        learned = _learned_in(trainer.optimizer)
+        if learned is not None and not trainer.args.load_best_model_at_end:
+            learned.eval()
+        return output
 
 
 def _unchanged(step: int) -> float:

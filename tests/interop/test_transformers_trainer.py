@@ -75,15 +75,19 @@ def test_it_equals_a_plain_loop(trainer, accumulated):
 
 
 def test_a_short_window_has_the_mean_of_its_batches(trainer):
-    """The Trainer divides it by the number of batches that there are."""
+    """The Trainer divides it by the number of batches that there are, here 4 and 2."""
     made = trainer(gradient_accumulation_steps=4)
     made.train()
-    losses = []
-    made.model.net = model()
-    (first, *_), batches = made.seen, made.model.batches
-    losses = [float(nn.functional.mse_loss(made.model.net(x), y)) for x, y in batches[:4]]
-    assert first[0] == pytest.approx(sum(losses) / 4)
-    assert len(made.seen) == learned(made).total_steps == 2
+    net, losses = model(), []
+    optimizer = LearnedOptimizer(net, total_steps=2)
+    for window in (made.model.batches[:4], made.model.batches[4:]):
+        loss = sum(nn.functional.mse_loss(net(x), y) for x, y in window) / len(window)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step(loss)
+        losses.append(float(loss.detach()))
+    assert [loss for loss, _ in made.seen] == pytest.approx(losses)
+    assert_equal(made.model.net, net)
 
 
 def test_what_is_passed_is_used(trainer):
@@ -114,26 +118,38 @@ def test_another_length_is_taken_over_on_resume(trainer, tmp_path):
     assert learned(longer).total_steps == learned(longer).steps_made == 2 * STEPS
 
 
-def test_evaluation_takes_place_at_the_evaluation_weights(trainer):
-    class Averaging(LearnedTrainer):
-        rule = ScheduleFreeAdamRule()
+class Averaging(LearnedTrainer):
+    rule = ScheduleFreeAdamRule()
 
-    made = trainer(Averaging)
-    made.create_optimizer()
-    made.seen.clear()
-    made.optimizer.rule.register_forward_pre_hook(lambda rule, given: None)
-    Averaging.create_optimizer = LearnedTrainerMixin.create_optimizer
-    made = trainer(Averaging)
-    made.train()
+    def _save_checkpoint(self, *args, **kwargs):
+        self.was_in_eval = learned(self).is_in_eval
+        super()._save_checkpoint(*args, **kwargs)
+
+
+def test_evaluation_weights_are_in_the_model_when_it_is_measured_and_at_the_end(trainer):
+    quiet, made = (trainer(Averaging, **given) for given in ({}, {"eval_strategy": "steps", "eval_steps": 2}))
+    for each in (quiet, made):
+        each.train()
+    for value, expected in zip(made.model.parameters(), quiet.model.parameters(), strict=True):
+        assert torch.equal(value, expected)  # to evaluate in between changes nothing
     optimizer = learned(made)
-    averages = {param: value.clone() for param, value in optimizer.evaluation_params().items()}
-    iterates = {param: param.detach().clone() for param in averages}
-    made.evaluate()
     assert optimizer.is_in_eval
-    assert all(torch.equal(param, value) for param, value in averages.items())
+    averages = [param.detach().clone() for param in made.model.parameters()]
     optimizer.train()
-    assert all(torch.equal(param, value) for param, value in iterates.items())
-    assert any(not torch.equal(value, iterates[param]) for param, value in averages.items())
+    assert any(not torch.equal(param, value) for param, value in zip(made.model.parameters(), averages, strict=True))
+    made.evaluate()
+    assert all(torch.equal(param, value) for param, value in zip(made.model.parameters(), averages, strict=True))
+
+
+def test_checkpoints_hold_the_trained_weights(trainer, tmp_path):
+    every = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    straight = trainer(Averaging, **every)
+    straight.train()
+    assert straight.was_in_eval is False
+    resumed = trainer(Averaging)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "output" / "checkpoint-2"))
+    for value, expected in zip(resumed.model.parameters(), straight.model.parameters(), strict=True):
+        assert torch.equal(value, expected)
 
 
 def test_decay_of_the_arguments_is_named(trainer):
