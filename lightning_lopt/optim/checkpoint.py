@@ -2,54 +2,176 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_lopt.optim.groups import Member
 from lightning_lopt.rules.base import UpdateRule
+from lightning_lopt.rules.roles import check_role
+
+COUNTERS = ("step", "skipped_steps", "skipped_in_a_row")
+_LATER = {"skipped_in_a_row"}  # older checkpoints do not have it
 
 
-def check_state(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], rule: UpdateRule) -> None:
-    """Compare a saved state with what ``rule`` would keep for the parameters in ``groups``; values are not looked at.
+def fitting_state(
+    state_dict: Mapping[str, Any],
+    groups: Sequence[Mapping[str, Any]],
+    members: Sequence[Member],
+    rule: UpdateRule,
+) -> dict[str, Any]:
+    """A saved state with its parameters in the order of ``groups``, after a check against what ``rule`` keeps.
+
+    Parameters are matched by their saved names where both sides have the same names, else by their position. A
+    parameter without saved state begins anew at its next gradient. Entries of tensors are not looked at.
+
+    Args:
+        state_dict: as :meth:`LearnedOptimizer.state_dict` gives it, or damaged, or of somebody else; it is not changed.
+        groups: the present parameter groups.
+        members: the present parameters.
+        rule: the present rule.
+
+    Returns:
+        a copy of the outer dictionaries and lists; tensors are shared.
 
     Raises:
-        ValueError: if the checkpoint is of another optimizer, rule, configuration of the rule, or model.
+        ValueError: if the checkpoint is of another optimizer, rule, configuration of the rule, or model, or is damaged.
     """
-    wanted, saved_groups = groups[0]["format"], state_dict["param_groups"]
+    states, saved_groups = _parts(state_dict)
+    wanted = groups[0]["format"]
     for group in saved_groups:
         if group.get("format") != wanted:
             raise ValueError(
                 f"this optimizer state has the format {group.get('format')!r} where {wanted!r} is needed; it was "
                 "written by another optimizer or rule: resume with that one, or load the model's weights alone."
             )
-    lost = [key for key in ("step", "skipped_steps", "shared") if key not in saved_groups[0]]
-    if lost:
-        raise ValueError(
-            f"this optimizer state has lost its {' and '.join(lost)}; take the checkpoint as it was saved."
-        )
+    _check_counters(saved_groups[0])
     sizes, saved_sizes = ([len(group["params"]) for group in each] for each in (groups, saved_groups))
     if sizes != saved_sizes:
         raise ValueError(
             f"this optimizer state has parameter groups of sizes {saved_sizes} where {sizes} are needed; it belongs to "
             "another model or another choice of groups."
         )
-    names = [name for group in groups for name in group["names"]]
-    params = [param for group in groups for param in group["params"]]
+    for number, group in enumerate(saved_groups):
+        _check_settings(group, number)
+    keys = _keys_in_order(saved_groups, members)
+    _check_tensors(states, saved_groups[0].get("shared", {}), keys, members, rule)
+    places = iter(keys)
+    ordered = [{**group, "params": [next(places) for _ in group["params"]]} for group in saved_groups]
+    known = set(keys)
+    return {**state_dict, "state": {k: v for k, v in states.items() if k in known}, "param_groups": ordered}
+
+
+def _parts(state_dict: Any) -> tuple[Mapping[Any, Any], list[Mapping[str, Any]]]:
+    """State by key, and groups, of the right types throughout."""
+    if not isinstance(state_dict, Mapping):
+        raise _damaged(f"it is a {type(state_dict).__name__} and no dictionary")
+    states, groups = state_dict.get("state"), state_dict.get("param_groups")
+    if not isinstance(states, Mapping) or not isinstance(groups, list) or not groups:
+        raise _damaged("it has no 'state' and 'param_groups'")
+    for group in groups:
+        if not isinstance(group, Mapping) or not isinstance(group.get("params"), list):
+            raise _damaged("a parameter group is no dictionary with 'params'")
+    keys = [key for group in groups for key in group["params"]]
+    if any(type(key) not in (int, str) for key in keys) or len(set(keys)) != len(keys):
+        raise _damaged("its parameters are not numbered once each")
+    if any(not isinstance(state, Mapping) for state in states.values()):
+        raise _damaged("the state of a parameter is no dictionary")
+    return states, groups
+
+
+def _check_counters(first: Mapping[str, Any]) -> None:
+    lost = [key for key in COUNTERS if key not in first and key not in _LATER]
+    if lost:
+        raise _damaged(f"it has lost its {' and '.join(lost)}")
+    for key in COUNTERS:
+        value = first.get(key, torch.zeros((), dtype=torch.int64))
+        counts = isinstance(value, Tensor) and value.shape == () and value.dtype == torch.int64
+        if not counts or (value.device.type != "meta" and int(value) < 0):
+            raise _damaged(f"its {key} is no number of steps")
+    total, schedule = first.get("total_steps"), first.get("schedule")
+    if total is not None and (type(total) is not int or total < 1):
+        raise _damaged(f"its total_steps is {total!r}")
+    if schedule is not None and not (_is_real(schedule) and schedule.shape == (2,)):
+        raise _damaged("its schedule is no pair of numbers")
+
+
+def _check_settings(group: Mapping[str, Any], number: int) -> None:
+    for key in ("lr", "weight_decay"):
+        value = group.get(key)
+        if isinstance(value, Tensor):
+            fits = value.numel() == 1 and _is_real(value)
+        else:
+            fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+        if not fits:
+            raise _damaged(f"{key} of parameter group {number} is {value!r}")
+    if group.get("role") is not None:
+        check_role(group["role"], f"parameter group {number} of this optimizer state")
+
+
+def _keys_in_order(saved_groups: Sequence[Mapping[str, Any]], members: Sequence[Member]) -> list[Any]:
+    """The saved key of each present parameter: by name where the names are the same, else by position."""
     keys = [key for group in saved_groups for key in group["params"]]
-    given = [group["role"] or role for group in groups for role in group["roles"]]
-    without_values = {name: torch.empty(param.shape, device="meta") for name, param in zip(names, params, strict=True)}
-    state = rule.init_state(without_values, dict(zip(names, given, strict=True)))
-    expected = {f"state of {name!r}": state.tensors[name] for name in names} | {"shared state": state.shared}
-    found = [state_dict["state"].get(key, {}) for key in keys] + [saved_groups[0]["shared"]]
-    for (what, ours), theirs in zip(expected.items(), found, strict=True):
-        if _shapes(ours) != _shapes(theirs):
+    names = [name for group in saved_groups for name in _names(group)]
+    present = [member.name for member in members]
+    if names != present and len(set(names)) == len(names) and set(names) == set(present):
+        by_name = dict(zip(names, keys, strict=True))
+        return [by_name[name] for name in present]
+    return keys
+
+
+def _names(group: Mapping[str, Any]) -> list[Any]:
+    names = group.get("names")
+    fits = isinstance(names, list) and len(names) == len(group["params"]) and all(isinstance(n, str) for n in names)
+    return names if fits and names is not None else [None] * len(group["params"])
+
+
+def _check_tensors(
+    states: Mapping[Any, Mapping[str, Any]],
+    shared: Any,
+    keys: Sequence[Any],
+    members: Sequence[Member],
+    rule: UpdateRule,
+) -> None:
+    """Shapes and types of all state tensors against those of a new state."""
+    if not isinstance(shared, Mapping):
+        raise _damaged("what belongs to no single parameter is no dictionary")
+    with_state = [(key, member) for key, member in zip(keys, members, strict=True) if states.get(key)]
+    params = {member.name: _without_values(member.param) for _, member in with_state}
+    new = rule.init_state(params, {member.name: member.role for _, member in with_state})
+    pairs = [(f"state of {m.name!r}", new.tensors[m.name], states[key]) for key, m in with_state]
+    if with_state or shared:
+        any_params = params or {"any": torch.empty(1, device="meta")}
+        pairs.append(("shared state", new.shared or rule.init_state(any_params, {}).shared, shared))
+    for what, expected, saved in pairs:
+        if _shapes(expected) != _shapes(saved):
             raise ValueError(
-                f"the saved {what} has {_shapes(theirs)} where {_shapes(ours)} is needed; the checkpoint is of a model "
-                "with other shapes or roles, or of a rule with another configuration."
+                f"the saved {what} has {_shapes(saved)} where {_shapes(expected)} is needed; the checkpoint is of a "
+                "model with other shapes or roles, or of a rule with another configuration."
             )
+        for key, value in saved.items():
+            if expected[key].is_floating_point() != _is_real(value) or value.layout != torch.strided:
+                raise _damaged(f"{key!r} in the saved {what} has the type {value.dtype}")
 
 
-def _shapes(tensors: Mapping[str, Any]) -> dict[str, object]:
-    return {k: tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for k, v in sorted(tensors.items())}
+def _without_values(param: Tensor) -> Tensor:
+    shape = (*param.shape, 2) if param.is_complex() else param.shape
+    return torch.empty(shape, dtype=torch.float32, device="meta")
+
+
+def _shapes(tensors: Mapping[Any, Any]) -> dict[str, object]:
+    return {
+        str(k): tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
+        for k, v in sorted(tensors.items(), key=lambda entry: str(entry[0]))
+    }
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _damaged(how: str) -> ValueError:
+    return ValueError(f"this optimizer state is damaged: {how}; take the checkpoint as it was saved.")

@@ -2,21 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_lopt.rules.base import Role
 from lightning_lopt.rules.roles import check_role, role_of_shape, roles_of
 
-Labels = Mapping[Tensor, tuple[str, Role]]
+Labels = Mapping[Tensor, tuple[str, Role | None]]
+_NUMBERED = re.compile(r"group\d+\.\d+")  # the name of a bare tensor
 
 
-def labels_of(module: nn.Module) -> dict[Tensor, tuple[str, Role]]:
-    """Name and role of every parameter of a module, frozen ones too; roles follow from the types of its layers."""
+class Member(NamedTuple):
+    """A parameter, and what its group says of it.
+
+    Attributes:
+        group: the parameter group.
+        name: unique in the optimizer.
+        role: of the tensor; its shape's where nothing else is known.
+        param: the tensor.
+    """
+
+    group: dict[str, Any]
+    name: str
+    role: Role
+    param: Tensor
+
+
+def labels_of(module: nn.Module) -> dict[Tensor, tuple[str, Role | None]]:
+    """Name and role of every parameter of a module, frozen ones too; roles follow from the types of its layers.
+
+    The role is ``None`` where it follows from a shape that is not known yet (lazy modules).
+    """
     roles = roles_of(module)
-    return {param: (name, roles[name]) for name, param in module.named_parameters()}
+    return {param: (name, roles.get(name)) for name, param in module.named_parameters()}
+
+
+def members_of(groups: Iterable[dict[str, Any]], labels: Labels) -> Iterator[Member]:
+    """All parameters of an optimizer in order; those that somebody appended to a group by hand get names here."""
+    for number, group in enumerate(groups):
+        names, roles = group["names"], group["roles"]
+        for index, param in enumerate(group["params"]):
+            if index >= len(names):
+                name, role = _label(param, labels, number, index)
+                names.append(name)
+                roles.append(role)
+            role = group["role"] or roles[index] or role_of_shape(tuple(param.shape))
+            yield Member(group, names[index], role, param)
 
 
 def named_groups(
@@ -25,20 +60,42 @@ def named_groups(
     """Parameter groups with ``params``, ``names`` and ``roles`` of equal length.
 
     Args:
-        params: a module (its trainable parameters), tensors, pairs of name and tensor, or groups.
+        params: a module (its trainable parameters), tensors, pairs of name and tensor, or groups. Frozen tensors may be
+            of any type.
         labels: names and roles where they are known; other roles follow from the shape.
         first: number of the first group, for the names of bare tensors.
 
     Raises:
-        TypeError: if a parameter is no tensor, or the parameters have no order.
-        ValueError: if a parameter is not real floating point, or a group's role is unknown.
+        TypeError: if a parameter is no tensor, the parameters have no order, or a class came in place of a module.
+        ValueError: if a group's role is unknown.
     """
+    if isinstance(params, type):
+        raise TypeError(f"got the class {params.__name__} where parameters are needed; pass {params.__name__}(...).")
     if isinstance(params, nn.Module):
         labels = labels_of(params)
         params = [param for param in labels if param.requires_grad]
     entries: list[Any] = [params] if isinstance(params, Tensor) else list(_ordered(params))
     groups = entries if all(isinstance(entry, dict) for entry in entries) else [{"params": entries}]
     return [_named(group, first + index, labels or {}) for index, group in enumerate(groups)]
+
+
+def relabel(groups: Iterable[dict[str, Any]], labels: Labels) -> None:
+    """Give bare tensors (those with a numbered name) the names and roles of ``labels``, in place.
+
+    Nothing happens where the new names would not be unique.
+    """
+    groups = list(groups)
+    renamed = [
+        [
+            (labels[param] if _NUMBERED.fullmatch(name) and param in labels else (name, role))
+            for param, name, role in zip(group["params"], group["names"], group["roles"], strict=False)
+        ]
+        for group in groups
+    ]
+    names = [name for group in renamed for name, _ in group]
+    if len(set(names)) == len(names):
+        for group, pairs in zip(groups, renamed, strict=True):
+            group["names"], group["roles"] = [name for name, _ in pairs], [role for _, role in pairs]
 
 
 def _named(group: Mapping[str, Any], number: int, labels: Labels) -> dict[str, Any]:
@@ -50,22 +107,32 @@ def _named(group: Mapping[str, Any], number: int, labels: Labels) -> dict[str, A
     members = [given] if isinstance(given, Tensor) else list(_ordered(given))
     params, names, roles = [], [], []
     for index, member in enumerate(members):
-        name, param = member if isinstance(member, tuple) else (None, member)
+        name, param = member if isinstance(member, tuple) and len(member) == 2 else (None, member)
         if not isinstance(param, Tensor):
             raise TypeError(
                 f"parameter group {number} holds a {type(param).__name__} where a tensor, or a pair of name and "
                 "tensor, is needed; pass model, model.parameters() or parameter groups."
             )
-        if not param.is_floating_point():
-            raise ValueError(f"parameters must be real floating point, got one of {param.dtype}.")
-        label, role = labels.get(param, (f"group{number}.{index}", role_of_shape(tuple(param.shape))))
+        label, role = _label(param, labels, number, index)
         params.append(param)
         names.append(name or label)
         roles.append(role)
     return {**group, "params": params, "names": names, "roles": roles}
 
 
+def _label(param: Tensor, labels: Labels, number: int, index: int) -> tuple[str, Role | None]:
+    """Name and role of a bare tensor; no role where its shape is not known yet."""
+    if param in labels:
+        return labels[param]
+    return f"group{number}.{index}", None if is_lazy(param) else role_of_shape(tuple(param.shape))
+
+
 def _ordered(members: Iterable[Any]) -> Iterable[Any]:
     if isinstance(members, set | frozenset):
         raise TypeError("parameters came in a set, whose order changes from run to run; pass a list.")
+    if not isinstance(members, Iterable):
+        raise TypeError(
+            f"got a {type(members).__name__} where parameters are needed; pass model, model.parameters() or parameter "
+            "groups."
+        )
     return members

@@ -1,4 +1,4 @@
-"""What reaches an optimizer from outside: the loss of a step and the number of steps to come."""
+"""What reaches an optimizer from outside between two steps: the loss, the horizon, and what is asked of a step."""
 
 from __future__ import annotations
 
@@ -10,27 +10,54 @@ from torch import Tensor
 
 
 class StepSignals:
-    """What reaches an optimizer from outside between two steps; shared by reference, so wrappers may write to it."""
+    """What reaches an optimizer between two steps. Wrappers of an optimizer share this object, so they may write to it.
+
+    Attributes:
+        loss: loss of the coming step as the adapter delivers it, the mean over ranks already.
+        given: loss of the coming step as :meth:`~lightning_lopt.LearnedOptimizer.set_loss` got it.
+        reduce: makes a loss that the user gives the same on all ranks.
+        wants_diagnostics: whether the next step fills ``diagnostics``; that step sets it back.
+        diagnostics: 0-dim tensors by name, of the last step that was asked for them.
+        warned: topics of the warnings that were given, each once.
+    """
 
     def __init__(self) -> None:
-        self.loss: Tensor | None = None  # of the coming step, the same on all ranks
-        self.reduce: Callable[[Tensor], Tensor] | None = None  # makes a loss that step() is given the same on all ranks
-        self.warned = False
+        self.loss: Tensor | None = None
+        self.given: Tensor | None = None
+        self.reduce: Callable[[Tensor], Tensor] | None = None
+        self.wants_diagnostics = False
+        self.diagnostics: dict[str, Tensor] = {}
+        self.warned: set[str] = set()
 
 
 def one_number(loss: Any, device: torch.device) -> Tensor:
-    """A loss as a float32 tensor of no dimensions, without its graph, on ``device``."""
-    value = torch.as_tensor(loss).detach().to(device, non_blocking=True)
-    if value.numel() != 1:
+    """A loss as a float32 tensor of no dimensions, without its graph, on ``device``.
+
+    Raises:
+        TypeError: if it is no number.
+        ValueError: if it is several numbers, or complex.
+    """
+    try:
+        value = torch.as_tensor(loss).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"the loss must be a number or a tensor of one entry, got a {type(loss).__name__}; call step(loss=loss), "
+            "step(loss) or step(lambda: loss)."
+        ) from error
+    if value.numel() != 1 or value.is_complex():
         raise ValueError(
-            f"the loss must be one number, got a tensor of shape {tuple(value.shape)}; pass the one that was "
-            "differentiated."
+            f"the loss must be one number, got a tensor of shape {tuple(value.shape)} and type {value.dtype}; pass the "
+            "loss that was differentiated."
         )
-    return value.reshape(()).float()
+    return value.to(device, non_blocking=True).reshape(()).float()
 
 
 def checked_horizon(total_steps: Any) -> int | None:
-    """A number of steps as ``int``, whatever kind of whole number it came as; ``None`` stays ``None``."""
+    """A number of steps as ``int``, whatever kind of whole number it came as; ``None`` stays ``None``.
+
+    Raises:
+        ValueError: if it is no whole number of at least 1.
+    """
     if total_steps is None:
         return None
     try:

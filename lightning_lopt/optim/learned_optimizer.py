@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any, cast
@@ -12,21 +12,34 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lightning_lopt.optim.checkpoint import check_state
-from lightning_lopt.optim.groups import labels_of, named_groups
-from lightning_lopt.optim.inputs import StepSignals, checked_horizon, one_number
-from lightning_lopt.rules.base import Role, State, StepContext, UpdateRule
+from lightning_lopt.optim import horizon
+from lightning_lopt.optim.checkpoint import COUNTERS, fitting_state
+from lightning_lopt.optim.groups import Labels, Member, labels_of, named_groups, relabel
+from lightning_lopt.optim.habits import SMALL, warn_of_small_rate
+from lightning_lopt.optim.inputs import checked_horizon, one_number
+from lightning_lopt.optim.precision import autocast_disabled, wide
+from lightning_lopt.optim.skips import SkipWatch
+from lightning_lopt.optim.stepping import RuleOptimizer
+from lightning_lopt.rules.base import State, UpdateRule
 from lightning_lopt.rules.roles import role_table
 
 FORMAT = "lightning_lopt/1"
 
 
-class LearnedOptimizer(torch.optim.Optimizer):
+class LearnedOptimizer(RuleOptimizer):
     """Trains a model with an update rule; no learning rate to tune.
 
     The step of the rule is multiplied by ``lr``, so learning-rate schedulers and monitors work; ``lr=0`` changes
-    nothing. Half-precision parameters are updated from float32 arithmetic with float32 state. A step whose loss or
-    gradients are not finite is skipped and counted (:attr:`skipped_steps`), without waiting for the device.
+    nothing. It is 1 unless a scheduler changes it, so ``LearningRateMonitor`` shows a constant: the rule's own step
+    sizes are what :class:`~lightning_lopt.LearnedOptimizerAdapter` logs.
+
+    As in ``torch.optim``, the state of a parameter begins with its first gradient: parameters may be loaded, cast,
+    moved or materialised after the optimizer was built, and frozen ones cost nothing. State that is missing, because
+    a tensor was replaced or its state cleared, begins anew. Half-precision parameters are updated from float32
+    arithmetic with float32 state, also inside an autocast region; complex ones are trained as pairs of real numbers.
+
+    A step whose loss, gradients or updates are not finite is skipped and counted (:attr:`skipped_steps`), without
+    waiting for the device; it warns when skipped steps pile up, and raises after 50 in a row.
 
     A rule that trains at one point and answers for another, as :class:`~lightning_lopt.ScheduleFreeAdamRule` does,
     needs :meth:`eval` before the model is measured or kept, and :meth:`train` before the next step or checkpoint; with
@@ -40,7 +53,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         params: a module, tensors, ``(name, tensor)`` pairs, or parameter groups of these. Groups may set ``lr``,
             ``weight_decay`` and ``role`` (``"matrix"``, ``"vector"``, ``"embedding"`` or ``"head"``). With a module,
             roles follow from the types of its layers, also for those of its parameters that are frozen now and join
-            later; bare tensors of rank 2 and up are matrices, the rest vectors.
+            later; bare tensors of rank 2 and up are matrices, the rest vectors (:meth:`relabel`).
         rule: name of embedded weights, a folder, ``hf://owner/name``, or an :class:`~lightning_lopt.UpdateRule`. Its
             weights are used as they are, on the device of the parameters (to which it is moved), and are not part of
             ``state_dict``.
@@ -50,8 +63,21 @@ class LearnedOptimizer(torch.optim.Optimizer):
         weight_decay: extra decoupled weight decay, >= 0, in units of the rule's own step size.
 
     Raises:
+        TypeError: if a class came where an object is needed, or parameters are no tensors.
         ValueError: for arguments out of range, a checkpoint of another optimizer, or, at the first step, if the rule
             needs a loss or a horizon and none has arrived.
+        RuntimeError: after 50 skipped steps in a row.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = LearnedOptimizer(model, total_steps=20)
+        >>> for _ in range(20):
+        ...     loss = (model(torch.ones(4, 2)) - 3).square().mean()
+        ...     optimizer.zero_grad()
+        ...     loss.backward()
+        ...     optimizer.step(loss)
+        >>> optimizer.steps_made
+        20
     """
 
     def __init__(
@@ -66,31 +92,37 @@ class LearnedOptimizer(torch.optim.Optimizer):
         for what, value in (("lr", lr), ("weight_decay", weight_decay)):
             if not (0 <= value < math.inf):
                 raise ValueError(f"{what} must be a number >= 0, got {value!r}.")
-        if not isinstance(rule, UpdateRule):
-            from lightning_lopt.io import load_rule
-
-            rule = load_rule(rule)
-        self.rule = rule
-        self.total_steps = total_steps if callable(total_steps) else checked_horizon(total_steps)
-        self.total_steps_given = total_steps is not None  # then it wins over the Trainer's estimate
-        self.signals = StepSignals()
-        self.labels = labels_of(params) if isinstance(params, nn.Module) else {}
-        self._trained: dict[str, Tensor] | None = None  # in eval(): the parameters that training goes on with
-        self._calls = 0  # steps, skipped ones too: what is known without waiting for the device
         groups = named_groups(params)
         if not any(group["params"] for group in groups):
             raise ValueError("LearnedOptimizer got no parameters; pass model, model.parameters() or parameter groups.")
+        self.rule = _rule_of(rule)
+        self.rule_label = self.rule.rule_name if isinstance(rule, UpdateRule) else str(rule)
+        self.total_steps = total_steps if callable(total_steps) else checked_horizon(total_steps)
+        self.total_steps_given = total_steps is not None  # then it wins over the Trainer's estimate
+        self.labels: Labels = labels_of(params) if isinstance(params, nn.Module) else {}
+        self.calls = 0
+        self._trained: dict[Tensor, Tensor] | None = None  # in eval(): the values that training goes on with
+        self._saved_total: int | None = None  # of the checkpoint that was loaded, until the first step
+        self._begin_watching()
         super().__init__(
-            groups, {"lr": lr, "weight_decay": weight_decay, "role": None, "format": f"{FORMAT}:{rule.rule_name}"}
+            groups,
+            {
+                "lr": lr,
+                "weight_decay": weight_decay,
+                "role": None,
+                "format": f"{FORMAT}:{self.rule.rule_name}",
+                "momentum": 0.0,  # nothing reads it; OneCycleLR and CyclicLR need something to cycle
+            },
         )
-        own = self.param_groups[0]
-        own["step"] = torch.zeros((), dtype=torch.int64)
-        own["skipped_steps"] = torch.zeros((), dtype=torch.int64)
-        self._follow_parameters()
+        self.param_groups[0] |= {key: torch.zeros((), dtype=torch.int64) for key in COUNTERS}
+        self.param_groups[0]["shared"] = {}
+        if 0 < max(group["lr"] for group in self.param_groups) < SMALL:
+            self._rates.warned()
+            warn_of_small_rate(max(group["lr"] for group in self.param_groups), stacklevel=3)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters; their state begins now, the step count and everything shared goes on."""
-        if self.__dict__.get("_trained") is not None:
+        """Add parameters; their state begins with their first gradient, the step count goes on."""
+        if self.is_in_eval:
             raise ValueError("parameters were added between eval() and train(); call train() before.")
         group = dict(param_group)
         if "names" not in group:
@@ -100,44 +132,42 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if twice is not None:
             raise ValueError(f"two parameters are named {twice!r}; pass names that differ, or the tensors alone.")
         super().add_param_group(group)
-        group = self.param_groups[-1]
-        named = dict(zip(group["names"], group["params"], strict=True))
-        with torch.no_grad():
-            state = self.rule.init_state(
-                {name: _wide(param.detach()) for name, param in named.items()}, self._roles_of(group)
-            )
-        for name, param in named.items():
-            self.state[param] = dict(state.tensors[name])
-        if named:
-            self.param_groups[0].setdefault("shared", state.shared)
 
-    def _follow_parameters(self) -> None:
-        """Bring the rule, and the state that belongs to no parameter, to the device of the first parameter."""
-        device = next(param.device for group in self.param_groups for param in group["params"])
-        own = self.param_groups[0]
-        if own["step"].device != device:
-            own.update({key: own[key].to(device) for key in ("step", "skipped_steps")})
-            own["shared"] = {key: value.to(device) for key, value in own["shared"].items()}
-        if any(value.device != device for value in self.rule.parameters()):
-            self.rule.to(device)
+    def relabel(self, labels: Labels) -> None:
+        """Names and roles for parameters that came as bare tensors, from :func:`~lightning_lopt.optim.labels_of`.
 
-    @property
-    def skipped_steps(self) -> int:
-        """Steps that were skipped because the loss or a gradient was not finite."""
-        return int(self.param_groups[0]["skipped_steps"])
+        Parameters that have state already keep what they have, since their state depends on their role.
+        """
+        self.labels = labels
+        if not self.state:
+            relabel(self.param_groups, labels)
 
     def role_table(self) -> str:
         """Name, shape and role of every parameter, as text."""
-        roles = {name: role for group in self.param_groups for name, role in self._roles_of(group).items()}
-        return role_table(self._named, roles)
+        members = self._members()
+        return role_table({m.name: m.param for m in members}, {m.name: m.role for m in members})
 
-    @property
-    def _named(self) -> dict[str, Tensor]:
-        return {n: p for group in self.param_groups for n, p in zip(group["names"], group["params"], strict=True)}
+    def set_loss(self, loss: Tensor | float) -> None:
+        """Hand over the loss of the coming step, where a wrapper's ``step`` takes no loss.
 
-    def _roles_of(self, group: dict[str, Any]) -> dict[str, Role]:
-        given = group["role"]
-        return {n: given or role for n, role in zip(group["names"], group["roles"], strict=True)}
+        Wrappers of Fabric and Accelerate share what this writes to. A loss that is passed to :meth:`step` wins.
+
+        Args:
+            loss: one number; in distributed training see :meth:`step`.
+        """
+        self.signals.given = one_number(loss, self.param_groups[0]["step"].device)
+
+    def set_horizon(self, total_steps: int) -> None:
+        """Take over another number of planned steps; in a run that has begun, schedules go on without a jump.
+
+        Args:
+            total_steps: whole number of at least 1, counted from the first step of the run.
+        """
+        new, old = checked_horizon(total_steps), self.total_steps
+        self._saved_total = None if callable(old) else self._saved_total
+        if self.calls and isinstance(old, int) and new is not None and new != old:
+            self.param_groups[0][horizon.KEY] = horizon.changed(self.param_groups[0], old, new)
+        self.total_steps = new
 
     @torch.no_grad()
     def validated(self, loss: Tensor | float) -> None:
@@ -147,27 +177,29 @@ class LearnedOptimizer(torch.optim.Optimizer):
             loss: one number, finite; in distributed training the mean over the ranks.
         """
         own = self.param_groups[0]
+        if not own["shared"]:
+            first = next(member for member in self._members())
+            own["shared"] = self.rule.init_state({first.name: wide(first.param.detach())}, {}).shared
         own["shared"] = self.rule.validated(State({}, own["shared"]), one_number(loss, own["step"].device)).shared
 
     @property
     def is_in_eval(self) -> bool:
         """Whether the parameters are those of :meth:`eval`; never so for rules that answer for the ones they train."""
-        return self._trained is not None
+        return self.__dict__.get("_trained") is not None
 
     @torch.no_grad()
     def evaluation_params(self) -> dict[Tensor, Tensor]:
         """For each parameter the values to measure and to keep, in its type; empty where these are its own."""
         if self.is_in_eval or type(self.rule).evaluation_params is UpdateRule.evaluation_params:
             return {}
-        named = self._named
-        state = State({name: self.state[param] for name, param in named.items()}, self.param_groups[0]["shared"])
-        values = self.rule.evaluation_params({name: _wide(param) for name, param in named.items()}, state)
-        return {param: values[name].to(param.dtype) for name, param in named.items()}
+        members = [member for member in self._members() if self.state.get(member.param)]
+        state = State({m.name: self.state[m.param] for m in members}, self.param_groups[0]["shared"])
+        values = self.rule.evaluation_params({m.name: wide(m.param) for m in members}, state)
+        return {m.param: _in_type_of(m.param, values[m.name]) for m in members}
 
     def trained_params(self) -> dict[Tensor, Tensor]:
         """For each parameter the values that training goes on with, while they are not its own: after :meth:`eval`."""
-        named = self._named
-        return {named[name]: value for name, value in (self._trained or {}).items()}
+        return dict(self._trained or {})
 
     @torch.no_grad()
     def eval(self) -> None:
@@ -177,7 +209,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """
         values = self.evaluation_params()
         if values:
-            self._trained = {name: param.detach().clone() for name, param in self._named.items()}
+            self._trained = {param: param.detach().clone() for param in values}
             for param, value in values.items():
                 param.copy_(value)
 
@@ -189,14 +221,18 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._trained = None
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None, *, loss: Tensor | float | None = None) -> Any:
+    def step(
+        self, closure: Callable[[], Any] | Tensor | float | None = None, *, loss: Tensor | float | None = None
+    ) -> Any:
         """One step.
 
+        The loss is the first there is of: ``loss``, what :meth:`set_loss` got, what
+        :class:`~lightning_lopt.LearnedOptimizerAdapter` delivers, and what ``closure`` returns.
+
         Args:
-            closure: computes loss and gradients again and returns the loss.
-            loss: loss of this step, if no closure returns it. In distributed training it has to be the mean over the
-                ranks, as the gradients are, or the ranks drift apart; with
-                :class:`~lightning_lopt.LearnedOptimizerAdapter` that is seen to.
+            closure: computes loss and gradients again and returns the loss; or the loss itself.
+            loss: loss of this step. In distributed training it has to be the mean over the ranks, as the gradients are,
+                or the ranks drift apart; with :class:`~lightning_lopt.LearnedOptimizerAdapter` that is seen to.
 
         Returns:
             what ``closure`` returned, else ``None``.
@@ -204,87 +240,30 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if self.is_in_eval:
             raise RuntimeError("step() was called after eval(); call train() before, so that gradients fit.")
         result = None
-        if closure is not None:
+        if callable(closure):
             with torch.enable_grad():
                 result = closure()
-        delivered, self.signals.loss = self.signals.loss, None
-        if loss is None and delivered is None and isinstance(result, Tensor | Real):
-            loss = cast(Tensor, result)
-        params = {
-            name: param
-            for group in self.param_groups
-            for name, param in zip(group["names"], group["params"], strict=True)
-            if param.grad is not None
-        }
-        if not params:
+        elif closure is not None:
+            loss = closure if loss is None else loss
+        signals = self.signals
+        given = signals.given if loss is None else loss
+        delivered, signals.loss, signals.given = signals.loss, None, None
+        if given is None and delivered is None and isinstance(result, Tensor | Real):
+            given = cast(Tensor, result)
+        members = [member for member in self._members() if member.param.grad is not None]
+        if not members:
             return result
-        self._follow_parameters()
-        own = self.param_groups[0]
-        source = delivered if loss is None else loss
-        value = None if source is None else one_number(source, own["step"].device)
-        if loss is not None and self.signals.reduce is not None:
-            value = self.signals.reduce(cast(Tensor, value))
-        context, finite = self._context(value, own)
-        grads = {}
-        for name, param in params.items():
-            grad = cast(Tensor, param.grad)
-            if grad.is_sparse:
-                raise ValueError(f"the gradient of {name!r} is sparse; use nn.Embedding(..., sparse=False).")
-            grads[name] = _wide(grad)
-        finite = finite & _all_finite(grads.values(), finite.device)
-        state = State({name: self.state[param] for name, param in params.items()}, own["shared"])
-        wide = {name: _wide(param) for name, param in params.items()}
-        updates, after = self.rule(wide, grads, state, context)
-        certain = _is_known(finite) and bool(finite)
-
-        def unless_skipped(new: Tensor, otherwise: Tensor | float) -> Tensor:
-            if certain or new is otherwise:
-                return new
-            return torch.where(finite, new, otherwise)  # not multiply: 0 x nan is nan
-
-        for group in self.param_groups:
-            for name, param in zip(group["names"], group["params"], strict=True):
-                if name in updates:
-                    # the sum is made in the wider type, rounded once
-                    whole = isinstance(group["lr"], float) and group["lr"] == 1.0
-                    param.add_(unless_skipped(updates[name] if whole else updates[name] * group["lr"], 0.0))
-                    old = self.state[param]
-                    self.state[param] = {k: unless_skipped(v, old[k]) for k, v in after.tensors[name].items()}
-        own["shared"] = {k: unless_skipped(v, own["shared"][k]) for k, v in after.shared.items()}
-        self._calls += 1
-        own["step"] = own["step"] + finite.long()
-        own["skipped_steps"] = own["skipped_steps"] + (~finite).long()
+        device = self._follow(members)
+        source = delivered if given is None else given
+        value = None if source is None else one_number(source, device)
+        if given is not None and signals.reduce is not None:
+            value = signals.reduce(cast(Tensor, value))
+        with autocast_disabled(device):
+            if self._is_made_to_create_state(members, value):
+                self._begin_state(members)
+            else:
+                self._advance(members, value)
         return result
-
-    def _context(self, loss: Tensor | None, own: dict[str, Any]) -> tuple[StepContext, Tensor]:
-        """The step's context, and whether its loss is finite."""
-        device = own["step"].device
-        if self.rule.reads_loss and loss is None:
-            raise ValueError(
-                f"rule {self.rule.rule_name!r} reads the loss, but none arrived; call step(closure) or "
-                "step(loss=loss), and under Lightning add LearnedOptimizerAdapter() to Trainer(callbacks=[...])."
-            )
-        if callable(self.total_steps):
-            self.total_steps = checked_horizon(self.total_steps())
-        if self.rule.reads_horizon and self.total_steps is None:
-            raise ValueError(
-                f"rule {self.rule.rule_name!r} needs the number of steps to come, but total_steps is None; pass "
-                "total_steps=..., or add LearnedOptimizerAdapter() to Trainer(callbacks=[...])."
-            )
-        total = self.total_steps or 1
-        if self.rule.reads_horizon and self._calls >= total and not self.signals.warned:
-            self.signals.warned = int(own["step"]) >= total  # which waits for the device, so not before it may be true
-            if self.signals.warned:
-                warnings.warn(
-                    f"LearnedOptimizer is past its total_steps={total}; it goes on with its last step size.",
-                    stacklevel=5,  # whoever called step, through torch's two wrappers
-                )
-        finite = torch.ones((), dtype=torch.bool, device=device) if loss is None else torch.isfinite(loss)
-        roles = {name: role for group in self.param_groups for name, role in self._roles_of(group).items()}
-        decay = {n: g["weight_decay"] for g in self.param_groups if g["weight_decay"] for n in g["names"]}
-        horizon = torch.full((), float(total), device=device)  # unlike torch.tensor, no copy to wait for
-        full = torch.compiler.is_compiling() or self.rule.is_full(self._calls)  # whose count stands still then
-        return StepContext(own["step"].float(), horizon, loss, roles, decay, full), finite
 
     def state_dict(self) -> dict[str, Any]:
         saved = super().state_dict()
@@ -294,46 +273,68 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore; tensors keep their saved type. Names, roles and a horizon already set here win over the saved ones.
 
+        Parameters are matched by name where both sides have the same names, else by order. Where the horizon set here
+        is another one, schedules go on from where they stood.
+
         Raises:
-            ValueError: if the checkpoint is of another optimizer, rule or model; nothing has changed then.
+            ValueError: if the checkpoint is of another optimizer, rule or model, or damaged; nothing has changed then.
         """
-        check_state(state_dict, self.param_groups, self.rule)
-        kept = [{key: group[key] for key in ("names", "roles", "role")} for group in self.param_groups]
-        super().load_state_dict(state_dict)
-        for group, labels, saved in zip(self.param_groups, kept, state_dict["param_groups"], strict=True):
+        members = self._members()
+        fitting = fitting_state(state_dict, self.param_groups, members, self.rule)
+        before = self.state, [dict(group) for group in self.param_groups]
+        try:
+            self._restore(fitting, members)
+        except Exception:
+            self.state, self.param_groups = before
+            raise
+        self._skips = SkipWatch()
+
+    def _restore(self, fitting: dict[str, Any], members: Sequence[Member]) -> None:
+        """Take over a state that was checked."""
+        kept = [
+            {key: list(group[key]) for key in ("names", "roles")} | {"role": group["role"]}
+            for group in self.param_groups
+        ]
+        super().load_state_dict(fitting)
+        for group, labels in zip(self.param_groups, kept, strict=True):
             group.update(labels)
-            for param, key in zip(group["params"], saved["params"], strict=True):
-                own_state = state_dict["state"][key]  # in the saved types: torch has cast them to the parameter's
-                self.state[param] = {k: v.detach().to(param.device, copy=True) for k, v in own_state.items()}
-        self._follow_parameters()
         own = self.param_groups[0]
+        keys = [key for group in fitting["param_groups"] for key in group["params"]]
+        # in the saved types: torch has cast them to the parameter's
+        states = ((member.param, fitting["state"].get(key)) for key, member in zip(keys, members, strict=True))
+        self.state = defaultdict(dict)
+        for param, saved in states:
+            if saved:
+                self.state[param] = {k: v.detach().to(param.device, copy=True) for k, v in saved.items()}
+        own.setdefault("skipped_in_a_row", torch.zeros((), dtype=torch.int64))
+        self._follow(members)
         saved_total = own.pop("total_steps", None)
+        self._saved_total = saved_total if self.total_steps is not None else None
         if self.total_steps is None:
             self.total_steps = saved_total
-        self._calls = int(own["step"] + own["skipped_steps"])
+        self.calls = sum(int(fitting["param_groups"][0][key]) for key in ("step", "skipped_steps"))
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {key: self.__dict__[key] for key in ("rule", "total_steps", "total_steps_given", "_calls", "_trained")}
-        return {**super().__getstate__(), **kept}
+        kept = ("rule", "rule_label", "total_steps", "total_steps_given", "calls", "_trained", "_saved_total")
+        return {**super().__getstate__(), **{key: self.__dict__[key] for key in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "signals" not in self.__dict__:
-            self.signals = StepSignals()
+            self._begin_watching()
             self.labels = {}
 
 
-def _wide(x: Tensor) -> Tensor:
-    """``x`` in the type the rule computes in: float32, or float64 where it is already."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+def _rule_of(rule: Any) -> UpdateRule:
+    if isinstance(rule, UpdateRule):
+        return rule
+    if isinstance(rule, type):
+        raise TypeError(f"got the class {rule.__name__} where a rule is needed; pass {rule.__name__}().")
+    from lightning_lopt.io import load_rule
+
+    return load_rule(rule)
 
 
-def _all_finite(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
-    """Whether all entries are finite, 0-dim on ``device``; NaN is both the smallest and the largest of its tensor."""
-    extremes = [extreme.to(device) for x in tensors if x.numel() for extreme in torch.aminmax(x)]
-    return torch.isfinite(torch.stack(extremes)).all() if extremes else torch.ones((), dtype=torch.bool, device=device)
-
-
-def _is_known(flag: Tensor) -> bool:
-    """Whether looking at ``flag`` waits for nothing."""
-    return flag.device.type == "cpu" and not torch.compiler.is_compiling()
+def _in_type_of(param: Tensor, value: Tensor) -> Tensor:
+    """The inverse of :func:`wide`."""
+    return torch.view_as_complex(value).to(param.dtype) if param.is_complex() else value.to(param.dtype)

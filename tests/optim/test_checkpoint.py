@@ -87,14 +87,67 @@ def test_only_tensors_numbers_strings_lists_and_dicts():
     assert_same(torch.load(buffer, weights_only=True), saved)
 
 
-def test_the_state_is_there_before_the_first_step():
-    """Else a sharded checkpoint makes a step of its own to create it."""
-    optimizer = LearnedOptimizer(model(), ResidualRule(), total_steps=20)
+def test_a_checkpoint_from_before_the_first_step_begins_the_run_anew():
+    net, optimizer = model(), LearnedOptimizer(model(), ResidualRule(), total_steps=20)
     before = everything(optimizer)
-    assert set(before[0]["state"]) == set(range(6))
+    assert before[0]["state"] == {}
     _, again = trained()
     again.load_state_dict(before[0])
     assert_same(everything(again), before)
+    straight, resumed = LearnedOptimizer(net, meta_trained(), total_steps=20), model()
+    expected = train(net, straight)
+    late = LearnedOptimizer(resumed, meta_trained(), total_steps=20)
+    late.load_state_dict(LearnedOptimizer(model(), meta_trained(), total_steps=20).state_dict())
+    assert all(torch.equal(x, y) for x, y in zip(train(resumed, late), expected, strict=True))
+
+
+@pytest.mark.parametrize("when", ["save", "load"])
+def test_the_step_of_distributed_checkpoints_creates_state_and_counts_as_none(when):
+    """``torch.distributed.checkpoint`` makes a step with zero gradients and a zero rate where there is no state."""
+    net, optimizer = model(), None
+    optimizer = LearnedOptimizer(net, meta_trained(), total_steps=20)
+    before = [param.detach().clone() for param in net.parameters()]
+    if when == "save":
+        get_optimizer_state_dict(net, optimizer)
+    else:
+        trained_net, other = trained()
+        set_optimizer_state_dict(net, optimizer, get_optimizer_state_dict(trained_net, other))
+        assert_same(everything(optimizer), everything(other))
+    assert all(torch.equal(x, y) for x, y in zip(before, net.parameters(), strict=True))
+    assert optimizer.steps_made == optimizer.calls == (0 if when == "save" else 3)
+    assert optimizer.skipped_steps == 0
+
+
+def test_parameters_are_matched_by_their_names():
+    """The same names in another order: a state goes where its name is, as weights do."""
+    net, optimizer = trained()
+    saved = everything(optimizer)[0]
+    straight = train(net, optimizer, 2, 3)
+    turned, _ = trained()
+    other = LearnedOptimizer(list(turned.named_parameters())[::-1], optimizer.rule, total_steps=20)
+    group = optimizer.param_groups[0]
+    other.param_groups[0]["roles"] = [
+        group["roles"][group["names"].index(name)] for name, _ in turned.named_parameters()
+    ][::-1]
+    other.load_state_dict(saved)
+    for name, param in turned.named_parameters():
+        index = optimizer.param_groups[0]["names"].index(name)
+        for key, value in other.state[param].items():
+            assert torch.equal(value, saved["state"][index][key])
+    ends = train(turned, other, 2, 3)
+    for x, y in zip(straight, ends, strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def test_a_parameter_without_saved_state_begins_anew():
+    net, optimizer = trained()
+    saved = everything(optimizer)[0]
+    del saved["state"][2]
+    other = LearnedOptimizer(net, optimizer.rule, total_steps=20)
+    other.load_state_dict(saved)
+    assert net[2].weight not in other.state
+    train(net, other, 1, 3)
+    assert other.state[net[2].weight].keys() == other.state[net[0].weight].keys()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
@@ -181,6 +234,14 @@ def foreign():
     return adam.state_dict()
 
 
+def one_step(optimizer):
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            param.grad = torch.ones_like(param)
+    optimizer.step(loss=1.0)
+    return optimizer
+
+
 def train_plainly(net, optimizer):
     net(torch.ones(1, 3)).sum().backward()
     optimizer.step()
@@ -201,7 +262,7 @@ BAD = {
     ),
     "no controller": (lambda: trained(rule=ResidualRule(controller=False))[1].state_dict(), "another configuration"),
     "other shapes": (
-        lambda: LearnedOptimizer(model(width=7), ResidualRule(), total_steps=5).state_dict(),
+        lambda: one_step(LearnedOptimizer(model(width=7), ResidualRule(), total_steps=5)).state_dict(),
         r"'0.weight' has .*\(7, 3\).* where .*\(6, 3\).* is needed; the checkpoint is of a model with other shapes",
     ),
     "fewer parameters": (
@@ -214,7 +275,38 @@ BAD = {
         ).state_dict(),
         r"groups of sizes \[2, 4\] where \[6\]",
     ),
-    "a lost tensor": (lambda: damaged(lambda saved: saved["state"].pop(2)), "'2.weight' has {} where"),
+    "a lost entry": (lambda: damaged(lambda saved: saved["state"][2].pop("momentum")), "'2.weight' has {"),
+    "a state that is a list": (lambda: damaged(lambda saved: saved["state"].update({0: []})), "is damaged: the state"),
+    "no groups": (lambda: {"state": {}, "param_groups": []}, "is damaged: it has no 'state' and 'param_groups'"),
+    "a list": (list, "is damaged: it is a list"),
+    "parameters twice": (
+        lambda: damaged(lambda saved: saved["param_groups"][0].update(params=[0] * 6)),
+        "are not numbered once each",
+    ),
+    "a rate of nan": (lambda: damaged(lambda saved: saved["param_groups"][0].update(lr=float("nan"))), "lr of .* nan"),
+    "a rate that is text": (lambda: damaged(lambda saved: saved["param_groups"][0].update(lr="1")), "lr of .* '1'"),
+    "an unknown role": (lambda: damaged(lambda saved: saved["param_groups"][0].update(role="tail")), "role 'tail'"),
+    "a step of -1": (
+        lambda: damaged(lambda saved: saved["param_groups"][0].update(step=torch.tensor(-1))),
+        "step is no number of steps",
+    ),
+    "a step that is a float": (
+        lambda: damaged(lambda saved: saved["param_groups"][0].update(step=torch.tensor(1.0))),
+        "step is no number of steps",
+    ),
+    "a horizon of 0": (lambda: damaged(lambda saved: saved["param_groups"][0].update(total_steps=0)), "total_steps is"),
+    "integers": (
+        lambda: damaged(lambda saved: saved["state"][0].update(momentum=saved["state"][0]["momentum"].to(torch.int32))),
+        "has the type torch.int32",
+    ),
+    "a sparse tensor": (
+        lambda: damaged(lambda saved: saved["state"][0].update(momentum=saved["state"][0]["momentum"].to_sparse())),
+        "'momentum' in the saved state",
+    ),
+    "shared state that is a list": (
+        lambda: damaged(lambda saved: saved["param_groups"][0].update(shared=[1])),
+        "belongs to no single parameter",
+    ),
     "a lost step": (lambda: damaged(lambda saved: saved["param_groups"][0].pop("step")), "lost its step"),
     "no tensor": (lambda: damaged(lambda saved: saved["state"][0].update(momentum=1.0)), "'momentum': 'float'"),
 }
@@ -234,7 +326,7 @@ def test_other_roles_are_another_state():
     """Of a matrix nothing but the momentum is kept, of a head the second moment too."""
     rule = ResidualRule(direction=False)
     weight = nn.Parameter(torch.ones(2, 2))
-    saved = LearnedOptimizer([{"params": weight, "role": "head"}], rule).state_dict()
+    saved = one_step(LearnedOptimizer([{"params": weight, "role": "head"}], rule, total_steps=5)).state_dict()
     with pytest.raises(ValueError, match="'second_moment'"):
         LearnedOptimizer([weight], rule).load_state_dict(saved)
 

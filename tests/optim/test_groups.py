@@ -137,8 +137,8 @@ BAD = [
     ([], ValueError, "got no parameters"),
     ([{"params": []}], ValueError, "got no parameters"),
     (nn.Linear(2, 2).requires_grad_(False), ValueError, "got no parameters"),
-    ([torch.ones(2, dtype=torch.complex64)], ValueError, "real floating point, got one of torch.complex64"),
-    ([torch.ones(2, dtype=torch.int64)], ValueError, "real floating point, got one of torch.int64"),
+    (nn.Linear, TypeError, r"got the class Linear where parameters are needed; pass Linear\(...\)"),
+    (7, TypeError, "got a int where parameters are needed"),
     ([{"params": torch.ones(2), "role": "tail"}], ValueError, "parameter group 0 has role 'tail'"),
     ({nn.Parameter(torch.ones(2))}, TypeError, "set, whose order changes"),
     ([{"params": {nn.Parameter(torch.ones(2))}}], TypeError, "set, whose order changes"),
@@ -158,19 +158,18 @@ def test_a_refused_group_leaves_the_optimizer_as_it_was():
     net = model()
     optimizer = LearnedOptimizer(net[3], AdamRule())
     bad = [
-        {"params": torch.ones(2, dtype=torch.int64)},
         {"params": [net[3].weight]},
         {"params": net[4].named_parameters()},  # "weight" and "bias" are taken
         {"params": net[4].weight * 2},
         {"params": net[4].weight, "role": "tail"},
     ]
     for group in bad:
-        with pytest.raises(ValueError, match=r"floating point|more than one|are named|non-leaf|has role"):
+        with pytest.raises(ValueError, match=r"more than one|are named|non-leaf|has role"):
             optimizer.add_param_group(group)
     assert len(optimizer.param_groups) == 1
-    assert len(optimizer.state) == 2
     backward(net)
     optimizer.step()
+    assert len(optimizer.state) == 2
 
 
 @pytest.mark.parametrize("option", [{"lr": -1.0}, {"lr": float("nan")}, {"weight_decay": -0.1}], ids=str)

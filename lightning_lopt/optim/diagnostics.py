@@ -1,0 +1,30 @@
+"""What of a step is worth a curve: how far it goes, in units of what it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.optim.groups import Member
+
+
+def relative_steps(
+    members: Sequence[Member], params: Mapping[str, Tensor], updates: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    r"""For each role :math:`\mathrm{RMS}(\Delta p) / \mathrm{RMS}(p)` over all its tensors, 0-dim.
+
+    Args:
+        members: parameters that are stepped.
+        params: their values before the step, by name.
+        updates: what the rule adds to them before it is multiplied by ``lr``, by name.
+    """
+    squares: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for member in members:
+        if member.name in updates:
+            moved, size = updates[member.name] * member.group["lr"], params[member.name]
+            pair = moved.float().square().sum(), size.float().square().sum()
+            squares.setdefault(member.role, []).append(pair)
+    sums = {role: (torch.stack(column).sum() for column in zip(*pairs, strict=True)) for role, pairs in squares.items()}
+    return {f"relative_step/{role}": torch.sqrt(moved / (size + 1e-30)) for role, (moved, size) in sums.items()}

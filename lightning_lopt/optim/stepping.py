@@ -1,0 +1,201 @@
+"""One step of a rule on the parameters of an optimizer: state, context, arithmetic, counters."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.optim import horizon
+from lightning_lopt.optim.checkpoint import COUNTERS
+from lightning_lopt.optim.diagnostics import relative_steps
+from lightning_lopt.optim.groups import Labels, Member, members_of
+from lightning_lopt.optim.habits import RateWatch
+from lightning_lopt.optim.inputs import StepSignals, checked_horizon
+from lightning_lopt.optim.precision import all_finite, known, real, wide
+from lightning_lopt.optim.skips import SkipWatch, not_finite
+from lightning_lopt.rules.base import State, StepContext, UpdateRule
+
+
+class RuleOptimizer(torch.optim.Optimizer):
+    """What makes the steps of :class:`~lightning_lopt.LearnedOptimizer`, without its public interface.
+
+    The state of a parameter is ``state[param]``; everything else that a checkpoint needs is in the first parameter
+    group: the counters ``step``, ``skipped_steps`` and ``skipped_in_a_row`` (0-dim, int64), the rule's ``shared`` state
+    and, where the horizon has changed, ``schedule``.
+
+    Attributes:
+        rule: the update rule.
+        rule_label: what the user calls it.
+        total_steps: the planned number of steps, or a function that gives it at the first step.
+        labels: names and roles of parameters that may join later.
+        calls: steps, skipped ones too: what is known without waiting for the device.
+        signals: what reaches a step from outside; shared with wrappers.
+    """
+
+    rule: UpdateRule
+    rule_label: str
+    total_steps: int | Callable[[], int] | None
+    labels: Labels
+    calls: int
+    signals: StepSignals
+    _saved_total: int | None  # of the checkpoint that was loaded, until the first step
+
+    def _begin_watching(self) -> None:
+        """What belongs to this object and process: it is neither copied nor saved."""
+        self.signals = StepSignals()
+        self._skips = SkipWatch()
+        self._rates = RateWatch()
+
+    @property
+    def steps_made(self) -> int:
+        """Steps that were made, without skipped ones; reading it waits for the device."""
+        return int(self.param_groups[0]["step"])
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that were skipped because the loss, a gradient or an update was not finite; reading it waits for the
+        device."""
+        return int(self.param_groups[0]["skipped_steps"])
+
+    def _members(self) -> list[Member]:
+        return list(members_of(self.param_groups, self.labels))
+
+    def _advance(self, members: Sequence[Member], loss: Tensor | None) -> None:
+        """Step the parameters of ``members``, or count a skipped step."""
+        own = self.param_groups[0]
+        self._begin_state(members)
+        context, finite = self._context(members, loss)
+        grads = {m.name: wide(_dense(cast(Tensor, m.param.grad))) for m in members}
+        params = {m.name: wide(m.param) for m in members}
+        state = State({m.name: self.state[m.param] for m in members}, own["shared"])
+        updates, after = self.rule(params, grads, state, context)
+        finite = finite & all_finite([*grads.values(), *updates.values()], finite.device)
+        is_finite = known(finite)
+
+        def unless_skipped(new: Tensor, otherwise: Tensor | float) -> Tensor:
+            if is_finite or new is otherwise:
+                return new
+            return torch.where(finite, new, otherwise)  # not multiply: 0 x nan is nan
+
+        if self.signals.wants_diagnostics:
+            self.signals.wants_diagnostics = False
+            self.signals.diagnostics = relative_steps(members, params, updates) | self.rule.diagnostics(after)
+        if is_finite is not False:
+            for group, name, _, param in members:
+                if name in updates:
+                    lr, update = group["lr"], updates[name]
+                    # the sum is made in the wider type, rounded once
+                    scaled = update if isinstance(lr, float) and lr == 1.0 else update * lr
+                    real(param).add_(unless_skipped(scaled, 0.0))
+                    old = self.state[param]
+                    self.state[param] = {k: unless_skipped(v, old[k]) for k, v in after.tensors[name].items()}
+            own["shared"] = {k: unless_skipped(v, own["shared"][k]) for k, v in after.shared.items()}
+        self.calls += 1
+        skipped = (~finite).long()
+        own["step"] = own["step"] + finite.long()
+        own["skipped_steps"] = own["skipped_steps"] + skipped
+        own["skipped_in_a_row"] = (own["skipped_in_a_row"] + skipped) * skipped
+        self._rates.look(self.param_groups)
+        self._skips.look(own, self.calls, lambda: not_finite(loss, grads, updates))
+
+    def _begin_state(self, members: Sequence[Member]) -> None:
+        """Give those parameters a state that have none, or an empty one."""
+        without = [member for member in members if not self.state.get(member.param)]
+        if not without:
+            return
+        state = self.rule.init_state(
+            {m.name: wide(m.param.detach()) for m in without}, {m.name: m.role for m in without}
+        )
+        for member in without:
+            self.state[member.param] = dict(state.tensors[member.name])
+        own = self.param_groups[0]
+        own["shared"] = own["shared"] or state.shared
+
+    def _is_made_to_create_state(self, members: Sequence[Member], loss: Tensor | None) -> bool:
+        """Whether this step is that of ``torch.distributed.checkpoint``, which makes one to have the state created:
+        no loss, all gradients and learning rates 0, no state."""
+        if self.state or loss is not None or any(float(m.group["lr"]) for m in members):
+            return False
+        return not any(bool(cast(Tensor, m.param.grad).any()) for m in members)
+
+    def _follow(self, members: Sequence[Member]) -> torch.device:
+        """Bring the rule, and the state that belongs to no parameter, to the device of the first parameter."""
+        device = members[0].param.device
+        own = self.param_groups[0]
+        if own["step"].device != device:
+            own.update({key: own[key].to(device) for key in (*COUNTERS, horizon.KEY) if key in own})
+            own["shared"] = {key: value.to(device) for key, value in own["shared"].items()}
+        if any(value.device != device for value in self.rule.parameters()):
+            self.rule.to(device)
+        return device
+
+    def _context(self, members: Sequence[Member], loss: Tensor | None) -> tuple[StepContext, Tensor]:
+        """The step's context, and whether its loss is finite."""
+        own = self.param_groups[0]
+        device = own["step"].device
+        if self.rule.reads_loss and loss is None:
+            self._miss_loss()
+        total = self._horizon()
+        finite = torch.ones((), dtype=torch.bool, device=device) if loss is None else torch.isfinite(loss)
+        # The type is named, since the default is half under "16-true". Unlike torch.tensor, no copy is waited for.
+        planned = torch.full((), float(total), dtype=torch.float32, device=device)
+        context = StepContext(
+            step=own["step"].float(),
+            total_steps=planned,
+            loss=loss,
+            roles={m.name: m.role for m in members},
+            weight_decay={m.name: m.group["weight_decay"] for m in members if m.group["weight_decay"]},
+            full=torch.compiler.is_compiling() or self.rule.is_full(self.calls),  # whose count stands still then
+            scheduled=horizon.scheduled(own, planned),
+        )
+        return context, finite
+
+    def _miss_loss(self) -> None:
+        how = (
+            "call step(loss), step(lambda: loss) or step(loss=loss), or set_loss(loss) before a step() that takes "
+            "none, and under Lightning add LearnedOptimizerAdapter() to Trainer(callbacks=[...])."
+        )
+        if self.rule.needs_loss:
+            raise ValueError(f"rule {self.rule_label!r} reads the loss, but none arrived; {how}")
+        if "loss" not in self.signals.warned:
+            self.signals.warned.add("loss")
+            warnings.warn(
+                f"rule {self.rule_label!r} reads the loss, but none arrived, so it goes on without; for better steps "
+                f"{how}",
+                stacklevel=7,
+            )
+
+    def _horizon(self) -> int:
+        """The number of planned steps; 1 for rules that do not read it and were not told."""
+        if callable(self.total_steps):
+            self.total_steps = checked_horizon(self.total_steps())
+        total, saved = self.total_steps, self._saved_total
+        if saved is not None and isinstance(total, int) and total != saved:
+            self.param_groups[0][horizon.KEY] = horizon.changed(self.param_groups[0], saved, total)
+        self._saved_total = None
+        if self.rule.reads_horizon and total is None:
+            raise ValueError(
+                f"rule {self.rule_label!r} needs the number of steps to come, but total_steps is None; pass "
+                "total_steps=..., or add LearnedOptimizerAdapter() to Trainer(callbacks=[...])."
+            )
+        if self.rule.reads_horizon and total is not None and self.calls >= total:
+            self._warn_past_horizon(total)
+        return total or 1
+
+    def _warn_past_horizon(self, total: int) -> None:
+        """Warn once that the planned steps are over, which waits for the device until it has happened."""
+        if "horizon" not in self.signals.warned and self.steps_made >= total:
+            self.signals.warned.add("horizon")
+            warnings.warn(
+                f"LearnedOptimizer is past its total_steps={total}; it goes on with its last step size.",
+                stacklevel=8,  # whoever called step, through torch's two wrappers
+            )
+
+
+def _dense(grad: Tensor) -> Tensor:
+    """Rows without a gradient have zeros, as those of a dense embedding have."""
+    return grad.to_dense() if grad.is_sparse else grad
