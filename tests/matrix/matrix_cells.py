@@ -27,6 +27,7 @@ NETWORKS = (
     "scalar",
     "batchnorm",
     "embedding",
+    "sparse",
     "compiled",
     "pytorch_lightning",
 )
@@ -71,21 +72,23 @@ class Cell:
 
 def impossible(cell: Cell) -> str | None:
     """Why a cell cannot exist, whatever the optimizer; ``None`` if it can."""
+    if cell.network == "sparse" and cell.clip != "none":
+        return "torch.nn.utils clips no sparse gradients"
     if cell.processes != "fsdp2":
         return None
     if not FSDP2_IS_SUPPORTED:
         return "the rules do not know sharded parameters yet"
-    if cell.precision == "16-mixed":
-        return "Lightning's ModelParallelStrategy knows no gradient scaler"
-    if cell.network == "scalar":
-        return "fully_shard takes no parameters of rank 0"
+    if cell.precision in ("16-mixed", "64-true"):
+        return "Lightning's ModelParallelStrategy refuses this precision"
+    if cell.network in ("scalar", "empty", "sparse"):
+        return "fully_shard takes no parameters of rank 0, none without entries, and no sparse gradients"
     return None
 
 
 #: Cells that are refused before their first step, and a pattern of the sentence that says so.
 REFUSED = {
-    Cell(optimizer, processes=processes, loop=loop, network="sparse"): "sparse=False"
-    for optimizer, loop, processes in itertools.product(AXES["optimizer"], AXES["loop"], ("one", "ddp"))
+    Cell(processes="fsdp2", precision="64-true"): "does not support .*64-true",
+    Cell(processes="fsdp2", network="scalar"): "support scalar parameters",
 }
 
 
