@@ -12,7 +12,7 @@ from lightning_lopt import LearnedOptimizer, LearnedOptimizerAdapter
 
 
 class Watch(lightning.pytorch.Callback):
-    """Records the loss and the horizon that reach the rule, and the learning rate of each step."""
+    """Records the loss and the horizon that reach the rule, and by what each step of the rule is multiplied."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -29,7 +29,8 @@ class Watch(lightning.pytorch.Callback):
         self.horizons.append(float(context.total_steps))
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        self.rates.append(float(optimizer.param_groups[0]["lr"]))
+        group = optimizer.param_groups[0]
+        self.rates.append(float(group["lr"]) / group.get("lr_unit", 1.0))  # a swap keeps the rates of the module
 
 
 def run(cell: Cell) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def _fit(cell: Cell) -> dict[str, Any]:
     if cell.network == "pytorch_lightning":
         import pytorch_lightning as lightning_like
     module, watch = module_for(cell, lightning_like), Watch()
-    horizon = STEPS if cell.loop == "manual" and cell.factor > 1 else None  # the Trainer counts batches then
+    horizon = STEPS if cell.loop == "manual" and cell.accumulation == "short" else None  # windows differ in length
     adapter = LearnedOptimizerAdapter(None if cell.optimizer == "own" else "base", total_steps=horizon)
     trainer = lightning_like.Trainer(
         accelerator="cpu",
