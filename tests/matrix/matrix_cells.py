@@ -94,7 +94,10 @@ REFUSED = {
 
 def warning(cell: Cell) -> str | None:
     """Pattern of the warning a cell must give, ``None`` where it must give none."""
-    return "scheduler" if cell.optimizer == "swap" and cell.schedule != "none" else None
+    if cell.optimizer == "own" or cell.schedule == "none":
+        return None
+    name = {"epoch": "StepLR", "step": "ExponentialLR", "plateau": "ReduceLROnPlateau"}[cell.schedule]
+    return f"no effect: {name}"
 
 
 def every_cell() -> list[Cell]:

@@ -108,7 +108,7 @@ def check_untrained(cell, result, plain):
 def check_warnings(cell, result):
     """What the cell gives up is named, and nothing of ours is said without need."""
     pattern = warning(cell)
-    ours = [text for text in result["warnings"] if re.search("LearnedOptimizer|total_steps|lightning_lopt", text)]
+    ours = [text for text in result["warnings"] if re.search("LearnedOptimizer|total_steps|The rule", text)]
     if pattern is None:
         assert ours == []
     else:
