@@ -5,7 +5,7 @@ from typing import Any
 
 import lightning.pytorch
 import torch
-from matrix_cells import STEPS, Cell
+from matrix_cells import EPOCHS, STEPS, Cell
 from matrix_networks import module_for, trainer_settings
 
 from lightning_lopt import LearnedOptimizer, LearnedOptimizerAdapter
@@ -33,17 +33,17 @@ class Watch(lightning.pytorch.Callback):
         self.rates.append(float(group["lr"]) / group.get("lr_unit", 1.0))  # a swap keeps the rates of the module
 
 
-def run(cell: Cell) -> dict[str, Any]:
+def run(cell: Cell, epochs: int = EPOCHS) -> dict[str, Any]:
     """Fit the cell; its end as tensors, numbers and strings, or ``{"error": ...}`` where it raised."""
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            return {**_fit(cell), "warnings": [str(warning.message) for warning in caught]}
+            return {**_fit(cell, epochs), "warnings": [str(warning.message) for warning in caught]}
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def _fit(cell: Cell) -> dict[str, Any]:
+def _fit(cell: Cell, epochs: int) -> dict[str, Any]:
     lightning_like = lightning.pytorch
     if cell.network == "pytorch_lightning":
         import pytorch_lightning as lightning_like
@@ -57,6 +57,7 @@ def _fit(cell: Cell) -> dict[str, Any]:
         enable_model_summary=False,
         enable_checkpointing=False,
         callbacks=[adapter, watch],
+        max_epochs=epochs,
         **trainer_settings(cell, lightning_like),
     )
     trainer.fit(module)
@@ -66,7 +67,7 @@ def _fit(cell: Cell) -> dict[str, Any]:
     return {
         "end": {name: whole(param) for name, param in named.items()},
         "with_state": [name for name, param in named.items() if optimizer.state.get(param)],
-        "types_of_state": sorted({str(v.dtype) for state in optimizer.state.values() for v in state.values()}),
+        "state": [whole(v) for state in optimizer.state.values() for v in state.values()],
         "losses": watch.losses,
         "horizons": watch.horizons,
         "rates": watch.rates,

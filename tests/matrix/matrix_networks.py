@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from matrix_cells import EPOCHS, WINDOW_SIZE, WINDOWS, Cell
+from matrix_cells import WINDOW_SIZE, WINDOWS, Cell
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau, StepLR
@@ -150,7 +150,7 @@ def module_for(cell: Cell, lightning: Any) -> Any:
 
 def trainer_settings(cell: Cell, lightning: Any) -> dict[str, Any]:
     """Arguments of the Trainer of a cell beside its callbacks."""
-    settings: dict[str, Any] = {"max_epochs": EPOCHS, "use_distributed_sampler": False}
+    settings: dict[str, Any] = {"use_distributed_sampler": False}
     if cell.precision == "16-mixed":
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         settings["plugins"] = [lightning.plugins.MixedPrecision("16-mixed", "cpu", scaler)]

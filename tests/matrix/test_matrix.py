@@ -10,12 +10,24 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
-from matrix_cells import AXES, NETWORKS, REFUSED, STEPS, Cell, every_cell, impossible, pairwise_cells, warning
+from matrix_cells import (
+    AXES,
+    EPOCHS,
+    NETWORKS,
+    REFUSED,
+    STEPS,
+    WINDOWS,
+    Cell,
+    every_cell,
+    impossible,
+    pairwise_cells,
+    warning,
+)
 from matrix_fits import run
 from matrix_plain_loop import expected
 
@@ -42,19 +54,20 @@ def on_two_ranks(request, tmp_path_factory):
     chosen = [item.callspec.params["cell"] for item in request.session.items if _has_ranks(item)]
     found = {}
     for part in [chosen[start : start + 200] for start in range(0, len(chosen), 200)]:
-        folder = tmp_path_factory.mktemp("cells")
-        (folder / "cells.json").write_text(json.dumps([asdict(cell) for cell in part]))
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(Path(lightning_lopt.__file__).parents[1]),
-            "OMP_NUM_THREADS": "1",
-        }
-        command = [sys.executable, Path(__file__).with_name("matrix_ranks.py"), folder]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60 + 5 * len(part))
-        assert done.returncode == 0, done.stderr[-3000:]
-        for number, cell in enumerate(part):
-            found[cell] = [torch.load(folder / f"{number}-{rank}.pt") for rank in (0, 1)]
+        found |= fit_on_two_ranks(part, tmp_path_factory.mktemp("cells"))
     return found
+
+
+def fit_on_two_ranks(cells, folder, epochs=EPOCHS):
+    """What each of two processes found, by cell."""
+    (folder / "cells.json").write_text(json.dumps([asdict(cell) for cell in cells]))
+    package = str(Path(lightning_lopt.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": package, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, Path(__file__).with_name("matrix_ranks.py"), folder, str(epochs)]
+    limit = 120 + 2 * epochs * len(cells)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {cell: [torch.load(folder / f"{n}-{rank}.pt") for rank in (0, 1)] for n, cell in enumerate(cells)}
 
 
 def _has_ranks(item):
@@ -78,12 +91,32 @@ def test_cell(cell, request):
         assert result["losses"] == pytest.approx(plain.losses, rel=tolerance(cell))
         assert distance(result["end"], plain) < tolerance(cell)
         assert all(result["end"][name].dtype == value.dtype for name, value in plain.end.items())
-        assert result["types_of_state"] == ["torch.float64" if cell.precision == "64-true" else "torch.float32"]
+        state_type = torch.float64 if cell.precision == "64-true" else torch.float32
+        assert {value.dtype for value in result["state"]} == {state_type}
         check_untrained(cell, result, plain)
     check_warnings(cell, results[0]["warnings"])
-    for name, value in results[0]["end"].items():
-        assert all(torch.equal(value, result["end"][name]) for result in results), f"ranks differ in {name}"
-    assert all(result["losses"] == results[0]["losses"] for result in results)
+    assert_ranks_agree(results)
+
+
+def assert_ranks_agree(results):
+    """To the last bit, in parameters, state and what the rule saw."""
+    for other in results[1:]:
+        for name, value in results[0]["end"].items():
+            assert torch.equal(value, other["end"][name]), f"ranks differ in {name}"
+        assert all(torch.equal(value, same) for value, same in zip(results[0]["state"], other["state"], strict=True))
+        assert other["losses"] == results[0]["losses"]
+
+
+@pytest.mark.slow
+def test_ranks_agree_after_500_steps(tmp_path):
+    """With layers whose statistics differ by rank, and in mixed precision with accumulation."""
+    epochs = -(-500 // WINDOWS)
+    ddp = Cell(processes="ddp", network="batchnorm")
+    cells = [ddp, replace(ddp, precision="bf16-mixed", accumulation="4", optimizer="swap", clip="norm")]
+    for results in fit_on_two_ranks(cells, tmp_path, epochs).values():
+        assert [result.get("error") for result in results] == [None, None]
+        assert results[0]["steps"] >= 500
+        assert_ranks_agree(results)
 
 
 def distance(end, plain):
