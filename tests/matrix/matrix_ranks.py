@@ -1,7 +1,7 @@
 """Run by ``test_matrix.py`` in a process of its own: fits the cells of a file one after the other on two gloo ranks.
 
-``python matrix_ranks.py FOLDER EPOCHS`` reads ``FOLDER/cells.json``, a list of the fields of cells, and leaves what each
-rank found in the cell of number n in ``FOLDER/<n>-<rank>.pt``.
+``python matrix_ranks.py FOLDER EPOCHS`` reads ``FOLDER/cells.json``, a list of the fields of cells, and leaves what
+each rank found in the cell of number n in ``FOLDER/<n>-<rank>.pt``.
 """
 
 import json
