@@ -1,6 +1,6 @@
 """The contract matrix: each cell is a real fit, and repeats the same training written as a plain loop.
 
-So accumulation of four batches of 4 equals one batch of 16, manual equals automatic optimization, the swap equals an
+So accumulation of four batches of 8 equals one batch of 32, manual equals automatic optimization, the swap equals an
 optimizer of one's own, a scheduler equals its closed form, and two ranks equal one process on the whole batch.
 """
 
@@ -43,8 +43,9 @@ TOLERANCE = {"64-true": 1e-6, "32-true": 1e-3, "bf16-true": 1e-5, "bf16-mixed": 
 
 
 def tolerance(cell):
-    if cell.precision == "bf16-true" and cell.processes == "ddp" and cell.loop == "manual" and cell.factor > 1:
-        return 0.2  # ranks average their gradients, in bfloat16, after each micro-batch instead of after the last
+    per_batch = cell.loop == "manual" and cell.factor > 1  # ranks average gradients after each micro-batch
+    if cell.precision == "bf16-true" and cell.processes == "ddp" and (per_batch or cell.network == "sparse"):
+        return 0.3  # sums in bfloat16, in another order than that of the plain loop
     return TOLERANCE[cell.precision]
 
 
