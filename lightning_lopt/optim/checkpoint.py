@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -118,6 +119,9 @@ def _check_settings(group: Mapping[str, Any], number: int) -> None:
             fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LARGEST_RATE
         if not fits:
             raise _damaged(f"{key} of parameter group {number} is {value!r}")
+    unit = group.get("lr_unit", 1.0)
+    if not (isinstance(unit, int | float) and 0 < unit <= LARGEST_RATE):
+        raise _damaged(f"lr_unit of parameter group {number} is {unit!r}")
     if group.get("role") is not None:
         check_role(group["role"], f"parameter group {number} of this optimizer state")
 
