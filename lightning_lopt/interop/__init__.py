@@ -1,0 +1,49 @@
+"""Training loops of other libraries: Lightning Fabric, Hugging Face Accelerate and ``transformers.Trainer``.
+
+Their wrappers of an optimizer take a closure for ``step`` and nothing else, so the loss is handed over beforehand with
+:meth:`LearnedOptimizer.set_loss <lightning_lopt.LearnedOptimizer.set_loss>`. Three rules hold in each of them:
+
+* The loss is that of what was differentiated. Where batches are accumulated, it is the sum of what ``backward`` got,
+  for a loss that the library divides itself the mean over the window.
+* With several processes it is the mean over the processes, as the gradients are; otherwise the ranks drift apart.
+* ``total_steps`` counts steps of the optimizer, not batches.
+
+Fabric, with four batches a step::
+
+    model, optimizer = fabric.setup(model, LearnedOptimizer(model, total_steps=len(data) // 4))
+    window = 0.0
+    for index, (x, y) in enumerate(data, 1):
+        with fabric.no_backward_sync(model, enabled=index % 4 != 0):
+            loss = loss_function(model(x), y) / 4
+            fabric.backward(loss)
+        window += loss.detach()
+        if index % 4 == 0:
+            optimizer.set_loss(fabric.all_reduce(window, reduce_op="mean"))
+            optimizer.step()
+            optimizer.zero_grad()
+            window = 0.0
+
+Accelerate, likewise; its wrapper passes ``step`` and no other method on, so keep the optimizer itself::
+
+    accelerator = Accelerator(gradient_accumulation_steps=4)
+    learned = LearnedOptimizer(model, total_steps=len(data) // 4)
+    model, optimizer, data = accelerator.prepare(model, learned, data)
+    window = 0.0
+    for x, y in data:
+        with accelerator.accumulate(model):
+            loss = loss_function(model(x), y)
+            accelerator.backward(loss)  # which divides by 4
+            window += loss.detach() / 4
+            if accelerator.sync_gradients:
+                learned.set_loss(accelerator.reduce(window, reduction="mean"))
+                window = 0.0
+            optimizer.step()
+            optimizer.zero_grad()
+
+``transformers.Trainer`` has no place where an optimizer could be told its loss:
+:class:`~lightning_lopt.LearnedTrainerMixin` makes one.
+"""
+
+from lightning_lopt.interop.transformers_trainer import LearnedTrainerMixin
+
+__all__ = ["LearnedTrainerMixin"]

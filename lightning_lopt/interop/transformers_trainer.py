@@ -1,0 +1,111 @@
+"""``transformers.Trainer``: loss, horizon and a schedule that stays out of the way."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.optim import LearnedOptimizer
+from lightning_lopt.rules.base import UpdateRule
+
+
+class LearnedTrainerMixin:
+    """Makes ``transformers.Trainer``, or a subclass of it, train with a learned optimizer.
+
+    The optimizer gets what the Trainer itself does not tell an optimizer: the loss of each step, summed over the
+    accumulated batches as their gradients are and averaged over the processes, and ``max_steps`` as the horizon. The
+    Trainer's schedule, which would be multiplied into the rule's own, is left out. ``resume_from_checkpoint`` works as
+    with any optimizer, also with another ``max_steps``. For a rule with evaluation weights of its own, as
+    :class:`~lightning_lopt.ScheduleFreeAdamRule` has, the model holds these during evaluation and after ``train()``;
+    checkpoints, and so the model of ``load_best_model_at_end``, hold the trained ones.
+
+    ``learning_rate``, ``optim``, ``warmup_steps`` and ``lr_scheduler_type`` of the ``TrainingArguments`` have no
+    effect, clipping (``max_grad_norm``) has. To set more than the rule, pass an optimizer as
+    ``optimizers=(LearnedOptimizer(model, lr=0.5), None)``; a scheduler in the second place is used as it is.
+
+    Attributes:
+        rule: what :class:`~lightning_lopt.LearnedOptimizer` takes for a rule.
+
+    Example:
+        >>> class Trainer(LearnedTrainerMixin, transformers.Trainer):  # doctest: +SKIP
+        ...     rule = "base"
+        >>> Trainer(model, transformers.TrainingArguments("out"), train_dataset=data).train()  # doctest: +SKIP
+    """
+
+    rule: str | Path | UpdateRule = "base"
+    _window_loss: Tensor | None = None
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The optimizer that was passed, or one with :attr:`rule` for the trainable parameters of the model."""
+        trainer = cast(Any, self)
+        if trainer.optimizer is None:
+            model = args[0] if args else kwargs.get("model")
+            trainer.optimizer = LearnedOptimizer(trainer.model if model is None else model, self.rule)
+            if trainer.args.weight_decay:
+                warnings.warn(
+                    f"TrainingArguments(weight_decay={trainer.args.weight_decay}) is left out, since its unit is "
+                    "AdamW's; pass optimizers=(LearnedOptimizer(model, weight_decay=...), None) to set it.",
+                    stacklevel=2,
+                )
+        result: torch.optim.Optimizer = cast(Any, super()).create_optimizer(*args, **kwargs)
+        return result
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """The scheduler that was passed, or one that leaves every learning rate where it is."""
+        trainer = cast(Any, self)
+        optimizer = trainer.optimizer if optimizer is None else optimizer
+        if trainer.lr_scheduler is None and _learned_in(optimizer) is not None:
+            trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _unchanged)
+            trainer._created_lr_scheduler = True  # so that another call of train() makes its own
+        return cast(Any, super()).create_scheduler(num_training_steps, optimizer)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """A forward and a backward pass; the optimizer is told the loss before the last one of its step."""
+        loss: Tensor = cast(Any, super()).training_step(*args, **kwargs)
+        trainer = cast(Any, self)
+        learned = _learned_in(trainer.optimizer)
+        if learned is None:
+            return loss
+        part = loss.detach().float()  # divided as what was differentiated
+        total = part if self._window_loss is None else self._window_loss + part
+        self._window_loss = total
+        if trainer.accelerator.sync_gradients:
+            self._window_loss = None
+            learned.set_loss(trainer.accelerator.reduce(total.clone(), reduction="mean"))
+            if not learned.total_steps_given and learned.total_steps != trainer.state.max_steps:
+                learned.set_horizon(trainer.state.max_steps)
+        return loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluation, for which the Trainer asks for the evaluation weights; training goes on with its own."""
+        metrics = cast(Any, super()).evaluate(*args, **kwargs)
+        trainer = cast(Any, self)
+        learned = _learned_in(trainer.optimizer)
+        if learned is not None and trainer.is_in_train:
+            learned.train()
+        return metrics
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Training; it leaves the evaluation weights in the model."""
+        self._window_loss = None
+        output = cast(Any, super()).train(*args, **kwargs)
+        trainer = cast(Any, self)
+        learned = _learned_in(trainer.optimizer)
+        if learned is not None and not trainer.args.load_best_model_at_end:
+            learned.eval()
+        return output
+
+
+def _unchanged(step: int) -> float:
+    return 1.0
+
+
+def _learned_in(optimizer: Any) -> LearnedOptimizer | None:
+    """The learned optimizer in the wrappers of accelerate, if there is one."""
+    while optimizer is not None and not isinstance(optimizer, LearnedOptimizer):
+        optimizer = optimizer.__dict__.get("optimizer")
+    return optimizer
