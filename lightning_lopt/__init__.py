@@ -21,7 +21,7 @@ if _typing.TYPE_CHECKING:
         TruncatedBackprop,
         TruncatedES,
     )
-    from lightning_lopt.optim import LearnedOptimizer
+    from lightning_lopt.optim import LearnedOptimizer, LossGuard
     from lightning_lopt.rules import (
         AdafacMLPRule,
         AdamRule,
@@ -62,6 +62,7 @@ __all__ = [
     "LearnedOptimizer",
     "LearnedOptimizerAdapter",
     "LightningTask",
+    "LossGuard",
     "MLPRule",
     "MetaLoss",
     "MetaTrainer",

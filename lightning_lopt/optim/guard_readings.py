@@ -1,0 +1,135 @@
+"""What a guard measures of each step, and its way to the host without a wait for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.optim.groups import Member
+
+ADAMW_RATE = 1e-3  # of AdamW as it comes
+BLOCK = 10  # steps whose readings travel together from an accelerator
+
+
+class Reading(NamedTuple):
+    r"""Numbers of one step; a number that overflowed is infinite or NaN.
+
+    Attributes:
+        loss: before the step.
+        has_loss: 1.0 where there was a loss, else 0.0.
+        promise: :math:`\langle g, u \rangle`, by how much the step u changes the loss to first order.
+        reference: :math:`10^{-3} \lVert g \rVert_1`, by how much a first step of AdamW would lower it.
+        length: :math:`\lVert u \rVert`.
+        size: :math:`\lVert p \rVert`.
+        count: number of entries of p.
+    """
+
+    loss: float
+    has_loss: float
+    promise: float
+    reference: float
+    length: float
+    size: float
+    count: float
+
+
+def measured(
+    members: Sequence[Member],
+    params: Mapping[str, Tensor],
+    grads: Mapping[str, Tensor],
+    updates: Mapping[str, Tensor],
+    loss: Tensor | None,
+    device: torch.device,
+) -> Tensor:
+    """The :class:`Reading` of a step as float32, shape (7,), on ``device``; updates count times their group's ``lr``.
+
+    Args:
+        members: parameters that are stepped.
+        params: their values, by name.
+        grads: likewise.
+        updates: what the rule adds before it is multiplied by ``lr``; at least one.
+        loss: 0-dim, or ``None``.
+        device: where the counters of the optimizer are.
+    """
+    stepped = [member for member in members if member.name in updates]
+    of = [[tensors[member.name] for member in stepped] for tensors in (grads, updates, params)]
+    products = torch.stack([(g * u).sum().to(device, torch.float32) for g, u in zip(of[0], of[1], strict=True)])
+    sums, lengths, sizes = (_norms(x, order, device) for x, order in zip(of, (1, 2, 2), strict=True))
+    rates = [member.group["lr"] for member in stepped]
+    rate: Any = rates[0]
+    if any(other is not rate for other in rates):
+        rate = torch.stack([torch.as_tensor(x, dtype=torch.float32, device=device).reshape(()) for x in rates])
+    numbers = (
+        sums.new_zeros(()) if loss is None else loss,
+        sums.new_full((), float(loss is not None)),
+        (products * rate).sum(),
+        ADAMW_RATE * (sums * rate).sum(),
+        torch.linalg.vector_norm(lengths * rate),
+        torch.linalg.vector_norm(sizes),
+        sums.new_full((), float(sum(x.numel() for x in of[2]))),
+    )
+    return torch.stack([number.to(device, torch.float32) for number in numbers])
+
+
+def _norms(tensors: Sequence[Tensor], order: int, device: torch.device) -> Tensor:
+    """The norm of each, shape (number of tensors,)."""
+    norms = torch._foreach_norm(tensors, order)  # one kernel for many on an accelerator
+    return torch.stack([norm.to(device, torch.float32) for norm in norms])
+
+
+class Readings:
+    """Readings on their way to the host: at once from its own memory, else 10 to 19 steps later.
+
+    From an accelerator they come in blocks of ten steps, each ten steps after its copy began. That is the same number
+    of steps in each run, so decisions repeat, and the copy has long arrived.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[Tensor] = []
+        self._block: tuple[Tensor, Any] | None = None  # on the host, and the event that ends its copy
+
+    def take(self, row: Tensor) -> list[Reading]:
+        """Add the reading of a step; returns what is known by now and was not returned before, in order."""
+        if row.device.type == "meta":
+            return []
+        if row.device.type == "cpu" and not self._rows:
+            return [Reading(*row.tolist())]
+        self._rows.append(row)
+        if len(self._rows) < BLOCK:
+            return []
+        known = [] if self._block is None else _arrived(self._block)
+        self._block = _copied(torch.stack(self._rows))
+        self._rows = []
+        return known
+
+    def saved(self) -> Tensor:
+        """What is on its way, shape (n, 7), n < 20."""
+        blocks = [] if self._block is None else [torch.tensor(_arrived(self._block))]
+        rows = [row.cpu() for row in self._rows]
+        return torch.cat([*blocks, *[row[None] for row in rows], torch.zeros(0, len(Reading._fields))])
+
+    def restore(self, saved: Tensor, device: torch.device) -> None:
+        """Go on with what :meth:`saved` gave, on ``device``."""
+        self._block = (saved[:BLOCK].cpu(), None) if len(saved) >= BLOCK else None
+        rest = saved[BLOCK:] if len(saved) >= BLOCK else saved
+        self._rows = list(rest.to(device).unbind())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_rows": self._rows, "_block": self._block and (torch.tensor(_arrived(self._block)), None)}
+
+
+def _copied(block: Tensor) -> tuple[Tensor, Any]:
+    if block.device.type != "cuda":
+        return block.cpu(), None
+    copy = block.to("cpu", non_blocking=True)
+    return copy, torch.cuda.current_stream(block.device).record_event()
+
+
+def _arrived(block: tuple[Tensor, Any]) -> list[Reading]:
+    values, event = block
+    if event is not None:
+        event.synchronize()  # over ten steps ago
+    return [Reading(*row) for row in values.tolist()]
