@@ -11,6 +11,7 @@ losses may be negative (1 is AdamW's, above 1 is worse).
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -80,7 +81,7 @@ def _blobs(classes: int, side: int, noise: float, wrong: float = 0.0) -> tuple[T
 
 def _mlp(*sizes: int) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for n, m in zip(sizes, sizes[1:], strict=False):
+    for n, m in itertools.pairwise(sizes):
         layers += [nn.Linear(n, m), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

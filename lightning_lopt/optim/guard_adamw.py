@@ -107,8 +107,8 @@ def caught_up_rate(lr: float, step: int, back_to: int, total: int | None) -> flo
         back_to: :math:`t_0`, at which the parameters were what they are now.
         total: T, if known.
 
-    >>> caught_up_rate(1e-3, 20, 0, 1000)
-    0.001136...
+    >>> round(caught_up_rate(1e-3, 20, 0, 1000), 6)
+    0.001136
     """
     if total is None or total <= back_to:
         return lr

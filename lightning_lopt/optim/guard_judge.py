@@ -144,7 +144,7 @@ class Judge:
 
     def _take(self, reading: Reading) -> None:
         promise = reading.promise if math.isfinite(reading.promise) else 0.0
-        root = math.sqrt(max(reading.count, 1.0))
+        root = math.sqrt(max(reading.entries, 1.0))
         self.size = self.size or max(reading.size / root, LEAST_SIZE)
         self.uphill = 0.9 * self.uphill + promise
         self.travelled = 0.9 * self.travelled + abs(promise)

@@ -24,7 +24,7 @@ class Reading(NamedTuple):
         reference: :math:`10^{-3} \lVert g \rVert_1`, by how much a first step of AdamW would lower it.
         length: :math:`\lVert u \rVert`.
         size: :math:`\lVert p \rVert`.
-        count: number of entries of p.
+        entries: number of entries of p.
     """
 
     loss: float
@@ -33,7 +33,7 @@ class Reading(NamedTuple):
     reference: float
     length: float
     size: float
-    count: float
+    entries: float
 
 
 def measured(
@@ -76,7 +76,7 @@ def measured(
 
 def _norms(tensors: Sequence[Tensor], order: int, device: torch.device) -> Tensor:
     """The norm of each, shape (number of tensors,)."""
-    norms = torch._foreach_norm(tensors, order)  # one kernel for many on an accelerator
+    norms = torch._foreach_norm(list(tensors), order)  # one kernel for many on an accelerator
     return torch.stack([norm.to(device, torch.float32) for norm in norms])
 
 
@@ -95,15 +95,21 @@ class Readings:
         """Add the reading of a step; returns what is known by now and was not returned before, in order."""
         if row.device.type == "meta":
             return []
-        if row.device.type == "cpu" and not self._rows:
-            return [Reading(*row.tolist())]
+        if at_once(row.device):
+            return [*self._drained(), Reading(*row.tolist())]
         self._rows.append(row)
         if len(self._rows) < BLOCK:
             return []
         known = [] if self._block is None else _arrived(self._block)
-        self._block = _copied(torch.stack(self._rows))
-        self._rows = []
+        self._block, self._rows = _copied(torch.stack(self._rows)), []
         return known
+
+    def _drained(self) -> list[Reading]:
+        """What a checkpoint from an accelerator has left on its way."""
+        left = [] if self._block is None else _arrived(self._block)
+        left += [Reading(*row.tolist()) for row in self._rows]
+        self._block, self._rows = None, []
+        return left
 
     def saved(self) -> Tensor:
         """What is on its way, shape (n, 7), n < 20."""
@@ -119,6 +125,11 @@ class Readings:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_rows": self._rows, "_block": self._block and (torch.tensor(_arrived(self._block)), None)}
+
+
+def at_once(device: torch.device) -> bool:
+    """Whether reading a tensor there waits for nothing."""
+    return device.type == "cpu"
 
 
 def _copied(block: Tensor) -> tuple[Tensor, Any]:

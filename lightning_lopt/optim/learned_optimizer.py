@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from lightning_lopt.optim import horizon
 from lightning_lopt.optim.checkpoint import COUNTERS, fitting_state
 from lightning_lopt.optim.groups import Labels, Member, labels_of, named_groups, relabel
-from lightning_lopt.optim.guard import KEY as GUARD
-from lightning_lopt.optim.guard import LossGuard, checked_guard, resumed, with_copies
+from lightning_lopt.optim.guard import LossGuard
+from lightning_lopt.optim.guard_checkpoint import KEY as GUARD
+from lightning_lopt.optim.guard_checkpoint import resumed, with_copies
+from lightning_lopt.optim.guard_run import checked_guard
 from lightning_lopt.optim.habits import SMALL, warn_of_small_rate
 from lightning_lopt.optim.inputs import checked_horizon, one_number
 from lightning_lopt.optim.precision import autocast_disabled, wide

@@ -13,8 +13,8 @@ from lightning_lopt.optim import horizon
 from lightning_lopt.optim.checkpoint import COUNTERS
 from lightning_lopt.optim.diagnostics import relative_steps
 from lightning_lopt.optim.groups import Labels, Member, members_of
-from lightning_lopt.optim.guard import Guard
 from lightning_lopt.optim.guard_readings import measured
+from lightning_lopt.optim.guard_run import Guard
 from lightning_lopt.optim.habits import RateWatch
 from lightning_lopt.optim.inputs import StepSignals, checked_horizon
 from lightning_lopt.optim.precision import all_finite, known, real, wide
