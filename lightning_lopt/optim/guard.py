@@ -16,17 +16,19 @@ class LossGuard:
     :math:`d = \langle g, u \rangle`, what AdamW would promise, :math:`r = 10^{-3} \lVert g \rVert_1`, and
     :math:`\ell = \mathrm{RMS}(u) / \max(\mathrm{RMS}(p_0), 0.03)`. With :math:`\bar L` the median of the last 7 losses,
     :math:`L_0` that of the first 3, :math:`L_*` the lowest :math:`\bar L`, :math:`\sigma` the noise (2.5 times the
-    lower quartile of :math:`|\Delta L|` over 32 steps) and T the horizon, it leaves the rule where
+    lower quartile of :math:`|\Delta L|` over 32 steps, or 1.2 times their median), :math:`r_0` the mean of the first 3
+    r, and T the horizon, it leaves the rule where
 
     ============  ======================================================================================================
     not finite    u is not finite 3 times in a row while L and g are; or L or g are not 10 times in a row, later on
-    uphill        :math:`\sum d > 0` over the run, and over about 10 steps more than half of :math:`\sum |d|`
+    uphill        d > 0 in 6 of 7 steps, with more than half of their :math:`\sum |d|` left in their :math:`\sum d`,
+                  and :math:`\sum d > 0` over the run, while the loss does not fall
     next to none  :math:`\sum |d| < 0.0003 \sum r` over T/50 steps (50 without T); or < 0.01 over T/10 while the loss
                   does not fall; before 0.7 T, since rules end with small steps
     too long      :math:`\ell > 0.3` in 5 of 7 steps while the loss does not fall; or > 1 while it falls by less than
                   0.05 of what was promised
-    diverged      :math:`\bar L > L_0 + 6 \sigma + 3 r_0`
-    behind        :math:`\bar L > L_* + 0.5\, (L_0 - L_*) + 6 \sigma` for T/20 steps, at least 20
+    diverged      6 of the last 7 losses are above :math:`L_0 + 5 \sigma + 3 r_0`
+    behind        :math:`\bar L > L_* + 0.5\, (L_0 - L_*) + 5 \sigma` for T/20 steps, at least 20
     ============  ======================================================================================================
 
     "Falls" means :math:`\bar L < L_0 - 2 \sigma`. Only differences of losses enter, so a constant added to the loss

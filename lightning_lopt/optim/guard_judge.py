@@ -12,7 +12,7 @@ from lightning_lopt.optim.guard_readings import Reading
 
 FIRST, RECENT, CHANGES = 3, 7, 32  # readings that are kept: of the start, the latest, and changes of the loss
 BROKEN_IN_A_ROW, LOST_IN_A_ROW = 3, 10
-NOISE_MARGIN, REFERENCE_MARGIN = 6.0, 3.0
+NOISE_MARGIN, REFERENCE_MARGIN = 5.0, 3.0
 SHORT, LONG = 1 / 50, 1 / 10  # windows, in units of the horizon
 SHORT_WITHOUT_HORIZON, SHORTEST = 50, 10
 FROZEN, IDLE = 3e-4, 1e-2  # promise in units of AdamW's
@@ -58,8 +58,9 @@ _SENTENCES = {
     Cause.BEHIND: "the loss lost half of what it had gained, and stayed there",
 }
 
-_NUMBERS = ("broken", "lost", "uphill", "travelled", "promised", "reference", "size", "best", "above")
-_SERIES = {"first": FIRST, "recent": RECENT, "changes": CHANGES, "lengths": RECENT, "short": 3, "long": 3}
+_NUMBERS = ("broken", "lost", "promised", "reference", "size", "best", "above")
+_OF_RECENT = ("recent", "lengths", "promises")
+_SERIES = {"first": FIRST, "changes": CHANGES, "short": 3, "long": 3} | dict.fromkeys(_OF_RECENT, RECENT)
 MEMORY = len(_NUMBERS) + sum(_SERIES.values())
 
 
@@ -68,7 +69,6 @@ class Judge:
 
     def __init__(self) -> None:
         self.broken = self.lost = 0.0  # steps in a row
-        self.uphill = self.travelled = 0.0  # decaying sums of promises and of their absolute values
         self.promised = 0.0  # sum of promises; negative for a lower loss
         self.reference = 0.0  # mean of the first readings
         self.size = 0.0  # RMS of the parameters at first
@@ -78,6 +78,7 @@ class Judge:
         self.recent: deque[float] = deque(maxlen=RECENT)
         self.changes: deque[float] = deque(maxlen=CHANGES)  # of the loss, absolute
         self.lengths: deque[float] = deque(maxlen=RECENT)  # of steps, RMS in units of ``size``
+        self.promises: deque[float] = deque(maxlen=RECENT)
         self.short = _window()
         self.long = _window()
 
@@ -105,7 +106,7 @@ class Judge:
             return Cause.LONG
         if len(self.changes) < RECENT:
             return None
-        if self.level > self.start + NOISE_MARGIN * self.noise + REFERENCE_MARGIN * self.reference:
+        if sorted(self.recent)[1] > self.start + NOISE_MARGIN * self.noise + REFERENCE_MARGIN * self.reference:
             return Cause.DIVERGED
         self.best = min(self.best, self.level)
         limit = self.best + LOST_SHARE * max(self.start - self.best, 0.0) + NOISE_MARGIN * self.noise
@@ -125,11 +126,14 @@ class Judge:
 
     @property
     def noise(self) -> float:
-        """How much the loss differs from step to step: 2.5 times the lower quartile of its latest changes, which is
-        their mean where they are normal, and which a divergence does not move at once."""
+        """How much the loss differs from step to step: 2.5 times the lower quartile of its latest changes, or 1.2
+        times their median where there are enough. Either is at most their mean where they are normal, and a divergence
+        does not move it at once."""
         if not self.changes:
             return math.inf
-        return 2.5 * sorted(self.changes)[(len(self.changes) - 1) // 4]
+        ordered = sorted(self.changes)
+        median = ordered[CHANGES // 2] if len(ordered) == CHANGES else 0.0
+        return max(2.5 * ordered[(len(ordered) - 1) // 4], 1.2 * median)
 
     @property
     def is_well(self) -> bool:
@@ -146,8 +150,7 @@ class Judge:
         promise = reading.promise if math.isfinite(reading.promise) else 0.0
         root = math.sqrt(max(reading.entries, 1.0))
         self.size = self.size or max(reading.size / root, LEAST_SIZE)
-        self.uphill = 0.9 * self.uphill + promise
-        self.travelled = 0.9 * self.travelled + abs(promise)
+        self.promises.append(promise)
         self.promised += promise
         if len(self.lengths) < FIRST:
             self.reference += reading.reference / FIRST
@@ -162,8 +165,10 @@ class Judge:
                 self.first.append(reading.loss)
 
     def _goes_uphill(self) -> bool:
-        known = len(self.lengths) == RECENT and self.promised > 0
-        return known and self.uphill > 0.5 * self.travelled and not self._has_fallen
+        ups = sum(promise > 0 for promise in self.promises)
+        if self.promised <= 0 or len(self.promises) < RECENT or ups < RECENT - 1:
+            return False
+        return sum(self.promises) > 0.5 * sum(map(abs, self.promises)) and not self._has_fallen
 
     def _stands_still(self, progress: float | None, total: int | None) -> bool:
         short = SHORT_WITHOUT_HORIZON if total is None else max(SHORTEST, SHORT * total)
