@@ -11,6 +11,7 @@ from enum import IntEnum
 from lightning_lopt.optim.guard_readings import Reading
 
 FIRST, RECENT, CHANGES = 3, 7, 32  # readings that are kept: of the start, the latest, and changes of the loss
+ENOUGH = 12  # changes that noise is judged from
 BROKEN_IN_A_ROW, LOST_IN_A_ROW = 3, 10
 NOISE_MARGIN, REFERENCE_MARGIN = 5.0, 3.0
 SHORT, LONG = 1 / 50, 1 / 10  # windows, in units of the horizon
@@ -104,7 +105,7 @@ class Judge:
             return Cause.FROZEN
         if self._is_too_long():
             return Cause.LONG
-        if len(self.changes) < RECENT:
+        if len(self.changes) < ENOUGH:
             return None
         if sorted(self.recent)[1] > self.start + NOISE_MARGIN * self.noise + REFERENCE_MARGIN * self.reference:
             return Cause.DIVERGED
