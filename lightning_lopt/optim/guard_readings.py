@@ -23,7 +23,7 @@ class Reading(NamedTuple):
         promise: :math:`\langle g, u \rangle`, by how much the step u changes the loss to first order.
         reference: :math:`10^{-3} \lVert g \rVert_1`, by how much a first step of AdamW would lower it.
         length: :math:`\lVert u \rVert`.
-        size: :math:`\lVert p \rVert`.
+        size: :math:`\lVert p \rVert`; 0 where it was not asked for.
         entries: number of entries of p.
     """
 
@@ -42,9 +42,10 @@ def measured(
     grads: Mapping[str, Tensor],
     updates: Mapping[str, Tensor],
     loss: Tensor | None,
-    device: torch.device,
+    with_size: bool = True,
 ) -> Tensor:
-    """The :class:`Reading` of a step as float32, shape (7,), on ``device``; updates count times their group's ``lr``.
+    """The :class:`Reading` of a step as float32, shape (7,), on the first parameter's device; updates count times their
+    group's ``lr``.
 
     Args:
         members: parameters that are stepped.
@@ -52,32 +53,46 @@ def measured(
         grads: likewise.
         updates: what the rule adds before it is multiplied by ``lr``; at least one.
         loss: 0-dim, or ``None``.
-        device: where the counters of the optimizer are.
+        with_size: whether the size of the parameters is asked for.
     """
     stepped = [member for member in members if member.name in updates]
-    of = [[tensors[member.name] for member in stepped] for tensors in (grads, updates, params)]
-    products = torch.stack([(g * u).sum().to(device, torch.float32) for g, u in zip(of[0], of[1], strict=True)])
-    sums, lengths, sizes = (_norms(x, order, device) for x, order in zip(of, (1, 2, 2), strict=True))
-    rates = [member.group["lr"] for member in stepped]
-    rate: Any = rates[0]
-    if any(other is not rate for other in rates):
-        rate = torch.stack([torch.as_tensor(x, dtype=torch.float32, device=device).reshape(()) for x in rates])
+    of_grads, of_updates = ([tensors[member.name] for member in stepped] for tensors in (grads, updates))
+    device = of_grads[0].device
+    promises = _stacked([(g * u).sum() for g, u in zip(of_grads, of_updates, strict=True)], device)
+    # a norm of order 1 is slow on the CPU, many small kernels are on an accelerator
+    on_host = device.type == "cpu"
+    sums = [g.abs().sum() for g in of_grads] if on_host else torch._foreach_norm(of_grads, 1)
+    slopes, lengths = _stacked(sums, device), _stacked(torch._foreach_norm(of_updates, 2), device)
+    rate = _rate([member.group["lr"] for member in stepped], device)
+    if rate is not None:
+        promises, slopes, lengths = promises * rate, slopes * rate, lengths * rate
+    size = slopes.new_zeros(())
+    if with_size:
+        size = torch.linalg.vector_norm(_stacked(torch._foreach_norm([params[m.name] for m in stepped], 2), device))
     numbers = (
-        sums.new_zeros(()) if loss is None else loss,
-        sums.new_full((), float(loss is not None)),
-        (products * rate).sum(),
-        ADAMW_RATE * (sums * rate).sum(),
-        torch.linalg.vector_norm(lengths * rate),
-        torch.linalg.vector_norm(sizes),
-        sums.new_full((), float(sum(x.numel() for x in of[2]))),
+        size if loss is None else loss.to(device, torch.float32),
+        slopes.new_full((), float(loss is not None)),
+        promises.sum(),
+        ADAMW_RATE * slopes.sum(),
+        torch.linalg.vector_norm(lengths),
+        size,
+        slopes.new_full((), float(sum(g.numel() for g in of_grads))),
     )
-    return torch.stack([number.to(device, torch.float32) for number in numbers])
+    return torch.stack(numbers)
 
 
-def _norms(tensors: Sequence[Tensor], order: int, device: torch.device) -> Tensor:
-    """The norm of each, shape (number of tensors,)."""
-    norms = torch._foreach_norm(list(tensors), order)  # one kernel for many on an accelerator
-    return torch.stack([norm.to(device, torch.float32) for norm in norms])
+def _stacked(numbers: Sequence[Tensor], device: torch.device) -> Tensor:
+    """0-dim tensors as float32, shape (n,)."""
+    same = all(x.dtype == torch.float32 and x.device == device for x in numbers)
+    return torch.stack(list(numbers) if same else [x.to(device, torch.float32) for x in numbers])
+
+
+def _rate(rates: Sequence[Any], device: torch.device) -> Any:
+    """What updates are multiplied by, per parameter if need be; ``None`` for 1."""
+    first = rates[0]
+    if all(rate is first or (isinstance(rate, float) and rate == first) for rate in rates):
+        return None if isinstance(first, float) and first == 1.0 else first
+    return torch.stack([torch.as_tensor(x, dtype=torch.float32, device=device).reshape(()) for x in rates])
 
 
 class Readings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,11 @@ class Guard:
             return "active"
         return f"switched at step {self.switched_at}, because {self.cause.sentence}"
 
+    @property
+    def wants_size(self) -> bool:
+        """Whether the size of the parameters is not known yet."""
+        return self._judge.size == 0.0
+
     def acting(self, rule: UpdateRule) -> UpdateRule:
         """The rule that makes the steps, where ``rule`` is the learned one."""
         if isinstance(self._acting, SafeAdamW):
@@ -75,13 +80,18 @@ class Guard:
                     own[key] = wide(member.param.detach()).clone()
 
     def look(
-        self, row: Tensor, members: Sequence[Member], state: dict[Tensor, Any], shared: dict[str, Tensor], total: Any
+        self,
+        row: Tensor,
+        members: Callable[[], Sequence[Member]],
+        state: dict[Tensor, Any],
+        shared: dict[str, Tensor],
+        total: Any,
     ) -> None:
         """Take the reading of a step that was made, and switch where it is time to.
 
         Args:
             row: the :class:`Reading`, shape (7,).
-            members: all parameters of the optimizer.
+            members: gives all parameters of the optimizer.
             state: of the optimizer.
             shared: likewise, what belongs to no parameter; emptied at a switch.
             total: the horizon, an ``int`` if it is known.
@@ -90,7 +100,7 @@ class Guard:
         horizon = total if isinstance(total, int) else None
         if self.cause is not None:
             if self._may_try_again(horizon):
-                self._try_again(members, state, shared)
+                self._try_again(members(), state, shared)
             return
         if self._pending is not None:
             self._readings.restore(self._pending, row.device)
@@ -98,9 +108,9 @@ class Guard:
         for reading in self._readings.take(row):
             cause = self._judge.judge(Reading(*reading), self.calls / horizon if horizon else None, horizon)
             if cause is not None:
-                return self._switch(cause, members, state, shared, horizon)
+                return self._switch(cause, members(), state, shared, horizon)
         if self.calls - self.candidate_at >= COPY_EVERY:
-            self._copy(members, state)
+            self._copy(members(), state)
 
     def _copy(self, members: Sequence[Member], state: dict[Tensor, Any]) -> None:
         """Keep the older copy if the loss was well after it, and make a new one."""

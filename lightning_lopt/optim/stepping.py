@@ -117,9 +117,9 @@ class RuleOptimizer(torch.optim.Optimizer):
         own["step"] = own["step"] + finite.long()
         own["skipped_steps"] = own["skipped_steps"] + skipped
         own["skipped_in_a_row"] = (own["skipped_in_a_row"] + skipped) * skipped
-        if self._guard is not None and updates:
-            row = measured(members, params, grads, updates, loss, finite.device)
-            self._guard.look(row, self._members(), self.state, own["shared"], self.total_steps)
+        if self._guard is not None and updates:  # before `_skips`, which may raise
+            row = measured(members, params, grads, updates, loss, self._guard.wants_size)
+            self._guard.look(row, self._members, self.state, own["shared"], self.total_steps)
         self._rates.look(self.param_groups)
         self._skips.look(own, self.calls, lambda: not_finite(loss, grads, updates))
 
