@@ -18,6 +18,7 @@ from lightning_lopt.optim.guard_run import Guard
 from lightning_lopt.optim.habits import RateWatch
 from lightning_lopt.optim.inputs import StepSignals, checked_horizon
 from lightning_lopt.optim.precision import all_finite, known, real, wide
+from lightning_lopt.optim.rates import multiplier
 from lightning_lopt.optim.skips import SkipWatch, not_finite
 from lightning_lopt.rules.base import State, StepContext, UpdateRule
 
@@ -105,7 +106,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         if is_finite is not False:
             for group, name, _, param in members:
                 if name in updates:
-                    lr, update = group["lr"], updates[name]
+                    lr, update = multiplier(group), updates[name]
                     # the sum is made in the wider type, rounded once
                     scaled = update if isinstance(lr, float) and lr == 1.0 else update * lr
                     real(param).add_(unless_skipped(scaled, 0.0))
