@@ -58,11 +58,10 @@ def measured(
     stepped = [member for member in members if member.name in updates]
     of_grads, of_updates = ([tensors[member.name] for member in stepped] for tensors in (grads, updates))
     device = of_grads[0].device
-    promises = _stacked([(g * u).sum() for g, u in zip(of_grads, of_updates, strict=True)], device)
-    # a norm of order 1 is slow on the CPU, many small kernels are on an accelerator
-    on_host = device.type == "cpu"
-    sums = [g.abs().sum() for g in of_grads] if on_host else torch._foreach_norm(of_grads, 1)
-    slopes, lengths = _stacked(sums, device), _stacked(torch._foreach_norm(of_updates, 2), device)
+    # a norm of order 1 is slow on the CPU
+    promises = _stacked([x.sum() for x in torch._foreach_mul(of_grads, of_updates)], device)
+    slopes = _stacked([x.sum() for x in torch._foreach_abs(of_grads)], device)
+    lengths = _stacked(torch._foreach_norm(of_updates, 2), device)
     rate = _rate([member.group["lr"] for member in stepped], device)
     if rate is not None:
         promises, slopes, lengths = promises * rate, slopes * rate, lengths * rate

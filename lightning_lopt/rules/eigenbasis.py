@@ -18,7 +18,9 @@ from lightning_lopt.rules.arithmetic import TINY, matrix_shape
 LARGEST_SIDE = 1024  # a longer side of a matrix (a vocabulary) keeps its own axes: its basis would cost too much
 LARGEST_TURN = 0.5  # radians that any direction may turn in a step: from about 1 on, turns are chaotic (rounding grows)
 EQUAL = 0.3  # two variances that differ by less than the root of this, relatively, decouple more slowly
-NULL = 3e-5  # variances below this share of the largest are not decoupled from each other: their coupling may be rounding
+NULL = (
+    3e-5  # variances below this share of the largest are not decoupled from each other: their coupling may be rounding
+)
 TIE = 0.01  # of two equal variances the earlier axis takes the larger, as if it were larger by this share already
 
 
