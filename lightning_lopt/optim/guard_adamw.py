@@ -12,6 +12,7 @@ from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRu
 from lightning_lopt.rules.hand_designed import adam_direction, init_adam
 
 COPIES = ("guard_kept", "guard_candidate")  # in the state of a parameter
+SWITCHED = "guard_switched"  # among the diagnostics of a step: 1 while AdamW trains, else 0
 WARM_UP = 10  # steps
 FALL = 0.2  # the last share of the horizon, over which the rate falls to 0
 LONGEST_CATCH_UP = 1.25
@@ -48,7 +49,7 @@ class WatchedRule(UpdateRule):
         return updates, State({name: {**own, **copies[name]} for name, own in after.tensors.items()}, after.shared)
 
     def diagnostics(self, state: State) -> dict[str, Tensor]:
-        return self.rule.diagnostics(state)
+        return {**self.rule.diagnostics(state), SWITCHED: torch.zeros(())}
 
 
 class SafeAdamW(UpdateRule):
@@ -88,6 +89,9 @@ class SafeAdamW(UpdateRule):
             warm = (tensors[name]["count"] / WARM_UP).clamp(max=1.0)
             updates[name] = (-(rate * warm).to(grad.dtype) * decayed).to(grad.dtype)
         return updates, State(tensors, state.shared)
+
+    def diagnostics(self, state: State) -> dict[str, Tensor]:
+        return {SWITCHED: torch.ones(())}
 
 
 def without_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

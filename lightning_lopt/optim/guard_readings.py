@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.optim.groups import Member
+from lightning_lopt.optim.rates import multiplier
 
 ADAMW_RATE = 1e-3  # of AdamW as it comes
 BLOCK = 10  # steps whose readings travel together from an accelerator
@@ -44,8 +45,8 @@ def measured(
     loss: Tensor | None,
     with_size: bool = True,
 ) -> Tensor:
-    """The :class:`Reading` of a step as float32, shape (7,), on the first parameter's device; updates count times their
-    group's ``lr``.
+    """The :class:`Reading` of a step as float32, shape (7,), on the first parameter's device; updates count times what
+    their group multiplies them by.
 
     Args:
         members: parameters that are stepped.
@@ -62,7 +63,7 @@ def measured(
     promises = _stacked([x.sum() for x in torch._foreach_mul(of_grads, of_updates)], device)
     slopes = _stacked([x.sum() for x in torch._foreach_abs(of_grads)], device)
     lengths = _stacked(torch._foreach_norm(of_updates, 2), device)
-    rate = _rate([member.group["lr"] for member in stepped], device)
+    rate = _rate([multiplier(member.group) for member in stepped], device)
     if rate is not None:
         promises, slopes, lengths = promises * rate, slopes * rate, lengths * rate
     size = slopes.new_zeros(())

@@ -299,6 +299,30 @@ def test_averages_of_a_rule_that_was_left_are_no_longer_asked_for():
     assert optimizer.evaluation_params() == {}
 
 
+def test_diagnostics_say_who_trains():
+    problem = Problem()
+    optimizer = LearnedOptimizer(problem.model, Altered(AdamRule(), HARM["flipped"]), total_steps=99, guard=True)
+    seen = []
+    for number in range(9):
+        optimizer.signals.wants_diagnostics = True
+        problem.train(optimizer, 1, first=number)
+        seen.append(float(optimizer.signals.diagnostics["guard_switched"]))
+    assert seen == [0.0] * 7 + [1.0] * 2
+
+
+def test_a_group_that_is_frozen_by_its_rate_is_no_cause_and_stays_frozen():
+    problem = Problem()
+    groups = [
+        {"params": list(layer.parameters()), "lr": rate}
+        for layer, rate in ((problem.model[0], 0.0), (problem.model[2], 1.0))
+    ]
+    optimizer = LearnedOptimizer(groups, Altered(AdamRule(), HARM["broken"]), total_steps=600, guard=True)
+    before = values(problem.model[0])
+    problem.train(optimizer, 310)
+    assert optimizer.guard_state.startswith("switched at step 303, because its updates were not finite")
+    assert torch.equal(values(problem.model[0]), before)
+
+
 def test_arguments_out_of_range():
     weight = nn.Parameter(torch.ones(2))
     with pytest.raises(TypeError, match="guard must be True, False or a LossGuard"):
