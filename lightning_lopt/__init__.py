@@ -22,7 +22,7 @@ if _typing.TYPE_CHECKING:
         TruncatedBackprop,
         TruncatedES,
     )
-    from lightning_lopt.optim import LearnedOptimizer
+    from lightning_lopt.optim import LearnedOptimizer, LossGuard
     from lightning_lopt.rules import (
         AdafacMLPRule,
         AdamRule,
@@ -64,6 +64,7 @@ __all__ = [
     "LearnedOptimizerAdapter",
     "LearnedTrainerMixin",
     "LightningTask",
+    "LossGuard",
     "MLPRule",
     "MetaLoss",
     "MetaTrainer",

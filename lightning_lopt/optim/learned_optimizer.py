@@ -16,6 +16,10 @@ from torch import Tensor, nn
 from lightning_lopt.optim import horizon
 from lightning_lopt.optim.checkpoint import COUNTERS, fitting_state
 from lightning_lopt.optim.groups import Labels, Member, labels_of, named_groups, relabel
+from lightning_lopt.optim.guard import LossGuard
+from lightning_lopt.optim.guard_checkpoint import KEY as GUARD
+from lightning_lopt.optim.guard_checkpoint import resumed, with_copies
+from lightning_lopt.optim.guard_run import checked_guard
 from lightning_lopt.optim.habits import SMALL, warn_of_small_rate
 from lightning_lopt.optim.inputs import checked_horizon, one_number
 from lightning_lopt.optim.precision import autocast_disabled, wide
@@ -63,6 +67,8 @@ class LearnedOptimizer(RuleOptimizer):
             to :class:`~lightning_lopt.LearnedOptimizerAdapter`.
         lr: multiplies every step, >= 0.
         weight_decay: extra decoupled weight decay, >= 0, in units of the rule's own step size.
+        guard: whether training goes on with AdamW where the rule breaks its promise, and a warning then says so; or a
+            :class:`~lightning_lopt.LossGuard` with its settings. It costs 8 bytes per parameter.
 
     Raises:
         TypeError: if a class came where an object is needed, or parameters are no tensors.
@@ -90,6 +96,7 @@ class LearnedOptimizer(RuleOptimizer):
         total_steps: int | Callable[[], int] | None = None,
         lr: float = 1.0,
         weight_decay: float = 0.0,
+        guard: bool | LossGuard = False,
     ) -> None:
         for what, value in (("lr", lr), ("weight_decay", weight_decay)):
             if not (0 <= value < math.inf):
@@ -103,6 +110,7 @@ class LearnedOptimizer(RuleOptimizer):
         self.total_steps_given = total_steps is not None  # then it wins over the Trainer's estimate
         self.labels: Labels = labels_of(params) if isinstance(params, nn.Module) else {}
         self.calls = 0
+        self._guard = checked_guard(guard)
         self._trained: dict[Tensor, Tensor] | None = None  # in eval(): the values that training goes on with
         self._saved_total: int | None = None  # of the checkpoint that was loaded, until the first step
         self._begin_watching()
@@ -184,8 +192,8 @@ class LearnedOptimizer(RuleOptimizer):
         own = self.param_groups[0]
         if not own["shared"]:
             first = next(member for member in self._members())
-            own["shared"] = self.rule.init_state({first.name: wide(first.param.detach())}, {}).shared
-        own["shared"] = self.rule.validated(State({}, own["shared"]), one_number(loss, own["step"].device)).shared
+            own["shared"] = self._asked.init_state({first.name: wide(first.param.detach())}, {}).shared
+        own["shared"] = self._asked.validated(State({}, own["shared"]), one_number(loss, own["step"].device)).shared
 
     @property
     def is_in_eval(self) -> bool:
@@ -195,11 +203,11 @@ class LearnedOptimizer(RuleOptimizer):
     @torch.no_grad()
     def evaluation_params(self) -> dict[Tensor, Tensor]:
         """For each parameter the values to measure and to keep, in its type; empty where these are its own."""
-        if self.is_in_eval or type(self.rule).evaluation_params is UpdateRule.evaluation_params:
+        if self.is_in_eval or type(self._asked).evaluation_params is UpdateRule.evaluation_params:
             return {}
         members = [member for member in self._members() if self.state.get(member.param)]
         state = State({m.name: self.state[m.param] for m in members}, self.param_groups[0]["shared"])
-        values = self.rule.evaluation_params({m.name: wide(m.param) for m in members}, state)
+        values = self._asked.evaluation_params({m.name: wide(m.param) for m in members}, state)
         return {m.param: _in_type_of(m.param, values[m.name]) for m in members}
 
     def trained_params(self) -> dict[Tensor, Tensor]:
@@ -273,6 +281,8 @@ class LearnedOptimizer(RuleOptimizer):
     def state_dict(self) -> dict[str, Any]:
         saved = super().state_dict()
         saved["param_groups"][0]["total_steps"] = None if callable(self.total_steps) else self.total_steps
+        if self._guard is not None:
+            saved["param_groups"][0][GUARD] = self._guard.saved()
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -285,14 +295,17 @@ class LearnedOptimizer(RuleOptimizer):
             ValueError: if the checkpoint is of another optimizer, rule or model, or damaged; nothing has changed then.
         """
         members = self._members()
-        fitting = fitting_state(state_dict, self.param_groups, members, self.rule)
+        guard, plain, copies = resumed(self._guard, state_dict)
+        rule = self.rule if guard is None else guard.asked(self.rule)
+        fitting = fitting_state(plain, self.param_groups, members, rule)
         before = self.state, [dict(group) for group in self.param_groups]
         try:
-            self._restore(fitting, members)
+            self._restore(with_copies(fitting, copies, members), members)
         except Exception:
             self.state, self.param_groups = before
             raise
         self._skips = SkipWatch()
+        self._guard = guard
 
     def _restore(self, fitting: dict[str, Any], members: Sequence[Member]) -> None:
         """Take over a state that was checked."""
@@ -320,11 +333,12 @@ class LearnedOptimizer(RuleOptimizer):
         self.calls = sum(int(fitting["param_groups"][0][key]) for key in ("step", "skipped_steps"))
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("rule", "rule_label", "total_steps", "total_steps_given", "calls", "_trained", "_saved_total")
+        kept = ("rule", "rule_label", "total_steps", "total_steps_given", "calls", "_trained", "_saved_total", "_guard")
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.__dict__.setdefault("_guard", None)
         if "signals" not in self.__dict__:
             self._begin_watching()
             self.labels = {}

@@ -13,6 +13,8 @@ from lightning_lopt.optim import horizon
 from lightning_lopt.optim.checkpoint import COUNTERS
 from lightning_lopt.optim.diagnostics import relative_steps
 from lightning_lopt.optim.groups import Labels, Member, members_of
+from lightning_lopt.optim.guard_readings import measured
+from lightning_lopt.optim.guard_run import Guard
 from lightning_lopt.optim.habits import RateWatch
 from lightning_lopt.optim.inputs import StepSignals, checked_horizon
 from lightning_lopt.optim.precision import all_finite, known, real, wide
@@ -44,6 +46,7 @@ class RuleOptimizer(torch.optim.Optimizer):
     calls: int
     signals: StepSignals
     _saved_total: int | None  # of the checkpoint that was loaded, until the first step
+    _guard: Guard | None
 
     def _begin_watching(self) -> None:
         """What belongs to this object and process: it is neither copied nor saved."""
@@ -62,6 +65,21 @@ class RuleOptimizer(torch.optim.Optimizer):
         device."""
         return int(self.param_groups[0]["skipped_steps"])
 
+    @property
+    def guard_state(self) -> str:
+        """Of :class:`~lightning_lopt.LossGuard`: ``"off"``, ``"active"``, or when and why training switched."""
+        return "off" if self._guard is None else self._guard.state
+
+    @property
+    def _acting(self) -> UpdateRule:
+        """What makes the steps: the rule, or what a guard has put in its place."""
+        return self.rule if self._guard is None else self._guard.acting(self.rule)
+
+    @property
+    def _asked(self) -> UpdateRule:
+        """The rule that knows what the state is, :meth:`Guard.asked`."""
+        return self.rule if self._guard is None else self._guard.asked(self.rule)
+
     def _members(self) -> list[Member]:
         return list(members_of(self.param_groups, self.labels))
 
@@ -73,7 +91,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         grads = {m.name: wide(_dense(cast(Tensor, m.param.grad))) for m in members}
         params = {m.name: wide(m.param) for m in members}
         state = State({m.name: self.state[m.param] for m in members}, own["shared"])
-        updates, after = self.rule(params, grads, state, context)
+        updates, after = self._acting(params, grads, state, context)
         finite = finite & all_finite([*grads.values(), *updates.values()], finite.device)
         is_finite = known(finite)
 
@@ -84,7 +102,7 @@ class RuleOptimizer(torch.optim.Optimizer):
 
         if self.signals.wants_diagnostics:
             self.signals.wants_diagnostics = False
-            self.signals.diagnostics = relative_steps(members, params, updates) | self.rule.diagnostics(after)
+            self.signals.diagnostics = relative_steps(members, params, updates) | self._acting.diagnostics(after)
         if is_finite is not False:
             for group, name, _, param in members:
                 if name in updates:
@@ -100,21 +118,25 @@ class RuleOptimizer(torch.optim.Optimizer):
         own["step"] = own["step"] + finite.long()
         own["skipped_steps"] = own["skipped_steps"] + skipped
         own["skipped_in_a_row"] = (own["skipped_in_a_row"] + skipped) * skipped
+        if self._guard is not None and updates:  # before `_skips`, which may raise
+            row = measured(members, params, grads, updates, loss, self._guard.wants_size)
+            self._guard.look(row, self._members, self.state, own["shared"], self.total_steps)
         self._rates.look(self.param_groups)
         self._skips.look(own, self.calls, lambda: not_finite(loss, grads, updates))
 
     def _begin_state(self, members: Sequence[Member]) -> None:
         """Give those parameters a state that have none, or an empty one."""
         without = [member for member in members if not self.state.get(member.param)]
-        if not without:
-            return
-        state = self.rule.init_state(
-            {m.name: wide(m.param.detach()) for m in without}, {m.name: m.role for m in without}
-        )
-        for member in without:
-            self.state[member.param] = dict(state.tensors[member.name])
-        own = self.param_groups[0]
-        own["shared"] = own["shared"] or state.shared
+        if without:
+            state = self._acting.init_state(
+                {m.name: wide(m.param.detach()) for m in without}, {m.name: m.role for m in without}
+            )
+            for member in without:
+                self.state[member.param] = dict(state.tensors[member.name])
+            own = self.param_groups[0]
+            own["shared"] = own["shared"] or state.shared
+        if self._guard is not None:
+            self._guard.prepare(members, self.state)
 
     def _is_made_to_create_state(self, members: Sequence[Member], loss: Tensor | None) -> bool:
         """Whether this step is that of ``torch.distributed.checkpoint``, which makes one to have the state created:
@@ -138,7 +160,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         """The step's context, and whether its loss is finite."""
         own = self.param_groups[0]
         device = own["step"].device
-        if self.rule.reads_loss and loss is None:
+        if self._acting.reads_loss and loss is None:
             self._miss_loss()
         total = self._horizon()
         finite = torch.ones((), dtype=torch.bool, device=device) if loss is None else torch.isfinite(loss)
@@ -150,7 +172,7 @@ class RuleOptimizer(torch.optim.Optimizer):
             loss=loss,
             roles={m.name: m.role for m in members},
             weight_decay={m.name: m.group["weight_decay"] for m in members if m.group["weight_decay"]},
-            full=torch.compiler.is_compiling() or self.rule.is_full(self.calls),  # whose count stands still then
+            full=torch.compiler.is_compiling() or self._acting.is_full(self.calls),  # whose count stands still then
             scheduled=horizon.scheduled(own, planned),
         )
         return context, finite
@@ -160,7 +182,7 @@ class RuleOptimizer(torch.optim.Optimizer):
             "call step(loss), step(lambda: loss) or step(loss=loss), or set_loss(loss) before a step() that takes "
             "none, and under Lightning add LearnedOptimizerAdapter() to Trainer(callbacks=[...])."
         )
-        if self.rule.needs_loss:
+        if self._acting.needs_loss:
             raise ValueError(f"rule {self.rule_label!r} reads the loss, but none arrived; {how}")
         if "loss" not in self.signals.warned:
             self.signals.warned.add("loss")
@@ -178,12 +200,12 @@ class RuleOptimizer(torch.optim.Optimizer):
         if saved is not None and isinstance(total, int) and total != saved:
             self.param_groups[0][horizon.KEY] = horizon.changed(self.param_groups[0], saved, total)
         self._saved_total = None
-        if self.rule.reads_horizon and total is None:
+        if self._acting.reads_horizon and total is None:
             raise ValueError(
                 f"rule {self.rule_label!r} needs the number of steps to come, but total_steps is None; pass "
                 "total_steps=..., or add LearnedOptimizerAdapter() to Trainer(callbacks=[...])."
             )
-        if self.rule.reads_horizon and total is not None and self.calls >= total:
+        if self._acting.reads_horizon and total is not None and self.calls >= total:
             self._warn_past_horizon(total)
         return total or 1
 

@@ -1,0 +1,78 @@
+"""What a user says of a guard over a learned rule, and what the guard does, in equations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lightning_lopt.optim.guard_readings import ADAMW_RATE
+
+
+@dataclass(frozen=True)
+class LossGuard:
+    r"""Leaves a learned rule that breaks its promise, and goes on with AdamW.
+
+    For each step u (times ``lr``), gradient g and parameters p it reads the loss L, the promise
+    :math:`d = \langle g, u \rangle`, what AdamW would promise, :math:`r = 10^{-3} \lVert g \rVert_1`, and
+    :math:`\ell = \mathrm{RMS}(u) / \max(\mathrm{RMS}(p_0), 0.03)`. With :math:`\bar L` the median of the last 7 losses,
+    :math:`L_0` that of the first 3, :math:`L_*` the lowest :math:`\bar L`, :math:`\sigma` the noise (2.5 times the
+    lower quartile of :math:`|\Delta L|` over 32 steps, or 1.2 times their median), :math:`r_0` the mean of the first 3
+    r, and T the horizon, it leaves the rule where
+
+    ============  ======================================================================================================
+    not finite    u is not finite 3 times in a row while L and g are; or L or g are not 10 times in a row, later on
+    uphill        d > 0 in 6 of 7 steps, with more than half of their :math:`\sum |d|` left in their :math:`\sum d`,
+                  and :math:`\sum d > 0` over the run, while the loss does not fall
+    next to none  :math:`\sum |d| < 0.0003 \sum r` over T/50 steps (50 without T); or < 0.01 over T/10 while the loss
+                  does not fall; before 0.7 T, since rules end with small steps
+    too long      :math:`\ell > 0.3` in 5 of 7 steps while the loss does not fall; or > 1 while it falls by less than
+                  0.05 of what was promised
+    diverged      6 of the last 7 losses are above :math:`L_0 + 5 \sigma + 3 r_0`
+    behind        :math:`\bar L > L_* + 0.5\, (L_0 - L_*) + 5 \sigma` for T/20 steps, at least 20
+    ============  ======================================================================================================
+
+    "Falls" means :math:`\bar L < L_0 - 2 \sigma`. Only differences of losses enter, so a constant added to the loss
+    changes nothing. Without a loss the first four remain, less what they say of the loss.
+
+    At a switch the state of the rule is dropped, and the parameters go back to a copy from a time when the loss was at
+    its best, unless the cause is a rule that makes no steps. Then AdamW trains at 0.001 (more, up to 1.25 times, for
+    the steps that were lost), with a warm-up of 10 steps and a linear fall to 0 over the last fifth of the horizon. A
+    warning says when and why; :attr:`LearnedOptimizer.guard_state` says it later. On an accelerator readings are looked
+    at 10 to 19 steps late, so that no step waits.
+
+    Loss that rises because the data change, as in continual learning, looks like a rule that falls behind.
+
+    Memory: 8 bytes per float32 parameter, for two copies of it; after a switch AdamW's moments instead.
+
+    Args:
+        lr: of AdamW, > 0; reference promises are those of 0.001.
+        retries: how many more times the rule may try, with a new state, after max(100, T/10) steps of AdamW. Only
+            after a loss that rose or was lost: a rule that goes uphill, too far or nowhere will do so again.
+
+    Raises:
+        ValueError: for arguments out of range.
+
+    Example:
+        >>> import warnings
+        >>> from lightning_lopt import LearnedOptimizer, LossGuard, SGDRule
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = LearnedOptimizer([weight], SGDRule(lr=1e-12), total_steps=100, guard=LossGuard(lr=0.01))
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore")
+        ...     for _ in range(100):
+        ...         optimizer.zero_grad()
+        ...         loss = weight.square().sum()
+        ...         loss.backward()
+        ...         optimizer.step(loss)
+        >>> optimizer.guard_state
+        'switched at step 10, because its steps were next to nothing beside those of AdamW'
+    """
+
+    lr: float = ADAMW_RATE
+    retries: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.lr, bool) or not isinstance(self.lr, int | float) or not 0 < self.lr < math.inf:
+            raise ValueError(f"LossGuard's lr must be a number above 0, got {self.lr!r}.")
+        if type(self.retries) is not int or self.retries < 0:
+            raise ValueError(f"LossGuard's retries must be a whole number >= 0, got {self.retries!r}.")

@@ -1,0 +1,120 @@
+"""The two rules that a guard steps with: the watched one, whose state holds two copies of the parameters, and AdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates
+from lightning_lopt.rules.hand_designed import adam_direction, init_adam
+
+COPIES = ("guard_kept", "guard_candidate")  # in the state of a parameter
+SWITCHED = "guard_switched"  # among the diagnostics of a step: 1 while AdamW trains, else 0
+WARM_UP = 10  # steps
+FALL = 0.2  # the last share of the horizon, over which the rate falls to 0
+LONGEST_CATCH_UP = 1.25
+BETAS, EPS = (0.9, 0.999), 1e-8  # torch.optim.AdamW's
+
+
+class WatchedRule(UpdateRule):
+    """The rule itself; what the guard keeps in the state of a parameter passes by."""
+
+    def __init__(self, rule: UpdateRule) -> None:
+        super().__init__()
+        self.rule = rule
+        self.reads_loss, self.reads_horizon = rule.reads_loss, rule.reads_horizon
+        self.calibrates_steps, self.period = rule.calibrates_steps, rule.period
+
+    @property
+    def needs_loss(self) -> bool:
+        return self.rule.needs_loss
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.rule.config
+
+    def is_full(self, step: int) -> bool:
+        return self.rule.is_full(step)
+
+    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
+        return self.rule.init_state(params, roles)
+
+    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
+        plain = {name: without_copies(own) for name, own in state.tensors.items()}
+        updates, after = self.rule(params, grads, State(plain, state.shared), context)
+        copies = {name: {key: own[key] for key in COPIES if key in own} for name, own in state.tensors.items()}
+        return updates, State({name: {**own, **copies[name]} for name, own in after.tensors.items()}, after.shared)
+
+    def diagnostics(self, state: State) -> dict[str, Tensor]:
+        return {**self.rule.diagnostics(state), SWITCHED: torch.zeros(())}
+
+
+class SafeAdamW(UpdateRule):
+    r"""AdamW with torch's constants, a warm-up of ten steps and, where the horizon is known, a linear fall to 0.
+
+    .. math::
+        \Delta p = -\eta \min(k / 10, 1)\, \min\big((1 - t/T) / 0.2, 1\big)\, (\mathrm{Adam}(g) + \lambda p)
+
+    with k the gradients that the parameter has had since the switch, t the step and T the horizon.
+
+    Args:
+        rate: :math:`\eta`.
+        falls: whether the horizon is known.
+
+    State bytes per parameter (float32): 8.
+    """
+
+    def __init__(self, rate: float, falls: bool) -> None:
+        super().__init__()
+        self.rate, self.falls = rate, falls
+        self.reads_horizon = falls
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"rate": self.rate, "falls": self.falls}
+
+    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
+        return State({name: init_adam(param) for name, param in params.items()}, {})
+
+    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
+        left = 1 - context.scheduled_step / context.total_steps
+        rate = self.rate * (left / FALL).clamp(max=1.0) if self.falls else torch.full_like(left, self.rate)
+        updates, tensors = {}, {}
+        for name, grad in grads.items():
+            direction, tensors[name] = adam_direction(state.tensors[name], grad, BETAS, EPS)
+            decayed = direction + context.weight_decay.get(name, 0.0) * params[name]
+            warm = (tensors[name]["count"] / WARM_UP).clamp(max=1.0)
+            updates[name] = (-(rate * warm).to(grad.dtype) * decayed).to(grad.dtype)
+        return updates, State(tensors, state.shared)
+
+    def diagnostics(self, state: State) -> dict[str, Tensor]:
+        return {SWITCHED: torch.ones(())}
+
+
+def without_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a parameter as its rule knows it."""
+    return {key: value for key, value in state.items() if key not in COPIES}
+
+
+def caught_up_rate(lr: float, step: int, back_to: int, total: int | None) -> float:
+    r"""The rate :math:`\eta` with which AdamW goes as far as it would have gone from ``back_to`` on at a constant rate.
+
+    The rates that are left add up to :math:`\eta\, (0.9\, T - t)`; at a constant ``lr`` it were :math:`T - t_0` of
+    them. The result is at least ``lr``, and at most 1.25 times that.
+
+    Args:
+        lr: of AdamW as it comes.
+        step: t, of the switch.
+        back_to: :math:`t_0`, at which the parameters were what they are now.
+        total: T, if known.
+
+    >>> round(caught_up_rate(1e-3, 20, 0, 1000), 6)
+    0.001136
+    """
+    if total is None or total <= back_to:
+        return lr
+    left = max((1 - FALL / 2) * total - step, 1e-9)
+    return lr * min(max((total - back_to) / left, 1.0), LONGEST_CATCH_UP)

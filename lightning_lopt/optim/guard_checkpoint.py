@@ -1,0 +1,64 @@
+"""A guard in checkpoints: taken out of a saved state before that is checked, and put back."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lightning_lopt.optim.groups import Member
+from lightning_lopt.optim.guard import LossGuard
+from lightning_lopt.optim.guard_adamw import COPIES, without_copies
+from lightning_lopt.optim.guard_run import Guard
+from lightning_lopt.optim.precision import real
+
+KEY = "guard"  # in the first parameter group
+
+
+def resumed(guard: Guard | None, saved: Any) -> tuple[Guard | None, Any, dict[Any, dict[str, Tensor]]]:
+    """The guard as a saved optimizer state has it, that state without what belongs to a guard, and the copies by key.
+
+    Args:
+        guard: the present one; ``None`` drops a saved one.
+        saved: an optimizer state. What has no parameters and groups comes back unchanged, for others to refuse.
+
+    Raises:
+        ValueError: if the saved guard is damaged.
+    """
+    groups, states = (saved.get(key) if isinstance(saved, Mapping) else None for key in ("param_groups", "state"))
+    if not (isinstance(groups, list) and groups and isinstance(groups[0], Mapping) and isinstance(states, Mapping)):
+        return guard, saved, {}
+    if not all(isinstance(state, Mapping) for state in states.values()):
+        return guard, saved, {}
+    first = {key: value for key, value in groups[0].items() if key != KEY}
+    copies = {key: {k: state[k] for k in COPIES if k in state} for key, state in states.items()}
+    plain = {key: without_copies(state) for key, state in states.items()}
+    new = Guard(LossGuard() if guard is None else guard.settings)
+    new.restore(groups[0].get(KEY))
+    if guard is None and new.cause is not None:
+        warnings.warn(
+            f"this optimizer state is of a run with a guard, which {new.state}; without guard=True the rule begins "
+            "anew.",
+            stacklevel=5,
+        )
+        plain, first["shared"] = {}, {}
+    return guard and new, {**saved, "state": plain, "param_groups": [first, *groups[1:]]}, copies if guard else {}
+
+
+def with_copies(
+    fitting: Mapping[str, Any], copies: Mapping[Any, Mapping[str, Tensor]], members: Sequence[Member]
+) -> Any:
+    """A saved state in the order of ``members``, with those of the copies that fit."""
+    keys = [key for group in fitting["param_groups"] for key in group["params"]]
+    states = dict(fitting["state"])
+    for key, member in zip(keys, members, strict=True):
+        kept = {k: x for k, x in copies.get(key, {}).items() if _fits(x, member)}
+        if states.get(key) and len(kept) == len(COPIES):
+            states[key] = {**states[key], **kept}
+    return {**fitting, "state": states}
+
+
+def _fits(copy: Any, member: Member) -> bool:
+    return isinstance(copy, Tensor) and copy.is_floating_point() and copy.shape == real(member.param).shape

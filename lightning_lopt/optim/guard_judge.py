@@ -1,0 +1,216 @@
+"""Whether a rule keeps what it promised, from a few numbers of each step; plain arithmetic on the host."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from enum import IntEnum
+
+from lightning_lopt.optim.guard_readings import Reading
+
+FIRST, RECENT, CHANGES = 3, 7, 32  # readings that are kept: of the start, the latest, and changes of the loss
+ENOUGH = 12  # changes that noise is judged from
+BROKEN_IN_A_ROW, LOST_IN_A_ROW = 3, 10
+NOISE_MARGIN, REFERENCE_MARGIN = 5.0, 3.0
+SHORT, LONG = 1 / 50, 1 / 10  # windows, in units of the horizon
+SHORT_WITHOUT_HORIZON, SHORTEST = 50, 10
+FROZEN, IDLE = 3e-4, 1e-2  # promise in units of AdamW's
+IN_SCHEDULE = 0.7  # after this share of the horizon steps may end
+LEAST_SIZE = 0.03  # RMS of parameters that begin at 0
+TOO_LONG, FAR_TOO_LONG, DELIVERED = 0.3, 1.0, 0.05
+LOST_SHARE, PATIENCE, LEAST_PATIENCE = 0.5, 1 / 20, 20
+
+
+class Cause(IntEnum):
+    """Why a rule is left; the number is what checkpoints hold."""
+
+    BROKEN = 1
+    LOST = 2
+    UPHILL = 3
+    FROZEN = 4
+    LONG = 5
+    DIVERGED = 6
+    BEHIND = 7
+
+    @property
+    def sentence(self) -> str:
+        return _SENTENCES[self]
+
+    @property
+    def is_of_the_point(self) -> bool:
+        """Whether the parameters have suffered, so that earlier ones are better."""
+        return self not in (Cause.BROKEN, Cause.FROZEN)
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the rule might do better from another point."""
+        return self in (Cause.LOST, Cause.DIVERGED, Cause.BEHIND)
+
+
+_SENTENCES = {
+    Cause.BROKEN: f"its updates were not finite in {BROKEN_IN_A_ROW} steps in a row",
+    Cause.LOST: f"after its steps the loss or the gradients were not finite in {LOST_IN_A_ROW} steps in a row",
+    Cause.UPHILL: "its steps went along the gradients instead of against them",
+    Cause.FROZEN: "its steps were next to nothing beside those of AdamW",
+    Cause.LONG: "its steps were as long as the parameters and the loss did not fall",
+    Cause.DIVERGED: "the loss rose above where it began",
+    Cause.BEHIND: "the loss lost half of what it had gained, and stayed there",
+}
+
+_NUMBERS = ("broken", "lost", "promised", "reference", "size", "best", "above")
+_OF_RECENT = ("recent", "lengths", "promises")
+_SERIES = {"first": FIRST, "changes": CHANGES, "short": 3, "long": 3} | dict.fromkeys(_OF_RECENT, RECENT)
+MEMORY = len(_NUMBERS) + sum(_SERIES.values())
+
+
+class Judge:
+    """Takes the readings of a run in order; the equations are in :class:`~lightning_lopt.LossGuard`."""
+
+    def __init__(self) -> None:
+        self.broken = self.lost = 0.0  # steps in a row
+        self.promised = 0.0  # sum of promises; negative for a lower loss
+        self.reference = 0.0  # mean of the first readings
+        self.size = 0.0  # RMS of the parameters at first
+        self.best = math.inf  # lowest level
+        self.above = 0.0  # readings in a row with a level far above the best
+        self.first: deque[float] = deque(maxlen=FIRST)  # losses
+        self.recent: deque[float] = deque(maxlen=RECENT)
+        self.changes: deque[float] = deque(maxlen=CHANGES)  # of the loss, absolute
+        self.lengths: deque[float] = deque(maxlen=RECENT)  # of steps, RMS in units of ``size``
+        self.promises: deque[float] = deque(maxlen=RECENT)
+        self.short = _window()
+        self.long = _window()
+
+    def judge(self, reading: Reading, progress: float | None, total: int | None) -> Cause | None:
+        """Take a reading; the cause to leave the rule, if there is one.
+
+        Args:
+            reading: of the next step.
+            progress: share of the horizon that is over, if it is known.
+            total: the horizon in steps, if it is known.
+        """
+        known = math.isfinite(reading.loss) and math.isfinite(reading.reference)
+        self.lost = 0.0 if known else self.lost + 1
+        if not known:
+            return Cause.LOST if self.lost >= LOST_IN_A_ROW and self.size else None
+        self.broken = 0.0 if math.isfinite(reading.length) else self.broken + 1
+        if self.broken:
+            return Cause.BROKEN if self.broken >= BROKEN_IN_A_ROW else None
+        self._take(reading)
+        if self._goes_uphill():
+            return Cause.UPHILL
+        if self._stands_still(progress, total):
+            return Cause.FROZEN
+        if self._is_too_long():
+            return Cause.LONG
+        if len(self.changes) < ENOUGH:
+            return None
+        if sorted(self.recent)[1] > self.start + NOISE_MARGIN * self.noise + REFERENCE_MARGIN * self.reference:
+            return Cause.DIVERGED
+        self.best = min(self.best, self.level)
+        limit = self.best + LOST_SHARE * max(self.start - self.best, 0.0) + NOISE_MARGIN * self.noise
+        self.above = self.above + 1 if self.level > limit else 0.0
+        patience = max(LEAST_PATIENCE, PATIENCE * total if total else 0)
+        return Cause.BEHIND if self.above >= patience else None
+
+    @property
+    def start(self) -> float:
+        """The loss where the run began: the median of the first readings; NaN without a loss."""
+        return statistics.median(self.first) if self.first else math.nan
+
+    @property
+    def level(self) -> float:
+        """The present loss: the median of the latest readings; NaN without a loss."""
+        return statistics.median(self.recent) if self.recent else math.nan
+
+    @property
+    def noise(self) -> float:
+        """How much the loss differs from step to step: 2.5 times the lower quartile of its latest changes, or 1.2
+        times their median where there are enough. Either is at most their mean where they are normal, and a divergence
+        does not move it at once."""
+        if not self.changes:
+            return math.inf
+        ordered = sorted(self.changes)
+        median = ordered[CHANGES // 2] if len(ordered) == CHANGES else 0.0
+        return max(2.5 * ordered[(len(ordered) - 1) // 4], 1.2 * median)
+
+    @property
+    def is_well(self) -> bool:
+        """Whether the loss is close to its best."""
+        margin = max(2 * self.noise, 0.1 * (self.start - self.best))
+        return len(self.recent) == RECENT and self.level <= self.best + margin
+
+    @property
+    def _has_fallen(self) -> bool:
+        """Whether the loss is known to be lower than at first."""
+        return len(self.recent) == RECENT and self.level < self.start - 2 * self.noise
+
+    def _take(self, reading: Reading) -> None:
+        promise = reading.promise if math.isfinite(reading.promise) else 0.0
+        root = math.sqrt(max(reading.entries, 1.0))
+        self.size = self.size or max(reading.size / root, LEAST_SIZE)
+        self.promises.append(promise)
+        self.promised += promise
+        if len(self.lengths) < FIRST:
+            self.reference += reading.reference / FIRST
+        self.lengths.append(reading.length / root / self.size)
+        for window in (self.short, self.long):
+            window.extend((window[0] + 1, window[1] + abs(promise), window[2] + reading.reference))
+        if reading.has_loss:
+            if self.recent:
+                self.changes.append(abs(reading.loss - self.recent[-1]))
+            self.recent.append(reading.loss)
+            if len(self.first) < FIRST:
+                self.first.append(reading.loss)
+
+    def _goes_uphill(self) -> bool:
+        ups = sum(promise > 0 for promise in self.promises)
+        if self.promised <= 0 or len(self.promises) < RECENT or ups < RECENT - 1:
+            return False
+        return sum(self.promises) > 0.5 * sum(map(abs, self.promises)) and not self._has_fallen
+
+    def _stands_still(self, progress: float | None, total: int | None) -> bool:
+        short = SHORT_WITHOUT_HORIZON if total is None else max(SHORTEST, SHORT * total)
+        frozen = idle = False
+        if self.short[0] >= short:
+            frozen = self.short[1] < FROZEN * self.short[2]
+            self.short = _window()
+        if total is not None and self.long[0] >= max(2 * SHORTEST, LONG * total):
+            idle = self.long[1] < IDLE * self.long[2] and not self._has_fallen
+            self.long = _window()
+        return (frozen or idle) and (progress is None or progress < IN_SCHEDULE)
+
+    def _is_too_long(self) -> bool:
+        if len(self.lengths) < RECENT or self._has_fallen_as_promised:
+            return False
+        long, far = (sum(x > limit for x in self.lengths) >= RECENT - 2 for limit in (TOO_LONG, FAR_TOO_LONG))
+        return far or (long and not self._has_fallen)
+
+    @property
+    def _has_fallen_as_promised(self) -> bool:
+        return bool(self.recent) and self.start - self.level > DELIVERED * max(-self.promised, 0.0)
+
+    def memory(self) -> list[float]:
+        """All that it knows, ``MEMORY`` numbers; NaN where a series is not full."""
+        padded = []
+        for key, length in _SERIES.items():
+            known = list(getattr(self, key))
+            padded += known + [math.nan] * (length - len(known))
+        return [getattr(self, key) for key in _NUMBERS] + padded
+
+    def remember(self, memory: Sequence[float]) -> None:
+        """Go on with what :meth:`memory` gave."""
+        for key, value in zip(_NUMBERS, memory, strict=False):
+            setattr(self, key, value)
+        at = len(_NUMBERS)
+        for key, length in _SERIES.items():
+            known = [x for x in memory[at : at + length] if not math.isnan(x)]
+            setattr(self, key, deque(known, maxlen=length))
+            at += length
+
+
+def _window() -> deque[float]:
+    """Number of readings, sum of absolute promises, sum of references."""
+    return deque([0.0] * 3, maxlen=3)

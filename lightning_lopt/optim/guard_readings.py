@@ -1,0 +1,161 @@
+"""What a guard measures of each step, and its way to the host without a wait for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.optim.groups import Member
+from lightning_lopt.optim.rates import multiplier
+
+ADAMW_RATE = 1e-3  # of AdamW as it comes
+BLOCK = 10  # steps whose readings travel together from an accelerator
+
+
+class Reading(NamedTuple):
+    r"""Numbers of one step; a number that overflowed is infinite or NaN.
+
+    Attributes:
+        loss: before the step.
+        has_loss: 1.0 where there was a loss, else 0.0.
+        promise: :math:`\langle g, u \rangle`, by how much the step u changes the loss to first order.
+        reference: :math:`10^{-3} \lVert g \rVert_1`, by how much a first step of AdamW would lower it.
+        length: :math:`\lVert u \rVert`.
+        size: :math:`\lVert p \rVert`; 0 where it was not asked for.
+        entries: number of entries of p.
+    """
+
+    loss: float
+    has_loss: float
+    promise: float
+    reference: float
+    length: float
+    size: float
+    entries: float
+
+
+def measured(
+    members: Sequence[Member],
+    params: Mapping[str, Tensor],
+    grads: Mapping[str, Tensor],
+    updates: Mapping[str, Tensor],
+    loss: Tensor | None,
+    with_size: bool = True,
+) -> Tensor:
+    """The :class:`Reading` of a step as float32, shape (7,), on the first parameter's device; updates count times what
+    their group multiplies them by.
+
+    Args:
+        members: parameters that are stepped.
+        params: their values, by name.
+        grads: likewise.
+        updates: what the rule adds before it is multiplied by ``lr``; at least one.
+        loss: 0-dim, or ``None``.
+        with_size: whether the size of the parameters is asked for.
+    """
+    stepped = [member for member in members if member.name in updates]
+    of_grads, of_updates = ([tensors[member.name] for member in stepped] for tensors in (grads, updates))
+    device = of_grads[0].device
+    # a norm of order 1 is slow on the CPU
+    promises = _stacked([x.sum() for x in torch._foreach_mul(of_grads, of_updates)], device)
+    slopes = _stacked([x.sum() for x in torch._foreach_abs(of_grads)], device)
+    lengths = _stacked(torch._foreach_norm(of_updates, 2), device)
+    rate = _rate([multiplier(member.group) for member in stepped], device)
+    if rate is not None:
+        promises, slopes, lengths = promises * rate, slopes * rate, lengths * rate
+    size = slopes.new_zeros(())
+    if with_size:
+        size = torch.linalg.vector_norm(_stacked(torch._foreach_norm([params[m.name] for m in stepped], 2), device))
+    numbers = (
+        size if loss is None else loss.to(device, torch.float32),
+        slopes.new_full((), float(loss is not None)),
+        promises.sum(),
+        ADAMW_RATE * slopes.sum(),
+        torch.linalg.vector_norm(lengths),
+        size,
+        slopes.new_full((), float(sum(g.numel() for g in of_grads))),
+    )
+    return torch.stack(numbers)
+
+
+def _stacked(numbers: Sequence[Tensor], device: torch.device) -> Tensor:
+    """0-dim tensors as float32, shape (n,)."""
+    same = all(x.dtype == torch.float32 and x.device == device for x in numbers)
+    return torch.stack(list(numbers) if same else [x.to(device, torch.float32) for x in numbers])
+
+
+def _rate(rates: Sequence[Any], device: torch.device) -> Any:
+    """What updates are multiplied by, per parameter if need be; ``None`` for 1."""
+    first = rates[0]
+    if all(rate is first or (isinstance(rate, float) and rate == first) for rate in rates):
+        return None if isinstance(first, float) and first == 1.0 else first
+    return torch.stack([torch.as_tensor(x, dtype=torch.float32, device=device).reshape(()) for x in rates])
+
+
+class Readings:
+    """Readings on their way to the host: at once from its own memory, else 10 to 19 steps later.
+
+    From an accelerator they come in blocks of ten steps, each ten steps after its copy began. That is the same number
+    of steps in each run, so decisions repeat, and the copy has long arrived.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[Tensor] = []
+        self._block: tuple[Tensor, Any] | None = None  # on the host, and the event that ends its copy
+
+    def take(self, row: Tensor) -> list[Reading]:
+        """Add the reading of a step; returns what is known by now and was not returned before, in order."""
+        if row.device.type == "meta":
+            return []
+        if at_once(row.device):
+            return [*self._drained(), Reading(*row.tolist())]
+        self._rows.append(row)
+        if len(self._rows) < BLOCK:
+            return []
+        known = [] if self._block is None else _arrived(self._block)
+        self._block, self._rows = _copied(torch.stack(self._rows)), []
+        return known
+
+    def _drained(self) -> list[Reading]:
+        """What a checkpoint from an accelerator has left on its way."""
+        left = [] if self._block is None else _arrived(self._block)
+        left += [Reading(*row.tolist()) for row in self._rows]
+        self._block, self._rows = None, []
+        return left
+
+    def saved(self) -> Tensor:
+        """What is on its way, shape (n, 7), n < 20."""
+        blocks = [] if self._block is None else [torch.tensor(_arrived(self._block))]
+        rows = [row.cpu() for row in self._rows]
+        return torch.cat([*blocks, *[row[None] for row in rows], torch.zeros(0, len(Reading._fields))])
+
+    def restore(self, saved: Tensor, device: torch.device) -> None:
+        """Go on with what :meth:`saved` gave, on ``device``."""
+        self._block = (saved[:BLOCK].cpu(), None) if len(saved) >= BLOCK else None
+        rest = saved[BLOCK:] if len(saved) >= BLOCK else saved
+        self._rows = list(rest.to(device).unbind())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_rows": self._rows, "_block": self._block and (torch.tensor(_arrived(self._block)), None)}
+
+
+def at_once(device: torch.device) -> bool:
+    """Whether reading a tensor there waits for nothing."""
+    return device.type == "cpu"
+
+
+def _copied(block: Tensor) -> tuple[Tensor, Any]:
+    if block.device.type != "cuda":
+        return block.cpu(), None
+    copy = block.to("cpu", non_blocking=True)
+    return copy, torch.cuda.current_stream(block.device).record_event()
+
+
+def _arrived(block: tuple[Tensor, Any]) -> list[Reading]:
+    values, event = block
+    if event is not None:
+        event.synchronize()  # over ten steps ago
+    return [Reading(*row) for row in values.tolist()]
