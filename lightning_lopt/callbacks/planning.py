@@ -158,11 +158,15 @@ class ManualPlan(Plan):
         pace.stepped(batch)
         if isinstance(optimizer, LearnedOptimizer):
             others = [other for other in self._paces.values() if other is not pace]
-            left = paced_steps_left(pace, others, progress_of(self._trainer), batch)
+            at = progress_of(self._trainer)
+            left = paced_steps_left(pace, others, at, batch)
             if math.isfinite(left):
                 total, before = pace.total + int(left), optimizer.total_steps
                 surprising = not isinstance(before, int) or abs(total - before) > 0.1 * before
-                self._set(optimizer, total, announce=pace.stepping > 1 and surprising)
+                # what was given may know of a short last window, which is seen at the end of an epoch
+                counted = pace.whole_epoch >= 0 or math.isinf(at.length)
+                seen = counted if optimizer in self._given else pace.stepping > 1
+                self._set(optimizer, total, announce=seen and surprising)
 
     def epoch_ends(self) -> None:
         batches: Any = self._trainer.fit_loop.epoch_loop.batch_progress

@@ -38,7 +38,8 @@ def one_number(loss: Any, device: torch.device) -> Tensor:
         ValueError: if it is several numbers, or complex.
     """
     try:
-        value = torch.as_tensor(loss).detach()
+        # the type is named for numbers of Python, since the default is half under "16-true"
+        value = torch.as_tensor(loss, dtype=torch.float32 if isinstance(loss, float | int) else None).detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"the loss must be a number or a tensor of one entry, got a {type(loss).__name__}; call step(loss=loss), "

@@ -263,7 +263,8 @@ class LearnedOptimizer(RuleOptimizer):
         delivered, signals.loss, signals.given = signals.loss, None, None
         if given is None and delivered is None and isinstance(result, Tensor | Real):
             given = cast(Tensor, result)
-        members = [member for member in self._members() if member.param.grad is not None]
+        # without entries there is nothing to train, and means over them would be NaN in the state
+        members = [m for m in self._members() if m.param.grad is not None and m.param.numel()]
         if not members:
             return result
         device = self._follow(members)

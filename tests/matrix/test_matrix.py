@@ -134,9 +134,9 @@ def check_untrained(cell, result, plain):
         if still and name.startswith(still):
             assert torch.equal(value, plain.start[name])
             assert name not in result["with_state"]
-        elif value.numel():
-            assert not torch.equal(value, plain.start[name])
-            assert name in result["with_state"]
+        else:
+            assert torch.equal(value, plain.start[name]) == (value.numel() == 0)
+            assert (name in result["with_state"]) == (value.numel() > 0)
 
 
 def check_warnings(cell, texts):

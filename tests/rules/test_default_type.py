@@ -30,7 +30,7 @@ def trained(rule, dtype):
         for param, grad in zip(params, drawn, strict=True):
             param.grad = grad
         with default_type(dtype):
-            optimizer.step(torch.tensor(1.0 / (step + 3), dtype=torch.float32))
+            optimizer.step(1.0 / (step + 3))
     state = [value for tensors in optimizer.state.values() for value in tensors.values()]
     return [*(param.detach() for param in params), *state, *optimizer.param_groups[0]["shared"].values()]
 
