@@ -52,11 +52,6 @@ class Guard:
             return "active"
         return f"switched at step {self.switched_at}, because {self.cause.sentence}"
 
-    @property
-    def wants_size(self) -> bool:
-        """Whether the size of the parameters is not known yet."""
-        return self._judge.size == 0.0
-
     def acting(self, rule: UpdateRule) -> UpdateRule:
         """The rule that makes the steps, where ``rule`` is the learned one."""
         if isinstance(self._acting, SafeAdamW):
@@ -81,7 +76,7 @@ class Guard:
 
     def look(
         self,
-        row: Tensor,
+        measure: Callable[[bool], Tensor],
         members: Callable[[], Sequence[Member]],
         state: dict[Tensor, Any],
         shared: dict[str, Tensor],
@@ -90,7 +85,7 @@ class Guard:
         """Take the reading of a step that was made, and switch where it is time to.
 
         Args:
-            row: the :class:`Reading`, shape (7,).
+            measure: makes the :class:`Reading`, shape (7,); it is told whether the size of the parameters is needed.
             members: gives all parameters of the optimizer.
             state: of the optimizer.
             shared: likewise, what belongs to no parameter; emptied at a switch.
@@ -102,6 +97,7 @@ class Guard:
             if self._may_try_again(horizon):
                 self._try_again(members(), state, shared)
             return
+        row = measure(self._judge.size == 0.0)
         if self._pending is not None:
             self._readings.restore(self._pending, row.device)
             self._pending = None

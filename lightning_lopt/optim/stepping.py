@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -119,8 +120,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         own["skipped_steps"] = own["skipped_steps"] + skipped
         own["skipped_in_a_row"] = (own["skipped_in_a_row"] + skipped) * skipped
         if self._guard is not None and updates:  # before `_skips`, which may raise
-            row = measured(members, params, grads, updates, loss, self._guard.wants_size)
-            self._guard.look(row, self._members, self.state, own["shared"], self.total_steps)
+            reading = partial(measured, members, params, grads, updates, loss)
+            self._guard.look(reading, self._members, self.state, own["shared"], self.total_steps)
         self._rates.look(self.param_groups)
         self._skips.look(own, self.calls, lambda: not_finite(loss, grads, updates))
 
