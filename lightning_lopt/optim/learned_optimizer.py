@@ -18,6 +18,7 @@ from lightning_lopt.optim.groups import Labels, Member, labels_of, named_groups,
 from lightning_lopt.optim.habits import SMALL, warn_of_small_rate
 from lightning_lopt.optim.inputs import checked_horizon, one_number
 from lightning_lopt.optim.precision import autocast_disabled, wide
+from lightning_lopt.optim.sharding import check_placements, cut_like, whole
 from lightning_lopt.optim.skips import SkipWatch
 from lightning_lopt.optim.stepping import RuleOptimizer
 from lightning_lopt.rules.base import State, UpdateRule
@@ -131,6 +132,7 @@ class LearnedOptimizer(RuleOptimizer):
         twice = next((name for name in group["names"] if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"two parameters are named {twice!r}; pass names that differ, or the tensors alone.")
+        check_placements(group["params"])
         super().add_param_group(group)
 
     def relabel(self, labels: Labels) -> None:
@@ -179,7 +181,8 @@ class LearnedOptimizer(RuleOptimizer):
         own = self.param_groups[0]
         if not own["shared"]:
             first = next(member for member in self._members())
-            own["shared"] = self.rule.init_state({first.name: wide(first.param.detach())}, {}).shared
+            blank = torch.zeros(first.param.shape, dtype=first.param.dtype, device=first.param.device)
+            own["shared"] = self.rule.init_state({first.name: wide(blank)}, {}).shared
         own["shared"] = self.rule.validated(State({}, own["shared"]), one_number(loss, own["step"].device)).shared
 
     @property
@@ -193,9 +196,10 @@ class LearnedOptimizer(RuleOptimizer):
         if self.is_in_eval or type(self.rule).evaluation_params is UpdateRule.evaluation_params:
             return {}
         members = [member for member in self._members() if self.state.get(member.param)]
-        state = State({m.name: self.state[m.param] for m in members}, self.param_groups[0]["shared"])
-        values = self.rule.evaluation_params({m.name: wide(m.param) for m in members}, state)
-        return {m.param: _in_type_of(m.param, values[m.name]) for m in members}
+        params, tensors = whole(({m.name: m.param for m in members}, {m.name: self.state[m.param] for m in members}))
+        state = State(tensors, self.param_groups[0]["shared"])
+        values = self.rule.evaluation_params({name: wide(param) for name, param in params.items()}, state)
+        return {m.param: cut_like(_in_type_of(m.param, values[m.name]), m.param) for m in members}
 
     def trained_params(self) -> dict[Tensor, Tensor]:
         """For each parameter the values that training goes on with, while they are not its own: after :meth:`eval`."""
@@ -260,7 +264,7 @@ class LearnedOptimizer(RuleOptimizer):
             value = signals.reduce(cast(Tensor, value))
         with autocast_disabled(device):
             if self._is_made_to_create_state(members, value):
-                self._begin_state(members)
+                self._inputs(members)  # which begins it
             else:
                 self._advance(members, value)
         return result
@@ -305,8 +309,10 @@ class LearnedOptimizer(RuleOptimizer):
         self.state = defaultdict(dict)
         for param, saved in states:
             if saved:
-                self.state[param] = {k: v.detach().to(param.device, copy=True) for k, v in saved.items()}
+                moved = {k: v.detach().to(param.device, copy=True) for k, v in saved.items()}
+                self.state[param] = {k: cut_like(v, param) for k, v in moved.items()}
         own.setdefault("skipped_in_a_row", torch.zeros((), dtype=torch.int64))
+        own.setdefault("shared", {})  # checkpoints of torch.distributed drop an empty one
         self._follow(members)
         saved_total = own.pop("total_steps", None)
         self._saved_total = saved_total if self.total_steps is not None else None
