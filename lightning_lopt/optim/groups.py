@@ -50,8 +50,7 @@ def members_of(groups: Iterable[dict[str, Any]], labels: Labels) -> Iterator[Mem
                 name, role = _label(param, labels, number, index)
                 names.append(name)
                 roles.append(role)
-            role = group["role"] or roles[index] or role_of_shape(tuple(param.shape))
-            yield Member(group, names[index], role, param)
+            yield Member(group, names[index], group["role"] or roles[index] or _role_by_shape(param), param)
 
 
 def named_groups(
@@ -124,7 +123,12 @@ def _label(param: Tensor, labels: Labels, number: int, index: int) -> tuple[str,
     """Name and role of a bare tensor; no role where its shape is not known yet."""
     if param in labels:
         return labels[param]
-    return f"group{number}.{index}", None if is_lazy(param) else role_of_shape(tuple(param.shape))
+    return f"group{number}.{index}", None if is_lazy(param) else _role_by_shape(param)
+
+
+def _role_by_shape(param: Tensor) -> Role:
+    """A lazy parameter counts as a vector until it has a shape, and cannot have a gradient before."""
+    return "vector" if is_lazy(param) else role_of_shape(tuple(param.shape))
 
 
 def _ordered(members: Iterable[Any]) -> Iterable[Any]:

@@ -14,8 +14,8 @@ KEY = "schedule"  # in the first parameter group, where the horizon has changed:
 def scheduled(own: Mapping[str, Any], total: Tensor) -> Tensor | None:
     r"""The step at which schedules stand, 0-dim; ``None`` where it is the number of steps made.
 
-    With a horizon that changed to :math:`T` after :math:`t_0` steps, at a progress :math:`p_0` in [0, 1], it is
-    :math:`T (p_0 + (1 - p_0) (t - t_0) / (T - t_0))`: nothing jumps, and the progress is 1 at step T.
+    With a horizon that changed to :math:`T` after :math:`t_0` steps, at a progress :math:`p_0` in [0, 1], it goes from
+    :math:`p_0 T` at step :math:`t_0`, so that nothing jumps, linearly to :math:`T - 1` at the last step, T - 1.
 
     Args:
         own: the first parameter group: ``step``, and ``schedule`` of shape (2,) if the horizon has changed.
@@ -25,9 +25,9 @@ def scheduled(own: Mapping[str, Any], total: Tensor) -> Tensor | None:
     if start is None:
         return None
     step, progress = start.unbind()
-    left = (own["step"].float() - step) / (total - step).clamp(min=1.0)
-    result: Tensor = total * (progress + (1 - progress) * left)
-    return result
+    begin, last = total * progress, total - 1
+    way = (own["step"].float() - step) / (last - step)
+    return torch.where(last > step, begin + (last - begin) * way, last)
 
 
 def changed(own: Mapping[str, Any], old: int, new: int) -> Tensor:
