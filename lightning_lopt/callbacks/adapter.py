@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lightning_lopt.optim import LearnedOptimizer, labels_of, named_groups
+from lightning_lopt.optim import LearnedOptimizer, evaluation_weights, labels_of, named_groups
 from lightning_lopt.optim.inputs import checked_horizon
 from lightning_lopt.rules.base import UpdateRule
 
@@ -30,7 +30,7 @@ class LearnedOptimizerAdapter(L.Callback):
 
     A rule that answers for other parameters than it trains, as averages of iterates do, has them in the model during
     validation, after the fit, and in the ``state_dict`` of checkpoints; for resuming, checkpoints hold the trained ones
-    besides. Checkpoints of weights alone (``save_weights_only``) and of sharded parameters hold the trained ones only.
+    besides. Checkpoints of weights alone (``save_weights_only``) and of shards (a directory) hold the trained ones only.
 
     Args:
         rule: ``None`` to feed only; a rule, or what ``LearnedOptimizer`` takes for one, to replace the optimizers.
@@ -130,10 +130,7 @@ class LearnedOptimizerAdapter(L.Callback):
                     "max_steps."
                 )
         self._loss, self._count = None, 0
-        with torch.no_grad():
-            for name, param in pl_module.named_parameters():
-                if name in self._trained:
-                    param.copy_(self._trained[name])
+        evaluation_weights.take_over(self._trained, pl_module)
         self._trained = {}
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -151,15 +148,7 @@ class LearnedOptimizerAdapter(L.Callback):
                 optimizer.train()
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        weights: dict[str, Any] = checkpoint["state_dict"]
-        apart = {param: own for opt in _learned(trainer) for param, own in opt.trained_params().items()}
-        measured = {param: own for opt in _learned(trainer) for param, own in opt.evaluation_params().items()}
-        trained: dict[str, Tensor] = {}
-        for name, param in pl_module.named_parameters(remove_duplicate=False):  # shared ones under each of their names
-            if param in apart:
-                trained[name] = apart[param]
-            elif param in measured and type(weights.get(name)) is type(measured[param]):  # else sharded, or gathered
-                trained[name], weights[name] = weights[name], measured[param]
+        trained = evaluation_weights.put_into(checkpoint["state_dict"], pl_module, _learned(trainer))
         if trained:
             checkpoint[TRAINED] = trained
 

@@ -271,7 +271,10 @@ class LearnedOptimizer(RuleOptimizer):
 
     def state_dict(self) -> dict[str, Any]:
         saved = super().state_dict()
-        saved["param_groups"][0]["total_steps"] = None if callable(self.total_steps) else self.total_steps
+        first = saved["param_groups"][0]
+        first["total_steps"] = None if callable(self.total_steps) else self.total_steps
+        # torch.distributed restores those keys alone that are there before: (0, 0) is no change of the horizon
+        first.setdefault(horizon.KEY, torch.zeros(2, dtype=torch.float32, device=first["step"].device))
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -313,6 +316,8 @@ class LearnedOptimizer(RuleOptimizer):
                 self.state[param] = {k: cut_like(v, param) for k, v in moved.items()}
         own.setdefault("skipped_in_a_row", torch.zeros((), dtype=torch.int64))
         own.setdefault("shared", {})  # checkpoints of torch.distributed drop an empty one
+        if horizon.KEY in own and not bool(own[horizon.KEY].any()):
+            del own[horizon.KEY]
         self._follow(members)
         saved_total = own.pop("total_steps", None)
         self._saved_total = saved_total if self.total_steps is not None else None

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from lightning_lopt.optim.groups import Member
 
 Tree = TypeVar("Tree")
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name since torch 2.13
 _ALIGNMENT = 16  # bytes, of the widest type: a piece of the bucket is viewed in its own type
 
 
@@ -78,9 +79,8 @@ def check_placements(params: Iterable[Tensor]) -> None:
         ValueError: see :func:`layout_of`; or if the shards have other sizes than ``torch.chunk`` gives them.
     """
     for param in params:
-        layout = layout_of(param) if isinstance(param, DTensor) else None
-        if layout is not None:
-            here, expected = param._local_tensor.shape[layout.dim], layout.span(param.shape[layout.dim])[1]
+        if isinstance(param, DTensor) and (layout := layout_of(param)) is not None:
+            here, expected = param.to_local().shape[layout.dim], layout.span(param.shape[layout.dim])[1]
             if here != expected:
                 raise ValueError(
                     f"a parameter of shape {tuple(param.shape)} has {here} of its rows on this rank where even "
@@ -113,7 +113,8 @@ def whole(tree: Tree) -> Tree:
     for group, indices in buckets.items():
         for index, x in zip(indices, _gathered([leaves[index] for index in indices], group), strict=True):
             leaves[index] = x
-    return cast(Tree, tree_unflatten(leaves, structure))
+    result: Tree = tree_unflatten(leaves, structure)
+    return result
 
 
 def _gathered(shards: Sequence[DTensor], group: Any) -> list[Tensor]:
@@ -140,7 +141,7 @@ def _gathered(shards: Sequence[DTensor], group: Any) -> list[Tensor]:
         piece(here, number).narrow(layout.dim, 0, local.shape[layout.dim]).copy_(local)
     ranks = layouts[0].ranks
     bucket = here.new_empty(ranks * len(here))
-    dist.all_gather_into_tensor(bucket, here, group=group)
+    _all_gather(bucket, here, group=group)
     rows = bucket.view(ranks, -1).unbind()
     result = []
     for number, (x, layout) in enumerate(zip(shards, layouts, strict=True)):
@@ -152,7 +153,7 @@ def _gathered(shards: Sequence[DTensor], group: Any) -> list[Tensor]:
 def mean_over_ranks(grads: Mapping[str, Tensor], members: Sequence[Member]) -> dict[str, Tensor]:
     """Gradients with those of parameters that are not sharded, which nobody has reduced, averaged over the mesh.
 
-    The mesh is that of the first sharded parameter. Gradients that agree already stay as they are.
+    The mesh is that of the first sharded parameter. Gradients that agree already stay as they are, but for rounding.
     """
     mesh = next(m.param for m in members if isinstance(m.param, DTensor)).device_mesh
     left = [m.name for m in members if not isinstance(m.param, DTensor)]
@@ -163,7 +164,7 @@ def mean_over_ranks(grads: Mapping[str, Tensor], members: Sequence[Member]) -> d
     for dim in range(mesh.ndim):
         dist.all_reduce(flat, group=mesh.get_group(dim))
     flat = flat / mesh.size()
-    pieces = zip(left, flat.split([grads[name].numel() for name in left]), strict=True)
+    pieces = zip(left, torch.split(flat, [grads[name].numel() for name in left]), strict=True)
     return {**grads, **{name: x.view(grads[name].shape).to(grads[name]) for name, x in pieces}}
 
 

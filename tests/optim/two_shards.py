@@ -4,10 +4,10 @@
 leaves ``FOLDER/<entry>-<rank>.pt`` with what the tests compare; plain runs are made on each rank by itself.
 """
 
-import copy
 import os
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -23,10 +23,10 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_lopt import LearnedOptimizer
-from lightning_lopt.optim import sharding
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "rules"))
 from rule_catalogue import CATALOGUE
@@ -84,8 +84,10 @@ def train(model, optimizer, steps, rank=None):
 
 def values(model):
     """Whole parameters by name; a collective."""
-    return {name: p.detach().full_tensor() if isinstance(p, DTensor) else p.detach().clone() for name, p in
-            model.named_parameters()}
+    return {
+        name: p.detach().full_tensor() if isinstance(p, DTensor) else p.detach().clone()
+        for name, p in model.named_parameters()
+    }
 
 
 def states(model, optimizer):
@@ -97,18 +99,26 @@ def states(model, optimizer):
     } | {key: value.clone() for key, value in optimizer.param_groups[0]["shared"].items()}
 
 
-def fed(model, optimizer, steps):
-    """Steps on gradients that are given, with some missing now and then."""
-    for step in steps:
-        draws = torch.Generator().manual_seed(step)
-        for number, param in enumerate(model.parameters()):
-            grad = torch.randn(param.shape, generator=draws)
-            missing = not param.requires_grad or (step + number) % 5 == 0
-            if isinstance(param, DTensor):
-                grad = distribute_tensor(grad, param.device_mesh, param.placements)
-            param.grad = None if missing else grad.to(param.dtype)
-        optimizer.step(torch.rand((), generator=draws))
-        optimizer.zero_grad()
+def give(model, step):
+    """Gradients that are made up, the same on all ranks, some of them missing."""
+    draws = torch.Generator().manual_seed(step)
+    for number, param in enumerate(model.parameters()):
+        grad = torch.randn(param.shape, generator=draws).to(param.dtype)
+        missing = not param.requires_grad or (step + number) % 5 == 0
+        if isinstance(param, DTensor):
+            grad = distribute_tensor(grad, param.device_mesh, param.placements)
+        param.grad = None if missing else grad
+    return torch.rand((), generator=draws)
+
+
+def fed(entry, mesh=None):
+    """Twenty steps on given gradients: model, optimizer, and the collectives of the last step."""
+    model, optimizer = built(entry, mesh, torch.float32)
+    for step in range(STEPS):
+        loss = give(model, step)
+        with Collectives() as seen:
+            optimizer.step(loss)
+    return model, optimizer, dict(seen.count)
 
 
 def largest_difference(one, other):
@@ -123,27 +133,17 @@ def built(entry, mesh=None, dtype=torch.float64):
     return model, LearnedOptimizer(model, entry.rule(dtype), total_steps=STEPS)
 
 
-def collectives(optimizer, run):
-    """Names of the collectives of torch that ``run`` makes, by counting calls where they are made."""
-    calls = []
+class Collectives(TorchDispatchMode):
+    """Counts the collectives that are dispatched, by name."""
 
-    def counted(name, original):
-        def call(*args, **settings):
-            calls.append(name)
-            return original(*args, **settings)
+    def __init__(self):
+        super().__init__()
+        self.count = Counter()
 
-        return call
-
-    names = ("all_gather_into_tensor", "all_reduce")
-    originals = {name: getattr(sharding.dist, name) for name in names}
-    try:
-        for name, original in originals.items():
-            setattr(sharding.dist, name, counted(name, original))
-        run()
-    finally:
-        for name, original in originals.items():
-            setattr(sharding.dist, name, original)
-    return calls
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace in ("c10d", "_c10d_functional"):
+            self.count[func.__name__.split(".")[0]] += 1
+        return func(*args, **(kwargs or {}))
 
 
 def resumed(entry, mesh, rank, folder):
@@ -154,8 +154,8 @@ def resumed(entry, mesh, rank, folder):
     sharded = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
     dcp.save(sharded, checkpoint_id=folder)
     full = get_model_state_dict(model, options=FULL), get_optimizer_state_dict(model, optimizer, options=FULL)
-    full = [full]
-    dist.broadcast_object_list(full)  # as if all ranks read one file
+    if rank == 0:
+        torch.save(full, folder / "single.pt")
     train(model, optimizer, range(half, STEPS), rank)
     reports = {"through": (values(model), states(model, optimizer))}
 
@@ -171,8 +171,9 @@ def resumed(entry, mesh, rank, folder):
 
     model, optimizer = built(entry, mesh)
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-    set_model_state_dict(model, full[0][0], options=options)
-    set_optimizer_state_dict(model, optimizer, full[0][1], options=options)
+    weights, saved = torch.load(folder / "single.pt")
+    set_model_state_dict(model, weights, options=options)
+    set_optimizer_state_dict(model, optimizer, saved, options=options)
     train(model, optimizer, range(half, STEPS), rank)
     reports["single file"] = values(model), states(model, optimizer)
     return reports
@@ -182,17 +183,13 @@ def report(entry, mesh, rank):
     with tempfile.TemporaryDirectory() as own:
         folder = [own]
         dist.broadcast_object_list(folder)
-        resumptions = resumed(entry, mesh, rank, folder[0])
+        resumptions = resumed(entry, mesh, rank, Path(folder[0]))
         dist.barrier()
     alone, whole_optimizer = built(entry)
     train(alone, whole_optimizer, range(STEPS))
 
-    plain, plain_optimizer = built(entry, dtype=torch.float32)
-    cut, cut_optimizer = built(entry, mesh, torch.float32)
-    fed(plain, plain_optimizer, range(STEPS - 1))
-    fed(cut, cut_optimizer, range(STEPS - 1))
-    calls = collectives(cut_optimizer, lambda: fed(cut, cut_optimizer, [STEPS]))
-    fed(plain, plain_optimizer, [STEPS])
+    plain, plain_optimizer, _ = fed(entry)
+    cut, cut_optimizer, collectives = fed(entry, mesh)
     kept = [(p, x) for p, state in cut_optimizer.state.items() for x in state.values() if isinstance(p, DTensor)]
     return {
         "through": resumptions["through"],
@@ -201,7 +198,7 @@ def report(entry, mesh, rank):
         "resumed": {kind: resumptions[kind] for kind in ("sharded", "single file")},
         "fed": (values(cut), states(cut, cut_optimizer)),
         "fed plain": (values(plain), states(plain, plain_optimizer)),
-        "collectives": calls,
+        "collectives": collectives,
         "whole beside": [str(tuple(p.shape)) for p, x in kept if x.shape == p.shape and not isinstance(x, DTensor)],
         "kept": [
             (x.to_local().untyped_storage().nbytes(), x.to_local().nbytes) for _, x in kept if isinstance(x, DTensor)

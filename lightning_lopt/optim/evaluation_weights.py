@@ -1,0 +1,89 @@
+"""Evaluation weights and trained weights in a checkpoint, where a rule is measured at other parameters than it trains.
+
+A checkpoint is for two uses: its ``state_dict`` for whoever measures or deploys the model, and all of it for resuming.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from lightning_lopt.optim.learned_optimizer import LearnedOptimizer
+from lightning_lopt.optim.sharding import local, part, whole
+from lightning_lopt.rules.base import UpdateRule
+
+
+def put_into(weights: dict[str, Any], module: nn.Module, optimizers: Sequence[LearnedOptimizer]) -> dict[str, Tensor]:
+    """Make ``weights`` those to measure, and return those that training goes on with.
+
+    A checkpoint of shards (a directory) keeps a single version of each parameter: the one that training goes on with,
+    with a warning. A single file has both, whole. All ranks must call this at the same time.
+
+    Args:
+        weights: state dict of ``module`` that is about to be saved; changed in place. It holds shards, or whole
+            tensors, or nothing, on the ranks that do not write.
+        module: the module that is saved.
+        optimizers: those that train it.
+
+    Returns:
+        trained parameters by name, as many as ``weights`` has evaluation weights for; to be saved with the checkpoint.
+    """
+    apart = {param: value for opt in optimizers for param, value in opt.trained_params().items()}
+    named = list(module.named_parameters(remove_duplicate=False))  # shared ones under each of their names
+    if any(isinstance(value, DTensor) for value in weights.values()):
+        weights.update({name: apart[param] for name, param in named if param in apart and name in weights})
+        if any(_measured_elsewhere(optimizer.rule) for optimizer in optimizers):
+            _warn(optimizers[0])
+        return {}
+    measured = {param: value for opt in optimizers for param, value in opt.evaluation_params().items()}
+    trained: dict[str, Tensor] = {}
+    for name, param in named:
+        other = apart.get(param, measured.get(param))
+        value = None if other is None else whole(other)  # a collective, also where nothing is written
+        if value is None or not _fits(weights.get(name), value):
+            continue
+        if param in apart:
+            trained[name] = value
+        else:
+            trained[name], weights[name] = weights[name], value
+    return trained
+
+
+@torch.no_grad()
+def take_over(trained: Mapping[str, Tensor], module: nn.Module) -> None:
+    """Give ``module`` the trained parameters of a checkpoint, as :func:`put_into` returned them.
+
+    Raises:
+        ValueError: if they are shards, which are those of the rank that wrote them.
+    """
+    for name, param in module.named_parameters():
+        if name in trained:
+            if isinstance(trained[name], DTensor):
+                raise ValueError(
+                    f"the trained weights in this checkpoint hold only one rank's shard of {name!r}; resume from a "
+                    "checkpoint that a newer lightning_lopt has saved."
+                )
+            local(param).copy_(part(trained[name], param))
+
+
+def _fits(saved: Any, value: Tensor) -> bool:
+    return isinstance(saved, Tensor) and saved.shape == value.shape
+
+
+def _measured_elsewhere(rule: UpdateRule) -> bool:
+    return type(rule).evaluation_params is not UpdateRule.evaluation_params
+
+
+def _warn(optimizer: LearnedOptimizer) -> None:
+    if "evaluation weights" not in optimizer.signals.warned:
+        optimizer.signals.warned.add("evaluation weights")
+        warnings.warn(
+            "a checkpoint of shards holds the weights that training goes on with, not the averages that this rule is "
+            "measured at; for these save a single file, with ModelParallelStrategy(save_distributed_checkpoint=False).",
+            stacklevel=3,
+        )
