@@ -30,7 +30,7 @@ class LearnedOptimizerAdapter(L.Callback):
 
     A rule that answers for other parameters than it trains, as averages of iterates do, has them in the model during
     validation, after the fit, and in the ``state_dict`` of checkpoints; for resuming, checkpoints hold the trained ones
-    besides. Checkpoints of weights alone (``save_weights_only``) and of shards (a directory) hold the trained ones only.
+    besides. Checkpoints of weights alone (``save_weights_only``) and of shards (a directory) hold only the trained ones.
 
     Args:
         rule: ``None`` to feed only; a rule, or what ``LearnedOptimizer`` takes for one, to replace the optimizers.

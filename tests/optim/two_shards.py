@@ -1,7 +1,8 @@
 """Run by ``test_sharding.py`` in a process of its own: steps of rules on two gloo ranks that share the parameters.
 
 ``python two_shards.py FOLDER [NUMBER ...]`` takes these entries of the catalogue, all of them without numbers, and
-leaves ``FOLDER/<entry>-<rank>.pt`` with what the tests compare; plain runs are made on each rank by itself.
+leaves ``FOLDER/<entry>-<rank>.pt`` with what the tests compare, and ``FOLDER/placements-<rank>.pt``. Plain runs are
+made on each rank by itself.
 """
 
 import os
@@ -23,10 +24,11 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_lopt import LearnedOptimizer
+from lightning_lopt.optim.sharding import cut_like, whole
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "rules"))
 from rule_catalogue import CATALOGUE
@@ -206,10 +208,64 @@ def report(entry, mesh, rank):
     }
 
 
+def placements():
+    """Shapes and placements with whether they come together and are cut again as torch does, and what is refused."""
+    line, grid, column = init_device_mesh("cpu", (2,)), init_device_mesh("cpu", (1, 2)), init_device_mesh("cpu", (2, 1))
+    cases = [
+        (shape, mesh, where)
+        for shape in [(5, 3), (1, 3), (4, 2), (3, 4, 2), (2, 0), (0, 2)]
+        for mesh, where in [
+            (line, [Shard(0)]),
+            (line, [Shard(1)]),
+            (line, [Shard(-1)]),
+            (line, [Replicate()]),
+            (grid, [Replicate(), Shard(0)]),
+            (column, [Shard(1), Replicate()]),
+        ]
+    ] + [((1,), line, [Shard(0)]), ((), line, [Replicate()])]
+    types = [torch.float32, torch.bfloat16, torch.float64, torch.complex64, torch.int64]
+    given, cut = [], []
+    for number, (shape, mesh, where) in enumerate(cases):
+        x = 10 * torch.randn(shape, generator=torch.Generator().manual_seed(number))
+        given.append(x.to(types[number % len(types)]))
+        cut.append(distribute_tensor(given[-1], mesh, where))
+    together = whole({"cut": cut, "plain": given[0]})
+    again = [cut_like(x, shard) for x, shard in zip(together["cut"], cut, strict=True)]
+    refused = []
+    for mesh, where in [(line, [Partial()]), (grid, [Shard(0), Shard(1)])]:
+        param = DTensor.from_local(torch.ones(2, 2), mesh, where)
+        refused.append(sentence(lambda param=param: LearnedOptimizer([nn.Parameter(param)], "base")))
+    uneven = DTensor.from_local(torch.ones(1 + 2 * dist.get_rank(), 2), line, [Shard(0)], shape=(4, 2), stride=(2, 1))
+    refused.append(sentence(lambda: LearnedOptimizer([nn.Parameter(uneven)], "base")))
+    return {
+        "together": [same(*pair) for pair in zip(together["cut"], given, strict=True)],
+        "handed through": together["plain"] is given[0],
+        "again": [
+            x.placements == shard.placements and x.shape == shard.shape and same(x.to_local(), shard.to_local())
+            for x, shard in zip(again, cut, strict=True)
+        ],
+        "refused": refused,
+    }
+
+
+def same(one, other):
+    return not isinstance(one, DTensor) and one.dtype == other.dtype and torch.equal(one, other)
+
+
+def sentence(build):
+    """The message of the ``ValueError`` that ``build`` raises."""
+    try:
+        build()
+    except ValueError as error:
+        return str(error)
+    return "nothing was raised"
+
+
 def main(rank, folder, entries):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "RANK": str(rank), "WORLD_SIZE": "2"}
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
+    torch.save(placements(), Path(folder) / f"placements-{rank}.pt")
     for number in entries:
         torch.save(report(CATALOGUE[number], mesh, rank), Path(folder) / f"{number}-{rank}.pt")
     dist.destroy_process_group()
