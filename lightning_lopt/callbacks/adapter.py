@@ -30,7 +30,7 @@ class LearnedOptimizerAdapter(L.Callback):
 
     A rule that answers for other parameters than it trains, as averages of iterates do, has them in the model during
     validation, after the fit, and in the ``state_dict`` of checkpoints; for resuming, checkpoints hold the trained ones
-    besides. Checkpoints of weights alone (``save_weights_only``) and of shards (a directory) hold only the trained ones.
+    besides. Checkpoints of weights alone (``save_weights_only``) and of shards (directories) have the trained ones.
 
     Args:
         rule: ``None`` to feed only; a rule, or what ``LearnedOptimizer`` takes for one, to replace the optimizers.
@@ -134,18 +134,15 @@ class LearnedOptimizerAdapter(L.Callback):
         self._trained = {}
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for optimizer in _learned(trainer):
-            optimizer.eval()
+        evaluation_weights.to_evaluation(pl_module, _learned(trainer))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
-            for optimizer in _learned(trainer):
-                optimizer.eval()
+            evaluation_weights.to_evaluation(pl_module, _learned(trainer))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
-            for optimizer in _learned(trainer):
-                optimizer.train()
+            evaluation_weights.to_training(pl_module, _learned(trainer))
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         trained = evaluation_weights.put_into(checkpoint["state_dict"], pl_module, _learned(trainer))

@@ -1,6 +1,9 @@
-"""Evaluation weights and trained weights in a checkpoint, where a rule is measured at other parameters than it trains.
+"""Evaluation weights and trained weights of a module, where a rule is measured at other parameters than it trains.
 
 A checkpoint is for two uses: its ``state_dict`` for whoever measures or deploys the model, and all of it for resuming.
+
+``fully_shard`` may leave a module with gathered copies of its parameters after a forward pass, and takes these for the
+next one; so they are freed wherever parameters are about to change outside of a training step.
 """
 
 from __future__ import annotations
@@ -11,11 +14,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from lightning_lopt.optim.learned_optimizer import LearnedOptimizer
 from lightning_lopt.optim.sharding import local, part, whole
 from lightning_lopt.rules.base import UpdateRule
+
+
+def to_evaluation(module: nn.Module, optimizers: Sequence[LearnedOptimizer]) -> None:
+    """Put ``module`` where its rules are measured; nothing happens where that is where they train."""
+    for optimizer in optimizers:
+        if _measured_elsewhere(optimizer.rule):
+            _free_copies(module)
+            optimizer.eval()
+
+
+def to_training(module: nn.Module, optimizers: Sequence[LearnedOptimizer]) -> None:
+    """Put ``module`` back where training goes on."""
+    for optimizer in optimizers:
+        if optimizer.is_in_eval:
+            _free_copies(module)
+            optimizer.train()
 
 
 def put_into(weights: dict[str, Any], module: nn.Module, optimizers: Sequence[LearnedOptimizer]) -> dict[str, Tensor]:
@@ -33,12 +53,14 @@ def put_into(weights: dict[str, Any], module: nn.Module, optimizers: Sequence[Le
     Returns:
         trained parameters by name, as many as ``weights`` has evaluation weights for; to be saved with the checkpoint.
     """
+    if not any(_measured_elsewhere(optimizer.rule) for optimizer in optimizers):
+        return {}
+    _free_copies(module)
     apart = {param: value for opt in optimizers for param, value in opt.trained_params().items()}
     named = list(module.named_parameters(remove_duplicate=False))  # shared ones under each of their names
     if any(isinstance(value, DTensor) for value in weights.values()):
         weights.update({name: apart[param] for name, param in named if param in apart and name in weights})
-        if any(_measured_elsewhere(optimizer.rule) for optimizer in optimizers):
-            _warn(optimizers[0])
+        _warn(optimizers[0])
         return {}
     measured = {param: value for opt in optimizers for param, value in opt.evaluation_params().items()}
     trained: dict[str, Tensor] = {}
@@ -61,6 +83,8 @@ def take_over(trained: Mapping[str, Tensor], module: nn.Module) -> None:
     Raises:
         ValueError: if they are shards, which are those of the rank that wrote them.
     """
+    if trained:
+        _free_copies(module)
     for name, param in module.named_parameters():
         if name in trained:
             if isinstance(trained[name], DTensor):
@@ -69,6 +93,12 @@ def take_over(trained: Mapping[str, Tensor], module: nn.Module) -> None:
                     "checkpoint that a newer lightning_lopt has saved."
                 )
             local(param).copy_(part(trained[name], param))
+
+
+def _free_copies(module: nn.Module) -> None:
+    for part_of_it in module.modules():
+        if isinstance(part_of_it, FSDPModule):
+            part_of_it.reshard()
 
 
 def _fits(saved: Any, value: Tensor) -> bool:

@@ -209,7 +209,8 @@ class LearnedOptimizer(RuleOptimizer):
     def eval(self) -> None:
         """Put the parameters where the rule is to be measured, :meth:`UpdateRule.evaluation_params`.
 
-        Costs nothing and changes nothing for rules that are measured where they train.
+        Costs nothing and changes nothing for rules that are measured where they train. Modules of ``fully_shard`` may
+        hold copies from their last forward pass: call their ``reshard()`` before :meth:`eval` and :meth:`train`.
         """
         values = self.evaluation_params()
         if values:
