@@ -48,7 +48,6 @@ def ends(folder, name):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fit_on_shards_is_one_of_a_single_process(folder, kind):
-    """Of twice the batch."""
     plain, shards = torch.load(folder / "plain-0.pt"), ends(folder, kind)
     assert shards["steps"] == plain["steps"] == (2 * BATCHES, 0, 2 * BATCHES)
     for part in ("parameters", "shared"):

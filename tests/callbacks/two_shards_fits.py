@@ -61,10 +61,13 @@ class Sharded(Module):
         return data()
 
 
-def data(batch_size=4):
+def data(rank=None):
+    """Batches of eight, or the half of each that is a rank's."""
     draws = torch.Generator().manual_seed(1)
     samples = [(torch.randn(5, generator=draws), torch.randint(3, (), generator=draws)) for _ in range(8 * BATCHES)]
-    return DataLoader(samples, batch_size=batch_size)
+    if rank is None:
+        return DataLoader(samples, batch_size=8)
+    return DataLoader([x for index, x in enumerate(samples) if index // 4 % 2 == rank], batch_size=4)
 
 
 class Report(Callback):
@@ -98,11 +101,11 @@ class Watch(Callback):
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint):
         (optimizer,) = trainer.optimizers
-        elsewhere = optimizer.evaluation_params()
-        names = {param: name for name, param in named(pl_module).items()}
+        params = named(pl_module)
+        apart, elsewhere = optimizer.trained_params(), optimizer.evaluation_params()
         versions = {
-            "trained": {name: whole(param) for param, name in names.items()},
-            "evaluation": {names[param]: whole(value) for param, value in elsewhere.items()},
+            "trained": {name: whole(apart.get(param, param)) for name, param in params.items()},
+            "evaluation": {name: whole(elsewhere[param]) for name, param in params.items() if param in elsewhere},
         }
         torch.save(versions, OUT / f"{self.name}-{trainer.global_step}-{trainer.global_rank}.pt")
 
@@ -115,7 +118,13 @@ def sharded(name, rule, *, single, ckpt=None, save=False, epochs=2, end=None, to
         callbacks += [Watch(f"{name}-versions"), ModelCheckpoint(OUT, save_top_k=-1, every_n_epochs=1, **where)]
     strategy = ModelParallelStrategy(2, 1, save_distributed_checkpoint=not single, process_group_backend="gloo")
     adapter = LearnedOptimizerAdapter(rule, total_steps=total_steps)
-    settings = {"callbacks": callbacks, "data": data(), "ckpt": ckpt, "epochs": epochs}
+    settings = {
+        "use_distributed_sampler": False,
+        "callbacks": callbacks,
+        "data": data(int(os.environ["RANK"])),
+        "ckpt": ckpt,
+        "epochs": epochs,
+    }
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         trainer = fit(Sharded(), adapter=adapter, devices=2, strategy=strategy, **settings)
@@ -162,12 +171,12 @@ def free_port():
 if __name__ == "__main__":
     L.seed_everything(0, verbose=False)
     torch.multiprocessing.start_processes(main, (free_port(),), nprocs=2, start_method="fork")
-    fit(Sharded(), adapter=LearnedOptimizerAdapter(AVERAGING), callbacks=[Report("plain")], data=data(8))
+    fit(Sharded(), adapter=LearnedOptimizerAdapter(AVERAGING), callbacks=[Report("plain")], data=data())
     alone = OUT / f"single-step={BATCHES}.ckpt"
     fit(
         Sharded(),
         adapter=LearnedOptimizerAdapter(AVERAGING),
         callbacks=[Report("plain-resumed")],
-        data=data(8),
+        data=data(),
         ckpt=alone,
     )
