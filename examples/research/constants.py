@@ -1,7 +1,7 @@
 """Compare settings of `base` that differ in θ alone, on the problems of directions.py: for choosing.
 
-python examples/research/constants.py --data mnist10k.npz cifar10_16x16.npz --change calibration.log_fall-20 \
-    constants.log_step_size+0.26 constants.log_step_size-0.26,calibration.restraint+0.3
+python examples/research/constants.py --data mnist10k.npz cifar10_16x16.npz --change calibration.log_grow-20 \
+    constants.log_step_size+0.26 constants.log_step_size-0.26,calibration.log_tolerance+0.3
 
 A change is an entry of θ (or of `ideas.py`) and what is added to all of its values; several are joined by commas. All
 run side by side. With `--long` on five runs of 10,000 steps instead, or of as many as it is given.
@@ -51,7 +51,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for change in arguments.change:
         if PART.sub("", change):
-            parser.error(f"{change!r} is no change; write for instance calibration.restraint+0.3.")
+            parser.error(f"{change!r} is no change; write for instance calibration.log_tolerance+0.3.")
     torch.set_num_threads(1)
 
     names = ["", *arguments.change]

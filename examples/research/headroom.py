@@ -62,7 +62,6 @@ def variants(rule: UpdateRule) -> dict[str, tuple[str, Tensor]]:
             "constants.momentum_mix",
             torch.full_like(theta["constants.momentum_mix"], value),
         )
-    found["restraint 0"] = "calibration.restraint", torch.zeros(())
     return found
 
 

@@ -2,31 +2,63 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lightning_lopt.optim import LearnedOptimizer, evaluation_weights, labels_of, named_groups
+from lightning_lopt._lightning import is_lightning
+from lightning_lopt.callbacks.horizon import TrainerHorizon
+from lightning_lopt.callbacks.logs import Logs, say_at_the_end
+from lightning_lopt.callbacks.losses import MeanLoss, SummedLosses, unscaled
+from lightning_lopt.callbacks.planning import AutomaticPlan, ManualPlan, Plan
+from lightning_lopt.callbacks.swap import AfterSetup, swap_optimizers
+from lightning_lopt.callbacks.watch import ScalerWatch, StepWatch, warn_if_pretrained
+from lightning_lopt.optim import LearnedOptimizer, evaluation_weights, labels_of
 from lightning_lopt.optim.inputs import checked_horizon
 from lightning_lopt.rules.base import UpdateRule
 
 TRAINED = "lightning_lopt_trained_parameters"
 
 
-class LearnedOptimizerAdapter(L.Callback):
+class _NotAnInstance(type):
+    """Lets the Trainer say what is wrong with ``callbacks=[LearnedOptimizerAdapter]``: it asks for ``state_key``."""
+
+    @property
+    def state_key(cls) -> str:
+        raise TypeError(f"callbacks=[...] holds the class {cls.__name__}; write {cls.__name__}(), with brackets.")
+
+
+class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
     """Feeds every :class:`~lightning_lopt.LearnedOptimizer` the loss of each step and the horizon of the fit.
 
-    The loss is the mean over the accumulation window and over ranks, without the gradient scaler's factor; one that is
-    passed to ``step(loss=...)`` in manual optimization is averaged over ranks too. With ``rule``, the optimizers that
-    the module configures are replaced, their learning-rate schedulers dropped (a rule schedules itself), and roles of
-    parameters follow from the types of the module's layers, where a group does not set its ``role``.
+    **Loss.** In automatic optimization it is the mean over the accumulation window. In manual optimization gradients
+    add up until a step, and so do the losses; with several optimizers each gets the losses that reached its parameters.
+    It is the mean over ranks, without the gradient scaler's factor; one that is passed to ``step(loss=...)`` in manual
+    optimization is averaged over ranks too.
+
+    **Horizon.** In automatic optimization it is the number of steps that the Trainer is going to make, a
+    ``GradientAccumulationScheduler`` included. In manual optimization it follows from how often an optimizer steps, and
+    is corrected at its steps as more is known. A fit that goes on from a checkpoint with other batches, devices or
+    epochs takes over its new horizon without a jump of the schedule, and says so. Where another number of steps is made
+    than planned, as after early stopping, a warning names both.
+
+    **The swap.** With ``rule``, the optimizers that the module configures are replaced, in this Trainer alone: nothing
+    is left on the module. Groups keep their keys, and ratios of their rates; one at ``lr=0`` stays frozen. ``lr`` of a
+    group stays in the module's own unit: the steps of the rule are multiplied by ``lr`` over the largest configured
+    ``lr`` (``lr_unit`` of the group), so a warm-up by hand, or a callback that writes rates, does what it was written
+    for. Schedulers have no effect, since a rule schedules itself: they stay with the replaced optimizers, where the
+    module may step them and log their rate. A warning names them, and decay that differs by group. Roles of parameters
+    follow from the types of the module's layers, where a group does not set its ``role``.
+
+    **What is logged**, every ``log_every_n_steps``, to the Trainer's loggers: relative step sizes by role (the RMS of
+    updates over that of parameters), what the rule tells of itself, skipped steps, and whether the run is past its
+    horizon; name, revision and hash of the rule as hyperparameters. ``LearningRateMonitor`` shows the constant 1.0 for
+    an optimizer of the module's own, since ``lr`` multiplies the steps of a rule, which schedules itself; after a swap
+    it shows the configured rate, and that of schedulers without effect.
 
     A rule that answers for other parameters than it trains, as averages of iterates do, has them in the model during
     validation, after the fit, and in the ``state_dict`` of checkpoints; for resuming, checkpoints hold the trained ones
@@ -34,14 +66,21 @@ class LearnedOptimizerAdapter(L.Callback):
 
     Args:
         rule: ``None`` to feed only; a rule, or what ``LearnedOptimizer`` takes for one, to replace the optimizers.
-        total_steps: horizon, where the Trainer's own estimate does not hold (manual optimization with several steps
-            a batch, a changing accumulation factor) or does not exist.
-        lr: see :class:`~lightning_lopt.LearnedOptimizer`; used with ``rule`` only.
-        weight_decay: likewise.
+        total_steps: horizon of each optimizer, where the Trainer has no end (``max_time`` alone), or another one is
+            wanted.
+        lr: see :class:`~lightning_lopt.LearnedOptimizer`; used with ``rule`` only, for the groups with the largest
+            configured rate.
+        weight_decay: likewise, for the groups with the largest configured decay.
+        log: whether to log.
 
     Raises:
+        TypeError: from the Trainer, if it is given the class instead of an instance.
         ValueError: if ``total_steps`` is no whole number of at least 1; in ``setup`` for a strategy that flattens
-            parameters; at the start of training if there is no learned optimizer or no horizon.
+            parameters, or beside another adapter; at the start of training if there is no learned optimizer or no
+            horizon.
+
+    Example:
+        >>> trainer = L.Trainer(callbacks=[LearnedOptimizerAdapter("base")], max_epochs=10, logger=False)
     """
 
     def __init__(
@@ -51,60 +90,55 @@ class LearnedOptimizerAdapter(L.Callback):
         total_steps: int | None = None,
         lr: float = 1.0,
         weight_decay: float = 0.0,
+        log: bool = True,
     ) -> None:
         self.rule = rule
         self.total_steps = checked_horizon(total_steps)
         self.lr = lr
         self.weight_decay = weight_decay
-        self._loss: Tensor | None = None
-        self._count = 0
+        self.logs = log  # Lightning sets callback.log
+        self._after_setup: AfterSetup | None = None
+        self._resumes = False
         self._trained: dict[str, Tensor] = {}  # from a checkpoint, until the fit goes on with them
         self._steps_before = 0  # of the Trainer, before the first step of the optimizers
-        self._replaced: dict[str, Any] | None = None  # what the module itself had for configure_optimizers
+        self._losses: MeanLoss | SummedLosses = MeanLoss()
+        self._saved_horizons: dict[str, Any] = {}
+        self._horizons: Plan | None = None
+        self._logs: Logs | None = None
+        self._scaler = ScalerWatch()
+        self._steps = StepWatch([])
+
+    # -- set-up
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if isinstance(trainer.strategy, FSDPStrategy):
+        _check_strategy(trainer)
+        if stage != "fit":
+            return
+        adapters = [type(c).__name__ for c in trainer.callbacks if isinstance(c, LearnedOptimizerAdapter)]  # type: ignore[attr-defined]
+        if len(adapters) > 1:
             raise ValueError(
-                "strategy='fsdp' flattens parameters, so their shapes are lost to the rule; use "
-                "ModelParallelStrategy (FSDP2) or 'ddp'."
+                f"the Trainer has {len(adapters)} adapters for learned optimizers, {' and '.join(adapters)}; keep one "
+                "(MetaTraining is a LearnedOptimizerAdapter itself)."
             )
-        if stage == "fit" and self.rule is not None:
-            original = pl_module.configure_optimizers
-            name = "configure_optimizers"
-            self._replaced = {name: original} if name in pl_module.__dict__ else {}
+        self._resumes = False
+        self._undo_setup()
+        self._after_setup = AfterSetup(trainer, self._when_set_up)
 
-            def configure_optimizers() -> Any:
-                return self._replace(original(), pl_module)
-
-            pl_module.configure_optimizers = configure_optimizers  # type: ignore[method-assign]
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def _when_set_up(self, trainer: L.Trainer) -> None:
+        if self.rule is not None:
+            swap_optimizers(trainer, self._build)
         for optimizer in _learned(trainer):
-            optimizer.signals.reduce = None
-        if self._replaced is not None:
-            del pl_module.__dict__["configure_optimizers"]
-            pl_module.__dict__.update(self._replaced)
-            self._replaced = None
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self.teardown(trainer, pl_module, "fit")
-
-    def _replace(self, configured: Any, module: L.LightningModule) -> Any:
-        labels = labels_of(module)
-        learned = []
-        for optimizer in optimizers_in(configured):
-            groups = [{"params": group["params"], "role": group.get("role")} for group in optimizer.param_groups]
-            learned.append(self._build(named_groups(groups, labels=labels)))
-            learned[-1].labels = labels
-        if not learned:
-            learned = [self._build(module)]
-        return learned[0] if len(learned) == 1 else learned
+            if optimizer.total_steps is None and not self._resumes:
+                optimizer.total_steps = TrainerHorizon(trainer)
 
     def _build(self, params: Any) -> LearnedOptimizer:
         assert self.rule is not None
-        return LearnedOptimizer(
-            params, self.rule, total_steps=self.total_steps, lr=self.lr, weight_decay=self.weight_decay
-        )
+        return LearnedOptimizer(params, self.rule, lr=self.lr, weight_decay=self.weight_decay)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        labels = labels_of(pl_module)
+        for optimizer in _learned(trainer):
+            optimizer.relabel(labels)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         learned = _learned(trainer)
@@ -113,28 +147,62 @@ class LearnedOptimizerAdapter(L.Callback):
                 "LearnedOptimizerAdapter() found no LearnedOptimizer; return one from configure_optimizers, or give "
                 "the adapter a rule, as in LearnedOptimizerAdapter('base')."
             )
-        if all(int(optimizer.param_groups[0]["step"]) == 0 for optimizer in learned):
+        if all(optimizer.calls == 0 for optimizer in learned):
             self._steps_before = trainer.global_step  # not 0 in a second fit, which has fresh optimizers
+            warn_if_pretrained(pl_module, learned)
         for optimizer in learned:
             # clone: some strategies reduce in place, and this is the user's tensor
             optimizer.signals.reduce = lambda loss: trainer.strategy.reduce(loss.clone(), reduce_op="mean")
-            if self.total_steps is None and optimizer.total_steps_given:
-                continue
-            horizon = self.total_steps or _estimated_steps(trainer) - self._steps_before
-            if 1 <= horizon < math.inf:
-                optimizer.total_steps = int(horizon)
-            elif optimizer.rule.reads_horizon:
-                raise ValueError(
-                    f"the Trainer's estimate of its steps, {trainer.estimated_stepping_batches}, is open, or does not "
-                    "hold with a GradientAccumulationScheduler; pass LearnedOptimizerAdapter(total_steps=...) or set "
-                    "max_steps."
-                )
-        self._loss, self._count = None, 0
+        automatic = pl_module.automatic_optimization
+        self._losses = MeanLoss() if automatic else SummedLosses(learned)
+        plan = (AutomaticPlan if automatic else ManualPlan)(trainer, learned, self.total_steps)
+        plan.begin(self._saved_horizons)
+        self._horizons = plan
+        self._scaler, self._steps = ScalerWatch(), StepWatch(learned)
+        self._logs = Logs(trainer, learned) if self.logs and trainer.loggers else None
+        if self._logs is not None:
+            self._logs.write_hyperparameters()
         evaluation_weights.take_over(self._trained, pl_module)
         self._trained = {}
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        evaluation_weights.to_evaluation(pl_module, _learned(trainer))
+    # -- a step
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        value = unscaled(loss, getattr(trainer.precision_plugin, "scaler", None))
+        if pl_module.automatic_optimization:
+            value = value * trainer.accumulate_grad_batches
+        self._losses.before_backward(value)
+        if self._horizons is not None:
+            self._horizons.batch_begins()
+        if self._logs is not None:
+            self._logs.ask()
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._losses.after_backward()
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if self._horizons is not None:
+            self._horizons.before_step(optimizer)
+        loss = self._losses.take(optimizer)
+        if isinstance(optimizer, LearnedOptimizer) and loss is not None:
+            optimizer.signals.loss = trainer.strategy.reduce(loss.clone(), reduce_op="mean")
+            if getattr(trainer.precision_plugin, "scaler", None) is not None:
+                self._scaler.before_step(optimizer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._steps.look()
+        if self._logs is not None:
+            self._logs.write(self._scaler.skipped)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._horizons is not None:
+            self._horizons.epoch_ends()
+
+    # -- parameters to measure and to keep
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
@@ -151,52 +219,57 @@ class LearnedOptimizerAdapter(L.Callback):
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self._trained = checkpoint.get(TRAINED, {})
+        self._resumes = True
+        for optimizer in _learned(trainer):
+            if isinstance(optimizer.total_steps, TrainerHorizon):  # that of the checkpoint comes next
+                optimizer.total_steps = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps_before": self._steps_before}
+        horizons = self._saved_horizons if self._horizons is None else self._horizons.state_dict()
+        return {"steps_before": self._steps_before, "horizons": horizons}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._steps_before = state_dict["steps_before"]
+        self._saved_horizons = state_dict.get("horizons", {})
 
-    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        value = loss.detach().float()
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        if scaler is not None:
-            value = value / scaler.scale(torch.ones((), device=value.device))
-        if pl_module.automatic_optimization:
-            value = value * trainer.accumulate_grad_batches
-        self._loss = value if self._loss is None else self._loss + value
-        self._count += 1
+    # -- the end
 
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        if self._loss is None:
-            return
-        mean = trainer.strategy.reduce(self._loss / self._count, reduce_op="mean")
-        self._loss, self._count = None, 0
-        if isinstance(optimizer, LearnedOptimizer):
-            optimizer.signals.loss = mean
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._steps.look_at_the_end(trainer.fit_loop.epoch_loop.batch_progress.total.ready)
+        evaluation_weights.to_evaluation(pl_module, _learned(trainer))
+        for optimizer in _learned(trainer):
+            say_at_the_end(optimizer, self._scaler.skipped.get(optimizer, 0))
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        for optimizer in _learned(trainer):
+            optimizer.signals.reduce = None
+        self._undo_setup()
+        if self._horizons is not None:
+            self._saved_horizons = self._horizons.state_dict()
+        self._horizons = self._logs = None
+        self._losses, self._scaler, self._steps = MeanLoss(), ScalerWatch(), StepWatch([])
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")
+
+    def _undo_setup(self) -> None:
+        if self._after_setup is not None:
+            self._after_setup.remove()
+            self._after_setup = None
 
 
 def _learned(trainer: L.Trainer) -> list[LearnedOptimizer]:
     return [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, LearnedOptimizer)]
 
 
-def _estimated_steps(trainer: L.Trainer) -> float:
-    """The Trainer's own estimate of its steps, -1 or infinite where it has none or it does not hold."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, GradientAccumulationScheduler) and callback.going_to_accumulate_grad_batches():
-            return math.inf if trainer.max_epochs != -1 else trainer.max_steps
-    return trainer.estimated_stepping_batches
-
-
-def optimizers_in(configured: Any) -> list[torch.optim.Optimizer]:
-    """The optimizers in anything that ``configure_optimizers`` may return."""
-    if isinstance(configured, torch.optim.Optimizer):
-        return [configured]
-    if isinstance(configured, dict):
-        return optimizers_in(configured.get("optimizer"))
-    if isinstance(configured, list | tuple):
-        return [optimizer for entry in configured for optimizer in optimizers_in(entry)]
-    return []
+def _check_strategy(trainer: L.Trainer) -> None:
+    if is_lightning(trainer.strategy, "FSDPStrategy"):
+        raise ValueError(
+            "strategy='fsdp' flattens parameters, so their shapes are lost to the rule; use ModelParallelStrategy "
+            "(FSDP2) or 'ddp'."
+        )
+    if is_lightning(trainer.strategy, "DeepSpeedStrategy"):
+        raise ValueError(
+            "strategy='deepspeed' takes the optimizer into an engine of its own, which hides the loss and the shapes "
+            "of parameters; use ModelParallelStrategy (FSDP2) or 'ddp'."
+        )

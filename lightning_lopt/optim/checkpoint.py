@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.rules.roles import check_role
 
 COUNTERS = ("step", "skipped_steps", "skipped_in_a_row")
+LARGEST_RATE = 1e15  # a larger integer has no place in a tensor
 _LATER = {"skipped_in_a_row"}  # older checkpoints do not have it
 
 
@@ -41,6 +41,8 @@ def fitting_state(
         ValueError: if the checkpoint is of another optimizer, rule, configuration of the rule, or model, or is damaged.
     """
     states, saved_groups = _parts(state_dict)
+    if not any(member.param.is_meta for member in members):
+        _check_values(states, saved_groups)
     wanted = groups[0]["format"]
     for group in saved_groups:
         if group.get("format") != wanted:
@@ -58,7 +60,7 @@ def fitting_state(
     for number, group in enumerate(saved_groups):
         _check_settings(group, number)
     keys = _keys_in_order(saved_groups, members)
-    _check_tensors(states, saved_groups[0].get("shared", {}), keys, members, rule)
+    _check_tensors(states, saved_groups[0]["shared"], keys, members, rule)
     places = iter(keys)
     ordered = [{**group, "params": [next(places) for _ in group["params"]]} for group in saved_groups]
     known = set(keys)
@@ -83,8 +85,16 @@ def _parts(state_dict: Any) -> tuple[Mapping[Any, Any], list[Mapping[str, Any]]]
     return states, groups
 
 
+def _check_values(states: Mapping[Any, Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> None:
+    tensors = [value for mapping in (*states.values(), *groups) for value in mapping.values()]
+    shared = groups[0].get("shared")
+    tensors += list(shared.values()) if isinstance(shared, Mapping) else []
+    if any(isinstance(value, Tensor) and value.is_meta for value in tensors):
+        raise _damaged("it holds tensors without values (on the meta device)")
+
+
 def _check_counters(first: Mapping[str, Any]) -> None:
-    lost = [key for key in COUNTERS if key not in first and key not in _LATER]
+    lost = [key for key in (*COUNTERS, "shared") if key not in first and key not in _LATER]
     if lost:
         raise _damaged(f"it has lost its {' and '.join(lost)}")
     for key in COUNTERS:
@@ -105,9 +115,12 @@ def _check_settings(group: Mapping[str, Any], number: int) -> None:
         if isinstance(value, Tensor):
             fits = value.numel() == 1 and _is_real(value)
         else:
-            fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+            fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LARGEST_RATE
         if not fits:
             raise _damaged(f"{key} of parameter group {number} is {value!r}")
+    unit = group.get("lr_unit", 1.0)
+    if not (isinstance(unit, int | float) and 0 < unit < math.inf):
+        raise _damaged(f"lr_unit of parameter group {number} is {unit!r}")
     if group.get("role") is not None:
         check_role(group["role"], f"parameter group {number} of this optimizer state")
 

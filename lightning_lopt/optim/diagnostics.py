@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.optim.groups import Member
+from lightning_lopt.optim.rates import multiplier
 
 
 def relative_steps(
@@ -23,7 +24,7 @@ def relative_steps(
     squares: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for member in members:
         if member.name in updates:
-            moved, size = updates[member.name] * member.group["lr"], params[member.name]
+            moved, size = updates[member.name] * multiplier(member.group), params[member.name]
             pair = moved.float().square().sum(), size.float().square().sum()
             squares.setdefault(member.role, []).append(pair)
     sums = {role: (torch.stack(column).sum() for column in zip(*pairs, strict=True)) for role, pairs in squares.items()}

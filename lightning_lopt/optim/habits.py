@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from lightning_lopt.optim.rates import multiplier
+
 SMALL = 0.1
 CONSTANT_FOR = 20  # steps with the same small factor: a warm-up or a cycle would have changed it by then
 
@@ -22,7 +24,7 @@ class RateWatch:
         """Warn once after ``CONSTANT_FOR`` steps if the largest ``lr`` has been the same and small all the time."""
         if self._warned:
             return
-        rates = [group["lr"] for group in groups]
+        rates = [multiplier(group) for group in groups]
         largest = max(rates) if all(isinstance(rate, float | int) for rate in rates) else None  # a tensor would wait
         self._steps = self._steps + 1 if largest == self._last else 1
         self._last = largest

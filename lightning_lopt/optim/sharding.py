@@ -3,10 +3,11 @@
 What a step costs. Per rank, one ``all_gather_into_tensor`` for each mesh (there is one mesh as a rule) sends this
 rank's shards of all parameters, gradients and of those state tensors that have the shape of their parameter, and
 receives everybody's: P (4 + 4 + s) bytes arrive on each rank, for P parameters in float32 with s bytes of such state
-per parameter. Nothing else travels, except the gradients of parameters that are not sharded, if there are any (one
-``all_reduce`` per dimension of the mesh). While the step runs, each rank holds these tensors whole, twice for a moment
-when they are cut out of the bucket, and computes the whole step; between steps it holds shards. State of other shapes
-(eigenbases, row and column sums, counters) is kept whole on each rank.
+per parameter. Nothing else travels, except gradients that nobody has reduced: those of parameters that are not sharded
+(one ``all_reduce`` per dimension of the mesh), and partial sums of tensor parallelism. While the step runs, each rank
+holds these tensors whole, twice for a moment when they are cut out of the bucket, and computes the whole step; between
+steps it holds shards. State of other shapes (row and column sums, bases of matrices that are not square, counters) is
+kept whole on each rank.
 """
 
 from __future__ import annotations
@@ -148,6 +149,13 @@ def _gathered(shards: Sequence[DTensor], group: Any) -> list[Tensor]:
         padded = torch.cat([piece(row, number) for row in rows], layout.dim)
         result.append(padded.narrow(layout.dim, 0, x.shape[layout.dim]).contiguous().to(x.to_local().device))
     return result
+
+
+def reduced(grad: Tensor, param: Tensor) -> Tensor:
+    """A gradient that is cut as its parameter; tensor parallelism may leave sums that no rank has taken yet."""
+    if isinstance(grad, DTensor) and isinstance(param, DTensor) and grad.placements != param.placements:
+        return grad.redistribute(placements=param.placements)
+    return grad
 
 
 def mean_over_ranks(grads: Mapping[str, Tensor], members: Sequence[Member]) -> dict[str, Tensor]:

@@ -16,7 +16,8 @@ from lightning_lopt.optim.groups import Labels, Member, members_of
 from lightning_lopt.optim.habits import RateWatch
 from lightning_lopt.optim.inputs import StepSignals, checked_horizon
 from lightning_lopt.optim.precision import all_finite, known, real, wide
-from lightning_lopt.optim.sharding import cut_like, is_sharded, local, mean_over_ranks, part, whole, with_local
+from lightning_lopt.optim.rates import multiplier
+from lightning_lopt.optim.sharding import cut_like, is_sharded, local, mean_over_ranks, part, reduced, whole, with_local
 from lightning_lopt.optim.skips import SkipWatch, not_finite
 from lightning_lopt.rules.base import Params, State, StepContext, UpdateRule
 
@@ -85,7 +86,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         if is_finite is not False:
             for group, name, _, param in members:
                 if name in updates:
-                    lr, update = group["lr"], updates[name]
+                    lr, update = multiplier(group), updates[name]
                     # the sum is made in the wider type, rounded once
                     scaled = update if isinstance(lr, float) and lr == 1.0 else update * lr
                     real(local(param)).add_(unless_skipped(part(scaled, param), 0.0))
@@ -112,6 +113,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         sharded = is_sharded(members)
         if sharded:
             # Checkpoints of torch.distributed miss the state of a trainable parameter that has had no gradient.
+            grads = {m.name: reduced(grads[m.name], m.param) for m in members}
             waiting = [m for m in self._members() if m.param.requires_grad and m.param not in self.state]
             beginners += [m for m in waiting if m.name not in grads]
             params, grads, tensors = whole((params | {m.name: m.param.detach() for m in beginners}, grads, tensors))

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from lightning_lopt.rules.pickled import PickledAsData
 
 Role = Literal["matrix", "vector", "embedding", "head"]
 ROLES: tuple[Role, ...] = ("matrix", "vector", "embedding", "head")
@@ -62,7 +64,7 @@ class StepContext:
         return torch.minimum(self.step if self.scheduled is None else self.scheduled, self.total_steps - 1)
 
 
-class UpdateRule(nn.Module, ABC):
+class UpdateRule(PickledAsData, ABC):
     """An update rule. θ are this module's parameters; everything else it needs is passed in and handed back.
 
     A rule writes nothing in place and branches on no tensor's value, so ``torch.func.functional_call`` and

@@ -16,9 +16,10 @@ from torch import Tensor
 from lightning_lopt.rules.arithmetic import TINY, matrix_shape
 
 LARGEST_SIDE = 1024  # a longer side of a matrix (a vocabulary) keeps its own axes: its basis would cost too much
-TURN = 1.0  # of the angles to first order
-LARGEST_TURN = 1.0  # radians that any direction may turn in a step: beyond, the basis would not stay orthogonal
-EQUAL = 0.01  # where two variances differ by less than the root of this, relatively, there is nothing to turn
+LARGEST_TURN = 0.5  # radians that any direction may turn in a step: from about 1 on, turns are chaotic (rounding grows)
+EQUAL = 0.3  # two variances that differ by less than the root of this, relatively, decouple more slowly
+NULL = 3e-5  # variances below this share of the largest are not decoupled from each other: their coupling may be rounding
+TIE = 0.01  # of two equal variances the earlier axis takes the larger, as if it were larger by this share already
 
 
 def init_bases(param: Tensor) -> dict[str, Tensor]:
@@ -49,20 +50,26 @@ def follow(old: Mapping[str, Tensor], grad: Tensor, rate: Tensor, *, turn: bool 
 def turned(basis: Tensor, covariance: Tensor) -> Tensor:
     r"""An orthogonal basis (n, n), in columns, turned towards the eigenvectors of a covariance (n, n) of any scale.
 
-    With :math:`D = Q^\top C Q` the angle at which axes i and j decouple is
-    :math:`D_{ij} / (D_{jj} - D_{ii})` to first order, here damped where the two variances are equal.
+    With :math:`D = Q^\top C Q` in units of the largest variance of C, and the gap :math:`\Delta = D_{jj} - D_{ii}`, axes i
+    and j turn by :math:`D_{ij} \Delta / (\Delta^2 + D_{ij}^2 + 0.3\, D_{ii} D_{jj} + \nu^2)`. The second term makes this
+    the angle of a Jacobi rotation (Golub and Van Loan, Matrix Computations, section 8.5), which is at most 1/2; the
+    third damps it where variances are about equal, the fourth where both are null.
+
+    Rounding turns nothing: couplings of its size give angles of its size. Two equal variances that are coupled, as of
+    duplicated inputs, would stay as they are but for rounding; here the earlier axis takes the larger variance.
     """
-    covariance = covariance / (covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] + TINY)
+    covariance = covariance / (covariance.diagonal(dim1=-2, dim2=-1).amax(-1)[..., None, None] + TINY)
     coupling = basis.mT @ covariance @ basis
     variances = coupling.diagonal(dim1=-2, dim2=-1)
     rows, columns = variances[..., :, None], variances[..., None, :]
-    gaps = columns - rows
-    angles = TURN * coupling * gaps / (gaps.square() + EQUAL * rows * columns + 1e-8)
-    angles = (angles - angles.mT) / 2  # antisymmetric but for rounding
+    gaps = (1 - TIE) * columns - (1 + TIE) * rows  # above the diagonal, where the axis of the row comes first
+    angles = coupling * gaps / (gaps.square() + coupling.square() + EQUAL * rows * columns + NULL**2)
+    angles = angles.triu(1)
+    angles = angles - angles.mT
     square = angles @ angles
     # Singular values of an antisymmetric matrix come in pairs, so none of the square is larger than this:
-    largest = torch.sqrt(square.square().sum((-2, -1), keepdim=True) / 2 + TINY)
-    limit = (LARGEST_TURN**2 / largest).clamp(max=1.0)
+    norm = torch.sqrt(square.square().sum((-2, -1), keepdim=True) / 2 + TINY)
+    limit = (LARGEST_TURN**2 / norm).clamp(max=1.0)
     angles, square = limit.sqrt() * angles, limit * square
     # Of exp(A) = 1 + A + A² / 2 + A³ / 6 ..., but with A³ / 8: that is orthogonal up to A⁶ / 64.
     rotated = basis @ angles

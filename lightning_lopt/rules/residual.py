@@ -22,7 +22,10 @@ from lightning_lopt.rules.signals import LOSS_DECAYS, SIGNALS, average_loss, tem
 
 FIRST_TURNS = 20  # steps that all turn the eigenbases, which are far from where they belong then
 TYPICAL_COHERENCE, LEAST_COHERENCE = 0.3, 0.01
-GRADIENT_LIMIT = 1e15  # entries are clipped here, so that squares stay finite in float32
+NULL = 1e-10  # second moments below this share of a tensor's largest may be rounding: such entries take no step
+OPPOSED = 0.01  # direction times gradient, both relative, at which caution is in full force: less is half rounding
+GRADIENT_LIMIT = 1e15  # entries are clipped here, in the run's own unit, so that squares stay finite in float32
+SMALLEST_UNIT = 2.0**-100  # of gradients
 
 
 @register_rule("residual")
@@ -45,7 +48,8 @@ class ResidualRule(UpdateRule):
     - if it is calibrated, all of it times factors that follow from the run itself (:class:`Calibration`).
 
     The step is relative to the RMS of the tensor at initialisation: relative to the present one it would feed on
-    itself. Multiplying the loss by a constant leaves the run unchanged.
+    itself. Multiplying the loss by a constant, or adding one to it, leaves the run unchanged: gradients are taken in a
+    unit that the first of them sets, and only a controller reads the loss.
 
     Args:
         direction: learn a per-parameter correction of the direction.
@@ -60,7 +64,7 @@ class ResidualRule(UpdateRule):
         step_range: largest factor by which the controller may change a step size, > 1.
         step_size: η before meta-training, for all roles, > 0.
         weight_decay: λ before meta-training, for all roles, > 0.
-        calibrated: let the run calibrate its steps; the rule then reads the loss.
+        calibrated: let the run calibrate its steps.
         turn_every: one step in how many turns the eigenbases of rotated roles, >= 1; each of the first 20 does.
 
     Raises:
@@ -117,7 +121,7 @@ class ResidualRule(UpdateRule):
             "turn_every": turn_every,
         }
         self.period = turn_every
-        self.reads_loss = controller or calibrated
+        self.reads_loss = controller
         self.calibrates_steps = calibrated
         self.orthogonalised, self.rotated = frozenset(orthogonalised), frozenset(rotated)
         self.controller_hidden = controller_hidden
@@ -150,7 +154,7 @@ class ResidualRule(UpdateRule):
             if self.calibration is not None:
                 own |= {"last_update": torch.zeros_like(param), "log_factor": param.new_zeros(())}
             tensors[name] = own
-        shared = {}
+        shared = {"gradient_unit": next(iter(params.values())).new_zeros(())} if params else {}
         if self.controller is not None and params:
             shared["loss_averages"] = next(iter(params.values())).new_zeros(len(LOSS_DECAYS))
         if self.calibration is not None and params:
@@ -163,12 +167,12 @@ class ResidualRule(UpdateRule):
         roles = {name: context.roles.get(name, role_of_shape(tuple(params[name].shape))) for name in grads}
         of_role = self.constants.at(context)
         constants = {name: of_role[role] for name, role in roles.items()}
-        grads = {name: grad.clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT) for name, grad in grads.items()}
+        shared = dict(state.shared)
+        grads, shared["gradient_unit"] = _in_own_unit(grads, shared["gradient_unit"])
         tensors, inside = {}, {}
         for name, grad in grads.items():
             at = constants[name]
             tensors[name], inside[name] = self._accumulate(grad, state.tensors[name], at, context.full)
-        shared = dict(state.shared)
         if self.controller is not None:
             shared["loss_averages"] = average_loss(shared["loss_averages"], context)
             signals = temporal_signals(params, grads, tensors, shared["loss_averages"], roles, context)
@@ -179,13 +183,11 @@ class ResidualRule(UpdateRule):
                 constants[name] = _controlled(constants[name], Controls(*(control[row] for control in controls)))
                 tensors[name]["hidden"] = hidden[row].to(params[name].dtype)
         if self.calibration is not None:
-            on_steps, on_decay = self.calibration.loss_factors(shared["calibration"], context)
             last = {name: state.tensors[name]["last_update"] for name in grads}
             own = {name: state.tensors[name]["log_factor"] for name in grads}
-            common, shared["calibration"], own = self.calibration(shared["calibration"], own, grads, last, context)
+            common, shared["calibration"], own = self.calibration(shared["calibration"], own, grads, last, context.step)
             for name, at in constants.items():
-                step_size = at.step_size * on_steps * torch.exp(common + own[name])
-                constants[name] = at._replace(step_size=step_size, weight_decay=at.weight_decay * on_decay)
+                constants[name] = at._replace(step_size=at.step_size * torch.exp(common + own[name]))
         updates = {}
         for name, at in constants.items():
             param = params[name]
@@ -197,6 +199,12 @@ class ResidualRule(UpdateRule):
             if self.calibration is not None:
                 tensors[name] |= {"last_update": updates[name], "log_factor": own[name]}
         return updates, State(tensors, shared)
+
+    def diagnostics(self, state: State) -> dict[str, Tensor]:
+        """``calibration``: the common factor on all steps, 1 before the second step; nothing if not calibrated."""
+        if "calibration" not in state.shared:
+            return {}
+        return {"calibration": torch.exp(state.shared["calibration"][0])}
 
     def _accumulate(
         self, grad: Tensor, old: Mapping[str, Tensor], at: Constants, turn: bool
@@ -226,27 +234,45 @@ class ResidualRule(UpdateRule):
         momentum = (state["momentum"] / at.momentum_weight).to(grad.dtype)
         if rotated:
             moved = torch.lerp(inside, into_bases(momentum, state), mix)
-            direction = moved / _root(state["rotated_moment"], at.rotated_weight)
+            scale = _inverse_root(state["rotated_moment"], at.rotated_weight)
+            direction = moved * scale
         else:
             direction = torch.lerp(grad, momentum, mix)
             if not orthogonal:
-                direction = direction / _root(state["second_moment"], at.moment_weight)
+                scale = _inverse_root(state["second_moment"], at.moment_weight)
+                direction = direction * scale
         if not orthogonal:
             # Above 1 is momentum of a time of larger gradients, long forgotten by the second moment.
             coherence = rms(direction).clamp(LEAST_COHERENCE, 1.0) / TYPICAL_COHERENCE
-            direction = torch.where(direction * inside < 0, at.against * direction, direction)
+            against = (direction * inside * scale).clamp(-OPPOSED, 0.0)
+            direction = torch.addcmul(direction, against * ((1 - at.against) / OPPOSED), direction)
         if rotated:
             direction = out_of_bases(direction, state)
         if self.direction is not None:
             direction = unit_rms(direction)
-            root = _root(state["second_moment"], at.moment_weight)
-            adam, gradient = torch.lerp(grad, momentum, mix) / root, grad / root
+            own_scale = _inverse_root(state["second_moment"], at.moment_weight)
+            adam, gradient = torch.lerp(grad, momentum, mix) * own_scale, grad * own_scale
             correction = self.direction((direction, unit_rms(adam), unit_rms(gradient), unit_rms(param)))
             alive = direction.square().mean()  # 1, or 0 without a gradient, which must not become a step
             direction = direction + alive * correction
         if orthogonal:
             return unit_rms(orthogonalise(direction))
         return unit_rms(direction) * torch.pow(coherence, at.coherence_power)
+
+
+def _in_own_unit(grads: Params, unit: Tensor) -> tuple[Params, Tensor]:
+    """Gradients in units of about the largest entry of the first of them that are not all zero, and that unit.
+
+    ``unit`` is 0 before. Squares then do not underflow in float32 where the loss is small. It is a power of two, so no
+    digit changes.
+    """
+    sizes = [torch.linalg.vector_norm(grad, math.inf) for grad in grads.values() if grad.numel() > 0]
+    largest = torch.stack(sizes).max().detach() if sizes else unit
+    found = torch.exp2(torch.floor(torch.log2(largest.clamp(SMALLEST_UNIT, 1 / SMALLEST_UNIT))))
+    unit = torch.where((unit == 0) & (largest > 0), found.to(unit.dtype), unit)
+    factor = torch.where(unit == 0, 1.0, 1 / unit)
+    scaled = {name: grad * factor.to(grad.dtype) for name, grad in grads.items()}
+    return {name: grad.clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT) for name, grad in scaled.items()}, unit
 
 
 def _controlled(at: Constants, controls: Controls) -> Constants:
@@ -258,11 +284,15 @@ def _controlled(at: Constants, controls: Controls) -> Constants:
     )
 
 
-def _root(moment: Tensor, weight: Tensor) -> Tensor:
-    """What Adam divides by."""
-    # The bias correction of the momentum is one factor for the tensor and cancels in unit_rms; that of the second
-    # moment does not beside the 1e-12.
-    return torch.sqrt(moment / weight + TINY) + 1e-12  # TINY: the root has a derivative where no gradient has been
+def _inverse_root(moment: Tensor, weight: Tensor) -> Tensor:
+    r"""What Adam's direction is multiplied with: :math:`\sqrt{v} / (v + \epsilon \max v)`, v without its bias to zero.
+
+    That is :math:`1 / \sqrt{v}`, but falls to 0 where v is null beside the tensor's largest: float32 rounds to 1e-7 of the
+    largest gradient, and rounding must not become an entry of full size.
+    """
+    moment = moment / weight + TINY  # TINY: the root has a derivative where no gradient has been
+    largest = moment.amax() if moment.numel() else moment.new_zeros(())
+    return torch.sqrt(moment) / torch.add(moment, largest, alpha=NULL)
 
 
 def _has_role(param: Tensor, role: Role, roles: frozenset[str]) -> bool:

@@ -84,6 +84,43 @@ class Module(L.LightningModule):
         return self.configured(self) if self.configured else LearnedOptimizer(self, RULE)
 
 
+def small_module_of(package):
+    """The class of a module like :class:`Module`, on the ``LightningModule`` of another package, trained by AdamW."""
+
+    class Other(package.LightningModule):
+        def __init__(self, configured=None):
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+            self.configured = configured
+
+        def training_step(self, batch, batch_idx):
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return self.configured(self) if self.configured else torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+    return Other
+
+
+def fit_of_pytorch_lightning(*, epochs=2, callbacks=(), module=None, **settings):
+    """A fit with Trainer and module of ``pytorch_lightning``, the optimizer swapped; returns the Trainer."""
+    import pytorch_lightning
+
+    trainer = pytorch_lightning.Trainer(
+        max_epochs=epochs,
+        logger=settings.pop("logger", False),
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        callbacks=[LearnedOptimizerAdapter(RULE), *callbacks],
+        **settings,
+    )
+    trainer.fit(module or small_module_of(pytorch_lightning)(), loader())
+    return trainer
+
+
 class ManualModule(Module):
     """The same in manual optimization."""
 

@@ -4,9 +4,9 @@ import warnings
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
-from small_fits import BATCHES, RULE, ManualModule, Module, fit, loader
+from small_fits import BATCHES, RULE, ManualModule, Module, fit, fit_of_pytorch_lightning, loader
 from torch.utils.data import IterableDataset
 
 from lightning_lopt import AdamRule, LearnedOptimizer, LearnedOptimizerAdapter
@@ -49,27 +49,25 @@ def test_the_trainer_makes_as_many_steps_as_planned(settings, steps):
     assert planned_and_made(fit(Module(), **settings)) == (steps, steps)
 
 
-OPEN = {
-    "stream": lambda: {"data": stream()},
-    "accumulation that changes": lambda: {"callbacks": [GradientAccumulationScheduler({0: 1, 1: 4})]},
-    "accumulation that a callback sets": lambda: {"callbacks": [GradientAccumulationScheduler({0: 3})]},
-}
-
-
-@pytest.mark.parametrize("settings", OPEN.values(), ids=OPEN)
-def test_where_the_trainer_cannot_tell_it_has_to_be_said(settings):
-    with pytest.raises(ValueError, match=r"open, or does not hold.*total_steps=\.\.\.\) or set max_steps"):
-        fit(Module(), **settings())
-    trainer = fit(Module(), adapter=LearnedOptimizerAdapter(total_steps=20), **settings())
+@pytest.mark.parametrize("kind", [Module, ManualModule])
+def test_where_no_end_is_known_it_has_to_be_said(kind):
+    with pytest.raises(ValueError, match=r"no end that is known; set max_steps.*total_steps=\.\.\.\)"):
+        fit(kind(), data=stream())
+    trainer = fit(kind(), data=stream(), adapter=LearnedOptimizerAdapter(total_steps=20))
     assert trainer.optimizers[0].total_steps == 20
-    trainer = fit(Module(), epochs=-1, max_steps=8, **settings())
-    assert planned_and_made(trainer) == (8, 8)
-    fit(Module(lambda module: LearnedOptimizer(module, AdamRule())), epochs=1, **settings())
+    assert planned_and_made(fit(kind(), data=stream(), epochs=-1, max_steps=8)) == (8, 8)
+    fit(kind(lambda module: LearnedOptimizer(module, AdamRule())), data=stream(), epochs=1)
 
 
-def test_a_callback_that_sets_no_accumulation_is_no_obstacle():
-    trainer = fit(Module(), callbacks=[GradientAccumulationScheduler({0: 1})])
-    assert planned_and_made(trainer) == (2 * BATCHES, 2 * BATCHES)
+@pytest.mark.parametrize("scheduling", [{0: 1}, {0: 3}, {0: 1, 1: 4}, {0: 5, 2: 2}], ids=str)
+@pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
+def test_accumulation_that_changes_between_epochs(package, scheduling):
+    callbacks = pytest.importorskip(package).callbacks
+    factors = [scheduling[max(epoch for epoch in scheduling if epoch <= now)] for now in range(3)]
+    steps = sum(-(-BATCHES // factor) for factor in factors)
+    settings = {"epochs": 3, "callbacks": [callbacks.GradientAccumulationScheduler(dict(scheduling))]}
+    trainer = fit(Module(), **settings) if package == "lightning.pytorch" else fit_of_pytorch_lightning(**settings)
+    assert planned_and_made(trainer) == (steps, steps)
 
 
 def test_the_adapters_number_wins_over_the_optimizers_and_that_over_the_estimate():
@@ -89,13 +87,11 @@ class ThreeSteps(ManualModule):
             super().training_step(batch, batch_idx)
 
 
-def test_several_steps_a_batch_need_a_number():
-    with pytest.warns(UserWarning, match=f"past its total_steps={BATCHES}") as record:
-        fit(ThreeSteps(), epochs=1)
-    assert len([warning for warning in record if "past its" in str(warning.message)]) == 1
+@pytest.mark.parametrize("given", [None, 3 * BATCHES])
+def test_several_steps_a_batch(given):
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*past its total_steps.*")
-        trainer = fit(ThreeSteps(), epochs=1, adapter=LearnedOptimizerAdapter(total_steps=3 * BATCHES))
+        warnings.filterwarnings("error", message=".*(past its total_steps|horizon was|was given).*")
+        trainer = fit(ThreeSteps(), epochs=1, adapter=LearnedOptimizerAdapter(total_steps=given))
     assert planned_and_made(trainer) == (3 * BATCHES, 3 * BATCHES)
 
 

@@ -88,7 +88,5 @@ def test_without_manual_backward_the_loss_has_to_be_passed():
             self.nets[0](batch[0]).sum().backward()
             optimizer.step()
 
-    with pytest.raises(
-        ValueError, match=r"reads the loss, but none arrived; call step\(closure\) or step\(loss=loss\)"
-    ):
+    with pytest.raises(ValueError, match=r"reads the loss, but none arrived; call step\(loss\), step\(lambda: loss\)"):
         fit(Raw(two_rules), adapter=LearnedOptimizerAdapter(total_steps=12))

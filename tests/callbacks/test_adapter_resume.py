@@ -32,7 +32,10 @@ def test_a_checkpoint_holds_plain_data_only(tmp_path):
     module = Module()
     fit(module, epochs=1, callbacks=[save])
     saved = torch.load(tmp_path / "one.ckpt", weights_only=True)
-    assert saved["callbacks"]["LearnedOptimizerAdapter"] == {"steps_before": 0}
+    assert saved["callbacks"]["LearnedOptimizerAdapter"] == {
+        "steps_before": 0,
+        "horizons": {"end": BATCHES, "start": 0, "steps": BATCHES},
+    }
     assert saved["optimizer_states"][0]["param_groups"][0]["total_steps"] == BATCHES
 
 

@@ -15,6 +15,7 @@ from small_fits import BATCHES, RULE, Module, fit, loader
 from torch import nn
 
 from lightning_lopt import LearnedOptimizer, LearnedOptimizerAdapter
+from lightning_lopt.optim.rates import multiplier
 
 
 def adamw(module):
@@ -42,7 +43,9 @@ class Unfreeze(BackboneFinetuning):
 
     def finetune_function(self, pl_module, epoch, optimizer):
         if epoch == self.unfreeze_backbone_at_epoch:
-            self.unfreeze_and_add_param_group([pl_module.backbone, pl_module.table], optimizer, lr=0.5)
+            self.unfreeze_and_add_param_group(
+                [pl_module.backbone, pl_module.table], optimizer, lr=optimizer.param_groups[0]["lr"] / 2
+            )
         elif epoch > self.unfreeze_backbone_at_epoch:  # Lightning freezes again when it resumes
             self.make_trainable([pl_module.backbone, pl_module.table])
 
@@ -64,7 +67,7 @@ def test_backbone_finetuning_and_resume(tmp_path, configured):
     assert found["net.2.weight"] == "matrix"  # the last layer that was registered is the backbone's
     assert {name for name, role in found.items() if role == "vector"} >= {"backbone.1.weight", "backbone.2.bias"}
     assert [len(group["params"]) for group in optimizer.param_groups] == [4, 7]
-    assert [group["lr"] for group in optimizer.param_groups] == [1.0, 0.5]
+    assert [multiplier(group) for group in optimizer.param_groups] == [1.0, 0.5]
     for epoch in (0, 2):
         resumed = Pretrained(configured)
         again = fit(
@@ -165,7 +168,7 @@ def test_groups_of_the_replaced_optimizer_keep_their_roles():
         "net.2.weight": "head",
         "net.2.bias": "vector",
     }
-    assert {(group["lr"], group["weight_decay"]) for group in optimizer.param_groups} == {(0.5, 0.1)}
+    assert {(multiplier(group), group["weight_decay"]) for group in optimizer.param_groups} == {(0.5, 0.1)}
 
 
 def test_a_training_step_without_a_loss_makes_no_step():

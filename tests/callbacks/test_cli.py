@@ -6,6 +6,7 @@ import torch
 from small_fits import BATCHES, Module, loader
 
 from lightning_lopt import LearnedOptimizer
+from lightning_lopt.optim.rates import multiplier
 
 pytest.importorskip("jsonargparse")
 
@@ -80,5 +81,5 @@ def test_the_adapter_swaps_the_optimizer_of_the_command_line(run):
     cli = run("--optimizer=torch.optim.AdamW", "--optimizer.lr=0.001", f"--trainer.callbacks+={callback}")
     (optimizer,) = cli.trainer.optimizers
     assert isinstance(optimizer, LearnedOptimizer)
-    assert optimizer.param_groups[0]["lr"] == 0.25
+    assert multiplier(optimizer.param_groups[0]) == 0.25
     assert isinstance(cli.model.configure_optimizers(), torch.optim.AdamW)

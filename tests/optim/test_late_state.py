@@ -77,7 +77,7 @@ def test_lazy_layers_are_trained_once_they_have_a_shape():
         ["3", "vector"],
     ]
     train(lazy, by_tensor)
-    assert "8x5      matrix" in by_tensor.role_table()
+    assert by_tensor.role_table().count("matrix") == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool], ids=str)

@@ -89,6 +89,21 @@ def test_what_is_kept_is_sharded(ranks):
         assert all(held == needed for held, needed in report["kept"])
 
 
+def test_a_bucket_holds_all_types(fast):
+    for report in fast["placements"]:
+        assert len(report["types"]) == 9
+        assert all(report["types"])
+
+
+def test_what_is_not_finite_on_one_rank_skips_the_step_on_all(fast):
+    assert [report["not finite"] for report in fast["placements"]] == [(1, 1, False)] * 2
+
+
+def test_partial_gradients_are_summed(fast):
+    for report in fast["placements"]:
+        assert report["partial"].tolist() == [-3.0, -3.0]
+
+
 def test_tensors_come_together_and_are_cut_as_torch_cuts_them(fast):
     for report in fast["placements"]:
         assert all(report["together"])

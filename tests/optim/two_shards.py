@@ -27,7 +27,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_lopt import LearnedOptimizer
+from lightning_lopt import AdamRule, LearnedOptimizer, SGDRule
 from lightning_lopt.optim.sharding import cut_like, whole
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "rules"))
@@ -116,6 +116,8 @@ def give(model, step):
 def fed(entry, mesh=None):
     """Twenty steps on given gradients: model, optimizer, and the collectives of the last step."""
     model, optimizer = built(entry, mesh, torch.float32)
+    if mesh is not None:
+        get_optimizer_state_dict(model, optimizer)  # a checkpoint before the first step changes nothing
     for step in range(STEPS):
         loss = give(model, step)
         with Collectives() as seen:
@@ -245,7 +247,51 @@ def placements():
             for x, shard in zip(again, cut, strict=True)
         ],
         "refused": refused,
+        "types": types(),
+        "not finite": not_finite_on_one_rank(),
+        "partial": partial_gradient(),
     }
+
+
+def types():
+    """Five steps on parameters of three types at once: on shards, and on whole tensors."""
+    ends = []
+    for mesh in (init_device_mesh("cpu", (2,)), None):
+        params = []
+        for dtype in (torch.bfloat16, torch.float64, torch.complex64):
+            x = torch.randn(3, 2, dtype=dtype, generator=torch.Generator().manual_seed(0))
+            params.append(nn.Parameter(x if mesh is None else distribute_tensor(x, mesh, [Shard(0)])))
+        optimizer = LearnedOptimizer(params, AdamRule(lr=0.1))
+        for seed in range(5):
+            for param in params:
+                grad = torch.randn(3, 2, dtype=param.dtype, generator=torch.Generator().manual_seed(seed))
+                param.grad = grad if mesh is None else distribute_tensor(grad, mesh, [Shard(0)])
+            optimizer.step()
+        states = [whole(x) for state in optimizer.state.values() for x in state.values()]
+        ends.append([whole(param.detach()) for param in params] + states)
+    return [same(*pair) for pair in zip(*ends, strict=True)]
+
+
+def not_finite_on_one_rank():
+    """A step with a NaN in the shard of rank 1, then one without: counts, and whether the first moved anything."""
+    mesh = init_device_mesh("cpu", (2,))
+    param = nn.Parameter(distribute_tensor(torch.ones(4, 2), mesh, [Shard(0)]))
+    optimizer = LearnedOptimizer([param], AdamRule())
+    param.grad = distribute_tensor(torch.tensor([[1.0, 1.0]] * 3 + [[1.0, torch.nan]]), mesh, [Shard(0)])
+    optimizer.step()
+    moved = bool((param.to_local() != 1).any())
+    param.grad = distribute_tensor(torch.ones(4, 2), mesh, [Shard(0)])
+    optimizer.step()
+    return optimizer.steps_made, optimizer.skipped_steps, moved
+
+
+def partial_gradient():
+    """A whole parameter after a step on a gradient of which each rank has a summand, 1 and 2."""
+    mesh = init_device_mesh("cpu", (2,))
+    param = nn.Parameter(distribute_tensor(torch.zeros(2), mesh, [Replicate()]))
+    param.grad = DTensor.from_local(torch.full((2,), 1.0 + dist.get_rank()), mesh, [Partial()])
+    LearnedOptimizer([param], SGDRule(lr=1.0, momentum=0.0)).step()
+    return param.detach().to_local()
 
 
 def same(one, other):

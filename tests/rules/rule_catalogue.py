@@ -69,7 +69,7 @@ CATALOGUE = [
     Entry(ResidualRule, reads=LOSS | HORIZON),
     Entry(ResidualRule, {"direction": False}, LOSS | HORIZON),
     Entry(ResidualRule, {"controller": False, "orthogonalised": []}, HORIZON),
-    Entry(ResidualRule, {"direction": False, "controller": False, "calibrated": True}, LOSS | HORIZON),
+    Entry(ResidualRule, {"direction": False, "controller": False, "calibrated": True}, HORIZON),
     Entry(ResidualRule, {"orthogonalised": ["matrix", "embedding", "head"], "step_range": 2.0}, LOSS | HORIZON),
     Entry(
         ResidualRule,
@@ -80,7 +80,7 @@ CATALOGUE = [
             "rotated": ["matrix", "embedding", "head"],
             "calibrated": True,
         },
-        LOSS | HORIZON,
+        HORIZON,
     ),
     Entry(
         ResidualRule,

@@ -231,3 +231,41 @@ def test_a_momentum_of_larger_gradients_makes_no_longer_step():
         updates, state = rule(params, grads, state, context(step, 1000))
         longest = 0.02 * plain_schedule(step, 1000) / 0.3
         assert float(updates["w"].detach().square().mean().sqrt()) <= longest * (1 + 1e-6)
+
+
+def test_the_unit_of_gradients_is_a_power_of_two_of_the_first_that_are_not_zero():
+    rule = ResidualRule(direction=False, controller=False, orthogonalised=[], calibrated=True)
+    params = {name: value.float() for name, value in tensors(0).items()}
+    state = rule.init_state(params, {})
+    units = []
+    for step, largest in enumerate((0.0, 3e-17, 5e-3)):
+        grads = {name: torch.full_like(value, largest) for name, value in params.items()}
+        updates, state = rule(params, grads, state, context(step))
+        units.append(float(state.shared["gradient_unit"]))
+    assert units == [0.0, 2.0**-55, 2.0**-55]
+    assert all(update.isfinite().all() for update in updates.values())
+
+
+@pytest.mark.parametrize("scale", [2.0**-60, 2.0**60])
+def test_gradients_whose_squares_underflow_or_overflow_train_alike(scale):
+    """In float32, with orthogonalised and rotated tensors; a power of two changes no digit."""
+    rule = ResidualRule(orthogonalised=["matrix"], rotated=["head"], calibrated=True)
+    found = []
+    for factor in (1.0, scale):
+        params = {name: value.float() for name, value in tensors(0).items()}
+        state = rule.init_state(params, {"tall": "head"})
+        for step in range(5):
+            grads = {name: factor * value.float() for name, value in tensors(step + 1).items()}
+            updates, state = rule(params, grads, state, context(step, roles={"tall": "head"}))
+            params = {name: params[name] + updates[name] for name in params}
+        found.append(params)
+    assert all(torch.equal(found[0][name], found[1][name]) for name in params)
+
+
+def test_diagnostics_name_the_common_factor():
+    rule = ResidualRule(direction=False, controller=False, calibrated=True)
+    state = rule.init_state(tensors(0), {})
+    assert rule.diagnostics(state)["calibration"] == 1.0
+    state.shared["calibration"][0] = -math.log(2.0)
+    assert float(rule.diagnostics(state)["calibration"]) == pytest.approx(0.5)
+    assert ResidualRule(controller=False).diagnostics(ResidualRule(controller=False).init_state(tensors(0), {})) == {}

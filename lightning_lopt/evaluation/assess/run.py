@@ -13,7 +13,6 @@ import lightning.pytorch as L
 import torch
 from lightning.fabric.utilities import move_data_to_device
 
-from lightning_lopt.callbacks.adapter import optimizers_in
 from lightning_lopt.evaluation.assess.assessment import Assessment
 from lightning_lopt.evaluation.assess.batches import ReadBatches, ReadBatchesOfBothSplits, examples_in, regrouped
 from lightning_lopt.evaluation.assess.budget import budget_seconds
@@ -27,6 +26,7 @@ from lightning_lopt.evaluation.assess.stability import FACTORS, nobody_learns, t
 from lightning_lopt.evaluation.assess.task import MEASURED, PilotTask
 from lightning_lopt.evaluation.assess.verdict import judge
 from lightning_lopt.io import load_rule
+from lightning_lopt.optim.configured import optimizers_in
 from lightning_lopt.optim.inputs import checked_horizon
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.tasks.seeded_random import isolated

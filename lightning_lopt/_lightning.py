@@ -1,0 +1,38 @@
+"""Recognises Lightning's classes in both packages, ``lightning.pytorch`` and ``pytorch_lightning``.
+
+The two packages hold different classes of the same names, so ``isinstance`` across them is always false.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+PACKAGES = ("lightning", "pytorch_lightning")
+
+
+def is_lightning(value: Any, *names: str) -> bool:
+    """Whether ``value`` is an instance of a Lightning class with one of ``names``, from either package.
+
+    Args:
+        value: any object; a class is no instance.
+        names: of classes, as ``"FSDPStrategy"`` or ``"LightningModule"``; subclasses count.
+
+    Example:
+        >>> import lightning.pytorch as L
+        >>> is_lightning(L.LightningModule(), "LightningModule")
+        True
+        >>> is_lightning(L.LightningModule, "LightningModule"), is_lightning(3, "LightningModule")
+        (False, False)
+    """
+    return any(cls.__name__ in names for cls in _lightning_classes(type(value)))
+
+
+def is_lightning_class(value: Any, *names: str) -> bool:
+    """Whether ``value`` is itself a Lightning class with one of ``names``, or a subclass, from either package."""
+    return isinstance(value, type) and any(cls.__name__ in names for cls in _lightning_classes(value))
+
+
+def _lightning_classes(kind: type) -> Iterator[type]:
+    """The classes that ``kind`` inherits from Lightning."""
+    return (cls for cls in kind.__mro__ if cls.__module__.partition(".")[0] in PACKAGES)

@@ -1,0 +1,113 @@
+"""What the adapter writes to the loggers of a Trainer, and says at the end of a fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lightning_lopt.__about__ import __version__
+from lightning_lopt.io.files import RuleFileError
+from lightning_lopt.io.identity import weights_sha256
+from lightning_lopt.optim import LearnedOptimizer
+
+PREFIX = "learned_optimizer"
+
+
+class Logs:
+    """Curves of learned optimizers, at the steps at which the Trainer logs, under the step numbers that it uses.
+
+    Args:
+        trainer: one with loggers.
+        optimizers: the learned ones of the fit.
+    """
+
+    def __init__(self, trainer: L.Trainer, optimizers: Sequence[LearnedOptimizer]) -> None:
+        self._trainer = trainer
+        names = [PREFIX] if len(optimizers) == 1 else [f"{PREFIX}/{index}" for index in range(len(optimizers))]
+        self._optimizers = dict(zip(names, optimizers, strict=True))
+        self._asked: set[str] = set()
+
+    @property
+    def _are_due(self) -> bool:
+        every: int = self._trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and (self._step + 1) % every == 0
+
+    @property
+    def _step(self) -> int:
+        return self._trainer.fit_loop.epoch_loop._batches_that_stepped
+
+    def ask(self) -> None:
+        """Before a step that is logged: let it work out what there is to log."""
+        if self._are_due:
+            for name in self._optimizers.keys() - self._asked:  # one that steps seldom still has to answer
+                self._optimizers[name].signals.wants_diagnostics = True
+                self._asked.add(name)
+
+    def write(self, scaler_skipped: dict[LearnedOptimizer, int]) -> None:
+        """After a batch: log, if this is a step that is logged; only then the device is waited for."""
+        if not self._are_due or self._trainer.fit_loop._should_accumulate():
+            return
+        metrics: dict[str, float] = {}
+        for name in sorted(self._asked):
+            optimizer = self._optimizers[name]
+            if optimizer.signals.wants_diagnostics:  # no step came
+                continue
+            self._asked.remove(name)
+            if self._trainer.is_global_zero:
+                found = {**optimizer.signals.diagnostics, **_counters(optimizer)}
+                if optimizer in scaler_skipped:
+                    found["scaler_skipped_steps"] = scaler_skipped[optimizer]
+                metrics |= {f"{name}/{key}": float(value) for key, value in found.items()}
+        for logger in self._trainer.loggers if metrics else ():
+            logger.log_metrics(metrics, step=self._step)
+
+    def write_hyperparameters(self) -> None:
+        """Log which rules these are."""
+        if self._trainer.is_global_zero:
+            identities = {name: identity(optimizer) for name, optimizer in self._optimizers.items()}
+            for logger in self._trainer.loggers:
+                logger.log_hyperparams(identities)
+
+
+def _counters(optimizer: LearnedOptimizer) -> dict[str, float | Tensor]:
+    counters: dict[str, float | Tensor] = {"skipped_steps": optimizer.skipped_steps}
+    if isinstance(optimizer.total_steps, int):
+        counters["past_horizon"] = float(optimizer.steps_made > optimizer.total_steps)
+    return counters
+
+
+def identity(optimizer: LearnedOptimizer) -> dict[str, Any]:
+    """Name, revision and hash of the rule of an optimizer.
+
+    The revision is what follows ``@`` where the rule was asked for so, else the version of this package, with which
+    embedded rules come. The hash is that of the weights in ``config.json``.
+    """
+    label, _, revision = optimizer.rule_label.partition("@")
+    found = {"rule": label, "architecture": optimizer.rule.rule_name, "revision": revision or __version__}
+    try:
+        return {**found, "sha256": weights_sha256(optimizer.rule)}
+    except RuleFileError:  # weights that cannot be saved
+        return found
+
+
+def say_at_the_end(optimizer: LearnedOptimizer, scaler_skipped: int) -> None:
+    """A line if steps were skipped, or others were made than planned; it waits for the device."""
+    made, skipped, planned = optimizer.steps_made, optimizer.skipped_steps, optimizer.total_steps
+    clauses = []
+    if skipped:
+        clauses.append(
+            f"{skipped} of {made + skipped} steps were skipped, since a loss, a gradient or an update was not finite"
+        )
+    if scaler_skipped:
+        clauses.append(f"the gradient scaler skipped {scaler_skipped} steps")
+    if optimizer.rule.reads_horizon and isinstance(planned, int) and made != planned:
+        clauses.append(
+            f"the horizon was {planned} steps and {made} were made, so the schedule "
+            + ("had not come to its end" if made < planned else "was over before the fit")
+        )
+    if clauses:
+        rank_zero_warn(f"Rule {optimizer.rule_label!r}: {'; '.join(clauses)}.")

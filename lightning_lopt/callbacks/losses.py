@@ -1,0 +1,91 @@
+"""The loss of each step, from the losses of the backward passes before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class MeanLoss:
+    """Automatic optimization: the mean of the losses whose gradients were accumulated for a step."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+        self._count = 0
+
+    def before_backward(self, loss: Tensor) -> None:
+        """Add the loss of a batch, 0-dim and detached, in the unit of the module's loss."""
+        self._sum = loss if self._sum is None else self._sum + loss
+        self._count += 1
+
+    def after_backward(self) -> None:
+        pass
+
+    def take(self, optimizer: Optimizer) -> Tensor | None:
+        """The loss of the step of ``optimizer`` that comes now; the next window begins."""
+        total, count = self._sum, self._count
+        self._sum, self._count = None, 0
+        return None if total is None else total / count
+
+
+class SummedLosses:
+    """Manual optimization: for each optimizer the sum of the losses that reached its parameters since its last step.
+
+    Gradients of several backward passes add up, so the function that a step goes down is the sum of their losses. A
+    backward pass has reached an optimizer if the gradient of one of its parameters is another one after it, or another
+    version of the same. A sum begins anew where all gradients of an optimizer are gone, as after ``zero_grad()``;
+    gradients that are set to zero in place (``set_to_none=False``) look like gradients that are there.
+
+    Args:
+        optimizers: those that are to be told a loss.
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
+        self._optimizers = list(optimizers)
+        self._sums: dict[Optimizer, Tensor] = {}
+        self._loss: Tensor | None = None
+        self._before: list[list[Any]] = []
+
+    def before_backward(self, loss: Tensor) -> None:
+        """Remember the loss, 0-dim and detached, and the gradients before its backward pass."""
+        self._loss = loss
+        self._before = [_marks(optimizer) for optimizer in self._optimizers]
+        for optimizer, marks in zip(self._optimizers, self._before, strict=True):
+            if not any(marks):
+                self._sums.pop(optimizer, None)
+
+    def after_backward(self) -> None:
+        """Add the loss to the sums of the optimizers that it has reached."""
+        if self._loss is None:
+            return
+        pairs = zip(self._optimizers, self._before, strict=True)
+        reached = [optimizer for optimizer, before in pairs if _marks(optimizer) != before]
+        for optimizer in reached or self._optimizers:  # a strategy may keep its gradients where nobody sees them change
+            present = self._sums.get(optimizer)
+            self._sums[optimizer] = self._loss if present is None else present + self._loss
+        self._loss, self._before = None, []
+
+    def take(self, optimizer: Optimizer) -> Tensor | None:
+        """The loss of the step of ``optimizer`` that comes now; its next sum begins."""
+        return self._sums.pop(optimizer, None)
+
+
+def _marks(optimizer: Optimizer) -> list[Any]:
+    """For each parameter what changes when its gradient does; ``None`` without a gradient."""
+    return [_mark(param.grad) for group in optimizer.param_groups for param in group["params"]]
+
+
+def _mark(grad: Tensor | None) -> tuple[int, int] | None:
+    if grad is None:
+        return None
+    return id(grad), getattr(grad, "_local_tensor", grad)._version  # of the shard, where there are shards
+
+
+def unscaled(loss: Tensor, scaler: Any) -> Tensor:
+    """A loss, detached and in float32, without the factor of a gradient scaler; reading that factor would wait."""
+    value = loss.detach().float()
+    return value if scaler is None else value / scaler.scale(torch.ones((), dtype=torch.float32, device=value.device))

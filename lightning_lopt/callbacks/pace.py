@@ -1,0 +1,89 @@
+"""How often an optimizer steps in manual optimization, and so how many steps are to come."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass
+class Pace:
+    """What was seen of the steps of one optimizer; plain numbers, so it goes into checkpoints.
+
+    Batches are numbered from 1 since the optimizer was made.
+
+    Attributes:
+        total: steps so far.
+        first, last: batch of the first and of the last step; 0 before any.
+        stepping: batches with steps.
+        before: steps in the batches with steps but the last.
+        now: steps in the last batch with steps.
+        epoch: steps in this epoch.
+        whole_epoch: steps in the last epoch that was seen as a whole; -1 before.
+        epoch_length: batches of that epoch.
+    """
+
+    total: int = 0
+    first: int = 0
+    last: int = 0
+    stepping: int = 0
+    before: int = 0
+    now: int = 0
+    epoch: int = 0
+    whole_epoch: int = -1
+    epoch_length: int = 0
+
+    def stepped(self, batch: int) -> None:
+        """Count a step in this batch."""
+        if batch != self.last:
+            self.before, self.now = self.before + self.now, 0
+            self.stepping += 1
+            self.first, self.last = self.first or batch, batch
+        self.now += 1
+        self.total += 1
+        self.epoch += 1
+
+    def epoch_ended(self, length: int, *, whole: bool) -> None:
+        """An epoch of ``length`` batches is over; ``whole`` if all of them were seen."""
+        if whole:
+            self.whole_epoch, self.epoch_length = self.epoch, length
+        self.epoch = 0
+
+    @property
+    def period(self) -> float:
+        """Batches from one batch with steps to the next."""
+        return (self.last - self.first) / (self.stepping - 1) if self.stepping > 1 else float(self.first)
+
+    @property
+    def at_once(self) -> float:
+        """Steps in a batch with steps."""
+        return self.before / (self.stepping - 1) if self.stepping > 1 else float(self.now)
+
+    @property
+    def rate(self) -> float:
+        """Steps per batch; 0 before any."""
+        return self.at_once / self.period if self.stepping else 0.0
+
+    def steps_within(self, batches: float) -> int:
+        """Steps still to come in the batch of the last step, and in so many batches after it."""
+        rest = max(round(self.at_once) - self.now, 0)
+        return rest + round(self.at_once * math.floor(batches / self.period + 1e-9))
+
+    def steps_left(self, length: int, done: int, epochs: int) -> int:
+        """Steps to come after the present one, in a fit that ends with an epoch.
+
+        Args:
+            length: batches of an epoch.
+            done: batches of this epoch so far, the present one included.
+            epochs: whole epochs to come after this one.
+        """
+        if self.period > length:  # counted across epochs
+            return self.steps_within(length - done + length * epochs)
+        if self.whole_epoch >= 0 and self.epoch_length == length:
+            return max(self.whole_epoch - self.epoch, 0) + self.whole_epoch * epochs
+        per_epoch = round(self.at_once * math.floor(length / self.period + 1e-9))  # counted anew in each
+        return self.steps_within(length - done) + per_epoch * epochs
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)

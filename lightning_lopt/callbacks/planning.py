@@ -1,0 +1,182 @@
+"""The horizons of the learned optimizers of a fit: planned, and planned again when more is known."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch.optim import Optimizer
+
+from lightning_lopt.callbacks.horizon import paced_steps_left, progress_of, trainer_steps_left
+from lightning_lopt.callbacks.pace import Pace
+from lightning_lopt.optim import LearnedOptimizer
+
+
+class Plan(ABC):
+    """Keeps the horizons of learned optimizers right.
+
+    A horizon that was given wins; where it is not what the fit comes to, a warning names both.
+
+    Args:
+        trainer: of the fit, after its loops were restored.
+        learned: the learned optimizers.
+        total_steps: horizon that was given for all of them.
+    """
+
+    def __init__(self, trainer: L.Trainer, learned: Sequence[LearnedOptimizer], total_steps: int | None) -> None:
+        self._trainer = trainer
+        self._learned = list(learned)
+        self._given = {o for o in learned if total_steps is not None or o.total_steps_given}
+        self._warned: set[LearnedOptimizer] = set()
+        if total_steps is not None:
+            for optimizer in learned:
+                _take_over(optimizer, total_steps)
+
+    @abstractmethod
+    def begin(self, saved: dict[str, Any]) -> None:
+        """Plan at the start of training; ``saved`` is the ``state_dict`` of a checkpoint, if there was one.
+
+        Raises:
+            ValueError: if a rule needs a horizon and the fit has no end.
+        """
+
+    def batch_begins(self) -> None:  # noqa: B027
+        """Look again, before the backward pass of a batch."""
+
+    @abstractmethod
+    def before_step(self, optimizer: Optimizer) -> None:
+        """A step of any optimizer of the fit comes now."""
+
+    def epoch_ends(self) -> None:  # noqa: B027
+        """All batches of an epoch are over."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers for a checkpoint."""
+
+    def _set(self, optimizer: LearnedOptimizer, total: int, *, announce: bool) -> None:
+        """Let ``optimizer`` plan for ``total`` steps from its first on, unless another number was given."""
+        if optimizer in self._given:
+            if optimizer.total_steps != total and optimizer not in self._warned and announce:
+                self._warned.add(optimizer)
+                rank_zero_warn(
+                    f"total_steps={optimizer.total_steps} was given, but this fit comes to {total} steps of the "
+                    "optimizer; leave total_steps out, and the adapter plans for them."
+                )
+            return
+        before = optimizer.total_steps
+        _take_over(optimizer, total)
+        if announce and optimizer.calls and isinstance(before, int) and before != total:
+            rank_zero_info(
+                f"The horizon of rule {optimizer.rule_label!r} changes from {before} to {total} steps after "
+                f"{optimizer.calls}; its schedule goes on without a jump."
+            )
+
+    def _check_end(self, is_open: bool) -> None:
+        needing = [o for o in self._learned if o.rule.reads_horizon and o not in self._given]
+        if is_open and needing:
+            raise ValueError(
+                f"rule {needing[0].rule_label!r} needs the number of steps to come, and this fit has no end that is "
+                "known; set max_steps, or max_epochs with a dataloader that has a length, or pass "
+                "LearnedOptimizerAdapter(total_steps=...)."
+            )
+
+
+class AutomaticPlan(Plan):
+    """Automatic optimization: one optimizer, and a step of it for each step of the Trainer.
+
+    The Trainer's last step is worked out at the start and at the first batch of each epoch, when the number of batches
+    or of those that are accumulated may have changed. A module whose ``optimizer_step`` leaves steps out keeps its
+    ratio.
+    """
+
+    def begin(self, saved: dict[str, Any]) -> None:
+        (optimizer,) = self._learned
+        left = trainer_steps_left(self._trainer, progress_of(self._trainer))
+        self._check_end(math.isinf(left))
+        self._end = self._trainer.global_step + left
+        resumed = bool(optimizer.calls)
+        self._start, self._steps = self._trainer.global_step, 0
+        if resumed and saved:
+            self._start, self._steps = saved["start"], saved["steps"]
+        self._ratio = self._present_ratio()
+        self._looked = False
+        if left < 1 or math.isinf(left) or (resumed and saved.get("end") == self._end):
+            return
+        made = optimizer.steps_made if resumed else 0
+        self._set(optimizer, made + round(left * self._ratio), announce=True)
+
+    def batch_begins(self) -> None:
+        if self._looked and self._trainer.fit_loop.epoch_loop.batch_progress.current.ready != 1:
+            return
+        self._looked = True
+        left = trainer_steps_left(self._trainer, progress_of(self._trainer))
+        end, ratio = self._trainer.global_step + left, self._present_ratio()
+        if math.isinf(left) or (end, ratio) == (self._end, self._ratio):
+            return
+        self._end, self._ratio = end, ratio
+        (optimizer,) = self._learned
+        self._set(optimizer, max(optimizer.steps_made + round(left * ratio), 1), announce=True)
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        self._steps += 1
+
+    def _present_ratio(self) -> float:
+        """Steps of the optimizer for each of the Trainer's."""
+        steps = self._trainer.global_step - self._start
+        return self._steps / steps if steps and self._steps else 1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"end": self._end, "start": self._start, "steps": self._steps}
+
+
+class ManualPlan(Plan):
+    """Manual optimization: each optimizer has a pace of its own, and is planned for at its steps."""
+
+    def begin(self, saved: dict[str, Any]) -> None:
+        self._check_end(progress_of(self._trainer).is_open)
+        batches: Any = self._trainer.fit_loop.epoch_loop.batch_progress
+        optimizers = self._trainer.optimizers
+        resumed = any(optimizer.calls for optimizer in self._learned)
+        if resumed and len(saved.get("paces", ())) == len(optimizers):
+            paces = [Pace(**pace) for pace in saved["paces"]]
+            self._before, self._whole = saved["before"], True
+        else:
+            paces = [Pace(total=getattr(optimizer, "calls", 0)) for optimizer in optimizers]
+            self._before, self._whole = batches.total.processed, progress_of(self._trainer).done == 0
+        self._paces = dict(zip(optimizers, paces, strict=True))
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        batch = self._trainer.fit_loop.epoch_loop.batch_progress.total.ready - self._before
+        pace = self._paces[optimizer]
+        pace.stepped(batch)
+        if isinstance(optimizer, LearnedOptimizer):
+            others = [other for other in self._paces.values() if other is not pace]
+            left = paced_steps_left(pace, others, progress_of(self._trainer), batch)
+            if math.isfinite(left):
+                total, before = pace.total + int(left), optimizer.total_steps
+                surprising = not isinstance(before, int) or abs(total - before) > 0.1 * before
+                self._set(optimizer, total, announce=pace.stepping > 1 and surprising)
+
+    def epoch_ends(self) -> None:
+        batches: Any = self._trainer.fit_loop.epoch_loop.batch_progress
+        for pace in self._paces.values():
+            pace.epoch_ended(batches.current.processed, whole=self._whole)
+        self._whole = True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"before": self._before, "paces": [pace.state_dict() for pace in self._paces.values()]}
+
+
+def _take_over(optimizer: LearnedOptimizer, total: int) -> None:
+    """Set a horizon: without a jump where a run has begun, as it is where none has."""
+    if optimizer.total_steps == total:
+        return
+    if optimizer.calls and isinstance(optimizer.total_steps, int):
+        optimizer.set_horizon(total)
+    else:
+        optimizer.total_steps = total

@@ -1,0 +1,121 @@
+"""A learned optimizer in the place of those that a module configures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.optim import Optimizer
+
+from lightning_lopt.optim import LearnedOptimizer, labels_of, named_groups
+from lightning_lopt.rules.base import ROLES
+
+SCHEDULERS_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")  # what schedulers leave in groups
+
+Build = Callable[[Any], LearnedOptimizer]
+
+
+class AfterSetup:
+    """Calls a function when the strategy of a Trainer has set up its optimizers.
+
+    It hangs on the strategy of this Trainer alone, until :meth:`remove`: the module, its copies and its pickles know
+    nothing of it.
+    """
+
+    def __init__(self, trainer: L.Trainer, then: Callable[[L.Trainer], None]) -> None:
+        self._strategy = strategy = trainer.strategy
+        set_up = strategy.setup_optimizers
+
+        def setup_optimizers(trainer: L.Trainer) -> None:
+            set_up(trainer)
+            then(trainer)
+
+        strategy.setup_optimizers = setup_optimizers  # type: ignore[method-assign]
+
+    def remove(self) -> None:
+        self._strategy.__dict__.pop("setup_optimizers", None)
+
+
+def swap_optimizers(trainer: L.Trainer, build: Build) -> None:
+    """Put learned optimizers in the place of those of a Trainer, for the same parameters in the same groups.
+
+    The schedulers stay with the optimizers that are replaced, which nobody steps: a module may step them, log their
+    rate or look them up.
+
+    Args:
+        trainer: one whose strategy has set up its optimizers.
+        build: makes a learned optimizer from a module or from named groups; its ``lr`` and ``weight_decay`` hold for
+            the groups with the largest.
+
+    Raises:
+        ValueError: if an optimizer maximises.
+    """
+    strategy, module = trainer.strategy, trainer.lightning_module
+    labels = labels_of(module)
+    learned, lost = [], []
+    for original in strategy.optimizers:
+        if type(original).__name__ == "_MockOptimizer":  # configure_optimizers returned None
+            learned.append(build(module))
+            continue
+        groups = original.param_groups
+        roles = [group.get("role") if group.get("role") in ROLES else None for group in groups]
+        pairs = zip(groups, roles, strict=True)
+        named = [{"params": group["params"], "role": role} for group, role in pairs]
+        learned.append(build(named_groups(named, labels=labels)))
+        learned[-1].labels = labels
+        lost += _carry_over(original, learned[-1])
+        original.state.clear()
+        original._opt_called = True  # type: ignore[attr-defined]  # its scheduler asks, and warns without
+    schedulers = [type(config.scheduler).__name__ for config in strategy.lr_scheduler_configs]
+    if schedulers:
+        lost.append(f"{', '.join(schedulers)}, which goes on computing a rate that nothing reads")
+    strategy.optimizers = list(learned)
+    if lost:
+        rank_zero_warn(
+            "The rule sets step sizes over the run and weight decay by itself, so some settings of the optimizer that "
+            f"it replaces have no effect: {'; '.join(lost)}."
+        )
+
+
+def _carry_over(original: Optimizer, learned: LearnedOptimizer) -> list[str]:
+    """Give the groups of ``learned`` the rates, decays and further keys of ``original``; says what cannot be kept.
+
+    A group's ``lr`` stays in the module's own unit: it is what the module has configured, and ``lr_unit``, by which it
+    is divided, is the largest rate that the module has configured. So whatever writes rates later, by hand or as a
+    callback, writes them in the unit that it was written for.
+    """
+    groups = original.param_groups
+    if any(group.get("maximize") for group in groups):
+        raise ValueError(
+            f"{type(original).__name__}(maximize=True) cannot be replaced by a rule, which minimises; return the "
+            "negative of the loss from training_step, without maximize=True."
+        )
+    rates = [_configured_rate(group) for group in groups]
+    decays = [float(group.get("weight_decay") or 0.0) for group in groups]
+    factor, decay = learned.defaults["lr"], learned.defaults["weight_decay"]
+    top, most = max(rates), max(decays)
+    lost = []
+    if top == 0.0:
+        lost.append("all groups have lr=0, so nothing is trained until something raises it to multiples of 1")
+    unit = top / factor if top and factor else 1.0
+    for group, old, rate, its_decay in zip(learned.param_groups, groups, rates, decays, strict=True):
+        group["lr"] = rate if factor else 0.0
+        group["lr_unit"] = unit
+        group["weight_decay"] = decay * (its_decay / most if most else 1.0)
+        for key, value in old.items():
+            if key not in SCHEDULERS_KEYS:
+                group.setdefault(key, value)
+    learned.defaults.update(lr=top if factor else 0.0, lr_unit=unit)  # for groups that are added later
+    if len(set(decays)) > 1 and not decay:
+        lost.append(f"weight_decay that differs by group ({', '.join(f'{value:g}' for value in decays)})")
+    return lost
+
+
+def _configured_rate(group: dict[str, Any]) -> float:
+    """The rate of a group before its scheduler changed it; some do when they are made."""
+    for key in ("max_lr", "initial_lr", "lr"):
+        if key in group:
+            return float(group[key])
+    return 1.0

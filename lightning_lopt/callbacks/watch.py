@@ -1,0 +1,82 @@
+"""What the adapter looks out for: steps that never come, steps that a gradient scaler skips, models trained before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+
+from lightning_lopt.optim import LearnedOptimizer
+from lightning_lopt.optim.pretrained_model import looks_pretrained
+
+RELATIVE_RULES = ("residual",)  # whose steps are relative to the size of a tensor, however little it has to change
+
+
+class ScalerWatch:
+    """Counts the steps that were announced with a loss, but never reached the optimizer."""
+
+    def __init__(self) -> None:
+        self._announced: dict[LearnedOptimizer, int] = {}
+        self._calls: dict[LearnedOptimizer, int] = {}  # before the first that was announced
+
+    def before_step(self, optimizer: LearnedOptimizer) -> None:
+        self._calls.setdefault(optimizer, optimizer.calls)
+        self._announced[optimizer] = self._announced.get(optimizer, 0) + 1
+
+    @property
+    def skipped(self) -> dict[LearnedOptimizer, int]:
+        """Steps that the gradient scaler skipped in this fit; right between two steps."""
+        return {o: count - (o.calls - self._calls[o]) for o, count in self._announced.items()}
+
+
+class StepWatch:
+    """Warns where something else trains the parameters of the learned optimizers.
+
+    Args:
+        optimizers: all learned optimizers of the fit.
+    """
+
+    def __init__(self, optimizers: Sequence[LearnedOptimizer]) -> None:
+        self._calls = {optimizer: optimizer.calls for optimizer in optimizers}
+        self._versions = self._sum_of_versions()
+        self._is_over = not optimizers
+
+    def look(self) -> None:
+        """After a batch; no work once a step was made."""
+        if self._is_over:
+            return
+        if self._has_stepped():
+            self._is_over = True
+        elif self._sum_of_versions() != self._versions:
+            self._is_over = True
+            rank_zero_warn(
+                "The parameters of the LearnedOptimizer change, but not by its steps: another optimizer than the one "
+                "that configure_optimizers returns trains the module. Return that one, or step self.optimizers()."
+            )
+
+    def look_at_the_end(self, batches: int) -> None:
+        """After the fit."""
+        if not self._is_over and batches and not self._has_stepped():
+            rank_zero_warn(f"The LearnedOptimizer made no step in {batches} batches; call self.optimizers().step().")
+
+    def _has_stepped(self) -> bool:
+        return any(optimizer.calls != calls for optimizer, calls in self._calls.items())
+
+    def _sum_of_versions(self) -> int:
+        groups = (group for optimizer in self._calls for group in optimizer.param_groups)
+        return sum(param._version for group in groups for param in group["params"])
+
+
+def warn_if_pretrained(module: nn.Module, optimizers: Sequence[LearnedOptimizer]) -> None:
+    """Warn, if a rule whose steps are relative to the size of a tensor meets a module that was trained before."""
+    for optimizer in optimizers:
+        if optimizer.rule.rule_name in RELATIVE_RULES:
+            reason = looks_pretrained(module)
+            if reason is not None:
+                rank_zero_warn(
+                    f"The module looks pretrained ({reason}). Rule {optimizer.rule_label!r} moves weights by an amount "
+                    "relative to their size, about as far as from a random start, and may erase what they have "
+                    "learned; use AdamW at a small rate for fine-tuning, or a small lr of the adapter."
+                )
+            return

@@ -1,0 +1,53 @@
+"""Has a model been trained before?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+SPREAD = 1e-3  # of the weights of a normalisation layer, above which they are not those of an initialisation
+
+
+@torch.no_grad()
+def looks_pretrained(module: nn.Module) -> str | None:
+    """Why ``module`` looks trained already, as a clause; ``None`` if it does not, or has nothing to tell by.
+
+    Normalisation layers tell: every initialisation gives all channels of a layer the same weight and the same bias, and
+    no initialisation counts batches. Only layers that are trained now are looked at, since a frozen backbone is safe.
+    Reading the layers waits for the device.
+
+    Example:
+        >>> layer = nn.LayerNorm(4)
+        >>> looks_pretrained(layer)
+        >>> _ = nn.init.normal_(layer.weight, mean=1.0, std=0.2)
+        >>> looks_pretrained(layer)
+        'the weights of 1 of 1 normalisation layers are away from their initial values'
+    """
+    layers = [layer for layer in module.modules() if _is_trained_normalisation(layer)]
+    moved = sum(any(_spread(param) > SPREAD for param in _values(layer)) for layer in layers)
+    if moved * 2 > len(layers):
+        return f"the weights of {moved} of {len(layers)} normalisation layers are away from their initial values"
+    counts = [int(count) for layer in layers if (count := _counted(layer)) is not None]
+    if any(counts):
+        return f"its BatchNorm layers have counted {max(counts)} batches"
+    return None
+
+
+def _is_trained_normalisation(layer: nn.Module) -> bool:
+    params = list(layer.parameters(recurse=False))
+    return "norm" in type(layer).__name__.lower() and any(param.requires_grad for param in params)
+
+
+def _values(layer: nn.Module) -> list[Tensor]:
+    """Weight and bias by channel, of this rank's shard where there are shards."""
+    values = [getattr(param.detach(), "_local_tensor", param.detach()) for param in layer.parameters(recurse=False)]
+    return [value for value in values if value.ndim == 1 and value.is_floating_point() and not value.is_meta]
+
+
+def _counted(layer: nn.Module) -> Tensor | None:
+    count = getattr(layer, "num_batches_tracked", None)
+    return None if not isinstance(count, Tensor) or count.is_meta else count
+
+
+def _spread(value: Tensor) -> float:
+    return float(value.max() - value.min()) if value.numel() else 0.0

@@ -1,0 +1,64 @@
+"""Rules as plain data inside checkpoints, so that ``torch.load(weights_only=True)`` reads those that hold one."""
+
+from __future__ import annotations
+
+import copy
+import json
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class PickledAsData(nn.Module):
+    """A rule that is pickled as its name, its config and θ: Lightning saves hyperparameters so, and a rule may be one.
+
+    Classes that are not registered are pickled as any module is, and then need ``weights_only=False``.
+    """
+
+    rule_name: ClassVar[str] = ""
+
+    @property
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Keyword arguments that build this rule again, JSON values only; θ is not part of it."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        from lightning_lopt.rules.base import RULES
+
+        if RULES.get(self.rule_name) is not type(self):
+            return super().__reduce_ex__(protocol)
+        return rebuilt_rule, (self.rule_name, self.config, dict(self.state_dict()))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """As any module is copied: with its mode, its hooks, and what else is on it."""
+        memo[id(self)] = copied = type(self).__new__(type(self))
+        copied.__setstate__(copy.deepcopy(self.__dict__, memo))  # type: ignore[no-untyped-call]
+        return copied
+
+
+def rebuilt_rule(rule_name: str, config: dict[str, Any], theta: dict[str, Tensor]) -> nn.Module:
+    """The registered rule of this name, with its config and θ; what a pickled rule calls.
+
+    Raises:
+        RuleFileError: if there is no such rule, or config and θ do not fit it.
+    """
+    from lightning_lopt.io.build import build_rule, check_arguments
+    from lightning_lopt.io.files import RuleFileError, show
+    from lightning_lopt.io.header import TensorSpec
+    from lightning_lopt.rules.base import RULES
+
+    label = "the rule in a checkpoint"
+    if rule_name not in RULES:
+        raise RuleFileError(f"{label} is {show(rule_name)}, which is none of {', '.join(sorted(RULES))}.")
+    specs = {name: TensorSpec(value.dtype, tuple(value.shape)) for name, value in theta.items()}
+    arguments = check_arguments(RULES[rule_name], json.loads(json.dumps(config)), label)
+    rule = build_rule(RULES[rule_name], arguments, specs, label, label)
+    rule.load_state_dict(theta, assign=True)
+    return rule
+
+
+# Hyperparameters may hold a rule, or the path of one; neither runs code that a file brings.
+torch.serialization.add_safe_globals([rebuilt_rule, type(Path())])
