@@ -321,6 +321,8 @@ class LearnedOptimizer(RuleOptimizer):
             del own[horizon.KEY]
         self._follow(members)
         saved_total = own.pop("total_steps", None)
+        if callable(self.total_steps) and not self.total_steps_given:  # it stands in for the adapter's plan
+            self.total_steps = None
         self._saved_total = saved_total if self.total_steps is not None else None
         if self.total_steps is None:
             self.total_steps = saved_total

@@ -66,7 +66,7 @@ def test_resume_is_no_stop(folder, kind, resumed, straight):
 @pytest.mark.parametrize("kind", KINDS)
 def test_base_resumes_with_a_horizon_that_has_changed(folder, kind):
     through, resumed = ends(folder, f"base-{kind}-through"), ends(folder, f"base-{kind}-resumed")
-    assert through["steps"] == (3 * BATCHES, 0, 30)
+    assert through["steps"] == (3 * BATCHES, 0, 3 * BATCHES)
     assert through["schedule"][0] == BATCHES
     assert torch.equal(resumed["schedule"], through["schedule"])
     assert_same_end(resumed, through)
@@ -84,6 +84,7 @@ def test_a_single_file_has_both_versions_whole(folder):
     assert torch.load(folder / "single-warnings-0.pt") == []
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("file", [f"directory-step={BATCHES}.ckpt", "directory-end.ckpt"])
 def test_a_directory_has_what_training_goes_on_with_and_says_so(folder, file):
     versions = torch.load(folder / f"directory-versions-{BATCHES if 'step' in file else 2 * BATCHES}-1.pt")

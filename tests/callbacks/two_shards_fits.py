@@ -110,14 +110,14 @@ class Watch(Callback):
         torch.save(versions, OUT / f"{self.name}-{trainer.global_step}-{trainer.global_rank}.pt")
 
 
-def sharded(name, rule, *, single, ckpt=None, save=False, epochs=2, end=None, total_steps=None):
+def sharded(name, rule, *, single, ckpt=None, save=False, epochs=2, end=None):
     """A fit on two ranks; with ``save`` it leaves ``<name>-step=<steps>.ckpt`` after each epoch."""
     callbacks = [Report(name)]
     if save:
         where = {"filename": f"{name}-{{step}}", "save_on_train_epoch_end": True}
         callbacks += [Watch(f"{name}-versions"), ModelCheckpoint(OUT, save_top_k=-1, every_n_epochs=1, **where)]
     strategy = ModelParallelStrategy(2, 1, save_distributed_checkpoint=not single, process_group_backend="gloo")
-    adapter = LearnedOptimizerAdapter(rule, total_steps=total_steps)
+    adapter = LearnedOptimizerAdapter(rule)
     settings = {
         "use_distributed_sampler": False,
         "callbacks": callbacks,
@@ -144,13 +144,12 @@ def averaging(kind):
 
 
 def base(kind):
-    """The rule that ships; its horizon changes on the first resumption, and the second has to know that."""
+    """The rule that ships; its horizon changes on the first resumption, which the second has to know."""
     single = kind == "single"
-    sharded(f"base-{kind}", "base", single=single, save=True, epochs=1, total_steps=20)
-    again = {"single": single, "epochs": 3, "total_steps": 30}
+    sharded(f"base-{kind}", "base", single=single, save=True)
     early, late = (OUT / f"base-{kind}{part}-step={n}.ckpt" for part, n in (("", BATCHES), ("-through", 2 * BATCHES)))
-    sharded(f"base-{kind}-through", "base", ckpt=early, save=True, **again)
-    sharded(f"base-{kind}-resumed", "base", ckpt=late, **again)
+    sharded(f"base-{kind}-through", "base", single=single, ckpt=early, save=True, epochs=3)
+    sharded(f"base-{kind}-resumed", "base", single=single, ckpt=late, epochs=3)
 
 
 def main(rank, port):

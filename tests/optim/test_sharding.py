@@ -91,7 +91,7 @@ def test_what_is_kept_is_sharded(ranks):
 
 def test_a_bucket_holds_all_types(fast):
     for report in fast["placements"]:
-        assert len(report["types"]) == 9
+        assert len(report["types"]) == 12
         assert all(report["types"])
 
 

@@ -247,13 +247,13 @@ def placements():
             for x, shard in zip(again, cut, strict=True)
         ],
         "refused": refused,
-        "types": types(),
+        "types": three_types(),
         "not finite": not_finite_on_one_rank(),
         "partial": partial_gradient(),
     }
 
 
-def types():
+def three_types():
     """Five steps on parameters of three types at once: on shards, and on whole tensors."""
     ends = []
     for mesh in (init_device_mesh("cpu", (2,)), None):
