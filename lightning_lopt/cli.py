@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 
 USAGE = """usage: lightning-lopt COMMAND ...
 
-  meta-train   meta-train a rule; --config FILE, --print_config, --ckpt_path FILE to resume, --help for all options
+  meta-train   meta-train a rule; --config FILE, --print_config, --ckpt_path FILE to resume, --help for all options;
+               a config is code (it names what is built): only run those you trust
   convert SRC DST  a rule saved by others (flax, PyLO; file, folder or hf://owner/name@revision) in our format; --help
   info RULE    what an embedded rule or a folder holds: its card, its size, what it costs and reads
   evaluate RULE  how it does beside tuned baselines: --suite NAME --against NAMES --out DIR; --help for all options
@@ -16,6 +17,13 @@ USAGE = """usage: lightning-lopt COMMAND ...
   baselines    tune hand-designed optimizers on suites of problems, --suite NAMES --out FILE; --help for all options
   assess FILE.py:MODEL --total-steps N   is a rule to be trusted with your module? --help for all options
 """
+
+
+CONFIGS_ARE_CODE = (
+    "A config is code: the classes and functions that its class_path entries name are imported and called with the "
+    "arguments beside them, as in every LightningCLI. Only run configs that you trust. (Folders of rules are data: "
+    "nothing in them is run.)"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def meta_train(arguments: Sequence[str]) -> int:
     """Fit a :class:`MetaTrainer` as LightningCLI does: everything by flags or in a YAML file.
+
+    A config is code: whatever class or function its ``class_path`` entries name is imported and called.
 
     Raises:
         ImportError: if jsonargparse is not installed.
@@ -51,6 +61,7 @@ def meta_train(arguments: Sequence[str]) -> int:
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
         auto_configure_optimizers=False,
+        parser_kwargs={"fit": {"epilog": CONFIGS_ARE_CODE}},
     )
     return 0
 
@@ -59,6 +70,7 @@ def info(arguments: Sequence[str]) -> int:
     """Print a rule's card and numbers."""
     from lightning_lopt.io import RuleFileError, load_card, load_rule
     from lightning_lopt.rules.cost import report
+    from lightning_lopt.terminal import say
 
     if len(arguments) != 1:
         print("usage: lightning-lopt info RULE")
@@ -66,11 +78,11 @@ def info(arguments: Sequence[str]) -> int:
     try:
         rule, card = load_rule(arguments[0]), load_card(arguments[0])
     except RuleFileError as error:
-        print(f"lightning-lopt: {error}")
+        say(f"lightning-lopt: {error}")
         return 1
-    print(card.rstrip())
-    print(f"\nrule: {rule.rule_name}, {type(rule).__name__}({', '.join(f'{k}={v!r}' for k, v in rule.config.items())})")
-    print(report(rule))
+    say(card.rstrip())
+    say(f"\nrule: {rule.rule_name}, {type(rule).__name__}({', '.join(f'{k}={v!r}' for k, v in rule.config.items())})")
+    say(report(rule))
     return 0
 
 

@@ -19,7 +19,7 @@ from lightning_lopt.evaluation.problem_result import ProblemResult
 from lightning_lopt.evaluation.report import log_media
 from lightning_lopt.evaluation.results import Results, RuleRecord
 from lightning_lopt.evaluation.suites import Problem, long_runs, make_suite
-from lightning_lopt.io import save_rule
+from lightning_lopt.io import RuleFileError, save_rule
 from lightning_lopt.meta.trainer import MetaTrainer
 from lightning_lopt.rules.base import UpdateRule
 
@@ -77,6 +77,7 @@ class MetaValidation(L.Callback):
         self.baselines = baselines if isinstance(baselines, Baselines) else Baselines(baselines)
         self.patience = patience
         self.horizon_factors = tuple(horizon_factors)
+        self._start_saved = False
         self.history: list[dict[str, float]] = []
         self._start: UpdateRule | None = None
         # Since the last measurement; reading a tensor may wait for a GPU.
@@ -134,12 +135,16 @@ class MetaValidation(L.Callback):
         self, rules: dict[str, UpdateRule], chosen: str, value: float, step: int, trained_on: dict[str, Any]
     ) -> None:
         best = self.best
-        if not self.history:
+        if not self.history and not self._start_saved:
             save_rule(rules[START], self.folder, meta_training={"outer_step": 0, "meta_validation": 0.0} | trained_on)
+            self._start_saved = True
         if value < (best["score"] if best is not None else 0.0):
-            save_rule(
-                rules[chosen], self.folder, meta_training={"outer_step": step, "meta_validation": value} | trained_on
-            )
+            record = {"outer_step": step, "meta_validation": value} | trained_on
+            try:
+                save_rule(rules[chosen], self.folder, meta_training=record)
+            except RuleFileError as error:  # a full disk: an earlier rule stays there, and meta-training goes on
+                rank_zero_warn(f"MetaValidation found a better rule at outer step {step} and lost it: {error}")
+                return
         losses = list(map(float, self._meta_losses)) or [float("nan")]
         self.history.append({"step": step, "score": value, "meta_loss": sum(losses) / len(losses)})
         self._meta_losses = []

@@ -1,4 +1,7 @@
-"""The JSON file that keeps measurements of baselines: checked when read, replaced as a whole when written."""
+"""The JSON file that keeps measurements of baselines: checked when read, replaced as a whole when written.
+
+Processes that share a file take turns: each reads what the others have added, and adds its own, under a lock.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_lopt.evaluation.json_files import write_whole
 from lightning_lopt.evaluation.measurement import Measurement, six_digits
-from lightning_lopt.io.files import MIB
+from lightning_lopt.io.files import MIB, cause, show
+from lightning_lopt.io.whole import write_whole
 
 FORMAT = 1
 LIMIT = 64 * MIB
 """The most bytes that are read; an entry takes some 4 KiB."""
 TOLERANCE = 2e-3
 """Relative differences of fingerprints up to here are those of machines and versions."""
+LOCK_SECONDS = 60.0
+"""How long to wait for other processes, which need a fraction of a second each."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +55,41 @@ def read_entries(path: Path) -> list[Entry]:
     """The entries of a file.
 
     Raises:
-        ValueError: if it is not one of baselines, damaged, or of another format.
+        ValueError: if it is not one of baselines, damaged, of another format, or cannot be read.
     """
     try:
         if path.stat().st_size > LIMIT:
             raise ValueError(f"it holds more than {LIMIT // MIB} MiB")
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
-            raise ValueError(f"its format is {content['format']!r}, not {FORMAT}")
+            raise ValueError(f"its format is {show(content['format'])}, not {FORMAT}")
         return [_entry(one) for one in content["entries"]]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError) as error:
+        reason = f"{cause(error)} is missing" if isinstance(error, KeyError) else cause(error)
         raise ValueError(
             f"{path} is not a file of baselines ({reason}); delete it, and they are computed anew."
         ) from None
+
+
+def add_entries(path: Path, entries: Sequence[Entry]) -> list[Entry]:
+    """Add to the file what it does not hold yet; the folder is made.
+
+    Returns:
+        all entries that the file has then, those of other processes among them.
+
+    Raises:
+        OSError: if it cannot be written, or another process has kept it locked for a minute.
+        ValueError: if what is there is not a file of baselines; it stays as it is.
+    """
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock"), timeout=LOCK_SECONDS):
+        there = read_entries(path) if path.exists() else []
+        known = [(entry.key, entry.fingerprint) for entry in there]
+        there += [entry for entry in entries if (entry.key, entry.fingerprint) not in known]
+        write_entries(path, there)
+    return there
 
 
 def write_entries(path: Path, entries: Sequence[Entry]) -> None:

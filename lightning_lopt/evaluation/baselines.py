@@ -12,11 +12,13 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_lopt.evaluation.baseline_cache import Entry, read_entries, write_entries
+from lightning_lopt.evaluation.baseline_cache import Entry, add_entries, read_entries
 from lightning_lopt.evaluation.measurement import Measurement
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.runs import run_rules
+from lightning_lopt.io.files import cause
 from lightning_lopt.rules import AdamRule, MuonRule, ScheduleFreeAdamRule, SGDRule, UpdateRule
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks.base import Task
@@ -91,6 +93,9 @@ class Baselines:
         shipped: whether to use what comes inside the package.
         device: where baselines are computed.
 
+    Attributes:
+        not_kept: why the last entry that was computed could not be written to the file; empty if it was.
+
     Raises:
         ValueError: if the file is not one of baselines.
     """
@@ -108,8 +113,9 @@ class Baselines:
         self.path = None if path is None else Path(path)
         self.seeds = seeds
         self.device = device
-        self.own: list[Entry] = read_entries(self.path) if self.path is not None and self.path.is_file() else []
+        self.own: list[Entry] = read_entries(self.path) if self.path is not None and self.path.exists() else []
         self.shipped: list[Entry] = shipped_entries() if shipped else []
+        self.not_kept = ""
         self._fingerprints: dict[int, tuple[Task, list[float]]] = {}
 
     def __call__(self, problem: Problem, name: str = "adamw") -> Measurement:
@@ -177,14 +183,16 @@ class Baselines:
         return Entry(self.key(problem, name), problem.name, self._fingerprint(problem.task), medians, chosen)
 
     def _keep(self, entry: Entry) -> None:
+        """Keep an entry in memory, and in the file if that can be written."""
         self.own.append(entry)
         if self.path is None:
             return
-        # another process may have added some since: theirs are kept
-        there = read_entries(self.path) if self.path.is_file() else []
-        known = [(one.key, one.fingerprint) for one in self.own]
-        self.own += [one for one in there if (one.key, one.fingerprint) not in known]
-        write_entries(self.path, self.own)
+        try:
+            self.own = add_entries(self.path, self.own)
+        except (OSError, ValueError) as error:
+            if not self.not_kept:
+                rank_zero_warn(f"baselines were computed but not kept ({cause(error)}).")
+            self.not_kept = cause(error)
 
 
 def shipped_entries() -> list[Entry]:

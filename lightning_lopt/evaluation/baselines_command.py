@@ -11,6 +11,7 @@ import torch
 from lightning_lopt.evaluation.baselines import BASELINES, Baselines
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.suites import SUITES, make_suite
+from lightning_lopt.terminal import say
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -32,15 +33,19 @@ def main(arguments: Sequence[str]) -> int:
 
     problems = [problem for suite in options.suite for problem in make_suite(suite, options.data)]
     wanted = [(problem, name) for problem in problems for name in options.optimizer]
-    baselines = Baselines(options.out, options.seeds, shipped=False, device=options.device)
+    try:
+        baselines = Baselines(options.out, options.seeds, shipped=False, device=options.device)
+    except ValueError as error:
+        say(f"lightning-lopt: {error}")
+        return 1
     begin = time.monotonic()
     for number, (problem, name) in enumerate(wanted, 1):
         known = baselines.find(problem, name) is not None
         baselines(problem, name)
-        print(
-            f"[{number}/{len(wanted)}] {time.monotonic() - begin:.0f} s: {_line(baselines, problem, name, known)}",
-            flush=True,
-        )
+        if baselines.not_kept:
+            say(f"lightning-lopt: baselines were not kept ({baselines.not_kept}); free space or give another --out.")
+            return 1
+        say(f"[{number}/{len(wanted)}] {time.monotonic() - begin:.0f} s: {_line(baselines, problem, name, known)}")
     return 0
 
 

@@ -6,6 +6,7 @@ import argparse
 import re
 import shlex
 from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 import torch
@@ -16,15 +17,18 @@ from lightning_lopt.evaluation.evaluate import evaluate
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.report import numbers, write_report
 from lightning_lopt.evaluation.report.groups import ALL
-from lightning_lopt.evaluation.report.tables import finals, log_ratios, overall
+from lightning_lopt.evaluation.report.tables import finals, log_ratios, overall, plain
 from lightning_lopt.evaluation.report.words import summary
 from lightning_lopt.evaluation.results import Results, RuleRecord
 from lightning_lopt.evaluation.suites import SUITES, make_suite
-from lightning_lopt.io import RuleFileError, load_meta_training, load_rule
+from lightning_lopt.io import load_meta_training, load_rule
+from lightning_lopt.io.files import cause
 from lightning_lopt.rules.base import UpdateRule
+from lightning_lopt.terminal import say
 
 START = "@start"
 """Behind the name of a rule: the same class and config at the θ that it begins meta-training with."""
+KEPT = "measurements so far are kept: free space or memory and run the command again, or give another --out."
 
 
 def evaluate_main(arguments: Sequence[str]) -> int:
@@ -59,14 +63,20 @@ def _main(command: str, arguments: Sequence[str]) -> int:
                 command=shlex.join(["lightning-lopt", command, *arguments]),
                 progress=lambda done, total, last: _show(bar, done, total, last),
             )
-    except (RuleFileError, ValueError) as error:
-        print(f"lightning-lopt: {error}")
+        page = write_report(results, folder)
+    except ValueError as error:
+        say(f"lightning-lopt: {error}")
         return 1
-    page = write_report(results, folder)
+    except OSError as error:
+        say(f"lightning-lopt: a file could not be read or written ({cause(error)}); {KEPT}")
+        return 1
+    except BrokenExecutor:
+        say(f"lightning-lopt: a process that measures was killed, or was out of memory; {KEPT}")
+        return 1
     _print(results)
     if options.wandb is not None:
         _log(results, folder, options.wandb)
-    print(f"\nreport: {page}")
+    say(f"\nreport: {page}")
     return 0
 
 
@@ -129,16 +139,16 @@ def _folder_name(rules: Sequence[str], suite: str) -> str:
 def _show(bar: tqdm[None], done: int, total: int, last: str) -> None:
     bar.total = total
     bar.n = done
-    bar.set_description_str(last, refresh=True)
+    bar.set_description_str(plain(last), refresh=True)
 
 
 def _print(results: Results) -> None:
     found = numbers(results)
-    print("\n" + finals(results.problems, [*results.rules, *results.against]).markdown())
-    print("\n" + overall(found, ("speedup", "train_ratio", "valid_ratio", "valid_wins"), ALL).markdown() + "\n")
-    print(log_ratios(results).markdown() + "\n")
+    say("\n" + finals(results.problems, [*results.rules, *results.against]).markdown())
+    say("\n" + overall(found, ("speedup", "train_ratio", "valid_ratio", "valid_wins"), ALL).markdown() + "\n")
+    say(log_ratios(results).markdown() + "\n")
     for paragraph in summary(results, found):
-        print(paragraph)
+        say(paragraph)
 
 
 def _log(results: Results, folder: Path, project: str) -> None:

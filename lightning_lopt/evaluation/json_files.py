@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lightning_lopt.io.files import parse_json_object, show
+from lightning_lopt.io.whole import write_whole
 
 LARGEST = 64 * 2**20  # bytes that are read
 _MOST = 1000  # entries of an object or a list
@@ -21,17 +21,6 @@ _Built = TypeVar("_Built")
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write ``content`` whole or not at all; the folder is made."""
     write_whole(path, json.dumps(content, allow_nan=False) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file by ``text``; a crash leaves the old file or the new one. The folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with open(draft, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
 
 
 def read_json(path: Path, build: Callable[[Any], _Built]) -> _Built:

@@ -100,7 +100,7 @@ class Measurement:
                 None if rate is None else float(rate),
                 {str(name): _from_json(values) for name, values in content["metrics"].items()},
             )
-        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"this is no measurement: {reason}.") from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
@@ -104,7 +105,9 @@ def _learned(rule: UpdateRule, leaves: Leaves, horizon: int, loss: Tensor) -> _S
         {"params": [(name, leaf) for name, leaf, own in leaves if own == role], "role": role}
         for role in dict.fromkeys(role for _, _, role in leaves)
     ]
-    optimizer = LearnedOptimizer(groups, rule, total_steps=horizon)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*has random weights")  # a step of them costs what any step costs
+        optimizer = LearnedOptimizer(groups, rule, total_steps=horizon)
     return lambda: optimizer.step(loss=loss)
 
 

@@ -10,6 +10,8 @@ import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lightning_lopt.terminal import printable
+
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
@@ -42,9 +44,8 @@ class RuleFileError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        line = " ".join(message.split())
         # Names and paths from outside may hold terminal escapes, or surrogates that cannot be printed.
-        super().__init__("".join(character if character.isprintable() else "?" for character in line))
+        super().__init__(printable(" ".join(message.split())))
 
 
 def show(value: object) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from lightning_lopt.io.card import Card
 from lightning_lopt.io.files import CARD, CONFIG, PENDING, WEIGHTS, RuleFileError, cause, show
 from lightning_lopt.io.header import DTYPES
 from lightning_lopt.io.load import FORMAT, FORMAT_VERSION, load_card, load_rule
+from lightning_lopt.io.whole import draft_folder, remove_abandoned
 from lightning_lopt.rules import RULES, UpdateRule
 
 
@@ -58,15 +57,12 @@ def save_rule(
     try:
         target = target.resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(target.parent)
         # Inside a folder that exists, since it may be a mount point: files move only within one file system.
-        draft = (target if target.is_dir() else target.parent) / f".saving-{uuid.uuid4().hex}"
-        try:
-            draft.mkdir()
+        with draft_folder(target if target.is_dir() else target.parent) as draft:
             _write(contents, draft)
             _check_draft(draft, target, contents[WEIGHTS])
             _publish(draft, target, contents[WEIGHTS])
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
     except RuleFileError:
         raise
     except (OSError, RuntimeError, ValueError) as error:  # the last two for a loop of links and a null byte

@@ -23,6 +23,7 @@ from lightning_lopt.io.files import (
     cause,
     show,
 )
+from lightning_lopt.rules import RULES
 
 HUB = "hf://"
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]|\.(?!\.)){0,95}"
@@ -53,11 +54,23 @@ def find_files(source: str | os.PathLike[str], names: Sequence[str]) -> dict[str
     embedded = available_rules()
     folder = pretrained.ROOT / source if source in embedded else Path(source)
     if not os.path.isdir(folder):  # False for every odd name, where Path.is_dir raises for some
-        raise RuleFileError(
-            f"{show(str(source))} is neither a folder nor an embedded rule; use a folder or one of: "
-            f"{', '.join(embedded)}."
-        )
+        raise _no_rule(str(source), embedded)
     return {name: RuleFile(name, str(folder / name), folder / name, folder) for name in names}
+
+
+def _no_rule(source: str, embedded: Sequence[str]) -> RuleFileError:
+    """What to say of a source that is no folder, no address and no name of embedded weights."""
+    rule, ships = RULES.get(source.lower()), ", ".join(embedded)
+    if rule is None:
+        return RuleFileError(
+            f"{show(source)} is neither a folder nor an embedded rule; use a folder or one of: {ships}."
+        )
+    if not rule.starts_random:
+        return RuleFileError(f"rule {rule.rule_name!r} has no embedded weights and needs none; pass {rule.__name__}().")
+    return RuleFileError(
+        f"rule {rule.rule_name!r} has no embedded weights (these have: {ships}); write published ones, as VeLO's, to a "
+        "folder with 'lightning-lopt convert SRC FOLDER' and load that, or meta-train it with MetaTrainer."
+    )
 
 
 class _Repository:

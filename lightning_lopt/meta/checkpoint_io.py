@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
+
+from lightning_lopt.io.whole import whole_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -24,9 +27,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         os.makedirs(os.path.dirname(place) or ".", exist_ok=True)
-        part = f"{place}.part"
-        with open(part, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, place)
+        with whole_file(Path(place)) as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):  # a full disk, which torch's own check of the end has hidden
+                    raise error.__context__ from None
+                raise

@@ -135,6 +135,7 @@ class MetaTrainer(L.LightningModule):
 
     def training_step(self, batch: TaskMixture, batch_idx: int) -> Tensor:
         self._restore_runs(batch)
+        self.rule.trained = True
         self.trained_on = batch.trained_on | {"horizons": [self.horizons.shortest, self.horizons.last]}
         with torch.no_grad():
             many = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
@@ -23,6 +24,7 @@ from lightning_lopt.optim.skips import SkipWatch
 from lightning_lopt.optim.stepping import RuleOptimizer
 from lightning_lopt.rules.base import State, UpdateRule
 from lightning_lopt.rules.roles import role_table
+from lightning_lopt.rules.untrained import untrained_warning
 
 FORMAT = "lightning_lopt/1"
 
@@ -117,6 +119,9 @@ class LearnedOptimizer(RuleOptimizer):
         )
         self.param_groups[0] |= {key: torch.zeros((), dtype=torch.int64) for key in COUNTERS}
         self.param_groups[0]["shared"] = {}
+        untrained = untrained_warning(self.rule)
+        if untrained is not None:
+            warnings.warn(untrained, stacklevel=3)
         if 0 < max(group["lr"] for group in self.param_groups) < SMALL:
             self._rates.warned()
             warn_of_small_rate(max(group["lr"] for group in self.param_groups), stacklevel=3)

@@ -12,7 +12,16 @@ from lightning_lopt.rules.accumulators import constants
 from lightning_lopt.rules.arguments import check_choice, check_decays, check_numbers, check_sizes
 from lightning_lopt.rules.arithmetic import view
 from lightning_lopt.rules.averages import Rates, init_averages, update_averages
-from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
+from lightning_lopt.rules.base import (
+    THETA_DTYPE,
+    Params,
+    Role,
+    State,
+    StepContext,
+    UpdateRule,
+    Updates,
+    register_rule,
+)
 from lightning_lopt.rules.entry_network import EntryNetwork, Weights, apply_network
 from lightning_lopt.rules.factored import Matrix, Ties
 from lightning_lopt.rules.features import averaged_features, spread
@@ -53,6 +62,8 @@ class AdafacMLPRule(UpdateRule):
     References: Metz et al. 2022, https://arxiv.org/abs/2203.11860.
     """
 
+    starts_random = True
+
     def __init__(
         self,
         hidden: int = 4,
@@ -74,9 +85,9 @@ class AdafacMLPRule(UpdateRule):
         self.second_moment_decay = second_moment_decay
         count = len(self.momentum_decays)
         self.network = EntryNetwork(4 + 4 * count, 4 * count, hidden, 2, len(TIMES))
-        self.momentum_offsets = nn.Parameter(torch.zeros(count))
-        self.second_moment_offset = nn.Parameter(torch.zeros(1))
-        self.factored_offsets = nn.Parameter(torch.zeros(count))
+        self.momentum_offsets = nn.Parameter(torch.zeros(count, dtype=THETA_DTYPE))
+        self.second_moment_offset = nn.Parameter(torch.zeros(1, dtype=THETA_DTYPE))
+        self.factored_offsets = nn.Parameter(torch.zeros(count, dtype=THETA_DTYPE))
 
     @property
     def config(self) -> dict[str, Any]:

@@ -15,6 +15,9 @@ from lightning_lopt.rules.pickled import PickledAsData
 Role = Literal["matrix", "vector", "embedding", "head"]
 ROLES: tuple[Role, ...] = ("matrix", "vector", "embedding", "head")
 
+THETA_DTYPE = torch.float32
+"""Rules make θ in this type, whatever torch's default type is: under Lightning's 16-true and bf16-true it is half."""
+
 Params = dict[str, Tensor]
 Updates = dict[str, Tensor]
 
@@ -77,6 +80,9 @@ class UpdateRule(PickledAsData, ABC):
         reads_horizon: whether :meth:`forward` needs a meaningful ``context.total_steps``.
         calibrates_steps: whether a run finds the common scale of its steps by itself.
         period: one step in how many is a full one, in which the rule does what it need not do at every step, >= 1.
+        starts_random: whether a new rule of this class steps at random until θ is meta-trained or loaded.
+        trained: whether θ of this rule was meta-trained or loaded; set to ``True`` by ``load_state_dict`` (and so by
+            :func:`~lightning_lopt.load_rule`) and :class:`~lightning_lopt.MetaTrainer`.
     """
 
     rule_name: ClassVar[str] = ""
@@ -84,6 +90,13 @@ class UpdateRule(PickledAsData, ABC):
     reads_horizon: bool = False
     calibrates_steps: bool = False
     period: int = 1
+    starts_random: ClassVar[bool] = False
+    trained: bool = False
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        """Called by ``load_state_dict`` of this module and of any module that holds it, a ``MetaTrainer`` for one."""
+        super()._load_from_state_dict(state_dict, prefix, *others)
+        self.trained = self.trained or any(name.startswith(prefix) for name in state_dict)
 
     @property
     def needs_loss(self) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lopt.rules.arithmetic import TINY
-from lightning_lopt.rules.base import Params
+from lightning_lopt.rules.base import THETA_DTYPE, Params
 
 PROMISE_LIMIT = 0.3  # one gradient says no more than that
 LOWEST, HIGHEST = math.log(1e-3), 1.0  # of the logarithm of the common factor
@@ -50,10 +50,10 @@ class Calibration(nn.Module):
 
     def __init__(self, shrink: float = 0.3, grow: float = 0.1, tolerance: float = 0.03, balance: float = 0.2) -> None:
         super().__init__()
-        self.log_shrink = nn.Parameter(torch.tensor(math.log(shrink)))
-        self.log_grow = nn.Parameter(torch.tensor(math.log(grow)))
-        self.log_tolerance = nn.Parameter(torch.tensor(math.log(tolerance)))
-        self.log_balance = nn.Parameter(torch.tensor(math.log(balance)))
+        self.log_shrink = nn.Parameter(torch.tensor(math.log(shrink), dtype=THETA_DTYPE))
+        self.log_grow = nn.Parameter(torch.tensor(math.log(grow), dtype=THETA_DTYPE))
+        self.log_tolerance = nn.Parameter(torch.tensor(math.log(tolerance), dtype=THETA_DTYPE))
+        self.log_balance = nn.Parameter(torch.tensor(math.log(balance), dtype=THETA_DTYPE))
 
     def forward(
         self, memory: Tensor, own: Params, grads: Params, last_updates: Params, step: Tensor

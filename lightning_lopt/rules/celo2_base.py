@@ -61,6 +61,8 @@ class Celo2BaseRule(UpdateRule):
     References: Moudgil et al. 2026, https://arxiv.org/abs/2602.19142.
     """
 
+    starts_random = True
+
     def __init__(
         self,
         hidden: int = 8,

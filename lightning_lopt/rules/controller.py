@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_lopt.rules.base import THETA_DTYPE
+
 
 class Controls(NamedTuple):
     """What the controller sets for each of n tensors, shape (n,) each; 1, 1 and 0 before any meta-training."""
@@ -39,12 +41,12 @@ class Controller(nn.Module):
         super().__init__()
         self.log_step_range = math.log(step_range)
         scale = (inputs + hidden) ** -0.5
-        self.gate_weight = nn.Parameter(scale * torch.randn(2 * hidden, inputs + hidden))
-        self.gate_bias = nn.Parameter(torch.zeros(2 * hidden))
-        self.candidate_weight = nn.Parameter(scale * torch.randn(hidden, inputs + hidden))
-        self.candidate_bias = nn.Parameter(torch.zeros(hidden))
-        self.output_weight = nn.Parameter(torch.zeros(3, hidden))
-        self.output_bias = nn.Parameter(torch.zeros(3))
+        self.gate_weight = nn.Parameter(scale * torch.randn(2 * hidden, inputs + hidden, dtype=THETA_DTYPE))
+        self.gate_bias = nn.Parameter(torch.zeros(2 * hidden, dtype=THETA_DTYPE))
+        self.candidate_weight = nn.Parameter(scale * torch.randn(hidden, inputs + hidden, dtype=THETA_DTYPE))
+        self.candidate_bias = nn.Parameter(torch.zeros(hidden, dtype=THETA_DTYPE))
+        self.output_weight = nn.Parameter(torch.zeros(3, hidden, dtype=THETA_DTYPE))
+        self.output_bias = nn.Parameter(torch.zeros(3, dtype=THETA_DTYPE))
 
     def forward(self, signals: Tensor, hidden: Tensor) -> tuple[Controls, Tensor]:
         """Controls and new hidden state from ``signals`` of shape (n, F) and ``hidden`` of shape (n, H)."""

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_lopt.rules.base import THETA_DTYPE
+
 FEATURES = 4  # besides a constant, which carries the bias
 
 
@@ -22,9 +24,9 @@ class DirectionMLP(nn.Module):
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
-        self.weight_0 = nn.Parameter(torch.randn(hidden, FEATURES + 1) * (2 / (FEATURES + 1)) ** 0.5)
-        self.weight_1 = nn.Parameter(torch.randn(hidden, hidden) * (2 / hidden) ** 0.5)
-        self.output_weight = nn.Parameter(torch.zeros(1, hidden))
+        self.weight_0 = nn.Parameter(torch.randn(hidden, FEATURES + 1, dtype=THETA_DTYPE) * (2 / (FEATURES + 1)) ** 0.5)
+        self.weight_1 = nn.Parameter(torch.randn(hidden, hidden, dtype=THETA_DTYPE) * (2 / hidden) ** 0.5)
+        self.output_weight = nn.Parameter(torch.zeros(1, hidden, dtype=THETA_DTYPE))
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """The correction, of the shape of each of the ``FEATURES`` tensors."""

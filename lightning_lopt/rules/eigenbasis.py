@@ -26,7 +26,7 @@ def init_bases(param: Tensor) -> dict[str, Tensor]:
     """Covariances (zeros) and bases (the identity) of the sides of a tensor of rank >= 2, as its matrix."""
     state = {}
     for side, size in zip(("row", "column"), matrix_shape(param.shape), strict=True):
-        if size <= LARGEST_SIDE:
+        if 0 < size <= LARGEST_SIDE:
             state[f"{side}_covariance"] = param.new_zeros(size, size)
             state[f"{side}_basis"] = torch.eye(size, dtype=param.dtype, device=param.device)
     return state

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_lopt.rules.base import THETA_DTYPE
 from lightning_lopt.rules.features import EntryFeatures, Feature, made, split_rows
 
 BLOCK = 2**16  # entries whose features are in memory at a time: on a CPU they stay in its cache
@@ -81,11 +82,11 @@ class EntryNetwork(nn.Module):
         self.inner_0 = initial_weight(*lead, hidden, inner, fan_in=inputs)
         self.outer_0 = initial_weight(*lead, hidden, outer, fan_in=inputs) if outer else None
         self.constant_0 = initial_weight(*lead, hidden, constant, fan_in=inputs) if constant else None
-        self.bias_0 = nn.Parameter(torch.zeros(*lead, hidden))
+        self.bias_0 = nn.Parameter(torch.zeros(*lead, hidden, dtype=THETA_DTYPE))
         self.weight_1 = initial_weight(*lead, hidden, hidden, fan_in=hidden)
-        self.bias_1 = nn.Parameter(torch.zeros(*lead, hidden))
+        self.bias_1 = nn.Parameter(torch.zeros(*lead, hidden, dtype=THETA_DTYPE))
         self.weight_2 = initial_weight(*lead, outputs, hidden, fan_in=hidden)
-        self.bias_2 = nn.Parameter(torch.zeros(*lead, outputs))
+        self.bias_2 = nn.Parameter(torch.zeros(*lead, outputs, dtype=THETA_DTYPE))
 
     def weights(self, dtype: torch.dtype, outputs: int, constants: Tensor | None = None) -> Weights:
         """θ in another type, with the first ``outputs`` outputs, for the constants (constant,) of a tensor.
@@ -248,7 +249,7 @@ def _weighted_sum(weight: Tensor, features: Tensor, scale: Tensor, out: Tensor |
 def initial_weight(*shape: int, fan_in: int) -> nn.Parameter:
     """Normal with standard deviation 1/√fan_in, cut at two of them."""
     cut_at = 2 * fan_in**-0.5
-    return nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), 0.0, cut_at / 2, -cut_at, cut_at))
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(shape, dtype=THETA_DTYPE), 0.0, cut_at / 2, -cut_at, cut_at))
 
 
 def _rows_at_a_time(x: Tensor) -> int:

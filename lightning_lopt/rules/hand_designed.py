@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 from lightning_lopt.rules.accumulators import bias_correction
 from lightning_lopt.rules.arithmetic import TINY
-from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
+from lightning_lopt.rules.base import (
+    THETA_DTYPE,
+    Params,
+    Role,
+    State,
+    StepContext,
+    UpdateRule,
+    Updates,
+    register_rule,
+)
 from lightning_lopt.rules.constants import not_negative, positive, schedule_factor, schedule_name, unit_interval
 
 
@@ -68,7 +77,7 @@ class SGDRule(UpdateRule):
         super().__init__()
         self.schedule = schedule_name(schedule)
         self.reads_horizon = schedule != "constant"
-        self.log_lr = nn.Parameter(torch.tensor(math.log(positive(lr, "lr"))))
+        self.log_lr = nn.Parameter(torch.tensor(math.log(positive(lr, "lr")), dtype=THETA_DTYPE))
         self.initial_lr = lr
         self.momentum = unit_interval(momentum, "momentum")
         self.nesterov = nesterov
@@ -135,7 +144,7 @@ class AdamRule(UpdateRule):
         super().__init__()
         self.schedule = schedule_name(schedule)
         self.reads_horizon = schedule != "constant"
-        self.log_lr = nn.Parameter(torch.tensor(math.log(positive(lr, "lr"))))
+        self.log_lr = nn.Parameter(torch.tensor(math.log(positive(lr, "lr")), dtype=THETA_DTYPE))
         self.initial_lr = lr
         self.betas = (unit_interval(betas[0], "betas[0]"), unit_interval(betas[1], "betas[1]"))
         self.eps = positive(eps, "eps")

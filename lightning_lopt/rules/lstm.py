@@ -52,6 +52,8 @@ class LSTMRule(UpdateRule):
     References: Andrychowicz et al. 2016, https://arxiv.org/abs/1606.04474.
     """
 
+    starts_random = True
+
     def __init__(self, hidden: int = 20, layers: int = 2, step_mult: float = 0.1, log_range: float = 10.0) -> None:
         super().__init__()
         check_sizes(hidden=hidden, layers=layers)

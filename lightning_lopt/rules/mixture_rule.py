@@ -32,6 +32,7 @@ class MixtureRule(UpdateRule):
     Arguments are those of :class:`VeLORule`; ``signals`` is the number of what the LSTM sees.
     """
 
+    starts_random = True
     reads_loss = True
     reads_horizon = True
     forgets = False  # whether the LSTM begins anew at every step

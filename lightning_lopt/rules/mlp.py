@@ -58,6 +58,8 @@ class MLPRule(UpdateRule):
     References: Metz et al. 2019, https://arxiv.org/abs/1810.10180.
     """
 
+    starts_random = True
+
     def __init__(
         self,
         hidden: int = 32,

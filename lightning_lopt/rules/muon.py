@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lopt.rules.arithmetic import matrix_shape, orthogonalise
-from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
+from lightning_lopt.rules.base import (
+    THETA_DTYPE,
+    Params,
+    Role,
+    State,
+    StepContext,
+    UpdateRule,
+    Updates,
+    register_rule,
+)
 from lightning_lopt.rules.constants import not_negative, positive, schedule_factor, schedule_name, unit_interval
 from lightning_lopt.rules.hand_designed import adam_direction, init_adam
 from lightning_lopt.rules.roles import role_of_shape
@@ -62,7 +71,7 @@ class MuonRule(UpdateRule):
             raise ValueError(f"adjustment must be 'match_rms_adamw' or 'original', got {adjustment!r}.")
         self.schedule = schedule_name(schedule)
         self.reads_horizon = schedule != "constant"
-        self.log_lr = nn.Parameter(torch.tensor(math.log(positive(lr, "lr"))))
+        self.log_lr = nn.Parameter(torch.tensor(math.log(positive(lr, "lr")), dtype=THETA_DTYPE))
         self.initial_lr = lr
         self.momentum = unit_interval(momentum, "momentum")
         self.weight_decay = not_negative(weight_decay, "weight_decay")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_lopt.rules.base import THETA_DTYPE
 from lightning_lopt.rules.entry_network import initial_weight
 
 KEYS = ("hidden", "cell", "started")
@@ -14,6 +15,9 @@ KEYS = ("hidden", "cell", "started")
 
 class Layer(nn.Linear):
     """A linear layer with the reference's start: weights normal with 1/√inputs, cut at two of them; biases 0."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, dtype=THETA_DTYPE)
 
     def reset_parameters(self) -> None:
         self.weight = initial_weight(*self.weight.shape, fan_in=self.in_features)
@@ -56,8 +60,8 @@ class LSTM(Cell):
 
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__(inputs, hidden)
-        self.initial_hidden = nn.Parameter(torch.zeros(hidden))
-        self.initial_cell = nn.Parameter(torch.zeros(hidden))
+        self.initial_hidden = nn.Parameter(torch.zeros(hidden, dtype=THETA_DTYPE))
+        self.initial_cell = nn.Parameter(torch.zeros(hidden, dtype=THETA_DTYPE))
 
     def init_state(self, like: Tensor) -> dict[str, Tensor]:
         """State of one tensor before its first step, in its type: h, c (H), and that they are yet to begin, 0-dim."""

@@ -54,6 +54,7 @@ class RNNMLPRule(UpdateRule):
     References: Metz et al. 2020, https://arxiv.org/abs/2009.11243.
     """
 
+    starts_random = True
     reads_loss = True
 
     def __init__(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_lopt.rules.base import ROLES, Role, StepContext
+from lightning_lopt.rules.base import ROLES, THETA_DTYPE, Role, StepContext
 
 TYPICAL, BEND = 500.0, 1000.0  # horizons, in steps: of meta-training, and where a dependence on it sets in
 
@@ -66,7 +66,9 @@ class RoleConstants(nn.Module):
         super().__init__()
 
         def table(matrix: float, other: float) -> nn.Parameter:
-            return nn.Parameter(torch.tensor([matrix if role == "matrix" else other for role in ROLES]))
+            return nn.Parameter(
+                torch.tensor([matrix if role == "matrix" else other for role in ROLES], dtype=THETA_DTYPE)
+            )
 
         def logit(value: float) -> float:
             return math.log(value / (1 - value))

@@ -11,7 +11,16 @@ from torch import nn
 
 from lightning_lopt.rules.accumulators import bias_correction
 from lightning_lopt.rules.arithmetic import TINY
-from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
+from lightning_lopt.rules.base import (
+    THETA_DTYPE,
+    Params,
+    Role,
+    State,
+    StepContext,
+    UpdateRule,
+    Updates,
+    register_rule,
+)
 from lightning_lopt.rules.constants import not_negative, positive, unit_interval
 
 
@@ -53,7 +62,7 @@ class ScheduleFreeAdamRule(UpdateRule):
         warmup: float = 0.05,
     ) -> None:
         super().__init__()
-        self.log_lr = nn.Parameter(torch.tensor(math.log(positive(lr, "lr"))))
+        self.log_lr = nn.Parameter(torch.tensor(math.log(positive(lr, "lr")), dtype=THETA_DTYPE))
         self.initial_lr = lr
         self.betas = (unit_interval(betas[0], "betas[0]"), unit_interval(betas[1], "betas[1]"))
         if betas[0] == 0:

@@ -1,4 +1,5 @@
 import json
+import os
 
 import lightning.pytorch as L
 import pytest
@@ -76,6 +77,23 @@ def test_a_rule_that_got_worse_is_not_kept_and_overfitting_is_flagged(tmp_path):
     assert validation.best is None
     assert float(trainer.callback_metrics["meta_validation/overfitting"]) == 1.0
     assert float(load_rule(tmp_path / "best").log_lr.exp()) == pytest.approx(0.045)
+
+
+def test_a_full_disk_does_not_end_meta_training(tmp_path, monkeypatch):
+    """The rule that could not be written is not taken for the best one, and a later one is written again."""
+    written, real = [], os.fsync
+
+    def fsync(descriptor):
+        written.append(descriptor)
+        if len(written) == 4:  # after the three files of the rule at the start
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.warns(UserWarning, match=r"better rule at outer step 10 and lost it: .* No space left on device"):
+        validation, _, rule = fit(tmp_path / "best", steps=30)
+    assert [entry["step"] for entry in validation.history] == [20, 30]
+    assert torch.equal(load_rule(tmp_path / "best").log_lr, rule.log_lr)
 
 
 def test_stop_and_resume_is_no_stop(tmp_path):

@@ -91,7 +91,7 @@ def test_a_file_is_read_again_and_added_to(tmp_path, request):
         found = again(bowl(name="another name"), name)
         torch.testing.assert_close(found.train, known.train, rtol=1e-5, atol=1e-8)
         assert found.learning_rate == known.learning_rate
-    assert list(path.parent.iterdir()) == [path]
+    assert sorted(file.name for file in path.parent.iterdir()) == [".baselines.json.lock", "baselines.json"]
 
 
 def test_what_another_process_added_is_kept(tmp_path):
@@ -168,6 +168,7 @@ def test_the_users_file_comes_before_the_shipped_one_and_that_before_computing(t
         ('{"format": 7, "entries": []}', "its format is 7, not 1"),
         ('{"format": 1, "entries": [{}]}', "'key' is missing"),
         ('{"format": 1, "entries": 3}', "not iterable"),
+        ('{"format": 1' + "0" * 400 + ', "entries": []}', "its format is 1000"),
         ("[" * 100_000, "recursion"),
     ],
 )

@@ -72,6 +72,17 @@ def test_the_error_names_what_there_is():
         load_rule("bsae")
 
 
+@pytest.mark.parametrize("name", ["velo", "VeLO"])
+def test_the_error_says_how_to_get_weights_that_do_not_ship(name):
+    with pytest.raises(RuleFileError, match=r"^rule 'velo' has no embedded weights \(these have: base\); .* convert "):
+        load_rule(name)
+
+
+def test_the_error_says_that_hand_designed_rules_need_no_weights():
+    with pytest.raises(RuleFileError, match=r"^rule 'adam' has no embedded weights and needs none; pass AdamRule\(\)"):
+        load_rule("adam")
+
+
 def test_half_a_folder_is_not_listed(tmp_path, monkeypatch):
     for name in ("b", "a"):
         shutil.copytree(ROOT / "base", tmp_path / name)

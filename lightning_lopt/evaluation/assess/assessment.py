@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning_lopt.io.whole import write_whole
+
 
 @dataclass(frozen=True)
 class Assessment:
@@ -33,7 +35,7 @@ class Assessment:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write :meth:`to_json` to a file."""
         target = Path(path)
-        target.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
+        write_whole(target, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
         return target
 
     def __str__(self) -> str:

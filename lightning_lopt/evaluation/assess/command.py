@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lightning_lopt.terminal import say
+
 VERDICTS = {"use it": 0, "use it with care": 0, "don't": 3}
 """Exit statuses: for scripts, 3 is a "don't"; 1 and 2 are errors."""
 
@@ -44,9 +46,9 @@ def assess_command(arguments: Sequence[str]) -> int:
         if given.json is not None:
             found.save(given.json)
     except (ValueError, OSError) as error:
-        print(f"lightning-lopt assess: {error}")
+        say(f"lightning-lopt assess: {error}")
         return 1
-    print(found)
+    say(str(found))
     return VERDICTS[found.verdict]
 
 

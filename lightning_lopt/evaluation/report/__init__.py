@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
 
-from lightning_lopt.evaluation.report.figures import curves, profile
+from lightning_lopt.evaluation.report.figures import curves, png, profile
 from lightning_lopt.evaluation.report.loggers import log_media
 from lightning_lopt.evaluation.report.numbers import Number, numbers
 from lightning_lopt.evaluation.report.page import page
 from lightning_lopt.evaluation.results import Results
+from lightning_lopt.io.whole import write_whole
 
 __all__ = ["Number", "curves", "log_media", "numbers", "profile", "write_report"]
 
@@ -22,16 +22,19 @@ def write_report(results: Results, folder: str | os.PathLike[str]) -> Path:
     """Write ``results.json``, ``report.html`` and its pictures as PNG files; returns the page's path.
 
     The page shows what the file holds, six digits of each loss: everything on it can be computed from the file alone.
-    Without matplotlib it has no pictures.
+    Without matplotlib it has no pictures. Each file is written whole or not at all, the results first.
+
+    Raises:
+        OSError: if one cannot be written.
     """
     target = Path(folder)
     results.save(target / RESULTS)
     results = Results.load(target / RESULTS)
     pictures = _pictures(results)
-    for name, data in pictures.items():
-        (target / f"{name}.png").write_bytes(data)
     path = target / PAGE
-    path.write_text(page(results, numbers(results), pictures), encoding="utf-8")
+    write_whole(path, page(results, numbers(results), pictures))
+    for name, data in pictures.items():
+        write_whole(target / f"{name}.png", data)
     return path
 
 
@@ -44,9 +47,4 @@ def _pictures(results: Results) -> dict[str, bytes]:
             figures[f"curves_{index:02d}"] = curves([problem], rules, against)
     except ImportError:
         return {}
-    made = {}
-    for name, figure in figures.items():
-        file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=110)
-        made[name] = file.getvalue()
-    return made
+    return {name: png(figure) for name, figure in figures.items()}

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_lopt.evaluation.metrics import final_loss, median_loss
-from lightning_lopt.evaluation.report.figures import curves, profile
+from lightning_lopt.evaluation.report.figures import curves, png, profile
 from lightning_lopt.evaluation.report.numbers import numbers
 from lightning_lopt.evaluation.report.tables import finals, label, long_form, overall
 from lightning_lopt.evaluation.results import Results
+from lightning_lopt.io.files import cause
+from lightning_lopt.io.whole import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,12 +53,13 @@ def log_media(
         for key, picture in pictures.items():
             logger.experiment.add_figure(f"{name}/{key}", picture, step)
         return
-    target = Path(logger.log_dir)
-    target.mkdir(parents=True, exist_ok=True)
     heading = "" if step is None else f"After {step} outer steps:\n\n"
-    (target / f"{name}.md").write_text(f"{heading}{text}\n", encoding="utf-8")
-    for key, picture in pictures.items():
-        picture.savefig(target / f"{name}_{key}.png", dpi=110)
+    try:
+        write_whole(Path(logger.log_dir) / f"{name}.md", f"{heading}{text}\n")
+        for key, picture in pictures.items():
+            write_whole(Path(logger.log_dir) / f"{name}_{key}.png", png(picture))
+    except OSError as error:  # a full disk ends nobody's fit here
+        rank_zero_warn(f"tables and pictures were not written to {logger.log_dir} ({cause(error)}).")
 
 
 def _pictures(results: Results) -> dict[str, Figure]:

@@ -16,6 +16,7 @@ from lightning_lopt.io.importers.flax_theta import FLAX_KINDS
 from lightning_lopt.io.importers.load import UNKNOWN_LICENCE, Imported, import_with_origin
 from lightning_lopt.io.importers.pylo import PYLO_KINDS
 from lightning_lopt.io.save import save_rule
+from lightning_lopt.terminal import say
 
 
 def convert_rule(
@@ -109,7 +110,7 @@ def convert_main(arguments: Sequence[str]) -> int:
             *options.sources, to=options.folder, rule=options.rule, arguments=chosen, licence=options.licence
         )
     except RuleFileError as error:
-        print(f"lightning-lopt: {error}")
+        say(f"lightning-lopt: {error}")
         return 1
-    print(f"wrote {folder}; load it with load_rule({str(folder)!r})")
+    say(f"wrote {folder}; load it with load_rule({str(folder)!r})")
     return 0

@@ -1,0 +1,127 @@
+"""Files and folders that appear whole or not at all, and the removal of what a killed process left half-made.
+
+A *draft* is a folder ``.saving-<32 digits>`` beside its target, on the same file system, from which finished files are
+renamed to their places. Its process holds an advisory lock on it, which the system lets go of when the process ends in
+whatever way: a draft that can be locked is abandoned. Where folders cannot be locked (Windows, some network file
+systems) a draft counts as abandoned once it is a day old.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+if sys.platform != "win32":
+    import fcntl
+
+_DRAFT = re.compile(r"\.saving-[0-9a-f]{32}")
+_DAY = 24 * 3600.0
+_TRIES = 10
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Replace a file by ``data``, text as UTF-8, as :func:`whole_file` does; its folder is made.
+
+    Raises:
+        OSError: if it cannot be written; the old file is still there then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A new file to write to, which takes the place of ``path`` at the end of the block, once it is on the disk.
+
+    After an exception, a kill or a power cut the old file is still there, or none. An ``OSError`` names ``path``.
+    """
+    try:
+        with draft_folder(path.parent) as draft:
+            part = draft / path.name
+            with open(part, "xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # rather than the draft's path, or none
+
+
+@contextmanager
+def draft_folder(parent: Path) -> Iterator[Path]:
+    """An empty folder in ``parent`` to make something in; it is removed at the end, unless it was moved away.
+
+    Abandoned drafts in ``parent`` are removed first.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    remove_abandoned(parent)
+    draft, lock = _new_draft(parent)
+    try:
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the drafts in ``folder`` whose process has ended; what cannot be removed stays, without an error."""
+    try:
+        drafts = [folder / name for name in os.listdir(folder) if _DRAFT.fullmatch(name)]
+    except OSError:
+        return
+    for draft in drafts:
+        with suppress(OSError):
+            lock = _lock(draft)
+            try:
+                if lock is not None or time.time() - draft.stat().st_mtime > _DAY:
+                    shutil.rmtree(draft, ignore_errors=True)
+            finally:
+                if lock is not None:
+                    os.close(lock)
+
+
+def _new_draft(parent: Path) -> tuple[Path, int | None]:
+    """A draft, and the descriptor that keeps it locked."""
+    for _ in range(_TRIES):
+        draft = parent / f".saving-{uuid.uuid4().hex}"
+        draft.mkdir()
+        with suppress(OSError):  # another process may take it for abandoned before it is locked
+            lock = _lock(draft)
+            if lock is None or draft.exists():
+                return draft, lock
+            os.close(lock)
+    raise OSError(f"{parent} is being cleaned by another process; try again")
+
+
+def _lock(draft: Path) -> int | None:
+    """A descriptor that holds the lock of a draft, ``None`` where folders cannot be locked.
+
+    Raises:
+        OSError: if another process holds it, or the draft is no folder.
+    """
+    if sys.platform == "win32":
+        return None
+    descriptor = os.open(draft, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor

@@ -1,0 +1,118 @@
+"""``lightning-lopt evaluate`` where a file cannot be written: one sentence, and nothing that was measured is lost."""
+
+import os
+import sys
+from concurrent.futures.process import BrokenProcessPool
+
+import pytest
+import torch
+
+from lightning_lopt.cli import main
+from lightning_lopt.evaluation import baselines_command, evaluate_command, report
+from lightning_lopt.evaluation.evaluate import Work
+from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.results import Results
+from lightning_lopt.tasks import Quadratic
+
+EVALUATE = ["evaluate", "base", "--suite", "tiny", "--against", "adam_default", "--seeds", "1", "--out", "out"]
+PICTURE = b"\x89PNG" + bytes(10_000)
+
+
+@pytest.fixture(autouse=True)
+def _one_bowl(monkeypatch, tmp_path):
+    """The suite ``tiny`` is one small problem, and files go to the test's folder."""
+    bowl = Problem("bowl", Quadratic(torch.tensor([1.0, 0.5])), 12, "quadratic")
+    monkeypatch.setitem(evaluate_command.SUITES, "tiny", lambda sources: [bowl])
+    monkeypatch.setattr(baselines_command, "make_suite", lambda suite, sources: [bowl])
+    monkeypatch.setattr(report, "_pictures", lambda results: {"profile": PICTURE})  # drawing takes seconds
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """A function: the disk is full after so many files."""
+    real = os.fsync
+
+    def full_after(files):
+        left = [files]
+
+        def fsync(descriptor):
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(28, "No space left on device")
+            real(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+    return full_after
+
+
+def sentence(printed):
+    """What was printed, which has to be one line."""
+    assert printed.count("\n") == 1
+    assert "Traceback" not in printed
+    return printed
+
+
+def test_a_disk_that_fills_up_costs_nothing_that_was_measured(tmp_path, monkeypatch, capsys, disk):
+    out, jobs, original = tmp_path / "out", [], Work.measure
+    monkeypatch.setattr(Work, "measure", lambda work, *job: jobs.append(job) or original(work, *job))
+    disk(1)  # the measurement of base; neither the baseline nor its measurement
+    with pytest.warns(UserWarning, match="baselines were computed but not kept"):
+        assert main(EVALUATE) == 1
+    said = sentence(capsys.readouterr().out)
+    assert "No space left on device" in said
+    assert "measurements so far are kept" in said
+    assert jobs == [(0, "base"), (0, "adam_default")]
+    disk(3)  # the baseline, its measurement and costs; nothing of the report
+    assert main(EVALUATE) == 1
+    assert "results.json" in sentence(capsys.readouterr().out)
+    disk(2)  # results and page
+    assert main(EVALUATE) == 1
+    assert ".png" in sentence(capsys.readouterr().out)
+    assert Results.load(out / "results.json").problems[0].name == "bowl"
+    assert sorted(path.name for path in out.glob("[!.]*")) == [
+        "baselines.json",
+        "measured",
+        "report.html",
+        "results.json",
+    ]
+    assert jobs == [(0, "base"), (0, "adam_default"), (0, "adam_default")]  # each as often as it was not kept
+    disk(100)
+    assert main(EVALUATE) == 0
+    assert (out / "profile.png").read_bytes() == PICTURE
+    assert len(jobs) == 3
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_write_permission(tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    assert main(EVALUATE) == 1
+    assert "Permission denied" in sentence(capsys.readouterr().out)
+
+
+def test_a_file_where_the_folder_should_be(tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+    assert main(EVALUATE) == 1
+    assert "out" in sentence(capsys.readouterr().out)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_process_that_was_killed_is_one_sentence(monkeypatch, capsys):
+    def die(work, *job):
+        raise BrokenProcessPool("A process in the process pool was terminated abruptly")
+
+    monkeypatch.setattr(Work, "measure", die)
+    assert main(EVALUATE) == 1
+    assert "was killed, or was out of memory" in sentence(capsys.readouterr().out)
+
+
+def test_the_command_that_makes_baselines_ends_where_it_cannot_keep_them(tmp_path, capsys, disk):
+    disk(0)
+    command = ["baselines", "--suite", "tiny", "--optimizer", "adam_default", "--seeds", "1", "--out", "all.json"]
+    with pytest.warns(UserWarning, match="baselines were computed but not kept"):
+        assert main(command) == 1
+    assert "all.json" in sentence(capsys.readouterr().out)
+    (tmp_path / "all.json").write_text("{")
+    assert main(command) == 1
+    assert "is not a file of baselines" in sentence(capsys.readouterr().out)
