@@ -44,10 +44,10 @@ class LearnedOptimizer(RuleOptimizer):
     A step whose loss, gradients or updates are not finite is skipped and counted (:attr:`skipped_steps`), without
     waiting for the device; it warns when skipped steps pile up, and raises after 50 in a row.
 
-    Parameters that processes share (``fully_shard``, FSDP2; build the optimizer after it) are stepped whole, so that the
-    run is that of one process: a step gathers them with their gradients and state in one collective, and takes the
-    memory and the arithmetic of the whole model on each rank; between steps, state is kept in shards. Gradients of
-    parameters that are left whole beside them are averaged over the ranks, which ``fully_shard`` does not do.
+    Parameters that processes share (``fully_shard``, FSDP2; build the optimizer after it) are stepped whole, so the run
+    is that of one process: a step gathers them with their gradients and state in one collective, and takes the memory
+    and the arithmetic of the whole model on each rank; between steps, state is kept in shards. Gradients of parameters
+    that are left whole beside them are averaged over the ranks, which ``fully_shard`` does not do.
 
     A rule that trains at one point and answers for another, as :class:`~lightning_lopt.ScheduleFreeAdamRule` does,
     needs :meth:`eval` before the model is measured or kept, and :meth:`train` before the next step or checkpoint; with
@@ -73,8 +73,8 @@ class LearnedOptimizer(RuleOptimizer):
     Raises:
         TypeError: if a class came where an object is needed, or parameters are no tensors.
         ValueError: for arguments out of range, parameters that are cut along two dimensions (FSDP2 with tensor
-            parallelism), a checkpoint of another optimizer, or, at the first step, if the rule needs a loss or a horizon
-            and none has arrived.
+            parallelism), a checkpoint of another optimizer, or, at the first step, if the rule needs a loss or a
+            horizon and none has arrived.
         RuntimeError: after 50 skipped steps in a row.
 
     Example:

@@ -139,7 +139,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         no loss, all gradients and learning rates 0, no state."""
         if self.state or loss is not None or any(float(m.group["lr"]) for m in members):
             return False
-        return not any(bool(grad.any()) for grad in whole([cast(Tensor, m.param.grad) for m in members]))
+        grads = whole([reduced(cast(Tensor, m.param.grad), m.param) for m in members])
+        return not any(bool(grad.any()) for grad in grads)
 
     def _follow(self, members: Sequence[Member]) -> torch.device:
         """Bring the rule, and the state that belongs to no parameter, to the device of the first parameter."""
