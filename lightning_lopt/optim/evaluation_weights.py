@@ -14,11 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from lightning_lopt.optim.learned_optimizer import LearnedOptimizer
-from lightning_lopt.optim.sharding import local, part, whole
+from lightning_lopt.optim.sharding import free_copies, is_shard, local, part, whole
 from lightning_lopt.rules.base import UpdateRule
 
 
@@ -26,7 +24,7 @@ def to_evaluation(module: nn.Module, optimizers: Sequence[LearnedOptimizer]) -> 
     """Put ``module`` where its rules are measured; nothing happens where that is where they train."""
     for optimizer in optimizers:
         if _measured_elsewhere(optimizer.rule):
-            _free_copies(module)
+            free_copies(module)
             optimizer.eval()
 
 
@@ -34,7 +32,7 @@ def to_training(module: nn.Module, optimizers: Sequence[LearnedOptimizer]) -> No
     """Put ``module`` back where training goes on."""
     for optimizer in optimizers:
         if optimizer.is_in_eval:
-            _free_copies(module)
+            free_copies(module)
             optimizer.train()
 
 
@@ -55,10 +53,10 @@ def put_into(weights: dict[str, Any], module: nn.Module, optimizers: Sequence[Le
     """
     if not any(_measured_elsewhere(optimizer.rule) for optimizer in optimizers):
         return {}
-    _free_copies(module)
+    free_copies(module)
     apart = {param: value for opt in optimizers for param, value in opt.trained_params().items()}
     named = list(module.named_parameters(remove_duplicate=False))  # shared ones under each of their names
-    if any(isinstance(value, DTensor) for value in weights.values()):
+    if any(is_shard(value) for value in weights.values()):
         weights.update({name: apart[param] for name, param in named if param in apart and name in weights})
         _warn(optimizers[0])
         return {}
@@ -84,21 +82,15 @@ def take_over(trained: Mapping[str, Tensor], module: nn.Module) -> None:
         ValueError: if they are shards, which are those of the rank that wrote them.
     """
     if trained:
-        _free_copies(module)
+        free_copies(module)
     for name, param in module.named_parameters():
         if name in trained:
-            if isinstance(trained[name], DTensor):
+            if is_shard(trained[name]):
                 raise ValueError(
                     f"the trained weights in this checkpoint hold only one rank's shard of {name!r}; resume from a "
                     "checkpoint that a newer lightning_lopt has saved."
                 )
             local(param).copy_(part(trained[name], param))
-
-
-def _free_copies(module: nn.Module) -> None:
-    for part_of_it in module.modules():
-        if isinstance(part_of_it, FSDPModule):
-            part_of_it.reshard()
 
 
 def _fits(saved: Any, value: Tensor) -> bool:

@@ -14,18 +14,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_lopt.optim.groups import Member
 
+if TYPE_CHECKING:  # importing it takes 0.8 seconds, and fails where torch was built without
+    from torch.distributed.tensor import DTensor
+
 Tree = TypeVar("Tree")
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name since torch 2.13
 _ALIGNMENT = 16  # bytes, of the widest type: a piece of the bucket is viewed in its own type
 
 
@@ -60,11 +61,12 @@ def layout_of(x: DTensor) -> Layout | None:
     Raises:
         ValueError: for partial sums, tensors that are cut along several dimensions, and interleaved shards.
     """
-    mesh, cuts = x.device_mesh, [(d, p) for d, p in enumerate(x.placements) if not p.is_replicate()]
+    mesh = x.device_mesh
+    cuts = [(d, p) for d, p in enumerate(x.placements) if mesh.size(d) > 1 and not p.is_replicate()]
     if not cuts:
         return None
-    mesh_dim, placement = cuts[0]
-    if len(cuts) > 1 or type(placement) is not Shard:
+    mesh_dim, placement = cast(tuple[int, Any], cuts[0])
+    if len(cuts) > 1 or type(placement).__name__ != "Shard":
         raise ValueError(
             f"a parameter of shape {tuple(x.shape)} has the placements {tuple(x.placements)}, where one Shard, with "
             "Replicate on the other dimensions of the mesh, is needed; apply either fully_shard or tensor parallelism "
@@ -80,7 +82,7 @@ def check_placements(params: Iterable[Tensor]) -> None:
         ValueError: see :func:`layout_of`; or if the shards have other sizes than ``torch.chunk`` gives them.
     """
     for param in params:
-        if isinstance(param, DTensor) and (layout := layout_of(param)) is not None:
+        if is_shard(param) and (layout := layout_of(param)) is not None:
             here, expected = param.to_local().shape[layout.dim], layout.span(param.shape[layout.dim])[1]
             if here != expected:
                 raise ValueError(
@@ -89,9 +91,14 @@ def check_placements(params: Iterable[Tensor]) -> None:
                 )
 
 
+def is_shard(x: object) -> TypeGuard[DTensor]:
+    """Whether ``x`` is a tensor that processes share, a ``DTensor``."""
+    return type(x).__name__ == "DTensor"
+
+
 def is_sharded(members: Iterable[Member]) -> bool:
     """Whether a step on these parameters needs other ranks."""
-    return any(isinstance(member.param, DTensor) for member in members)
+    return any(is_shard(member.param) for member in members)
 
 
 def whole(tree: Tree) -> Tree:
@@ -105,7 +112,7 @@ def whole(tree: Tree) -> Tree:
     leaves, structure = tree_flatten(tree)
     buckets: dict[Any, list[int]] = {}
     for index, x in enumerate(leaves):
-        if isinstance(x, DTensor):
+        if is_shard(x):
             layout = layout_of(x)
             if layout is None:
                 leaves[index] = x.to_local()
@@ -142,7 +149,8 @@ def _gathered(shards: Sequence[DTensor], group: Any) -> list[Tensor]:
         piece(here, number).narrow(layout.dim, 0, local.shape[layout.dim]).copy_(local)
     ranks = layouts[0].ranks
     bucket = here.new_empty(ranks * len(here))
-    _all_gather(bucket, here, group=group)
+    all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.13
+    all_gather(bucket, here, group=group)
     rows = bucket.view(ranks, -1).unbind()
     result = []
     for number, (x, layout) in enumerate(zip(shards, layouts, strict=True)):
@@ -153,7 +161,7 @@ def _gathered(shards: Sequence[DTensor], group: Any) -> list[Tensor]:
 
 def reduced(grad: Tensor, param: Tensor) -> Tensor:
     """A gradient that is cut as its parameter; tensor parallelism may leave sums that no rank has taken yet."""
-    if isinstance(grad, DTensor) and isinstance(param, DTensor) and grad.placements != param.placements:
+    if is_shard(grad) and is_shard(param) and grad.placements != param.placements:
         return grad.redistribute(placements=param.placements)
     return grad
 
@@ -163,8 +171,8 @@ def mean_over_ranks(grads: Mapping[str, Tensor], members: Sequence[Member]) -> d
 
     The mesh is that of the first sharded parameter. Gradients that agree already stay as they are, but for rounding.
     """
-    mesh = next(m.param for m in members if isinstance(m.param, DTensor)).device_mesh
-    left = [m.name for m in members if not isinstance(m.param, DTensor)]
+    mesh = next(m.param for m in members if is_shard(m.param)).device_mesh
+    left = [m.name for m in members if not is_shard(m.param)]
     if not left:
         return dict(grads)
     flat = torch.cat([grads[name].reshape(-1) for name in left])  # cat promotes types
@@ -181,7 +189,7 @@ def part(x: Tensor, like: Tensor) -> Tensor:
 
     It is a view; ``x`` may have further dimensions.
     """
-    layout = layout_of(like) if isinstance(like, DTensor) else None
+    layout = layout_of(like) if is_shard(like) else None
     if layout is None:
         return x
     return x.narrow(layout.dim, *layout.span(x.shape[layout.dim]))
@@ -189,17 +197,17 @@ def part(x: Tensor, like: Tensor) -> Tensor:
 
 def local(x: Tensor) -> Tensor:
     """The shard of ``x`` on this rank; writing to it writes to ``x``. ``x`` itself where it is no shard."""
-    return x.to_local() if isinstance(x, DTensor) else x
+    return x.to_local() if is_shard(x) else x
 
 
 def with_local(shard: Tensor, like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
     """The tensor whose part on this rank is ``shard``, cut as ``like``, which it equals in shape unless given."""
-    if not isinstance(like, DTensor):
+    if not is_shard(like):
         return shard
     size = torch.Size(like.shape if shape is None else shape)
     stride = torch.empty(size, device="meta").stride()
     # clone: the view of a whole tensor would keep all of it in memory
-    return DTensor.from_local(
+    return type(like).from_local(
         shard.clone(memory_format=torch.contiguous_format),
         like.device_mesh,
         like.placements,
@@ -217,10 +225,20 @@ def cut_like(x: Tensor, param: Tensor) -> Tensor:
         param: a parameter, sharded or not.
     """
     shaped = tuple(x.shape) == (*param.shape, *((2,) if param.is_complex() and not x.is_complex() else ()))
-    if isinstance(x, DTensor):
-        if isinstance(param, DTensor) and shaped and x.device_mesh == param.device_mesh:
+    if is_shard(x):
+        if is_shard(param) and shaped and x.device_mesh == param.device_mesh:
             return x if x.placements == param.placements else x.redistribute(placements=param.placements)
         x = x.full_tensor()
-    if not isinstance(param, DTensor) or not shaped:
+    if not is_shard(param) or not shaped:
         return x
     return with_local(part(x, param), param, x.shape)
+
+
+def free_copies(module: nn.Module) -> None:
+    """Free the gathered copies of parameters that ``fully_shard`` may keep after a forward pass for the next one.
+
+    To be called before parameters change outside of a training step, and before they are looked up by name.
+    """
+    for part_of_it in module.modules():
+        if any(kind.__name__ == "FSDPModule" for kind in type(part_of_it).__mro__):
+            cast(Any, part_of_it).reshard()

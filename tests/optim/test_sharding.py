@@ -109,8 +109,8 @@ def test_tensors_come_together_and_are_cut_as_torch_cuts_them(fast):
         assert all(report["together"])
         assert report["handed through"]
         assert all(report["again"])
-        partial, twice, uneven = report["refused"]
+        partial, interleaved, uneven = report["refused"]
         assert "Partial" in partial
         assert "one Shard" in partial
-        assert "not both" in twice
+        assert "not both" in interleaved
         assert "rows on this rank where even chunks have 2" in uneven

@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.placement_types import _StridedShard
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_lopt import AdamRule, LearnedOptimizer, SGDRule
@@ -223,6 +224,7 @@ def placements():
             (line, [Replicate()]),
             (grid, [Replicate(), Shard(0)]),
             (column, [Shard(1), Replicate()]),
+            (grid, [Shard(0), Shard(1)]),
         ]
     ] + [((1,), line, [Shard(0)]), ((), line, [Replicate()])]
     types = [torch.float32, torch.bfloat16, torch.float64, torch.complex64, torch.int64]
@@ -234,8 +236,8 @@ def placements():
     together = whole({"cut": cut, "plain": given[0]})
     again = [cut_like(x, shard) for x, shard in zip(together["cut"], cut, strict=True)]
     refused = []
-    for mesh, where in [(line, [Partial()]), (grid, [Shard(0), Shard(1)])]:
-        param = DTensor.from_local(torch.ones(2, 2), mesh, where)
+    for where in (Partial(), _StridedShard(0, split_factor=2)):
+        param = DTensor.from_local(torch.ones(2, 2), line, [where])
         refused.append(sentence(lambda param=param: LearnedOptimizer([nn.Parameter(param)], "base")))
     uneven = DTensor.from_local(torch.ones(1 + 2 * dist.get_rank(), 2), line, [Shard(0)], shape=(4, 2), stride=(2, 1))
     refused.append(sentence(lambda: LearnedOptimizer([nn.Parameter(uneven)], "base")))
