@@ -95,6 +95,10 @@ def test_a_bucket_holds_all_types(fast):
         assert all(report["types"])
 
 
+def test_plain_and_sharded_optimizers_take_over_from_each_other(fast):
+    assert [report["crossed"] for report in fast["placements"]] == [[True] * 5] * 2
+
+
 def test_what_is_not_finite_on_one_rank_skips_the_step_on_all(fast):
     assert [report["not finite"] for report in fast["placements"]] == [(1, 1, False)] * 2
 

@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributed.tensor.placement_types import _StridedShard
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_lopt import AdamRule, LearnedOptimizer, SGDRule
+from lightning_lopt import AdamRule, LearnedOptimizer, ScheduleFreeAdamRule, SGDRule
 from lightning_lopt.optim.sharding import cut_like, whole
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "rules"))
@@ -250,6 +250,7 @@ def placements():
         ],
         "refused": refused,
         "types": three_types(),
+        "crossed": crossed(),
         "not finite": not_finite_on_one_rank(),
         "partial": partial_gradient(),
     }
@@ -272,6 +273,35 @@ def three_types():
         states = [whole(x) for state in optimizer.state.values() for x in state.values()]
         ends.append([whole(param.detach()) for param in params] + states)
     return [same(*pair) for pair in zip(*ends, strict=True)]
+
+
+def crossed():
+    """States that a plain and a sharded optimizer take over from each other: whether both go on as before."""
+    mesh = init_device_mesh("cpu", (2,))
+
+    def fresh(sharded):
+        x = torch.arange(6.0).view(3, 2)
+        param = nn.Parameter(distribute_tensor(x, mesh, [Shard(0)]) if sharded else x)
+        return param, LearnedOptimizer([param], ScheduleFreeAdamRule(lr=0.1, warmup=0.0))
+
+    def steps(param, optimizer, seeds):
+        for seed in seeds:
+            grad = torch.randn(3, 2, generator=torch.Generator().manual_seed(seed))
+            param.grad = distribute_tensor(grad, mesh, [Shard(0)]) if isinstance(param, DTensor) else grad
+            optimizer.step()
+        return whole(param.detach()).clone()
+
+    ends = []
+    for sharded in (False, True):
+        param, optimizer = fresh(sharded)
+        middle = steps(param, optimizer, range(3))
+        other, its = fresh(not sharded)
+        its.load_state_dict(optimizer.state_dict())
+        with torch.no_grad():
+            other.copy_(middle if sharded else distribute_tensor(middle, mesh, [Shard(0)]))
+        ends += [steps(param, optimizer, range(3, 6)), steps(other, its, range(3, 6))]
+        ends += [whole(its.evaluation_params()[other])]
+    return [same(end, ends[0]) for end in ends[:2] + ends[3:5]] + [same(ends[2], ends[5])]
 
 
 def not_finite_on_one_rank():
