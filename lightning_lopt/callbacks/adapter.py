@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lightning_lopt._lightning import is_lightning
+from lightning_lopt.callbacks.checks import check_callbacks, check_strategy
 from lightning_lopt.callbacks.horizon import TrainerHorizon
 from lightning_lopt.callbacks.logs import Logs, say_at_the_end
 from lightning_lopt.callbacks.losses import MeanLoss, SummedLosses, unscaled
@@ -111,15 +111,10 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
     # -- set-up
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        _check_strategy(trainer)
+        check_strategy(trainer)
         if stage != "fit":
             return
-        adapters = [type(c).__name__ for c in trainer.callbacks if isinstance(c, LearnedOptimizerAdapter)]  # type: ignore[attr-defined]
-        if len(adapters) > 1:
-            raise ValueError(
-                f"the Trainer has {len(adapters)} adapters for learned optimizers, {' and '.join(adapters)}; keep one "
-                "(MetaTraining is a LearnedOptimizerAdapter itself)."
-            )
+        check_callbacks(trainer, LearnedOptimizerAdapter)
         self._resumes = False
         self._undo_setup()
         self._after_setup = AfterSetup(trainer, self._when_set_up)
@@ -154,7 +149,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
             # clone: some strategies reduce in place, and this is the user's tensor
             optimizer.signals.reduce = lambda loss: trainer.strategy.reduce(loss.clone(), reduce_op="mean")
         automatic = pl_module.automatic_optimization
-        self._losses = MeanLoss() if automatic else SummedLosses(learned)
+        self._losses = MeanLoss() if automatic else SummedLosses(trainer.optimizers)
         plan = (AutomaticPlan if automatic else ManualPlan)(trainer, learned, self.total_steps)
         plan.begin(self._saved_horizons)
         self._horizons = plan
@@ -176,6 +171,11 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
             self._horizons.batch_begins()
         if self._logs is not None:
             self._logs.ask()
+
+    def on_before_zero_grad(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self._losses.gradients_gone()
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._losses.after_backward()
@@ -260,16 +260,3 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
 
 def _learned(trainer: L.Trainer) -> list[LearnedOptimizer]:
     return [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, LearnedOptimizer)]
-
-
-def _check_strategy(trainer: L.Trainer) -> None:
-    if is_lightning(trainer.strategy, "FSDPStrategy"):
-        raise ValueError(
-            "strategy='fsdp' flattens parameters, so their shapes are lost to the rule; use ModelParallelStrategy "
-            "(FSDP2) or 'ddp'."
-        )
-    if is_lightning(trainer.strategy, "DeepSpeedStrategy"):
-        raise ValueError(
-            "strategy='deepspeed' takes the optimizer into an engine of its own, which hides the loss and the shapes "
-            "of parameters; use ModelParallelStrategy (FSDP2) or 'ddp'."
-        )

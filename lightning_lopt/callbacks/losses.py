@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,10 +25,14 @@ class MeanLoss:
     def after_backward(self) -> None:
         pass
 
+    def gradients_gone(self) -> None:
+        """Forget the losses whose gradients were set to zero."""
+        self._sum, self._count = None, 0
+
     def take(self, optimizer: Optimizer) -> Tensor | None:
         """The loss of the step of ``optimizer`` that comes now; the next window begins."""
         total, count = self._sum, self._count
-        self._sum, self._count = None, 0
+        self.gradients_gone()
         return None if total is None else total / count
 
 
@@ -38,10 +42,11 @@ class SummedLosses:
     Gradients of several backward passes add up, so the function that a step goes down is the sum of their losses. A
     backward pass has reached an optimizer if the gradient of one of its parameters is another one after it, or another
     version of the same. A sum begins anew where all gradients of an optimizer are gone, as after ``zero_grad()``;
-    gradients that are set to zero in place (``set_to_none=False``) look like gradients that are there.
+    gradients that are set to zero in place (``set_to_none=False``) look like gradients that are there. DDP with
+    ``gradient_as_bucket_view=True`` writes all gradients in each pass: ``toggle_optimizer`` alone tells them apart.
 
     Args:
-        optimizers: those that are to be told a loss.
+        optimizers: all optimizers of the fit, those too that are told no loss.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
@@ -58,12 +63,15 @@ class SummedLosses:
             if not any(marks):
                 self._sums.pop(optimizer, None)
 
+    def gradients_gone(self) -> None:
+        """Nothing to do here, since the next backward pass sees it."""
+
     def after_backward(self) -> None:
         """Add the loss to the sums of the optimizers that it has reached."""
         if self._loss is None:
             return
         pairs = zip(self._optimizers, self._before, strict=True)
-        reached = [optimizer for optimizer, before in pairs if _marks(optimizer) != before]
+        reached = [optimizer for optimizer, before in pairs if _is_reached(optimizer, before)]
         for optimizer in reached or self._optimizers:  # a strategy may keep its gradients where nobody sees them change
             present = self._sums.get(optimizer)
             self._sums[optimizer] = self._loss if present is None else present + self._loss
@@ -74,9 +82,19 @@ class SummedLosses:
         return self._sums.pop(optimizer, None)
 
 
+def _params(optimizer: Optimizer) -> Iterator[Tensor]:
+    return (param for group in optimizer.param_groups for param in group["params"])
+
+
 def _marks(optimizer: Optimizer) -> list[Any]:
     """For each parameter what changes when its gradient does; ``None`` without a gradient."""
-    return [_mark(param.grad) for group in optimizer.param_groups for param in group["params"]]
+    return [_mark(param.grad) for param in _params(optimizer)]
+
+
+def _is_reached(optimizer: Optimizer, before: list[Any]) -> bool:
+    """Whether the gradient of a parameter that takes one now has changed."""
+    pairs = zip(_params(optimizer), before, strict=True)
+    return any(param.requires_grad and _mark(param.grad) != mark for param, mark in pairs)
 
 
 def _mark(grad: Tensor | None) -> tuple[int, int] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 
@@ -87,3 +87,9 @@ class Pace:
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Pace:
+        """The pace with this ``state_dict``; keys of other versions are left out."""
+        names = {field.name for field in fields(cls)}
+        return cls(**{name: int(value) for name, value in state.items() if name in names})

@@ -61,10 +61,11 @@ class Plan(ABC):
     def _set(self, optimizer: LearnedOptimizer, total: int, *, announce: bool) -> None:
         """Let ``optimizer`` plan for ``total`` steps from its first on, unless another number was given."""
         if optimizer in self._given:
-            if optimizer.total_steps != total and optimizer not in self._warned and announce:
+            given = optimizer.total_steps
+            if isinstance(given, int) and given != total and optimizer not in self._warned and announce:
                 self._warned.add(optimizer)
                 rank_zero_warn(
-                    f"total_steps={optimizer.total_steps} was given, but this fit comes to {total} steps of the "
+                    f"total_steps={given} was given, but this fit comes to {total} steps of the "
                     "optimizer; leave total_steps out, and the adapter plans for them."
                 )
             return
@@ -101,7 +102,7 @@ class AutomaticPlan(Plan):
         self._end = self._trainer.global_step + left
         resumed = bool(optimizer.calls)
         self._start, self._steps = self._trainer.global_step, 0
-        if resumed and saved:
+        if resumed and {"start", "steps"} <= saved.keys():
             self._start, self._steps = saved["start"], saved["steps"]
         self._ratio = self._present_ratio()
         self._looked = False
@@ -142,8 +143,9 @@ class ManualPlan(Plan):
         batches: Any = self._trainer.fit_loop.epoch_loop.batch_progress
         optimizers = self._trainer.optimizers
         resumed = any(optimizer.calls for optimizer in self._learned)
-        if resumed and len(saved.get("paces", ())) == len(optimizers):
-            paces = [Pace(**pace) for pace in saved["paces"]]
+        kept = [Pace.from_state(pace) for pace in saved.get("paces", ())]
+        if resumed and len(kept) == len(optimizers):
+            paces = kept
             self._before, self._whole = saved["before"], True
         else:
             paces = [Pace(total=getattr(optimizer, "calls", 0)) for optimizer in optimizers]

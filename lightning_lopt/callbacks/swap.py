@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,9 @@ class AfterSetup:
         set_up = strategy.setup_optimizers
 
         def setup_optimizers(trainer: L.Trainer) -> None:
-            set_up(trainer)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*this fit will run with no optimizer.*")
+                set_up(trainer)
             then(trainer)
 
         strategy.setup_optimizers = setup_optimizers  # type: ignore[method-assign]
@@ -66,7 +69,6 @@ def swap_optimizers(trainer: L.Trainer, build: Build) -> None:
         learned.append(build(named_groups(named, labels=labels)))
         learned[-1].labels = labels
         lost += _carry_over(original, learned[-1])
-        original.state.clear()
         original._opt_called = True  # type: ignore[attr-defined]  # its scheduler asks, and warns without
     schedulers = [type(config.scheduler).__name__ for config in strategy.lr_scheduler_configs]
     if schedulers:

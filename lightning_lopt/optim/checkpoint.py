@@ -120,7 +120,7 @@ def _check_settings(group: Mapping[str, Any], number: int) -> None:
         if not fits:
             raise _damaged(f"{key} of parameter group {number} is {value!r}")
     unit = group.get("lr_unit", 1.0)
-    if not (isinstance(unit, int | float) and 0 < unit < math.inf):
+    if not (isinstance(unit, int | float) and 0 < unit <= LARGEST_RATE):
         raise _damaged(f"lr_unit of parameter group {number} is {unit!r}")
     if group.get("role") is not None:
         check_role(group["role"], f"parameter group {number} of this optimizer state")

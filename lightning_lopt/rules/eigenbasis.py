@@ -18,7 +18,9 @@ from lightning_lopt.rules.arithmetic import TINY, matrix_shape
 LARGEST_SIDE = 1024  # a longer side of a matrix (a vocabulary) keeps its own axes: its basis would cost too much
 LARGEST_TURN = 0.5  # radians that any direction may turn in a step: from about 1 on, turns are chaotic (rounding grows)
 EQUAL = 0.3  # two variances that differ by less than the root of this, relatively, decouple more slowly
-NULL = 3e-5  # variances below this share of the largest are not decoupled from each other: their coupling may be rounding
+NULL = (
+    3e-5  # variances below this share of the largest are not decoupled from each other: their coupling may be rounding
+)
 TIE = 0.01  # of two equal variances the earlier axis takes the larger, as if it were larger by this share already
 
 
@@ -50,9 +52,9 @@ def follow(old: Mapping[str, Tensor], grad: Tensor, rate: Tensor, *, turn: bool 
 def turned(basis: Tensor, covariance: Tensor) -> Tensor:
     r"""An orthogonal basis (n, n), in columns, turned towards the eigenvectors of a covariance (n, n) of any scale.
 
-    With :math:`D = Q^\top C Q` in units of the largest variance of C, and the gap :math:`\Delta = D_{jj} - D_{ii}`, axes i
-    and j turn by :math:`D_{ij} \Delta / (\Delta^2 + D_{ij}^2 + 0.3\, D_{ii} D_{jj} + \nu^2)`. The second term makes this
-    the angle of a Jacobi rotation (Golub and Van Loan, Matrix Computations, section 8.5), which is at most 1/2; the
+    With :math:`D = Q^\top C Q` in units of the largest variance of C, and the gap :math:`\Delta = D_{jj} - D_{ii}`,
+    axes i and j turn by :math:`D_{ij} \Delta / (\Delta^2 + D_{ij}^2 + 0.3\, D_{ii} D_{jj} + \nu^2)`. The second term
+    makes this the angle of a Jacobi rotation (Golub and Van Loan, section 8.5), which is at most 1/2; the
     third damps it where variances are about equal, the fourth where both are null.
 
     Rounding turns nothing: couplings of its size give angles of its size. Two equal variances that are coupled, as of

@@ -287,8 +287,8 @@ def _controlled(at: Constants, controls: Controls) -> Constants:
 def _inverse_root(moment: Tensor, weight: Tensor) -> Tensor:
     r"""What Adam's direction is multiplied with: :math:`\sqrt{v} / (v + \epsilon \max v)`, v without its bias to zero.
 
-    That is :math:`1 / \sqrt{v}`, but falls to 0 where v is null beside the tensor's largest: float32 rounds to 1e-7 of the
-    largest gradient, and rounding must not become an entry of full size.
+    That is :math:`1 / \sqrt{v}`, but falls to 0 where v is null beside the tensor's largest: float32 rounds to 1e-7 of
+    the largest gradient, and rounding must not become an entry of full size.
     """
     moment = moment / weight + TINY  # TINY: the root has a derivative where no gradient has been
     largest = moment.amax() if moment.numel() else moment.new_zeros(())

@@ -1,5 +1,6 @@
 """Fits that do not go as planned: resumed with other settings, stopped early, searched by a tuner."""
 
+import copy
 import logging
 import warnings
 from itertools import pairwise
@@ -64,8 +65,8 @@ def test_a_changed_horizon_is_taken_over_without_a_jump(tmp_path, caplog, kind, 
     assert optimizer.total_steps == made
     left = made - 2 * BATCHES
     if kind is Module:
-        expected = [0.5 + 0.5 * step / left for step in range(left)]
-        assert seen == pytest.approx([min(position, 1 - 1 / made) for position in expected], abs=1e-4)
+        end = 1 - 1 / made  # where the last step of any run stands
+        assert seen == pytest.approx([0.5 + (end - 0.5) * step / (left - 1) for step in range(left)], abs=1e-4)
     assert seen[0] == pytest.approx(0.5, abs=1e-4)
     assert max(b - a for a, b in pairwise(seen)) < 0.2
     planned = 4 * BATCHES
@@ -214,3 +215,30 @@ def test_a_pretrained_module_is_pointed_out_once_and_not_on_resume(tmp_path):
     assert warned(Normalised(), ckpt=tmp_path / "epoch=0.ckpt") == []
     (message,) = warned(module)
     assert "rule 'residual'" in message.lower()
+
+
+def test_a_copy_of_the_optimizer_holds_no_trainer():
+    class Copies(Module):
+        def on_fit_start(self):
+            self.copied = copy.deepcopy(self.optimizers(use_pl_optimizer=False))
+
+    module = Copies()
+    trainer = fit(module, epochs=1)
+    assert module.copied.total_steps is None
+    assert trainer.optimizers[0].total_steps == BATCHES
+
+
+@pytest.mark.parametrize("kind", [Module, ManualModule])
+def test_state_of_another_version_is_no_obstacle(tmp_path, kind):
+    """Checkpoints without plans, and with numbers that this version does not know."""
+    fit(kind(), epochs=1, callbacks=[ModelCheckpoint(tmp_path, filename="one")])
+    checkpoint = torch.load(tmp_path / "one.ckpt", weights_only=True)
+    state = checkpoint["callbacks"]["LearnedOptimizerAdapter"]
+    for pace in state["horizons"].get("paces", ()):
+        pace["later"] = 1
+    torch.save(checkpoint, tmp_path / "later.ckpt")
+    state.pop("horizons")
+    torch.save(checkpoint, tmp_path / "earlier.ckpt")
+    for name in ("later", "earlier"):
+        trainer = fit(kind(), epochs=3, ckpt=tmp_path / f"{name}.ckpt")
+        assert trainer.optimizers[0].total_steps == trainer.optimizers[0].steps_made == 3 * BATCHES

@@ -141,3 +141,28 @@ def test_each_adversary_gets_the_losses_that_reached_it(order):
     assert [len(seen) for seen in module.expected] == [2 if order == "critic_five_times" else 12, 12]
     for rule, losses in zip(module.rules, module.expected, strict=True):
         assert rule.seen == pytest.approx(losses, abs=1e-5)
+
+
+def test_a_loss_that_reaches_another_kind_of_optimizer_alone_is_not_told():
+    class Mixed(Adversaries):
+        def configure_optimizers(self):
+            generator, _ = super().configure_optimizers()
+            return [generator, torch.optim.AdamW(self.critic.parameters())]
+
+    module = Mixed("critic_five_times")
+    fit(module, adapter=LearnedOptimizerAdapter(total_steps=2))
+    assert module.rules[0].seen == pytest.approx(module.expected[0], abs=1e-5)
+    assert module.rules[1].seen == []
+
+
+def test_losses_whose_gradients_are_dropped_do_not_count_in_automatic_optimization():
+    class EveryOther(Module):
+        def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+            if batch_idx % 2:
+                super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            else:
+                optimizer_closure()  # Lightning sets its gradients to zero before the next one
+
+    module = EveryOther(recording)
+    fit(module, epochs=1)
+    assert module.rule.seen == pytest.approx(module.losses[1::2])
