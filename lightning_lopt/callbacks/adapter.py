@@ -14,11 +14,10 @@ from lightning_lopt.callbacks.checks import check_callbacks, check_strategy
 from lightning_lopt.callbacks.horizon import TrainerHorizon
 from lightning_lopt.callbacks.logs import Logs, say_at_the_end
 from lightning_lopt.callbacks.losses import MeanLoss, SummedLosses, unscaled
-from lightning_lopt.callbacks.measured import put_measured_weights
 from lightning_lopt.callbacks.planning import AutomaticPlan, ManualPlan, Plan
 from lightning_lopt.callbacks.swap import AfterSetup, swap_optimizers
 from lightning_lopt.callbacks.watch import ScalerWatch, StepWatch, warn_if_pretrained
-from lightning_lopt.optim import LearnedOptimizer, labels_of
+from lightning_lopt.optim import LearnedOptimizer, evaluation_weights, labels_of
 from lightning_lopt.optim.inputs import checked_horizon
 from lightning_lopt.rules.base import UpdateRule
 
@@ -63,7 +62,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
 
     A rule that answers for other parameters than it trains, as averages of iterates do, has them in the model during
     validation, after the fit, and in the ``state_dict`` of checkpoints; for resuming, checkpoints hold the trained ones
-    besides. Checkpoints of weights alone (``save_weights_only``) and of sharded parameters hold the trained ones only.
+    besides. Checkpoints of weights alone (``save_weights_only``) and of shards (directories) have the trained ones.
 
     Args:
         rule: ``None`` to feed only; a rule, or what ``LearnedOptimizer`` takes for one, to replace the optimizers.
@@ -158,10 +157,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
         self._logs = Logs(trainer, learned) if self.logs and trainer.loggers else None
         if self._logs is not None:
             self._logs.write_hyperparameters()
-        with torch.no_grad():
-            for name, param in pl_module.named_parameters():
-                if name in self._trained:
-                    param.copy_(self._trained[name])
+        evaluation_weights.take_over(self._trained, pl_module)
         self._trained = {}
 
     # -- a step
@@ -210,16 +206,14 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
-            for optimizer in _learned(trainer):
-                optimizer.eval()
+            evaluation_weights.to_evaluation(pl_module, _learned(trainer))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
-            for optimizer in _learned(trainer):
-                optimizer.train()
+            evaluation_weights.to_training(pl_module, _learned(trainer))
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        trained = put_measured_weights(checkpoint["state_dict"], pl_module, _learned(trainer))
+        trained = evaluation_weights.put_into(checkpoint["state_dict"], pl_module, _learned(trainer))
         if trained:
             checkpoint[TRAINED] = trained
 
@@ -242,8 +236,8 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._steps.look_at_the_end(trainer.fit_loop.epoch_loop.batch_progress.total.ready)
+        evaluation_weights.to_evaluation(pl_module, _learned(trainer))
         for optimizer in _learned(trainer):
-            optimizer.eval()
             say_at_the_end(optimizer, self._scaler.skipped.get(optimizer, 0))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

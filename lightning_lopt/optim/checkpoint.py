@@ -60,7 +60,7 @@ def fitting_state(
     for number, group in enumerate(saved_groups):
         _check_settings(group, number)
     keys = _keys_in_order(saved_groups, members)
-    _check_tensors(states, saved_groups[0]["shared"], keys, members, rule)
+    _check_tensors(states, saved_groups[0].get("shared", {}), keys, members, rule)
     places = iter(keys)
     ordered = [{**group, "params": [next(places) for _ in group["params"]]} for group in saved_groups]
     known = set(keys)
@@ -94,7 +94,7 @@ def _check_values(states: Mapping[Any, Mapping[str, Any]], groups: Sequence[Mapp
 
 
 def _check_counters(first: Mapping[str, Any]) -> None:
-    lost = [key for key in (*COUNTERS, "shared") if key not in first and key not in _LATER]
+    lost = [key for key in COUNTERS if key not in first and key not in _LATER]
     if lost:
         raise _damaged(f"it has lost its {' and '.join(lost)}")
     for key in COUNTERS:

@@ -23,6 +23,7 @@ from lightning_lopt.optim.guard_run import checked_guard
 from lightning_lopt.optim.habits import SMALL, warn_of_small_rate
 from lightning_lopt.optim.inputs import checked_horizon, one_number
 from lightning_lopt.optim.precision import autocast_disabled, wide
+from lightning_lopt.optim.sharding import check_placements, cut_like, whole
 from lightning_lopt.optim.skips import SkipWatch
 from lightning_lopt.optim.stepping import RuleOptimizer
 from lightning_lopt.rules.base import State, UpdateRule
@@ -46,6 +47,11 @@ class LearnedOptimizer(RuleOptimizer):
 
     A step whose loss, gradients or updates are not finite is skipped and counted (:attr:`skipped_steps`), without
     waiting for the device; it warns when skipped steps pile up, and raises after 50 in a row.
+
+    Parameters that processes share (``fully_shard``, FSDP2; build the optimizer after it) are stepped whole, so the run
+    is that of one process: a step gathers them with their gradients and state in one collective, and takes the memory
+    and the arithmetic of the whole model on each rank; between steps, state is kept in shards. Gradients of parameters
+    that are left whole beside them are averaged over the ranks, which ``fully_shard`` does not do.
 
     A rule that trains at one point and answers for another, as :class:`~lightning_lopt.ScheduleFreeAdamRule` does,
     needs :meth:`eval` before the model is measured or kept, and :meth:`train` before the next step or checkpoint; with
@@ -72,8 +78,9 @@ class LearnedOptimizer(RuleOptimizer):
 
     Raises:
         TypeError: if a class came where an object is needed, or parameters are no tensors.
-        ValueError: for arguments out of range, a checkpoint of another optimizer, or, at the first step, if the rule
-            needs a loss or a horizon and none has arrived.
+        ValueError: for arguments out of range, parameters that are cut along two dimensions (FSDP2 with tensor
+            parallelism), a checkpoint of another optimizer, or, at the first step, if the rule needs a loss or a
+            horizon and none has arrived.
         RuntimeError: after 50 skipped steps in a row.
 
     Example:
@@ -144,6 +151,7 @@ class LearnedOptimizer(RuleOptimizer):
         twice = next((name for name in group["names"] if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"two parameters are named {twice!r}; pass names that differ, or the tensors alone.")
+        check_placements(group["params"])
         super().add_param_group(group)
 
     def relabel(self, labels: Labels) -> None:
@@ -192,7 +200,8 @@ class LearnedOptimizer(RuleOptimizer):
         own = self.param_groups[0]
         if not own["shared"]:
             first = next(member for member in self._members())
-            own["shared"] = self._asked.init_state({first.name: wide(first.param.detach())}, {}).shared
+            blank = torch.zeros(first.param.shape, dtype=first.param.dtype, device=first.param.device)
+            own["shared"] = self._asked.init_state({first.name: wide(blank)}, {}).shared
         own["shared"] = self._asked.validated(State({}, own["shared"]), one_number(loss, own["step"].device)).shared
 
     @property
@@ -206,9 +215,10 @@ class LearnedOptimizer(RuleOptimizer):
         if self.is_in_eval or type(self._asked).evaluation_params is UpdateRule.evaluation_params:
             return {}
         members = [member for member in self._members() if self.state.get(member.param)]
-        state = State({m.name: self.state[m.param] for m in members}, self.param_groups[0]["shared"])
-        values = self._asked.evaluation_params({m.name: wide(m.param) for m in members}, state)
-        return {m.param: _in_type_of(m.param, values[m.name]) for m in members}
+        params, tensors = whole(({m.name: m.param for m in members}, {m.name: self.state[m.param] for m in members}))
+        state = State(tensors, self.param_groups[0]["shared"])
+        values = self._asked.evaluation_params({name: wide(param) for name, param in params.items()}, state)
+        return {m.param: cut_like(_in_type_of(m.param, values[m.name]), m.param) for m in members}
 
     def trained_params(self) -> dict[Tensor, Tensor]:
         """For each parameter the values that training goes on with, while they are not its own: after :meth:`eval`."""
@@ -218,7 +228,8 @@ class LearnedOptimizer(RuleOptimizer):
     def eval(self) -> None:
         """Put the parameters where the rule is to be measured, :meth:`UpdateRule.evaluation_params`.
 
-        Costs nothing and changes nothing for rules that are measured where they train.
+        Costs nothing and changes nothing for rules that are measured where they train. Modules of ``fully_shard`` may
+        hold copies from their last forward pass: call their ``reshard()`` before :meth:`eval` and :meth:`train`.
         """
         values = self.evaluation_params()
         if values:
@@ -274,16 +285,19 @@ class LearnedOptimizer(RuleOptimizer):
             value = signals.reduce(cast(Tensor, value))
         with autocast_disabled(device):
             if self._is_made_to_create_state(members, value):
-                self._begin_state(members)
+                self._inputs(members)  # which begins it
             else:
                 self._advance(members, value)
         return result
 
     def state_dict(self) -> dict[str, Any]:
         saved = super().state_dict()
-        saved["param_groups"][0]["total_steps"] = None if callable(self.total_steps) else self.total_steps
+        first = saved["param_groups"][0]
+        first["total_steps"] = None if callable(self.total_steps) else self.total_steps
+        # torch.distributed restores those keys alone that are there before: (0, 0) is no change of the horizon
+        first.setdefault(horizon.KEY, torch.zeros(2, dtype=torch.float32, device=first["step"].device))
         if self._guard is not None:
-            saved["param_groups"][0][GUARD] = self._guard.saved()
+            first[GUARD] = self._guard.saved()
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -324,10 +338,16 @@ class LearnedOptimizer(RuleOptimizer):
         self.state = defaultdict(dict)
         for param, saved in states:
             if saved:
-                self.state[param] = {k: v.detach().to(param.device, copy=True) for k, v in saved.items()}
+                moved = {k: v.detach().to(param.device, copy=True) for k, v in saved.items()}
+                self.state[param] = {k: cut_like(v, param) for k, v in moved.items()}
         own.setdefault("skipped_in_a_row", torch.zeros((), dtype=torch.int64))
+        own.setdefault("shared", {})  # checkpoints of torch.distributed drop an empty one
+        if horizon.KEY in own and not bool(own[horizon.KEY].any()):
+            del own[horizon.KEY]
         self._follow(members)
         saved_total = own.pop("total_steps", None)
+        if callable(self.total_steps) and not self.total_steps_given:  # it stands in for the adapter's plan
+            self.total_steps = None
         self._saved_total = saved_total if self.total_steps is not None else None
         if self.total_steps is None:
             self.total_steps = saved_total

@@ -20,8 +20,9 @@ from lightning_lopt.optim.habits import RateWatch
 from lightning_lopt.optim.inputs import StepSignals, checked_horizon
 from lightning_lopt.optim.precision import all_finite, known, real, wide
 from lightning_lopt.optim.rates import multiplier
+from lightning_lopt.optim.sharding import cut_like, is_sharded, local, mean_over_ranks, part, reduced, whole, with_local
 from lightning_lopt.optim.skips import SkipWatch, not_finite
-from lightning_lopt.rules.base import State, StepContext, UpdateRule
+from lightning_lopt.rules.base import Params, State, StepContext, UpdateRule
 
 
 class RuleOptimizer(torch.optim.Optimizer):
@@ -87,12 +88,9 @@ class RuleOptimizer(torch.optim.Optimizer):
     def _advance(self, members: Sequence[Member], loss: Tensor | None) -> None:
         """Step the parameters of ``members``, or count a skipped step."""
         own = self.param_groups[0]
-        self._begin_state(members)
+        params, grads, tensors = self._inputs(members)
         context, finite = self._context(members, loss)
-        grads = {m.name: wide(_dense(cast(Tensor, m.param.grad))) for m in members}
-        params = {m.name: wide(m.param) for m in members}
-        state = State({m.name: self.state[m.param] for m in members}, own["shared"])
-        updates, after = self._acting(params, grads, state, context)
+        updates, after = self._acting(params, grads, State(tensors, own["shared"]), context)
         finite = finite & all_finite([*grads.values(), *updates.values()], finite.device)
         is_finite = known(finite)
 
@@ -110,9 +108,12 @@ class RuleOptimizer(torch.optim.Optimizer):
                     lr, update = multiplier(group), updates[name]
                     # the sum is made in the wider type, rounded once
                     scaled = update if isinstance(lr, float) and lr == 1.0 else update * lr
-                    real(param).add_(unless_skipped(scaled, 0.0))
+                    real(local(param)).add_(unless_skipped(part(scaled, param), 0.0))
                     old = self.state[param]
-                    self.state[param] = {k: unless_skipped(v, old[k]) for k, v in after.tensors[name].items()}
+                    self.state[param] = {
+                        k: with_local(unless_skipped(part(v, old[k]), local(old[k])), old[k])
+                        for k, v in after.tensors[name].items()
+                    }
             own["shared"] = {k: unless_skipped(v, own["shared"][k]) for k, v in after.shared.items()}
         self.calls += 1
         skipped = (~finite).long()
@@ -125,26 +126,48 @@ class RuleOptimizer(torch.optim.Optimizer):
         self._rates.look(self.param_groups)
         self._skips.look(own, self.calls, lambda: not_finite(loss, grads, updates))
 
-    def _begin_state(self, members: Sequence[Member]) -> None:
-        """Give those parameters a state that have none, or an empty one."""
-        without = [member for member in members if not self.state.get(member.param)]
-        if without:
-            state = self._acting.init_state(
-                {m.name: wide(m.param.detach()) for m in without}, {m.name: m.role for m in without}
-            )
-            for member in without:
-                self.state[member.param] = dict(state.tensors[member.name])
-            own = self.param_groups[0]
-            own["shared"] = own["shared"] or state.shared
+    def _inputs(self, members: Sequence[Member]) -> tuple[Params, Params, dict[str, dict[str, Tensor]]]:
+        """Parameters, gradients and state of ``members`` by name as the rule gets them: whole, wide, state begun."""
+        grads = {m.name: _dense(cast(Tensor, m.param.grad)) for m in members}
+        tensors = {m.name: self.state[m.param] for m in members if self.state.get(m.param)}
+        beginners = [m for m in members if m.name not in tensors]
+        params = {m.name: m.param.detach() for m in members}
+        sharded = is_sharded(members)
+        if sharded:
+            if self._guard is not None:
+                raise ValueError("guard=True keeps copies of whole parameters, but these are sharded; use guard=False.")
+            # Checkpoints of torch.distributed miss the state of a trainable parameter that has had no gradient.
+            grads = {m.name: reduced(grads[m.name], m.param) for m in members}
+            waiting = [m for m in self._members() if m.param.requires_grad and m.param not in self.state]
+            beginners += [m for m in waiting if m.name not in grads]
+            params, grads, tensors = whole((params | {m.name: m.param.detach() for m in beginners}, grads, tensors))
+        params, grads = ({name: wide(x) for name, x in given.items()} for given in (params, grads))
+        if sharded:
+            grads = mean_over_ranks(grads, members)
+        tensors = {**tensors, **self._begin_state(beginners, params)}
         if self._guard is not None:
             self._guard.prepare(members, self.state)
+            tensors = {m.name: self.state[m.param] for m in members}  # with the copies
+        return {m.name: params[m.name] for m in members}, grads, {m.name: tensors[m.name] for m in members}
+
+    def _begin_state(self, members: Sequence[Member], params: Params) -> dict[str, dict[str, Tensor]]:
+        """Begin the state of ``members``, whose whole values are ``params``; return it, whole, by name."""
+        if not members:
+            return {}
+        state = self._acting.init_state({m.name: params[m.name] for m in members}, {m.name: m.role for m in members})
+        for member in members:
+            self.state[member.param] = {k: cut_like(v, member.param) for k, v in state.tensors[member.name].items()}
+        own = self.param_groups[0]
+        own["shared"] = own["shared"] or state.shared
+        return state.tensors
 
     def _is_made_to_create_state(self, members: Sequence[Member], loss: Tensor | None) -> bool:
         """Whether this step is that of ``torch.distributed.checkpoint``, which makes one to have the state created:
         no loss, all gradients and learning rates 0, no state."""
         if self.state or loss is not None or any(float(m.group["lr"]) for m in members):
             return False
-        return not any(bool(cast(Tensor, m.param.grad).any()) for m in members)
+        grads = whole([reduced(cast(Tensor, m.param.grad), m.param) for m in members])
+        return not any(bool(grad.any()) for grad in grads)
 
     def _follow(self, members: Sequence[Member]) -> torch.device:
         """Bring the rule, and the state that belongs to no parameter, to the device of the first parameter."""

@@ -10,7 +10,7 @@ import torch
 
 import lightning_lopt
 
-FITS = ["plain", "resumed", "accumulation", "swap", "manual", "diverging", "without"]
+FITS = ["plain", "resumed", "accumulation", "swap", "manual", "long", "diverging", "without"]
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,11 @@ def test_windows_are_averaged_before_the_ranks(reports):
     means = [(x + y) / 2 for x, y in zip(one["own_losses"], other["own_losses"], strict=True)]
     expected = [(means[0] + means[1]) / 2, means[2], (means[3] + means[4]) / 2, means[5]]
     assert one["seen"] == pytest.approx(expected)
+
+
+def test_ranks_agree_after_forty_steps_of_base(reports):
+    """Where one bit that differs would have grown: the whole of what is above holds, for many steps."""
+    assert [report["steps"] for report in reports["long"]] == [42, 42]
 
 
 def test_resume_is_no_stop(reports):

@@ -30,7 +30,7 @@ class Report(Callback):
             "parameters": [param.detach().clone() for param in pl_module.parameters()],
             "state": [value for state in optimizer.state.values() for value in state.values()],
             "own_losses": pl_module.losses,
-            "seen": optimizer.rule.seen,
+            "seen": getattr(optimizer.rule, "seen", []),
             "steps": int(optimizer.param_groups[0]["step"]),
             "skipped": optimizer.skipped_steps,
             "total_steps": optimizer.total_steps,
@@ -83,6 +83,7 @@ def main():
     swap = LearnedOptimizerAdapter(trained(Recorder()))
     fit(Module(adamw), adapter=swap, callbacks=[Report("swap")], **two_ranks())
     fit(Manual(learned), callbacks=[Report("manual")], **two_ranks())
+    fit(Module(adamw), adapter=LearnedOptimizerAdapter("base"), callbacks=[Report("long")], epochs=14, **two_ranks())
     fit(OneRankDiverges(learned), callbacks=[Report("diverging")], **two_ranks())
     without = Module(learned_for_six_steps)
     fit(without, adapter=Report("without"), **two_ranks())

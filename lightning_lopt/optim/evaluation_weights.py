@@ -1,0 +1,111 @@
+"""Evaluation weights and trained weights of a module, where a rule is measured at other parameters than it trains.
+
+A checkpoint is for two uses: its ``state_dict`` for whoever measures or deploys the model, and all of it for resuming.
+
+``fully_shard`` may leave a module with gathered copies of its parameters after a forward pass, and takes these for the
+next one; so they are freed wherever parameters are about to change outside of a training step.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lopt.optim.learned_optimizer import LearnedOptimizer
+from lightning_lopt.optim.sharding import free_copies, is_shard, local, part, whole
+from lightning_lopt.rules.base import UpdateRule
+
+
+def to_evaluation(module: nn.Module, optimizers: Sequence[LearnedOptimizer]) -> None:
+    """Put ``module`` where its rules are measured; nothing happens where that is where they train."""
+    for optimizer in optimizers:
+        if _measured_elsewhere(optimizer.rule):
+            free_copies(module)
+            optimizer.eval()
+
+
+def to_training(module: nn.Module, optimizers: Sequence[LearnedOptimizer]) -> None:
+    """Put ``module`` back where training goes on."""
+    for optimizer in optimizers:
+        if optimizer.is_in_eval:
+            free_copies(module)
+            optimizer.train()
+
+
+def put_into(weights: dict[str, Any], module: nn.Module, optimizers: Sequence[LearnedOptimizer]) -> dict[str, Tensor]:
+    """Make ``weights`` those to measure, and return those that training goes on with.
+
+    A checkpoint of shards (a directory) keeps a single version of each parameter: the one that training goes on with,
+    with a warning. A single file has both, whole. All ranks must call this at the same time.
+
+    Args:
+        weights: state dict of ``module`` that is about to be saved; changed in place. It holds shards, or whole
+            tensors, or nothing, on the ranks that do not write.
+        module: the module that is saved.
+        optimizers: those that train it.
+
+    Returns:
+        trained parameters by name, as many as ``weights`` has evaluation weights for; to be saved with the checkpoint.
+    """
+    if not any(_measured_elsewhere(optimizer.rule) for optimizer in optimizers):
+        return {}
+    free_copies(module)
+    apart = {param: value for opt in optimizers for param, value in opt.trained_params().items()}
+    named = list(module.named_parameters(remove_duplicate=False))  # shared ones under each of their names
+    if any(is_shard(value) for value in weights.values()):
+        weights.update({name: apart[param] for name, param in named if param in apart and name in weights})
+        _warn(optimizers[0])
+        return {}
+    measured = {param: value for opt in optimizers for param, value in opt.evaluation_params().items()}
+    trained: dict[str, Tensor] = {}
+    for name, param in named:
+        other = apart.get(param, measured.get(param))
+        value = None if other is None else whole(other)  # a collective, also where nothing is written
+        if value is None or not _fits(weights.get(name), value):
+            continue
+        if param in apart:
+            trained[name] = value
+        else:
+            trained[name], weights[name] = weights[name], value
+    return trained
+
+
+@torch.no_grad()
+def take_over(trained: Mapping[str, Tensor], module: nn.Module) -> None:
+    """Give ``module`` the trained parameters of a checkpoint, as :func:`put_into` returned them.
+
+    Raises:
+        ValueError: if they are shards, which are those of the rank that wrote them.
+    """
+    if trained:
+        free_copies(module)
+    for name, param in module.named_parameters():
+        if name in trained:
+            if is_shard(trained[name]):
+                raise ValueError(
+                    f"the trained weights in this checkpoint hold only one rank's shard of {name!r}; resume from a "
+                    "checkpoint that a newer lightning_lopt has saved."
+                )
+            local(param).copy_(part(trained[name], param))
+
+
+def _fits(saved: Any, value: Tensor) -> bool:
+    return isinstance(saved, Tensor) and saved.shape == value.shape
+
+
+def _measured_elsewhere(rule: UpdateRule) -> bool:
+    return type(rule).evaluation_params is not UpdateRule.evaluation_params
+
+
+def _warn(optimizer: LearnedOptimizer) -> None:
+    if "evaluation weights" not in optimizer.signals.warned:
+        optimizer.signals.warned.add("evaluation weights")
+        warnings.warn(
+            "a checkpoint of shards holds the weights that training goes on with, not the averages that this rule is "
+            "measured at; for these save a single file, with ModelParallelStrategy(save_distributed_checkpoint=False).",
+            stacklevel=3,
+        )

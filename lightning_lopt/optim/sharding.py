@@ -1,0 +1,244 @@
+"""Parameters that are sharded over processes (FSDP2): the rule steps whole tensors, shards are what is kept.
+
+What a step costs. Per rank, one ``all_gather_into_tensor`` for each mesh (there is one mesh as a rule) sends this
+rank's shards of all parameters, gradients and of those state tensors that have the shape of their parameter, and
+receives everybody's: P (4 + 4 + s) bytes arrive on each rank, for P parameters in float32 with s bytes of such state
+per parameter. Nothing else travels, except gradients that nobody has reduced: those of parameters that are not sharded
+(one ``all_reduce`` per dimension of the mesh), and partial sums of tensor parallelism. While the step runs, each rank
+holds these tensors whole, twice for a moment when they are cut out of the bucket, and computes the whole step; between
+steps it holds shards. State of other shapes (row and column sums, bases of matrices that are not square, counters) is
+kept whole on each rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from lightning_lopt.optim.groups import Member
+
+if TYPE_CHECKING:  # importing it takes 0.8 seconds, and fails where torch was built without
+    from torch.distributed.tensor import DTensor
+
+Tree = TypeVar("Tree")
+_ALIGNMENT = 16  # bytes, of the widest type: a piece of the bucket is viewed in its own type
+
+
+class Layout(NamedTuple):
+    """How a sharded tensor is cut: into chunks along one dimension, the last of them shorter or empty.
+
+    Attributes:
+        mesh_dim: dimension of the mesh over which it is cut.
+        dim: dimension of the tensor that is cut.
+        ranks: number of chunks.
+        rank: number of the chunk that is here.
+    """
+
+    mesh_dim: int
+    dim: int
+    ranks: int
+    rank: int
+
+    def span(self, size: int) -> tuple[int, int]:
+        """First index and length of the chunk that is here, of a dimension of ``size``."""
+        start = min(self.rank * self.chunk(size), size)
+        return start, min(self.chunk(size), size - start)
+
+    def chunk(self, size: int) -> int:
+        """Length of every chunk but the last ones."""
+        return -(-size // self.ranks)
+
+
+def layout_of(x: DTensor) -> Layout | None:
+    """How ``x`` is cut; ``None`` where each rank holds all of it.
+
+    Raises:
+        ValueError: for partial sums, tensors that are cut along several dimensions, and interleaved shards.
+    """
+    mesh = x.device_mesh
+    cuts = [(d, p) for d, p in enumerate(x.placements) if mesh.size(d) > 1 and not p.is_replicate()]
+    if not cuts:
+        return None
+    mesh_dim, placement = cast(tuple[int, Any], cuts[0])
+    if len(cuts) > 1 or type(placement).__name__ != "Shard":
+        raise ValueError(
+            f"a parameter of shape {tuple(x.shape)} has the placements {tuple(x.placements)}, where one Shard, with "
+            "Replicate on the other dimensions of the mesh, is needed; apply either fully_shard or tensor parallelism "
+            "to it, not both."
+        )
+    return Layout(mesh_dim, placement.dim % max(x.ndim, 1), mesh.size(mesh_dim), mesh.get_local_rank(mesh_dim))
+
+
+def check_placements(params: Iterable[Tensor]) -> None:
+    """Refuse sharded parameters that :func:`whole` cannot put together.
+
+    Raises:
+        ValueError: see :func:`layout_of`; or if the shards have other sizes than ``torch.chunk`` gives them.
+    """
+    for param in params:
+        if is_shard(param) and (layout := layout_of(param)) is not None:
+            here, expected = param.to_local().shape[layout.dim], layout.span(param.shape[layout.dim])[1]
+            if here != expected:
+                raise ValueError(
+                    f"a parameter of shape {tuple(param.shape)} has {here} of its rows on this rank where even "
+                    f"chunks have {expected}; shard it by fully_shard or distribute_tensor."
+                )
+
+
+def is_shard(x: object) -> TypeGuard[DTensor]:
+    """Whether ``x`` is a tensor that processes share, a ``DTensor``."""
+    return type(x).__name__ == "DTensor"
+
+
+def is_sharded(members: Iterable[Member]) -> bool:
+    """Whether a step on these parameters needs other ranks."""
+    return any(is_shard(member.param) for member in members)
+
+
+def whole(tree: Tree) -> Tree:
+    """``tree``, a pytree of tensors, with every sharded tensor put together on each rank, in one collective per mesh.
+
+    All ranks must call it with the same tensors in the same order. Other tensors are handed through.
+
+    Raises:
+        ValueError: see :func:`layout_of`.
+    """
+    leaves, structure = tree_flatten(tree)
+    buckets: dict[Any, list[int]] = {}
+    for index, x in enumerate(leaves):
+        if is_shard(x):
+            layout = layout_of(x)
+            if layout is None:
+                leaves[index] = x.to_local()
+            else:
+                buckets.setdefault(x.device_mesh.get_group(layout.mesh_dim), []).append(index)
+    for group, indices in buckets.items():
+        for index, x in zip(indices, _gathered([leaves[index] for index in indices], group), strict=True):
+            leaves[index] = x
+    result: Tree = tree_unflatten(leaves, structure)
+    return result
+
+
+def _gathered(shards: Sequence[DTensor], group: Any) -> list[Tensor]:
+    """Whole tensors from shards that are cut over the same group."""
+    layouts = [cast(Layout, layout_of(x)) for x in shards]
+    shapes = [
+        [layout.chunk(size) if dim == layout.dim else size for dim, size in enumerate(x.shape)]
+        for x, layout in zip(shards, layouts, strict=True)
+    ]
+    lengths = [math.prod(shape) * x.dtype.itemsize for x, shape in zip(shards, shapes, strict=True)]
+    starts = [0]
+    for length in lengths:
+        starts.append(starts[-1] + -(-length // _ALIGNMENT) * _ALIGNMENT)
+
+    def piece(row: Tensor, number: int) -> Tensor:
+        """Chunk of one tensor in a row of the bucket, a view."""
+        start = starts[number]
+        return row[start : start + lengths[number]].view(shards[number].dtype).view(shapes[number])
+
+    # the group works on the device of the mesh; with CPU offloading parameters lie elsewhere
+    here = torch.zeros(starts[-1], dtype=torch.uint8, device=shards[0].device_mesh.device_type)
+    for number, (x, layout) in enumerate(zip(shards, layouts, strict=True)):
+        local = x.to_local()
+        piece(here, number).narrow(layout.dim, 0, local.shape[layout.dim]).copy_(local)
+    ranks = layouts[0].ranks
+    bucket = here.new_empty(ranks * len(here))
+    all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.13
+    all_gather(bucket, here, group=group)
+    rows = bucket.view(ranks, -1).unbind()
+    result = []
+    for number, (x, layout) in enumerate(zip(shards, layouts, strict=True)):
+        padded = torch.cat([piece(row, number) for row in rows], layout.dim)
+        result.append(padded.narrow(layout.dim, 0, x.shape[layout.dim]).contiguous().to(x.to_local().device))
+    return result
+
+
+def reduced(grad: Tensor, param: Tensor) -> Tensor:
+    """A gradient that is cut as its parameter; tensor parallelism may leave sums that no rank has taken yet."""
+    if is_shard(grad) and is_shard(param) and grad.placements != param.placements:
+        return grad.redistribute(placements=param.placements)
+    return grad
+
+
+def mean_over_ranks(grads: Mapping[str, Tensor], members: Sequence[Member]) -> dict[str, Tensor]:
+    """Gradients with those of parameters that are not sharded, which nobody has reduced, averaged over the mesh.
+
+    The mesh is that of the first sharded parameter. Gradients that agree already stay as they are, but for rounding.
+    """
+    mesh = next(m.param for m in members if is_shard(m.param)).device_mesh
+    left = [m.name for m in members if not is_shard(m.param)]
+    if not left:
+        return dict(grads)
+    flat = torch.cat([grads[name].reshape(-1) for name in left])  # cat promotes types
+    flat = flat.to(mesh.device_type)
+    for dim in range(mesh.ndim):
+        dist.all_reduce(flat, group=mesh.get_group(dim))
+    flat = flat / mesh.size()
+    pieces = zip(left, torch.split(flat, [grads[name].numel() for name in left]), strict=True)
+    return {**grads, **{name: x.view(grads[name].shape).to(grads[name]) for name, x in pieces}}
+
+
+def part(x: Tensor, like: Tensor) -> Tensor:
+    """What of a whole tensor lies on this rank if it is cut as ``like``; ``x`` itself where ``like`` is no shard.
+
+    It is a view; ``x`` may have further dimensions.
+    """
+    layout = layout_of(like) if is_shard(like) else None
+    if layout is None:
+        return x
+    return x.narrow(layout.dim, *layout.span(x.shape[layout.dim]))
+
+
+def local(x: Tensor) -> Tensor:
+    """The shard of ``x`` on this rank; writing to it writes to ``x``. ``x`` itself where it is no shard."""
+    return x.to_local() if is_shard(x) else x
+
+
+def with_local(shard: Tensor, like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+    """The tensor whose part on this rank is ``shard``, cut as ``like``, which it equals in shape unless given."""
+    if not is_shard(like):
+        return shard
+    size = torch.Size(like.shape if shape is None else shape)
+    stride = torch.empty(size, device="meta").stride()
+    # clone: the view of a whole tensor would keep all of it in memory
+    return type(like).from_local(
+        shard.clone(memory_format=torch.contiguous_format),
+        like.device_mesh,
+        like.placements,
+        run_check=False,
+        shape=size,
+        stride=stride,
+    )
+
+
+def cut_like(x: Tensor, param: Tensor) -> Tensor:
+    """``x`` as it is kept beside ``param``: sharded like it where both are of one shape, otherwise whole.
+
+    Args:
+        x: whole, or sharded in any way, which takes a collective to change.
+        param: a parameter, sharded or not.
+    """
+    shaped = tuple(x.shape) == (*param.shape, *((2,) if param.is_complex() and not x.is_complex() else ()))
+    if is_shard(x):
+        if is_shard(param) and shaped and x.device_mesh == param.device_mesh:
+            return x if x.placements == param.placements else x.redistribute(placements=param.placements)
+        x = x.full_tensor()
+    if not is_shard(param) or not shaped:
+        return x
+    return with_local(part(x, param), param, x.shape)
+
+
+def free_copies(module: nn.Module) -> None:
+    """Free the gathered copies of parameters that ``fully_shard`` may keep after a forward pass for the next one.
+
+    To be called before parameters change outside of a training step, and before they are looked up by name.
+    """
+    for part_of_it in module.modules():
+        if any(kind.__name__ == "FSDPModule" for kind in type(part_of_it).__mro__):
+            cast(Any, part_of_it).reshard()
