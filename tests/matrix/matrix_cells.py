@@ -4,7 +4,7 @@ import itertools
 import random
 from dataclasses import astuple, dataclass, replace
 
-FSDP2_IS_SUPPORTED = False  # the one switch for all cells of FSDP2
+FSDP2_IS_SUPPORTED = True  # the one switch for all cells of FSDP2
 
 EPOCHS, WINDOWS, WINDOW_SIZE = 3, 3, 32  # optimizer steps an epoch, and examples of each over all ranks
 STEPS = EPOCHS * WINDOWS
