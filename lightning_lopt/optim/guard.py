@@ -25,8 +25,8 @@ class LossGuard:
                   and :math:`\sum d > 0` over the run, while the loss does not fall
     next to none  :math:`\sum |d| < 0.0003 \sum r` over T/50 steps (50 without T); or < 0.01 over T/10 while the loss
                   does not fall; before 0.7 T, since rules end with small steps
-    too long      :math:`\ell > 0.3` in 5 of 7 steps while the loss does not fall; or > 1 while it falls by less than
-                  0.05 of what was promised
+    too long      :math:`\ell > 0.2` in 5 of 7 steps, while :math:`\bar L` has fallen from :math:`L_0` by less than
+                  0.05 of :math:`-\sum d`
     diverged      6 of the last 7 losses are above :math:`L_0 + 5 \sigma + 3 r_0`
     behind        :math:`\bar L > L_* + 0.5\, (L_0 - L_*) + 5 \sigma` for T/20 steps, at least 20
     ============  ======================================================================================================

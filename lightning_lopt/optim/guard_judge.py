@@ -19,7 +19,7 @@ SHORT_WITHOUT_HORIZON, SHORTEST = 50, 10
 FROZEN, IDLE = 3e-4, 1e-2  # promise in units of AdamW's
 IN_SCHEDULE = 0.7  # after this share of the horizon steps may end
 LEAST_SIZE = 0.03  # RMS of parameters that begin at 0
-TOO_LONG, FAR_TOO_LONG, DELIVERED = 0.3, 1.0, 0.05
+TOO_LONG, DELIVERED = 0.2, 0.05
 LOST_SHARE, PATIENCE, LEAST_PATIENCE = 0.5, 1 / 20, 20
 
 
@@ -54,7 +54,7 @@ _SENTENCES = {
     Cause.LOST: f"after its steps the loss or the gradients were not finite in {LOST_IN_A_ROW} steps in a row",
     Cause.UPHILL: "its steps went along the gradients instead of against them",
     Cause.FROZEN: "its steps were next to nothing beside those of AdamW",
-    Cause.LONG: "its steps were as long as the parameters and the loss did not fall",
+    Cause.LONG: "its steps were too long beside the parameters, and the loss did not fall as they promised",
     Cause.DIVERGED: "the loss rose above where it began",
     Cause.BEHIND: "the loss lost half of what it had gained, and stayed there",
 }
@@ -185,8 +185,7 @@ class Judge:
     def _is_too_long(self) -> bool:
         if len(self.lengths) < RECENT or self._has_fallen_as_promised:
             return False
-        long, far = (sum(x > limit for x in self.lengths) >= RECENT - 2 for limit in (TOO_LONG, FAR_TOO_LONG))
-        return far or (long and not self._has_fallen)
+        return sum(length > TOO_LONG for length in self.lengths) >= RECENT - 2
 
     @property
     def _has_fallen_as_promised(self) -> bool:

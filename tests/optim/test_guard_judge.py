@@ -103,3 +103,10 @@ def test_a_judge_remembers_all_that_it_knows():
         second.remember(memory)
         cause, number = verdict(map(reading, losses[stop:]), judge=second)
         assert (cause, number + stop) == expected
+
+
+def test_long_steps_are_a_cause_unless_the_loss_falls_as_they_promise():
+    long = {"length": 0.5, "promise": -0.3}
+    assert verdict([reading(2 - 0.01 * step, **long) for step in range(50)]) == (Cause.LONG, 7)
+    assert verdict([reading(9 - 0.15 * step, **long) for step in range(50)]) == (None, None)
+    assert verdict([reading(2 - 0.01 * step, promise=-0.3, length=0.15) for step in range(50)]) == (None, None)
