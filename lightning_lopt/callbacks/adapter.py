@@ -17,7 +17,7 @@ from lightning_lopt.callbacks.losses import MeanLoss, SummedLosses, unscaled
 from lightning_lopt.callbacks.planning import AutomaticPlan, ManualPlan, Plan
 from lightning_lopt.callbacks.swap import AfterSetup, swap_optimizers
 from lightning_lopt.callbacks.watch import ScalerWatch, StepWatch, warn_if_pretrained
-from lightning_lopt.optim import LearnedOptimizer, evaluation_weights, labels_of
+from lightning_lopt.optim import LearnedOptimizer, LossGuard, evaluation_weights, labels_of
 from lightning_lopt.optim.inputs import checked_horizon
 from lightning_lopt.rules.base import UpdateRule
 
@@ -71,6 +71,8 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
         lr: see :class:`~lightning_lopt.LearnedOptimizer`; used with ``rule`` only, for the groups with the largest
             configured rate.
         weight_decay: likewise, for the groups with the largest configured decay.
+        guard: ``True`` or a :class:`~lightning_lopt.LossGuard`: see :class:`~lightning_lopt.LearnedOptimizer`; used
+            with ``rule`` only.
         log: whether to log.
 
     Raises:
@@ -90,12 +92,14 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
         total_steps: int | None = None,
         lr: float = 1.0,
         weight_decay: float = 0.0,
+        guard: bool | LossGuard = False,
         log: bool = True,
     ) -> None:
         self.rule = rule
         self.total_steps = checked_horizon(total_steps)
         self.lr = lr
         self.weight_decay = weight_decay
+        self.guard = guard
         self.logs = log  # Lightning sets callback.log
         self._after_setup: AfterSetup | None = None
         self._resumes = False
@@ -128,7 +132,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
 
     def _build(self, params: Any) -> LearnedOptimizer:
         assert self.rule is not None
-        return LearnedOptimizer(params, self.rule, lr=self.lr, weight_decay=self.weight_decay)
+        return LearnedOptimizer(params, self.rule, lr=self.lr, weight_decay=self.weight_decay, guard=self.guard)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         labels = labels_of(pl_module)

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_lopt.meta.pilot import Standing, pilot_losses
 from lightning_lopt.meta.search import Search
 from lightning_lopt.optim import LearnedOptimizer
+from lightning_lopt.optim.guard_adamw import without_copies
 from lightning_lopt.optim.rates import multiplier
 from lightning_lopt.rules.base import State
 from lightning_lopt.tasks.base import Split
@@ -70,6 +71,8 @@ def losses_of_round(
 
 def standing_of(trainer: Any, module: Any, optimizer: LearnedOptimizer, task: LightningTask, step: int) -> Standing:
     """Where the fit is, by the module's own names."""
+    if optimizer.guard_state.startswith("switched"):
+        raise ValueError(f"the guard has given the training to AdamW ({optimizer.guard_state}).")
     names = {param: name for name, param in module.named_parameters()}
     params, tensors, roles, lr, decay = {}, {}, {}, {}, {}
     for group in optimizer.param_groups:
@@ -77,7 +80,7 @@ def standing_of(trainer: Any, module: Any, optimizer: LearnedOptimizer, task: Li
             name = names[param]
             if name in task.roles:  # those that require a gradient now
                 params[name], roles[name] = param.detach(), group["role"] or role
-                tensors[name] = dict(optimizer.state.get(param, {}))
+                tensors[name] = without_copies(optimizer.state.get(param, {}))
                 lr[name], decay[name] = float(multiplier(group)), float(group["weight_decay"])
     shared = dict(optimizer.param_groups[0].get("shared") or {})
     new = [name for name, state in tensors.items() if not state]  # no gradient has reached them so far

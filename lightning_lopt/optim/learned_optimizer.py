@@ -23,7 +23,7 @@ from lightning_lopt.optim.guard_run import checked_guard
 from lightning_lopt.optim.habits import SMALL, warn_of_small_rate
 from lightning_lopt.optim.inputs import checked_horizon, one_number
 from lightning_lopt.optim.precision import autocast_disabled, wide
-from lightning_lopt.optim.sharding import check_placements, cut_like, whole
+from lightning_lopt.optim.sharding import check_placements, cut_like, is_shard, whole
 from lightning_lopt.optim.skips import SkipWatch
 from lightning_lopt.optim.stepping import RuleOptimizer
 from lightning_lopt.rules.base import State, UpdateRule
@@ -152,6 +152,8 @@ class LearnedOptimizer(RuleOptimizer):
         if twice is not None:
             raise ValueError(f"two parameters are named {twice!r}; pass names that differ, or the tensors alone.")
         check_placements(group["params"])
+        if self._guard is not None and any(map(is_shard, group["params"])):
+            raise ValueError("guard=True keeps copies of whole parameters, but these are sharded; use guard=False.")
         super().add_param_group(group)
 
     def relabel(self, labels: Labels) -> None:

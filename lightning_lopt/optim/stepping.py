@@ -134,8 +134,6 @@ class RuleOptimizer(torch.optim.Optimizer):
         params = {m.name: m.param.detach() for m in members}
         sharded = is_sharded(members)
         if sharded:
-            if self._guard is not None:
-                raise ValueError("guard=True keeps copies of whole parameters, but these are sharded; use guard=False.")
             # Checkpoints of torch.distributed miss the state of a trainable parameter that has had no gradient.
             grads = {m.name: reduced(grads[m.name], m.param) for m in members}
             waiting = [m for m in self._members() if m.param.requires_grad and m.param not in self.state]

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, Stochasti
 from lightning.pytorch.loggers import CSVLogger
 from small_fits import BATCHES, RULE, ManualModule, Module, fit, fit_of_pytorch_lightning, loader, small_module_of
 
-from lightning_lopt import LearnedOptimizer, LearnedOptimizerAdapter, MetaTraining
+from lightning_lopt import AdamRule, LearnedOptimizer, LearnedOptimizerAdapter, MetaTraining
 from lightning_lopt.optim.rates import multiplier
 
 
@@ -260,3 +260,13 @@ def test_module_and_trainer_of_pytorch_lightning():
 
     with pytest.raises(ValueError, match="'fsdp' flattens parameters"):
         LearnedOptimizerAdapter(RULE).setup(Stub(), module, "fit")
+
+
+def test_the_guard_of_a_swap():
+    """A rule whose steps are a hundred times too long is left for AdamW."""
+    module = Module(lambda module: torch.optim.AdamW(module.parameters()))
+    adapter = LearnedOptimizerAdapter(AdamRule(1.0), guard=True)
+    with pytest.warns(UserWarning, match="LossGuard: training switched at step"):
+        trainer = fit(module, epochs=10, adapter=adapter)
+    assert trainer.optimizers[0].guard_state.startswith("switched at step")
+    assert all(param.abs().max() < 10 for param in module.parameters())
