@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,6 +29,23 @@ class StepSignals:
         self.wants_diagnostics = False
         self.diagnostics: dict[str, Tensor] = {}
         self.warned: set[str] = set()
+
+
+@dataclass
+class RunState:
+    """What an optimizer knows of its run on the host; wrappers share this object, so what they change holds for it.
+
+    Attributes:
+        total_steps: the planned number of steps, or a function that gives it at the first step.
+        calls: steps, skipped ones too.
+        trained: while the parameters are those to measure, the values that training goes on with.
+        saved_total: horizon of the checkpoint that was loaded, until the first step.
+    """
+
+    total_steps: int | Callable[[], int] | None = None
+    calls: int = 0
+    trained: dict[Tensor, Tensor] | None = None
+    saved_total: int | None = None
 
 
 def one_number(loss: Any, device: torch.device) -> Tensor:

@@ -21,7 +21,7 @@ from lightning_lopt.optim.guard_checkpoint import KEY as GUARD
 from lightning_lopt.optim.guard_checkpoint import resumed, with_copies
 from lightning_lopt.optim.guard_run import checked_guard
 from lightning_lopt.optim.habits import SMALL, warn_of_small_rate
-from lightning_lopt.optim.inputs import checked_horizon, one_number
+from lightning_lopt.optim.inputs import RunState, checked_horizon, one_number
 from lightning_lopt.optim.precision import autocast_disabled, wide
 from lightning_lopt.optim.sharding import check_placements, cut_like, is_shard, whole
 from lightning_lopt.optim.skips import SkipWatch
@@ -113,13 +113,10 @@ class LearnedOptimizer(RuleOptimizer):
             raise ValueError("LearnedOptimizer got no parameters; pass model, model.parameters() or parameter groups.")
         self.rule = _rule_of(rule)
         self.rule_label = self.rule.rule_name if isinstance(rule, UpdateRule) else str(rule)
-        self.total_steps = total_steps if callable(total_steps) else checked_horizon(total_steps)
+        self._run = RunState(total_steps if callable(total_steps) else checked_horizon(total_steps))
         self.total_steps_given = total_steps is not None  # then it wins over the Trainer's estimate
         self.labels: Labels = labels_of(params) if isinstance(params, nn.Module) else {}
-        self.calls = 0
         self._guard = checked_guard(guard)
-        self._trained: dict[Tensor, Tensor] | None = None  # in eval(): the values that training goes on with
-        self._saved_total: int | None = None  # of the checkpoint that was loaded, until the first step
         self._begin_watching()
         super().__init__(
             groups,
@@ -187,7 +184,7 @@ class LearnedOptimizer(RuleOptimizer):
             total_steps: whole number of at least 1, counted from the first step of the run.
         """
         new, old = checked_horizon(total_steps), self.total_steps
-        self._saved_total = None if callable(old) else self._saved_total
+        self._run.saved_total = None if callable(old) else self._run.saved_total
         if self.calls and isinstance(old, int) and new is not None and new != old:
             self.param_groups[0][horizon.KEY] = horizon.changed(self.param_groups[0], old, new)
         self.total_steps = new
@@ -209,7 +206,7 @@ class LearnedOptimizer(RuleOptimizer):
     @property
     def is_in_eval(self) -> bool:
         """Whether the parameters are those of :meth:`eval`; never so for rules that answer for the ones they train."""
-        return self.__dict__.get("_trained") is not None
+        return self._run.trained is not None
 
     @torch.no_grad()
     def evaluation_params(self) -> dict[Tensor, Tensor]:
@@ -224,7 +221,7 @@ class LearnedOptimizer(RuleOptimizer):
 
     def trained_params(self) -> dict[Tensor, Tensor]:
         """For each parameter the values that training goes on with, while they are not its own: after :meth:`eval`."""
-        return dict(self._trained or {})
+        return dict(self._run.trained or {})
 
     @torch.no_grad()
     def eval(self) -> None:
@@ -235,7 +232,7 @@ class LearnedOptimizer(RuleOptimizer):
         """
         values = self.evaluation_params()
         if values:
-            self._trained = {param: param.detach().clone() for param in values}
+            self._run.trained = {param: param.detach().clone() for param in values}
             for param, value in values.items():
                 param.copy_(value)
 
@@ -244,7 +241,7 @@ class LearnedOptimizer(RuleOptimizer):
         """Put the parameters back where training goes on, bit for bit."""
         for param, value in self.trained_params().items():
             param.copy_(value)
-        self._trained = None
+        self._run.trained = None
 
     @torch.no_grad()
     def step(
@@ -350,13 +347,13 @@ class LearnedOptimizer(RuleOptimizer):
         saved_total = own.pop("total_steps", None)
         if callable(self.total_steps) and not self.total_steps_given:  # it stands in for the adapter's plan
             self.total_steps = None
-        self._saved_total = saved_total if self.total_steps is not None else None
+        self._run.saved_total = saved_total if self.total_steps is not None else None
         if self.total_steps is None:
             self.total_steps = saved_total
-        self.calls = sum(int(fitting["param_groups"][0][key]) for key in ("step", "skipped_steps"))
+        self._run.calls = sum(int(fitting["param_groups"][0][key]) for key in ("step", "skipped_steps"))
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("rule", "rule_label", "total_steps", "total_steps_given", "calls", "_trained", "_saved_total", "_guard")
+        kept = ("rule", "rule_label", "total_steps_given", "_run", "_guard")
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from lightning_lopt.optim.groups import Labels, Member, members_of
 from lightning_lopt.optim.guard_readings import measured
 from lightning_lopt.optim.guard_run import Guard
 from lightning_lopt.optim.habits import RateWatch
-from lightning_lopt.optim.inputs import StepSignals, checked_horizon
+from lightning_lopt.optim.inputs import RunState, StepSignals, checked_horizon
 from lightning_lopt.optim.precision import all_finite, known, real, wide
 from lightning_lopt.optim.rates import multiplier
 from lightning_lopt.optim.sharding import cut_like, is_sharded, local, mean_over_ranks, part, reduced, whole, with_local
@@ -35,19 +35,15 @@ class RuleOptimizer(torch.optim.Optimizer):
     Attributes:
         rule: the update rule.
         rule_label: what the user calls it.
-        total_steps: the planned number of steps, or a function that gives it at the first step.
         labels: names and roles of parameters that may join later.
-        calls: steps, skipped ones too: what is known without waiting for the device.
         signals: what reaches a step from outside; shared with wrappers.
     """
 
     rule: UpdateRule
     rule_label: str
-    total_steps: int | Callable[[], int] | None
     labels: Labels
-    calls: int
     signals: StepSignals
-    _saved_total: int | None  # of the checkpoint that was loaded, until the first step
+    _run: RunState
     _guard: Guard | None
 
     def _begin_watching(self) -> None:
@@ -55,6 +51,20 @@ class RuleOptimizer(torch.optim.Optimizer):
         self.signals = StepSignals()
         self._skips = SkipWatch()
         self._rates = RateWatch()
+
+    @property
+    def total_steps(self) -> int | Callable[[], int] | None:
+        """The planned number of steps, or a function that gives it at the first step."""
+        return self._run.total_steps
+
+    @total_steps.setter
+    def total_steps(self, total_steps: int | Callable[[], int] | None) -> None:
+        self._run.total_steps = total_steps
+
+    @property
+    def calls(self) -> int:
+        """Steps, skipped ones too: what is known without waiting for the device."""
+        return self._run.calls
 
     @property
     def steps_made(self) -> int:
@@ -115,7 +125,7 @@ class RuleOptimizer(torch.optim.Optimizer):
                         for k, v in after.tensors[name].items()
                     }
             own["shared"] = {k: unless_skipped(v, own["shared"][k]) for k, v in after.shared.items()}
-        self.calls += 1
+        self._run.calls += 1
         skipped = (~finite).long()
         own["step"] = own["step"] + finite.long()
         own["skipped_steps"] = own["skipped_steps"] + skipped
@@ -218,10 +228,10 @@ class RuleOptimizer(torch.optim.Optimizer):
         """The number of planned steps; 1 for rules that do not read it and were not told."""
         if callable(self.total_steps):
             self.total_steps = checked_horizon(self.total_steps())
-        total, saved = self.total_steps, self._saved_total
+        total, saved = self.total_steps, self._run.saved_total
         if saved is not None and isinstance(total, int) and total != saved:
             self.param_groups[0][horizon.KEY] = horizon.changed(self.param_groups[0], saved, total)
-        self._saved_total = None
+        self._run.saved_total = None
         if self._acting.reads_horizon and total is None:
             raise ValueError(
                 f"rule {self.rule_label!r} needs the number of steps to come, but total_steps is None; pass "
