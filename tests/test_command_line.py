@@ -95,8 +95,8 @@ def test_info_says_what_a_rule_is(capsys):
     assert main(["info", "base"]) == 0
     printed = capsys.readouterr().out
     assert "# base" in printed
-    assert "meta-parameters: 66" in printed
-    assert "reads: gradients, the loss, the horizon" in printed
+    assert "meta-parameters: 64" in printed
+    assert "reads: gradients, the horizon" in printed
 
 
 def test_what_it_says_to_a_beginner(capsys):

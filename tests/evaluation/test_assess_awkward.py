@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from assessed import STEPS, Data, Model
 from awkward_modules import AWKWARD, BATCHES, Breaks, DrawsFromItsGenerator, Plain, Pretrained, loader
 
 from lightning_lopt import AdamRule, SGDRule, assess
@@ -47,7 +46,7 @@ def test_a_pretrained_module_is_refused_with_the_reason():
 
 
 class Slow(SGDRule):
-    """Better than AdamW in steps, and many times as slow."""
+    """Plain descent, and many times as slow as it need be."""
 
     def forward(self, params, grads, state, context):
         if not torch._C._are_functorch_transforms_active():  # in pilots only the steps matter
@@ -57,8 +56,9 @@ class Slow(SGDRule):
 
 
 def test_a_rule_that_is_slower_by_far_is_not_recommended():
-    found = assess(Model, Data(), Slow(0.05), total_steps=STEPS, budget=4)
-    assert found.numbers["cost"]["slowdown"] > 20
+    """In as many steps it may be ahead of AdamW; in the same time AdamW fits these few examples to the last digit."""
+    found = assess(Plain, loader(), Slow(0.05), total_steps=40, budget=4)
+    assert found.numbers["cost"]["slowdown"] > 5
     assert found.numbers["pilots"]
     assert found.verdict != "use it", str(found)
     assert "times as long as with AdamW" in found.paragraph

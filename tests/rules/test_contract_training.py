@@ -89,13 +89,17 @@ def test_groups_and_missing_gradients(entry):
     for name, value in still.params.items():
         assert torch.equal(value, start[name] if name in ("cube", "conv") else plain.params[name])
     run = Run(entry, torch.float32)
-    before = run.state()["state"]
     run.steps(0, 2, skip=("vector", "conv"))
     names = list(run.params)
     for name in ("vector", "conv"):
         assert torch.equal(run.params[name], start[name])
-        assert_same(run.state()["state"][names.index(name)], before[names.index(name)])
+        assert names.index(name) not in run.state()["state"]
     run.steps(2, 4)
+    before, values = run.state()["state"], {name: run.params[name].detach().clone() for name in ("vector", "conv")}
+    run.steps(4, 5, skip=("vector", "conv"))
+    for name in ("vector", "conv"):
+        assert torch.equal(run.params[name], values[name])
+        assert_same(run.state()["state"][names.index(name)], before[names.index(name)])
     assert all(value.isfinite().all() and not torch.equal(value, start[name]) for name, value in run.params.items())
 
 
@@ -107,7 +111,8 @@ def test_a_step_without_finite_gradients_changes_nothing(entry):
         value.grad = torch.full_like(value, float("nan") if value.ndim else float("inf"))
     run.optimizer.step(loss=1.0)
     assert run.optimizer.skipped_steps == 1
-    state["param_groups"][0]["skipped_steps"] += 1
+    for key in ("skipped_steps", "skipped_in_a_row"):
+        state["param_groups"][0][key] += 1
     assert_same(dict(run.params), dict(params))
     assert_same(run.state(), state)
 

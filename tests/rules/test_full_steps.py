@@ -104,7 +104,7 @@ def test_bases_turn_in_the_first_steps_and_then_every_few():
     optimizer = LearnedOptimizer([weight], rotated(3), total_steps=40)
     turned, covariances = [], []
     for step in range(FIRST_TURNS + 6):
-        before = optimizer.state[weight]
+        before = optimizer.state[weight] or optimizer.rule.init_state({"weight": weight}, {}).tensors["weight"]
         weight.grad = torch.randn(4, 3)
         optimizer.step(loss=torch.tensor(1.0))
         after = optimizer.state[weight]
