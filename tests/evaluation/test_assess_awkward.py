@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from assessed import Data, Model
 from awkward_modules import AWKWARD, BATCHES, Breaks, DrawsFromItsGenerator, Plain, Pretrained, loader
 
 from lightning_lopt import AdamRule, SGDRule, assess
