@@ -46,6 +46,8 @@ def tolerance(cell):
     per_batch = cell.factor > 1 and (cell.loop == "manual" or cell.processes == "fsdp2")  # when ranks average gradients
     if cell.precision == "bf16-true" and cell.ranks > 1 and (per_batch or cell.network == "sparse"):
         return 0.3  # sums in bfloat16, in another order than that of the plain loop
+    if cell.precision == "bf16-true" and cell.processes == "fsdp2" and cell.clip == "norm":
+        return 0.02  # the norm to clip by is summed over shards in bfloat16, whose steps are 0.004 to 0.008 of a number
     return TOLERANCE[cell.precision]
 
 
