@@ -34,7 +34,7 @@ class Plan(ABC):
         self._warned: set[LearnedOptimizer] = set()
         if total_steps is not None:
             for optimizer in learned:
-                _take_over(optimizer, total_steps)
+                optimizer.set_horizon(total_steps)
 
     @abstractmethod
     def begin(self, saved: dict[str, Any]) -> None:
@@ -70,7 +70,7 @@ class Plan(ABC):
                 )
             return
         before = optimizer.total_steps
-        _take_over(optimizer, total)
+        optimizer.set_horizon(total)
         if announce and optimizer.calls and isinstance(before, int) and before != total:
             rank_zero_info(
                 f"The horizon of rule {optimizer.rule_label!r} changes from {before} to {total} steps after "
@@ -176,13 +176,3 @@ class ManualPlan(Plan):
 
     def state_dict(self) -> dict[str, Any]:
         return {"before": self._before, "paces": [pace.state_dict() for pace in self._paces.values()]}
-
-
-def _take_over(optimizer: LearnedOptimizer, total: int) -> None:
-    """Set a horizon: without a jump where a run has begun, as it is where none has."""
-    if optimizer.total_steps == total:
-        return
-    if optimizer.calls and isinstance(optimizer.total_steps, int):
-        optimizer.set_horizon(total)
-    else:
-        optimizer.total_steps = total

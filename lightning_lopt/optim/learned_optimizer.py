@@ -184,8 +184,8 @@ class LearnedOptimizer(RuleOptimizer):
             total_steps: whole number of at least 1, counted from the first step of the run.
         """
         new, old = checked_horizon(total_steps), self.total_steps
-        self._run.saved_total = None if callable(old) else self._run.saved_total
-        if self.calls and isinstance(old, int) and new is not None and new != old:
+        waits = self._run.saved_total is not None  # the change from the checkpoint's horizon is made at the next step
+        if self.calls and isinstance(old, int) and new is not None and new != old and not waits:
             self.param_groups[0][horizon.KEY] = horizon.changed(self.param_groups[0], old, new)
         self.total_steps = new
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_lopt.optim.checkpoint import COUNTERS
+
 WARN_IN_A_ROW = 5
 WARN_COUNT, WARN_SHARE = 10, 0.1
 END_IN_A_ROW = 50
@@ -66,7 +68,7 @@ class SkipWatch:
             )
 
     def _counts(self, own: Mapping[str, Any], calls: int) -> Counts | None:
-        counters = [own[key] for key in ("step", "skipped_steps", "skipped_in_a_row")]
+        counters = [own[key] for key in COUNTERS]
         device = counters[0].device
         if torch.compiler.is_compiling() or device.type == "meta":
             return None

@@ -123,3 +123,14 @@ def test_the_horizon_is_exact_whatever_the_default_type():
         torch.set_default_dtype(torch.float32)
     assert optimizer.rule.horizon.dtype == torch.float32
     assert float(optimizer.rule.horizon) == 100_001
+
+
+@pytest.mark.parametrize("total", [30, lambda: 30], ids=["number", "function"])
+def test_a_horizon_told_between_a_checkpoint_and_the_next_step_goes_on_from_that_of_the_checkpoint(total):
+    first, weight = build(100)
+    before = steps(first, weight, 50)[-1]
+    resumed, weight = build(total)
+    resumed.load_state_dict(copy.deepcopy(first.state_dict()))
+    resumed.set_horizon(60)
+    assert steps(resumed, weight, 1)[0] == pytest.approx(before - 1 / 95)
+    assert steps(resumed, weight, 9)[-1] == pytest.approx(1 / (0.95 * 60))
