@@ -5,6 +5,7 @@ import time
 import zlib
 
 import pytest
+import torch
 
 
 def wandb_records(data):
@@ -62,3 +63,12 @@ def wandb_run():
         return history, [record.artifact.name for record in records if record.HasField("artifact")]
 
     return read
+
+
+@pytest.fixture
+def one_thread():
+    """For tests that fork: the threads of OpenMP do not live on in the child, which would wait for them for ever."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,23 +1,13 @@
 """Under ``precision="16-true"`` and ``"bf16-true"`` half precision is the default type of torch; no step heeds it."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 from rule_catalogue import CATALOGUE
+from test_default_dtype import default
 
 from lightning_lopt import LearnedOptimizer, load_rule
 
 RULES = [pytest.param(lambda: load_rule("base"), id="base"), *(pytest.param(e.rule, id=str(e)) for e in CATALOGUE)]
-
-
-@contextmanager
-def default_type(dtype):
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 def trained(rule, dtype):
@@ -29,7 +19,7 @@ def trained(rule, dtype):
     for step, drawn in enumerate(grads):
         for param, grad in zip(params, drawn, strict=True):
             param.grad = grad
-        with default_type(dtype):
+        with default(dtype):
             optimizer.step(1.0 / (step + 3))
     state = [value for tensors in optimizer.state.values() for value in tensors.values()]
     return [*(param.detach() for param in params), *state, *optimizer.param_groups[0]["shared"].values()]
