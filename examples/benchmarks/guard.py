@@ -38,17 +38,31 @@ class Altered(UpdateRule):
     def config(self) -> dict[str, Any]:
         return self.rule.config
 
-    def is_full(self, step: int) -> bool:
-        return self.rule.is_full(step)
+    def phase_of(self, step: int) -> int | None:
+        return self.rule.phase_of(step)
 
-    def init_state(self, params: dict[str, Tensor], roles: Mapping[str, Any]) -> State:
-        return self.rule.init_state(params, roles)
+    def init_tensor(self, param: Tensor, role: Role) -> dict[str, Tensor]:
+        return self.rule.init_tensor(param, role)
 
-    def forward(
-        self, params: dict[str, Tensor], grads: dict[str, Tensor], state: State, context: StepContext
-    ) -> tuple[dict[str, Tensor], State]:
-        updates, after = self.rule(params, grads, state, context)
-        return {name: self.change(update, context.step) for name, update in updates.items()}, after
+    def init_shared(self, like: Tensor) -> dict[str, Tensor]:
+        return self.rule.init_shared(like)
+
+    def at(self, shared: Mapping[str, Tensor], context: StepContext) -> Any:
+        return self.rule.at(shared, context), context.step
+
+    def summary(self, inputs: TensorInputs, at: Any) -> dict[str, Tensor]:
+        return self.rule.summary(inputs, at[0])
+
+    def exchange(
+        self, columns: dict[str, Tensor], at: Any, shared: Mapping[str, Tensor], context: StepContext
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return self.rule.exchange(columns, at[0], shared, context)
+
+    def step(
+        self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        update, after = self.rule.step(inputs, controls, at[0])
+        return self.change(update, at[1]), after
 
 
 HARM: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -69,17 +69,17 @@ def step_costs(
         return made
 
     planned = max(problem.horizon, WARM_UP + repeats)
-    kinds = {name: Counter(map(rule.is_full, range(problem.horizon))) for name, rule in rules.items()}
-    steps: dict[tuple[str, bool], _Step] = {
-        (name, full): _learned(_always(rule, full), leaves(), planned, loss)
+    kinds = {name: Counter(map(rule.phase_of, range(problem.horizon))) for name, rule in rules.items()}
+    steps: dict[tuple[str, int | None], _Step] = {
+        (name, phase): _learned(_always(rule, phase), leaves(), planned, loss)
         for name, rule in rules.items()
-        for full in kinds[name]
+        for phase in kinds[name]
     }
-    steps |= {(name, True): DEPLOYED[name](leaves()) for name in against if name in DEPLOYED}
-    times: dict[tuple[str, bool], list[float]] = {key: [] for key in (("", True), *steps)}
+    steps |= {(name, None): DEPLOYED[name](leaves()) for name in against if name in DEPLOYED}
+    times: dict[tuple[str, int | None], list[float]] = {key: [] for key in (("", None), *steps)}
     clock = time.process_time if torch.get_num_threads() == 1 and device.type == "cpu" else time.perf_counter
     for turn in range(WARM_UP + repeats):
-        for key, step in {("", True): gradient, **steps}.items():
+        for key, step in {("", None): gradient, **steps}.items():
             begin = clock()
             step()
             if device.type == "cuda":
@@ -87,16 +87,16 @@ def step_costs(
             if turn >= WARM_UP:
                 times[key].append(clock() - begin)
     costs: dict[str, float] = defaultdict(float)
-    for (name, full), values in times.items():
-        share = kinds[name][full] / problem.horizon if name in kinds else 1.0
+    for (name, phase), values in times.items():
+        share = kinds[name][phase] / problem.horizon if name in kinds else 1.0
         costs[name] += share * statistics.median(values)
     return costs.pop(""), dict(costs)
 
 
-def _always(rule: UpdateRule, full: bool) -> UpdateRule:
-    """The rule, with all steps full ones or none."""
+def _always(rule: UpdateRule, phase: int | None) -> UpdateRule:
+    """The rule, with all steps in one phase."""
     fixed = copy.copy(rule)
-    fixed.is_full = lambda step: full  # type: ignore[method-assign]
+    fixed.phase_of = lambda step: phase  # type: ignore[method-assign]
     return fixed
 
 

@@ -50,9 +50,9 @@ class CompiledAdvance:
         batches: dict[Split, Batch],
         step: Tensor,
         total_steps: Tensor,
-        full: bool = True,
+        phase: int | None = None,
     ) -> Stepped:
-        arguments = (rule, task, theta, params, state, batches, step, total_steps, full)
+        arguments = (rule, task, theta, params, state, batches, step, total_steps, phase)
         shapes = [_shapes(tensors) for tensors in (theta, params, *batches.values())]
         key = (type(rule), type(task), torch.is_grad_enabled(), *shapes)
         if key not in self.eager:

@@ -133,13 +133,13 @@ class Recording:
 
         task = many[0].task  # the runs themselves, with their memory, are not kept
 
-        def step(full: bool) -> None:
+        def step(phase: int | None) -> None:
             batches = {
                 split: {name: value.index_select(0, self.row)[0] for name, value in batch.items()}
                 for split, batch in self.batches.items()
             }
             params, state, losses = advance(
-                rule, task, self.theta, self.params, self.state, batches, self.step, self.total_steps, full
+                rule, task, self.theta, self.params, self.state, batches, self.step, self.total_steps, phase
             )
             overwrite([*_pairs(self.params, params), *_state_pairs(self.state, state)])
             for split, loss in losses.items():
@@ -149,10 +149,10 @@ class Recording:
             self.row += 1
             self.step += 1
 
-        self.replay: dict[bool, Callable[[], object]] = {}
-        for full in (True,) if rule.period == 1 else (True, False):
+        self.replay: dict[int | None, Callable[[], object]] = {}
+        for phase in rule.phases:
             self.row.zero_()
-            self.replay[full] = record(partial(step, full))
+            self.replay[phase] = record(partial(step, phase))
 
     def fits(self, rule: UpdateRule, theta: Theta, many: Sequence[InnerRuns], splits: Sequence[Split]) -> bool:
         """Whether this is a recording of steps of that rule on tensors like these."""
@@ -182,7 +182,7 @@ class Recording:
                     self.batches[split][name][:chunk].copy_(values)
             self.row.zero_()
             for number in range(many[0].step + first, many[0].step + first + chunk):
-                self.replay[self.rule.is_full(number)]()
+                self.replay[self.rule.phase_of(number)]()
             losses.append({split: loss[:chunk].clone() for split, loss in self.losses.items()})
         return _cloned(self.places), {split: torch.cat([loss[split] for loss in losses]) for split in losses[0]}
 

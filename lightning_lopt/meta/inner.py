@@ -100,7 +100,7 @@ def inner_step(
     batches: dict[Split, Batch],
     step: Tensor,
     total_steps: Tensor,
-    full: bool = True,
+    phase: int | None = None,
 ) -> tuple[Params, State, dict[Split, Tensor]]:
     """One step of one inner run: new parameters, new state, and losses before the step. Pure.
 
@@ -108,7 +108,7 @@ def inner_step(
     """
     grads, loss, carried = task.gradient(params, batches["train"])
     trained = {name: params[name] for name in grads}
-    context = StepContext(step, total_steps, loss, task.roles, full=full)
+    context = StepContext(step, total_steps, loss, task.roles, phase=phase)
     losses = {split: loss if split == "train" else task.loss(params, batch) for split, batch in batches.items()}
     updates, state = functional_call(rule, theta, (trained, grads, state, context))
     return params | {name: value + updates[name] for name, value in trained.items()} | carried, state, losses
@@ -123,7 +123,7 @@ def advance_runs(
     batches: dict[Split, Batch],
     step: Tensor,
     total_steps: Tensor,
-    full: bool = True,
+    phase: int | None = None,
 ) -> tuple[Params, State, dict[Split, Tensor]]:
     """:func:`inner_step` for all runs side by side: leading axis N on θ, parameters, state, batches, and the losses.
 
@@ -135,7 +135,7 @@ def advance_runs(
     def one(
         theta: Theta, params: Params, state: State, batches: dict[Split, Batch], step: Tensor, total_steps: Tensor
     ) -> Stepped:
-        after, moved, losses = inner_step(rule, theta, task, params, state, batches, step, total_steps, full)
+        after, moved, losses = inner_step(rule, theta, task, params, state, batches, step, total_steps, phase)
         if not shared:
             going = step < total_steps
             after, moved = tree_map(lambda new, old: torch.where(going, new, old), (after, moved), (params, state))
@@ -147,7 +147,7 @@ def advance_runs(
 
 Stepped = tuple[Params, State, dict[Split, Tensor]]
 Made = tuple[list[tuple[Params, State]], dict[Split, Tensor]]
-Advance = Callable[[UpdateRule, Task, Theta, Params, State, dict[Split, Batch], Tensor, Tensor, bool], Stepped]
+Advance = Callable[[UpdateRule, Task, Theta, Params, State, dict[Split, Batch], Tensor, Tensor, int | None], Stepped]
 """The signature of :func:`advance_runs`, which something with the same numbers may stand in for.
 
 If it has a method ``make_steps``, that one stands in for :func:`make_steps` too.
@@ -215,14 +215,14 @@ def make_steps(
     for number in range(many[0].step, many[0].step + steps):
         batches = batches_of(many, [own(1) for own in draws], device)
         one = {split: {name: value[0] for name, value in batch.items()} for split, batch in batches.items()}
-        params, state, loss = advance(rule, many[0].task, theta, params, state, one, step, total, rule.is_full(number))
+        params, state, loss = advance(rule, many[0].task, theta, params, state, one, step, total, rule.phase_of(number))
         step = step + 1
         losses.append(loss)
     return parted(many, params, state), {split: torch.stack([loss[split] for loss in losses]) for split in losses[0]}
 
 
 def together(rule: UpdateRule, many: Sequence[InnerRuns]) -> bool:
-    """Whether these inner runs can be advanced as one: tasks compute the same, shapes are equal, all steps are full."""
+    """Whether these inner runs can be advanced as one: tasks compute the same, shapes are equal, and all steps alike."""
     first = many[0]
     return len(many) == 1 or (
         rule.period == 1

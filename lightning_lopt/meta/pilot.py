@@ -88,8 +88,8 @@ def _context(rule: UpdateRule, standing: Standing, index: int, steps: int, devic
     ahead = float(index) if total is None else (total - standing.step) * index / steps
     step = torch.full((), standing.step + ahead, device=device)
     horizon = torch.full((), float(total or 1), device=device)
-    full = rule.is_full(standing.step + index)
-    return StepContext(step, horizon, None, standing.roles, standing.weight_decay, full)
+    phase = rule.phase_of(standing.step + index)
+    return StepContext(step, horizon, None, standing.roles, standing.weight_decay, phase)
 
 
 def _advance(

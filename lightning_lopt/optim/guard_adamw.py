@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates
+from lightning_lopt.rules.base import Columns, Role, State, StepContext, TensorInputs, TensorState, UpdateRule
 from lightning_lopt.rules.hand_designed import adam_direction, init_adam
 
 COPIES = ("guard_kept", "guard_candidate")  # in the state of a parameter
@@ -36,17 +36,29 @@ class WatchedRule(UpdateRule):
     def config(self) -> dict[str, Any]:
         return self.rule.config
 
-    def is_full(self, step: int) -> bool:
-        return self.rule.is_full(step)
+    def phase_of(self, step: int) -> int | None:
+        return self.rule.phase_of(step)
 
-    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
-        return self.rule.init_state(params, roles)
+    def init_tensor(self, param: Tensor, role: Role) -> TensorState:
+        return self.rule.init_tensor(param, role)
 
-    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
-        plain = {name: without_copies(own) for name, own in state.tensors.items()}
-        updates, after = self.rule(params, grads, State(plain, state.shared), context)
-        copies = {name: {key: own[key] for key in COPIES if key in own} for name, own in state.tensors.items()}
-        return updates, State({name: {**own, **copies[name]} for name, own in after.tensors.items()}, after.shared)
+    def init_shared(self, like: Tensor) -> dict[str, Tensor]:
+        return self.rule.init_shared(like)
+
+    def at(self, shared: Mapping[str, Tensor], context: StepContext) -> Any:
+        return self.rule.at(shared, context)
+
+    def summary(self, inputs: TensorInputs, at: Any) -> Columns:
+        return self.rule.summary(inputs._replace(state=without_copies(inputs.state)), at)
+
+    def exchange(
+        self, columns: Columns, at: Any, shared: Mapping[str, Tensor], context: StepContext
+    ) -> tuple[Columns, dict[str, Tensor]]:
+        return self.rule.exchange(columns, at, shared, context)
+
+    def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: Any) -> tuple[Tensor, TensorState]:
+        update, after = self.rule.step(inputs._replace(state=without_copies(inputs.state)), controls, at)
+        return update, after | {key: inputs.state[key] for key in COPIES if key in inputs.state}
 
     def diagnostics(self, state: State) -> dict[str, Tensor]:
         return {**self.rule.diagnostics(state), SWITCHED: torch.zeros(())}
@@ -76,19 +88,15 @@ class SafeAdamW(UpdateRule):
     def config(self) -> dict[str, Any]:
         return {"rate": self.rate, "falls": self.falls}
 
-    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
-        return State({name: init_adam(param) for name, param in params.items()}, {})
+    def init_tensor(self, param: Tensor, role: Role) -> TensorState:
+        return init_adam(param)
 
-    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
-        left = 1 - context.scheduled_step / context.total_steps
+    def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: StepContext) -> tuple[Tensor, TensorState]:
+        left = 1 - at.scheduled_step / at.total_steps
         rate = self.rate * (left / FALL).clamp(max=1.0) if self.falls else torch.full_like(left, self.rate)
-        updates, tensors = {}, {}
-        for name, grad in grads.items():
-            direction, tensors[name] = adam_direction(state.tensors[name], grad, BETAS, EPS)
-            decayed = direction + context.weight_decay.get(name, 0.0) * params[name]
-            warm = (tensors[name]["count"] / WARM_UP).clamp(max=1.0)
-            updates[name] = (-(rate * warm).to(grad.dtype) * decayed).to(grad.dtype)
-        return updates, State(tensors, state.shared)
+        direction, state = adam_direction(inputs.state, inputs.grad, BETAS, EPS)
+        warm = (state["count"] / WARM_UP).clamp(max=1.0)
+        return -(rate * warm).to(direction.dtype) * (direction + inputs.weight_decay * inputs.param), state
 
     def diagnostics(self, state: State) -> dict[str, Tensor]:
         return {SWITCHED: torch.ones(())}

@@ -204,7 +204,7 @@ class RuleOptimizer(torch.optim.Optimizer):
             loss=loss,
             roles={m.name: m.role for m in members},
             weight_decay={m.name: m.group["weight_decay"] for m in members if m.group["weight_decay"]},
-            full=torch.compiler.is_compiling() or self._acting.is_full(self.calls),  # whose count stands still then
+            phase=None if torch.compiler.is_compiling() else self._acting.phase_of(self.calls),  # whose count stands still then
             scheduled=horizon.scheduled(own, planned),
         )
         return context, finite

@@ -14,15 +14,14 @@ from lightning_lopt.rules.arithmetic import view
 from lightning_lopt.rules.averages import Rates, init_averages, update_averages
 from lightning_lopt.rules.base import (
     THETA_DTYPE,
-    Params,
     Role,
-    State,
     StepContext,
+    TensorInputs,
+    TensorState,
     UpdateRule,
-    Updates,
     register_rule,
 )
-from lightning_lopt.rules.entry_network import EntryNetwork, Weights, apply_network
+from lightning_lopt.rules.entry_network import EntryNetwork, apply_network
 from lightning_lopt.rules.factored import Matrix, Ties
 from lightning_lopt.rules.features import averaged_features, spread
 from lightning_lopt.rules.time_features import TIMES, elapsed
@@ -96,33 +95,23 @@ class AdafacMLPRule(UpdateRule):
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
-    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
-        count = len(self.momentum_decays)
-        return State({name: init_averages(self._view(x), count, self._ties) for name, x in params.items()}, {})
+    def init_tensor(self, param: Tensor, role: Role) -> TensorState:
+        return init_averages(self._view(param), len(self.momentum_decays), self._ties)
 
-    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
-        updates, tensors = {}, {}
-        ready: dict[tuple[torch.dtype, torch.device], tuple[Weights, Rates]] = {}
-        for name, grad in grads.items():
-            param, kind = self._view(params[name]), (grad.dtype, grad.device)
-            if kind not in ready:
-                weights = self.network.weights(grad.dtype, 2, elapsed(context.step, grad))
-                ready[kind] = weights, self._rates(grad)
-            weights, rates = ready[kind]
-            grad = self._view(grad).clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT)
-            tensors[name] = own = update_averages(state.tensors[name], grad, rates, self._ties)
-            inputs, outer = averaged_features(
-                param, grad, own, self._ties,
-                eps=SECOND_MOMENT_EPS, diagonal_eps=SECOND_MOMENT_EPS, gradient_forms=False,
-            )  # fmt: skip
-            direction, magnitude = apply_network(weights, *spread(inputs, outer), NORM_EPS)
-            step = (direction * torch.exp(self.exp_mult * magnitude)).reshape(param.shape)
-            step = step + context.weight_decay.get(name, 0.0) * param
-            size = -self.step_mult * self._step_factor(name, params[name], context)
-            updates[name] = (size * step).reshape(params[name].shape).to(params[name].dtype)
-        return updates, State(tensors, state.shared)
+    def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: StepContext) -> tuple[Tensor, TensorState]:
+        param, grad = self._view(inputs.param), self._view(inputs.grad).clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT)
+        averages = update_averages(inputs.state, grad, self._rates(grad), self._ties)
+        features, outer = averaged_features(
+            param, grad, averages, self._ties,
+            eps=SECOND_MOMENT_EPS, diagonal_eps=SECOND_MOMENT_EPS, gradient_forms=False,
+        )  # fmt: skip
+        weights = self.network.weights(grad.dtype, 2, elapsed(at.step, grad))
+        direction, magnitude = apply_network(weights, *spread(features, outer), NORM_EPS)
+        step = (direction * torch.exp(self.exp_mult * magnitude)).reshape(param.shape)
+        size = -self.step_mult * self._step_factor(inputs.param, inputs.role)
+        return size * (step + inputs.weight_decay * param), averages
 
-    def _step_factor(self, name: str, param: Tensor, context: StepContext) -> float:
+    def _step_factor(self, param: Tensor, role: Role) -> float:
         """What to multiply the step of a tensor with."""
         return 1.0
 

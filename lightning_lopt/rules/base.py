@@ -3,23 +3,41 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar, final
 
 import torch
 from torch import Tensor
 
 from lightning_lopt.rules.pickled import PickledAsData
+from lightning_lopt.rules.roles import ROLES, Role, role_of_shape
+from lightning_lopt.rules.stacks import Stack, TensorInputs, grouped, joined, joined_decay
 
-Role = Literal["matrix", "vector", "embedding", "head"]
-ROLES: tuple[Role, ...] = ("matrix", "vector", "embedding", "head")
+__all__ = [
+    "ROLES",
+    "RULES",
+    "THETA_DTYPE",
+    "Columns",
+    "Params",
+    "Role",
+    "State",
+    "StepContext",
+    "TensorInputs",
+    "TensorState",
+    "UpdateRule",
+    "Updates",
+    "register_rule",
+]
 
 THETA_DTYPE = torch.float32
 """Rules make θ in this type, whatever torch's default type is: under Lightning's 16-true and bf16-true it is half."""
 
 Params = dict[str, Tensor]
 Updates = dict[str, Tensor]
+TensorState = dict[str, Tensor]
+Columns = dict[str, Tensor]
+"""Numbers of each of n tensors, (n, ...), by what they are."""
 
 
 class State(NamedTuple):
@@ -46,9 +64,10 @@ class StepContext:
         roles: role of each parameter; a name that is missing has :func:`~lightning_lopt.rules.role_of_shape`'s role.
         weight_decay: extra decoupled weight decay asked for by the user, by parameter name; a name that is missing
             has 0. A rule multiplies it by its own step size, as AdamW multiplies it by the learning rate.
-        full: whether this is a full step, as :meth:`UpdateRule.is_full` says of its number. Unlike what tensors hold it
-            is known without waiting for the device, so a rule may branch on it: compiled, that makes two graphs. Left
-            ``True`` throughout, a rule does all its work at every step.
+        phase: which stacks do in this step what need not be done at every step, as :meth:`UpdateRule.phase_of` says of its
+            number: all of them if ``None``, else those whose index i has (i + phase) % period = 0. Unlike what tensors
+            hold it is known without waiting for the device, so a rule may branch on it: compiled, that makes as many
+            graphs as there are phases.
         scheduled: step at which schedules stand, 0-dim, where a horizon that changed during the run has moved it away
             from ``step``; ``None`` where it is ``step``.
     """
@@ -58,7 +77,7 @@ class StepContext:
     loss: Tensor | None = None
     roles: Mapping[str, Role] = field(default_factory=dict)
     weight_decay: Mapping[str, float | Tensor] = field(default_factory=dict)
-    full: bool = True
+    phase: int | None = None
     scheduled: Tensor | None = None
 
     @property
@@ -70,16 +89,21 @@ class StepContext:
 class UpdateRule(PickledAsData, ABC):
     """An update rule. θ are this module's parameters; everything else it needs is passed in and handed back.
 
+    A rule says what happens to one parameter tensor, :meth:`step`. Where tensors look at one another, :meth:`summary`
+    says what each of them tells, and :meth:`exchange` what each of them gets back. :meth:`forward` maps these over
+    stacks of tensors of one shape and role.
+
     A rule writes nothing in place and branches on no tensor's value, so ``torch.func.functional_call`` and
     ``torch.vmap`` run many θ and many inner models at once, and :class:`~lightning_lopt.LearnedOptimizer` runs the
     very same code for one.
 
     Attributes:
         rule_name: the key in :data:`RULES`, written into ``config.json`` by ``save_rule``.
-        reads_loss: whether :meth:`forward` reads ``context.loss``.
-        reads_horizon: whether :meth:`forward` needs a meaningful ``context.total_steps``.
+        reads_loss: whether the rule reads ``context.loss``.
+        reads_horizon: whether the rule needs a meaningful ``context.total_steps``.
         calibrates_steps: whether a run finds the common scale of its steps by itself.
-        period: one step in how many is a full one, in which the rule does what it need not do at every step, >= 1.
+        period: one step in how many is a full one for a stack of tensors, in which the rule does what it need not do at
+            every step, >= 1.
         starts_random: whether a new rule of this class steps at random until θ is meta-trained or loaded.
         trained: whether θ of this rule was meta-trained or loaded; set to ``True`` by ``load_state_dict`` (and so by
             :func:`~lightning_lopt.load_rule`) and :class:`~lightning_lopt.MetaTrainer`.
@@ -100,13 +124,18 @@ class UpdateRule(PickledAsData, ABC):
 
     @property
     def needs_loss(self) -> bool:
-        """Whether :meth:`forward` fails without ``context.loss``; a rule that reads the loss only where there is one
-        overrides it."""
+        """Whether a step fails without ``context.loss``; a rule that reads the loss only where there is one overrides
+        it."""
         return self.reads_loss
 
-    def is_full(self, step: int) -> bool:
-        """Whether the step after ``step`` others is a full one, for :class:`StepContext`; the first step is."""
-        return step % self.period == 0
+    def phase_of(self, step: int) -> int | None:
+        """The phase of the step after ``step`` others, for :class:`StepContext`; in the first step all is done."""
+        return step % self.period if self.period > 1 else None
+
+    @property
+    def phases(self) -> tuple[int | None, ...]:
+        """All phases that steps can have."""
+        return (None, *range(self.period)) if self.period > 1 else (None,)
 
     @property
     @abstractmethod
@@ -114,18 +143,76 @@ class UpdateRule(PickledAsData, ABC):
         """Keyword arguments that build this rule again, JSON values only; θ is not part of it."""
 
     @abstractmethod
-    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
-        """State before the first step. Must not read θ (a learned initial state is read at step 0 instead).
+    def init_tensor(self, param: Tensor, role: Role) -> TensorState:
+        """What the rule remembers of one parameter tensor, before its first step. Must not read θ (a learned initial
+        state is read at the first step instead).
 
         Args:
-            params: parameters by name, of any shape, rank 0 to 4 and beyond, float32 or float64, on any device; on the
-                meta device too, where shapes are all there is.
-            roles: role of each parameter.
+            param: of any shape, rank 0 to 4 and beyond, float32 or float64, on any device; on the meta device too,
+                where shapes are all there is.
+            role: what the tensor is in the model.
         """
 
+    def init_shared(self, like: Tensor) -> dict[str, Tensor]:
+        """What the rule remembers besides, in the type of ``like`` and on its device; nothing by default."""
+        return {}
+
+    def at(self, shared: Mapping[str, Tensor], context: StepContext) -> Any:
+        """What is the same for all tensors in a step, computed once; by default the context.
+
+        Args:
+            shared: the shared state before the step.
+            context: loss, step and horizon.
+        """
+        return context
+
+    def summary(self, inputs: TensorInputs, at: Any) -> Columns:
+        """What one tensor tells the others, numbers by what they are; nothing by default."""
+        return {}
+
+    def exchange(
+        self, columns: Columns, at: Any, shared: Mapping[str, Tensor], context: StepContext
+    ) -> tuple[Columns, dict[str, Tensor]]:
+        """What each of n tensors gets from all of them, (n, ...), and the shared state after the step.
+
+        Args:
+            columns: summaries of all tensors, (n, ...).
+            at: of :meth:`at`.
+            shared: the shared state before the step.
+            context: loss, step and horizon.
+        """
+        return {}, dict(shared)
+
     @abstractmethod
+    def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: Any) -> tuple[Tensor, TensorState]:
+        """What to *add* to one tensor, and its state after the step.
+
+        Args:
+            inputs: parameter, gradient and state of the tensor.
+            controls: what :meth:`exchange` gave it, without the axis n.
+            at: of :meth:`at`.
+
+        Returns:
+            the update, with as many entries as the parameter and of any type, and a state with the keys, shapes and
+            types that it came with.
+        """
+
+    @final
+    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
+        """State before the first step.
+
+        Args:
+            params: parameters by name.
+            roles: role of each parameter; a name that is missing has the role of its shape.
+        """
+        tensors = {
+            name: self.init_tensor(param, roles.get(name, role_of_shape(tuple(param.shape))))
+            for name, param in params.items()
+        }
+        return State(tensors, self.init_shared(next(iter(params.values()))) if params else {})
+
     def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
-        """One step: what to *add* to each parameter, and the state after it.
+        """One step of all tensors: what to add to each parameter, and the state after it.
 
         Args:
             params: parameters by name.
@@ -134,9 +221,75 @@ class UpdateRule(PickledAsData, ABC):
             context: loss, step and horizon, roles.
 
         Returns:
-            ``updates`` with ``new_param = param + update``, in the parameters' types, and the new state for these
-            names, with the keys, shapes and types that it came with.
+            ``updates`` with ``new_param = param + update``, in the parameters' shapes and types, and the new state for
+            these names, with the keys, shapes and types that it came with.
         """
+        if not grads:
+            return {}, state
+        stacks = self.stacked(params, grads, state.tensors, context)
+        at = self.at(state.shared, context)
+        controls, shared = self.exchanged(stacks, at, state.shared, context)
+        updates: Updates = {}
+        tensors: dict[str, TensorState] = {}
+        for stack, own in zip(stacks, controls, strict=True):
+            update, after = self.stepped(stack, own, at)
+            updates |= zip(stack.names, stack.parts(update), strict=True)
+            tensors |= zip(stack.names, stack.parts(after), strict=True)
+        return {name: updates[name] for name in grads}, State({name: tensors[name] for name in grads}, shared)
+
+    @final
+    def stacked(
+        self, params: Params, grads: Params, tensors: Mapping[str, TensorState], context: StepContext
+    ) -> list[Stack]:
+        """The tensors that have gradients, in stacks."""
+        stacks = []
+        for index, names in enumerate(grouped(params, list(grads), context.roles)):
+            first = params[names[0]]
+            stack = Stack(
+                names,
+                joined([params[name] for name in names]),
+                joined([grads[name] for name in names]),
+                {key: joined([tensors[name][key] for name in names]) for key in tensors[names[0]]},
+                context.roles.get(names[0], role_of_shape(tuple(first.shape))),
+                joined_decay(names, context.weight_decay, first),
+                self.is_full(index, context),
+            )
+            stacks.append(stack)
+        return stacks
+
+    @final
+    def is_full(self, index: int, context: StepContext) -> bool:
+        """Whether the stack of this index does in this step what need not be done at every step."""
+        return context.phase is None or (index + context.phase) % self.period == 0
+
+    @final
+    def exchanged(
+        self, stacks: Sequence[Stack], at: Any, shared: Mapping[str, Tensor], context: StepContext
+    ) -> tuple[list[Columns], dict[str, Tensor]]:
+        """What each stack gets from all of them, (n, ...) for its n tensors, and the shared state after the step."""
+        if type(self).exchange is UpdateRule.exchange:
+            return [{} for _ in stacks], dict(shared)
+        summaries = [stack.columns(stack.map(lambda inputs, _: self.summary(inputs, at), {})) for stack in stacks]
+        device = stacks[0].params.device
+        columns = {key: torch.cat([own[key].to(device) for own in summaries]) for key in summaries[0]}
+        controls, after = self.exchange(columns, at, shared, context)
+        sizes = [len(stack.names) for stack in stacks]
+        pieces = {key: torch.split(value, sizes) for key, value in controls.items()}
+        given = [
+            {key: value[index].to(stack.params.device) for key, value in pieces.items()}
+            for index, stack in enumerate(stacks)
+        ]
+        return given, after
+
+    @final
+    def stepped(self, stack: Stack, controls: Columns, at: Any) -> tuple[Tensor, TensorState]:
+        """The updates of the tensors of a stack, in their shape and type, and their state after the step."""
+
+        def of_each(inputs: TensorInputs, own: Mapping[str, Tensor]) -> tuple[Tensor, TensorState]:
+            update, after = self.step(inputs, own, at)
+            return update.reshape(inputs.param.shape).to(inputs.param.dtype), after
+
+        return stack.map(of_each, controls)
 
     def evaluation_params(self, params: Params, state: State) -> Params:
         """The parameters to measure and to keep, where they are not the ones that gradients are taken at.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lopt.rules.arithmetic import TINY
-from lightning_lopt.rules.base import THETA_DTYPE, Params
+from lightning_lopt.rules.base import THETA_DTYPE
 
 PROMISE_LIMIT = 0.3  # one gradient says no more than that
 LOWEST, HIGHEST = math.log(1e-3), 1.0  # of the logarithm of the common factor
@@ -56,36 +56,41 @@ class Calibration(nn.Module):
         self.log_balance = nn.Parameter(torch.tensor(math.log(balance), dtype=THETA_DTYPE))
 
     def forward(
-        self, memory: Tensor, own: Params, grads: Params, last_updates: Params, step: Tensor
-    ) -> tuple[Tensor, Tensor, Params]:
+        self, memory: Tensor, log_factors: Tensor, promises: Tensor, step: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The common factor's logarithm, and what to remember.
 
         Args:
             memory: logarithm of the common factor and R, shape ``(2,)``; zeros before the first step.
-            own: logarithm of each tensor's own factor, 0-dim; zeros before the first step.
-            grads: present gradients by name.
-            last_updates: what was last added to the same parameters, zeros before the first step.
+            log_factors: logarithm of the factor of each of n tensors, shape ``(n,)``; zeros before the first step.
+            promises: of each tensor, :func:`promise`, shape ``(n,)``.
             step: steps made before this one, 0-dim.
 
         Returns:
-            the logarithm of the common factor, the new memory, and the new logarithms of the tensors' own factors.
+            the logarithm of the common factor, the new memory, and the new logarithms of the tensors' factors.
         """
         before, promised = memory.unbind()
-        products = [(grad * last_updates[name]).sum().to(memory.dtype) for name, grad in grads.items()]
-        promises = -torch.stack(products)
+        promises = promises.to(memory.dtype)
         kept = step.to(memory.dtype) / (step + 1).to(memory.dtype)
         total = promises.sum()
         promised = _promised(kept * promised, total)
         promises = promises / torch.where(promised > 0, promised, total.abs() + TINY)  # the latter while there is no R
-        promise = promises.sum().clamp(-PROMISE_LIMIT, PROMISE_LIMIT)
-        shrink = torch.exp(self.log_shrink) * (promise + torch.exp(self.log_tolerance)).clamp(max=0.0)
-        grow = torch.exp(self.log_grow) * promise.clamp(min=0.0)
+        share = promises.sum().clamp(-PROMISE_LIMIT, PROMISE_LIMIT)
+        shrink = torch.exp(self.log_shrink) * (share + torch.exp(self.log_tolerance)).clamp(max=0.0)
+        grow = torch.exp(self.log_grow) * share.clamp(min=0.0)
         common = (before + (shrink + grow).to(memory.dtype)).clamp(LOWEST, HIGHEST)
-        shares = (len(grads) * promises).clamp(-PROMISE_LIMIT, PROMISE_LIMIT) - promise
-        moved = torch.stack([own[name] for name in grads]) + torch.exp(self.log_balance) * shares
-        rows = zip(grads, moved.clamp(LEAST, MOST).unbind(), strict=True)
-        balanced = {name: row.to(own[name].dtype) for name, row in rows}
-        return common, torch.stack([common, promised]), balanced
+        beside = (len(promises) * promises).clamp(-PROMISE_LIMIT, PROMISE_LIMIT) - share
+        moved = (log_factors + torch.exp(self.log_balance) * beside).clamp(LEAST, MOST)
+        return common, torch.stack([common, promised]), moved.to(log_factors.dtype)
+
+
+def promise(grad: Tensor, last_update: Tensor) -> Tensor:
+    r"""The decrease of the loss that repeating the last update of one tensor promises, 0-dim.
+
+    >>> promise(torch.tensor([1.0, 2.0]), torch.tensor([-0.5, 0.0]))
+    tensor(0.5000)
+    """
+    return -(grad * last_update).sum()
 
 
 def _promised(before: Tensor, promise: Tensor) -> Tensor:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_lopt.rules.base import Params, State, StepContext, register_rule
+from lightning_lopt.rules.base import register_rule
 from lightning_lopt.rules.factored import Matrix
-from lightning_lopt.rules.mixture_rule import MixtureRule
-from lightning_lopt.rules.time_features import SHARES, progress
+from lightning_lopt.rules.mixture_rule import MixtureMoment, MixtureRule
+from lightning_lopt.rules.time_features import SHARES
 
 
 @register_rule("celo")
@@ -76,8 +76,8 @@ class CeloRule(MixtureRule):
     def config(self) -> dict[str, Any]:
         return super().config | {"phase": self.phase}
 
-    def _signals(self, params: Params, state: State, losses: Tensor, context: StepContext) -> Tensor:
-        return torch.cat([progress(context, losses), losses]).expand(len(params), -1)
+    def _signals(self, param: Tensor, state: Mapping[str, Tensor], at: MixtureMoment) -> Tensor:
+        return torch.cat([at.progress, at.loss_features])
 
     def _act(self, shares: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         factors = 0.1 * torch.exp(steps) if self.phase == 2 else torch.ones_like(steps)

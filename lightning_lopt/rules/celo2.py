@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.rules.accumulators import bias_correction as correction
-from lightning_lopt.rules.base import Params, Role, State, StepContext, Updates, register_rule
+from lightning_lopt.rules.base import Role, StepContext, TensorInputs, TensorState, register_rule
 from lightning_lopt.rules.celo2_base import Celo2BaseRule, Matrix
-from lightning_lopt.rules.roles import check_role, role_of_shape
+from lightning_lopt.rules.roles import check_role
 
 ADAM_EPS = 1e-8
 
@@ -77,39 +77,22 @@ class Celo2Rule(Celo2BaseRule):
         names = ("adam_roles", "adam_mult", "adam_betas", "adam_bias_correction")
         return {name: getattr(self, name) for name in names} | super().config
 
-    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
-        learned = super().init_state(self._others(params, roles), roles)
-        zeros = {
-            name: {key: torch.zeros_like(param) for key in ("momentum", "second_moment")}
-            for name, param in params.items()
-            if name not in learned.tensors
-        }
-        return State({name: {**learned.tensors, **zeros}[name] for name in params}, learned.shared)
+    def init_tensor(self, param: Tensor, role: Role) -> TensorState:
+        if role in self.adam_roles:
+            return {key: torch.zeros_like(param) for key in ("momentum", "second_moment")}
+        return super().init_tensor(param, role)
 
-    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
-        updates, (tensors, shared) = super().forward(params, self._others(grads, context.roles), state, context)
-        for name in grads:
-            if name not in updates:
-                decay = context.weight_decay.get(name, 0.0)
-                step = self._adam_step(params[name], grads[name], state.tensors[name], context.step + 1, decay)
-                updates[name], tensors[name] = step
-        return {name: updates[name] for name in grads}, State({name: tensors[name] for name in grads}, shared)
-
-    def _others(self, params: Params, roles: Mapping[str, Role]) -> Params:
-        """Those of the tensors that Adam does not update."""
-        own = {name: roles.get(name, role_of_shape(tuple(param.shape))) for name, param in params.items()}
-        return {name: param for name, param in params.items() if own[name] not in self.adam_roles}
-
-    def _adam_step(
-        self, param: Tensor, grad: Tensor, old: Mapping[str, Tensor], count: Tensor, decay: float | Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: StepContext) -> tuple[Tensor, TensorState]:
+        if inputs.role not in self.adam_roles:
+            return super().step(inputs, controls, at)
         beta1, beta2 = self.adam_betas
-        momentum = torch.lerp(old["momentum"], grad, 1 - beta1)
-        second_moment = torch.lerp(old["second_moment"], grad.square(), 1 - beta2)
-        new = {"momentum": momentum, "second_moment": second_moment}
+        momentum = torch.lerp(inputs.state["momentum"], inputs.grad, 1 - beta1)
+        second_moment = torch.lerp(inputs.state["second_moment"], inputs.grad.square(), 1 - beta2)
+        state = {"momentum": momentum, "second_moment": second_moment}
         if self.adam_bias_correction:
-            count = count.to(param.dtype)
+            count = (at.step + 1).to(inputs.param.dtype)
             momentum = momentum / correction(beta1, count)
             second_moment = second_moment / correction(beta2, count)
-        step = momentum * torch.rsqrt(second_moment + ADAM_EPS) + (self.weight_decay + decay) * param
-        return (-self.adam_mult * self.step_mult * step).to(param.dtype), new
+        decayed = (self.weight_decay + inputs.weight_decay) * inputs.param
+        step = momentum * torch.rsqrt(second_moment + ADAM_EPS) + decayed
+        return -self.adam_mult * self.step_mult * step, state

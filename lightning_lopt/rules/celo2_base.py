@@ -12,8 +12,8 @@ from lightning_lopt.rules.accumulators import bias_correction, rates, unbiased
 from lightning_lopt.rules.arguments import check_choice, check_decays, check_numbers, check_sizes
 from lightning_lopt.rules.arithmetic import newton_schulz, view
 from lightning_lopt.rules.averages import Rates, init_averages, update_averages
-from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
-from lightning_lopt.rules.entry_network import EntryNetwork, Weights, apply_network, inverse_rms, matrix_norm
+from lightning_lopt.rules.base import Role, StepContext, TensorInputs, TensorState, UpdateRule, register_rule
+from lightning_lopt.rules.entry_network import EntryNetwork, apply_network, inverse_rms, matrix_norm
 from lightning_lopt.rules.factored import Ties
 from lightning_lopt.rules.features import FeatureInputs, averaged_features
 
@@ -99,27 +99,18 @@ class Celo2BaseRule(UpdateRule):
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
-    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
-        count = len(self.momentum_decays)
-        return State({name: init_averages(self._view(x), count, self._ties) for name, x in params.items()}, {})
+    def init_tensor(self, param: Tensor, role: Role) -> TensorState:
+        return init_averages(self._view(param), len(self.momentum_decays), self._ties)
 
-    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
-        updates, tensors = {}, {}
-        constants: dict[tuple[torch.dtype, torch.device], tuple[Weights, Rates]] = {}
-        for name, grad in grads.items():
-            param, kind = self._view(params[name]), (grad.dtype, grad.device)
-            if kind not in constants:
-                constants[kind] = self._constants(grad)
-            weights, rates = constants[kind]
-            grad = self._view(grad).clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT)
-            tensors[name] = update_averages(state.tensors[name], grad, rates, self._ties)
-            outputs = apply_network(weights, *self._features(param, grad, tensors[name], context.step + 1), NORM_EPS)
-            update = self._step(param, outputs)
-            decay = context.weight_decay.get(name, 0.0)
-            if self.weight_decay or isinstance(decay, Tensor) or decay:
-                update = update - self.step_mult * (self.weight_decay + decay) * param
-            updates[name] = update.reshape(params[name].shape)
-        return updates, State(tensors, state.shared)
+    def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: StepContext) -> tuple[Tensor, TensorState]:
+        param, grad = self._view(inputs.param), self._view(inputs.grad).clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT)
+        averages = update_averages(inputs.state, grad, self._rates(grad), self._ties)
+        weights = self.network.weights(grad.dtype, 2 if self.exp_mult else 1)
+        outputs = apply_network(weights, *self._features(param, grad, averages, at.step + 1), NORM_EPS)
+        update = self._step(param, outputs)
+        if self.weight_decay or isinstance(inputs.weight_decay, Tensor) or inputs.weight_decay:
+            update = update - self.step_mult * (self.weight_decay + inputs.weight_decay) * param
+        return update, averages
 
     @property
     def _ties(self) -> Ties:
@@ -128,10 +119,9 @@ class Celo2BaseRule(UpdateRule):
     def _view(self, x: Tensor) -> Tensor:
         return view(x, flat=self.matrix == "flat")
 
-    def _constants(self, like: Tensor) -> tuple[Weights, Rates]:
-        """θ and the decays in the type of a gradient."""
-        decays = rates(self.momentum_decays, like), 1 - self.second_moment_decay, rates(self.factored_decays, like)
-        return self.network.weights(like.dtype, 2 if self.exp_mult else 1), Rates(*decays)
+    def _rates(self, like: Tensor) -> Rates:
+        """1 - d of all decays, in the type of a gradient."""
+        return Rates(rates(self.momentum_decays, like), 1 - self.second_moment_decay, rates(self.factored_decays, like))
 
     def _features(
         self, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], count: Tensor

@@ -39,14 +39,14 @@ def cost(rule: UpdateRule, shape: tuple[int, ...]) -> Cost:
     number = torch.empty((), device="meta")
     state = without_values.init_state(tensors, {})
 
-    def flops(full: bool) -> int:
-        at = StepContext(step=number, total_steps=number, loss=number, full=full)
+    def flops(phase: int | None) -> int:
+        at = StepContext(step=number, total_steps=number, loss=number, phase=phase)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             without_values(tensors, tensors, state, at)
         return int(counter.get_total_flops())
 
     entries = tensors["tensor"].numel()
-    mean = flops(False) + (flops(True) - flops(False)) / rule.period
+    mean = sum(flops(phase) for phase in range(rule.period)) / rule.period
     return Cost(sum(x.nbytes for x in tree_leaves(state)) / entries, mean / entries)
 
 

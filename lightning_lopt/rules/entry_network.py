@@ -101,22 +101,28 @@ class EntryNetwork(nn.Module):
             bias_0 = bias_0 + self.constant_0.to(dtype) @ constants.to(dtype)[:, None]
         return Weights(inner_0, outer_0, bias_0, weight_1, bias_1, weight_2, bias_2)
 
-    def mixtures(self, shares: Tensor, outputs: int) -> list[Weights]:
+    def mixtures(self, shares: Tensor, outputs: int) -> dict[str, Tensor]:
         """The weighted means of the K copies, without constants: one network for each of n rows of ``shares``.
 
         Args:
             shares: weight of each copy, (n, K), divided by K here.
             outputs: number of outputs to keep.
+
+        Returns:
+            the fields of :class:`Weights`, with an axis n in front.
         """
         shares = shares / shares.shape[-1]
-
-        def mixed(bank: Tensor) -> tuple[Tensor, ...]:
-            return (shares @ bank.flatten(1)).reshape(-1, *bank.shape[1:]).unbind(0)
-
-        outer = (None,) * len(shares) if self.outer_0 is None else mixed(self.outer_0)
-        banks = self.bias_0[..., None], self.weight_1, self.bias_1[..., None], self.weight_2[:, :outputs]
-        others = map(mixed, (*banks, self.bias_2[:, :outputs, None]))
-        return [Weights(*each) for each in zip(mixed(self.inner_0), outer, *others, strict=True)]
+        banks = {
+            "inner_0": self.inner_0,
+            "bias_0": self.bias_0[..., None],
+            "weight_1": self.weight_1,
+            "bias_1": self.bias_1[..., None],
+            "weight_2": self.weight_2[:, :outputs],
+            "bias_2": self.bias_2[:, :outputs, None],
+        }
+        if self.outer_0 is not None:
+            banks["outer_0"] = self.outer_0
+        return {name: (shares @ bank.flatten(1)).reshape(-1, *bank.shape[1:]) for name, bank in banks.items()}
 
 
 def apply_network(weights: Weights, inputs: EntryFeatures, outer: Sequence[Tensor], eps: float) -> Tensor:

@@ -13,12 +13,11 @@ from lightning_lopt.rules.accumulators import bias_correction
 from lightning_lopt.rules.arithmetic import TINY
 from lightning_lopt.rules.base import (
     THETA_DTYPE,
-    Params,
     Role,
-    State,
     StepContext,
+    TensorInputs,
+    TensorState,
     UpdateRule,
-    Updates,
     register_rule,
 )
 from lightning_lopt.rules.constants import not_negative, positive, schedule_factor, schedule_name, unit_interval
@@ -93,20 +92,15 @@ class SGDRule(UpdateRule):
             "schedule": self.schedule,
         }
 
-    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
-        return State({name: {"momentum": torch.zeros_like(param)} for name, param in params.items()}, {})
+    def init_tensor(self, param: Tensor, role: Role) -> TensorState:
+        return {"momentum": torch.zeros_like(param)}
 
-    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
-        lr = torch.exp(self.log_lr) * schedule_factor(self.schedule, context)
-        updates, tensors = {}, {}
-        for name, grad in grads.items():
-            decay = self.weight_decay + context.weight_decay.get(name, 0.0)
-            grad = grad + decay * params[name]
-            momentum = self.momentum * state.tensors[name]["momentum"] + grad
-            direction = grad + self.momentum * momentum if self.nesterov else momentum
-            updates[name] = (-lr * direction).to(grad.dtype)
-            tensors[name] = {"momentum": momentum}
-        return updates, State(tensors, state.shared)
+    def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: StepContext) -> tuple[Tensor, TensorState]:
+        grad = inputs.grad + (self.weight_decay + inputs.weight_decay) * inputs.param
+        momentum = self.momentum * inputs.state["momentum"] + grad
+        direction = grad + self.momentum * momentum if self.nesterov else momentum
+        lr = torch.exp(self.log_lr) * schedule_factor(self.schedule, at)
+        return -lr * direction, {"momentum": momentum}
 
 
 @register_rule("adam")
@@ -160,15 +154,10 @@ class AdamRule(UpdateRule):
             "schedule": self.schedule,
         }
 
-    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
-        tensors = {name: init_adam(param) for name, param in params.items()}
-        return State(tensors, {})
+    def init_tensor(self, param: Tensor, role: Role) -> TensorState:
+        return init_adam(param)
 
-    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
-        lr = torch.exp(self.log_lr) * schedule_factor(self.schedule, context)
-        updates, tensors = {}, {}
-        for name, grad in grads.items():
-            direction, tensors[name] = adam_direction(state.tensors[name], grad, self.betas, self.eps)
-            decay = self.weight_decay + context.weight_decay.get(name, 0.0)
-            updates[name] = (-lr * (direction + decay * params[name])).to(grad.dtype)
-        return updates, State(tensors, state.shared)
+    def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: StepContext) -> tuple[Tensor, TensorState]:
+        direction, state = adam_direction(inputs.state, inputs.grad, self.betas, self.eps)
+        lr = torch.exp(self.log_lr) * schedule_factor(self.schedule, at)
+        return -lr * (direction + (self.weight_decay + inputs.weight_decay) * inputs.param), state

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lopt.rules.arguments import check_numbers, check_sizes
-from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
+from lightning_lopt.rules.base import Role, StepContext, TensorInputs, TensorState, UpdateRule, register_rule
 from lightning_lopt.rules.recurrent import Cell, Layer
 
 BLOCK = 2**15  # entries at a time: the gates of one take 16 H bytes
@@ -68,25 +68,19 @@ class LSTMRule(UpdateRule):
     def config(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("hidden", "layers", "step_mult", "log_range")}
 
-    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
+    def init_tensor(self, param: Tensor, role: Role) -> TensorState:
         """h and c of every entry and layer, (layers, n, H) each."""
-        shape = {name: (self.layers, param.numel(), self.hidden) for name, param in params.items()}
-        return State(
-            {name: {key: x.new_zeros(shape[name]) for key in ("hidden", "cell")} for name, x in params.items()}, {}
-        )
+        return {key: param.new_zeros(self.layers, param.numel(), self.hidden) for key in ("hidden", "cell")}
 
-    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
-        updates, tensors = {}, {}
-        for name, grad in grads.items():
-            param, own = params[name], state.tensors[name]
-            size = grad.numel() if torch.compiler.is_compiling() else BLOCK
-            whole = (grad.reshape(-1), 0), (own["hidden"], 1), (own["cell"], 1)
-            pieces = zip(*(torch.split(x, size, axis) for x, axis in whole), strict=True)
-            outputs, hidden, cell = zip(*(self._entries(*piece) for piece in pieces), strict=True)
-            tensors[name] = {"hidden": torch.cat(hidden, 1), "cell": torch.cat(cell, 1)}
-            decay = context.weight_decay.get(name, 0.0)
-            updates[name] = self.step_mult * (torch.cat(outputs).reshape(param.shape) - decay * param)
-        return updates, State(tensors, state.shared)
+    def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: StepContext) -> tuple[Tensor, TensorState]:
+        grad, state = inputs.grad, inputs.state
+        size = grad.numel() if torch.compiler.is_compiling() else BLOCK
+        whole = (grad.reshape(-1), 0), (state["hidden"], 1), (state["cell"], 1)
+        pieces = zip(*(torch.split(x, size, axis) for x, axis in whole), strict=True)
+        outputs, hidden, cell = zip(*(self._entries(*piece) for piece in pieces), strict=True)
+        output = torch.cat(outputs).reshape(grad.shape)
+        after = {"hidden": torch.cat(hidden, 1), "cell": torch.cat(cell, 1)}
+        return self.step_mult * (output - inputs.weight_decay * inputs.param), after
 
     def _entries(self, grad: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Output (n,), and new h and c, (layers, n, H), of n entries."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,17 +13,32 @@ from lightning_lopt.rules.accumulators import rates
 from lightning_lopt.rules.arguments import check_choice, check_decays, check_numbers, check_sizes
 from lightning_lopt.rules.arithmetic import view
 from lightning_lopt.rules.averages import Rates, init_averages, update_averages
-from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates
+from lightning_lopt.rules.base import Columns, Role, StepContext, TensorInputs, TensorState, UpdateRule
 from lightning_lopt.rules.entry_network import EntryNetwork, Weights, apply_network
 from lightning_lopt.rules.factored import Matrix, Ties
 from lightning_lopt.rules.features import averaged_features, spread
 from lightning_lopt.rules.loss_buffer import init_losses, loss_features, update_losses
 from lightning_lopt.rules.recurrent import KEYS, remembered
 from lightning_lopt.rules.tensor_controller import TensorController
+from lightning_lopt.rules.time_features import progress
 
 NORM_EPS = 1e-5
 SECOND_MOMENT_EPS = 1e-6
 GRADIENT_LIMIT = 1000.0
+
+
+class MixtureMoment(NamedTuple):
+    """What is the same for all tensors in a step.
+
+    Attributes:
+        losses: averages of the loss with that of this step, by name.
+        loss_features: how the loss has been going, (9,).
+        progress: how far the run has come, (9,).
+    """
+
+    losses: dict[str, Tensor]
+    loss_features: Tensor
+    progress: Tensor
 
 
 class MixtureRule(UpdateRule):
@@ -72,42 +87,52 @@ class MixtureRule(UpdateRule):
         return {name: getattr(self, name) for name in names}
 
     @abstractmethod
-    def _signals(self, params: Params, state: State, losses: Tensor, context: StepContext) -> Tensor:
-        """What the LSTM sees of ``params``, (n, signals), before this gradient; ``losses``: the nine loss features."""
+    def _signals(self, param: Tensor, state: Mapping[str, Tensor], at: MixtureMoment) -> Tensor:
+        """What the LSTM sees of one tensor, (signals,), before this gradient."""
 
     @abstractmethod
     def _act(self, shares: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         """Weights of the copies, (n, K), of which the mean is taken, and factors on the steps, (n,)."""
 
-    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
-        tensors = {}
-        for name, param in params.items():
-            own = init_averages(self._view(param), len(self.momentum_decays), self._ties)
-            tensors[name] = own | self.controller.lstm.init_state(param)
-        return State(tensors, init_losses(next(iter(params.values()))) if params else {})
+    def init_tensor(self, param: Tensor, role: Role) -> TensorState:
+        averages = init_averages(self._view(param), len(self.momentum_decays), self._ties)
+        return averages | self.controller.lstm.init_state(param)
 
-    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
-        if not grads:
-            return {}, state
+    def init_shared(self, like: Tensor) -> dict[str, Tensor]:
+        return init_losses(like)
+
+    def at(self, shared: Mapping[str, Tensor], context: StepContext) -> MixtureMoment:
         if context.loss is None:
             raise ValueError(f"{type(self).__name__} reads the loss, but StepContext.loss is None; pass the loss.")
         horizon = self._loss_horizon(context)
-        shared = update_losses(state.shared, context.loss, horizon)
-        own = {name: self._view(params[name]) for name in grads}
-        signals = self._signals(own, state, loss_features(shared, horizon), context)
-        hidden, cell = self.controller.lstm.recall([state.tensors[name] for name in grads])
-        shares, steps, hidden, cell = self.controller(signals.to(hidden.dtype), hidden, cell)
+        losses = update_losses(shared, context.loss, horizon)
+        features = loss_features(losses, horizon)
+        return MixtureMoment(losses, features, progress(context, features))
+
+    def summary(self, inputs: TensorInputs, at: MixtureMoment) -> Columns:
+        hidden, cell = self.controller.lstm.recall(inputs.state)
+        return {"signals": self._signals(self._view(inputs.param), inputs.state, at), "hidden": hidden, "cell": cell}
+
+    def exchange(
+        self, columns: Columns, at: MixtureMoment, shared: Mapping[str, Tensor], context: StepContext
+    ) -> tuple[Columns, dict[str, Tensor]]:
+        hidden, cell = columns["hidden"], columns["cell"]
+        shares, steps, hidden, cell = self.controller(columns["signals"].to(hidden.dtype), hidden, cell)
         shares, steps = self._act(shares, steps)
-        updates, tensors = {}, {}
-        for row, (name, weights) in enumerate(zip(grads, self.networks.mixtures(shares, 2), strict=True)):
-            param, before = own[name], state.tensors[name]
-            averages, direction = self._direction(param, self._view(grads[name]), before, weights)
-            scale, factor = torch.sqrt(param.square().mean() + 1e-9), steps[row].to(param.dtype)
-            decay = context.weight_decay.get(name, 0.0) * factor.abs()
-            updates[name] = (-self.step_mult * (factor * scale * direction + decay * param)).reshape(params[name].shape)
-            memory = remembered(hidden[row], cell[row], param)
-            tensors[name] = averages | ({key: before[key] for key in KEYS} if self.forgets else memory)
-        return updates, State(tensors, shared)
+        mixtures = self.networks.mixtures(shares, 2)
+        return {"step": steps, "hidden": hidden, "cell": cell, **mixtures}, {**shared, **at.losses}
+
+    def step(
+        self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: MixtureMoment
+    ) -> tuple[Tensor, TensorState]:
+        param, before = self._view(inputs.param), inputs.state
+        weights = Weights(**{name: controls.get(name) for name in Weights._fields})  # type: ignore[arg-type]
+        averages, direction = self._direction(param, self._view(inputs.grad), before, weights)
+        scale, factor = torch.sqrt(param.square().mean() + 1e-9), controls["step"].to(param.dtype)
+        decay = inputs.weight_decay * factor.abs()
+        memory = remembered(controls["hidden"], controls["cell"], param)
+        after = averages | ({key: before[key] for key in KEYS} if self.forgets else memory)
+        return -self.step_mult * (factor * scale * direction + decay * param), after
 
     def _direction(
         self, param: Tensor, grad: Tensor, before: Mapping[str, Tensor], weights: Weights

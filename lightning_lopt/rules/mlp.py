@@ -11,8 +11,8 @@ from torch import Tensor
 from lightning_lopt.rules.accumulators import average, rates
 from lightning_lopt.rules.arguments import check_numbers, check_sizes
 from lightning_lopt.rules.arithmetic import view
-from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
-from lightning_lopt.rules.entry_network import EntryNetwork, Weights, apply_network
+from lightning_lopt.rules.base import Role, StepContext, TensorInputs, TensorState, UpdateRule, register_rule
+from lightning_lopt.rules.entry_network import EntryNetwork, apply_network
 from lightning_lopt.rules.features import Feature, split_rows
 from lightning_lopt.rules.time_features import TIMES, elapsed
 
@@ -81,24 +81,14 @@ class MLPRule(UpdateRule):
     def config(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("hidden", "step_mult", "exp_mult", "momentum_decays")}
 
-    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
-        count = len(self.momentum_decays)
-        return State({name: {"momentum": x.new_zeros(count, *view(x).shape)} for name, x in params.items()}, {})
+    def init_tensor(self, param: Tensor, role: Role) -> TensorState:
+        return {"momentum": param.new_zeros(len(self.momentum_decays), *view(param).shape)}
 
-    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
-        updates, tensors = {}, {}
-        ready: dict[tuple[torch.dtype, torch.device], tuple[Weights, Tensor]] = {}
-        for name, grad in grads.items():
-            param, kind = view(params[name]), (grad.dtype, grad.device)
-            if kind not in ready:
-                weights = self.network.weights(grad.dtype, 2, elapsed(context.step, grad))
-                ready[kind] = weights, rates(self.momentum_decays, grad)
-            weights, rate = ready[kind]
-            grad = view(grad).clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT)
-            momentum = average(state.tensors[name]["momentum"], grad, rate)
-            features = MomentumFeatures(grad[None], param[None], momentum)
-            direction, magnitude = apply_network(weights, features, (), NORM_EPS)
-            step = direction * torch.exp(self.exp_mult * magnitude) + context.weight_decay.get(name, 0.0) * param
-            updates[name] = (-self.step_mult * step).reshape(params[name].shape)
-            tensors[name] = {"momentum": momentum}
-        return updates, State(tensors, state.shared)
+    def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: StepContext) -> tuple[Tensor, TensorState]:
+        param, grad = view(inputs.param), view(inputs.grad).clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT)
+        momentum = average(inputs.state["momentum"], grad, rates(self.momentum_decays, grad))
+        weights = self.network.weights(grad.dtype, 2, elapsed(at.step, grad))
+        features = MomentumFeatures(grad[None], param[None], momentum)
+        direction, magnitude = apply_network(weights, features, (), NORM_EPS)
+        step = direction * torch.exp(self.exp_mult * magnitude) + inputs.weight_decay * param
+        return -self.step_mult * step, {"momentum": momentum}

@@ -10,9 +10,8 @@ from torch import Tensor
 from lightning_lopt.rules.adafac_mlp import AdafacMLPRule
 from lightning_lopt.rules.arguments import check_sizes
 from lightning_lopt.rules.arithmetic import matrix_shape
-from lightning_lopt.rules.base import StepContext, register_rule
+from lightning_lopt.rules.base import Role, register_rule
 from lightning_lopt.rules.factored import Matrix
-from lightning_lopt.rules.roles import role_of_shape
 
 
 @register_rule("mu_adafac_mlp")
@@ -62,8 +61,7 @@ class MuAdafacMLPRule(AdafacMLPRule):
     def config(self) -> dict[str, Any]:
         return {"base_width": self.base_width} | super().config
 
-    def _step_factor(self, name: str, param: Tensor, context: StepContext) -> float:
-        role = context.roles.get(name, role_of_shape(tuple(param.shape)))
+    def _step_factor(self, param: Tensor, role: Role) -> float:
         if param.ndim < 2 or role not in ("matrix", "head"):
             return 1.0
         inputs = matrix_shape(param.shape)[1] if self.matrix == "flat" else param.shape[-2]

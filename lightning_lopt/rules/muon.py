@@ -12,17 +12,15 @@ from torch import Tensor, nn
 from lightning_lopt.rules.arithmetic import matrix_shape, orthogonalise
 from lightning_lopt.rules.base import (
     THETA_DTYPE,
-    Params,
     Role,
-    State,
     StepContext,
+    TensorInputs,
+    TensorState,
     UpdateRule,
-    Updates,
     register_rule,
 )
 from lightning_lopt.rules.constants import not_negative, positive, schedule_factor, schedule_name, unit_interval
 from lightning_lopt.rules.hand_designed import adam_direction, init_adam
-from lightning_lopt.rules.roles import role_of_shape
 
 ADJUSTMENTS = ("match_rms_adamw", "original")
 
@@ -91,27 +89,19 @@ class MuonRule(UpdateRule):
             "schedule": self.schedule,
         }
 
-    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
-        tensors = {
-            name: {"momentum": torch.zeros_like(param)} if _is_hidden(name, param, roles) else init_adam(param)
-            for name, param in params.items()
-        }
-        return State(tensors, {})
+    def init_tensor(self, param: Tensor, role: Role) -> TensorState:
+        return {"momentum": torch.zeros_like(param)} if _is_hidden(param, role) else init_adam(param)
 
-    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
-        lr = torch.exp(self.log_lr) * schedule_factor(self.schedule, context)
-        updates, tensors = {}, {}
-        for name, grad in grads.items():
-            old = state.tensors[name]
-            if _is_hidden(name, grad, context.roles):
-                momentum = torch.lerp(grad, old["momentum"], self.momentum)
-                direction = self._scale(grad) * orthogonalise(torch.lerp(grad, momentum, self.momentum))
-                tensors[name] = {"momentum": momentum}
-            else:
-                direction, tensors[name] = adam_direction(old, grad, self.betas, self.eps)
-            decay = self.weight_decay + context.weight_decay.get(name, 0.0)
-            updates[name] = (-lr * (direction + decay * params[name])).to(grad.dtype)
-        return updates, State(tensors, state.shared)
+    def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: StepContext) -> tuple[Tensor, TensorState]:
+        grad = inputs.grad
+        if _is_hidden(grad, inputs.role):
+            momentum = torch.lerp(grad, inputs.state["momentum"], self.momentum)
+            direction = self._scale(grad) * orthogonalise(torch.lerp(grad, momentum, self.momentum))
+            state = {"momentum": momentum}
+        else:
+            direction, state = adam_direction(inputs.state, grad, self.betas, self.eps)
+        lr = torch.exp(self.log_lr) * schedule_factor(self.schedule, at)
+        return -lr * (direction + (self.weight_decay + inputs.weight_decay) * inputs.param), state
 
     def _scale(self, grad: Tensor) -> float:
         rows, columns = matrix_shape(grad.shape)
@@ -120,5 +110,5 @@ class MuonRule(UpdateRule):
         return 0.2 * math.sqrt(max(rows, columns))
 
 
-def _is_hidden(name: str, param: Tensor, roles: Mapping[str, Role]) -> bool:
-    return param.ndim >= 2 and roles.get(name, role_of_shape(tuple(param.shape))) == "matrix"
+def _is_hidden(param: Tensor, role: Role) -> bool:
+    return param.ndim >= 2 and role == "matrix"

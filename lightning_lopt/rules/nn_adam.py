@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_lopt.rules.accumulators import constants
 from lightning_lopt.rules.arguments import check_numbers, check_sizes
 from lightning_lopt.rules.arithmetic import variance
-from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
+from lightning_lopt.rules.base import Role, StepContext, TensorInputs, TensorState, UpdateRule, register_rule
 from lightning_lopt.rules.recurrent import LSTM, Layer, remembered
 
 GRADIENT_LIMIT = 1000.0
@@ -80,39 +80,27 @@ class NNAdamRule(UpdateRule):
         names = ("lr", "beta1", "beta2", "eps", "lstm_hidden", "output_scale", "decay")
         return {name: getattr(self, name) for name in names}
 
-    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
-        tensors = {}
-        for name, param in params.items():
-            averages = {key: torch.zeros_like(param) for key in ("momentum", "second_moment")}
-            tensors[name] = averages | {"constants": param.new_zeros(4)} | self.lstm.init_state(param)
-        return State(tensors, {})
+    def init_tensor(self, param: Tensor, role: Role) -> TensorState:
+        averages = {key: torch.zeros_like(param) for key in ("momentum", "second_moment")}
+        return averages | {"constants": param.new_zeros(4)} | self.lstm.init_state(param)
 
-    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
-        if not grads:
-            return {}, state
-        updates: dict[str, Tensor] = {}
-        tensors: dict[str, dict[str, Tensor]] = {}
-        rows = []
-        for name, grad in grads.items():
-            param, own = params[name], state.tensors[name]
-            grad, initial = grad.clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT), self.initial.to(grad.dtype)
-            z = torch.where(own["started"] > 0, own["constants"], initial)
-            lr, rate1, rate2, eps = torch.exp(10 * _bounded(z)).unbind(-1)
-            momentum = torch.lerp(own["momentum"], grad, rate1)
-            second_moment = torch.lerp(own["second_moment"], grad.square(), rate2)
-            step = (1 + eps) / (eps + torch.sqrt(second_moment + 1e-10)) * momentum
-            updates[name] = -lr * (step + context.weight_decay.get(name, 0.0) * param)
-            tensors[name] = {"momentum": momentum, "second_moment": second_moment, "constants": z}
-            rows.append(_signals(param, grad, momentum, second_moment, z).to(self.initial.dtype))
-        hidden, cell = self.lstm.recall([state.tensors[name] for name in grads])
-        hidden, cell = self.lstm(torch.stack(rows), hidden, cell)
-        changes = self.output_scale * self.controls(hidden)
-        for row, (name, own) in enumerate(tensors.items()):
-            z = own["constants"]
-            z = z - self.decay * (z - self.initial.to(z.dtype)) + changes[row].to(z.dtype)
-            own["constants"] = _bounded(z)
-            own |= remembered(hidden[row], cell[row], params[name])
-        return updates, State(tensors, state.shared)
+    def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: StepContext) -> tuple[Tensor, TensorState]:
+        param, grad = inputs.param, inputs.grad.clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT)
+        initial = self.initial.to(grad.dtype)
+        z = torch.where(inputs.state["started"] > 0, inputs.state["constants"], initial)
+        lr, rate1, rate2, eps = torch.exp(10 * _bounded(z)).unbind(-1)
+        momentum = torch.lerp(inputs.state["momentum"], grad, rate1)
+        second_moment = torch.lerp(inputs.state["second_moment"], grad.square(), rate2)
+        step = (1 + eps) / (eps + torch.sqrt(second_moment + 1e-10)) * momentum
+        signals = _signals(param, grad, momentum, second_moment, z).to(self.initial.dtype)
+        hidden, cell = self.lstm(signals, *self.lstm.recall(inputs.state))
+        change = (self.output_scale * self.controls(hidden)).to(z.dtype)
+        state = {
+            "momentum": momentum,
+            "second_moment": second_moment,
+            "constants": _bounded(z - self.decay * (z - initial) + change),
+        }
+        return -lr * (step + inputs.weight_decay * param), state | remembered(hidden, cell, param)
 
 
 def _bounded(z: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -68,12 +68,11 @@ class LSTM(Cell):
         size = len(self.initial_hidden)
         return {"hidden": like.new_zeros(size), "cell": like.new_zeros(size), "started": like.new_zeros(())}
 
-    def recall(self, states: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor]:
-        """h and c of n tensors, (n, H) each, in the type of θ; the learned ones for those that begin."""
-        dtype = self.gates.weight.dtype
-        hidden, cell, started = (torch.stack([own[key].to(dtype) for own in states]) for key in KEYS)
-        begun = started[:, None] > 0
-        return torch.where(begun, hidden, self.initial_hidden), torch.where(begun, cell, self.initial_cell)
+    def recall(self, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """h and c of one tensor, (H) each, in the type of θ; the learned ones if it begins."""
+        dtype, begun = self.gates.weight.dtype, state["started"] > 0
+        hidden = torch.where(begun, state["hidden"].to(dtype), self.initial_hidden)
+        return hidden, torch.where(begun, state["cell"].to(dtype), self.initial_cell)
 
 
 def remembered(hidden: Tensor, cell: Tensor, like: Tensor) -> dict[str, Tensor]:

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_lopt.rules.arguments import check_sizes
 from lightning_lopt.rules.arithmetic import TINY, orthogonalise, rms, unit_rms
-from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
-from lightning_lopt.rules.calibration import Calibration
+from lightning_lopt.rules.base import (
+    Columns,
+    Role,
+    State,
+    StepContext,
+    TensorInputs,
+    TensorState,
+    UpdateRule,
+    register_rule,
+)
+from lightning_lopt.rules.calibration import Calibration, promise
 from lightning_lopt.rules.controller import Controller, Controls
 from lightning_lopt.rules.direction import DirectionMLP
 from lightning_lopt.rules.eigenbasis import follow, init_bases, into_bases, out_of_bases
 from lightning_lopt.rules.role_constants import Constants, RoleConstants
-from lightning_lopt.rules.roles import check_role, role_of_shape
-from lightning_lopt.rules.signals import LOSS_DECAYS, SIGNALS, average_loss, temporal_signals
+from lightning_lopt.rules.roles import check_role
+from lightning_lopt.rules.signals import LOSS_DECAYS, SIGNALS, average_loss, shared_signals, tensor_signals
 
 FIRST_TURNS = 20  # steps that all turn the eigenbases, which are far from where they belong then
 TYPICAL_COHERENCE, LEAST_COHERENCE = 0.3, 0.01
@@ -26,6 +35,22 @@ NULL = 1e-10  # second moments below this share of a tensor's largest may be rou
 OPPOSED = 0.01  # direction times gradient, both relative, at which caution is in full force: less is half rounding
 GRADIENT_LIMIT = 1e15  # entries are clipped here, in the run's own unit, so that squares stay finite in float32
 SMALLEST_UNIT = 2.0**-100  # of gradients
+
+
+class Moment(NamedTuple):
+    """What is the same for all tensors in a step.
+
+    Attributes:
+        constants: of each role.
+        unit: of gradients before the step, 0-dim; 0 as long as there is none.
+        loss_averages: with the loss of this step, (2,); for a controller.
+        signals: what a controller sees of the run, (5,).
+    """
+
+    constants: Mapping[Role, Constants]
+    unit: Tensor
+    loss_averages: Tensor | None = None
+    signals: Tensor | None = None
 
 
 @register_rule("residual")
@@ -130,75 +155,91 @@ class ResidualRule(UpdateRule):
         self.controller = Controller(SIGNALS, controller_hidden, step_range) if controller else None
         self.calibration = Calibration() if calibrated else None
 
-    def is_full(self, step: int) -> bool:
-        return step < FIRST_TURNS or super().is_full(step)
+    def phase_of(self, step: int) -> int | None:
+        return None if step < FIRST_TURNS else super().phase_of(step)
 
     @property
     def config(self) -> dict[str, Any]:
         return dict(self.config_values)
 
-    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
-        tensors = {}
-        for name, param in params.items():
-            own = {"momentum": torch.zeros_like(param), "initial_rms": rms(param)}
-            role = roles.get(name, role_of_shape(tuple(param.shape)))
-            rotated = _has_role(param, role, self.rotated)
-            if self.direction is not None or not (rotated or _has_role(param, role, self.orthogonalised)):
-                own["second_moment"] = torch.zeros_like(param)
-            if rotated:
-                own["rotated_moment"] = torch.zeros_like(param)
-                own |= init_bases(param)
-            if self.controller is not None:
-                own["hidden"] = param.new_zeros(self.controller_hidden)
-                own["gradient_power"] = param.new_zeros(())
-            if self.calibration is not None:
-                own |= {"last_update": torch.zeros_like(param), "log_factor": param.new_zeros(())}
-            tensors[name] = own
-        shared = {"gradient_unit": next(iter(params.values())).new_zeros(())} if params else {}
-        if self.controller is not None and params:
-            shared["loss_averages"] = next(iter(params.values())).new_zeros(len(LOSS_DECAYS))
-        if self.calibration is not None and params:
-            shared["calibration"] = next(iter(params.values())).new_zeros(2)
-        return State(tensors, shared)
-
-    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
-        if not grads:
-            return {}, state
-        roles = {name: context.roles.get(name, role_of_shape(tuple(params[name].shape))) for name in grads}
-        of_role = self.constants.at(context)
-        constants = {name: of_role[role] for name, role in roles.items()}
-        shared = dict(state.shared)
-        grads, shared["gradient_unit"] = _in_own_unit(grads, shared["gradient_unit"])
-        tensors, inside = {}, {}
-        for name, grad in grads.items():
-            at = constants[name]
-            tensors[name], inside[name] = self._accumulate(grad, state.tensors[name], at, context.full)
+    def init_tensor(self, param: Tensor, role: Role) -> TensorState:
+        state = {"momentum": torch.zeros_like(param), "initial_rms": rms(param)}
+        rotated = _has_role(param, role, self.rotated)
+        if self.direction is not None or not (rotated or _has_role(param, role, self.orthogonalised)):
+            state["second_moment"] = torch.zeros_like(param)
+        if rotated:
+            state["rotated_moment"] = torch.zeros_like(param)
+            state |= init_bases(param)
         if self.controller is not None:
-            shared["loss_averages"] = average_loss(shared["loss_averages"], context)
-            signals = temporal_signals(params, grads, tensors, shared["loss_averages"], roles, context)
-            dtype = self.controller.gate_weight.dtype
-            hidden = torch.stack([tensors[name]["hidden"].to(dtype) for name in grads])
-            controls, hidden = self.controller(signals.to(dtype), hidden)
-            for row, name in enumerate(grads):
-                constants[name] = _controlled(constants[name], Controls(*(control[row] for control in controls)))
-                tensors[name]["hidden"] = hidden[row].to(params[name].dtype)
+            state["hidden"] = param.new_zeros(self.controller_hidden)
+            state["gradient_power"] = param.new_zeros(())
         if self.calibration is not None:
-            last = {name: state.tensors[name]["last_update"] for name in grads}
-            own = {name: state.tensors[name]["log_factor"] for name in grads}
-            common, shared["calibration"], own = self.calibration(shared["calibration"], own, grads, last, context.step)
-            for name, at in constants.items():
-                constants[name] = at._replace(step_size=at.step_size * torch.exp(common + own[name]))
-        updates = {}
-        for name, at in constants.items():
-            param = params[name]
-            direction = self._direction(param, grads[name], inside[name], tensors[name], roles[name], at)
-            scale = torch.maximum(tensors[name]["initial_rms"], at.rms_floor)
-            decay = at.weight_decay + context.weight_decay.get(name, 0.0)
-            update = (-at.step_size * scale) * direction - (at.step_size * decay) * param
-            updates[name] = update.to(param.dtype)
-            if self.calibration is not None:
-                tensors[name] |= {"last_update": updates[name], "log_factor": own[name]}
-        return updates, State(tensors, shared)
+            state |= {"last_update": torch.zeros_like(param), "log_factor": param.new_zeros(())}
+        return state
+
+    def init_shared(self, like: Tensor) -> dict[str, Tensor]:
+        shared = {"gradient_unit": like.new_zeros(())}
+        if self.controller is not None:
+            shared["loss_averages"] = like.new_zeros(len(LOSS_DECAYS))
+        if self.calibration is not None:
+            shared["calibration"] = like.new_zeros(2)
+        return shared
+
+    def at(self, shared: Mapping[str, Tensor], context: StepContext) -> Moment:
+        if self.controller is None:
+            return Moment(self.constants.at(context), shared["gradient_unit"])
+        averages = average_loss(shared["loss_averages"], context)
+        signals = shared_signals(averages, context)
+        return Moment(self.constants.at(context), shared["gradient_unit"], averages, signals)
+
+    def summary(self, inputs: TensorInputs, at: Moment) -> Columns:
+        param, grad, state = inputs.param, in_unit(inputs.grad, at.unit), inputs.state
+        columns = {"largest": torch.linalg.vector_norm(inputs.grad, math.inf) if grad.numel() else grad.new_zeros(())}
+        if self.calibration is not None:
+            columns["log_factor"], columns["promise"] = state["log_factor"], promise(grad, state["last_update"])
+        if self.controller is not None:
+            assert at.signals is not None
+            constants = at.constants[inputs.role]
+            momentum = _momentum(state, grad, constants)
+            seen = param, grad, momentum, _gradient_power(state, grad, constants), state["initial_rms"], inputs.role
+            columns["hidden"] = state["hidden"]
+            columns["signals"] = torch.cat([at.signals, tensor_signals(*seen).to(at.signals.dtype)])
+        return columns
+
+    def exchange(
+        self, columns: Columns, at: Moment, shared: Mapping[str, Tensor], context: StepContext
+    ) -> tuple[Columns, dict[str, Tensor]]:
+        controls, after = {}, dict(shared)
+        after["gradient_unit"] = unit_of(columns["largest"].amax(), at.unit)
+        controls["unit"] = after["gradient_unit"].expand(len(columns["largest"]))
+        if self.controller is not None:
+            assert at.loss_averages is not None
+            after["loss_averages"], dtype = at.loss_averages, self.controller.gate_weight.dtype
+            set_by, hidden = self.controller(columns["signals"].to(dtype), columns["hidden"].to(dtype))
+            controls |= set_by._asdict()
+            controls["hidden"] = hidden.to(columns["hidden"].dtype)
+        if self.calibration is not None:
+            memory, factors, promises = shared["calibration"], columns["log_factor"], columns["promise"]
+            common, after["calibration"], factors = self.calibration(memory, factors, promises, context.step)
+            controls["log_factor"], controls["calibrated"] = factors, torch.exp(common + factors)
+        return controls, after
+
+    def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: Moment) -> tuple[Tensor, TensorState]:
+        param, grad, constants = inputs.param, in_unit(inputs.grad, controls["unit"]), at.constants[inputs.role]
+        state, inside = self._accumulate(grad, inputs.state, constants, inputs.full)
+        if self.controller is not None:
+            constants = _controlled(constants, Controls(*(controls[name] for name in Controls._fields)))
+            state["hidden"] = controls["hidden"].to(state["hidden"].dtype)
+        if self.calibration is not None:
+            constants = constants._replace(step_size=constants.step_size * controls["calibrated"])
+        direction = self._direction(param, grad, inside, state, inputs.role, constants)
+        scale = torch.maximum(state["initial_rms"], constants.rms_floor)
+        decay = constants.weight_decay + inputs.weight_decay
+        update = (-constants.step_size * scale) * direction - (constants.step_size * decay) * param
+        update = update.to(param.dtype)
+        if self.calibration is not None:
+            state |= {"last_update": update, "log_factor": controls["log_factor"].to(state["log_factor"].dtype)}
+        return update, state
 
     def diagnostics(self, state: State) -> dict[str, Tensor]:
         """``calibration``: the common factor on all steps, 1 before the second step; nothing if not calibrated."""
@@ -213,7 +254,7 @@ class ResidualRule(UpdateRule):
         the gradient in the coordinates of the direction."""
         moment_rate = at.moment_rate.to(grad.dtype)
         new, inside = dict(old), grad
-        new["momentum"] = torch.lerp(old["momentum"], grad, at.momentum_rate.to(grad.dtype))
+        new["momentum"] = _momentum(old, grad, at)
         if "second_moment" in old:
             new["second_moment"] = torch.lerp(old["second_moment"], grad.square(), moment_rate)
         if "rotated_moment" in old:
@@ -222,7 +263,7 @@ class ResidualRule(UpdateRule):
             inside = into_bases(grad, new)
             new["rotated_moment"] = torch.lerp(old["rotated_moment"], inside.square(), rate)
         if "gradient_power" in old:
-            new["gradient_power"] = torch.lerp(old["gradient_power"], grad.square().mean(), moment_rate)
+            new["gradient_power"] = _gradient_power(old, grad, at)
         return new, inside
 
     def _direction(
@@ -260,19 +301,35 @@ class ResidualRule(UpdateRule):
         return unit_rms(direction) * torch.pow(coherence, at.coherence_power)
 
 
-def _in_own_unit(grads: Params, unit: Tensor) -> tuple[Params, Tensor]:
-    """Gradients in units of about the largest entry of the first of them that are not all zero, and that unit.
+def unit_of(largest: Tensor, unit: Tensor) -> Tensor:
+    """The unit of the gradients of a run: the power of two below their largest entry, once that was above 0; 0-dim.
 
-    ``unit`` is 0 before. Squares then do not underflow in float32 where the loss is small. It is a power of two, so no
-    digit changes.
+    Squares then do not underflow in float32 where the loss is small, and no digit changes.
+
+    Args:
+        largest: the largest entry of the present gradients, 0-dim.
+        unit: the unit before, 0 as long as there is none.
+
+    >>> unit_of(torch.tensor(5.0), torch.tensor(0.0)), unit_of(torch.tensor(5.0), torch.tensor(2.0))
+    (tensor(4.), tensor(2.))
     """
-    sizes = [torch.linalg.vector_norm(grad, math.inf) for grad in grads.values() if grad.numel() > 0]
-    largest = torch.stack(sizes).max().detach() if sizes else unit
-    found = torch.exp2(torch.floor(torch.log2(largest.clamp(SMALLEST_UNIT, 1 / SMALLEST_UNIT))))
-    unit = torch.where((unit == 0) & (largest > 0), found.to(unit.dtype), unit)
-    factor = torch.where(unit == 0, 1.0, 1 / unit)
-    scaled = {name: grad * factor.to(grad.dtype) for name, grad in grads.items()}
-    return {name: grad.clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT) for name, grad in scaled.items()}, unit
+    largest = largest.detach()
+    power = torch.exp2(torch.floor(torch.log2(largest.clamp(SMALLEST_UNIT, 1 / SMALLEST_UNIT))))
+    return torch.where((unit == 0) & (largest > 0), power.to(unit.dtype), unit)
+
+
+def in_unit(grad: Tensor, unit: Tensor) -> Tensor:
+    """A gradient in the unit of its run, cut off where squares are no longer finite in float32."""
+    scaled = grad * torch.where(unit == 0, 1.0, 1 / unit).to(grad.dtype)
+    return scaled.clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT)
+
+
+def _momentum(old: Mapping[str, Tensor], grad: Tensor, at: Constants) -> Tensor:
+    return torch.lerp(old["momentum"], grad, at.momentum_rate.to(grad.dtype))
+
+
+def _gradient_power(old: Mapping[str, Tensor], grad: Tensor, at: Constants) -> Tensor:
+    return torch.lerp(old["gradient_power"], grad.square().mean(), at.moment_rate.to(grad.dtype))
 
 
 def _controlled(at: Constants, controls: Controls) -> Constants:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,18 +12,45 @@ from torch import Tensor
 from lightning_lopt.rules.accumulators import average, constants, rates
 from lightning_lopt.rules.arguments import check_choice, check_numbers, check_sizes
 from lightning_lopt.rules.arithmetic import view
-from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule, Updates, register_rule
+from lightning_lopt.rules.base import (
+    Columns,
+    Role,
+    State,
+    StepContext,
+    TensorInputs,
+    TensorState,
+    UpdateRule,
+    register_rule,
+)
 from lightning_lopt.rules.entry_network import EntryNetwork, apply_network, initial_weight
 from lightning_lopt.rules.factored import Matrix
 from lightning_lopt.rules.loss_statistics import LossStatistics
 from lightning_lopt.rules.recurrent import LSTM, Layer, remembered
-from lightning_lopt.rules.rnn_mlp_signals import STATISTICS, Moments, clipped, tensor_statistics
+from lightning_lopt.rules.rnn_mlp_signals import STATISTICS, Moments, clip_limit, clip_updated, tensor_statistics
 from lightning_lopt.rules.time_features import TIMES, waves
 
 NORM_EPS = 1e-5
 FROM_NETWORK, FROM_LSTM, TO_NETWORK = 16, 18, 17  # numbers that are passed on, named by who sends or gets them
 SIGNALS = FROM_LSTM + FROM_NETWORK + STATISTICS + 2
 TRAIN_DECAY, VALID_DECAY = 0.9, 0.95
+
+
+class RNNMLPMoment(NamedTuple):
+    """What is the same for all tensors in a step.
+
+    Attributes:
+        step: steps made before, 0-dim.
+        train_loss: statistics of the loss with that of this step, (3,).
+        losses_seen: training and validation loss as the LSTM sees them, (2,).
+        from_lstm: what all LSTMs sent at the last step, (FROM_LSTM,).
+        clip_limit: where entries of gradients are clipped, 0-dim.
+    """
+
+    step: Tensor
+    train_loss: Tensor
+    losses_seen: Tensor
+    from_lstm: Tensor
+    clip_limit: Tensor
 
 
 @register_rule("rnn_mlp")
@@ -87,81 +114,83 @@ class RNNMLPRule(UpdateRule):
         names = ("lstm_hidden", "hidden", "step_mult", "exp_mult", "decays", "matrix")
         return {name: getattr(self, name) for name in names}
 
-    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
-        tensors = {}
-        for name, param in params.items():
-            zeros = {
-                key: param.new_zeros(len(self.decays), *view(param).shape) for key in ("momentum", "second_moment")
-            }
-            tensors[name] = zeros | {"from_network": param.new_zeros(FROM_NETWORK)} | self.lstm.init_state(param)
-        if not params:
-            return State({}, {})
-        like = next(iter(params.values()))
-        shared = {f"{split}_loss": like.new_zeros(3) for split in ("train", "valid")}
-        shared |= {
-            "clip": torch.stack([like.new_full((), 0.01), like.new_ones(())]),
-            "from_lstm": like.new_zeros(FROM_LSTM),
-        }
-        return State(tensors, shared)
+    def init_tensor(self, param: Tensor, role: Role) -> TensorState:
+        zeros = {key: param.new_zeros(len(self.decays), *view(param).shape) for key in ("momentum", "second_moment")}
+        return zeros | {"from_network": param.new_zeros(FROM_NETWORK)} | self.lstm.init_state(param)
+
+    def init_shared(self, like: Tensor) -> dict[str, Tensor]:
+        losses = {f"{split}_loss": like.new_zeros(3) for split in ("train", "valid")}
+        clip = torch.stack([like.new_full((), 0.01), like.new_ones(())])
+        return losses | {"clip": clip, "from_lstm": like.new_zeros(FROM_LSTM)}
 
     def validated(self, state: State, loss: Tensor) -> State:
         """The state with a validation loss taken into it, which the next steps see; without any it counts as 0."""
         losses = LossStatistics(*state.shared["valid_loss"]).updated(loss, VALID_DECAY)
         return State(state.tensors, state.shared | {"valid_loss": torch.stack(losses)})
 
-    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
-        if not grads:
-            return {}, state
+    def at(self, shared: Mapping[str, Tensor], context: StepContext) -> RNNMLPMoment:
         if context.loss is None:
             raise ValueError("RNNMLPRule reads the loss, but StepContext.loss is None; pass the loss.")
-        losses = LossStatistics(*state.shared["train_loss"]).updated(context.loss, TRAIN_DECAY)
-        grads, clip = clipped(grads, state.shared["clip"])
-        shared = state.shared | {"train_loss": torch.stack(losses), "clip": clip}
-        moments, tensors = {}, {}
-        for name, grad in grads.items():
-            own, rate = state.tensors[name], rates(self.decays, grad)
-            momentum = average(own["momentum"], grad, rate)
-            second_moment = average(own["second_moment"], grad.square(), rate)
-            moments[name] = Moments(grad[None], view(params[name])[None], momentum, second_moment)
-            tensors[name] = {"momentum": momentum, "second_moment": second_moment}
-        signals = self._signals(params, moments, state, losses, context.loss)
-        hidden, cell = self.lstm.recall([state.tensors[name] for name in grads])
-        hidden, cell = self.lstm(signals.to(hidden.dtype), hidden, cell)
-        shared["from_lstm"] = self.to_lstms(hidden).mean(0).to(clip.dtype)
-        sent, updates = self.to_network(hidden), {}
-        for row, name in enumerate(grads):
-            param, own = moments[name].param[0], tensors[name]
-            outputs = self._outputs(moments[name], sent[row], len(grads), context)
-            step = outputs[0] * torch.exp(self.exp_mult * outputs[1]) + context.weight_decay.get(name, 0.0) * param
-            updates[name] = (-self.step_mult * step).reshape(params[name].shape)
-            own["from_network"] = outputs[2:].flatten(1).mean(1)
-            own |= remembered(hidden[row], cell[row], param)
-        return updates, State(tensors, shared)
+        losses = LossStatistics(*shared["train_loss"]).updated(context.loss, TRAIN_DECAY)
+        valid = LossStatistics(*shared["valid_loss"])
+        both = context.loss, valid.mean * valid.corrected(VALID_DECAY)
+        seen = torch.stack([losses.whiten(loss, TRAIN_DECAY) for loss in both])
+        begun = shared["train_loss"][2] > 0
+        from_lstm = torch.where(begun, shared["from_lstm"], self.initial_from_lstm.to(seen.dtype))
+        return RNNMLPMoment(context.step, torch.stack(losses), seen, from_lstm, clip_limit(shared["clip"]))
 
-    def _signals(
-        self, params: Params, moments: Mapping[str, Moments], state: State, losses: LossStatistics, loss: Tensor
-    ) -> Tensor:
-        """What the LSTM sees, (n, SIGNALS)."""
-        valid = LossStatistics(*state.shared["valid_loss"])
-        seen = torch.stack([losses.whiten(x, TRAIN_DECAY) for x in (loss, valid.mean * valid.corrected(VALID_DECAY))])
-        begun = state.shared["train_loss"][2] > 0
-        from_lstm = torch.where(begun, state.shared["from_lstm"], self.initial_from_lstm.to(seen.dtype))
-        rows = []
-        for name, own in moments.items():
-            before = state.tensors[name]
-            initial = self.initial_from_network.to(own.param.dtype)
-            from_network = torch.where(before["started"] > 0, before["from_network"], initial)
-            statistics = tensor_statistics(own, params[name].ndim, self._sizes(params[name]))
-            parts = [from_lstm, from_network, statistics[:-3], seen, statistics[-3:]]
-            rows.append(torch.cat([x.to(seen.dtype) for x in parts]))
-        return torch.stack(rows)
+    def summary(self, inputs: TensorInputs, at: RNNMLPMoment) -> Columns:
+        moments = self._moments(inputs, at)
+        initial = self.initial_from_network.to(inputs.param.dtype)
+        from_network = torch.where(inputs.state["started"] > 0, inputs.state["from_network"], initial)
+        statistics = tensor_statistics(moments, inputs.param.ndim, self._sizes(inputs.param))
+        parts = [at.from_lstm, from_network, statistics[:-3], at.losses_seen, statistics[-3:]]
+        signals = torch.cat([x.to(at.losses_seen.dtype) for x in parts])
+        hidden, cell = self.lstm.recall(inputs.state)
+        return {"signals": signals, "hidden": hidden, "cell": cell, "power": moments.grad.square().mean()}
 
-    def _outputs(self, moments: Moments, sent: Tensor, count: int, context: StepContext) -> Tensor:
-        """The network's outputs for a tensor of shape s among ``count``, (2 + FROM_NETWORK, *s)."""
+    def exchange(
+        self, columns: Columns, at: RNNMLPMoment, shared: Mapping[str, Tensor], context: StepContext
+    ) -> tuple[Columns, dict[str, Tensor]]:
+        hidden, cell, clip = columns["hidden"], columns["cell"], shared["clip"]
+        hidden, cell = self.lstm(columns["signals"].to(hidden.dtype), hidden, cell)
+        after = {
+            **shared,
+            "train_loss": at.train_loss,
+            "clip": clip_updated(clip, columns["power"].to(clip.dtype)),
+            "from_lstm": self.to_lstms(hidden).mean(0).to(clip.dtype),
+        }
+        count = torch.full_like(columns["power"], math.log(len(hidden)) - 1)
+        return {"hidden": hidden, "cell": cell, "sent": self.to_network(hidden), "count": count}, after
+
+    def step(
+        self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: RNNMLPMoment
+    ) -> tuple[Tensor, TensorState]:
+        moments = self._moments(inputs, at)
+        outputs = self._outputs(moments, controls["sent"], controls["count"], at.step)
+        move = outputs[0] * torch.exp(self.exp_mult * outputs[1]) + inputs.weight_decay * moments.param[0]
+        state = {
+            "momentum": moments.momentum,
+            "second_moment": moments.second_moment,
+            "from_network": outputs[2:].flatten(1).mean(1),
+        }
+        return -self.step_mult * move, state | remembered(controls["hidden"], controls["cell"], inputs.param)
+
+    def _moments(self, inputs: TensorInputs, at: RNNMLPMoment) -> Moments:
+        """The averages with the present gradient, clipped, taken into them."""
+        limit = at.clip_limit.to(inputs.grad.dtype)
+        grad = view(inputs.grad).clamp(-limit, limit)
+        rate = rates(self.decays, grad)
+        momentum = average(inputs.state["momentum"], grad, rate)
+        second_moment = average(inputs.state["second_moment"], grad.square(), rate)
+        return Moments(grad[None], view(inputs.param)[None], momentum, second_moment)
+
+    def _outputs(self, moments: Moments, sent: Tensor, count: Tensor, step: Tensor) -> Tensor:
+        """The network's outputs for a tensor of shape s, (2 + FROM_NETWORK, *s); ``count`` is that of all tensors."""
         param = moments.param
-        sizes = constants([math.log(count) - 1, math.log(max(param.numel(), 1))], param)
+        size = constants([math.log(max(param.numel(), 1))], param)
         norm = torch.log(torch.linalg.vector_norm(param) + 1e-8)
-        raw = torch.cat([waves(context.step, param), sizes[:1], norm[None], sizes[1:], sent.to(param.dtype)])
+        raw = torch.cat([waves(step, param), count.to(param.dtype)[None], norm[None], size, sent.to(param.dtype)])
         weights = self.network.weights(param.dtype, 2 + FROM_NETWORK, raw)
         return apply_network(weights, moments, (), NORM_EPS)
 

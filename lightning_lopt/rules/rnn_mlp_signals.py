@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.rules.accumulators import constants
-from lightning_lopt.rules.arithmetic import variance, view
-from lightning_lopt.rules.base import Params
+from lightning_lopt.rules.arithmetic import variance
 from lightning_lopt.rules.features import Feature, split_rows
 
 SECOND_MOMENT_EPS = 1e-6
@@ -54,14 +53,18 @@ def tensor_statistics(moments: Moments, rank: int, sizes: list[int]) -> Tensor:
     return torch.cat([norms[0][None], scalar, torch.stack([*pairs, norms[1]]), shape, torch.stack(variances)])
 
 
-def clipped(grads: Params, clip: Tensor) -> tuple[Params, Tensor]:
-    """Gradients in the rule's form, clipped at ten times their running size; that size and its count, shape (2,)."""
+def clip_limit(clip: Tensor) -> Tensor:
+    """Ten times the running size of gradients, 0-dim; ``clip`` holds that size and its count, (2,)."""
     size, count = clip
-    limit = 10 * size / -torch.expm1(count * math.log(CLIP_DECAY))
-    grads = {name: view(grad).clamp(-limit.to(grad.dtype), limit.to(grad.dtype)) for name, grad in grads.items()}
-    squares = torch.stack([grad.square().mean().to(clip.dtype) for grad in grads.values()])
-    size = torch.lerp(size, torch.sqrt(1e-8 + squares.mean()), 1 - CLIP_DECAY)
-    return grads, torch.stack([size, count + 1])
+    limit: Tensor = 10 * size / -torch.expm1(count * math.log(CLIP_DECAY))
+    return limit
+
+
+def clip_updated(clip: Tensor, powers: Tensor) -> Tensor:
+    """Running size and count, (2,), with the mean squares of the clipped gradients of all tensors, (n,)."""
+    size, count = clip
+    size = torch.lerp(size, torch.sqrt(1e-8 + powers.mean()), 1 - CLIP_DECAY)
+    return torch.stack([size, count + 1])
 
 
 def _mean(x: Tensor) -> Tensor:

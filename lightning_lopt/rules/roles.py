@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Literal, cast
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_lopt.rules.base import ROLES, Role
+Role = Literal["matrix", "vector", "embedding", "head"]
+ROLES: tuple[Role, ...] = ("matrix", "vector", "embedding", "head")
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _PROJECTIONS = (nn.Linear, nn.Bilinear, *_CONVOLUTIONS)

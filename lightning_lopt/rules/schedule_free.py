@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_lopt.rules.accumulators import bias_correction
 from lightning_lopt.rules.arithmetic import TINY
@@ -17,8 +17,9 @@ from lightning_lopt.rules.base import (
     Role,
     State,
     StepContext,
+    TensorInputs,
+    TensorState,
     UpdateRule,
-    Updates,
     register_rule,
 )
 from lightning_lopt.rules.constants import not_negative, positive, unit_interval
@@ -82,42 +83,35 @@ class ScheduleFreeAdamRule(UpdateRule):
             "warmup": self.warmup,
         }
 
-    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
-        tensors = {
-            name: {
-                "z": param.clone(),
-                "second_moment": torch.zeros_like(param),
-                "count": param.new_zeros(()),
-                "weight_sum": param.new_zeros(()),
-            }
-            for name, param in params.items()
+    def init_tensor(self, param: Tensor, role: Role) -> TensorState:
+        return {
+            "z": param.clone(),
+            "second_moment": torch.zeros_like(param),
+            "count": param.new_zeros(()),
+            "weight_sum": param.new_zeros(()),
         }
-        return State(tensors, {})
 
-    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
+    def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: StepContext) -> tuple[Tensor, TensorState]:
         beta1, beta2 = self.betas
         rate = torch.exp(self.log_lr)
         if self.warmup:
-            rate = rate * ((context.step + 1) / (self.warmup * context.total_steps)).clamp(max=1.0)
-        updates, tensors = {}, {}
-        for name, grad in grads.items():
-            old, y = state.tensors[name], params[name]
-            count = old["count"] + 1
-            second_moment = beta2 * old["second_moment"] + (1 - beta2) * grad.square()
-            gamma = (rate * torch.as_tensor(bias_correction(beta2, count)) ** 0.5).to(grad.dtype)
-            weight_sum = old["weight_sum"] + gamma.square()
-            share = gamma.square() / weight_sum
-            decay = self.weight_decay + context.weight_decay.get(name, 0.0)
-            step = gamma * (grad / ((second_moment + TINY).sqrt() + self.eps) + decay * y)
-            # y's own difference, with x eliminated: where nothing moves it is exactly 0
-            updates[name] = (share * (old["z"] - y) - (1 - beta1 * (1 - share)) * step).to(grad.dtype)
-            tensors[name] = {
-                "z": (old["z"] - step).to(grad.dtype),
-                "second_moment": second_moment,
-                "count": count,
-                "weight_sum": weight_sum,
-            }
-        return updates, State(tensors, state.shared)
+            rate = rate * ((at.step + 1) / (self.warmup * at.total_steps)).clamp(max=1.0)
+        y, grad, old = inputs.param, inputs.grad, inputs.state
+        count = old["count"] + 1
+        second_moment = beta2 * old["second_moment"] + (1 - beta2) * grad.square()
+        gamma = (rate * torch.as_tensor(bias_correction(beta2, count)) ** 0.5).to(grad.dtype)
+        weight_sum = old["weight_sum"] + gamma.square()
+        share = gamma.square() / weight_sum
+        decay = self.weight_decay + inputs.weight_decay
+        move = gamma * (grad / ((second_moment + TINY).sqrt() + self.eps) + decay * y)
+        state = {
+            "z": (old["z"] - move).to(grad.dtype),
+            "second_moment": second_moment,
+            "count": count,
+            "weight_sum": weight_sum,
+        }
+        # y's own difference, with x eliminated: where nothing moves it is exactly 0
+        return share * (old["z"] - y) - (1 - beta1 * (1 - share)) * move, state
 
     def evaluation_params(self, params: Params, state: State) -> Params:
         beta = self.betas[0]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from lightning_lopt.rules.accumulators import constants
 from lightning_lopt.rules.arithmetic import TINY, matrix_shape
-from lightning_lopt.rules.base import ROLES, Params, Role, StepContext
+from lightning_lopt.rules.base import ROLES, Role, StepContext
 
 LOSS_DECAYS = (0.9, 0.99)  # of the fast and the slow average of the loss
 SIGNALS = 11 + len(ROLES)
@@ -25,52 +24,47 @@ def average_loss(averages: Tensor, context: StepContext) -> Tensor:
     return torch.stack([decay * average + (1 - decay) * loss for decay, average in pairs])
 
 
-def temporal_signals(
-    params: Params,
-    grads: Params,
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    loss_averages: Tensor,
-    roles: Mapping[str, Role],
-    context: StepContext,
-) -> Tensor:
-    """The controller's inputs, shape (n, SIGNALS) for n tensors, each within about ±1.
+def shared_signals(loss_averages: Tensor, context: StepContext) -> Tensor:
+    """The inputs that are the same for all tensors, shape (5,), each within about ±1.
 
-    In order: progress; warm-up done; log horizon; fast against slow loss average; loss against fast average;
-    log gradient power against its average; cosine of gradient and momentum; log share of the momentum in the gradient
-    power (signal-to-noise); log growth of the tensor since initialisation; log rows; log columns; role, one-hot.
-    All are unchanged when the loss is multiplied by a constant.
+    In order: progress; warm-up done; log horizon; fast against slow loss average; loss against fast average.
     """
     dtype = loss_averages.dtype
     step, total = context.scheduled_step.to(dtype), context.total_steps.to(dtype)
     assert context.loss is not None
     count = context.step.to(dtype) + 1
     fast, slow = (average / (1 - decay**count) for decay, average in zip(LOSS_DECAYS, loss_averages, strict=True))
-    shared = [
+    signals = [
         step / total,
         torch.clamp((step + 1) / (0.05 * total), max=1.0),
         torch.log(total) / 10,
         _contrast(fast, slow),
         _contrast(context.loss.to(dtype), fast),
     ]
-    own, fixed = [], []
-    for name, grad in grads.items():
-        param, momentum, power = params[name], tensors[name]["momentum"], tensors[name]["gradient_power"]
-        grad_power, momentum_power = grad.square().mean(), momentum.square().mean()
-        cosine = (grad * momentum).mean() * torch.rsqrt(grad_power * momentum_power + TINY)
-        growth = (param.square().mean() + TINY) / tensors[name]["initial_rms"].square()
-        temporal = [
-            _log_ratio(grad_power, power),
-            cosine,
-            _log_ratio(momentum_power, power),
-            torch.clamp(torch.log(growth) / 4, -2.0, 2.0),
-        ]
-        own.append(torch.stack([x.to(dtype) for x in temporal]))
-        height, width = matrix_shape(param.shape)
-        fixed += [math.log2(max(height, 1)) / 10, math.log2(max(width, 1)) / 10]
-        fixed += [float(role == roles[name]) for role in ROLES]
-    common = torch.stack(shared)
-    columns = constants(fixed, common).reshape(len(own), -1)
-    return torch.cat([common.expand(len(own), -1), torch.stack(own), columns], -1)
+    return torch.stack(signals)
+
+
+def tensor_signals(
+    param: Tensor, grad: Tensor, momentum: Tensor, gradient_power: Tensor, initial_rms: Tensor, role: Role
+) -> Tensor:
+    """The inputs that concern one tensor, shape (10,), each within about ±1.
+
+    In order: log gradient power against its average; cosine of gradient and momentum; log share of the momentum in the
+    gradient power (signal-to-noise); log growth of the tensor since initialisation; log rows; log columns; role,
+    one-hot. All are unchanged when the loss is multiplied by a constant.
+    """
+    power, momentum_power = grad.square().mean(), momentum.square().mean()
+    cosine = (grad * momentum).mean() * torch.rsqrt(power * momentum_power + TINY)
+    growth = (param.square().mean() + TINY) / initial_rms.square()
+    temporal = [
+        _log_ratio(power, gradient_power),
+        cosine,
+        _log_ratio(momentum_power, gradient_power),
+        torch.clamp(torch.log(growth) / 4, -2.0, 2.0),
+    ]
+    height, width = matrix_shape(param.shape)
+    fixed = [math.log2(max(height, 1)) / 10, math.log2(max(width, 1)) / 10]
+    return torch.cat([torch.stack(temporal), constants([*fixed, *(float(role == known) for known in ROLES)], param)])
 
 
 def _contrast(a: Tensor, b: Tensor) -> Tensor:

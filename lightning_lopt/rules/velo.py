@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lightning_lopt.rules.accumulators import constants
 from lightning_lopt.rules.arithmetic import variance
-from lightning_lopt.rules.base import Params, State, StepContext, register_rule
+from lightning_lopt.rules.base import StepContext, register_rule
 from lightning_lopt.rules.factored import Matrix
-from lightning_lopt.rules.mixture_rule import MixtureRule
-from lightning_lopt.rules.time_features import SHARES, progress
+from lightning_lopt.rules.mixture_rule import MixtureMoment, MixtureRule
+from lightning_lopt.rules.time_features import SHARES
 
 RANKS = 5
 SHARE_SCALE = 100.0
@@ -82,21 +82,17 @@ class VeLORule(MixtureRule):
     def config(self) -> dict[str, Any]:
         return super().config | {"short_loss_horizon": self.short_loss_horizon, "forgets": self.forgets}
 
-    def _signals(self, params: Params, state: State, losses: Tensor, context: StepContext) -> Tensor:
-        shared = progress(context, losses), losses
-        rows = []
-        for name, param in params.items():
-            own = state.tensors[name]
-            unit = torch.rsqrt(param.square().mean().clamp(min=1e-9))
-            momentum, second_moment = own["momentum"].flatten(1), own["second_moment"]
-            means, variances = momentum.mean(1) * unit, variance(momentum) * unit.square()
-            mean = second_moment.mean() * unit
-            spread = variance(second_moment.flatten()) * unit.square() + (mean - means).square()
-            moments = _squash(mean[None]), _squash(variances), _squash(spread)
-            axes = sum(size > 1 for size in param.shape)
-            rank = constants([float(axes == count) for count in range(RANKS)], losses)
-            rows.append(torch.cat([x.to(losses.dtype) for x in (*shared, moments[0], rank, *moments[1:])]))
-        return torch.stack(rows)
+    def _signals(self, param: Tensor, state: Mapping[str, Tensor], at: MixtureMoment) -> Tensor:
+        losses = at.loss_features
+        unit = torch.rsqrt(param.square().mean().clamp(min=1e-9))
+        momentum, second_moment = state["momentum"].flatten(1), state["second_moment"]
+        means, variances = momentum.mean(1) * unit, variance(momentum) * unit.square()
+        mean = second_moment.mean() * unit
+        spread = variance(second_moment.flatten()) * unit.square() + (mean - means).square()
+        moments = _squash(mean[None]), _squash(variances), _squash(spread)
+        axes = sum(size > 1 for size in param.shape)
+        rank = constants([float(axes == count) for count in range(RANKS)], losses)
+        return torch.cat([x.to(losses.dtype) for x in (at.progress, losses, moments[0], rank, *moments[1:])])
 
     def _act(self, shares: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         return SHARE_SCALE * shares, steps

@@ -7,10 +7,12 @@ import torch
 from rule_catalogue import CATALOGUE
 from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from lightning_lopt import StepContext
-from lightning_lopt.rules import ROLES, RULES, role_of_shape
+from lightning_lopt.rules import ROLES, RULES, role_of_shape, stacks
+from lightning_lopt.rules.stacks import grouped
 
 SHAPES = {
     "scalar": (),
@@ -92,6 +94,44 @@ def test_convolution_kernels_are_matrices_of_out_by_the_rest(entry):
     expected, _, _ = run(entry.rule(), shapes=flat)
     for name, shape in flat.items():
         torch.testing.assert_close(params[name].reshape(shape), expected[name])
+
+
+ALIKE = {f"{shape} {number}": SHAPES[shape] for shape in ("scalar", "vector", "matrix", "conv") for number in range(5)}
+
+
+@every_rule
+@pytest.mark.parametrize("role", ROLES)
+def test_tensors_of_one_shape_are_stepped_as_one(entry, role, monkeypatch):
+    """With the numbers that they have one by one; weight decay differs between tensors."""
+    more = {"roles": dict.fromkeys(ALIKE, role), "weight_decay": {"matrix 1": 0.1, "vector 2": torch.tensor(0.2).double()}}
+    assert [len(names) for names in grouped(tensors(0, shapes=ALIKE), list(ALIKE), more["roles"])] == [5, 5, 5, 5]
+    stacked = run(entry.rule(), shapes=ALIKE, **more)
+    monkeypatch.setattr(stacks, "CPU_FEWEST", 100)
+    assert len(grouped(tensors(0, shapes=ALIKE), list(ALIKE), more["roles"])) == len(ALIKE)
+    assert_same(stacked, run(entry.rule(), shapes=ALIKE, **more), rtol=1e-10, atol=1e-13)
+
+
+@every_rule
+def test_operations_grow_with_shapes_not_with_tensors(entry):
+    counts = []
+    for number in (5, 40):
+        shapes = {f"{shape} {i}": SHAPES[shape] for shape in ("vector", "matrix") for i in range(number)}
+        rule, params = entry.rule(), tensors(0, shapes=shapes)
+        state = rule.init_state(params, {})
+        with CountOperations() as counter:
+            rule(params, params, state, context(3))
+        counts.append(counter.computed)
+    assert counts[0] == counts[1]
+
+
+class CountOperations(TorchDispatchMode):
+    """Counts operations that compute, without the views that take stacks apart."""
+
+    computed = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.computed += not function.is_view
+        return function(*args, **(kwargs or {}))
 
 
 @every_rule
@@ -177,7 +217,7 @@ def test_vmap_over_theta_equals_a_loop(entry):
     state = vmap(lambda one: rule.init_state(one, {}))(params)
 
     def step(theta, params, grads, state, loss, step):
-        at = StepContext(step, torch.tensor(10.0), loss, full=full)
+        at = StepContext(step, torch.tensor(10.0), loss, phase=phase)
         updates, state = functional_call(rule, theta, (params, grads, state, at))
         return {name: params[name] + updates[name] for name in params}, state
 
@@ -190,7 +230,7 @@ def test_vmap_over_theta_equals_a_loop(entry):
             name: torch.stack([tensors(10 * number + index)[name] for index in range(particles)]) for name in SHAPES
         }
         losses, at = torch.tensor([1.0, 2.0, 0.5]) / (number + 1), torch.tensor(float(number))
-        full = number != 1
+        phase = None if number != 1 else 1
         params, state = vmap(step, in_dims=(0, 0, 0, 0, 0, None))(theta, params, grads, state, losses, at)
         singles = [
             step(pick(theta, i), one, pick(grads, i), own, losses[i], at) for i, (one, own) in enumerate(singles)
@@ -220,8 +260,8 @@ def test_reads_what_it_says(entry):
 def test_steps_that_are_not_full(entry):
     """They give as much; for a rule all of whose steps are full they are no different."""
     rule = entry.rule()
-    assert rule.is_full(0)
-    light, updates, state = run(rule, full=False)
+    assert rule.phase_of(0) in (None, 0)
+    light, updates, state = run(rule, phase=1)
     assert tree_flatten(run(rule))[1] == tree_flatten((light, updates, state))[1]
     assert all(value.isfinite().all() for value in tree_leaves((light, state)))
     if "turn_every" not in rule.config:
@@ -286,5 +326,5 @@ def test_compiles_without_a_break(entry):
     state = rule.init_state(params, {})
     torch._dynamo.reset()
     compiled = torch.compile(rule, backend="eager", fullgraph=True)
-    for at in (context(3), context(3, full=False)):
+    for at in (context(3), context(3, phase=1)):
         assert_same(compiled(params, grads, state, at), rule(params, grads, state, at), rtol=1e-12, atol=0)
