@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_lopt import LearnedOptimizer, State, StepContext, UpdateRule, load_rule
+from lightning_lopt import LearnedOptimizer, StepContext, UpdateRule, load_rule
+from lightning_lopt.rules.base import Role, TensorInputs
 
 Loss = Callable[[torch.Generator], Tensor]
 
@@ -58,9 +59,7 @@ class Altered(UpdateRule):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         return self.rule.exchange(columns, at[0], shared, context)
 
-    def step(
-        self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: Any
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: Any) -> tuple[Tensor, dict[str, Tensor]]:
         update, after = self.rule.step(inputs, controls, at[0])
         return self.change(update, at[1]), after
 

@@ -32,7 +32,7 @@ from lightning_lopt.evaluation.suites import long_runs, make_suite
 from lightning_lopt.evaluation.suites.long import language_model, regression
 from lightning_lopt.meta.data import TaskMixture
 from lightning_lopt.rules.arithmetic import TINY, matrix_shape, orthogonalise, unit_rms
-from lightning_lopt.rules.base import Params, Role, State
+from lightning_lopt.rules.base import Role, TensorState
 from lightning_lopt.rules.role_constants import Constants
 from lightning_lopt.tasks.data import resolve
 from lightning_lopt.tasks.mixtures import make_families
@@ -95,16 +95,14 @@ class Variant(ResidualRule):
 
     kind = ""
 
-    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
-        state = super().init_state(params, roles)
-        for name, param in params.items():
-            if param.ndim >= 2:
-                rows, columns = matrix_shape(param.shape)
-                own = state.tensors[name]
-                own["moment"] = param.new_zeros(rows, 1 if self.kind == "row" else columns)
-                own["weight"] = param.new_zeros(())  # of all that the moment has taken in
-                if self.kind == "soap":
-                    own["left"], own["right"] = param.new_zeros(rows, rows), param.new_zeros(columns, columns)
+    def init_tensor(self, param: Tensor, role: Role) -> TensorState:
+        state = super().init_tensor(param, role)
+        if param.ndim >= 2:
+            rows, columns = matrix_shape(param.shape)
+            state["moment"] = param.new_zeros(rows, 1 if self.kind == "row" else columns)
+            state["weight"] = param.new_zeros(())  # of all that the moment has taken in
+            if self.kind == "soap":
+                state["left"], state["right"] = param.new_zeros(rows, rows), param.new_zeros(columns, columns)
         return state
 
     def _accumulate(

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from lightning_lopt import MetaLoss, SGDRule
 from lightning_lopt.meta import NRES, PES, Estimator, FullES, TruncatedBackprop, TruncatedES
-from lightning_lopt.rules import State, StepContext, UpdateRule
+from lightning_lopt.rules import StepContext, UpdateRule
+from lightning_lopt.rules.base import Role, TensorInputs
 from lightning_lopt.tasks import Quadratic, Task
 
 HORIZON = 64
@@ -51,13 +52,13 @@ class LogisticRule(UpdateRule):
     def config(self) -> dict[str, Any]:
         return {"r": float(self.r)}
 
-    def init_state(self, params: dict[str, Tensor], roles: Mapping[str, Any]) -> State:
-        return State({}, {})
+    def init_tensor(self, param: Tensor, role: Role) -> dict[str, Tensor]:
+        return {}
 
-    def forward(
-        self, params: dict[str, Tensor], grads: dict[str, Tensor], state: State, context: StepContext
-    ) -> tuple[dict[str, Tensor], State]:
-        return {name: self.r * x * (1 - x) - x for name, x in params.items()}, state
+    def step(
+        self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: StepContext
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.r * inputs.param * (1 - inputs.param) - inputs.param, {}
 
 
 class Coordinate(Task):

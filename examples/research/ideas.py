@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from lightning_lopt import ResidualRule
 from lightning_lopt.rules.arithmetic import TINY, orthogonalise, rms
-from lightning_lopt.rules.base import ROLES, Params, Role, State, StepContext, Updates
+from lightning_lopt.rules.base import ROLES, Role, StepContext, TensorState
 from lightning_lopt.rules.eigenbasis import into_bases, out_of_bases
+from lightning_lopt.rules.residual import Moment
 from lightning_lopt.rules.role_constants import BEND, TYPICAL, Constants, RoleConstants, _grown, _weight
 
 SLOW = 20.0  # steps that the slow momentum remembers in the beginning
@@ -103,16 +104,14 @@ class WithIdeas(ResidualRule):
         self.ideas = Ideas()
         self.orthogonal, self.powers = orthogonal, powers
 
-    def init_state(self, params: Params, roles: Mapping[str, Role]) -> State:
-        state = super().init_state(params, roles)
-        for own in state.tensors.values():
-            nothing = own["momentum"].new_zeros(())
-            own |= {"slow": torch.zeros_like(own["momentum"]), "slow_weight": nothing, "log_coherence": nothing}
-        return state
+    def init_tensor(self, param: Tensor, role: Role) -> TensorState:
+        nothing = param.new_zeros(())
+        slow = {"slow": torch.zeros_like(param), "slow_weight": nothing, "log_coherence": nothing}
+        return super().init_tensor(param, role) | slow
 
-    def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
+    def at(self, shared: Mapping[str, Tensor], context: StepContext) -> Moment:
         self._now = context
-        return super().forward(params, grads, state, context)
+        return super().at(shared, context)
 
     def _accumulate(
         self, grad: Tensor, old: Mapping[str, Tensor], at: Constants, turn: bool

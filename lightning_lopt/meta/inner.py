@@ -222,7 +222,7 @@ def make_steps(
 
 
 def together(rule: UpdateRule, many: Sequence[InnerRuns]) -> bool:
-    """Whether these inner runs can be advanced as one: tasks compute the same, shapes are equal, and all steps alike."""
+    """Whether these inner runs can be advanced as one: tasks compute the same, shapes are equal, steps are alike."""
     first = many[0]
     return len(many) == 1 or (
         rule.period == 1

@@ -1,4 +1,4 @@
-"""The two rules that a guard steps with: the watched one, whose state holds two copies of the parameters, and AdamW."""
+"""AdamW as a guard steps with it, and the names of what a guard keeps in the state of a parameter."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lopt.rules.base import Columns, Role, State, StepContext, TensorInputs, TensorState, UpdateRule
+from lightning_lopt.rules.base import Role, State, StepContext, TensorInputs, TensorState, UpdateRule
 from lightning_lopt.rules.hand_designed import adam_direction, init_adam
 
 COPIES = ("guard_kept", "guard_candidate")  # in the state of a parameter
@@ -17,51 +17,6 @@ WARM_UP = 10  # steps
 FALL = 0.2  # the last share of the horizon, over which the rate falls to 0
 LONGEST_CATCH_UP = 1.25
 BETAS, EPS = (0.9, 0.999), 1e-8  # torch.optim.AdamW's
-
-
-class WatchedRule(UpdateRule):
-    """The rule itself; what the guard keeps in the state of a parameter passes by."""
-
-    def __init__(self, rule: UpdateRule) -> None:
-        super().__init__()
-        self.rule = rule
-        self.reads_loss, self.reads_horizon = rule.reads_loss, rule.reads_horizon
-        self.calibrates_steps, self.period = rule.calibrates_steps, rule.period
-
-    @property
-    def needs_loss(self) -> bool:
-        return self.rule.needs_loss
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return self.rule.config
-
-    def phase_of(self, step: int) -> int | None:
-        return self.rule.phase_of(step)
-
-    def init_tensor(self, param: Tensor, role: Role) -> TensorState:
-        return self.rule.init_tensor(param, role)
-
-    def init_shared(self, like: Tensor) -> dict[str, Tensor]:
-        return self.rule.init_shared(like)
-
-    def at(self, shared: Mapping[str, Tensor], context: StepContext) -> Any:
-        return self.rule.at(shared, context)
-
-    def summary(self, inputs: TensorInputs, at: Any) -> Columns:
-        return self.rule.summary(inputs._replace(state=without_copies(inputs.state)), at)
-
-    def exchange(
-        self, columns: Columns, at: Any, shared: Mapping[str, Tensor], context: StepContext
-    ) -> tuple[Columns, dict[str, Tensor]]:
-        return self.rule.exchange(columns, at, shared, context)
-
-    def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: Any) -> tuple[Tensor, TensorState]:
-        update, after = self.rule.step(inputs._replace(state=without_copies(inputs.state)), controls, at)
-        return update, after | {key: inputs.state[key] for key in COPIES if key in inputs.state}
-
-    def diagnostics(self, state: State) -> dict[str, Tensor]:
-        return {**self.rule.diagnostics(state), SWITCHED: torch.zeros(())}
 
 
 class SafeAdamW(UpdateRule):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_lopt.optim.groups import Member
 from lightning_lopt.optim.guard import LossGuard
-from lightning_lopt.optim.guard_adamw import COPIES, SafeAdamW, WatchedRule, caught_up_rate
+from lightning_lopt.optim.guard_adamw import COPIES, SafeAdamW, caught_up_rate
 from lightning_lopt.optim.guard_judge import MEMORY, Cause, Judge
 from lightning_lopt.optim.guard_readings import Reading, Readings
 from lightning_lopt.optim.precision import real, wide
@@ -43,7 +43,7 @@ class Guard:
         self._judge = Judge()
         self._readings = Readings()
         self._pending: Tensor | None = None  # from a checkpoint, until a device is known
-        self._acting: UpdateRule | None = None
+        self._acting: SafeAdamW | None = None
 
     @property
     def state(self) -> str:
@@ -53,16 +53,8 @@ class Guard:
         return f"switched at step {self.switched_at}, because {self.cause.sentence}"
 
     def acting(self, rule: UpdateRule) -> UpdateRule:
-        """The rule that makes the steps, where ``rule`` is the learned one."""
-        if isinstance(self._acting, SafeAdamW):
-            return self._acting
-        if not isinstance(self._acting, WatchedRule) or self._acting.rule is not rule:
-            self._acting = WatchedRule(rule)
-        return self._acting
-
-    def asked(self, rule: UpdateRule) -> UpdateRule:
-        """The rule that made the state: :meth:`acting` without what is wrapped around it."""
-        return self._acting if isinstance(self._acting, SafeAdamW) else rule
+        """The rule that makes the steps and made the state, where ``rule`` is the learned one."""
+        return rule if self._acting is None else self._acting
 
     def prepare(self, members: Iterable[Member], state: Mapping[Tensor, dict[str, Tensor]]) -> None:
         """Copy those parameters that have no copies yet, where the rule trains."""
@@ -157,7 +149,7 @@ class Guard:
 
     def saved(self) -> dict[str, Tensor]:
         """For checkpoints: ``numbers``, float64, and ``pending``, the readings on their way."""
-        acting = self._acting if isinstance(self._acting, SafeAdamW) else SafeAdamW(0.0, False)
+        acting = self._acting or SafeAdamW(0.0, False)
         own = self.calls, self.kept_at, self.candidate_at, self.cause or 0, self.switched_at
         numbers = [*map(float, (*own, acting.rate, acting.falls, self.tries)), *self._judge.memory()]
         pending = self._readings.saved() if self._pending is None else self._pending

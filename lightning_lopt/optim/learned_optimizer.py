@@ -59,7 +59,7 @@ class LearnedOptimizer(RuleOptimizer):
 
     Both ``optimizer.rule.compile()`` and ``torch.compile(optimizer.step)`` trace; measure before keeping either. On one
     CPU core a compiled step of ``Celo2BaseRule`` takes twice as long as the plain one, whose blocks stay in the cache.
-    ``torch.compile(optimizer.step)`` makes every step a full one (:attr:`UpdateRule.period`).
+    ``torch.compile(optimizer.step)`` does all work at every step (:attr:`UpdateRule.period`).
 
     Args:
         params: a module, tensors, ``(name, tensor)`` pairs, or parameter groups of these. Groups may set ``lr``,
@@ -200,8 +200,8 @@ class LearnedOptimizer(RuleOptimizer):
         if not own["shared"]:
             first = next(member for member in self._members())
             blank = torch.zeros(first.param.shape, dtype=first.param.dtype, device=first.param.device)
-            own["shared"] = self._asked.init_state({first.name: wide(blank)}, {}).shared
-        own["shared"] = self._asked.validated(State({}, own["shared"]), one_number(loss, own["step"].device)).shared
+            own["shared"] = self._acting.init_state({first.name: wide(blank)}, {}).shared
+        own["shared"] = self._acting.validated(State({}, own["shared"]), one_number(loss, own["step"].device)).shared
 
     @property
     def is_in_eval(self) -> bool:
@@ -211,12 +211,12 @@ class LearnedOptimizer(RuleOptimizer):
     @torch.no_grad()
     def evaluation_params(self) -> dict[Tensor, Tensor]:
         """For each parameter the values to measure and to keep, in its type; empty where these are its own."""
-        if self.is_in_eval or type(self._asked).evaluation_params is UpdateRule.evaluation_params:
+        if self.is_in_eval or type(self._acting).evaluation_params is UpdateRule.evaluation_params:
             return {}
         members = [member for member in self._members() if self.state.get(member.param)]
         params, tensors = whole(({m.name: m.param for m in members}, {m.name: self.state[m.param] for m in members}))
         state = State(tensors, self.param_groups[0]["shared"])
-        values = self._asked.evaluation_params({name: wide(param) for name, param in params.items()}, state)
+        values = self._acting.evaluation_params({name: wide(param) for name, param in params.items()}, state)
         return {m.param: cut_like(_in_type_of(m.param, values[m.name]), m.param) for m in members}
 
     def trained_params(self) -> dict[Tensor, Tensor]:
@@ -284,13 +284,15 @@ class LearnedOptimizer(RuleOptimizer):
             value = signals.reduce(cast(Tensor, value))
         with autocast_disabled(device):
             if self._is_made_to_create_state(members, value):
-                self._inputs(members)  # which begins it
+                self._begin(members)
             else:
                 self._advance(members, value)
         return result
 
     def state_dict(self) -> dict[str, Any]:
         saved = super().state_dict()
+        # a snapshot: the steps to come write into the state, and tensors of one shape lie in one storage
+        saved["state"] = {key: {k: x.clone() for k, x in own.items()} for key, own in saved["state"].items()}
         first = saved["param_groups"][0]
         first["total_steps"] = None if callable(self.total_steps) else self.total_steps
         # torch.distributed restores those keys alone that are there before: (0, 0) is no change of the horizon
@@ -310,7 +312,7 @@ class LearnedOptimizer(RuleOptimizer):
         """
         members = self._members()
         guard, plain, copies = resumed(self._guard, state_dict)
-        rule = self.rule if guard is None else guard.asked(self.rule)
+        rule = self.rule if guard is None else guard.acting(self.rule)
         fitting = fitting_state(plain, self.param_groups, members, rule)
         before = self.state, [dict(group) for group in self.param_groups]
         try:

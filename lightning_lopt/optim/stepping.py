@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -14,15 +14,18 @@ from lightning_lopt.optim import horizon
 from lightning_lopt.optim.checkpoint import COUNTERS
 from lightning_lopt.optim.diagnostics import relative_steps
 from lightning_lopt.optim.groups import Labels, Member, members_of
+from lightning_lopt.optim.guard_adamw import SWITCHED
 from lightning_lopt.optim.guard_readings import measured
 from lightning_lopt.optim.guard_run import Guard
 from lightning_lopt.optim.habits import RateWatch
 from lightning_lopt.optim.inputs import RunState, StepSignals, checked_horizon
 from lightning_lopt.optim.precision import all_finite, known, real, wide
 from lightning_lopt.optim.rates import multiplier
-from lightning_lopt.optim.sharding import cut_like, is_sharded, local, mean_over_ranks, part, reduced, whole, with_local
+from lightning_lopt.optim.sharding import cut_like, is_sharded, local, mean_over_ranks, part, reduced, whole
 from lightning_lopt.optim.skips import SkipWatch, not_finite
-from lightning_lopt.rules.base import Params, State, StepContext, UpdateRule
+from lightning_lopt.optim.stacking import StackedState, dense
+from lightning_lopt.rules.base import Params, State, StepContext, TensorState, UpdateRule
+from lightning_lopt.rules.stacks import Stack
 
 
 class RuleOptimizer(torch.optim.Optimizer):
@@ -51,6 +54,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         self.signals = StepSignals()
         self._skips = SkipWatch()
         self._rates = RateWatch()
+        self._stacked = StackedState()
 
     @property
     def total_steps(self) -> int | Callable[[], int] | None:
@@ -84,78 +88,115 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     @property
     def _acting(self) -> UpdateRule:
-        """What makes the steps: the rule, or what a guard has put in its place."""
+        """What makes the steps and made the state: the rule, or what a guard has put in its place."""
         return self.rule if self._guard is None else self._guard.acting(self.rule)
-
-    @property
-    def _asked(self) -> UpdateRule:
-        """The rule that knows what the state is, :meth:`Guard.asked`."""
-        return self.rule if self._guard is None else self._guard.asked(self.rule)
 
     def _members(self) -> list[Member]:
         return list(members_of(self.param_groups, self.labels))
 
     def _advance(self, members: Sequence[Member], loss: Tensor | None) -> None:
         """Step the parameters of ``members``, or count a skipped step."""
-        own = self.param_groups[0]
-        params, grads, tensors = self._inputs(members)
+        own, rule = self.param_groups[0], self._acting
         context, finite = self._context(members, loss)
-        updates, after = self._acting(params, grads, State(tensors, own["shared"]), context)
-        finite = finite & all_finite([*grads.values(), *updates.values()], finite.device)
-        is_finite = known(finite)
-
-        def unless_skipped(new: Tensor, otherwise: Tensor | float) -> Tensor:
-            if is_finite or new is otherwise:
-                return new
-            return torch.where(finite, new, otherwise)  # not multiply: 0 x nan is nan
-
+        stacks = self._stacks(members, context)
+        finite = finite & all_finite([stack.grads for stack in stacks], finite.device)
+        watched: dict[str, Tensor] = {}
+        suspects: dict[str, Tensor] = {}
+        if known(finite) is not False or self._is_watched:
+            at = rule.at(own["shared"], context)
+            controls, shared = rule.exchanged(stacks, at, own["shared"], context)
+            # one stack after the other, so that what is computed on the way lives for one at a time
+            made = finite
+            by_name = {member.name: member for member in members}
+            for stack, given in zip(stacks, controls, strict=True):
+                update, after = rule.stepped(stack, given, at)
+                sound = finite & all_finite([update], finite.device)
+                self._commit([by_name[name] for name in stack.names], stack, update, after, sound)
+                made = made & sound
+                if known(sound) is not True:
+                    suspects |= _suspects(stack, update, sound)
+                if self._is_watched:
+                    watched |= zip(stack.names, stack.parts(update), strict=True)
+            finite = made
+            own["shared"] = {key: unless(finite, value, own["shared"][key]) for key, value in shared.items()}
         if self.signals.wants_diagnostics:
             self.signals.wants_diagnostics = False
-            self.signals.diagnostics = relative_steps(members, params, updates) | self._acting.diagnostics(after)
-        if is_finite is not False:
-            for group, name, _, param in members:
-                if name in updates:
-                    lr, update = multiplier(group), updates[name]
-                    # the sum is made in the wider type, rounded once
-                    scaled = update if isinstance(lr, float) and lr == 1.0 else update * lr
-                    real(local(param)).add_(unless_skipped(part(scaled, param), 0.0))
-                    old = self.state[param]
-                    self.state[param] = {
-                        k: with_local(unless_skipped(part(v, old[k]), local(old[k])), old[k])
-                        for k, v in after.tensors[name].items()
-                    }
-            own["shared"] = {k: unless_skipped(v, own["shared"][k]) for k, v in after.shared.items()}
+            steps = relative_steps(members, {m.name: m.param for m in members}, watched)
+            self.signals.diagnostics = steps | rule.diagnostics(State({}, own["shared"]))
+            if self._guard is not None:
+                self.signals.diagnostics.setdefault(SWITCHED, torch.zeros(()))
         self._run.calls += 1
         skipped = (~finite).long()
         own["step"] = own["step"] + finite.long()
         own["skipped_steps"] = own["skipped_steps"] + skipped
         own["skipped_in_a_row"] = (own["skipped_in_a_row"] + skipped) * skipped
-        if self._guard is not None and updates:  # before `_skips`, which may raise
-            reading = partial(measured, members, params, grads, updates, loss)
+
+        def grads() -> dict[str, Tensor]:
+            return {name: x for stack in stacks for name, x in zip(stack.names, stack.parts(stack.grads), strict=True)}
+
+        if self._guard is not None:  # before `_skips`, which may raise
+            params = {m.name: m.param.detach() for m in members}
+            reading = partial(measured, members, params, grads(), watched, loss)
             self._guard.look(reading, self._members, self.state, own["shared"], self.total_steps)
         self._rates.look(self.param_groups)
-        self._skips.look(own, self.calls, lambda: not_finite(loss, grads, updates))
+        self._skips.look(own, self.calls, lambda: not_finite(loss, grads(), suspects))
 
-    def _inputs(self, members: Sequence[Member]) -> tuple[Params, Params, dict[str, dict[str, Tensor]]]:
-        """Parameters, gradients and state of ``members`` by name as the rule gets them: whole, wide, state begun."""
-        grads = {m.name: _dense(cast(Tensor, m.param.grad)) for m in members}
-        tensors = {m.name: self.state[m.param] for m in members if self.state.get(m.param)}
-        beginners = [m for m in members if m.name not in tensors]
-        params = {m.name: m.param.detach() for m in members}
-        sharded = is_sharded(members)
-        if sharded:
-            # Checkpoints of torch.distributed miss the state of a trainable parameter that has had no gradient.
-            grads = {m.name: reduced(grads[m.name], m.param) for m in members}
-            waiting = [m for m in self._members() if m.param.requires_grad and m.param not in self.state]
-            beginners += [m for m in waiting if m.name not in grads]
-            params, grads, tensors = whole((params | {m.name: m.param.detach() for m in beginners}, grads, tensors))
-        params, grads = ({name: wide(x) for name, x in given.items()} for given in (params, grads))
-        if sharded:
-            grads = mean_over_ranks(grads, members)
-        tensors = {**tensors, **self._begin_state(beginners, params)}
+    @property
+    def _is_watched(self) -> bool:
+        """Whether somebody reads the updates of this step."""
+        return self._guard is not None or self.signals.wants_diagnostics
+
+    def _stacks(self, members: Sequence[Member], context: StepContext) -> list[Stack]:
+        """What the rule steps, with a state for each parameter, in wide types."""
+        if is_sharded(members):
+            return self._acting.stacked(*self._whole(members), context)
+        self._begin(members)
         if self._guard is not None:
             self._guard.prepare(members, self.state)
-            tensors = {m.name: self.state[m.param] for m in members}  # with the copies
+        return self._stacked.stacks(self._acting, members, self.state, context)
+
+    def _commit(
+        self, members: Sequence[Member], stack: Stack, update: Tensor, after: TensorState, sound: Tensor
+    ) -> None:
+        """Add an update to the parameters of a stack, and keep their state after it, in place."""
+        if known(sound) is False:
+            return
+        moves = stack.parts(unless(sound, update, 0.0))
+        rates = [multiplier(member.group) for member in members]
+        if any(not isinstance(rate, float) or rate != 1.0 for rate in rates):
+            moves = [move * rate for move, rate in zip(moves, rates, strict=True)]
+        places = [real(local(member.param)) for member in members]
+        # the sum is made in the wider type, rounded once
+        torch._foreach_add_(places, [part(move, member.param) for move, member in zip(moves, members, strict=True)])
+        if is_sharded(members):
+            for member, tensors in zip(members, stack.parts(after), strict=True):
+                state = self.state[member.param]
+                for key, value in tensors.items():
+                    local(state[key]).copy_(unless(sound, part(value, state[key]), local(state[key])))
+        else:
+            for key, place in stack.state.items():
+                place.copy_(unless(sound, after[key], place))
+
+    def _begin(self, members: Sequence[Member]) -> None:
+        """Begin the state of those of ``members`` that have none."""
+        if is_sharded(members):
+            self._whole(members)
+        else:
+            beginners = [m for m in members if not self.state.get(m.param)]
+            self._begin_state(beginners, {m.name: wide(m.param.detach()) for m in beginners})
+
+    def _whole(self, members: Sequence[Member]) -> tuple[Params, Params, dict[str, TensorState]]:
+        """Parameters, gradients and state of sharded ``members`` by name, whole and wide; the state is begun."""
+        grads = {m.name: reduced(dense(m.param.grad), m.param) for m in members}
+        tensors = {m.name: self.state[m.param] for m in members if self.state.get(m.param)}
+        # Checkpoints of torch.distributed miss the state of a trainable parameter that has had no gradient.
+        waiting = [m for m in self._members() if m.param.requires_grad and m.param not in self.state]
+        beginners = [m for m in members if m.name not in tensors] + [m for m in waiting if m.name not in grads]
+        params = {m.name: m.param.detach() for m in (*members, *beginners)}
+        params, grads, tensors = whole((params, grads, tensors))
+        params, grads = ({name: wide(x) for name, x in given.items()} for given in (params, grads))
+        grads = mean_over_ranks(grads, members)
+        tensors = {**tensors, **self._begin_state(beginners, params)}
         return {m.name: params[m.name] for m in members}, grads, {m.name: tensors[m.name] for m in members}
 
     def _begin_state(self, members: Sequence[Member], params: Params) -> dict[str, dict[str, Tensor]]:
@@ -174,7 +215,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         no loss, all gradients and learning rates 0, no state."""
         if self.state or loss is not None or any(float(m.group["lr"]) for m in members):
             return False
-        grads = whole([reduced(cast(Tensor, m.param.grad), m.param) for m in members])
+        grads = whole([reduced(dense(m.param.grad), m.param) for m in members])
         return not any(bool(grad.any()) for grad in grads)
 
     def _follow(self, members: Sequence[Member]) -> torch.device:
@@ -204,7 +245,9 @@ class RuleOptimizer(torch.optim.Optimizer):
             loss=loss,
             roles={m.name: m.role for m in members},
             weight_decay={m.name: m.group["weight_decay"] for m in members if m.group["weight_decay"]},
-            phase=None if torch.compiler.is_compiling() else self._acting.phase_of(self.calls),  # whose count stands still then
+            phase=None
+            if torch.compiler.is_compiling()
+            else self._acting.phase_of(self.calls),  # whose count stands still then
             scheduled=horizon.scheduled(own, planned),
         )
         return context, finite
@@ -251,6 +294,15 @@ class RuleOptimizer(torch.optim.Optimizer):
             )
 
 
-def _dense(grad: Tensor) -> Tensor:
-    """Rows without a gradient have zeros, as those of a dense embedding have."""
-    return grad.to_dense() if grad.is_sparse else grad
+def unless(sound: Tensor, new: Tensor, otherwise: Tensor | float) -> Tensor:
+    """``new`` where ``sound``, 0-dim, is true, and what stands otherwise: not multiplied, since 0 x nan is nan."""
+    if new is otherwise or known(sound):
+        return new
+    return torch.where(sound, new, otherwise)
+
+
+def _suspects(stack: Stack, update: Tensor, sound: Tensor) -> dict[str, Tensor]:
+    """For each tensor of a stack what is not finite if its update is not."""
+    if known(sound) is False:
+        return dict(zip(stack.names, stack.parts(update), strict=True))
+    return dict.fromkeys(stack.names, torch.where(sound, 0.0, math.nan))

@@ -64,10 +64,10 @@ class StepContext:
         roles: role of each parameter; a name that is missing has :func:`~lightning_lopt.rules.role_of_shape`'s role.
         weight_decay: extra decoupled weight decay asked for by the user, by parameter name; a name that is missing
             has 0. A rule multiplies it by its own step size, as AdamW multiplies it by the learning rate.
-        phase: which stacks do in this step what need not be done at every step, as :meth:`UpdateRule.phase_of` says of its
-            number: all of them if ``None``, else those whose index i has (i + phase) % period = 0. Unlike what tensors
-            hold it is known without waiting for the device, so a rule may branch on it: compiled, that makes as many
-            graphs as there are phases.
+        phase: which stacks do in this step what need not be done at every step, as :meth:`UpdateRule.phase_of` says of
+            its number: all of them if ``None``, else those whose index i has (i + phase) % period = 0. Unlike what
+            tensors hold it is known without waiting for the device, so a rule may branch on it: compiled, that makes as
+            many graphs as there are phases.
         scheduled: step at which schedules stand, 0-dim, where a horizon that changed during the run has moved it away
             from ``step``; ``None`` where it is ``step``.
     """
@@ -116,6 +116,11 @@ class UpdateRule(PickledAsData, ABC):
     period: int = 1
     starts_random: ClassVar[bool] = False
     trained: bool = False
+    _exchanges: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._exchanges = cls.exchange is not UpdateRule.exchange
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         """Called by ``load_state_dict`` of this module and of any module that holds it, a ``MetaTrainer`` for one."""
@@ -267,7 +272,7 @@ class UpdateRule(PickledAsData, ABC):
         self, stacks: Sequence[Stack], at: Any, shared: Mapping[str, Tensor], context: StepContext
     ) -> tuple[list[Columns], dict[str, Tensor]]:
         """What each stack gets from all of them, (n, ...) for its n tensors, and the shared state after the step."""
-        if type(self).exchange is UpdateRule.exchange:
+        if not self._exchanges:
             return [{} for _ in stacks], dict(shared)
         summaries = [stack.columns(stack.map(lambda inputs, _: self.summary(inputs, at), {})) for stack in stacks]
         device = stacks[0].params.device

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_lopt.rules.roles import Role, role_of_shape
 
@@ -98,7 +98,8 @@ class Stack:
         """What :meth:`map` returned, for each tensor."""
         if len(self.names) == 1:
             return [result]
-        return [tree_map(lambda value, row=row: value[row], result) for row in range(len(self.names))]
+        leaves, structure = tree_flatten(result)
+        return [tree_unflatten(list(rows), structure) for rows in zip(*(leaf.unbind() for leaf in leaves), strict=True)]
 
 
 def grouped(params: Mapping[str, Tensor], names: Sequence[str], roles: Mapping[str, Role]) -> list[list[str]]:

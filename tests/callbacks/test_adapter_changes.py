@@ -23,9 +23,9 @@ class Positions(ResidualRule):
         super().__init__()
         self.seen = []
 
-    def forward(self, params, grads, state, context):
+    def at(self, shared, context):
         self.seen.append(float(context.scheduled_step / context.total_steps))
-        return super().forward(params, grads, state, context)
+        return super().at(shared, context)
 
 
 def resumed(tmp_path, kind, first, then):

@@ -49,11 +49,11 @@ def test_a_pretrained_module_is_refused_with_the_reason():
 class Slow(SGDRule):
     """Plain descent, and many times as slow as it need be."""
 
-    def forward(self, params, grads, state, context):
+    def at(self, shared, context):
         if not torch._C._are_functorch_transforms_active():  # in pilots only the steps matter
             for _ in range(60):
                 torch.linalg.svd(torch.ones(60, 60))
-        return super().forward(params, grads, state, context)
+        return super().at(shared, context)
 
 
 def test_a_rule_that_is_slower_by_far_is_not_recommended():

@@ -459,10 +459,10 @@ class Greedy(UpdateRule):
     def config(self):
         return self.config_values
 
-    def init_state(self, params, roles):
+    def init_tensor(self, param, role):
         raise NotImplementedError
 
-    forward = init_state
+    step = init_tensor
 
 
 @pytest.fixture

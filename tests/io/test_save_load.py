@@ -363,10 +363,10 @@ def own_rule(monkeypatch):
         rule_name = "own"
         config = {}  # noqa: RUF012
 
-        def init_state(self, params, roles):
+        def init_tensor(self, param, role):
             raise NotImplementedError
 
-        forward = init_state
+        step = init_tensor
 
     monkeypatch.setitem(RULES, "own", Own)
     yield Own

@@ -17,9 +17,9 @@ class Schedule(ResidualRule):
         super().__init__(direction=False, controller=False)
         self.seen = []
 
-    def forward(self, params, grads, state, context):
+    def at(self, shared, context):
         self.seen.append(float(self.constants.schedule(context)[0]))
-        return super().forward(params, grads, state, context)
+        return super().at(shared, context)
 
 
 def build(total_steps):
@@ -109,9 +109,9 @@ def test_refused(total):
 
 def test_the_horizon_is_exact_whatever_the_default_type():
     class Horizon(Schedule):
-        def forward(self, params, grads, state, context):
+        def at(self, shared, context):
             self.horizon = context.total_steps
-            return super().forward(params, grads, state, context)
+            return super().at(shared, context)
 
     weight = nn.Parameter(torch.ones(3))
     optimizer = LearnedOptimizer([weight], Horizon(), total_steps=100_001)

@@ -19,9 +19,9 @@ class Seen(ResidualRule):
         super().__init__(controller=False)
         self.seen = []
 
-    def forward(self, params, grads, state, context):
+    def at(self, shared, context):
         self.seen.append((int(context.step), int(context.total_steps)))
-        return super().forward(params, grads, state, context)
+        return super().at(shared, context)
 
 
 def optimizer_and_weight(total_steps, rule=None):

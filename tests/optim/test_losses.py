@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_lopt import LearnedOptimizer, RNNMLPRule, load_rule
-from lightning_lopt.rules.base import State, UpdateRule
+from lightning_lopt.rules.base import UpdateRule
 
 
 class Recorder(UpdateRule):
@@ -28,12 +28,12 @@ class Recorder(UpdateRule):
     def config(self):
         return {}
 
-    def init_state(self, params, roles):
-        return State({name: {"count": torch.zeros(())} for name in params}, {})
+    def init_tensor(self, param, role):
+        return {"count": torch.zeros(())}
 
-    def forward(self, params, grads, state, context):
-        self.seen.append(None if context.loss is None else float(context.loss))
-        return {name: torch.zeros_like(value) for name, value in params.items()}, state
+    def step(self, inputs, controls, at):
+        self.seen.append(None if at.loss is None else float(at.loss))
+        return torch.zeros_like(inputs.param), dict(inputs.state)
 
 
 def build(**options):

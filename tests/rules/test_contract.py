@@ -103,7 +103,10 @@ ALIKE = {f"{shape} {number}": SHAPES[shape] for shape in ("scalar", "vector", "m
 @pytest.mark.parametrize("role", ROLES)
 def test_tensors_of_one_shape_are_stepped_as_one(entry, role, monkeypatch):
     """With the numbers that they have one by one; weight decay differs between tensors."""
-    more = {"roles": dict.fromkeys(ALIKE, role), "weight_decay": {"matrix 1": 0.1, "vector 2": torch.tensor(0.2).double()}}
+    more = {
+        "roles": dict.fromkeys(ALIKE, role),
+        "weight_decay": {"matrix 1": 0.1, "vector 2": torch.tensor(0.2).double()},
+    }
     assert [len(names) for names in grouped(tensors(0, shapes=ALIKE), list(ALIKE), more["roles"])] == [5, 5, 5, 5]
     stacked = run(entry.rule(), shapes=ALIKE, **more)
     monkeypatch.setattr(stacks, "CPU_FEWEST", 100)

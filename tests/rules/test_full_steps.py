@@ -21,8 +21,8 @@ class Counting(SGDRule):
 
     period = 3
 
-    def forward(self, params, grads, state, context):
-        return {name: torch.full_like(value, 1.0 if context.full else 0.01) for name, value in grads.items()}, state
+    def step(self, inputs, controls, at):
+        return torch.full_like(inputs.grad, 1.0 if inputs.full else 0.01), dict(inputs.state)
 
 
 STEPS, EXPECTED = 8, 3 + 5 * 0.01  # steps 0, 3 and 6 are full ones
@@ -105,6 +105,7 @@ def test_bases_turn_in_the_first_steps_and_then_every_few():
     turned, covariances = [], []
     for step in range(FIRST_TURNS + 6):
         before = optimizer.state[weight] or optimizer.rule.init_state({"weight": weight}, {}).tensors["weight"]
+        before = {key: value.clone() for key, value in before.items()}
         weight.grad = torch.randn(4, 3)
         optimizer.step(loss=torch.tensor(1.0))
         after = optimizer.state[weight]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_lopt import AdamRule, ResidualRule, SGDRule, StepContext
-from lightning_lopt.rules.signals import LOSS_DECAYS, average_loss, temporal_signals
+from lightning_lopt.rules.signals import LOSS_DECAYS, average_loss, shared_signals
 
 
 def context(step, total=5):
@@ -41,11 +41,9 @@ def test_adam_and_cosine_equal_torch_with_the_schedule_held():
 
 
 def test_a_constant_loss_is_constant_to_the_controller_also_past_the_horizon():
-    params, grads = {"a": torch.ones(3)}, {"a": torch.ones(3)}
-    tensors = ResidualRule().init_state(params, {}).tensors
     averages = torch.zeros(len(LOSS_DECAYS))
     for step in range(40):
         averages = average_loss(averages, context(step))
-        signals = temporal_signals(params, grads, tensors, averages, {"a": "vector"}, context(step))
-        assert signals[0, 0] == pytest.approx(min(step, 4) / 5)
-        torch.testing.assert_close(signals[0, 3:5], torch.zeros(2), rtol=0, atol=1e-5)
+        signals = shared_signals(averages, context(step))
+        assert signals[0] == pytest.approx(min(step, 4) / 5)
+        torch.testing.assert_close(signals[3:5], torch.zeros(2), rtol=0, atol=1e-5)

@@ -106,7 +106,8 @@ def our_state(rule, record, state, key):
     if kind == "from_lstm":
         return state.shared["from_lstm"]
     if kind in ("lstm_h", "lstm_c"):
-        hidden, cell = lstm_of(rule).recall([state.tensors[name] for name in record.names])
+        recalled = [lstm_of(rule).recall(state.tensors[name]) for name in record.names]
+        hidden, cell = (torch.stack(rows) for rows in zip(*recalled, strict=True))
         return hidden if kind == "lstm_h" else cell
     return state.tensors[name][(AVERAGES | OTHERS)[kind]]
 

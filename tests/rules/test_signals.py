@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_lopt import StepContext
-from lightning_lopt.rules.signals import SIGNALS, average_loss, temporal_signals
+from lightning_lopt.rules.signals import SIGNALS, average_loss, shared_signals, tensor_signals
 
 
 def clamp(x, limit):
@@ -40,7 +40,13 @@ def test_columns():
         fast, slow = 0.9 * fast + 0.1 * loss, 0.99 * slow + 0.01 * loss
     torch.testing.assert_close(averages, torch.tensor([fast, slow]))
     fast, slow = fast / (1 - 0.9**3), slow / (1 - 0.99**3)
-    signals = temporal_signals(params, grads, tensors, averages, {"w": "head", "b": "vector"}, context)
+    common = shared_signals(averages, context)
+    signals = torch.stack(
+        [
+            torch.cat([common, tensor_signals(params[name], grads[name], **tensors[name], role=role)])
+            for name, role in (("w", "head"), ("b", "vector"))
+        ]
+    )
     assert signals.shape == (2, SIGNALS)
     shared = [
         2 / 100,

@@ -1,0 +1,103 @@
+"""State of parameters that are stepped as one, kept as one: the entries of ``optimizer.state`` are views of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.optim.groups import Member
+from lightning_lopt.optim.guard_adamw import COPIES
+from lightning_lopt.optim.precision import real, wide
+from lightning_lopt.rules.base import StepContext, UpdateRule
+from lightning_lopt.rules.stacks import Stack, grouped, joined, joined_decay
+
+States = MutableMapping[Tensor, dict[str, Tensor]]
+
+
+class KeptStack:
+    """The state of n parameters of one shape and role.
+
+    Attributes:
+        members: the parameters.
+        state: by key, (n, *s); that of a single parameter as it is.
+    """
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        self.members = members
+        self.names = [member.name for member in members]
+        self.state: dict[str, Tensor] = {}
+        self._views: list[dict[str, Tensor]] = [{} for _ in members]
+
+    def follow(self, states: States) -> None:
+        """Take over what somebody else has put into the state of a parameter, and put views of the stack there.
+
+        The copies of a guard are left alone.
+        """
+        owned = [states[member.param] for member in self.members]
+        if all(_same(state, views) for state, views in zip(owned, self._views, strict=True)):
+            return
+        keys = [key for key in owned[0] if key not in COPIES]
+        if len(owned) == 1:
+            self.state = {key: _writable(owned[0][key]) for key in keys}
+            owned[0].update(self.state)
+        else:
+            self.state = {key: torch.stack([state[key] for state in owned]) for key in keys}
+            for row, state in enumerate(owned):
+                state.update((key, value[row]) for key, value in self.state.items())
+        self._views = [{key: state[key] for key in keys} for state in owned]
+
+
+class StackedState:
+    """How the parameters of an optimizer are stacked; made anew where parameters, roles, types or devices change."""
+
+    def __init__(self) -> None:
+        self._known: list[Any] = []
+        self.kept: list[KeptStack] = []
+
+    def stacks(self, rule: UpdateRule, members: Sequence[Member], states: States, context: StepContext) -> list[Stack]:
+        """What the rule steps: parameters and gradients as they are now, and the state that is kept.
+
+        Args:
+            rule: that makes the step.
+            members: parameters with gradients and state, none of them sharded.
+            states: of the optimizer.
+            context: of the step.
+        """
+        known = [(m.param, m.name, m.role, m.param.shape, m.param.dtype, m.param.device) for m in members]
+        if len(known) != len(self._known) or any(
+            now[0] is not then[0] or now[1:] != then[1:] for now, then in zip(known, self._known, strict=True)
+        ):
+            by_name = {member.name: member for member in members}
+            params = {name: real(member.param.detach()) for name, member in by_name.items()}
+            groups = grouped(params, list(by_name), context.roles)
+            self.kept = [KeptStack([by_name[name] for name in names]) for names in groups]
+            self._known = known
+        for kept in self.kept:
+            kept.follow(states)
+        return [_stack(kept, rule.is_full(index, context), context) for index, kept in enumerate(self.kept)]
+
+
+def _stack(kept: KeptStack, full: bool, context: StepContext) -> Stack:
+    params = wide(joined([real(member.param.detach()) for member in kept.members]))
+    grads = wide(joined([real(dense(member.param.grad)) for member in kept.members]))
+    decay = joined_decay(kept.names, context.weight_decay, params)
+    return Stack(kept.names, params, grads, kept.state, kept.members[0].role, decay, full)
+
+
+def dense(grad: Any) -> Tensor:
+    """Rows without a gradient have zeros, as those of a dense embedding have."""
+    result: Tensor = grad.to_dense() if grad.is_sparse else grad
+    return result
+
+
+def _same(state: Mapping[str, Tensor], views: Mapping[str, Tensor]) -> bool:
+    return bool(views) and all(state.get(key) is value for key, value in views.items())
+
+
+def _writable(value: Tensor) -> Tensor:
+    """``value``, or a copy of a tensor in which several entries lie in one place."""
+    overlaps = any(stride == 0 and size > 1 for stride, size in zip(value.stride(), value.shape, strict=True))
+    return value.clone(memory_format=torch.contiguous_format) if overlaps else value
