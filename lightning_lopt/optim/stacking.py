@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -73,6 +74,7 @@ class StackedState:
             by_name = {member.name: member for member in members}
             params = {name: real(member.param.detach()) for name, member in by_name.items()}
             groups = grouped(params, list(by_name), context.roles)
+            keep_freed_memory()
             self.kept = [KeptStack([by_name[name] for name in names]) for names in groups]
             self._known = known
         for kept in self.kept:
@@ -85,6 +87,18 @@ def _stack(kept: KeptStack, full: bool, context: StepContext) -> Stack:
     grads = wide(joined([real(dense(member.param.grad)) for member in kept.members]))
     decay = joined_decay(kept.names, context.weight_decay, params)
     return Stack(kept.names, params, grads, kept.state, kept.members[0].role, decay, full)
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Have the C library of Linux keep up to 64 MiB of freed memory for what comes next, once in a process.
+
+    What a stack needs on the way is freed before the next stack comes. Given back to the system each time, that memory
+    would have to be mapped and cleared anew, which takes longer than what is computed in it: a step of ``Celo2BaseRule``
+    on a transformer of width 128 takes half as long this way. The library keeps twice the largest block of up to 32 MiB
+    that was ever freed (``M_MMAP_THRESHOLD`` in ``mallopt(3)``), so freeing one is enough. Elsewhere nothing happens.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
 def dense(grad: Any) -> Tensor:

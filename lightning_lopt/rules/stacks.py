@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_lopt.rules.roles import Role, role_of_shape
 
-CPU_LIMIT = 2**18
-"""Most entries of one stack on a CPU: its temporaries stay in the cache. More are gained by nothing there."""
+CPU_LIMIT = 2**15
+"""Most entries of one stack on a CPU: there an operation on more of them costs more than its call."""
 DEVICE_LIMIT = 2**24
 CPU_FEWEST = 4
 """Fewest tensors that are mapped over on a CPU: ``vmap`` makes an operation there cost what four cost without."""

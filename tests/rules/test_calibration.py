@@ -7,7 +7,7 @@ import torch
 
 from lightning_lopt import ResidualRule
 from lightning_lopt.rules import StepContext
-from lightning_lopt.rules.calibration import HIGHEST, LEAST, LOWEST, MOST, Calibration
+from lightning_lopt.rules.calibration import HIGHEST, LEAST, LOWEST, MOST, Calibration, promise
 
 ROLES = {"w": "vector", "m": "matrix"}
 
@@ -18,66 +18,67 @@ def context(step, total, loss=None):
 
 def test_factors_by_hand():
     calibration, memory = Calibration(0.5, 0.25, 0.02, 0.125).double(), torch.zeros(2).double()
-    own = {name: torch.zeros(()).double() for name in "ab"}
-    common, promised, expected = 0.0, 0.0, {"a": 0.0, "b": 0.0}
-    products = {"a": [0.0, 0.05, -0.08, 0.004, -0.2, 2.0, 0.1], "b": [0.0, -0.01, -0.02, -0.01, 0.1, 0.5, -0.04]}
-    for step in range(7):
-        total = -sum(products[name][step] for name in "ab")
-        gained = max(total, 0.0)
+    factors = torch.zeros(2).double()
+    common, promised, expected = 0.0, 0.0, [0.0, 0.0]
+    promises_of_a, promises_of_b = (
+        [0.0, -0.05, 0.08, -0.004, 0.2, -2.0, -0.1],
+        [0.0, 0.01, 0.02, 0.01, -0.1, -0.5, 0.04],
+    )
+    for step, both in enumerate(zip(promises_of_a, promises_of_b, strict=True)):
+        gained = max(sum(both), 0.0)
         promised *= step / (step + 1)
         promised += min(gained, promised) if promised > 0 else gained
-        unit = promised or abs(total) or 1.0
-        promises = {name: -products[name][step] / unit for name in "ab"}
-        promise = max(-0.3, min(0.3, sum(promises.values())))
-        common += 0.5 * min(promise + 0.02, 0.0) + 0.25 * max(promise, 0.0)
-        for name in "ab":
-            expected[name] += 0.125 * (max(-0.3, min(0.3, 2 * promises[name])) - promise)
-        grads = {"a": torch.tensor([products["a"][step], 1.0]).double(), "b": torch.tensor(2.0).double()}
-        last = {"a": torch.tensor([1.0, 0.0]).double(), "b": torch.tensor(products["b"][step] / 2).double()}
-        logarithm, memory, own = calibration(memory, own, grads, last, torch.tensor(float(step)))
-        assert float(logarithm.detach()) == pytest.approx(common, rel=1e-6)
-        assert {name: float(value.detach()) for name, value in own.items()} == pytest.approx(
-            expected, rel=1e-6, abs=1e-12
+        unit = promised or abs(sum(both)) or 1.0
+        share = max(-0.3, min(0.3, sum(both) / unit))
+        common += 0.5 * min(share + 0.02, 0.0) + 0.25 * max(share, 0.0)
+        for row in range(2):
+            expected[row] += 0.125 * (max(-0.3, min(0.3, 2 * both[row] / unit)) - share)
+        logarithm, memory, factors = calibration(
+            memory, factors, torch.tensor(both).double(), torch.tensor(float(step))
         )
+        assert float(logarithm.detach()) == pytest.approx(common, rel=1e-6)
+        assert factors.tolist() == pytest.approx(expected, rel=1e-6, abs=1e-12)
     assert float(memory[1].detach()) == pytest.approx(promised)
 
 
+def test_a_promise_is_what_repeating_the_update_gains():
+    grad, last = torch.tensor([0.5, 1.0]), torch.tensor([1.0, -2.0])
+    assert float(promise(grad, last)) == 1.5
+
+
 def test_where_nothing_good_was_promised_yet_steps_shorten_and_gradients_are_finite():
-    calibration, memory, own = Calibration(shrink=0.5, tolerance=0.1), torch.zeros(2), {"a": torch.zeros(())}
-    grads, last = {"a": torch.tensor(5.0)}, {"a": torch.tensor(1.0, requires_grad=True)}
-    logarithm, _, _ = calibration(memory, own, grads, last, torch.tensor(1.0))
+    calibration, memory = Calibration(shrink=0.5, tolerance=0.1), torch.zeros(2)
+    last = torch.ones(1, requires_grad=True)
+    promises = promise(torch.tensor([5.0]), last)[None]
+    logarithm, _, _ = calibration(memory, torch.zeros(1), promises, torch.tensor(1.0))
     logarithm.backward()
     assert float(logarithm.detach()) == pytest.approx(0.5 * (0.1 - 0.3))
-    assert float(last["a"].grad) == 0.0  # clipped
+    assert float(last.grad) == 0.0  # clipped
 
 
-@pytest.mark.parametrize(("product", "end"), [(1.0, LOWEST), (-1.0, HIGHEST)])
-def test_common_factor_is_bounded(product, end):
-    calibration, memory, own = Calibration(grow=10.0), torch.zeros(2), {"a": torch.zeros(())}
+@pytest.mark.parametrize(("promised", "end"), [(-1.0, LOWEST), (1.0, HIGHEST)])
+def test_common_factor_is_bounded(promised, end):
+    calibration, memory, factors = Calibration(grow=10.0), torch.zeros(2), torch.zeros(1)
     for step in range(300):
-        grads, last = {"a": torch.tensor(product)}, {"a": torch.tensor(1.0)}
-        logarithm, memory, own = calibration(memory, own, grads, last, torch.tensor(float(step)))
+        logarithm, memory, factors = calibration(memory, factors, torch.tensor([promised]), torch.tensor(float(step)))
     assert float(logarithm.detach()) == pytest.approx(end)
-    assert float(own["a"].detach()) == 0.0  # alone, it is no different from the whole
+    assert float(factors.detach()) == 0.0  # alone, it is no different from the whole
 
 
-def test_own_factors_are_bounded():
-    calibration, memory = Calibration(balance=10.0), torch.zeros(2)
-    own = {name: torch.zeros(()) for name in "ab"}
+def test_factors_of_tensors_are_bounded():
+    calibration, memory, factors = Calibration(balance=10.0), torch.zeros(2), torch.zeros(2)
     for step in range(300):
-        grads = {"a": torch.tensor(1.0), "b": torch.tensor(-1.5)}
-        last = {name: torch.tensor(1.0) for name in "ab"}
-        _, memory, own = calibration(memory, own, grads, last, torch.tensor(float(step)))
-    assert (float(own["a"]), float(own["b"])) == pytest.approx((LEAST, MOST))
+        _, memory, factors = calibration(memory, factors, torch.tensor([-1.0, 1.5]), torch.tensor(float(step)))
+    assert factors.tolist() == pytest.approx([LEAST, MOST])
 
 
 def test_one_wrong_gradient_does_not_set_the_unit():
-    calibration, memory, own, last = Calibration(), torch.zeros(2), {"a": torch.zeros(())}, {"a": torch.tensor(1.0)}
+    calibration, memory, factors = Calibration(), torch.zeros(2), torch.zeros(1)
     for step in range(10):
-        _, memory, own = calibration(memory, own, {"a": torch.tensor(-1.0)}, last, torch.tensor(float(step)))
+        _, memory, factors = calibration(memory, factors, torch.ones(1), torch.tensor(float(step)))
     before = float(memory[1].detach())
-    for step, wrong in enumerate((-1e6, 1e6), 10):
-        _, memory, own = calibration(memory, own, {"a": torch.tensor(wrong)}, last, torch.tensor(float(step)))
+    for step, wrong in enumerate((1e6, -1e6), 10):
+        _, memory, factors = calibration(memory, factors, torch.tensor([wrong]), torch.tensor(float(step)))
     assert before < float(memory[1].detach()) <= 2 * before
 
 

@@ -3,6 +3,8 @@
 import inspect
 import itertools
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -31,11 +33,12 @@ def contract():
 @pytest.fixture(scope="module")
 def entry():
     (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    namespace = {"__name__": "two_momenta"}
-    exec(compile(code, "README.md", "exec"), namespace)
+    module = types.ModuleType("two_momenta")
+    sys.modules["two_momenta"] = module  # where torch.compile looks for it
+    exec(compile(code, "README.md", "exec"), module.__dict__)
     (line,) = re.findall(r"`(Entry\(.*?\))`", PAGE.read_text(encoding="utf-8"))
-    yield eval(line, namespace | {"Entry": Entry})
-    del RULES["two_momenta"]
+    yield eval(line, module.__dict__ | {"Entry": Entry})
+    del RULES["two_momenta"], sys.modules["two_momenta"]
 
 
 @pytest.mark.parametrize(("function", "choice"), list(contract()))
