@@ -88,7 +88,8 @@ def _unroll_together(
         for runs, generator, count in zip(groups, generators, counts, strict=True)
     ]
     advanced = execution.steps(rule, particles, groups, draws, max(counts))
-    losses = torch.stack([advanced.losses[split] for split in splits]).split([runs.count for runs in groups], dim=2)
+    measured = torch.stack([advanced.losses[split] for split in splits])
+    losses = torch.split(measured, [runs.count for runs in groups], dim=2)
     return [
         (replace(runs, params=params, state=state, step=runs.step + count), loss[:, :count])
         for runs, count, (params, state), loss in zip(groups, counts, advanced.groups, losses, strict=True)
