@@ -55,35 +55,31 @@ class Recorded(Execution):
     ) -> Advanced:
         recording = None
         if recordable(value for runs in groups for value in runs.params.values()):
-            recording = self._recording(rule, theta, groups, draws[0].splits)
+            recording = self._recording(rule, theta, groups, draws[0].splits, steps)
         if recording is None:
             return self.execution.steps(rule, theta, groups, draws, steps)
         return recording.steps(theta, groups, draws, steps)
 
     def _recording(
-        self, rule: UpdateRule, theta: Theta, groups: Sequence[InnerRuns], splits: Sequence[Split]
+        self, rule: UpdateRule, theta: Theta, groups: Sequence[InnerRuns], splits: Sequence[Split], steps: int
     ) -> Recording | None:
-        """A recording for these runs on this stream: that of their task, that of a task like it, or a new one."""
+        """A recording for these steps on this stream: that of their task, that of a task like it, or a new one."""
         first = groups[0]
         key = stream_number(), len(groups), *[value.shape for value in first.params.values()]
         of_task = self.recordings.setdefault(first.task, {})
-        recording = of_task.get(key)
-        if key not in of_task or (recording and not recording.fits(rule, theta, groups, splits)):
-            computation = computation_of(first.task)
-            recording = None if computation is None else self.shared.get((computation, key))
-            if recording is None or not recording.fits(rule, theta, groups, splits):
-                recording = self._new_recording(rule, theta, groups, splits)
-            if recording is not None and computation is not None:
-                self.shared[computation, key] = recording
+        if key in of_task and of_task[key] is None:
+            return None
+        computation = computation_of(first.task)
+        candidates = [of_task.get(key), None if computation is None else self.shared.get((computation, key))]
+        recording = next((each for each in candidates if each and each.fits(rule, theta, groups, splits)), None)
+        try:
+            recording = recording or Recording(rule, theta, groups, splits)
+            recording.prepare(self.execution.step, first.task, first.step, steps)
+        except Exception as error:  # an error of the step itself is raised again where it is not recorded
+            rank_zero_warn(f"inner steps of {first.task.name}: not recorded: {type(error).__name__}: {error}")
+            recording = None
+        if recording is not None and computation is not None:
+            self.shared[computation, key] = recording
         for runs in groups:
             self.recordings.setdefault(runs.task, {})[key] = recording
         return recording
-
-    def _new_recording(
-        self, rule: UpdateRule, theta: Theta, groups: Sequence[InnerRuns], splits: Sequence[Split]
-    ) -> Recording | None:
-        try:
-            return Recording(self.execution.step, rule, theta, groups, splits)
-        except Exception as error:  # an error of the step itself is raised again where it is not recorded
-            rank_zero_warn(f"inner steps of {groups[0].task.name}: not recorded: {type(error).__name__}: {error}")
-            return None

@@ -17,7 +17,7 @@ from lightning_lopt.meta.theta import Theta
 from lightning_lopt.recording import WARM_UP, cloned, overwrite, record
 from lightning_lopt.rules.base import State, UpdateRule
 from lightning_lopt.seeding import generator
-from lightning_lopt.tasks.base import Split
+from lightning_lopt.tasks.base import Split, Task
 
 SMALL = 2**24
 """Parameters of all runs together up to which launching kernels costs more than running them."""
@@ -44,19 +44,14 @@ class Recording:
     """One inner step of all runs of a task, or of tasks that compute the same, and the memory that it reads and writes.
 
     Args:
-        step: what is recorded, with the signature of :func:`~lightning_lopt.meta.engine.step.advance_runs`.
         rule: the rule; a recording is for this one alone.
         theta: θ of each run by name, leading axis N.
         groups: inner runs that advance together.
         splits: of which losses are measured.
-
-    Raises:
-        RuntimeError: if the step cannot be recorded.
     """
 
     def __init__(
         self,
-        step: Callable[..., Stepped],
         rule: UpdateRule,
         theta: Theta,
         groups: Sequence[InnerRuns],
@@ -77,28 +72,7 @@ class Recording:
         self.losses: dict[Split, Tensor] = {}
         self.row = torch.zeros(1, dtype=torch.int64, device=device)  # among the batches
         self.position, self.total_steps = positions(groups, device)
-        task = groups[0].task  # the runs themselves, with their memory, are not kept
-
-        def one_step(phase: int | None) -> None:
-            batches = {
-                split: {name: value.index_select(0, self.row)[0] for name, value in batch.items()}
-                for split, batch in self.batches.items()
-            }
-            params, state, losses = step(
-                rule, task, self.theta, self.params, self.state, batches, self.position, self.total_steps, phase
-            )
-            overwrite([*_pairs(self.params, params), *_state_pairs(self.state, state)])
-            for split, loss in losses.items():
-                if split not in self.losses:
-                    self.losses[split] = loss.new_zeros(self.most, *loss.shape)
-                self.losses[split].index_copy_(0, self.row, loss[None])
-            self.row += 1
-            self.position += 1
-
         self.replay: dict[int | None, Callable[[], object]] = {}
-        for phase in rule.phases:
-            self.row.zero_()
-            self.replay[phase] = record(partial(one_step, phase))
 
     def fits(self, rule: UpdateRule, theta: Theta, groups: Sequence[InnerRuns], splits: Sequence[Split]) -> bool:
         """Whether this is a recording of steps of that rule on tensors like these."""
@@ -112,8 +86,39 @@ class Recording:
             and splits == self.splits
         )
 
+    def prepare(self, step: Callable[..., Stepped], task: Task, first: int, steps: int) -> None:
+        """Record the phases of ``steps`` steps from step ``first`` on, where they are not recorded yet.
+
+        Neither ``step``, which has the signature of :func:`~lightning_lopt.meta.engine.step.advance_runs`, nor ``task``
+        is kept: a recording lives on while other tasks use it.
+
+        Raises:
+            RuntimeError: if a step cannot be recorded.
+        """
+        for phase in dict.fromkeys(map(self.rule.phase_of, range(first, first + steps))):
+            if phase not in self.replay:
+                self.row.zero_()
+                self.replay[phase] = record(partial(self._one_step, step, task, phase))
+
+    def _one_step(self, step: Callable[..., Stepped], task: Task, phase: int | None) -> None:
+        """One step in the memory of the recording, on the batches of the present row."""
+        batches = {
+            split: {name: value.index_select(0, self.row)[0] for name, value in batch.items()}
+            for split, batch in self.batches.items()
+        }
+        params, state, losses = step(
+            self.rule, task, self.theta, self.params, self.state, batches, self.position, self.total_steps, phase
+        )
+        overwrite([*_pairs(self.params, params), *_state_pairs(self.state, state)])
+        for split, loss in losses.items():
+            if split not in self.losses:
+                self.losses[split] = loss.new_zeros(self.most, *loss.shape)
+            self.losses[split].index_copy_(0, self.row, loss[None])
+        self.row += 1
+        self.position += 1
+
     def steps(self, theta: Theta, groups: Sequence[InnerRuns], draws: Sequence[BatchDraws], steps: int) -> Advanced:
-        """As :meth:`Execution.steps <lightning_lopt.meta.engine.Execution.steps>`."""
+        """As :meth:`Execution.steps <lightning_lopt.meta.engine.Execution.steps>`, after :meth:`prepare`."""
         position, total_steps = positions(groups, self.row.device)
         inputs = [*_pairs(self.theta, theta), (self.position, position), (self.total_steps, total_steps)]
         for runs, (params, state) in zip(groups, self.memory_of_groups, strict=True):
