@@ -146,15 +146,15 @@ class TruncatedEvolutionStrategies(EvolutionStrategies):
 
 
 def es_gradient(delta: Tensor, noise: Tensor, *, sigma: float) -> Tensor:
-    r""":math:`\frac{1}{2 \sigma^2 P} \sum_p \Delta_p \epsilon_p`, shape ``(G, D)``.
+    r""":math:`\frac{1}{2 \sigma^2 P} \sum_p \Delta_p \epsilon_p` for each entry of θ.
 
     Args:
-        delta: loss under +ε minus loss under -ε, shape ``(G, P)``.
-        noise: ε, shape ``(G, P, D)``, already times sigma.
+        delta: loss under +ε minus loss under -ε, shape ``(..., P)``.
+        noise: ε, shape ``(..., P, *shape)`` for an entry of θ of that shape, already times sigma.
         sigma: standard deviation of one perturbation.
     """
-    weighted = delta.to(noise.dtype)[:, None, :] @ noise
-    return weighted[:, 0] / (2 * sigma**2 * delta.shape[1])
+    weighted = delta.to(noise.dtype)[..., None, :] @ noise.reshape(*delta.shape, -1)
+    return weighted.reshape((*delta.shape[:-1], *noise.shape[delta.ndim :])) / (2 * sigma**2 * delta.shape[-1])
 
 
 def pair_noise(theta: Tensor, pairs: int, sigma: float, seed: int, draw: int) -> Tensor:
