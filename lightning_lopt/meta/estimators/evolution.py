@@ -82,15 +82,14 @@ class EvolutionStrategies(Estimator):
         steps = max(self._steps(runs) for runs in groups)
         splits = self.meta_loss.splits
         unrolled = unroll_groups(rule, named_theta(particles, rule), groups, steps, draws, splits, execution)
-        terms: list[_Terms | None] = [None] * len(groups)
+        terms: dict[int, _Terms] = {}
         kinds = [(losses.shape, losses.dtype) for _, losses in unrolled]
         for kind in dict.fromkeys(kinds):  # groups that made as many steps are judged at once
             alike = [number for number, other in enumerate(kinds) if other == kind]
             losses = [unrolled[number][1] for number in alike]
             judged = self._terms([groups[number] for number in alike], losses, [credited[number] for number in alike])
-            for number, group_terms in zip(alike, judged, strict=True):
-                terms[number] = group_terms
-        gradients, means, failed, powers = zip(*(group_terms for group_terms in terms if group_terms), strict=True)
+            terms |= zip(alike, judged, strict=True)
+        gradients, means, failed, powers = zip(*(terms[number] for number in range(len(groups))), strict=True)
         after = [
             self._carry_on(replace(runs, truncations=runs.truncations + 1), group_noise, group_failed)
             for (runs, _), group_noise, group_failed in zip(unrolled, credited, failed, strict=True)
