@@ -20,9 +20,7 @@ import torch
 
 from lightning_lopt import PES, AdamRule, Celo2BaseRule, ResidualRule, SGDRule, UpdateRule
 from lightning_lopt.meta.allocator import keep_freed_memory
-from lightning_lopt.meta.compiled import CompiledAdvance
-from lightning_lopt.meta.cuda_graphs import CudaGraphs
-from lightning_lopt.meta.inner import advance_runs
+from lightning_lopt.meta.engine import Compiled, Eager, Execution, Recorded
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import ImageMLP
 
@@ -55,17 +53,18 @@ def main() -> None:
     task = family.sample(generator(0))
     rule = RULES[arguments.rule]().to(arguments.device)
     estimator = PES(arguments.truncation, pairs=arguments.pairs)
-    advance = CompiledAdvance() if arguments.compile else advance_runs
-    estimator.advance = advance if arguments.no_cuda_graphs else CudaGraphs(advance)
+    execution: Execution = Compiled() if arguments.compile else Eager()
+    if not arguments.no_cuda_graphs:
+        execution = Recorded(execution)
 
     walls, cpus = [], []
     with torch.no_grad():
-        runs = estimator.start(rule, task, horizon=20_000, seed=0)
+        groups = [estimator.start(rule, task, horizon=20_000, seed=0)]
         began = time.perf_counter()
         for repeat in range(-1, arguments.repeats):  # the first one warms up
             wall, cpu = time.perf_counter(), time.process_time()
-            runs = estimator.estimate(rule, runs).runs
-            if runs.params["layers.0.weight"].is_cuda:
+            groups = estimator.estimate(rule, groups, execution).groups
+            if groups[0].device.type == "cuda":
                 torch.cuda.synchronize()
             if repeat >= 0:
                 walls.append(time.perf_counter() - wall)

@@ -70,7 +70,7 @@ class Coordinate(Task):
     def init(self, generator: torch.Generator) -> dict[str, Tensor]:
         return {"x": 0.2 + 0.6 * torch.rand((), generator=generator, dtype=torch.float64)}
 
-    def batch(self, generator: torch.Generator, *lead: int, split: str = "train") -> dict[str, Tensor]:
+    def draw(self, generator: torch.Generator, *lead: int, split: str = "train") -> dict[str, Tensor]:
         return {"empty": torch.zeros(*lead, 1)}
 
     def full_batch(self, split: str) -> dict[str, Tensor]:
@@ -118,9 +118,9 @@ def measure(
     for draw in range(draws):
         runs = estimator.start(rule, task, horizon=HORIZON, seed=draw)
         while not runs.finished:
-            estimate = estimator.estimate(rule, runs)
-            runs = estimate.runs
-            means[draw] += share * float(next(iter(estimate.gradient.values())))
+            estimate = estimator.estimate(rule, [runs])
+            (runs,) = estimate.groups
+            means[draw] += share * float(estimate.gradient)
     error = means.std(ddof=1) / draws**0.5
     return float(means.mean()), float(error), float(error * (draws * estimator.terms) ** 0.5)
 

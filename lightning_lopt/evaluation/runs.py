@@ -10,8 +10,10 @@ from torch.func import vmap
 
 from lightning_lopt.evaluation.measurement import CHECKPOINTS, Measurement, window_ends
 from lightning_lopt.evaluation.problem import Problem
-from lightning_lopt.meta.cuda_graphs import CudaGraphs
-from lightning_lopt.meta.inner import InnerRuns, stacked_theta, start_runs, unroll
+from lightning_lopt.meta.engine import Recorded
+from lightning_lopt.meta.runs import InnerRuns, start_runs
+from lightning_lopt.meta.theta import stacked_theta
+from lightning_lopt.meta.unroll import unroll
 from lightning_lopt.rules.base import Params, State, UpdateRule
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks.base import Batch, Split, Task
@@ -46,12 +48,12 @@ def run_rules(
         raise ValueError(f"got {len(rules)} rules, {seeds} seeds and {steps} steps; give at least one of each.")
     theta = stacked_theta(rules, seeds)
     runs = start_runs(rules[0], task, pairs=seeds, horizon=steps, seed=seed, copies=len(rules))
-    draws, advance = generator(seed, "batches"), CudaGraphs()
+    draws, execution = generator(seed, "batches"), Recorded()
     windows: list[Tensor] = []
     checkpoints: list[Batch] = []
     with torch.no_grad():
         for end in window_ends(steps):  # every checkpoint is the end of a window too
-            runs, losses = unroll(rules[0], theta, runs, end - runs.step, draws, advance=advance)
+            runs, losses = unroll(rules[0], theta, runs, end - runs.step, draws, execution=execution)
             windows.append(losses[0].mean(0))
             if end in window_ends(steps, CHECKPOINTS):
                 checkpoints.append(_measure(rules[0], runs, "valid") | _metrics(rules[0], runs))

@@ -1,6 +1,8 @@
 """Meta-training: the unroll engine, estimators of the meta-gradient, and the outer loop."""
 
 from lightning_lopt.meta.data import TaskDataModule, TaskMixture
+from lightning_lopt.meta.engine import Compiled, Eager, Execution, Recorded
+from lightning_lopt.meta.engine.step import inner_step
 from lightning_lopt.meta.estimators import (
     NRES,
     PES,
@@ -13,22 +15,27 @@ from lightning_lopt.meta.estimators import (
     TruncatedES,
 )
 from lightning_lopt.meta.horizons import Horizons
-from lightning_lopt.meta.inner import InnerRuns, inner_step, start_runs, unroll
 from lightning_lopt.meta.objective import MetaLoss
+from lightning_lopt.meta.runs import InnerRuns, start_runs
 from lightning_lopt.meta.trainer import MetaTrainer
+from lightning_lopt.meta.unroll import unroll
 
 __all__ = [
     "NRES",
     "PES",
+    "Compiled",
     "ESSingle",
+    "Eager",
     "Estimate",
     "Estimator",
     "EvolutionStrategies",
+    "Execution",
     "FullES",
     "Horizons",
     "InnerRuns",
     "MetaLoss",
     "MetaTrainer",
+    "Recorded",
     "TaskDataModule",
     "TaskMixture",
     "TruncatedBackprop",

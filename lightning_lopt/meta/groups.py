@@ -9,7 +9,7 @@ from typing import Any
 from lightning_lopt.meta.data import TaskMixture
 from lightning_lopt.meta.estimators.base import Estimator
 from lightning_lopt.meta.horizons import Horizons
-from lightning_lopt.meta.inner import InnerRuns, device_of, map_runs
+from lightning_lopt.meta.runs import InnerRuns, device_of, map_runs
 from lightning_lopt.rules.base import State, UpdateRule
 from lightning_lopt.seeding import derive_seed
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from lightning_lopt.meta.inner import Theta
+from lightning_lopt.meta.theta import Theta
 from lightning_lopt.rules.base import Params, Role, State, StepContext, UpdateRule
 from lightning_lopt.tasks.base import Batch, Task
 

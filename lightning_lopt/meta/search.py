@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.meta.estimators.evolution import es_gradient
-from lightning_lopt.meta.inner import Theta
+from lightning_lopt.meta.theta import Theta
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.seeding import generator
 

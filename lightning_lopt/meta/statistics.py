@@ -19,25 +19,22 @@ class Tally:
     Args:
         families: names of the task families that groups may train on.
         taught: the family of each group.
-        estimates: of each group.
+        estimate: of all groups together.
         inner_steps: of all groups together.
 
     Attributes:
         sums: inner steps, failures, powers, groups; then for each family the sum of meta-losses, then their number.
     """
 
-    def __init__(
-        self, families: Sequence[str], taught: Sequence[str], estimates: Sequence[Estimate], inner_steps: int
-    ) -> None:
+    def __init__(self, families: Sequence[str], taught: Sequence[str], estimate: Estimate, inner_steps: int) -> None:
         self.families = tuple(dict.fromkeys(families))
-        losses = torch.stack([estimate.meta_loss for estimate in estimates]).float()
+        losses = estimate.meta_losses.float()
         members = torch.tensor([[float(name == family) for name in taught] for family in self.families])
         known = torch.tensor([float(inner_steps), float(len(taught))])
         members, known = sent(members, losses.device), sent(known, losses.device)
-        failures = torch.stack([estimate.failures for estimate in estimates]).sum()
-        power = torch.stack([estimate.power for estimate in estimates]).sum()
         by_family = [members @ torch.nan_to_num(losses), members @ losses.isfinite().float()]
-        self.sums = torch.cat([torch.stack([known[0], failures, power, known[1]]), *by_family])
+        totals = [known[0], estimate.failures.sum(), estimate.powers.sum(), known[1]]
+        self.sums = torch.cat([torch.stack(totals), *by_family])
 
     @property
     def power(self) -> Tensor:

@@ -16,14 +16,13 @@ from torch.nn.utils import get_total_norm
 
 from lightning_lopt.meta.allocator import keep_freed_memory
 from lightning_lopt.meta.checkpoint_io import AtomicCheckpointIO
-from lightning_lopt.meta.compiled import CompiledAdvance
-from lightning_lopt.meta.cuda_graphs import CudaGraphs
 from lightning_lopt.meta.data import TaskMixture
-from lightning_lopt.meta.estimators.base import Estimate, Estimator, flattened
+from lightning_lopt.meta.engine import Compiled, Eager, Execution, Recorded
+from lightning_lopt.meta.estimators.base import Estimator
 from lightning_lopt.meta.groups import Group, groups_of_rank, states_by_number
 from lightning_lopt.meta.horizons import Horizons
-from lightning_lopt.meta.inner import InnerRuns, advance_runs, together
 from lightning_lopt.meta.statistics import Tally, signal_to_noise, step_sizes
+from lightning_lopt.meta.theta import theta_row
 from lightning_lopt.rules.base import UpdateRule
 
 
@@ -66,8 +65,8 @@ class MetaTrainer(L.LightningModule):
         frozen: beginnings of names of θ that stay as they are, for instance ``["constants"]``.
         seed: of everything that is drawn.
         compile: compile the inner step, once for each architecture among the tasks (half a minute or more each; a few
-            times faster afterwards): see :class:`~lightning_lopt.meta.compiled.CompiledAdvance`. On CUDA, small runs
-            are recorded in either case: see :class:`~lightning_lopt.meta.cuda_graphs.CudaGraphs`.
+            times faster afterwards): see :class:`~lightning_lopt.meta.engine.Compiled`. On CUDA, small runs are
+            recorded in either case: see :class:`~lightning_lopt.meta.engine.Recorded`.
 
     Raises:
         ValueError: if a number is out of range, or no parameter has a name in ``frozen``.
@@ -102,7 +101,7 @@ class MetaTrainer(L.LightningModule):
             raise ValueError(f"{type(rule).__name__} has no parameter that requires a gradient; nothing to meta-train.")
         self.rule = rule
         self.estimator = estimator
-        estimator.advance = CudaGraphs(CompiledAdvance() if compile else advance_runs)
+        self.execution: Execution = Recorded(Compiled() if compile else Eager())
         self.groups = groups
         self.horizons = Horizons.of(horizons)
         self.lr = lr
@@ -111,7 +110,6 @@ class MetaTrainer(L.LightningModule):
         self.seed = seed
         self.outer_step = 0
         self.own_groups: list[Group] = []
-        self._streams: list[torch.cuda.Stream] = []  # one for each group
         self._powers: list[Tensor] = []
         self._since: list[Tensor] = []  # inner steps and failures of the outer steps since metrics were reported
         self._epoch = torch.zeros(2)  # sum and number of the meta-losses of this epoch
@@ -138,41 +136,23 @@ class MetaTrainer(L.LightningModule):
         self.rule.trained = True
         self.trained_on = batch.trained_on | {"horizons": [self.horizons.shortest, self.horizons.last]}
         with torch.no_grad():
-            many = [
+            groups = [
                 group.begin(self.rule, self.estimator, batch, self.horizons, self.outer_step)
                 for group in self.own_groups
             ]
-            estimates = self._estimates(many)
-            for group, estimate in zip(self.own_groups, estimates, strict=True):
-                group.runs = estimate.runs
-            steps = sum(one.runs.step - runs.step for one, runs in zip(estimates, many, strict=True))
-            gradient = torch.stack([flattened(estimate.gradient) for estimate in estimates]).mean(0)
+            estimate = self.estimator.estimate(self.rule, groups, self.execution)
+            for group, runs in zip(self.own_groups, estimate.groups, strict=True):
+                group.runs = runs
+            steps = sum(after.step - before.step for after, before in zip(estimate.groups, groups, strict=True))
             taught = [batch.family(group.run_seed) for group in self.own_groups]
             tally = Tally(
-                [family.name for family in batch.families], taught, estimates, steps * self.estimator.particles
+                [family.name for family in batch.families], taught, estimate, steps * self.estimator.particles
             )
         self.outer_step += 1
         meta_loss = self._log_outer_step(tally)
-        surrogate = flattened(dict(self._trainable())) @ gradient
+        surrogate = theta_row(self.rule) @ estimate.gradient
         # d surrogate / d θ is the estimate exactly; the value shown is the meta-loss.
         return meta_loss + (surrogate - surrogate.detach())
-
-    def _estimates(self, many: list[InnerRuns]) -> list[Estimate]:
-        """An estimate of each group: all as one where they compute the same; on CUDA, others beside each other."""
-        if together(self.rule, many):
-            return self.estimator.estimate_all(self.rule, many)
-        if self.device.type != "cuda":
-            return [self.estimator.estimate(self.rule, runs) for runs in many]
-        main, found = torch.cuda.current_stream(), []
-        if not self._streams:
-            self._streams = [torch.cuda.Stream() for _ in many]  # type: ignore[no-untyped-call]
-        for runs, stream in zip(many, self._streams, strict=True):
-            stream.wait_stream(main)
-            with torch.cuda.stream(stream):
-                found.append(self.estimator.estimate(self.rule, runs))
-        for stream in self._streams:
-            main.wait_stream(stream)
-        return found
 
     def _log_outer_step(self, tally: Tally) -> Tensor:
         """Log what there is to log; the meta-loss, 0-dim."""

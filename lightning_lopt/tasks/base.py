@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
@@ -36,39 +35,27 @@ class Task(ABC):
     loss_scale: float = 1.0
     config: dict[str, Any]
 
-    @property
-    def computation(self) -> Hashable | None:
-        """What :meth:`gradient` and :meth:`loss` depend on besides params and batch, no tensors; ``None`` if unknown.
-
-        Tasks of which it is equal and whose parameters have the same names and shapes have batches of the same shapes
-        too and compute the same of them, so that what was recorded for one (a CUDA graph) serves the others.
-        """
-        return None
-
     @abstractmethod
     def init(self, generator: torch.Generator) -> Params:
         """Freshly initialised parameters by name, drawn from ``generator`` alone."""
 
     @abstractmethod
-    def batch(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
-        """Mini-batches drawn from ``generator`` alone, with leading axes ``lead`` (one batch for each index)."""
-
     def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
-        """What :meth:`batch` draws, for :meth:`look_up` to make the same mini-batches of: what is sent to a device.
+        """What mini-batches are made of, drawn from ``generator`` alone, with leading axes ``lead``.
 
-        A task that takes examples by number draws the numbers.
+        It is drawn on the CPU and sent to the device of the inner runs. A task that takes examples by number draws the
+        numbers.
         """
-        return self.batch(generator, *lead, split=split)
-
-    @property
-    def draws_numbers(self) -> bool:
-        """Whether :meth:`draw` draws whole numbers in one call, nothing else: with an axis more in front, it then draws
-        what it would have drawn one after the other."""
-        return False
 
     def look_up(self, drawn: Batch, split: Split = "train") -> Batch:
-        """The mini-batches of what :meth:`draw` drew, on the device of ``drawn``, with its leading axes."""
+        """The mini-batches of what :meth:`draw` drew, on the device of ``drawn``, with its leading axes; by default
+        what was drawn."""
         return drawn
+
+    @final
+    def batch(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
+        """Mini-batches drawn from ``generator`` alone, with leading axes ``lead`` (one batch for each index)."""
+        return self.look_up(self.draw(generator, *lead, split=split), split)
 
     @abstractmethod
     def full_batch(self, split: Split) -> Batch:

@@ -75,7 +75,7 @@ class CharTask(Task):
     def init(self, generator: torch.Generator) -> Params:
         return self.layout.draw(generator)
 
-    def batch(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
+    def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
         tokens = self.tokens[split]
         starts = torch.randint(len(tokens) - self.length, (*lead, self.batch_size, 1), generator=generator)
         return {"tokens": tokens[starts + torch.arange(self.length + 1)]}

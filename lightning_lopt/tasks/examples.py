@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_lopt.devices import kept_on
 from lightning_lopt.rules.base import Params
+from lightning_lopt.tasks.accelerations import in_one_call
 from lightning_lopt.tasks.base import Batch, Split, Task
 from lightning_lopt.tasks.layout import Layout
 
@@ -35,9 +36,6 @@ class Labelled(Protocol):
 
 class ExamplesTask(Task):
     """A network trained on a fixed set of examples; a batch takes some of them, with replacement.
-
-    A subclass that adds to its batches overrides :meth:`draw` and :meth:`look_up`, which :meth:`batch` is made of, and
-    :attr:`draws_numbers`.
 
     Args:
         splits: tensors by name, examples along the first axis, for ``"train"`` and, held out, for ``"valid"``.
@@ -68,16 +66,10 @@ class ExamplesTask(Task):
     def init(self, generator: torch.Generator) -> Params:
         return self.layout.draw(generator)
 
-    def batch(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
-        return self.look_up(self.draw(generator, *lead, split=split), split)
-
+    @in_one_call()
     def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
         count = next(iter(self.splits[split].values())).shape[0]
         return {INDEX: torch.randint(count, (*lead, self.batch_size), generator=generator)}
-
-    @property
-    def draws_numbers(self) -> bool:
-        return True
 
     def look_up(self, drawn: Batch, split: Split = "train") -> Batch:
         indices = drawn[INDEX]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_lopt.rules.base import Params
 from lightning_lopt.tasks._draw import check_sizes
+from lightning_lopt.tasks.accelerations import computes
 from lightning_lopt.tasks.data import DataLike
 from lightning_lopt.tasks.examples import ClassificationTask
 from lightning_lopt.tasks.image import ImageFamily
@@ -18,6 +19,7 @@ from lightning_lopt.tasks.layers import ACTIVATIONS, mlp
 from lightning_lopt.tasks.layout import Layout
 
 
+@computes(lambda task: (task.layers, task.activation, task.batch_size, tuple(task.roles.items())))
 class ImageMLPTask(ClassificationTask):
     """A perceptron with parameters ``layers.0.weight`` (out, in), ``layers.0.bias`` (out,) and so on.
 
@@ -46,10 +48,6 @@ class ImageMLPTask(ClassificationTask):
         super().__init__(train, valid, layout, **options)
         self.layers = len(widths) + 1
         self.activation = ACTIVATIONS[activation]
-
-    @property
-    def computation(self) -> Hashable:
-        return type(self), self.layers, self.activation, self.batch_size, tuple(self.roles.items())
 
     def logits(self, params: Params, inputs: Tensor) -> Tensor:
         return mlp(params, "layers", inputs.flatten(1), self.layers, self.activation)

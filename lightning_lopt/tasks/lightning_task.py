@@ -120,7 +120,7 @@ class LightningTask(Task):
         values = dict(built.named_parameters())
         return {name: values[name].detach().clone() for name in self.roles}
 
-    def batch(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
+    def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
         data = self._data(split)
         batch = data.take(torch.randint(len(data), lead, generator=generator))
         return batch | {_SEED: torch.randint(2**62, lead, generator=generator)} if self.random else batch

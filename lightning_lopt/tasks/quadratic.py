@@ -57,7 +57,7 @@ class Quadratic(Task):
     def init(self, generator: torch.Generator) -> Params:
         return {"x": self.start.clone()}
 
-    def batch(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
+    def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
         shape = (*lead, len(self.curvature))
         return {"noise": torch.randn(shape, generator=generator, dtype=self.curvature.dtype)}
 

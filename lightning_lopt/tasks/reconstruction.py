@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_lopt.rules.base import Params
 from lightning_lopt.seeding import generator as derived_generator
 from lightning_lopt.tasks._draw import check_sizes
+from lightning_lopt.tasks.accelerations import in_one_call
 from lightning_lopt.tasks.base import Batch, Split
 from lightning_lopt.tasks.data import DataLike
 from lightning_lopt.tasks.examples import INDEX, ExamplesTask
@@ -72,13 +73,10 @@ class ReconstructionTask(ExamplesTask):
         """Codes (B, code) to images (B, D)."""
         return mlp(params, "decoder", code, self.layers, self.activation)
 
+    @in_one_call(lambda task: not task.noise)
     def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
         drawn = super().draw(generator, *lead, split=split)
         return drawn | self._noise(drawn[INDEX].shape, generator)
-
-    @property
-    def draws_numbers(self) -> bool:
-        return not self.noise
 
     def look_up(self, drawn: Batch, split: Split = "train") -> Batch:
         return super().look_up(drawn, split) | {name: value for name, value in drawn.items() if name == "noise"}

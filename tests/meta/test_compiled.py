@@ -8,10 +8,9 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_lopt import PES, AdamRule, Celo2BaseRule, MetaTrainer, ResidualRule, load_rule
-from lightning_lopt.meta import TruncatedBackprop
+from lightning_lopt.meta import Compiled, Eager, TruncatedBackprop
 from lightning_lopt.meta.allocator import keep_freed_memory
-from lightning_lopt.meta.compiled import CompiledAdvance
-from lightning_lopt.meta.inner import advance_runs
+from lightning_lopt.meta.unroll import EAGER
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import ImageMLP, Quadratic
 from lightning_lopt.tasks.transforms import ReparametrisedTask
@@ -27,33 +26,31 @@ def small_mlp(seed=3):
     return family.sample(generator(seed))
 
 
-def gradient(estimator, rule, task, advance=None):
-    if advance is not None:
-        estimator.advance = advance
-    runs = estimator.start(rule, task, horizon=26, seed=0)
+def gradient(estimator, rule, task, execution=EAGER):
+    groups = [estimator.start(rule, task, horizon=26, seed=0)]
     for _ in range(2):
-        estimate = estimator.estimate(rule, runs)
-        runs = estimate.runs
-    return torch.cat([value.flatten() for value in estimate.gradient.values()])
+        estimate = estimator.estimate(rule, groups, execution)
+        groups = estimate.groups
+    return estimate.gradient
 
 
 def test_traced_as_a_whole_and_once_for_an_architecture():
-    rule, advance = AdamRule(0.01), CompiledAdvance(backend="eager")
+    rule, execution = AdamRule(0.01), Compiled(backend="eager")
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*not compiled.*")
         for task in (small_mlp(3), small_mlp(4)):
             eager = gradient(PES(3, pairs=2), rule, task)
-            torch.testing.assert_close(gradient(PES(3, pairs=2), rule, task, advance), eager, rtol=1e-4, atol=1e-5)
-    assert not advance.eager
+            torch.testing.assert_close(gradient(PES(3, pairs=2), rule, task, execution), eager, rtol=1e-4, atol=1e-5)
+    assert not execution.function.uncompiled
 
 
 def test_tasks_that_differ_in_scale_or_data_share_what_is_compiled():
     counter = CompileCounter()
-    rule, advance = AdamRule(0.01), CompiledAdvance(backend=counter)
+    rule, execution = AdamRule(0.01), Compiled(backend=counter)
     for seed, scale in ((3, 0.1), (4, 10.0), (5, 1.0)):
         task = ReparametrisedTask(small_mlp(seed), scale)
         expected = gradient(PES(3, pairs=2), rule, task)
-        torch.testing.assert_close(gradient(PES(3, pairs=2), rule, task, advance), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(gradient(PES(3, pairs=2), rule, task, execution), expected, rtol=1e-4, atol=1e-5)
     assert counter.frame_count == 1
 
 
@@ -63,13 +60,13 @@ def test_what_cannot_be_traced_runs_eagerly_and_says_so_once():
             torch._dynamo.graph_break()
             return super().loss(params, batch)
 
-    rule, advance = AdamRule(0.01), CompiledAdvance(backend="eager")
+    rule, execution = AdamRule(0.01), Compiled(backend="eager")
     task = Untraceable(torch.tensor([1.0, 4.0]))
     with pytest.warns(UserWarning, match="not compiled") as warned:
-        compiled = gradient(PES(3, pairs=2), rule, task, advance)
+        compiled = gradient(PES(3, pairs=2), rule, task, execution)
     assert len([one for one in warned if "not compiled" in str(one.message)]) == 1
     assert torch.equal(compiled, gradient(PES(3, pairs=2), rule, task))
-    assert len(advance.eager) == 1
+    assert len(execution.function.uncompiled) == 1
 
 
 def test_an_error_of_the_task_is_that_of_the_task():
@@ -78,12 +75,13 @@ def test_an_error_of_the_task_is_that_of_the_task():
             raise KeyError("no such parameter")
 
     with pytest.raises(KeyError, match="no such parameter"), pytest.warns(UserWarning, match="not compiled"):
-        gradient(PES(3, pairs=2), AdamRule(), Broken(torch.tensor([1.0])), CompiledAdvance(backend="eager"))
+        gradient(PES(3, pairs=2), AdamRule(), Broken(torch.tensor([1.0])), Compiled(backend="eager"))
 
 
 def test_meta_trainer_switches_it_on():
-    assert isinstance(MetaTrainer(AdamRule(), PES(), compile=True).estimator.advance.advance, CompiledAdvance)
-    assert MetaTrainer(AdamRule(), PES()).estimator.advance.advance is advance_runs
+    estimator = PES()
+    assert isinstance(MetaTrainer(AdamRule(), estimator, compile=True).execution.execution, Compiled)
+    assert isinstance(MetaTrainer(AdamRule(), estimator).execution.execution, Eager)
 
 
 @pytest.mark.slow
@@ -95,24 +93,26 @@ def test_meta_trainer_switches_it_on():
 def test_machine_code_gives_the_same_numbers(estimator, rule):
     """Step by step from the same numbers, in float64: bases of equal variances turn any way and caution asks for signs,
     so that runs drift apart by rounding."""
-    rule, advance, steps = rule().double(), CompiledAdvance(), []
+    rule, execution, steps = rule().double(), Compiled(), []
 
     def double(value):
         return value.double() if value.is_floating_point() else value
 
-    def both(*arguments):
-        rule, task, *tensors, full = arguments
-        arguments = (rule, task, *tree_map(double, tensors), full)
-        results = advance_runs(*arguments)
-        for value, compiled in zip(*map(tree_leaves, (results, advance(*arguments))), strict=True):
-            torch.testing.assert_close(compiled, value, rtol=1e-6, atol=1e-6 * float(value.detach().abs().max() + 1e-6))
-        steps.append(arguments[-1])
-        return results
+    class Both(Eager):
+        def step(self, rule, task, *arguments):
+            *tensors, phase = arguments
+            arguments = (rule, task, *tree_map(double, tensors), phase)
+            results = super().step(*arguments)
+            for value, compiled in zip(*map(tree_leaves, (results, execution.step(*arguments))), strict=True):
+                tolerance = 1e-6 * float(value.detach().abs().max() + 1e-6)
+                torch.testing.assert_close(compiled, value, rtol=1e-6, atol=tolerance)
+            steps.append(phase)
+            return results
 
-    gradient(estimator(13), rule, small_mlp(), both)
-    assert not advance.eager
+    gradient(estimator(13), rule, small_mlp(), Both())
+    assert not execution.function.uncompiled
     assert len(steps) == 26
-    assert set(steps) == ({True} if rule.period == 1 else {True, False})
+    assert set(steps) == set(rule.phases)
 
 
 def test_freed_memory_is_kept_where_it_can_be():

@@ -27,9 +27,9 @@ def run_averages(estimator, task, horizon, draws, lr=LR):
     for seed in range(draws):
         runs = estimator.start(rule, task, horizon=horizon, seed=seed)
         while not runs.finished:
-            estimate = estimator.estimate(rule, runs)
-            runs = estimate.runs
-            averages[seed] += share * float(estimate.gradient["log_lr"])
+            estimate = estimator.estimate(rule, [runs])
+            (runs,) = estimate.groups
+            averages[seed] += share * float(estimate.gradient)
     return averages
 
 

@@ -8,6 +8,7 @@ from torch.func import functional_call
 
 from lightning_lopt import PES, AdamRule, FullES, MetaLoss, ResidualRule, SGDRule
 from lightning_lopt.meta import NRES, ESSingle, TruncatedBackprop, TruncatedES, start_runs, unroll
+from lightning_lopt.meta.theta import named_theta
 from lightning_lopt.rules import StepContext
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import ImageMLP, Quadratic
@@ -69,7 +70,7 @@ def test_truncated_backprop_equals_autograd_through_a_plain_loop(rule, split):
     task, steps = small_mlp(), 5
     estimator = TruncatedBackprop(steps, runs=2, meta_loss=MetaLoss("log", split))
     runs = estimator.start(rule, task, horizon=20, seed=5)
-    estimate = estimator.estimate(rule, runs)
+    estimate = estimator.estimate(rule, [runs])
 
     draws = generator(5, "batches", 0)
     batches = []
@@ -92,9 +93,11 @@ def test_truncated_backprop_equals_autograd_through_a_plain_loop(rule, split):
     theta = dict(rule.named_parameters())
     exact = dict(zip(theta, torch.autograd.grad(total, list(theta.values()), materialize_grads=True), strict=True))
     assert any(value.abs().max() > 0 for value in exact.values())
-    for name, value in exact.items():
-        torch.testing.assert_close(estimate.gradient[name], value, rtol=2e-3, atol=1e-6, msg=name)
-    assert not any(value.requires_grad for value in estimate.runs.params.values())  # memory ends with the truncation
+    for name, value in named_theta(estimate.gradient, rule).items():
+        torch.testing.assert_close(value, exact[name], rtol=2e-3, atol=1e-6, msg=name)
+    assert not any(
+        value.requires_grad for value in estimate.groups[0].params.values()
+    )  # memory ends with the truncation
 
 
 class SomeExplode(Quadratic):
@@ -117,23 +120,24 @@ def test_a_diverging_run_takes_no_part_and_is_counted(cls):
     estimates = []
     for explode, count in ((True, 2), (False, 1)):
         estimator = build(cls, count, meta_loss=uncapped)
-        estimates.append(estimator.estimate(rule, estimator.start(rule, SomeExplode(explode), horizon=20, seed=0)))
+        runs = estimator.start(rule, SomeExplode(explode), horizon=20, seed=0)
+        estimates.append(estimator.estimate(rule, [runs]))
     broken, healthy = estimates
     assert broken.failures == (1 if cls is TruncatedBackprop else 2)
     assert healthy.failures == 0
-    assert float(broken.gradient["log_lr"]) == pytest.approx(float(healthy.gradient["log_lr"]) / 2, rel=1e-12)
-    assert float(broken.power) == pytest.approx(float(healthy.power) / 2, rel=1e-12)
-    assert float(broken.meta_loss) == pytest.approx(float(healthy.meta_loss), rel=1e-12)
+    assert float(broken.gradient) == pytest.approx(float(healthy.gradient) / 2, rel=1e-12)
+    assert float(broken.powers) == pytest.approx(float(healthy.powers) / 2, rel=1e-12)
+    assert float(broken.meta_losses) == pytest.approx(float(healthy.meta_losses), rel=1e-12)
 
 
 @pytest.mark.parametrize("cls", ESTIMATORS, ids=lambda cls: cls.name)
 def test_a_diverging_run_counts_as_the_cap(cls):
     rule, task = SGDRule(10.0), Quadratic(torch.tensor([1.0, 1000.0]), start=1e20)
     estimator = build(cls, 2)
-    estimate = estimator.estimate(rule, estimator.start(rule, task, horizon=20, seed=0))
+    estimate = estimator.estimate(rule, [estimator.start(rule, task, horizon=20, seed=0)])
     assert estimate.failures == estimator.particles
-    assert all(value.isfinite().all() for value in estimate.gradient.values())
-    assert float(estimate.meta_loss) == pytest.approx(1.5)
+    assert estimate.gradient.isfinite().all()
+    assert float(estimate.meta_losses) == pytest.approx(1.5)
 
 
 def test_truncated_es_goes_on_with_the_particle_that_lives():
@@ -141,8 +145,8 @@ def test_truncated_es_goes_on_with_the_particle_that_lives():
     rule, task = SGDRule(0.1), Quadratic(torch.tensor([1.0, 4.0]))
     estimator = TruncatedES(400, pairs=32, sigma=3.0)
     runs = estimator.start(rule, task, horizon=2000, seed=1)
-    after = estimator.estimate(rule, runs)
-    plus, minus = after.runs.params["x"].chunk(2)
+    after = estimator.estimate(rule, [runs])
+    plus, minus = after.groups[0].params["x"].chunk(2)
     assert torch.equal(plus, minus)
     assert after.failures > 4
     assert bool(plus.isfinite().all())  # of a pair of learning rates with product 0.01, one is below 0.1
@@ -151,10 +155,10 @@ def test_truncated_es_goes_on_with_the_particle_that_lives():
 def test_es_single_is_nres():
     rule, task = ResidualRule(), small_mlp()
     a, b = (
-        estimator.estimate(rule, estimator.start(rule, task, horizon=20, seed=0)).gradient
+        estimator.estimate(rule, [estimator.start(rule, task, horizon=20, seed=0)]).gradient
         for estimator in (NRES(5, pairs=2), ESSingle(5, pairs=2))
     )
-    assert all(torch.equal(value, b[name]) for name, value in a.items())
+    assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("cls", [PES, NRES, TruncatedES], ids=lambda cls: cls.name)
@@ -163,9 +167,9 @@ def test_noise_is_derived_again_where_it_is_not_at_hand(cls):
     rule, task, estimator = ResidualRule(), small_mlp(), cls(3, pairs=2)
     runs = estimator.start(rule, task, horizon=20, seed=0)
     for _ in range(3):
-        runs = estimator.estimate(rule, runs).runs
-    kept, derived = estimator.estimate(rule, runs), estimator.estimate(rule, replace(runs, noise_sum=None))
-    assert all(torch.equal(value, derived.gradient[name]) for name, value in kept.gradient.items())
+        (runs,) = estimator.estimate(rule, [runs]).groups
+    kept, derived = estimator.estimate(rule, [runs]), estimator.estimate(rule, [replace(runs, noise_sum=None)])
+    assert torch.equal(kept.gradient, derived.gradient)
 
 
 def test_shaping_is_that_of_the_differences():
@@ -180,9 +184,9 @@ def test_shaping_is_that_of_the_differences():
     rank = (2 * torch.searchsorted(among, delta) + 1 - 2 * pairs).double() / (2 * pairs)
     for shaping, shaped in (("none", delta), ("sign", delta.sign()), ("rank", rank)):
         estimator = FullES(pairs=pairs, sigma=0.1, meta_loss=MetaLoss(cap=None), shaping=shaping)
-        estimate = estimator.estimate(rule, estimator.start(rule, task, horizon=10, seed=0))
+        estimate = estimator.estimate(rule, [estimator.start(rule, task, horizon=10, seed=0)])
         exact = float((shaped * noise).mean()) / (2 * 0.1**2)
-        assert float(estimate.gradient["log_lr"]) == pytest.approx(exact, rel=1e-9)
+        assert float(estimate.gradient) == pytest.approx(exact, rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -70,9 +70,9 @@ def test_estimates_on_a_gpu_are_those_on_the_cpu(estimator):
         rule.to(device)
         runs = estimator.start(rule, task(), horizon=8, seed=0)
         while not runs.finished:
-            estimate = estimator.estimate(rule, runs)
-            runs = estimate.runs
-        estimates[device] = torch.cat([value.flatten().cpu() for value in estimate.gradient.values()])
+            estimate = estimator.estimate(rule, [runs])
+            (runs,) = estimate.groups
+        estimates[device] = estimate.gradient.cpu()
     scale = float(estimates["cpu"].abs().max())
     torch.testing.assert_close(estimates["cuda"], estimates["cpu"], rtol=1e-2, atol=1e-2 * scale)
 

@@ -33,11 +33,11 @@ def test_last_counts_the_end_alone():
     rule = SGDRule(0.05, momentum=0.0)
     for last, steps in ((1.0, range(10)), (0.1, range(9, 10))):
         estimator = FullES(pairs=64, sigma=1e-3, meta_loss=MetaLoss(last=last, cap=None))
-        estimate = estimator.estimate(rule, estimator.start(rule, task, horizon=10, seed=0))
+        estimate = estimator.estimate(rule, [estimator.start(rule, task, horizon=10, seed=0)])
         # L_t / s = (1 - η)^2t, so dL/d log η = -2 t η (1 - η)^(2t - 1)
         exact = sum(-2 * t * 0.05 * 0.95 ** (2 * t - 1) for t in steps) / len(steps)
         # a single perturbation per pair: its square averages σ² with a relative error of sqrt(2 / 64)
-        assert float(estimate.gradient["log_lr"]) == pytest.approx(exact, rel=4 * math.sqrt(2 / 64))
+        assert float(estimate.gradient) == pytest.approx(exact, rel=4 * math.sqrt(2 / 64))
 
 
 def test_log_scale_ignores_a_factor_on_the_loss_and_linear_does_not():
@@ -48,7 +48,7 @@ def test_log_scale_ignores_a_factor_on_the_loss_and_linear_does_not():
             task.loss_scale *= factor
             estimator = PES(5, pairs=4, meta_loss=MetaLoss(scale, floor=1e-9))
             runs = estimator.start(SGDRule(0.05), task, horizon=20, seed=0)
-            gradients[scale, factor] = float(estimator.estimate(SGDRule(0.05), runs).gradient["log_lr"])
+            gradients[scale, factor] = float(estimator.estimate(SGDRule(0.05), [runs]).gradient)
     assert gradients["log", 1.0] == pytest.approx(gradients["log", 100.0], rel=1e-4)
     assert gradients["linear", 1.0] == pytest.approx(100 * gradients["linear", 100.0], rel=1e-4)
 
@@ -64,7 +64,7 @@ def test_splits_measure_different_images():
     for split in ("train", "valid", "both"):
         estimator = FullES(pairs=1, sigma=1e-6, meta_loss=MetaLoss(split=split, last=0.1, cap=None))
         runs = estimator.start(SGDRule(0.1), task, horizon=100, seed=0)
-        losses[split] = float(estimator.estimate(SGDRule(0.1), runs).meta_loss)
+        losses[split] = float(estimator.estimate(SGDRule(0.1), [runs]).meta_losses)
     assert losses["valid"] > 1.5 * losses["train"]
     assert losses["train"] < losses["both"] < losses["valid"]
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import lightning.pytorch as L
 import pytest
 import torch
@@ -157,3 +159,25 @@ def test_resuming_with_other_settings_is_refused(tmp_path):
 def test_bad_settings_get_one_sentence(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         MetaTrainer(AdamRule(), PES(), **settings)
+
+
+def test_a_checkpoint_of_an_older_revision_goes_on():
+    """``checkpoints/adam_quadratic.ckpt`` was written after 5 outer steps by revision 495cce1, which went on to these
+    numbers after 9."""
+    module = MetaTrainer(AdamRule(0.01), PES(4, pairs=2), groups=2, horizons=(4, 20), lr=0.01)
+    trainer = L.Trainer(
+        max_steps=9,
+        logger=False,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    checkpoint = Path(__file__).parent / "checkpoints" / "adam_quadratic.ckpt"
+    trainer.fit(module, TaskDataModule(QuadraticFamily()), ckpt_path=checkpoint)
+    assert float(module.rule.log_lr.detach()) == pytest.approx(-4.597172737121582, rel=1e-6)
+    assert float(trainer.callback_metrics["meta_loss"]) == pytest.approx(0.8166128993034363, rel=1e-4)
+    assert [(group.starts, group.runs.step, group.runs.horizon) for group in module.own_groups] == [
+        (3, 9, 9),
+        (4, 12, 20),
+    ]

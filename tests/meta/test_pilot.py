@@ -24,7 +24,7 @@ class Regression(Task):
     def init(self, generator):
         return {name: value.detach().clone() for name, value in self.net.named_parameters()}
 
-    def batch(self, generator, *lead, split="train"):
+    def draw(self, generator, *lead, split="train"):
         return {"x": torch.randn(*lead, 8, 3, generator=generator, dtype=torch.float64)}
 
     def full_batch(self, split):

@@ -9,6 +9,7 @@ from rule_catalogue import CATALOGUE
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from lightning_lopt import PES, LearnedOptimizer, MetaLoss, StepContext, TruncatedBackprop, load_rule, save_rule
+from lightning_lopt.meta.theta import named_theta
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import ImageMLP
 
@@ -152,15 +153,16 @@ def test_outer_steps_change_theta(entry, estimator):
     outer = torch.optim.SGD(rule.parameters(), lr=0.1)
     for _ in range(2):
         before = copy.deepcopy(rule.state_dict())
-        estimate = estimator.estimate(rule, runs)
+        estimate = estimator.estimate(rule, [runs])
         assert estimate.failures == 0
-        assert estimate.meta_loss.isfinite()
+        assert estimate.meta_losses.isfinite()
+        gradient = named_theta(estimate.gradient, rule)
         for name, value in rule.named_parameters():
-            value.grad = estimate.gradient[name]
+            value.grad = gradient[name]
             assert value.grad.isfinite().all(), name
         outer.step()
         assert any(not torch.equal(value, before[name]) for name, value in rule.named_parameters())
-        runs = estimate.runs
+        (runs,) = estimate.groups
 
 
 @pytest.mark.slow

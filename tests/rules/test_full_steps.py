@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 from lightning_lopt import LearnedOptimizer, ResidualRule, SGDRule
-from lightning_lopt.meta import start_runs, unroll
-from lightning_lopt.meta.compiled import CompiledAdvance
-from lightning_lopt.meta.inner import advance_runs, stacked_theta
+from lightning_lopt.meta import Compiled, Eager, start_runs, unroll
 from lightning_lopt.meta.pilot import Standing, pilot_losses
+from lightning_lopt.meta.theta import stacked_theta
 from lightning_lopt.rules.residual import FIRST_TURNS
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import Quadratic
@@ -43,8 +42,8 @@ def test_inner_runs(compiled):
     begin, theta = runs.params, stacked_theta([rule], 2)
     with torch.no_grad():
         for steps in (2, 5, 1):
-            advance = CompiledAdvance(count) if compiled else advance_runs
-            runs, _ = unroll(rule, theta, runs, steps, generator(0), advance=advance)
+            execution = Compiled(count) if compiled else Eager()
+            runs, _ = unroll(rule, theta, runs, steps, generator(0), execution=execution)
     for name, value in runs.params.items():
         torch.testing.assert_close(value - begin[name], torch.full_like(value, EXPECTED))
     assert len(graphs) == (rule.period if compiled else 0)

@@ -4,7 +4,7 @@ import torch
 
 from lightning_lopt import AdamRule
 from lightning_lopt.meta import start_runs
-from lightning_lopt.meta.inner import Draws
+from lightning_lopt.meta.batches import BatchDraws
 from lightning_lopt.seeding import generator
 
 
@@ -25,7 +25,7 @@ def check_draws(task, splits):
     expected = [{split: task.draw(one_by_one, 2, split=split) for split in splits} for _ in range(5)]
     expected += expected[-1:] * 2
     runs = start_runs(AdamRule(), task, pairs=2, horizon=9, seed=0)
-    draws, first = Draws(runs, generator(2), splits, 5), 0
+    draws, first = BatchDraws(runs, generator(2), splits, 5), 0
     for steps in (1, 3, 2, 1):
         drawn = draws(steps)
         for at, one in enumerate(expected[first : first + steps]):

@@ -234,13 +234,12 @@ def test_says_how_it_runs_and_why(kind, reason, caplog):
 def test_one_outer_step(kind, rule):
     task, estimator = task_of(kind), PES(3, pairs=2)
     with torch.no_grad():  # as MetaTrainer does
-        estimate = estimator.estimate(rule, estimator.start(rule, task, horizon=6, seed=0))
-        again = estimator.estimate(rule, estimator.start(rule, task, horizon=6, seed=0))
+        estimate = estimator.estimate(rule, [estimator.start(rule, task, horizon=6, seed=0)])
+        again = estimator.estimate(rule, [estimator.start(rule, task, horizon=6, seed=0)])
     assert estimate.failures == 0
-    assert any(gradient.any() for gradient in estimate.gradient.values())
-    for name, gradient in estimate.gradient.items():
-        assert gradient.isfinite().all()
-        assert torch.equal(gradient, again.gradient[name])
+    assert estimate.gradient.any()
+    assert estimate.gradient.isfinite().all()
+    assert torch.equal(estimate.gradient, again.gradient)
 
 
 def test_a_loop_gives_the_estimate_that_vmap_gives():
@@ -249,10 +248,10 @@ def test_a_loop_gives_the_estimate_that_vmap_gives():
     for kind in (Plain, Item):
         task, estimator = task_of(kind), PES(5, pairs=3)
         runs = estimator.start(RESIDUAL, task, horizon=10, seed=0)
-        estimates.append(estimator.estimate(RESIDUAL, runs))
-    torch.testing.assert_close(estimates[0].meta_loss, estimates[1].meta_loss)
-    for name, value in estimates[0].runs.params.items():
-        torch.testing.assert_close(estimates[1].runs.params[name], value, rtol=1e-4, atol=1e-5)
+        estimates.append(estimator.estimate(RESIDUAL, [runs]))
+    torch.testing.assert_close(estimates[0].meta_losses, estimates[1].meta_losses)
+    for name, value in estimates[0].groups[0].params.items():
+        torch.testing.assert_close(estimates[1].groups[0].params[name], value, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [BatchNorm, Writes, Plain, Item])
@@ -320,7 +319,7 @@ def test_dropout_follows_from_the_batch():
 
     estimator = PES(2, pairs=2)
     runs = estimator.start(RESIDUAL, task, horizon=4, seed=0)
-    after = PES(2, pairs=2, sigma=1e-12).estimate(RESIDUAL, runs).runs
+    (after,) = PES(2, pairs=2, sigma=1e-12).estimate(RESIDUAL, [runs]).groups
     for value in after.params.values():  # both particles of a pair have the same masks
         assert torch.equal(*value.chunk(2))
 
@@ -447,12 +446,12 @@ def test_transforms_apply():
     batch = task.batch(generator(0), 2)
     assert (batch["batch[0]"].shape, batch["~seed"].shape) == ((2, 4, 6), (2,))
     estimator = PES(2, pairs=2)
-    estimate = estimator.estimate(RESIDUAL, estimator.start(RESIDUAL, task, horizon=4, seed=0))
+    estimate = estimator.estimate(RESIDUAL, [estimator.start(RESIDUAL, task, horizon=4, seed=0)])
     assert estimate.failures == 0
     family = Augmented(FixedTask(task_of(Item)), AUGMENTATIONS["broad"])
     for seed in range(8):
         task = family.sample(generator(seed))
-        estimate = estimator.estimate(RESIDUAL, estimator.start(RESIDUAL, task, horizon=4, seed=0))
+        estimate = estimator.estimate(RESIDUAL, [estimator.start(RESIDUAL, task, horizon=4, seed=0)])
         assert estimate.failures == 0, task.name
 
 

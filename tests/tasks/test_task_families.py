@@ -40,15 +40,6 @@ def test_the_catalogue_has_every_family():
     assert set(FAMILIES) == {name.removesuffix("_plain") for name in CATALOGUE}
 
 
-@pytest.mark.parametrize("split", ["train", "valid"])
-def test_what_is_drawn_makes_the_same_batches(family, split):
-    task = family.sample(generator(1))
-    batch = task.batch(generator(2), 2, 3, split=split)
-    looked_up = task.look_up(task.draw(generator(2), 2, 3, split=split), split)
-    assert batch.keys() == looked_up.keys()
-    assert all(torch.equal(value, looked_up[name]) for name, value in batch.items())
-
-
 @pytest.mark.parametrize("splits", [("train",), ("train", "valid")], ids="+".join)
 def test_many_steps_are_drawn_as_step_by_step(family, splits):
     check_draws(family.sample(generator(1)), splits)

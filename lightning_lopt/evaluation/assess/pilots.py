@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.func import vmap
 
 from lightning_lopt.evaluation.measurement import six_digits
-from lightning_lopt.meta.inner import device_of, stacked_theta, start_runs, unroll
+from lightning_lopt.meta.runs import device_of, start_runs
+from lightning_lopt.meta.theta import stacked_theta
+from lightning_lopt.meta.unroll import unroll
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.rules.hand_designed import AdamRule
 from lightning_lopt.seeding import generator

@@ -10,29 +10,33 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.devices import sent
-from lightning_lopt.meta.inner import Advance, InnerRuns, Theta, advance_runs, start_runs
+from lightning_lopt.meta.engine import Execution
 from lightning_lopt.meta.objective import MetaLoss
+from lightning_lopt.meta.runs import InnerRuns, start_runs
+from lightning_lopt.meta.unroll import EAGER
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.tasks.base import Task
 
 
 class Estimate(NamedTuple):
-    """What one call of an estimator gives.
+    """What one call of an estimator gives, for G groups of inner runs.
 
     Attributes:
-        gradient: estimate of the meta-gradient, by the names of the trainable entries of θ.
-        meta_loss: unweighted mean of what :class:`MetaLoss` makes of the losses of this truncation, 0-dim.
-        runs: the inner runs after it.
-        failures: number of inner runs that met a loss that is not finite, 0-dim; they count as its cap.
-        power: mean squared norm of the independent terms that ``gradient`` is the mean of, 0-dim: with the squared
-            norm of the mean it tells the standard error of the estimate.
+        gradient: estimate of the meta-gradient, the mean over the groups, in the form of
+            :func:`~lightning_lopt.meta.theta.theta_row`, shape ``(D,)``.
+        meta_losses: for each group, the unweighted mean of what :class:`MetaLoss` makes of the losses of this
+            truncation, shape ``(G,)``.
+        groups: the inner runs after it.
+        failures: for each group, inner runs that met a loss that is not finite, shape ``(G,)``; they count as its cap.
+        powers: for each group, the mean squared norm of the independent terms that its gradient is the mean of, shape
+            ``(G,)``: with the squared norm of the mean it tells the standard error of the estimate.
     """
 
-    gradient: Theta
-    meta_loss: Tensor
-    runs: InnerRuns
+    gradient: Tensor
+    meta_losses: Tensor
+    groups: list[InnerRuns]
     failures: Tensor
-    power: Tensor
+    powers: Tensor
 
 
 class Judged(NamedTuple):
@@ -61,14 +65,12 @@ class Estimator(ABC):
         particles: inner runs in one group.
         terms: independent terms in one estimate (pairs, or runs without pairs).
         meta_loss: what is minimised.
-        advance: how one step of all inner runs is computed.
     """
 
     name: ClassVar[str]
     particles: int
     terms: int
     meta_loss: MetaLoss
-    advance: Advance = staticmethod(advance_runs)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -81,42 +83,25 @@ class Estimator(ABC):
         return start_runs(rule, task, pairs=self.terms, horizon=horizon, seed=seed, copies=copies)
 
     @abstractmethod
-    def estimate(self, rule: UpdateRule, runs: InnerRuns) -> Estimate:
-        """Estimate the meta-gradient at the rule's present θ and advance ``runs``."""
+    def estimate(self, rule: UpdateRule, groups: Sequence[InnerRuns], execution: Execution = EAGER) -> Estimate:
+        """Estimate the meta-gradient at the rule's present θ from the next truncation of all inner runs.
 
-    def estimate_all(self, rule: UpdateRule, many: Sequence[InnerRuns]) -> list[Estimate]:
-        """:meth:`estimate` for inner runs that go :func:`~lightning_lopt.meta.inner.together`, as one where it can."""
-        return [self.estimate(rule, runs) for runs in many]
+        Args:
+            rule: the rule; it is not changed.
+            groups: at least one group of inner runs, of any tasks, as :meth:`start` begins them.
+            execution: how inner steps are computed.
+        """
 
-    def _judge(self, losses: Sequence[Tensor], many: Sequence[InnerRuns]) -> Judged:
-        """What the meta-loss makes of losses of shape ``(splits, T, N)`` of the steps that follow each of ``many``."""
+    def _judge(self, losses: Sequence[Tensor], groups: Sequence[InnerRuns]) -> Judged:
+        """What the meta-loss makes of losses of shape ``(splits, T, N)`` of the steps that follow ``groups``."""
         rows, steps = torch.stack(list(losses)), losses[0].shape[1]
-        scales = torch.tensor([[runs.task.loss_scale] for runs in many]).expand(-1, steps)
-        weights = torch.stack([self.meta_loss.weights(runs.step, steps, runs.horizon) for runs in many])
+        scales = torch.tensor([[runs.task.loss_scale] for runs in groups]).expand(-1, steps)
+        weights = torch.stack([self.meta_loss.weights(runs.step, steps, runs.horizon) for runs in groups])
         scales, weights = sent(torch.stack([scales, weights]), rows.device).to(rows.dtype).unbind()
         rows = rows / scales[:, None, :, None]
         failed = ~rows.detach().isfinite().all(1).all(1)
         values = self.meta_loss.of_losses(rows).mean(1)
         return Judged(values * weights[..., None], values.detach().nanmean((1, 2)), failed)
-
-
-def trainable(rule: UpdateRule) -> Theta:
-    """The entries of θ that meta-training may change, detached, by name."""
-    return {name: value.detach() for name, value in rule.named_parameters() if value.requires_grad}
-
-
-def flattened(theta: Theta) -> Tensor:
-    """All entries of θ in a row, in the order of its names: one tensor costs one kernel where many cost many."""
-    return torch.cat([value.flatten() for value in theta.values()])
-
-
-def by_name(entries: Tensor, theta: Theta) -> Theta:
-    """What :func:`flattened` put in a row (last axis) by name again, in the shapes and types of ``theta``."""
-    pieces = torch.split(entries, [value.numel() for value in theta.values()], dim=-1)
-    return {
-        name: piece.reshape((*entries.shape[:-1], *value.shape)).to(value.dtype).contiguous()
-        for (name, value), piece in zip(theta.items(), pieces, strict=True)
-    }
 
 
 def squared_norms(rows: Iterable[Tensor]) -> Tensor:

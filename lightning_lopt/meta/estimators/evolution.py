@@ -12,12 +12,17 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.devices import sent
-from lightning_lopt.meta.estimators.base import Estimate, Estimator, by_name, check_at_least_one, flattened, trainable
+from lightning_lopt.meta.engine import Execution
+from lightning_lopt.meta.estimators.base import Estimate, Estimator, check_at_least_one
 from lightning_lopt.meta.estimators.shaping import Shaping, check_shaping, shape_differences
-from lightning_lopt.meta.inner import InnerRuns, Theta, unroll_together
 from lightning_lopt.meta.objective import MetaLoss
+from lightning_lopt.meta.runs import InnerRuns
+from lightning_lopt.meta.theta import named_theta, theta_row
+from lightning_lopt.meta.unroll import EAGER, unroll_groups
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.seeding import generator
+
+_Terms = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class EvolutionStrategies(Estimator):
@@ -69,56 +74,44 @@ class EvolutionStrategies(Estimator):
         """The inner runs that the next piece begins with."""
         return runs
 
-    def estimate(self, rule: UpdateRule, runs: InnerRuns) -> Estimate:
-        return self.estimate_all(rule, [runs])[0]
-
-    def estimate_all(self, rule: UpdateRule, many: Sequence[InnerRuns]) -> list[Estimate]:
-        theta = trainable(rule)
-        row, steps = flattened(theta), max(self._steps(runs) for runs in many)
-        perturbed = [self._perturb(row, runs) for runs in many]
-        noise = torch.cat([sign * noise for noise, _ in perturbed for sign in (1, -1)])
-        draws = [generator(runs.seed, "batches", runs.truncations) for runs in many]
-        unrolled = unroll_together(
-            rule, by_name(row + noise, theta), many, steps, draws, self.meta_loss.splits, self.advance
+    def estimate(self, rule: UpdateRule, groups: Sequence[InnerRuns], execution: Execution = EAGER) -> Estimate:
+        theta = theta_row(rule).detach()
+        noise, credited = zip(*(self._perturb(theta, runs) for runs in groups), strict=True)
+        particles = theta + torch.cat([sign * group_noise for group_noise in noise for sign in (1, -1)])
+        draws = [generator(runs.seed, "batches", runs.truncations) for runs in groups]
+        steps = max(self._steps(runs) for runs in groups)
+        splits = self.meta_loss.splits
+        unrolled = unroll_groups(rule, named_theta(particles, rule), groups, steps, draws, splits, execution)
+        terms: dict[int, _Terms] = {}
+        kinds = [(losses.shape, losses.dtype) for _, losses in unrolled]
+        for kind in dict.fromkeys(kinds):  # groups that made as many steps are judged at once
+            alike = [number for number, other in enumerate(kinds) if other == kind]
+            losses = [unrolled[number][1] for number in alike]
+            judged = self._terms([groups[number] for number in alike], losses, [credited[number] for number in alike])
+            terms |= zip(alike, judged, strict=True)
+        gradients, means, failed, powers = zip(*(terms[number] for number in range(len(groups))), strict=True)
+        after = [
+            self._carry_on(replace(runs, truncations=runs.truncations + 1), group_noise, group_failed)
+            for (runs, _), group_noise, group_failed in zip(unrolled, credited, failed, strict=True)
+        ]
+        return Estimate(
+            torch.stack(gradients).mean(0),
+            torch.stack(means),
+            after,
+            torch.stack([group_failed.sum() for group_failed in failed]),
+            torch.stack(powers),
         )
-        found: dict[int, Estimate] = {}
-        for length in dict.fromkeys(losses.shape[1] for _, losses in unrolled):  # those that made as many steps as one
-            alike = [number for number, (_, losses) in enumerate(unrolled) if losses.shape[1] == length]
-            estimates = self._estimated(
-                theta,
-                [many[number] for number in alike],
-                [unrolled[number] for number in alike],
-                [perturbed[number][1] for number in alike],
-            )
-            found |= zip(alike, estimates, strict=True)
-        return [found[number] for number in range(len(many))]
 
-    def _estimated(
-        self,
-        theta: Theta,
-        before: Sequence[InnerRuns],
-        unrolled: Sequence[tuple[InnerRuns, Tensor]],
-        credited: Sequence[Tensor],
-    ) -> list[Estimate]:
-        """An estimate for each of several inner runs that made as many steps."""
-        values, means, failed = self._judge([losses for _, losses in unrolled], before)
+    def _terms(self, groups: Sequence[InnerRuns], losses: Sequence[Tensor], credited: Sequence[Tensor]) -> list[_Terms]:
+        """Of each of several groups that made as many steps: gradient, meta-loss, failed particles, and power."""
+        values, means, failed = self._judge(losses, groups)
         plus, minus = values.chunk(2, dim=2)
-        delta = (plus - minus).sum(1) / self._steps(before[0])
+        delta = (plus - minus).sum(1) / self._steps(groups[0])
         delta = shape_differences(torch.where(delta.isfinite(), delta, 0.0), self.shaping)
         noise = torch.stack(list(credited))
-        gradients = by_name(es_gradient(delta, noise, sigma=self.sigma), theta)
+        gradients = es_gradient(delta, noise, sigma=self.sigma)
         powers = (delta.square() * noise.square().sum(2)).mean(1) / (4 * self.sigma**4)
-        failures = failed.sum(1)
-        return [
-            Estimate(
-                {name: rows[number] for name, rows in gradients.items()},
-                means[number],
-                self._carry_on(replace(after, truncations=after.truncations + 1), own, failed[number]),
-                failures[number],
-                powers[number],
-            )
-            for number, ((after, _), own) in enumerate(zip(unrolled, credited, strict=True))
-        ]
+        return list(zip(gradients, means, failed, powers, strict=True))
 
 
 class TruncatedEvolutionStrategies(EvolutionStrategies):

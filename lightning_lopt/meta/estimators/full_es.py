@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_lopt.meta.estimators.evolution import EvolutionStrategies, pair_noise
-from lightning_lopt.meta.inner import InnerRuns
+from lightning_lopt.meta.runs import InnerRuns
 
 
 class FullES(EvolutionStrategies):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from lightning_lopt.meta.estimators.evolution import TruncatedEvolutionStrategies, pair_noise
-from lightning_lopt.meta.inner import InnerRuns
+from lightning_lopt.meta.runs import InnerRuns
 
 
 class PES(TruncatedEvolutionStrategies):

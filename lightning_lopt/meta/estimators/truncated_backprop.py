@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_lopt.meta.estimators.base import Estimate, Estimator, check_at_least_one, squared_norms, trainable
-from lightning_lopt.meta.inner import InnerRuns, map_runs, unroll
+from lightning_lopt.meta.engine import Execution
+from lightning_lopt.meta.engine.streams import side_by_side
+from lightning_lopt.meta.estimators.base import Estimate, Estimator, check_at_least_one, squared_norms
 from lightning_lopt.meta.objective import MetaLoss
+from lightning_lopt.meta.runs import InnerRuns, map_runs
+from lightning_lopt.meta.theta import named_theta, theta_row
+from lightning_lopt.meta.unroll import EAGER, unroll
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.seeding import generator
 
@@ -56,31 +62,37 @@ class TruncatedBackprop(Estimator):
     def config(self) -> dict[str, Any]:
         return {**super().config, "runs": self.particles, "truncation": self.truncation, "clip": self.clip}
 
-    def estimate(self, rule: UpdateRule, runs: InnerRuns) -> Estimate:
-        theta = {
-            name: value.expand(self.particles, *value.shape).clone().requires_grad_()
-            for name, value in trainable(rule).items()
-        }
+    def estimate(self, rule: UpdateRule, groups: Sequence[InnerRuns], execution: Execution = EAGER) -> Estimate:
+        calls = [partial(self._of_group, rule, runs, execution) for runs in groups]
+        gradients, means, after, failures, powers = zip(*side_by_side(calls, groups[0].device), strict=True)
+        return Estimate(
+            torch.stack(gradients).mean(0), torch.stack(means), list(after), torch.stack(failures), torch.stack(powers)
+        )
+
+    def _of_group(
+        self, rule: UpdateRule, runs: InnerRuns, execution: Execution
+    ) -> tuple[Tensor, Tensor, InnerRuns, Tensor, Tensor]:
+        """Gradient, meta-loss, runs after the truncation, failures and power of one group."""
+        row = theta_row(rule).detach()
+        theta = row.expand(self.particles, len(row)).clone().requires_grad_()
         draws = generator(runs.seed, "batches", runs.truncations)
         after, pieces = runs, []
         with torch.enable_grad():
+            particles = named_theta(theta, rule)
             for _ in range(min(self.truncation, runs.horizon - runs.step)):
-                after, losses = unroll(rule, theta, after, 1, draws, self.meta_loss.splits, self.advance)
+                after, losses = unroll(rule, particles, after, 1, draws, self.meta_loss.splits, execution)
                 if self.clip is not None:
                     after = _clip_backward(after, self.clip)
                 pieces.append(losses)
             (values,), (mean,), (failed,) = self._judge([torch.cat(pieces, dim=1)], [runs])
             total = torch.nan_to_num(values).sum() / self.truncation
-        gradients = [torch.zeros_like(value) for value in theta.values()]
+        rows = torch.zeros_like(theta)
         if total.requires_grad:  # the first loss of a truncation does not depend on θ
-            gradients = list(torch.autograd.grad(total, list(theta.values()), materialize_grads=True))
-        rows = dict(zip(theta, gradients, strict=True))
-        finite = squared_norms(gradients).isfinite()
-        rows = {name: torch.where(_column(finite, row), row, 0.0) for name, row in rows.items()}
-        power = squared_norms(rows.values()).mean()
+            (rows,) = torch.autograd.grad(total, theta, materialize_grads=True)
+        finite = squared_norms([rows]).isfinite()
+        rows = torch.where(finite[:, None], rows, 0.0)
         after = replace(map_runs(after, Tensor.detach), truncations=runs.truncations + 1)
-        failures = (failed | ~finite).sum()
-        return Estimate({name: row.mean(0) for name, row in rows.items()}, mean, after, failures, power)
+        return rows.mean(0), mean, after, (failed | ~finite).sum(), squared_norms([rows]).mean()
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:

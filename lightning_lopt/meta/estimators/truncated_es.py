@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.meta.estimators.evolution import TruncatedEvolutionStrategies, pair_noise
-from lightning_lopt.meta.inner import InnerRuns, map_runs
+from lightning_lopt.meta.runs import InnerRuns, map_runs
 
 
 class TruncatedES(TruncatedEvolutionStrategies):

@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_lopt.rules.base import Params
 from lightning_lopt.seeding import derive_seed
 from lightning_lopt.tasks._draw import chance
+from lightning_lopt.tasks.accelerations import draws_in_one_call, in_one_call
 from lightning_lopt.tasks.base import OWN, Batch, Split, Task, TaskFamily
 
 
@@ -40,22 +41,20 @@ class TransformedTask(Task):
         """The name of an entry of params or batch that is this transform's: ``"~<depth>/<name>"``."""
         return f"{OWN}{self.depth}/{name}"
 
+    def without_own(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The entries of params, draws or batch that are not this transform's."""
+        return {name: value for name, value in entries.items() if not name.startswith(self.own(""))}
+
     def inner(self, params: Params) -> Params:
         """The parameters of the task within."""
-        return {name: value for name, value in params.items() if not name.startswith(self.own(""))}
+        return self.without_own(params)
 
     def init(self, generator: torch.Generator) -> Params:
         return self.task.init(generator)
 
-    def batch(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
-        return self.task.batch(generator, *lead, split=split)
-
+    @in_one_call(lambda task: draws_in_one_call(task.task))
     def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
         return self.task.draw(generator, *lead, split=split)
-
-    @property
-    def draws_numbers(self) -> bool:
-        return self.task.draws_numbers
 
     def look_up(self, drawn: Batch, split: Split = "train") -> Batch:
         return self.task.look_up(drawn, split)

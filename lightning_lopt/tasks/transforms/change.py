@@ -47,12 +47,16 @@ class ChangingDataTask(TransformedTask):
     def init(self, generator: torch.Generator) -> Params:
         return super().init(generator) | {self.own("step"): torch.zeros(())}
 
-    draw, look_up, draws_numbers = Task.draw, Task.look_up, Task.draws_numbers  # whole mini-batches
+    def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
+        earlier = self.before.draw(generator, *lead, split=split)
+        drawn = super().draw(generator, *lead, split=split)
+        return drawn | {self.own(name): value for name, value in earlier.items()}
 
-    def batch(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
-        earlier = self.before.batch(generator, *lead, split=split)
-        batch = super().batch(generator, *lead, split=split)
-        return batch | {self.own(name): value for name, value in earlier.items()}
+    def look_up(self, drawn: Batch, split: Split = "train") -> Batch:
+        later = self.without_own(drawn)
+        earlier = {name.removeprefix(self.own("")): value for name, value in drawn.items() if name not in later}
+        batch = super().look_up(later, split)
+        return batch | {self.own(name): value for name, value in self.before.look_up(earlier, split).items()}
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         return super().loss(params, self._now(params, batch))
@@ -67,7 +71,7 @@ class ChangingDataTask(TransformedTask):
     def _now(self, params: Params, batch: Batch) -> Batch:
         """What of a mini-batch counts at present; a full batch as it is."""
         changed = params[self.own("step")] >= self.change
-        later = {name: value for name, value in batch.items() if not name.startswith(self.own(""))}
+        later = self.without_own(batch)
         if len(later) == len(batch):
             return batch
         return {name: torch.where(changed, value, batch[self.own(name)]) for name, value in later.items()}

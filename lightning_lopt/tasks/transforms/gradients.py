@@ -43,11 +43,12 @@ class NoisyGradientTask(TransformedTask):
         example = task.init(derived_generator(0, "shapes"))
         self.like = {self.own(name): value for name, value in example.items() if name in task.roles}
 
-    draw, look_up, draws_numbers = Task.draw, Task.look_up, Task.draws_numbers  # whole mini-batches
+    def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
+        drawn = super().draw(generator, *lead, split=split)
+        return drawn | {name: self._noise((*lead, *value.shape), value, generator) for name, value in self.like.items()}
 
-    def batch(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
-        batch = super().batch(generator, *lead, split=split)
-        return batch | {name: self._noise((*lead, *value.shape), value, generator) for name, value in self.like.items()}
+    def look_up(self, drawn: Batch, split: Split = "train") -> Batch:
+        return super().look_up(self.without_own(drawn), split) | {name: drawn[name] for name in self.like}
 
     def full_batch(self, split: Split) -> Batch:
         return super().full_batch(split) | {name: torch.zeros_like(value) for name, value in self.like.items()}

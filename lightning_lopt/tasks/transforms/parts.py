@@ -47,19 +47,23 @@ class SmallerBatchTask(TransformedTask):
         self.batch_size = batch_size
         self.available = available
 
-    draw, look_up, draws_numbers = Task.draw, Task.look_up, Task.draws_numbers  # whole mini-batches
+    def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
+        drawn = super().draw(generator, *lead, split=split)
+        order = torch.rand(math.prod(lead), self.available, generator=generator).argsort(-1)[:, : self.batch_size]
+        return drawn | {self.own("order"): order.reshape(*lead, self.batch_size)}
 
-    def batch(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
-        batch = super().batch(generator, *lead, split=split)
-        groups = math.prod(lead)
-        order = torch.rand(groups, self.available, generator=generator).argsort(-1)[:, : self.batch_size]
-        rows = (torch.arange(groups)[:, None] * self.available + order).flatten()
+    def look_up(self, drawn: Batch, split: Split = "train") -> Batch:
+        order = drawn[self.own("order")]
+        lead, groups = order.shape[:-1], math.prod(order.shape[:-1])
+        first = self.available * torch.arange(groups, device=order.device)
+        rows = (first[:, None] + order.reshape(groups, self.batch_size)).flatten()
 
         def part(value: Tensor) -> Tensor:
             rest = value.shape[len(lead) + 1 :]
-            kept = value.reshape(groups * self.available, *rest).index_select(0, rows.to(value.device))
+            kept = value.reshape(groups * self.available, *rest).index_select(0, rows)
             return kept.reshape(*lead, self.batch_size, *rest)
 
+        batch = super().look_up(self.without_own(drawn), split)
         return {name: value if name.startswith(OWN) else part(value) for name, value in batch.items()}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,10 +10,12 @@ import torch
 
 from lightning_lopt.rules.base import Params
 from lightning_lopt.tasks._draw import log_uniform
+from lightning_lopt.tasks.accelerations import computation_of, computes
 from lightning_lopt.tasks.base import Batch, Task
 from lightning_lopt.tasks.transforms.base import Transform, TransformedTask, check_range, tag
 
 
+@computes(lambda task: computation_of(task.task))
 class ReparametrisedTask(TransformedTask):
     r"""Trains :math:`u = p / s` in place of the parameters p.
 
@@ -42,11 +44,6 @@ class ReparametrisedTask(TransformedTask):
         label = f"each~{tag(settings)}" if isinstance(scale, Mapping) else f"{scale:g}"
         super().__init__(task, f"reparam({label})", settings)
         self.scales = scales
-
-    @property
-    def computation(self) -> Hashable | None:
-        within = self.task.computation
-        return None if within is None else (type(self), within)
 
     def inner(self, params: Params) -> Params:
         return self._scaled(super().inner(params), params)

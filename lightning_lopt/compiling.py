@@ -1,0 +1,83 @@
+"""A function through ``torch.compile``, and the function itself where compiling fails."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Generic, TypeVar
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+_log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+class CompiledFunction(Generic[Result]):
+    """A function compiled as a whole, anew for each set of shapes: the same numbers up to rounding, in fewer kernels.
+
+    Where compiling fails (an operation that cannot be traced, no C++ compiler, more sets of shapes than
+    ``torch._dynamo.config.recompile_limit``), the function itself is called from then on for that set of shapes, and
+    the reason is given once as a warning. Where it succeeds, the time it took is logged once, at level ``INFO``.
+
+    Compiling fails before anything is computed, so the function may write into its arguments. An error of the function
+    itself is raised by the call that is not compiled.
+
+    On CUDA, kernels that do not depend on each other are combined.
+
+    Args:
+        function: what to compile; a graph break counts as a failure.
+        backend: as in ``torch.compile``.
+
+    Attributes:
+        uncompiled: why a set of shapes is not compiled, by its signature.
+
+    >>> double = CompiledFunction(lambda value: 2 * value, backend="eager")
+    >>> values = torch.ones(3)
+    >>> double(values, signature=signature_of({"values": values}), what="doubling")
+    tensor([2., 2., 2.])
+    >>> double.uncompiled
+    {}
+    """
+
+    def __init__(self, function: Callable[..., Result], *, backend: str | Callable[..., Any] = "inductor") -> None:
+        combined = backend == "inductor" and torch.cuda.is_available()
+        options: dict[str, Any] | None = {"combo_kernels": True} if combined else None
+        self.function = function
+        self.compiled: Callable[..., Result] = torch.compile(
+            function, fullgraph=True, dynamic=False, backend=backend, options=options
+        )
+        self.uncompiled: dict[Hashable, str] = {}
+        self._signatures: set[Hashable] = set()
+
+    def __call__(self, *arguments: Any, signature: Hashable, what: str) -> Result:
+        """``function(*arguments)``.
+
+        Args:
+            signature: what a compiled graph depends on, in particular shapes: see :func:`signature_of`.
+            what: the beginning of the log line, for instance ``"inner steps of image_mlp"``.
+        """
+        if signature in self.uncompiled:
+            return self.function(*arguments)
+        began = time.perf_counter()
+        try:
+            result = self.compiled(*arguments)
+        except Exception as error:  # an error of the function itself is raised again by the call below
+            self.uncompiled[signature] = f"{type(error).__name__}: {error}"
+            rank_zero_warn(f"{what}: not compiled: {self.uncompiled[signature]}")
+            return self.function(*arguments)
+        if signature not in self._signatures:
+            self._signatures.add(signature)
+            _log.info("%s: compiled in %.1f s", what, time.perf_counter() - began)
+        return result
+
+
+def signature_of(*groups: Mapping[str, Tensor]) -> tuple[Hashable, ...]:
+    """Names, shapes, types and devices of tensors, and whether gradients are recorded."""
+    tensors = [
+        tuple((name, value.shape, value.dtype, value.device) for name, value in group.items()) for group in groups
+    ]
+    return torch.is_grad_enabled(), *tensors

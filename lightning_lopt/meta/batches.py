@@ -1,0 +1,68 @@
+"""Mini-batches of inner runs: what is drawn on the CPU, and what is made of it on the device of the runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from lightning_lopt.devices import sent
+from lightning_lopt.meta.runs import InnerRuns
+from lightning_lopt.tasks.accelerations import draws_in_one_call
+from lightning_lopt.tasks.base import Batch, Split
+
+Batches = dict[Split, Batch]
+
+
+class BatchDraws:
+    """What :meth:`Task.draw` draws for the mini-batches of some inner runs, for as many steps at once as are asked for.
+
+    Args:
+        runs: whose mini-batches they are.
+        generator: where they come from, P at a time.
+        splits: of which mini-batches are drawn.
+        steps: how many they are drawn for; for further ones, that for the last is repeated.
+    """
+
+    def __init__(self, runs: InnerRuns, generator: torch.Generator, splits: Sequence[Split], steps: int) -> None:
+        self.task, self.pairs = runs.task, runs.pairs
+        self.generator, self.splits, self.left = generator, splits, steps
+        self.last: Batches = {}  # the draw for the last step so far, with an axis of length 1 in front
+
+    def __call__(self, steps: int) -> Batches:
+        """The draws for the next ``steps`` steps: axes ``(steps, P)`` in front."""
+        new = min(steps, self.left)
+        self.left -= new
+        pieces = [self._draw(new)] if new else []
+        if new:
+            self.last = tree_map(lambda value: value[-1:], pieces[0])
+        pieces += [self.last] * (steps - new)
+        draws: Batches = pieces[0] if len(pieces) == 1 else tree_map(lambda *values: torch.cat(values), *pieces)
+        return draws
+
+    def _draw(self, steps: int) -> Batches:
+        if len(self.splits) == 1 and draws_in_one_call(self.task):
+            split = self.splits[0]
+            return {split: self.task.draw(self.generator, steps, self.pairs, split=split)}
+        draws = [
+            {split: self.task.draw(self.generator, self.pairs, split=split) for split in self.splits}
+            for _ in range(steps)
+        ]
+        stacked: Batches = tree_map(lambda *values: torch.stack(values), *draws)
+        return stacked
+
+
+def batches_of(groups: Sequence[InnerRuns], draws: Sequence[Batches], device: torch.device) -> Batches:
+    """The mini-batches of N runs, made on ``device`` of what was drawn for each group: axes ``(steps, N)`` in front."""
+    batches: dict[Split, dict[str, list[Tensor]]] = {}
+    for runs, group_draws in zip(groups, draws, strict=True):
+        for split, draw in group_draws.items():
+            draw_on_device = {name: sent(value, device) for name, value in draw.items()}
+            for name, value in runs.task.look_up(draw_on_device, split).items():
+                batches.setdefault(split, {}).setdefault(name, []).extend([value] * runs.copies)
+    return {
+        split: {name: parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) for name, parts in batch.items()}
+        for split, batch in batches.items()
+    }

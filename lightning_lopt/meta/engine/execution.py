@@ -1,0 +1,74 @@
+"""What computes inner steps: a small protocol, and the loop that makes one step after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.meta.batches import BatchDraws, Batches, batches_of
+from lightning_lopt.meta.engine.step import Stepped
+from lightning_lopt.meta.runs import InnerRuns, joined, positions, separated
+from lightning_lopt.meta.theta import Theta
+from lightning_lopt.rules.base import Params, State, UpdateRule
+from lightning_lopt.tasks.base import Split
+
+
+class Advanced(NamedTuple):
+    """What several inner steps of G groups of runs, N with all copies, give.
+
+    Attributes:
+        groups: parameters and state of each group after them.
+        losses: before each step by split, shape ``(steps, N)``.
+    """
+
+    groups: list[tuple[Params, State]]
+    losses: dict[Split, Tensor]
+
+
+class Execution(Protocol):
+    """How inner steps are computed. Every implementation gives the numbers of :class:`Eager`, up to rounding."""
+
+    def step(self, *arguments: Any) -> Stepped:
+        """One step of all runs side by side; arguments as of :func:`~lightning_lopt.meta.engine.step.advance_runs`."""
+
+    def steps(
+        self, rule: UpdateRule, theta: Theta, groups: Sequence[InnerRuns], draws: Sequence[BatchDraws], steps: int
+    ) -> Advanced:
+        """Steps of all runs, one after the other.
+
+        Args:
+            rule: the rule; its own parameters are replaced by ``theta``.
+            theta: θ of each run by name, leading axis N.
+            groups: inner runs that can be advanced :func:`~lightning_lopt.meta.runs.together`.
+            draws: of each group.
+            steps: how many, >= 1.
+        """
+
+
+def steps_one_by_one(
+    step: Callable[..., Stepped],
+    rule: UpdateRule,
+    theta: Theta,
+    groups: Sequence[InnerRuns],
+    draws: Sequence[BatchDraws],
+    steps: int,
+) -> Advanced:
+    """:meth:`Execution.steps` by one call of ``step`` for each."""
+    params, state = joined(groups)
+    device, first = groups[0].device, groups[0].step
+    position, total_steps = positions(groups, device)
+    losses: list[dict[Split, Tensor]] = []
+    for number in range(first, first + steps):
+        chunk = batches_of(groups, [group_draws(1) for group_draws in draws], device)
+        batches: Batches = {split: {name: value[0] for name, value in batch.items()} for split, batch in chunk.items()}
+        params, state, loss = step(
+            rule, groups[0].task, theta, params, state, batches, position, total_steps, rule.phase_of(number)
+        )
+        position = position + 1
+        losses.append(loss)
+    return Advanced(
+        separated(groups, params, state), {split: torch.stack([loss[split] for loss in losses]) for split in losses[0]}
+    )

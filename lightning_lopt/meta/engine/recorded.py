@@ -1,0 +1,85 @@
+"""Inner steps as a CUDA graph: one launch instead of hundreds."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_lopt.meta.batches import BatchDraws
+from lightning_lopt.meta.engine.eager import Eager
+from lightning_lopt.meta.engine.execution import Advanced, Execution
+from lightning_lopt.meta.engine.recording import Recording, recordable
+from lightning_lopt.meta.engine.step import Stepped
+from lightning_lopt.meta.runs import InnerRuns
+from lightning_lopt.meta.theta import Theta
+from lightning_lopt.recording import stream_number
+from lightning_lopt.rules.base import UpdateRule
+from lightning_lopt.tasks.accelerations import computation_of
+from lightning_lopt.tasks.base import Split, Task
+
+
+class Recorded(Execution):
+    """Inner steps recorded once for each kind of task, and replayed: the numbers of what is recorded, bit for bit.
+
+    Small inner runs leave a GPU waiting for Python: a step is hundreds of kernels of a few microseconds. A recorded
+    step is one launch, in which the runs advance and their losses are written down; what the mini-batches are made of
+    is drawn on the CPU and sent, and they are looked up, for many steps at once.
+
+    A recording is used on one stream alone, by one task after the other where they compute the same
+    (:func:`~lightning_lopt.tasks.accelerations.computation_of`), and lives as long as one of these tasks.
+
+    On other devices, for runs that are not small, and where gradients flow through the steps, the execution that is
+    recorded makes the steps itself; so it does, with a warning, where recording fails (a step that copies from the CPU
+    or waits for the device).
+
+    Args:
+        execution: whose steps are recorded: :class:`~lightning_lopt.meta.engine.Eager` by default, or
+            :class:`~lightning_lopt.meta.engine.Compiled`.
+    """
+
+    def __init__(self, execution: Execution | None = None) -> None:
+        self.execution = execution or Eager()
+        # By task, stream and shapes; None where it cannot be.
+        self.recordings: WeakKeyDictionary[Task, dict[Hashable, Recording | None]] = WeakKeyDictionary()
+        self.shared: WeakValueDictionary[Hashable, Recording] = WeakValueDictionary()
+
+    def step(self, *arguments: Any) -> Stepped:
+        """One step, not recorded."""
+        return self.execution.step(*arguments)
+
+    def steps(
+        self, rule: UpdateRule, theta: Theta, groups: Sequence[InnerRuns], draws: Sequence[BatchDraws], steps: int
+    ) -> Advanced:
+        recording = None
+        if recordable(value for runs in groups for value in runs.params.values()):
+            recording = self._recording(rule, theta, groups, draws[0].splits, steps)
+        if recording is None:
+            return self.execution.steps(rule, theta, groups, draws, steps)
+        return recording.steps(theta, groups, draws, steps)
+
+    def _recording(
+        self, rule: UpdateRule, theta: Theta, groups: Sequence[InnerRuns], splits: Sequence[Split], steps: int
+    ) -> Recording | None:
+        """A recording for these steps on this stream: that of their task, that of a task like it, or a new one."""
+        first = groups[0]
+        key = stream_number(), len(groups), *[value.shape for value in first.params.values()]
+        of_task = self.recordings.setdefault(first.task, {})
+        if key in of_task and of_task[key] is None:
+            return None
+        computation = computation_of(first.task)
+        candidates = [of_task.get(key), None if computation is None else self.shared.get((computation, key))]
+        recording = next((each for each in candidates if each and each.fits(rule, theta, groups, splits)), None)
+        try:
+            recording = recording or Recording(rule, theta, groups, splits)
+            recording.prepare(self.execution.step, first.task, first.step, steps)
+        except Exception as error:  # an error of the step itself is raised again where it is not recorded
+            rank_zero_warn(f"inner steps of {first.task.name}: not recorded: {type(error).__name__}: {error}")
+            recording = None
+        if recording is not None and computation is not None:
+            self.shared[computation, key] = recording
+        for runs in groups:
+            self.recordings.setdefault(runs.task, {})[key] = recording
+        return recording

@@ -1,0 +1,160 @@
+"""One recorded inner step, and the memory that it reads and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from lightning_lopt.meta.batches import BatchDraws, Batches, batches_of
+from lightning_lopt.meta.engine.execution import Advanced
+from lightning_lopt.meta.engine.step import Stepped
+from lightning_lopt.meta.runs import InnerRuns, joined, positions, separated
+from lightning_lopt.meta.theta import Theta
+from lightning_lopt.recording import WARM_UP, cloned, overwrite, record
+from lightning_lopt.rules.base import State, UpdateRule
+from lightning_lopt.seeding import generator
+from lightning_lopt.tasks.base import Split, Task
+
+SMALL = 2**24
+"""Parameters of all runs together up to which launching kernels costs more than running them."""
+
+CHUNK = 2**26
+"""Bytes of the batches that are made at once, unless a single step takes more."""
+
+MOST = 200
+"""Steps that batches are made for at once, at most."""
+
+
+def recordable(tensors: Iterable[Tensor]) -> bool:
+    """Whether steps on these parameters may be recorded: they are small, on a GPU, and no gradients flow through."""
+    return not torch.is_grad_enabled() and small_on_cuda(tensors)
+
+
+def small_on_cuda(tensors: Iterable[Tensor]) -> bool:
+    """Whether all of them live on a CUDA device and have few entries together."""
+    values = list(tensors)
+    return all(value.is_cuda for value in values) and sum(value.numel() for value in values) <= SMALL
+
+
+class Recording:
+    """One inner step of all runs of a task, or of tasks that compute the same, and the memory that it reads and writes.
+
+    Args:
+        rule: the rule; a recording is for this one alone.
+        theta: θ of each run by name, leading axis N.
+        groups: inner runs that advance together.
+        splits: of which losses are measured.
+    """
+
+    def __init__(
+        self,
+        rule: UpdateRule,
+        theta: Theta,
+        groups: Sequence[InnerRuns],
+        splits: Sequence[Split],
+    ) -> None:
+        device = groups[0].device
+        self.theta, self.params, self.state = pytree.tree_map(torch.clone, (theta, *joined(groups)))
+        self.memory_of_groups = separated(groups, self.params, self.state)
+        self.rule, self.addresses, self.copies, self.splits = rule, _addresses(rule), groups[0].copies, splits
+        draws = [BatchDraws(runs, generator(0, "shapes"), splits, 1)(1) for runs in groups]
+        batches = batches_of(groups, draws, device)
+        size = sum(value.nbytes for batch in batches.values() for value in batch.values())
+        self.most = max(WARM_UP + 1, min(CHUNK // max(size, 1), MOST))  # steps that batches are made for at once
+        self.batches: Batches = {
+            split: {name: value.expand(self.most, *value.shape[1:]).clone() for name, value in batch.items()}
+            for split, batch in batches.items()
+        }
+        self.losses: dict[Split, Tensor] = {}
+        self.row = torch.zeros(1, dtype=torch.int64, device=device)  # among the batches
+        self.position, self.total_steps = positions(groups, device)
+        self.replay: dict[int | None, Callable[[], object]] = {}
+
+    def fits(self, rule: UpdateRule, theta: Theta, groups: Sequence[InnerRuns], splits: Sequence[Split]) -> bool:
+        """Whether this is a recording of steps of that rule on tensors like these."""
+        size = len(next(iter(self.params.values()))) // len(groups)
+        return (
+            rule is self.rule
+            and _addresses(rule) == self.addresses
+            and all(runs.copies == self.copies for runs in groups)
+            and _alike(groups[0].params, {name: value[:size] for name, value in self.params.items()})
+            and _alike(theta, self.theta)
+            and splits == self.splits
+        )
+
+    def prepare(self, step: Callable[..., Stepped], task: Task, first: int, steps: int) -> None:
+        """Record the phases of ``steps`` steps from step ``first`` on, where they are not recorded yet.
+
+        Neither ``step``, which has the signature of :func:`~lightning_lopt.meta.engine.step.advance_runs`, nor ``task``
+        is kept: a recording lives on while other tasks use it.
+
+        Raises:
+            RuntimeError: if a step cannot be recorded.
+        """
+        for phase in dict.fromkeys(map(self.rule.phase_of, range(first, first + steps))):
+            if phase not in self.replay:
+                self.row.zero_()
+                self.replay[phase] = record(partial(self._one_step, step, task, phase))
+
+    def _one_step(self, step: Callable[..., Stepped], task: Task, phase: int | None) -> None:
+        """One step in the memory of the recording, on the batches of the present row."""
+        batches = {
+            split: {name: value.index_select(0, self.row)[0] for name, value in batch.items()}
+            for split, batch in self.batches.items()
+        }
+        params, state, losses = step(
+            self.rule, task, self.theta, self.params, self.state, batches, self.position, self.total_steps, phase
+        )
+        overwrite([*_pairs(self.params, params), *_state_pairs(self.state, state)])
+        for split, loss in losses.items():
+            if split not in self.losses:
+                self.losses[split] = loss.new_zeros(self.most, *loss.shape)
+            self.losses[split].index_copy_(0, self.row, loss[None])
+        self.row += 1
+        self.position += 1
+
+    def steps(self, theta: Theta, groups: Sequence[InnerRuns], draws: Sequence[BatchDraws], steps: int) -> Advanced:
+        """As :meth:`Execution.steps <lightning_lopt.meta.engine.Execution.steps>`, after :meth:`prepare`."""
+        position, total_steps = positions(groups, self.row.device)
+        inputs = [*_pairs(self.theta, theta), (self.position, position), (self.total_steps, total_steps)]
+        for runs, (params, state) in zip(groups, self.memory_of_groups, strict=True):
+            inputs += [*_pairs(params, runs.params), *_state_pairs(state, runs.state)]
+        # no value is a view of this memory: what is handed out are copies
+        torch._foreach_copy_([place for place, _ in inputs], [value for _, value in inputs])
+        losses: list[dict[Split, Tensor]] = []
+        for first in range(0, steps, self.most):
+            chunk = min(self.most, steps - first)
+            batches = batches_of(groups, [group_draws(chunk) for group_draws in draws], self.row.device)
+            for split, batch in batches.items():
+                for name, values in batch.items():
+                    self.batches[split][name][:chunk].copy_(values)
+            self.row.zero_()
+            for number in range(groups[0].step + first, groups[0].step + first + chunk):
+                self.replay[self.rule.phase_of(number)]()
+            losses.append({split: loss[:chunk].clone() for split, loss in self.losses.items()})
+        return Advanced(
+            cloned(self.memory_of_groups), {split: torch.cat([loss[split] for loss in losses]) for split in losses[0]}
+        )
+
+
+def _pairs(places: dict[str, Tensor], values: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    return [(place, values[name]) for name, place in places.items()]
+
+
+def _state_pairs(places: State, values: State) -> list[tuple[Tensor, Tensor]]:
+    pairs = [pair for name, tensors in places.tensors.items() for pair in _pairs(tensors, values.tensors[name])]
+    return pairs + _pairs(places.shared, values.shared)
+
+
+def _alike(some: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
+    return some.keys() == others.keys() and all(
+        value.shape == others[name].shape and value.dtype == others[name].dtype for name, value in some.items()
+    )
+
+
+def _addresses(rule: UpdateRule) -> list[int]:
+    return [value.data_ptr() for value in rule.parameters()]

@@ -1,0 +1,72 @@
+"""One inner step: of one run, and of all runs side by side."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, vmap
+from torch.utils._pytree import tree_map
+
+from lightning_lopt.meta.batches import Batches
+from lightning_lopt.meta.theta import Theta
+from lightning_lopt.rules.base import Params, State, StepContext, UpdateRule
+from lightning_lopt.tasks.base import Split, Task
+
+Stepped = tuple[Params, State, dict[Split, Tensor]]
+"""Parameters and state after an inner step, and losses before it."""
+
+
+def inner_step(
+    rule: UpdateRule,
+    theta: Theta,
+    task: Task,
+    params: Params,
+    state: State,
+    batches: Batches,
+    step: Tensor,
+    total_steps: Tensor,
+    phase: int | None = None,
+) -> Stepped:
+    """One step of one inner run: new parameters, new state, and losses before the step. Pure.
+
+    ``batches["train"]`` is trained on; of others the loss is measured.
+    """
+    grads, loss, carried = task.gradient(params, batches["train"])
+    trained = {name: params[name] for name in grads}
+    context = StepContext(step, total_steps, loss, task.roles, phase=phase)
+    losses = {split: loss if split == "train" else task.loss(params, batch) for split, batch in batches.items()}
+    updates, state = functional_call(rule, theta, (trained, grads, state, context))
+    return params | {name: value + updates[name] for name, value in trained.items()} | carried, state, losses
+
+
+def advance_runs(
+    rule: UpdateRule,
+    task: Task,
+    theta: Theta,
+    params: Params,
+    state: State,
+    batches: Batches,
+    step: Tensor,
+    total_steps: Tensor,
+    phase: int | None = None,
+) -> Stepped:
+    """:func:`inner_step` for all runs side by side: leading axis N on θ, parameters, state, batches, and the losses.
+
+    Step and horizon are 0-dim where all runs have the same, or of shape ``(N,)``: then those at their horizon stay as
+    they are.
+    """
+    shared = step.ndim == 0
+
+    def advance_run(
+        theta: Theta, params: Params, state: State, batches: Batches, step: Tensor, total_steps: Tensor
+    ) -> Stepped:
+        after, state_after, losses = inner_step(rule, theta, task, params, state, batches, step, total_steps, phase)
+        if not shared:
+            going = step < total_steps
+            after, state_after = tree_map(
+                lambda new, old: torch.where(going, new, old), (after, state_after), (params, state)
+            )
+        return after, state_after, losses
+
+    axis = None if shared else 0
+    return vmap(advance_run, in_dims=(0, 0, 0, 0, axis, axis))(theta, params, state, batches, step, total_steps)

@@ -1,0 +1,134 @@
+"""Inner runs of one task side by side: how they start, and how those of several tasks become one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from lightning_lopt.devices import sent
+from lightning_lopt.rules.base import Params, State, UpdateRule
+from lightning_lopt.seeding import generator
+from lightning_lopt.tasks.accelerations import computation_of
+from lightning_lopt.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class InnerRuns:
+    """Inner runs of one task in lock-step: for meta-training ``2 P``, first all ``+`` particles, then all ``-``.
+
+    The two runs of a pair begin at the same parameters and see the same batches (common random numbers); pairs differ.
+    For measuring, ``copies`` other than 2 share initial parameters and batches in the same way.
+
+    Attributes:
+        task: the problem all of them solve.
+        params: parameters, leading axis ``copies x P``.
+        state: state of the rule, leading axis ``copies x P``.
+        step: inner steps made so far.
+        horizon: inner steps planned, the rule's ``total_steps``.
+        seed: what initial parameters, batches and perturbations of these runs are derived from.
+        copies: runs that share initial parameters and batches.
+        truncations: how many times an estimator has advanced them.
+        noise_sum: perturbations of θ added up since the runs began, shape ``(P, entries of θ)`` (for PES, which
+            derives them from ``seed`` again where this is ``None``, as after a checkpoint).
+    """
+
+    task: Task
+    params: Params
+    state: State
+    step: int
+    horizon: int
+    seed: int
+    copies: int = 2
+    truncations: int = 0
+    noise_sum: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        """How many they are, copies included."""
+        return len(next(iter(self.params.values())))
+
+    @property
+    def pairs(self) -> int:
+        """How many of them differ in initial parameters and batches."""
+        return self.count // self.copies
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.params.values())).device
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.horizon
+
+
+def start_runs(rule: UpdateRule, task: Task, *, pairs: int, horizon: int, seed: int, copies: int = 2) -> InnerRuns:
+    """Inner runs before their first step; pair ``p`` is initialised from ``(seed, "init", p)`` alone."""
+    inits = [task.init(generator(seed, "init", pair)) for pair in range(pairs)]
+    device = device_of(rule)
+    params = {name: sent(torch.stack([init[name] for init in inits] * copies), device) for name in inits[0]}
+    trained = {name: value for name, value in params.items() if name in task.roles}
+    state = vmap(lambda params: rule.init_state(params, task.roles))(trained)
+    return InnerRuns(task, params, state, 0, horizon, seed, copies)
+
+
+def device_of(rule: UpdateRule) -> torch.device:
+    """The device of the rule's parameters, where its inner runs live."""
+    return next((parameter.device for parameter in rule.parameters()), torch.device("cpu"))
+
+
+def map_runs(runs: InnerRuns, function: Callable[[Tensor], Tensor]) -> InnerRuns:
+    """The runs with ``function`` applied to each tensor of their parameters and of the rule's state."""
+    params, state = tree_map(function, (runs.params, runs.state))
+    return replace(runs, params=params, state=state)
+
+
+def together(rule: UpdateRule, groups: Sequence[InnerRuns]) -> bool:
+    """Whether these inner runs can be advanced as one: tasks compute the same, shapes are equal, all steps are full."""
+    first = groups[0]
+    if len(groups) == 1:
+        return True
+    computation = computation_of(first.task)
+    shapes = {name: value.shape for name, value in first.params.items()}
+    return (
+        rule.period == 1
+        and computation is not None
+        and all(
+            computation_of(runs.task) == computation
+            and runs.copies == first.copies
+            and {name: value.shape for name, value in runs.params.items()} == shapes
+            for runs in groups
+        )
+    )
+
+
+def joined(groups: Sequence[InnerRuns]) -> tuple[Params, State]:
+    """Parameters and states of G groups of runs, one after the other along their leading axis."""
+    if len(groups) == 1:
+        return groups[0].params, groups[0].state
+    trees = [(runs.params, runs.state) for runs in groups]
+    params, state = tree_map(lambda *values: torch.cat(values), *trees)
+    return params, state
+
+
+def separated(groups: Sequence[InnerRuns], params: Params, state: State) -> list[tuple[Params, State]]:
+    """The inverse of :func:`joined`: parameters and state of each group, views of those of all."""
+    if len(groups) == 1:
+        return [(params, state)]
+    leaves, structure = tree_flatten((params, state))
+    parts = zip(*(torch.split(leaf, [runs.count for runs in groups]) for leaf in leaves), strict=True)
+    return [tree_unflatten(list(part), structure) for part in parts]
+
+
+def positions(groups: Sequence[InnerRuns], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Step and horizon: 0-dim for one group, a number for each of N runs, shape ``(N,)``, for several."""
+    if len(groups) == 1:  # unlike with torch.tensor, there is no copy to wait for
+        step, total = groups[0].step, groups[0].horizon
+        return torch.full((), float(step), device=device), torch.full((), float(total), device=device)
+    rows = sent(torch.tensor([[float(runs.step), float(runs.horizon)] for runs in groups]), device)
+    steps, totals = rows.repeat_interleave(groups[0].count, 0).unbind(1)
+    return steps.contiguous(), totals.contiguous()

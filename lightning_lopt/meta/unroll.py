@@ -1,0 +1,96 @@
+"""Unrolls: inner runs of one task or of several advanced by some steps, each run with its own θ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.meta.batches import BatchDraws
+from lightning_lopt.meta.engine import Eager, Execution
+from lightning_lopt.meta.engine.streams import side_by_side
+from lightning_lopt.meta.runs import InnerRuns, together
+from lightning_lopt.meta.theta import Theta
+from lightning_lopt.rules.base import UpdateRule
+from lightning_lopt.tasks.base import Split
+
+EAGER = Eager()
+
+
+def unroll(
+    rule: UpdateRule,
+    particles: Theta,
+    runs: InnerRuns,
+    steps: int,
+    draws: torch.Generator,
+    splits: Sequence[Split] = ("train",),
+    execution: Execution = EAGER,
+) -> tuple[InnerRuns, Tensor]:
+    """Advance all runs by ``steps``, particle ``i`` with ``particles[...][i]`` as θ.
+
+    Args:
+        rule: the rule; its own parameters are replaced by ``particles``.
+        particles: θ for each run, leading axis ``copies x P``, for the names that are perturbed;
+            others are the rule's own.
+        runs: where to go on.
+        steps: inner steps to make; fewer are made where the horizon comes first.
+        draws: where the mini-batches come from, P at a time, each shown to all copies.
+        splits: of what to measure the loss: the batches that are trained on, fresh ones held out, or both.
+        execution: how the steps are computed.
+
+    Returns:
+        the runs after it, and losses before each step, shape ``(splits, steps made, copies x P)``.
+    """
+    return _unroll_together(rule, particles, [runs], steps, [draws], splits, execution)[0]
+
+
+def unroll_groups(
+    rule: UpdateRule,
+    particles: Theta,
+    groups: Sequence[InnerRuns],
+    steps: int,
+    draws: Sequence[torch.Generator],
+    splits: Sequence[Split] = ("train",),
+    execution: Execution = EAGER,
+) -> list[tuple[InnerRuns, Tensor]]:
+    """:func:`unroll` of several groups of inner runs, each with ``draws`` of its own.
+
+    They advance as one where they can (:func:`~lightning_lopt.meta.runs.together`; runs whose horizon comes first then
+    wait for the others), else one after the other, on CUDA beside each other. θ of all of them comes in ``particles``,
+    one after the other.
+    """
+    if together(rule, groups):
+        return _unroll_together(rule, particles, groups, steps, draws, splits, execution)
+    ends = torch.tensor([runs.count for runs in groups]).cumsum(0).tolist()
+    calls: list[Callable[[], list[tuple[InnerRuns, Tensor]]]] = []
+    for runs, end, generator in zip(groups, ends, draws, strict=True):
+        theta = {name: value[end - runs.count : end] for name, value in particles.items()}
+        calls.append(partial(_unroll_together, rule, theta, [runs], steps, [generator], splits, execution))
+    return [unrolled for (unrolled,) in side_by_side(calls, groups[0].device)]
+
+
+def _unroll_together(
+    rule: UpdateRule,
+    particles: Theta,
+    groups: Sequence[InnerRuns],
+    steps: int,
+    generators: Sequence[torch.Generator],
+    splits: Sequence[Split],
+    execution: Execution,
+) -> list[tuple[InnerRuns, Tensor]]:
+    counts = [min(steps, runs.horizon - runs.step) for runs in groups]
+    drawn: tuple[Split, ...] = ("train", "valid") if "valid" in splits else ("train",)
+    draws = [
+        BatchDraws(runs, generator, drawn, count)
+        for runs, generator, count in zip(groups, generators, counts, strict=True)
+    ]
+    advanced = execution.steps(rule, particles, groups, draws, max(counts))
+    measured = torch.stack([advanced.losses[split] for split in splits])
+    losses = torch.split(measured, [runs.count for runs in groups], dim=2)
+    return [
+        (replace(runs, params=params, state=state, step=runs.step + count), loss[:, :count])
+        for runs, count, (params, state), loss in zip(groups, counts, advanced.groups, losses, strict=True)
+    ]
