@@ -123,7 +123,7 @@ def resnet50(classes: int = 1000) -> nn.Module:
 def small_cnn(classes: int = 10) -> nn.Module:
     """Three convolutions on images, (batch, 3, 16, 16)."""
     return nn.Sequential(
-        nn.Conv2d(3, 32, 3, padding=1),
+        nn.Conv2d(3, 32, 3, 2, 1),
         nn.ReLU(),
         nn.Conv2d(32, 64, 3, 2, 1),
         nn.ReLU(),

@@ -83,7 +83,7 @@ def picture(results: Sequence[ModelResult], limits: DeviceLimits) -> Figure:
             ratio = f"{result.training_ratio(each):.2f}×"
             left.annotate(ratio, (end, place), (3, 0), textcoords="offset points", va="center")
         left.set(title=f"{plain(result.name)}: training step", xlabel="ms, mean; × that with AdamW")
-        left.set_xlim(0, 1.15 * (gradient + max(means)))
+        left.set_xlim(0, 1.25 * (gradient + max(means)))
         right.barh(places, [each.state for each in result.figures], color="tab:green", label="state")
         right.barh(
             places,
