@@ -69,6 +69,7 @@ def meta_train(arguments: Sequence[str]) -> int:
 
 def info(arguments: Sequence[str]) -> int:
     """Print a rule's card and numbers."""
+    from lightning_lopt.evaluation.benchmark import rule_memory
     from lightning_lopt.io import RuleFileError, load_card, load_rule
     from lightning_lopt.rules.cost import report
     from lightning_lopt.terminal import say
@@ -84,6 +85,7 @@ def info(arguments: Sequence[str]) -> int:
     say(card.rstrip())
     say(f"\nrule: {rule.rule_name}, {type(rule).__name__}({', '.join(f'{k}={v!r}' for k, v in rule.config.items())})")
     say(report(rule))
+    say(rule_memory.report(rule))
     return 0
 
 
