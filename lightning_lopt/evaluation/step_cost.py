@@ -65,7 +65,7 @@ def step_costs(
     planned = max(problem.horizon, turns)
     steps: dict[str, Step] = {name: learned(leaves, rule, loss, planned) for name, rule in rules.items()}
     steps |= {name: BASELINES[name](leaves) for name in against if name in BASELINES}
-    of_gradient, of_steps = time_in_turns(gradient, steps, turns, device, prepare=put_back)
+    of_gradient, of_steps = time_in_turns(gradient, steps, turns, device, prepare=put_back, put_back=put_back)
     periods = {name: rule.period for name, rule in rules.items()}
     costs = {name: mean_of_run(of_steps[name], problem.horizon, periods.get(name, 1)) for name in steps}
     return statistics.median(of_gradient), costs

@@ -36,6 +36,7 @@ def time_in_turns(
     device: torch.device,
     *,
     prepare: Callable[[], object] = lambda: None,
+    put_back: Callable[[], object] = lambda: None,
 ) -> tuple[list[float], dict[str, list[float]]]:
     """Seconds of the gradient and of each optimizer's step at each of ``turns`` consecutive training steps.
 
@@ -48,6 +49,7 @@ def time_in_turns(
         turns: consecutive steps, >= 1.
         device: where everything is.
         prepare: is called before each turn and not timed.
+        put_back: is called before each step and not timed: parameters as they were, whatever another step made of them.
     """
     clock = synchronised_clock(device)
 
@@ -64,6 +66,7 @@ def time_in_turns(
         of_gradient.append(seconds(gradient))
         first = turn % max(1, len(names))
         for name in names[first:] + names[:first]:
+            put_back()
             of_steps[name].append(seconds(steps[name]))
     return of_gradient, of_steps
 

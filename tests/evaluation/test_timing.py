@@ -10,14 +10,19 @@ def test_optimizers_take_turns_each_with_the_gradient_of_its_step():
     calls = []
     steps = {name: (lambda name=name: calls.append(name)) for name in "abc"}
     of_gradient, of_steps = time_in_turns(
-        lambda: calls.append("gradient"), steps, 4, torch.device("cpu"), prepare=lambda: calls.append("prepare")
+        lambda: calls.append("gradient"),
+        steps,
+        4,
+        torch.device("cpu"),
+        prepare=lambda: calls.append("prepare"),
+        put_back=lambda: calls.append("."),
     )
     assert len(of_gradient) == 4
     assert {name: len(seconds) for name, seconds in of_steps.items()} == {"a": 4, "b": 4, "c": 4}
     assert all(second >= 0 for seconds in of_steps.values() for second in seconds)
-    turns = [calls[at : at + 5] for at in range(0, len(calls), 5)]
+    turns = [calls[at : at + 8] for at in range(0, len(calls), 8)]
     assert all(turn[:2] == ["prepare", "gradient"] for turn in turns)
-    assert ["".join(turn[2:]) for turn in turns] == ["abc", "bca", "cab", "abc"]
+    assert ["".join(turn[2:]) for turn in turns] == [".a.b.c", ".b.c.a", ".c.a.b", ".a.b.c"]
 
 
 @pytest.mark.parametrize(

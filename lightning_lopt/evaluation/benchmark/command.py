@@ -118,7 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", default="cpu", help="where everything runs")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch; with 1 on the CPU, processor time counts")
-    parser.add_argument("--repeats", type=int, default=30, help="timed steps, after 20 that are not")
+    parser.add_argument(
+        "--repeats", type=int, default=40, help="timed steps, after 20 that are not; whole periods of 4, 5, 8, 10"
+    )
     parser.add_argument("--batch", type=int, help="examples in a mini-batch of a named model")
     parser.add_argument("--dtype", choices=tuple(TYPES), default="float32", help="of a named model's parameters")
     parser.add_argument("--autocast", choices=("bfloat16",), help="of forward and backward passes, as in bf16-mixed")

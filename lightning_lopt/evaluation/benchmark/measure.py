@@ -22,7 +22,7 @@ OF_RULES, OF_OTHERS = 3, 12
 
 
 class _Training:
-    """A workload's gradients, and its parameters put back before each training step, so that none runs away."""
+    """A workload's gradients, and its parameters as they were at first: no optimizer depends on what another does."""
 
     def __init__(self, workload: Workload, autocast: torch.dtype | None) -> None:
         self.workload, self.autocast = workload, autocast
@@ -39,8 +39,11 @@ class _Training:
         return any(param.grad is None for param in self.with_gradient)
 
     @torch.no_grad()
-    def prepare(self) -> None:
+    def put_back(self) -> None:
         torch._foreach_copy_(self.params, self.start)
+
+    def prepare(self) -> None:
+        self.put_back()
         self.workload.module.zero_grad(set_to_none=True)
         self.batch = self.workload.batch()
 
@@ -58,7 +61,7 @@ def measure(
     workload: Workload,
     contenders: Mapping[str, Contender],
     *,
-    repeats: int = 24,
+    repeats: int = 40,
     autocast: torch.dtype | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> ModelResult:
@@ -108,7 +111,12 @@ def measure(
             raise ValueError(f"{REFERENCE} failed on {workload.name}: {left_out[REFERENCE]}")
         tell(f"{workload.name}: {BEGINNING} + {repeats} training steps")
         of_gradient, of_steps = time_in_turns(
-            training.gradient, steps, BEGINNING + repeats, training.device, prepare=training.prepare
+            training.gradient,
+            steps,
+            BEGINNING + repeats,
+            training.device,
+            prepare=training.prepare,
+            put_back=training.put_back,
         )
         flops = {name: operations_of(step, contenders[name].period) for name, step in steps.items()}
     training.prepare()
