@@ -171,7 +171,7 @@ def test_ratios_and_floors():
 
 
 def test_limits_of_this_device():
-    limits = measured_limits(CPU, side=64, copied=2**16)
+    limits = measured_limits(CPU, side=64, scaled=2**16)
     assert set(limits.products) == {"float32", "bfloat16"}
     assert all(rate > 0 for rate in (*limits.products.values(), limits.bandwidth))
 
