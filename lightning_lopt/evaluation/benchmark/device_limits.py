@@ -45,11 +45,11 @@ class DeviceLimits:
 
 
 def measured_limits(device: torch.device, *, side: int | None = None, scaled: int | None = None) -> DeviceLimits:
-    """The best of a few products in float32 and bfloat16, and of a few passes over memory in place, as optimizers make them.
+    """The best rates in a few products in float32 and bfloat16, and in a few passes in place over a large tensor.
 
-    A copy would move a third more: the processor reads what it is going to overwrite.
-
-    Products in float32 are those that ``torch.backends.cuda.matmul.allow_tf32`` asks for.
+    Optimizers write where they have read; a copy to another place would move half as much again, since the processor
+    reads what it is going to overwrite. Products in float32 are those that ``torch.backends.cuda.matmul.allow_tf32``
+    asks for.
 
     Args:
         device: to be measured.
