@@ -205,6 +205,8 @@ def test_command(tmp_path, capsys, monkeypatch):
     [
         (["nothing"], "there is no model 'nothing'"),
         (["nowhere.py:Model"], "there is no file 'nowhere.py'"),
+        (["cnn", "--repeats", "0"], "repeats must be at least 1"),
+        (["cnn", "--device", "nowhere"], "no device 'nowhere' can be used here"),
         (["cnn", "--rules", "nothing"], "neither a folder nor an embedded rule"),
         (["cnn", "--rules", "muon", "--optimizers", "muon"], "are both called 'muon'"),
     ],

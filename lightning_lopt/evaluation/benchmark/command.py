@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from lightning_lopt.evaluation.benchmark.device_limits import measured_limits
+from lightning_lopt.evaluation.benchmark.device_limits import DeviceLimits, measured_limits
 from lightning_lopt.evaluation.benchmark.measure import measure
 from lightning_lopt.evaluation.benchmark.optimizers import (
     PEERS,
@@ -21,6 +21,7 @@ from lightning_lopt.evaluation.benchmark.optimizers import (
     rule_named,
 )
 from lightning_lopt.evaluation.benchmark.report import picture, text
+from lightning_lopt.evaluation.benchmark.results import ModelResult
 from lightning_lopt.evaluation.benchmark.workloads import RECIPES, Workload, named_workload, users_workload
 from lightning_lopt.evaluation.environment import environment_of
 from lightning_lopt.evaluation.json_files import write_json
@@ -39,7 +40,7 @@ def benchmark_command(arguments: Sequence[str]) -> int:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = given.tf32
     results = []
     try:
-        device = torch.device(given.device)
+        device = _device(given.device)
         contenders = _contenders(given)
         limits = measured_limits(device)
         rates = ", ".join(f"{1e-9 * rate:.4g} GFLOP/s in {dtype} products" for dtype, rate in limits.products.items())
@@ -55,23 +56,37 @@ def benchmark_command(arguments: Sequence[str]) -> int:
                 del workload  # before the next one is built
                 bar.clear()
                 say(text(result, limits) + "\n")
+                if given.out is not None:  # after each model, so that a run which is stopped has given something
+                    _write(Path(given.out), results, limits, ["benchmark", *arguments], device)
         if given.out is not None:
-            folder = Path(given.out)
-            content: dict[str, Any] = {
-                "command": shlex.join(["lightning-lopt", "benchmark", *arguments]),
-                "environment": environment_of(device, given.threads),
-                "reference": REFERENCE,
-                "products_per_second": limits.products,
-                "bytes_per_second": limits.bandwidth,
-                "models": [result.to_json(limits) for result in results],
-            }
-            write_json(folder / "benchmark.json", content)
-            write_whole(folder / "benchmark.png", png(picture(results, limits)))
-            say(f"written: {folder / 'benchmark.json'}, {folder / 'benchmark.png'}")
+            say(f"written: {given.out}/benchmark.json, {given.out}/benchmark.png")
     except (ValueError, OSError, ImportError) as error:
         say(f"lightning-lopt benchmark: {error}")
         return 1
     return 0
+
+
+def _write(
+    folder: Path, results: Sequence[ModelResult], limits: DeviceLimits, arguments: Sequence[str], device: torch.device
+) -> None:
+    content: dict[str, Any] = {
+        "command": shlex.join(["lightning-lopt", *arguments]),
+        "environment": environment_of(device, torch.get_num_threads()),
+        "reference": REFERENCE,
+        "products_per_second": limits.products,
+        "bytes_per_second": limits.bandwidth,
+        "models": [result.to_json(limits) for result in results],
+    }
+    write_json(folder / "benchmark.json", content)
+    write_whole(folder / "benchmark.png", png(picture(results, limits)))
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"no device {name!r} can be used here ({reason}); leave --device out for the CPU.") from error
 
 
 def _contenders(given: argparse.Namespace) -> dict[str, Contender]:

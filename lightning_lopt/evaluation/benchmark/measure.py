@@ -78,10 +78,12 @@ def measure(
         tell: is given a line now and then.
 
     Raises:
-        ValueError: if the reference is missing or fails.
+        ValueError: if the reference is missing or fails, or ``repeats`` is below 1.
     """
     if REFERENCE not in contenders:
         raise ValueError(f"ratios are those over {REFERENCE!r}; put it among the optimizers.")
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}.")
     training = _Training(workload, autocast)
     parameters = sum(param.numel() for param in training.params)
     steps: dict[str, Step] = {}
