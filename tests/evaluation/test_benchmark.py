@@ -64,6 +64,13 @@ def test_named_workloads_have_gradients_everywhere(name):
     assert all(torch.equal(a, b) for (_, a, _), (_, b, _) in zip(workload.leaves, again.leaves, strict=True))
 
 
+def test_length_of_texts():
+    workload = named_workload("char_transformer", CPU, batch=2, length=5)
+    assert [tuple(x.shape) for x in workload.batch()] == [(2, 5), (2, 5)]
+    with pytest.raises(ValueError, match="'cnn' reads no text"):
+        named_workload("cnn", CPU, length=5)
+
+
 def test_images_are_classified():
     with torch.device("meta"):
         assert RECIPES["vit_b"].build()(torch.empty(2, 3, 224, 224)).shape == (2, 1000)

@@ -106,7 +106,7 @@ def _contenders(given: argparse.Namespace) -> dict[str, Contender]:
 def _workload(name: str, given: argparse.Namespace, device: torch.device) -> Workload:
     if ":" in name:
         return users_workload(name, given.datamodule, device)
-    return named_workload(name, device, dtype=TYPES[given.dtype], batch=given.batch)
+    return named_workload(name, device, dtype=TYPES[given.dtype], batch=given.batch, length=given.length)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -137,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         "--repeats", type=int, default=40, help="timed steps, after 20 that are not; whole periods of 4, 5, 8, 10"
     )
     parser.add_argument("--batch", type=int, help="examples in a mini-batch of a named model")
+    parser.add_argument("--length", type=int, help="tokens of each text of a named text model")
     parser.add_argument("--dtype", choices=tuple(TYPES), default="float32", help="of a named model's parameters")
     parser.add_argument("--autocast", choices=("bfloat16",), help="of forward and backward passes, as in bf16-mixed")
     parser.add_argument("--tf32", action="store_true", help="products of float32 in TF32, on a GPU")

@@ -119,7 +119,13 @@ RECIPES: dict[str, Recipe] = {
 
 
 def named_workload(
-    name: str, device: torch.device, *, dtype: torch.dtype = torch.float32, batch: int | None = None, seed: int = 0
+    name: str,
+    device: torch.device,
+    *,
+    dtype: torch.dtype = torch.float32,
+    batch: int | None = None,
+    length: int | None = None,
+    seed: int = 0,
 ) -> Workload:
     """A workload of :data:`RECIPES`, with random weights and random data.
 
@@ -128,20 +134,23 @@ def named_workload(
         device: where it is.
         dtype: of parameters and images.
         batch: examples in a mini-batch; by default the recipe's.
+        length: tokens of a text; by default the recipe's.
         seed: of weights and data.
 
     Raises:
-        ValueError: if there is no such recipe.
+        ValueError: if there is no such recipe, or it has no length.
     """
     if name not in RECIPES:
         raise ValueError(f"there is no model {name!r}; use FILE.py:NAME or one of {', '.join(map(repr, RECIPES))}.")
     recipe = RECIPES[name]
+    if length is not None and recipe.symbols is None:
+        raise ValueError(f"the model {name!r} reads no text; leave the length out.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = recipe.build().to(device, dtype)
     random = torch.Generator(device).manual_seed(seed)
     count = batch or recipe.batch
-    shape = (count, *recipe.inputs)
+    shape = (count, *(recipe.inputs if length is None else (length,)))
 
     def draw() -> tuple[Tensor, Tensor | None]:
         if recipe.symbols is None:
