@@ -16,6 +16,7 @@ USAGE = """usage: lightning-lopt COMMAND ...
   compare A B ... the same for several rules on one report; RULE@start is a rule before meta-training
   baselines    tune hand-designed optimizers on suites of problems, --suite NAMES --out FILE; --help for all options
   assess FILE.py:MODEL --total-steps N   is a rule to be trusted with your module? --help for all options
+  benchmark MODEL ...  what a step costs in time and memory, beside AdamW's; --help for models and options
 """
 
 
@@ -68,6 +69,7 @@ def meta_train(arguments: Sequence[str]) -> int:
 
 def info(arguments: Sequence[str]) -> int:
     """Print a rule's card and numbers."""
+    from lightning_lopt.evaluation.benchmark import rule_memory
     from lightning_lopt.io import RuleFileError, load_card, load_rule
     from lightning_lopt.rules.cost import report
     from lightning_lopt.terminal import say
@@ -83,6 +85,7 @@ def info(arguments: Sequence[str]) -> int:
     say(card.rstrip())
     say(f"\nrule: {rule.rule_name}, {type(rule).__name__}({', '.join(f'{k}={v!r}' for k, v in rule.config.items())})")
     say(report(rule))
+    say(rule_memory.report(rule))
     return 0
 
 
@@ -121,6 +124,13 @@ def assess(arguments: Sequence[str]) -> int:
     return assess_command(arguments)
 
 
+def benchmark(arguments: Sequence[str]) -> int:
+    """What a step costs; see :mod:`lightning_lopt.evaluation.benchmark.command`."""
+    from lightning_lopt.evaluation.benchmark.command import benchmark_command
+
+    return benchmark_command(arguments)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "meta-train": meta_train,
     "convert": convert,
@@ -129,4 +139,5 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": compare,
     "baselines": baselines,
     "assess": assess,
+    "benchmark": benchmark,
 }

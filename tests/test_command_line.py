@@ -1,5 +1,6 @@
 """The command lightning-lopt, run in this process."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,9 @@ def test_info_says_what_a_rule_is(capsys):
     assert "# base" in printed
     assert "meta-parameters: 64" in printed
     assert "reads: gradients, the horizon" in printed
+    assert re.search(
+        r"char_transformer .*: state [\d.]+ and peak of a step beyond it [\d.]+ \(float32 state\)", printed
+    )
 
 
 def test_what_it_says_to_a_beginner(capsys):

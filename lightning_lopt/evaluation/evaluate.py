@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -13,9 +12,9 @@ from pathlib import Path
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_lopt.__about__ import __version__
 from lightning_lopt.evaluation.baselines import BASELINES, SEED, Baselines
 from lightning_lopt.evaluation.comparison import result_of
+from lightning_lopt.evaluation.environment import environment_of
 from lightning_lopt.evaluation.kept import Kept, baseline_key, cost_key, problem_marks, rule_key
 from lightning_lopt.evaluation.measurement import Measurement
 from lightning_lopt.evaluation.problem import Problem
@@ -112,7 +111,10 @@ def evaluate(
         found[job] = measurement
         if progress is not None:
             progress(len(found), total, f"{job[1]} on {problems[job[0]].name}")
-    environment = _environment(workers, torch.device(baselines.device))
+    if torch.get_num_threads() > 1 and workers > 1:
+        rank_zero_warn("workers measure with one thread each, whatever this process has.")
+    threads = torch.get_num_threads() if workers == 1 else 1
+    environment = environment_of(torch.device(baselines.device), threads) | {"workers": workers}
     results = []
     for number, problem in enumerate(problems):
         measurements = {name: found[number, name] for name in (*rules, *against)}
@@ -183,29 +185,3 @@ def _begin(work: Work) -> None:
 def _one(job: tuple[int, str]) -> Measurement:
     assert _work is not None
     return _work.measure(*job)
-
-
-def _environment(workers: int, device: torch.device) -> dict[str, str | int]:
-    if torch.get_num_threads() > 1 and workers > 1:
-        rank_zero_warn("workers measure with one thread each, whatever this process has.")
-    return {
-        "lightning_lopt": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "cpu": _processor(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "cores": os.cpu_count() or 0,
-        "threads": torch.get_num_threads() if workers == 1 else 1,
-        "workers": workers,
-    }
-
-
-def _processor() -> str:
-    """The processor's name, as far as the system tells."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or "unknown"

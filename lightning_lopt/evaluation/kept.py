@@ -80,8 +80,8 @@ def baseline_key(marks: list[Any], problem: Problem, name: str, baselines: Basel
 
 
 def cost_key(marks: list[Any], keys: dict[str, str], environment: dict[str, str | int]) -> str:
-    """A hash of what seconds depend on: the optimizers' own keys, and the machine."""
-    return _hash([marks, keys, environment])
+    """A hash of what seconds depend on: the optimizers' own keys, the machine, and how they are measured."""
+    return _hash([marks, keys, environment, "consecutive steps"])
 
 
 def _hash(content: list[Any]) -> str:

@@ -94,7 +94,7 @@ def keep_freed_memory() -> None:
     """Have the C library of Linux keep up to 64 MiB of freed memory for what comes next, once in a process.
 
     What a stack needs on the way is freed before the next stack comes. Given back to the system each time, that memory
-    would have to be mapped and cleared anew, which takes longer than what is computed in it: a step of ``Celo2BaseRule``
+    would have to be mapped and cleared anew, which takes longer than the arithmetic: a step of ``Celo2BaseRule``
     on a transformer of width 128 takes half as long this way. The library keeps twice the largest block of up to 32 MiB
     that was ever freed (``M_MMAP_THRESHOLD`` in ``mallopt(3)``), so freeing one is enough. Elsewhere nothing happens.
     """

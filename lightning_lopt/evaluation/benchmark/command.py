@@ -1,0 +1,147 @@
+"""``lightning-lopt benchmark``."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from lightning_lopt.evaluation.benchmark.device_limits import DeviceLimits, measured_limits
+from lightning_lopt.evaluation.benchmark.measure import measure
+from lightning_lopt.evaluation.benchmark.optimizers import (
+    PEERS,
+    REFERENCE,
+    Contender,
+    rule_contender,
+    rule_named,
+)
+from lightning_lopt.evaluation.benchmark.report import picture, text
+from lightning_lopt.evaluation.benchmark.results import ModelResult
+from lightning_lopt.evaluation.benchmark.workloads import RECIPES, Workload, named_workload, users_workload
+from lightning_lopt.evaluation.environment import environment_of
+from lightning_lopt.evaluation.json_files import write_json
+from lightning_lopt.evaluation.report.figures import png
+from lightning_lopt.io.whole import write_whole
+from lightning_lopt.rules.base import RULES
+from lightning_lopt.terminal import say
+
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def benchmark_command(arguments: Sequence[str]) -> int:
+    """Print a table for each model, and write JSON and a picture where asked for; returns the exit status."""
+    given = _parser().parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = given.tf32
+    results = []
+    try:
+        device = _device(given.device)
+        contenders = _contenders(given)
+        limits = measured_limits(device)
+        rates = ", ".join(f"{1e-9 * rate:.4g} GFLOP/s in {dtype} products" for dtype, rate in limits.products.items())
+        say(f"{given.device}, threads {given.threads}: {rates}, {1e-9 * limits.bandwidth:.3g} GB/s of memory\n")
+        with tqdm(disable=None, bar_format="{desc}", leave=False) as bar:
+            for name in given.models:
+                workload = _workload(name, given, device)
+                autocast = TYPES[given.autocast] if given.autocast else None
+                result = measure(
+                    workload, contenders, repeats=given.repeats, autocast=autocast, tell=bar.set_description_str
+                )
+                results.append(result)
+                del workload  # before the next one is built
+                bar.clear()
+                say(text(result, limits) + "\n")
+                if given.out is not None:  # after each model, so that a run which is stopped has given something
+                    _write(Path(given.out), results, limits, ["benchmark", *arguments], device)
+        if given.out is not None:
+            say(f"written: {given.out}/benchmark.json, {given.out}/benchmark.png")
+    except (ValueError, OSError, ImportError) as error:
+        say(f"lightning-lopt benchmark: {error}")
+        return 1
+    return 0
+
+
+def _write(
+    folder: Path, results: Sequence[ModelResult], limits: DeviceLimits, arguments: Sequence[str], device: torch.device
+) -> None:
+    content: dict[str, Any] = {
+        "command": shlex.join(["lightning-lopt", *arguments]),
+        "environment": environment_of(device, torch.get_num_threads()),
+        "reference": REFERENCE,
+        "products_per_second": limits.products,
+        "bytes_per_second": limits.bandwidth,
+        "models": [result.to_json(limits) for result in results],
+    }
+    write_json(folder / "benchmark.json", content)
+    write_whole(folder / "benchmark.png", png(picture(results, limits)))
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"no device {name!r} can be used here ({reason}); leave --device out for the CPU.") from error
+
+
+def _contenders(given: argparse.Namespace) -> dict[str, Contender]:
+    options: dict[str, object] = {}
+    if given.state_dtype is not None:
+        options["state_dtype"] = TYPES[given.state_dtype]
+    if given.compile:
+        options["compile"] = True
+    peers = {name: PEERS[name] for name in dict.fromkeys([REFERENCE, *given.optimizers])}
+    rules = {name: rule_contender(rule_named(name), 1000, **options) for name in given.rules}
+    twice = next((name for name in rules if name in peers), None)
+    if twice is not None:
+        raise ValueError(f"a rule and another optimizer are both called {twice!r}; leave one of them out.")
+    return peers | rules
+
+
+def _workload(name: str, given: argparse.Namespace, device: torch.device) -> Workload:
+    if ":" in name:
+        return users_workload(name, given.datamodule, device)
+    return named_workload(name, device, dtype=TYPES[given.dtype], batch=given.batch, length=given.length)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lightning-lopt benchmark",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Measure what a step of an optimizer costs: time beside AdamW's and beside the least that\n"
+        "operations and bytes take on this device, its share of a training step, and memory.",
+        epilog="models:\n" + "\n".join(f"  {name:17s} {recipe.about}" for name, recipe in RECIPES.items()),
+    )
+    parser.add_argument(
+        "models", nargs="*", metavar="MODEL", default=["char_transformer"], help="named below, or FILE.py:NAME"
+    )
+    parser.add_argument("--datamodule", help="FILE.py:NAME; without it, the dataloaders of the module that is named")
+    parser.add_argument(
+        "--rules",
+        nargs="*",
+        default=["base"],
+        metavar="RULE",
+        help=f"embedded rules, folders, hf:// addresses, or with random weights {', '.join(sorted(RULES))}",
+    )
+    parser.add_argument(
+        "--optimizers", nargs="*", choices=tuple(PEERS), default=list(PEERS), help="beside AdamW foreach; default: all"
+    )
+    parser.add_argument("--device", default="cpu", help="where everything runs")
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch; with 1 on the CPU, processor time counts")
+    parser.add_argument(
+        "--repeats", type=int, default=40, help="timed steps, after 20 that are not; whole periods of 4, 5, 8, 10"
+    )
+    parser.add_argument("--batch", type=int, help="examples in a mini-batch of a named model")
+    parser.add_argument("--length", type=int, help="tokens of each text of a named text model")
+    parser.add_argument("--dtype", choices=tuple(TYPES), default="float32", help="of a named model's parameters")
+    parser.add_argument("--autocast", choices=("bfloat16",), help="of forward and backward passes, as in bf16-mixed")
+    parser.add_argument("--tf32", action="store_true", help="products of float32 in TF32, on a GPU")
+    parser.add_argument("--state_dtype", choices=tuple(TYPES), help="of the state of learned rules")
+    parser.add_argument("--compile", action="store_true", help="compile the step of learned rules")
+    parser.add_argument("--out", metavar="FOLDER", help="write benchmark.json and benchmark.png there")
+    return parser

@@ -1,0 +1,78 @@
+"""What a device can do at most: products of matrices and movement of memory, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from lightning_lopt.evaluation.timing import synchronised_clock
+
+PRODUCT_SIDE = {"cpu": 1024, "cuda": 8192}
+SCALED_BYTES = {"cpu": 2**27, "cuda": 2**30}
+REPEATS = 7
+
+
+@dataclass(frozen=True)
+class DeviceLimits:
+    """The best rates that were seen on a device, with the present number of threads.
+
+    Attributes:
+        products: operations a second in products of square matrices by the name of their type (``"float32"``), a
+            multiply-add counting as 2.
+        bandwidth: bytes a second, read and written, where a large tensor is scaled in place.
+    """
+
+    products: dict[str, float]
+    bandwidth: float
+
+    def seconds_of_products(self, operations: Mapping[str, float]) -> float:
+        """The least time of so many operations by type; a type that was not measured counts as float32.
+
+        >>> DeviceLimits({"float32": 50e9, "bfloat16": 100e9}, 10e9).seconds_of_products({"float32": 1e9})
+        0.02
+        """
+        return sum(count / self.products.get(dtype, self.products["float32"]) for dtype, count in operations.items())
+
+    def seconds_of_bytes(self, moved: float) -> float:
+        """The least time in which so many bytes are read or written.
+
+        >>> DeviceLimits({"float32": 50e9}, 10e9).seconds_of_bytes(1e9)
+        0.1
+        """
+        return moved / self.bandwidth
+
+
+def measured_limits(device: torch.device, *, side: int | None = None, scaled: int | None = None) -> DeviceLimits:
+    """The best rates in a few products in float32 and bfloat16, and in a few passes in place over a large tensor.
+
+    Optimizers write where they have read; a copy to another place would move half as much again, since the processor
+    reads what it is going to overwrite. Products in float32 are those that ``torch.backends.cuda.matmul.allow_tf32``
+    asks for.
+
+    Args:
+        device: to be measured.
+        side: of the matrices; by default what a CPU core does in a fraction of a second, or what fills a GPU.
+        scaled: bytes of the tensor that is scaled; by default more than fits into a cache.
+    """
+    kind = "cuda" if device.type == "cuda" else "cpu"
+    side, scaled = side or PRODUCT_SIDE[kind], scaled or SCALED_BYTES[kind]
+    clock = synchronised_clock(device)
+    products = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        out = torch.empty_like(left)
+        best = float("inf")
+        for _ in range(REPEATS):
+            begin = clock()
+            torch.mm(left, right, out=out)
+            best = min(best, clock() - begin)
+        products[str(dtype).removeprefix("torch.")] = 2 * side**3 / max(best, 1e-9)
+    tensor = torch.ones(scaled // 4, device=device)
+    best = float("inf")
+    for _ in range(REPEATS):
+        begin = clock()
+        tensor.mul_(1.0)
+        best = min(best, clock() - begin)
+    return DeviceLimits(products, 2 * tensor.nbytes / max(best, 1e-9))

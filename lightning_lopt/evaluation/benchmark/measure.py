@@ -1,0 +1,138 @@
+"""One model, all optimizers: seconds, operations and bytes, in one process."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.evaluation.benchmark.memory import StepMemory, measured_memory
+from lightning_lopt.evaluation.benchmark.operations import operations_of
+from lightning_lopt.evaluation.benchmark.optimizers import REFERENCE, Contender, NotAvailableError
+from lightning_lopt.evaluation.benchmark.results import Figures, ModelResult
+from lightning_lopt.evaluation.benchmark.workloads import Workload
+from lightning_lopt.evaluation.deployed import Step
+from lightning_lopt.evaluation.timing import BEGINNING, time_in_turns
+
+OF_RULES, OF_OTHERS = 3, 12
+"""Steps in which memory is recorded: a rule does all its work in each of the first; others have periods of up to 10."""
+
+
+class _Training:
+    """A workload's gradients, and its parameters as they were at first: no optimizer depends on what another does."""
+
+    def __init__(self, workload: Workload, autocast: torch.dtype | None) -> None:
+        self.workload, self.autocast = workload, autocast
+        self.leaves = workload.leaves
+        self.params = [leaf for _, leaf, _ in self.leaves]
+        self.start = [param.detach().clone() for param in self.params]
+        self.device = self.params[0].device
+        self.prepare()
+        self.gradient()
+        self.with_gradient = [param for param in self.params if param.grad is not None]
+
+    @property
+    def lacks_gradients(self) -> bool:
+        return any(param.grad is None for param in self.with_gradient)
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        torch._foreach_copy_(self.params, self.start)
+
+    def prepare(self) -> None:
+        self.put_back()
+        self.workload.module.zero_grad(set_to_none=True)
+        self.batch = self.workload.batch()
+
+    def gradient(self) -> None:
+        with nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast):
+            loss = self.workload.loss(self.batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.last_loss = loss.detach()
+
+    def loss(self) -> Tensor:
+        return self.last_loss
+
+
+def measure(
+    workload: Workload,
+    contenders: Mapping[str, Contender],
+    *,
+    repeats: int = 40,
+    autocast: torch.dtype | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> ModelResult:
+    """Benchmark optimizers on a model.
+
+    All train the same parameters with the same gradients, new ones at every step, and take turns. The first 20 steps
+    are not timed. Optimizers that fail or are not installed are left out, with the reason in the result.
+
+    Args:
+        workload: what is trained; its parameters are as before afterwards.
+        contenders: optimizers by name, :data:`~lightning_lopt.evaluation.benchmark.optimizers.REFERENCE` among them.
+        repeats: timed steps, >= 1.
+        autocast: type of forward and backward passes under ``torch.autocast``; ``None``: without.
+        tell: is given a line now and then.
+
+    Raises:
+        ValueError: if the reference is missing or fails, or ``repeats`` is below 1.
+    """
+    if REFERENCE not in contenders:
+        raise ValueError(f"ratios are those over {REFERENCE!r}; put it among the optimizers.")
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}.")
+    training = _Training(workload, autocast)
+    parameters = sum(param.numel() for param in training.params)
+    steps: dict[str, Step] = {}
+    memory: dict[str, StepMemory] = {}
+    left_out: dict[str, str] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, contender in contenders.items():
+            tell(f"{workload.name}: memory of {name}")
+            made = OF_RULES if contender.is_rule else OF_OTHERS
+            try:
+                steps[name], memory[name] = measured_memory(
+                    lambda contender=contender: contender.build(training.leaves, training.loss),  # type: ignore[misc]
+                    made,
+                    training.device,
+                )
+            except NotAvailableError as error:
+                left_out[name] = str(error)
+            except Exception as error:  # an optimizer of others may fail in any way, and the rest goes on
+                left_out[name] = f"{type(error).__name__}: {error}"
+            if name in steps and training.lacks_gradients:
+                del steps[name]
+                left_out[name] = "its step takes the gradients away, so that others would have none"
+            training.prepare()
+            training.gradient()
+        if REFERENCE in left_out:
+            raise ValueError(f"{REFERENCE} failed on {workload.name}: {left_out[REFERENCE]}")
+        tell(f"{workload.name}: {BEGINNING} + {repeats} training steps")
+        of_gradient, of_steps = time_in_turns(
+            training.gradient,
+            steps,
+            BEGINNING + repeats,
+            training.device,
+            prepare=training.prepare,
+            put_back=training.put_back,
+        )
+        flops = {name: operations_of(step, contenders[name].period) for name, step in steps.items()}
+    training.prepare()
+    traffic = sum(param.nbytes for param in training.params)
+    figures = [
+        Figures(
+            name,
+            tuple(of_steps[name][BEGINNING:]),
+            flops[name],
+            2 * memory[name].state + 3 * traffic,  # gradients have the parameters' size and are read once
+            memory[name].state / parameters,
+            memory[name].peak / parameters,
+        )
+        for name in steps
+    ]
+    gradient = tuple(of_gradient[BEGINNING:])
+    return ModelResult(workload.name, parameters, len(training.params), gradient, tuple(figures), left_out)

@@ -1,0 +1,102 @@
+"""Bytes that an optimizer keeps between steps, and bytes that a step needs besides.
+
+On the CPU every allocation and release of torch's allocator is recorded by ``torch.profiler``, those inside of
+operators and compiled code included; the size of the process says nothing, since freed memory stays with it. On CUDA
+it is ``torch.cuda.memory_allocated`` and ``max_memory_allocated``; what a CUDA graph reserves is not in them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch.autograd.profiler import profile, record_function
+
+from lightning_lopt.evaluation.deployed import Step
+
+_STEP = "lightning_lopt: optimizer step"
+
+
+class StepMemory(NamedTuple):
+    """Bytes of an optimizer.
+
+    Attributes:
+        state: what was allocated since the optimizer was built and is still there after a step: its state, and whatever
+            else it keeps.
+        peak: the most that is allocated at one time during a step, beyond what was there when it began.
+    """
+
+    state: int
+    peak: int
+
+
+def measured_memory(build: Callable[[], Step], steps: int, device: torch.device) -> tuple[Step, StepMemory]:
+    """Build an optimizer, make ``steps`` steps and record its memory; the first step does not count for the peak.
+
+    Args:
+        build: gives one step of a new optimizer, whose parameters have gradients.
+        steps: to be made, >= 2; the first begins the state.
+        device: where the parameters are.
+
+    >>> layer = torch.nn.Linear(1000, 1000)
+    >>> layer(torch.ones(1, 1000)).sum().backward()
+    >>> build = lambda: torch.optim.SGD([layer.weight], momentum=0.9).step
+    >>> step, memory = measured_memory(build, 3, torch.device("cpu"))
+    >>> memory.state
+    4000000
+    """
+    if device.type == "cuda":
+        return _on_cuda(build, steps, device)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it tells of each start and stop
+    with profile(use_kineto=True, profile_memory=True) as recorded:
+        step = build()
+        for _ in range(steps):
+            with record_function(_STEP):
+                step()
+    assert recorded.kineto_results is not None
+    events = recorded.kineto_results.events()
+    begins = sorted(event.start_ns() for event in events if event.name() == _STEP)
+    ends = [event.start_ns() + event.duration_ns() for event in events if event.name() == _STEP]
+    changes = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in events
+        if event.name() == "[memory]" and event.device_type() == torch._C._autograd.DeviceType.CPU
+    )
+    return step, _followed(changes, begins[1:], max(ends))
+
+
+def _followed(changes: list[tuple[int, int]], begins: list[int], end: int) -> StepMemory:
+    """Memory from times and sizes of allocations and releases, and the times at which steps begin.
+
+    >>> _followed([(1, 100), (5, 30), (6, -30), (9, 20), (10, 5), (11, -25)], begins=[4, 8], end=12)
+    StepMemory(state=100, peak=30)
+    """
+    level = peak = base = 0
+    waiting = list(begins)
+    for time, size in changes:
+        if time > end:
+            break
+        while waiting and time >= waiting[0]:
+            base = level
+            waiting.pop(0)
+        level += size
+        if len(waiting) < len(begins):
+            peak = max(peak, level - base)
+    return StepMemory(level, peak)
+
+
+def _on_cuda(build: Callable[[], Step], steps: int, device: torch.device) -> tuple[Step, StepMemory]:
+    before = torch.cuda.memory_allocated(device)
+    step = build()
+    step()
+    peak = 0
+    for _ in range(steps - 1):
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        begun = torch.cuda.memory_allocated(device)
+        step()
+        torch.cuda.synchronize(device)
+        peak = max(peak, torch.cuda.max_memory_allocated(device) - begun)
+    return step, StepMemory(torch.cuda.memory_allocated(device) - before, peak)

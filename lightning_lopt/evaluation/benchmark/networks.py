@@ -1,0 +1,147 @@
+"""Networks to benchmark on, built with torch alone and with random weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Block(nn.Module):
+    """A transformer block: attention and a perceptron of four times the width, normalised before each (pre-norm)."""
+
+    def __init__(self, width: int, heads: int, causal: bool) -> None:
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention, self.projection = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` has shape (batch, tokens, width), and so has what is returned."""
+        shape = (*x.shape[:2], self.heads, -1)
+        q, k, v = (part.view(shape).transpose(1, 2) for part in self.attention(self.norm1(x)).chunk(3, -1))
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        x = x + self.projection(mixed.transpose(1, 2).flatten(2))
+        return x + self.down(functional.gelu(self.up(self.norm2(x))))  # type: ignore[no-any-return]
+
+
+class TextTransformer(nn.Module):
+    """A transformer on tokens, (batch, tokens) integers.
+
+    Args:
+        symbols: size of the vocabulary.
+        length: tokens at most.
+        width, depth, heads: of the blocks.
+        classes: what the mean over the tokens is classified into; ``None``: every token predicts the next one, with the
+            embedding as output matrix.
+    """
+
+    def __init__(
+        self, symbols: int, length: int, width: int, depth: int, heads: int, classes: int | None = None
+    ) -> None:
+        super().__init__()
+        self.embedding, self.position = nn.Embedding(symbols, width), nn.Embedding(length, width)
+        self.blocks = nn.Sequential(*(Block(width, heads, causal=classes is None) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, symbols, bias=False) if classes is None else nn.Linear(width, classes)
+        if classes is None:
+            nn.init.normal_(self.embedding.weight, std=0.02)
+            self.head.weight = self.embedding.weight
+        self.classes = classes
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits, (batch, tokens, symbols) or (batch, classes)."""
+        x = self.embedding(tokens) + self.position(torch.arange(tokens.shape[1], device=tokens.device))
+        x = self.norm(self.blocks(x))
+        return self.head(x if self.classes is None else x.mean(1))  # type: ignore[no-any-return]
+
+
+class VisionTransformer(nn.Module):
+    """ViT (https://arxiv.org/abs/2010.11929) on images, (batch, 3, side, side)."""
+
+    def __init__(self, side: int, patch: int, width: int, depth: int, heads: int, classes: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, patch, patch)
+        self.token = nn.Parameter(torch.zeros(1, 1, width))
+        self.position = nn.Parameter(0.02 * torch.randn(1, (side // patch) ** 2 + 1, width))
+        self.blocks = nn.Sequential(*(Block(width, heads, causal=False) for _ in range(depth)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, (batch, classes)."""
+        patches = self.patches(images).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(images), -1, -1), patches], 1) + self.position
+        return self.head(self.norm(self.blocks(x))[:, 0])  # type: ignore[no-any-return]
+
+
+class Bottleneck(nn.Module):
+    """Three convolutions beside a shortcut, as in ResNet-50 (https://arxiv.org/abs/1512.03385)."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+
+        def convolution(inputs: int, outputs: int, side: int, stride: int) -> list[nn.Module]:
+            return [nn.Conv2d(inputs, outputs, side, stride, side // 2, bias=False), nn.BatchNorm2d(outputs)]
+
+        outputs = 4 * width
+        self.layers = nn.Sequential(
+            *convolution(inputs, width, 1, 1),
+            nn.ReLU(),
+            *convolution(width, width, 3, stride),
+            nn.ReLU(),
+            *convolution(width, outputs, 1, 1),
+        )
+        changes = stride > 1 or inputs != outputs
+        self.shortcut = nn.Sequential(*convolution(inputs, outputs, 1, stride)) if changes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` has shape (batch, channels, height, width)."""
+        return functional.relu(self.layers(x) + self.shortcut(x))
+
+
+def resnet50(classes: int = 1000) -> nn.Module:
+    """ResNet-50 on images, (batch, 3, side, side)."""
+    blocks: list[nn.Module] = []
+    inputs = 64
+    for width, count in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for index in range(count):
+            blocks.append(Bottleneck(inputs, width, 2 if index == 0 and width > 64 else 1))
+            inputs = 4 * width
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 7, 2, 3, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2, 1),
+        *blocks,
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(inputs, classes),
+    )
+
+
+def small_cnn(classes: int = 10) -> nn.Module:
+    """Three convolutions on images, (batch, 3, 16, 16)."""
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, 2, 1),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, 2, 1),
+        nn.ReLU(),
+        nn.Conv2d(64, 64, 3, 2, 1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, classes),
+    )
+
+
+class ManyTensors(nn.Module):
+    """``count`` matrices of 4 x 16, each applied to an input of its own, (batch, count, 16)."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.matrices = nn.ParameterList([0.25 * torch.randn(4, 16) for _ in range(count)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (batch, count * 4)."""
+        return torch.einsum("kij,bkj->bki", torch.stack(list(self.matrices)), x).flatten(1)

@@ -1,0 +1,107 @@
+"""What learned rules are benchmarked against; optimizers of other packages where these are installed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.evaluation.deployed import Leaves, MuonWithAdamW, Step, learned, tensors_of
+from lightning_lopt.io import load_rule
+from lightning_lopt.rules.base import RULES, UpdateRule
+
+Loss = Callable[[], Tensor]
+"""Gives the loss of the coming step, 0-dim."""
+REFERENCE = "adamw_foreach"
+
+
+class NotAvailableError(Exception):
+    """An optimizer that cannot be had here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An optimizer that takes part in a benchmark.
+
+    Attributes:
+        build: from the trained tensors and a source of losses to a step of a new optimizer.
+        period: steps after which the work of a step repeats itself.
+        is_rule: whether it is a rule of this package.
+    """
+
+    build: Callable[[Leaves, Loss], Step]
+    period: int = 1
+    is_rule: bool = False
+
+
+def _muon(leaves: Leaves, loss: Loss) -> Step:
+    if not hasattr(torch.optim, "Muon"):
+        raise NotAvailableError(f"torch {torch.__version__} has no Muon; it comes with 2.9")
+    return MuonWithAdamW(leaves)
+
+
+def _soap_of_heavyball(leaves: Leaves, loss: Loss) -> Step:
+    module = _imported("heavyball")
+    if not leaves[0][1].is_cuda:
+        module.utils.compile_mode = None  # it tries out kernels for minutes
+    optimizer = module.SOAP(tensors_of(leaves))
+    optimizer.consume_grad = False  # or gradients are gone for those that come after it
+    step: Step = optimizer.step
+    return step
+
+
+def _soap_of_pytorch_optimizer(leaves: Leaves, loss: Loss) -> Step:
+    optimizer: torch.optim.Optimizer = _imported("pytorch_optimizer").SOAP(tensors_of(leaves))
+    return optimizer.step
+
+
+def _pylo(leaves: Leaves, loss: Loss) -> Step:
+    """PyLO's small_fc_lopt: its CUDA kernels where they were built, else plain PyTorch."""
+    module = _imported("pylo.optim")
+    on_cuda = leaves[0][1].is_cuda and hasattr(module, "AdafacLO_CUDA")
+    optimizer = (module.AdafacLO_CUDA if on_cuda else module.AdafacLO_naive)(tensors_of(leaves))
+    return lambda: optimizer.step(loss())
+
+
+def _imported(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except Exception as error:  # packages fail at import in many ways where they do not fit the machine
+        raise NotAvailableError(f"import {package} failed ({type(error).__name__}: {error})") from error
+
+
+PEERS: dict[str, Contender] = {
+    REFERENCE: Contender(lambda leaves, _: torch.optim.AdamW(tensors_of(leaves), foreach=True).step),
+    "adamw_fused": Contender(lambda leaves, _: torch.optim.AdamW(tensors_of(leaves), fused=True).step),
+    "muon": Contender(_muon),
+    "soap_heavyball": Contender(_soap_of_heavyball, period=10),
+    "soap_pytorch_optimizer": Contender(_soap_of_pytorch_optimizer, period=10),
+    "pylo": Contender(_pylo),
+}
+"""Optimizers by hand and of other packages, each as it comes but for its parameters."""
+
+
+def rule_named(name: str) -> UpdateRule:
+    """A rule that comes with weights, or a new one of a class in :data:`~lightning_lopt.rules.base.RULES`.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    return RULES[name]() if name in RULES else load_rule(name)
+
+
+def rule_contender(rule: UpdateRule, total_steps: int, **options: object) -> Contender:
+    """A rule behind :class:`~lightning_lopt.LearnedOptimizer`.
+
+    Args:
+        rule: makes the steps.
+        total_steps: planned steps.
+        options: further arguments of ``LearnedOptimizer``.
+    """
+    return Contender(
+        lambda leaves, loss: learned(leaves, rule, loss, total_steps, **options), period=rule.period, is_rule=True
+    )

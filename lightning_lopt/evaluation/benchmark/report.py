@@ -1,0 +1,105 @@
+"""A benchmark as a table and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lightning_lopt.evaluation.benchmark.device_limits import DeviceLimits
+from lightning_lopt.evaluation.benchmark.results import ModelResult
+from lightning_lopt.evaluation.report.figures import empty_figure
+from lightning_lopt.evaluation.report.tables import Table, plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HEADS = [
+    "optimizer",
+    "step / AdamW, medians",
+    "step / AdamW, means",
+    "training step / AdamW's",
+    "share of training step",
+    "median ms",
+    "mean ms",
+    "worst ms",
+    "GFLOP",
+    "floor ms, FLOPs",
+    "floor ms, bytes",
+    "state B/param",
+    "peak B/param",
+]
+
+
+def table(result: ModelResult, limits: DeviceLimits) -> Table:
+    """A row for each optimizer, ratios first."""
+    rows = [
+        [
+            plain(each.name),
+            f"{result.ratio(each):.2f}",
+            f"{result.ratio_of_means(each):.2f}",
+            f"{result.training_ratio(each):.2f}",
+            f"{100 * result.share(each):.0f} %",
+            *(f"{1e3 * seconds:.3g}" for seconds in (each.median, each.mean, each.worst)),
+            f"{1e-9 * sum(each.flops.values()):.3g}",
+            f"{1e3 * limits.seconds_of_products(each.flops):.3g}",
+            f"{1e3 * limits.seconds_of_bytes(each.moved):.3g}",
+            f"{each.state:.1f}",
+            f"{each.peak:.1f}",
+        ]
+        for each in result.figures
+    ]
+    return Table(HEADS, rows)
+
+
+def text(result: ModelResult, limits: DeviceLimits) -> str:
+    """A heading, the table and what was left out, as markdown."""
+    heading = (
+        f"{plain(result.name)}: {result.parameters / 1e6:.3g} million parameters in {result.tensors} tensors; "
+        f"forward and backward {1e3 * result.gradient_median:.3g} ms"
+    )
+    missing = [f"{plain(name)} is left out: {plain(reason)}" for name, reason in result.left_out.items()]
+    return "\n".join([heading, "", table(result, limits).markdown(), *([""] if missing else []), *missing])
+
+
+def picture(results: Sequence[ModelResult], limits: DeviceLimits) -> Figure:
+    """For each model a row of two panels: the parts of a training step, and bytes for each parameter.
+
+    A black tick in a bar of the left panel is the floor of the optimizer's step on the device.
+    """
+    most = max(len(result.figures) for result in results)
+    made = empty_figure(10.0, len(results) * (0.3 * most + 1.0) + 0.5)
+    panels = made.subplots(len(results), 2, squeeze=False)
+    for (left, right), result in zip(panels, results, strict=True):
+        names = [plain(each.name) for each in result.figures]
+        places = range(len(names))
+        gradient = 1e3 * result.gradient_median
+        means = [1e3 * each.mean for each in result.figures]
+        left.barh(places, [gradient] * len(names), color="lightgray", label="forward and backward")
+        left.barh(places, means, left=gradient, color="tab:blue", label="optimizer")
+        floors = [gradient + 1e3 * each.floor(limits) for each in result.figures]
+        left.plot(floors, places, "|", color="black", markersize=12, markeredgewidth=2, label="floor of the device")
+        for place, each in zip(places, result.figures, strict=True):
+            end = gradient + means[place]
+            ratio = f"{result.training_ratio(each):.2f}×"
+            left.annotate(ratio, (end, place), (3, 0), textcoords="offset points", va="center")
+        left.set(title=f"{plain(result.name)}: training step", xlabel="ms, mean; × that with AdamW")
+        left.set_xlim(0, 1.25 * (gradient + max(means)))
+        right.barh(places, [each.state for each in result.figures], color="tab:green", label="state")
+        right.barh(
+            places,
+            [each.peak for each in result.figures],
+            left=[each.state for each in result.figures],
+            color="tab:orange",
+            label="peak of a step, beyond the state",
+        )
+        right.set(title=f"{result.parameters / 1e6:.3g} million parameters: memory", xlabel="bytes per parameter")
+        left.set_yticks(places, names)
+        right.set_yticks(places, [])
+        for axis in (left, right):
+            axis.invert_yaxis()
+            axis.grid(axis="x", alpha=0.3)
+            axis.set_axisbelow(True)
+    handles = [handle for axis in panels[0] for handle in axis.get_legend_handles_labels()[0]]
+    names = [handle.get_label() for handle in handles]
+    made.legend(handles, names, loc="outside upper center", ncols=len(handles), fontsize="small")
+    return made

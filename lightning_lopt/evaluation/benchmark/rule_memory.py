@@ -1,0 +1,53 @@
+"""What a rule takes of memory on a model, by the type of its state."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+
+from lightning_lopt.evaluation.benchmark.memory import measured_memory
+from lightning_lopt.evaluation.benchmark.workloads import RECIPES, named_workload
+from lightning_lopt.evaluation.deployed import learned
+from lightning_lopt.optim import LearnedOptimizer
+from lightning_lopt.rules.base import UpdateRule
+
+MODEL = "char_transformer"
+
+
+def rule_memory(rule: UpdateRule, model: str = MODEL) -> dict[str, tuple[float, float]]:
+    """Bytes per parameter of state, and of the peak of a step beyond it, by the name of the state's type.
+
+    Measured on the CPU in three steps of :class:`~lightning_lopt.LearnedOptimizer`.
+
+    Args:
+        rule: let alone.
+        model: key of :data:`~lightning_lopt.evaluation.benchmark.workloads.RECIPES`.
+    """
+    device = torch.device("cpu")
+    workload = named_workload(model, device)
+    loss = workload.loss(workload.batch())
+    loss.backward()  # type: ignore[no-untyped-call]
+    leaves = workload.leaves
+    parameters = sum(leaf.numel() for _, leaf, _ in leaves)
+    types: dict[str, dict[str, object]] = {"float32": {}}
+    if "state_dtype" in inspect.signature(LearnedOptimizer).parameters:
+        types["bfloat16"] = {"state_dtype": torch.bfloat16}
+    measured = {}
+    for name, options in types.items():
+        _, memory = measured_memory(
+            lambda options=options: learned(leaves, rule, loss.detach, 1000, **options),  # type: ignore[misc]
+            3,
+            device,
+        )
+        measured[name] = (memory.state / parameters, memory.peak / parameters)
+    return measured
+
+
+def report(rule: UpdateRule) -> str:
+    """:func:`rule_memory` as a line for people."""
+    parts = [
+        f"state {state:.1f} and peak of a step beyond it {peak:.1f} ({dtype} state)"
+        for dtype, (state, peak) in rule_memory(rule).items()
+    ]
+    return f"bytes per parameter on {MODEL} ({RECIPES[MODEL].about}): {'; '.join(parts)}"

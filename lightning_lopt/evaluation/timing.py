@@ -1,0 +1,91 @@
+"""Seconds of consecutive training steps: optimizers that take turns on the same gradients."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+BEGINNING = 20
+"""First steps of a run, which may cost something else than later ones: rules set up what they keep."""
+
+
+def synchronised_clock(device: torch.device) -> Callable[[], float]:
+    """A clock in seconds, to be read before and after work on a device.
+
+    With one thread on the CPU it counts the processor's time, which other processes do not lengthen. Otherwise it is
+    the time of the day, read once the device is done.
+    """
+    if device.type == "cpu":
+        return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+    def read() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return read
+
+
+def time_in_turns(
+    gradient: Callable[[], object],
+    steps: Mapping[str, Callable[[], object]],
+    turns: int,
+    device: torch.device,
+    *,
+    prepare: Callable[[], object] = lambda: None,
+    put_back: Callable[[], object] = lambda: None,
+) -> tuple[list[float], dict[str, list[float]]]:
+    """Seconds of the gradient and of each optimizer's step at each of ``turns`` consecutive training steps.
+
+    In each turn the gradient is computed once, and then every optimizer makes a step with it, each turn with another
+    one first: whatever else the machine does hits all alike, and none always finds the gradients in the cache.
+
+    Args:
+        gradient: forward and backward pass; whatever it leaves behind is what the steps read.
+        steps: one step of each optimizer, by name.
+        turns: consecutive steps, >= 1.
+        device: where everything is.
+        prepare: is called before each turn and not timed.
+        put_back: is called before each step and not timed: parameters as they were, whatever another step made of them.
+    """
+    clock = synchronised_clock(device)
+
+    def seconds(work: Callable[[], object]) -> float:
+        begin = clock()
+        work()
+        return clock() - begin
+
+    of_gradient: list[float] = []
+    of_steps: dict[str, list[float]] = {name: [] for name in steps}
+    names = list(steps)
+    for turn in range(turns):
+        prepare()
+        of_gradient.append(seconds(gradient))
+        first = turn % max(1, len(names))
+        for name in names[first:] + names[:first]:
+            put_back()
+            of_steps[name].append(seconds(steps[name]))
+    return of_gradient, of_steps
+
+
+def mean_of_run(seconds: Sequence[float], horizon: int, period: int = 1) -> float:
+    """Mean seconds of a step in a run, from those of its first consecutive steps.
+
+    The first :data:`BEGINNING` steps count with their median. Of later ones each place of the period counts with its
+    median, and the period with the mean of its places. Both count as often as they occur within the horizon.
+
+    Args:
+        seconds: of consecutive steps from the first on, more than ``BEGINNING + period``.
+        horizon: steps of the run, >= 1.
+        period: steps after which the work of a step repeats itself, >= 1.
+
+    >>> mean_of_run([7.0] * 20 + [1.0, 1.0, 1.0, 5.0, 1.0, 1.0, 1.0, 9.0], horizon=40, period=4)
+    4.75
+    """
+    early, later = seconds[:BEGINNING], seconds[BEGINNING:]
+    steady = statistics.fmean(statistics.median(later[place::period]) for place in range(period))
+    begun = min(horizon, BEGINNING)
+    return (begun * statistics.median(early) + (horizon - begun) * steady) / horizon

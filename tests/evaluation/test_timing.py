@@ -1,0 +1,35 @@
+"""Steps that take turns, and the mean over a run that follows from the first ones."""
+
+import pytest
+import torch
+
+from lightning_lopt.evaluation.timing import mean_of_run, time_in_turns
+
+
+def test_optimizers_take_turns_each_with_the_gradient_of_its_step():
+    calls = []
+    steps = {name: (lambda name=name: calls.append(name)) for name in "abc"}
+    of_gradient, of_steps = time_in_turns(
+        lambda: calls.append("gradient"),
+        steps,
+        4,
+        torch.device("cpu"),
+        prepare=lambda: calls.append("prepare"),
+        put_back=lambda: calls.append("."),
+    )
+    assert len(of_gradient) == 4
+    assert {name: len(seconds) for name, seconds in of_steps.items()} == {"a": 4, "b": 4, "c": 4}
+    assert all(second >= 0 for seconds in of_steps.values() for second in seconds)
+    turns = [calls[at : at + 8] for at in range(0, len(calls), 8)]
+    assert all(turn[:2] == ["prepare", "gradient"] for turn in turns)
+    assert ["".join(turn[2:]) for turn in turns] == [".a.b.c", ".b.c.a", ".c.a.b", ".a.b.c"]
+
+
+@pytest.mark.parametrize(
+    ("horizon", "mean"),
+    [(10, 5.0), (20, 5.0), (40, (5.0 + 2.0) / 2), (2020, (20 * 5.0 + 2000 * 2.0) / 2020)],
+)
+def test_the_beginning_counts_as_often_as_it_occurs(horizon, mean):
+    later = [1.0, 1.0, 4.0] * 3
+    later[0] = 100.0  # something else kept the machine busy
+    assert mean_of_run([9.0] + [5.0] * 19 + later, horizon, period=3) == pytest.approx(mean)
