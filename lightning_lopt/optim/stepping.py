@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -100,9 +101,13 @@ class RuleOptimizer(torch.optim.Optimizer):
         context, finite = self._context(members, loss)
         stacks = self._stacks(members, context)
         finite = finite & all_finite([stack.grads for stack in stacks], finite.device)
+        wants_diagnostics, self.signals.wants_diagnostics = self.signals.wants_diagnostics, False
+        # what is shown is relative to the parameters before the step
+        before = {name: x.clone() for name, x in _by_name(stacks, "params").items()} if wants_diagnostics else {}
+        is_watched = wants_diagnostics or self._guard is not None
         watched: dict[str, Tensor] = {}
         suspects: dict[str, Tensor] = {}
-        if known(finite) is not False or self._is_watched:
+        if known(finite) is not False or is_watched:
             at = rule.at(own["shared"], context)
             controls, shared = rule.exchanged(stacks, at, own["shared"], context)
             # one stack after the other, so that what is computed on the way lives for one at a time
@@ -115,13 +120,12 @@ class RuleOptimizer(torch.optim.Optimizer):
                 made = made & sound
                 if known(sound) is not True:
                     suspects |= _suspects(stack, update, sound)
-                if self._is_watched:
+                if is_watched:
                     watched |= zip(stack.names, stack.parts(update), strict=True)
             finite = made
             own["shared"] = {key: unless(finite, value, own["shared"][key]) for key, value in shared.items()}
-        if self.signals.wants_diagnostics:
-            self.signals.wants_diagnostics = False
-            steps = relative_steps(members, {m.name: m.param for m in members}, watched)
+        if wants_diagnostics:
+            steps = relative_steps(members, before, watched)
             self.signals.diagnostics = steps | rule.diagnostics(State({}, own["shared"]))
             if self._guard is not None:
                 self.signals.diagnostics.setdefault(SWITCHED, torch.zeros(()))
@@ -131,20 +135,12 @@ class RuleOptimizer(torch.optim.Optimizer):
         own["skipped_steps"] = own["skipped_steps"] + skipped
         own["skipped_in_a_row"] = (own["skipped_in_a_row"] + skipped) * skipped
 
-        def grads() -> dict[str, Tensor]:
-            return {name: x for stack in stacks for name, x in zip(stack.names, stack.parts(stack.grads), strict=True)}
-
         if self._guard is not None:  # before `_skips`, which may raise
             params = {m.name: m.param.detach() for m in members}
-            reading = partial(measured, members, params, grads(), watched, loss)
+            reading = partial(measured, members, params, _by_name(stacks, "grads"), watched, loss)
             self._guard.look(reading, self._members, self.state, own["shared"], self.total_steps)
         self._rates.look(self.param_groups)
-        self._skips.look(own, self.calls, lambda: not_finite(loss, grads(), suspects))
-
-    @property
-    def _is_watched(self) -> bool:
-        """Whether somebody reads the updates of this step."""
-        return self._guard is not None or self.signals.wants_diagnostics
+        self._skips.look(own, self.calls, lambda: not_finite(loss, _by_name(stacks, "grads"), suspects))
 
     def _stacks(self, members: Sequence[Member], context: StepContext) -> list[Stack]:
         """What the rule steps, with a state for each parameter, in wide types."""
@@ -299,6 +295,11 @@ def unless(sound: Tensor, new: Tensor, otherwise: Tensor | float) -> Tensor:
     if new is otherwise or known(sound):
         return new
     return torch.where(sound, new, otherwise)
+
+
+def _by_name(stacks: Sequence[Stack], what: Literal["params", "grads"]) -> dict[str, Tensor]:
+    """Parameters or gradients of all stacks."""
+    return {name: x for stack in stacks for name, x in zip(stack.names, stack.parts(getattr(stack, what)), strict=True)}
 
 
 def _suspects(stack: Stack, update: Tensor, sound: Tensor) -> dict[str, Tensor]:
