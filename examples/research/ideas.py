@@ -132,9 +132,10 @@ class WithIdeas(ResidualRule):
     def _direction(
         self, param: Tensor, grad: Tensor, inside: Tensor, state: dict[str, Tensor], role: Role, at: Constants
     ) -> Tensor:
-        share = self.ideas.slow_share
-        mixed = state["momentum"] + share * at.momentum_weight * state["slow"] / state["slow_weight"]
-        seen = {**state, "momentum": mixed / (1 + share)}
+        share, key = self.ideas.slow_share, "rotated_momentum" if "rotated_momentum" in state else "momentum"
+        slow = into_bases(state["slow"], state)
+        mixed = state[key] + share * at.momentum_weight * slow / state["slow_weight"]
+        seen = {**state, key: mixed / (1 + share)}
         direction = super()._direction(param, grad, inside, seen, role, at)
         coherence = torch.log(rms(direction) + TINY) / at.coherence_power.clamp(min=0.1)  # r / 0.3
         state["log_coherence"] = torch.lerp(state["log_coherence"], coherence.clamp(-3.0, 1.3), 0.05)

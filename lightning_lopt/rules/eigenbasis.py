@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lightning_lopt.rules.arithmetic import TINY, matrix_shape
+from lightning_lopt.rules.arithmetic import NEWTON_SCHULZ, TINY, matrix_shape
 
 LARGEST_SIDE = 1024  # a longer side of a matrix (a vocabulary) keeps its own axes: its basis would cost too much
 LARGEST_TURN = 0.5  # radians that any direction may turn in a step: from about 1 on, turns are chaotic (rounding grows)
@@ -24,11 +24,14 @@ NULL = (
 TIE = 0.01  # of two equal variances the earlier axis takes the larger, as if it were larger by this share already
 
 
-def init_bases(param: Tensor) -> dict[str, Tensor]:
-    """Covariances (zeros) and bases (the identity) of the sides of a tensor of rank >= 2, as its matrix."""
-    state = {}
-    for side, size in zip(("row", "column"), matrix_shape(param.shape), strict=True):
-        if 0 < size <= LARGEST_SIDE:
+def init_bases(param: Tensor, *, long_sides: bool = True) -> dict[str, Tensor]:
+    """Covariances (zeros) and bases (the identity) of the sides of a tensor of rank >= 2, as its matrix.
+
+    Without ``long_sides`` the longer of two sides of different length keeps its own axes.
+    """
+    state, sizes = {}, matrix_shape(param.shape)
+    for side, size in zip(("row", "column"), sizes, strict=True):
+        if 0 < size <= LARGEST_SIDE and (long_sides or size == min(sizes)):
             state[f"{side}_covariance"] = param.new_zeros(size, size)
             state[f"{side}_basis"] = torch.eye(size, dtype=param.dtype, device=param.device)
     return state
@@ -37,7 +40,7 @@ def init_bases(param: Tensor) -> dict[str, Tensor]:
 def follow(old: Mapping[str, Tensor], grad: Tensor, rate: Tensor, *, turn: bool = True) -> dict[str, Tensor]:
     """Covariances with the gradient (a tensor of rank >= 2) taken in at ``rate``, and bases turned towards theirs.
 
-    Without ``turn`` the bases stay as they are.
+    Without ``turn`` the bases stay as they are. A momentum in the bases, ``rotated_momentum``, turns with them.
     """
     matrix = grad.reshape(matrix_shape(grad.shape))
     new = {}
@@ -46,6 +49,8 @@ def follow(old: Mapping[str, Tensor], grad: Tensor, rate: Tensor, *, turn: bool 
             covariance, basis = old[f"{side}_covariance"], old[f"{side}_basis"]
             new[f"{side}_covariance"] = torch.lerp(covariance, rows @ rows.mT, rate)
             new[f"{side}_basis"] = turned(basis, new[f"{side}_covariance"]) if turn else basis
+    if turn and "rotated_momentum" in old:
+        new["rotated_momentum"] = into_bases(out_of_bases(old["rotated_momentum"], old), new)
     return new
 
 
@@ -77,6 +82,36 @@ def turned(basis: Tensor, covariance: Tensor) -> Tensor:
     rotated = basis @ angles
     rotated = basis + rotated + rotated @ (angles / 2 + square / 8)
     return 1.5 * rotated - 0.5 * rotated @ (rotated.mT @ rotated)  # a Newton-Schulz step back to orthogonal
+
+
+def evened(x: Tensor, bases: Mapping[str, Tensor]) -> Tensor:
+    r"""``x``, in the coordinates of :func:`into_bases`, with singular values near 1, if only one side has a basis.
+
+    This stands in for a basis of the long side. It is :func:`~lightning_lopt.rules.arithmetic.orthogonalise`, five
+    Newton-Schulz steps, computed in the short side alone: for X of m rows, which have the basis, and n columns
+
+    .. math:: A = X X^\top / \lVert X \rVert_F^2, \qquad q = a I + b A + c A^2, \qquad W \leftarrow q W, \qquad
+        A \leftarrow q A q
+
+    begins with W = I, and W X is the result.
+
+    FLOPs: 4 m² n + 36 m³. Zeros stay zeros.
+    """
+    if ("row_basis" in bases) == ("column_basis" in bases):
+        return x
+    matrix = x.reshape(matrix_shape(x.shape))
+    short = matrix if "row_basis" in bases else matrix.mT
+    norm = torch.sqrt(short.square().sum((-2, -1), keepdim=True) + TINY)
+    short = short / norm
+    gram, factor, (a, b, c) = short @ short.mT, None, NEWTON_SCHULZ
+    diagonal = a * torch.eye(len(gram), dtype=x.dtype, device=x.device)
+    for _ in range(5):
+        step = diagonal + b * gram + c * (gram @ gram)
+        gram = step @ gram @ step
+        factor = step if factor is None else step @ factor
+    assert factor is not None
+    short = factor @ short
+    return (short if "row_basis" in bases else short.mT).reshape(x.shape)
 
 
 def into_bases(x: Tensor, bases: Mapping[str, Tensor]) -> Tensor:

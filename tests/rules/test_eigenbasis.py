@@ -6,9 +6,11 @@ from torch.func import vmap
 
 from lightning_lopt import ResidualRule
 from lightning_lopt.rules import StepContext
+from lightning_lopt.rules.arithmetic import orthogonalise
 from lightning_lopt.rules.eigenbasis import (
     LARGEST_SIDE,
     LARGEST_TURN,
+    evened,
     follow,
     init_bases,
     into_bases,
@@ -190,3 +192,48 @@ def test_the_direction_is_that_of_adam_in_the_bases(growth, caution, power):
         )
         torch.testing.assert_close(updates["w"], expected, rtol=1e-4, atol=1e-8)
         params = {"w": params["w"] + updates["w"]}
+
+
+@pytest.mark.parametrize("shape", [(4, 12), (12, 4), (4, 3, 5)])
+def test_without_long_sides_directions_are_orthogonalised_in_the_short_side(shape):
+    draws = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=draws, dtype=torch.float64)
+    bases = init_bases(x, long_sides=False)
+    assert len([key for key in bases if key.endswith("basis")]) == 1
+    torch.testing.assert_close(evened(x, bases), orthogonalise(x))
+    torch.testing.assert_close(vmap(lambda y: evened(y, bases))(torch.stack([x, 2 * x]))[1], orthogonalise(x))
+    assert torch.equal(evened(torch.zeros_like(x), bases), torch.zeros_like(x))
+    assert evened(x, init_bases(x)) is x
+    square = torch.randn(4, 4, generator=draws)
+    assert init_bases(square, long_sides=False).keys() == init_bases(square).keys()
+
+
+def test_the_momentum_turns_with_the_bases():
+    draws = torch.Generator().manual_seed(0)
+    state = init_bases(torch.zeros(4, 6, dtype=torch.float64))
+    state["rotated_momentum"] = torch.randn(4, 6, generator=draws, dtype=torch.float64)
+    momentum = state["rotated_momentum"]  # the bases are the identity
+    for _ in range(5):
+        grad = torch.randn(4, 6, generator=draws, dtype=torch.float64)
+        state |= follow(state, grad, torch.tensor(0.3, dtype=torch.float64))
+        torch.testing.assert_close(out_of_bases(state["rotated_momentum"], state), momentum, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(state["rotated_momentum"], momentum, rtol=0.1)
+
+
+def test_a_rule_without_long_sides_has_a_smaller_state_and_trains():
+    params = {"w": torch.zeros(4, 32)}
+    rules = [rotated_rule(long_sides=long_sides) for long_sides in (True, False)]
+    sizes = [sum(x.numel() for x in rule.init_state(params, {}).tensors["w"].values()) for rule in rules]
+    assert sizes[0] - sizes[1] == 2 * 32**2
+    target, state = torch.randn(4, 32, generator=torch.Generator().manual_seed(0)), rules[1].init_state(params, {})
+    params = {"w": target + 1}
+    state = rules[1].init_state(params, {})
+    for step in range(200):
+        at = StepContext(torch.tensor(float(step)), torch.tensor(200.0))
+        updates, state = rules[1](params, {"w": params["w"] - target}, state, at)
+        params = {"w": (params["w"] + updates["w"]).detach()}
+    assert float((params["w"] - target).square().mean()) < 1e-2
+
+
+def rotated_rule(**more):
+    return ResidualRule(direction=False, controller=False, orthogonalised=[], rotated=["matrix"], **more)
