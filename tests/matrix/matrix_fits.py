@@ -1,6 +1,7 @@
 """One cell of the contract matrix: a real fit, and what it leaves as numbers."""
 
 import warnings
+from functools import partial
 from typing import Any
 
 import lightning.pytorch
@@ -21,12 +22,12 @@ class Watch(lightning.pytorch.Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         for optimizer in trainer.optimizers:
-            optimizer.rule.register_forward_pre_hook(self._see)
+            optimizer.rule.at = partial(self._see, optimizer.rule.at)
 
-    def _see(self, rule: Any, arguments: tuple[Any, ...]) -> None:
-        context = arguments[3]
+    def _see(self, at: Any, shared: Any, context: Any) -> Any:
         self.losses.append(float(context.loss))
         self.horizons.append(float(context.total_steps))
+        return at(shared, context)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         group = optimizer.param_groups[0]
