@@ -4,7 +4,8 @@ python examples/research/constants.py --data mnist10k.npz cifar10_16x16.npz --ch
     constants.log_step_size+0.26 constants.log_step_size-0.26,calibration.log_tolerance+0.3
 
 A change is an entry of θ (or of `ideas.py`) and what is added to all of its values; several are joined by commas. All
-run side by side. With `--long` on five runs of 10,000 steps instead, or of as many as it is given.
+run side by side. `--config long_sides=False,turn_every=8` adds a rule of other settings with the same θ, which runs by
+itself. With `--long` there are five runs of 10,000 steps instead, or of as many as it is given.
 Printed for each problem are the log-ratios of final losses, training / validation, to those of `base` (median of the
 seeds; below 0 is better), and at the end their means, and the IQM of the speed-up in steps over tuned AdamW.
 """
@@ -12,6 +13,7 @@ seeds; below 0 is better), and at the end their means, and the IQM of the speed-
 from __future__ import annotations
 
 import argparse
+import json
 import re
 
 import torch
@@ -37,11 +39,21 @@ def changed(name: str, change: str, others: str = "") -> UpdateRule:
     return rule
 
 
+def configured(name: str, settings: str) -> UpdateRule:
+    """The embedded or saved rule with other settings, written as ``key=value,key=value`` with values of JSON."""
+    rule = load_rule(name)
+    changes = {key: json.loads(value.lower()) for key, value in (setting.split("=") for setting in settings.split(","))}
+    other = type(rule)(**{**rule.config, **changes})
+    other.load_state_dict(rule.state_dict())
+    return other
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", required=True, help="one or two sets of images")
     parser.add_argument("--rule", default="base")
-    parser.add_argument("--change", nargs="+", required=True)
+    parser.add_argument("--change", nargs="+", default=[])
+    parser.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE,...", help="rules of other settings")
     parser.add_argument(
         "--long", type=int, nargs="?", const=10_000, metavar="STEPS", help="long runs instead, of 10,000 steps or these"
     )
@@ -56,6 +68,8 @@ def main() -> None:
 
     names = ["", *arguments.change]
     rules = [changed(arguments.rule, change, " ".join(names)) for change in names]
+    compared = [*names, *arguments.config]
+    others = {settings: configured(arguments.rule, settings) for settings in arguments.config}
     tuned = Baselines(arguments.baselines, seeds=arguments.seeds, shipped=False)
     results = []
     chosen = long_problems(arguments.data, arguments.long) if arguments.long else problems(arguments.data)
@@ -63,11 +77,13 @@ def main() -> None:
         if not any(part in problem.name for part in arguments.only):
             continue
         runs = dict(zip(names, run_rules(rules, problem, seeds=arguments.seeds), strict=True))
+        for settings, other in others.items():
+            (runs[settings],) = run_rules([other], problem, seeds=arguments.seeds)
         runs["adamw"] = tuned(problem, "adamw")
         results.append(ProblemResult(problem.name, problem.horizon, problem.task.loss_scale, runs))
         base = f"{float(runs[''].final_train.median()):.4g} / {float(runs[''].final_valid.median()):.4g}"
-        print(f"{problem.name:24s} {base}", *(pair(results[-1:], n, "") for n in names[1:]), sep="  ", flush=True)
-    for change in names:
+        print(f"{problem.name:24s} {base}", *(pair(results[-1:], n, "") for n in compared[1:]), sep="  ", flush=True)
+    for change in compared:
         speed = speed_up(results, change, "adamw")
         print(f"{change or arguments.rule}: {pair(results, change, '')}, speed-up {speed:.2f}")
 

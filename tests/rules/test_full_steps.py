@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_lopt import LearnedOptimizer, ResidualRule, SGDRule
 from lightning_lopt.meta import Compiled, Eager, start_runs, unroll
@@ -120,3 +121,17 @@ def test_turning_takes_a_period():
     assert ResidualRule(**{key: value for key, value in rotated(1).config.items() if key != "turn_every"}).period == 1
     with pytest.raises(ValueError, match="turn_every must be at least 1, got 0"):
         rotated(0)
+
+
+def test_no_step_is_a_slow_one():
+    """After the first steps each one turns the bases of as many matrices."""
+    params = [nn.Parameter(torch.randn(100, 100)) for _ in range(8)]  # too large to be stacked on a CPU
+    optimizer, work = LearnedOptimizer(params, rotated(4), total_steps=40), []
+    for _ in range(FIRST_TURNS + 8):
+        for param in params:
+            param.grad = torch.randn(100, 100)
+        with FlopCounterMode(display=False) as counter:
+            optimizer.step()
+        work.append(counter.get_total_flops())
+    assert len(set(work[:FIRST_TURNS])) == len(set(work[FIRST_TURNS:])) == 1
+    assert work[-1] < 0.5 * work[0]
