@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections import defaultdict
@@ -30,6 +31,8 @@ from lightning_lopt.rules.base import State, UpdateRule
 from lightning_lopt.rules.roles import role_table
 from lightning_lopt.rules.untrained import untrained_warning
 
+_log = logging.getLogger(__name__)
+
 FORMAT = "lightning_lopt/1"
 
 
@@ -57,9 +60,9 @@ class LearnedOptimizer(RuleOptimizer):
     needs :meth:`eval` before the model is measured or kept, and :meth:`train` before the next step or checkpoint; with
     :class:`~lightning_lopt.LearnedOptimizerAdapter` that is seen to.
 
-    Both ``optimizer.rule.compile()`` and ``torch.compile(optimizer.step)`` trace; measure before keeping either. On one
-    CPU core a compiled step of ``Celo2BaseRule`` takes twice as long as the plain one, whose blocks stay in the cache.
-    ``torch.compile(optimizer.step)`` does all work at every step (:attr:`UpdateRule.period`).
+    With ``compile=True`` the step of each stack of parameters of one shape and role goes through ``torch.compile``, and
+    everything else stays as it is. ``torch.compile(optimizer.step)`` traces the whole step instead and does all work at
+    every step (:attr:`UpdateRule.period`). Measure before keeping either: ``lightning-lopt benchmark --compile``.
 
     Args:
         params: a module, tensors, ``(name, tensor)`` pairs, or parameter groups of these. Groups may set ``lr``,
@@ -75,6 +78,10 @@ class LearnedOptimizer(RuleOptimizer):
         weight_decay: extra decoupled weight decay, >= 0, in units of the rule's own step size.
         guard: whether training goes on with AdamW where the rule breaks its promise, and a warning then says so; or a
             :class:`~lightning_lopt.LossGuard` with its settings. It costs 8 bytes per parameter.
+        compile: whether steps are compiled, a graph for each number of tensors, shape, type and role, and once more
+            for full steps (:attr:`UpdateRule.period`). The first step of each takes seconds, as the log says at level
+            ``INFO``. Numbers are the same up to rounding. Where compiling fails, as without a C++ compiler, a warning
+            says so once and steps are made as they are.
 
     Raises:
         TypeError: if a class came where an object is needed, or parameters are no tensors.
@@ -104,6 +111,7 @@ class LearnedOptimizer(RuleOptimizer):
         lr: float = 1.0,
         weight_decay: float = 0.0,
         guard: bool | LossGuard = False,
+        compile: bool = False,
     ) -> None:
         for what, value in (("lr", lr), ("weight_decay", weight_decay)):
             if not (0 <= value < math.inf):
@@ -117,6 +125,9 @@ class LearnedOptimizer(RuleOptimizer):
         self.total_steps_given = total_steps is not None  # then it wins over the Trainer's estimate
         self.labels: Labels = labels_of(params) if isinstance(params, nn.Module) else {}
         self._guard = checked_guard(guard)
+        self.compiles = compile
+        if compile:
+            _log.info("LearnedOptimizer: steps of rule %r are compiled", self.rule_label)
         self._begin_watching()
         super().__init__(
             groups,
@@ -355,12 +366,13 @@ class LearnedOptimizer(RuleOptimizer):
         self._run.calls = sum(int(fitting["param_groups"][0][key]) for key in ("step", "skipped_steps"))
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("rule", "rule_label", "total_steps_given", "_run", "_guard")
+        kept = ("rule", "rule_label", "total_steps_given", "_run", "_guard", "compiles")
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_guard", None)
+        self.__dict__.setdefault("compiles", False)
         if "signals" not in self.__dict__:
             self._begin_watching()
             self.labels = {}

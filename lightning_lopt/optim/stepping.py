@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_lopt.optim import horizon
 from lightning_lopt.optim.checkpoint import COUNTERS
+from lightning_lopt.optim.compiled_steps import CompiledSteps, step_of_stack
 from lightning_lopt.optim.diagnostics import relative_steps
 from lightning_lopt.optim.groups import Labels, Member, members_of
 from lightning_lopt.optim.guard_adamw import SWITCHED
@@ -41,12 +42,14 @@ class RuleOptimizer(torch.optim.Optimizer):
         rule_label: what the user calls it.
         labels: names and roles of parameters that may join later.
         signals: what reaches a step from outside; shared with wrappers.
+        compiles: whether the step of a stack of parameters is compiled.
     """
 
     rule: UpdateRule
     rule_label: str
     labels: Labels
     signals: StepSignals
+    compiles: bool
     _run: RunState
     _guard: Guard | None
 
@@ -56,6 +59,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         self._skips = SkipWatch()
         self._rates = RateWatch()
         self._stacked = StackedState()
+        self._compiled_steps = CompiledSteps()
 
     @property
     def total_steps(self) -> int | Callable[[], int] | None:
@@ -113,9 +117,11 @@ class RuleOptimizer(torch.optim.Optimizer):
             # one stack after the other, so that what is computed on the way lives for one at a time
             made = finite
             by_name = {member.name: member for member in members}
+            compiles = self.compiles and not torch.compiler.is_compiling()
+            step_stack = self._compiled_steps if compiles else step_of_stack
             for stack, given in zip(stacks, controls, strict=True):
-                update, after = rule.stepped(stack, given, at)
-                sound = finite & all_finite([update], finite.device)
+                update, after, update_is_finite = step_stack(rule, stack, given, at)
+                sound = finite & update_is_finite.to(finite.device)
                 self._commit([by_name[name] for name in stack.names], stack, update, after, sound)
                 made = made & sound
                 if known(sound) is not True:
