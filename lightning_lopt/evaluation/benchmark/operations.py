@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -36,14 +37,14 @@ class _ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def operations_of(step: Step, repeats: int = 1) -> dict[str, float]:
     """Operations in the matrix products of a step by the name of their type, the mean over ``repeats`` steps.
 
-    A multiply-add counts as 2. Decompositions (QR, eigenvectors), what is done entry by entry, and products inside of
-    compiled or hand-written kernels are not counted.
+    A multiply-add counts as 2. What goes through ``torch.compile`` is counted as it is without. Decompositions (QR,
+    eigenvectors), what is done entry by entry, and products inside of hand-written kernels are not counted.
 
     >>> matrix = torch.ones(8, 4)
     >>> operations_of(lambda: matrix @ matrix.T)
     {'float32': 512.0}
     """
-    with _ProductCounter() as counter:
+    with torch.compiler.set_stance("force_eager"), _ProductCounter() as counter:
         for _ in range(repeats):
             step()
     return {dtype: count / repeats for dtype, count in counter.operations.items()}
