@@ -32,7 +32,9 @@ from lightning_lopt.rules.signals import LOSS_DECAYS, SIGNALS, average_loss, sha
 FIRST_TURNS = 20  # steps that all turn the eigenbases, which are far from where they belong then
 TYPICAL_COHERENCE, LEAST_COHERENCE = 0.3, 0.01
 NULL = 1e-10  # second moments below this share of a tensor's largest may be rounding: such entries take no step
-OPPOSED = 0.01  # direction times gradient, both relative, at which caution is in full force: less is half rounding
+OPPOSED = (
+    0.01  # direction times gradient, both times _inverse_root, at which caution is in full force: less is half rounding
+)
 GRADIENT_LIMIT = 1e15  # entries are clipped here, in the run's own unit, so that squares stay finite in float32
 SMALLEST_UNIT = 2.0**-100  # of gradients
 
@@ -366,13 +368,14 @@ def _controlled(at: Constants, controls: Controls) -> Constants:
 
 
 def _inverse_root(moment: Tensor) -> Tensor:
-    r"""What Adam's direction is multiplied with: :math:`(v + \epsilon \max v)^{-1/2}`.
+    r"""What Adam's direction is multiplied with: :math:`\sqrt{v} / (v + \epsilon \max v)`.
 
-    Where v is null beside the tensor's largest this is bounded: float32 rounds to 1e-7 of the largest gradient, and
-    rounding must not become an entry of full size.
+    That is :math:`1 / \sqrt{v}`, but falls to 0 where v is null beside the tensor's largest: float32 rounds to 1e-7 of
+    the largest gradient, and rounding must not become an entry of full size.
     """
     largest = moment.amax() if moment.numel() else moment.new_zeros(())
-    return torch.rsqrt(moment + (NULL * largest + TINY))  # TINY: the root has a derivative where no gradient has been
+    # TINY: the root has a derivative where no gradient has been
+    return torch.sqrt(moment + TINY) / (moment + (NULL * largest + TINY))
 
 
 def _has_role(param: Tensor, role: Role, roles: frozenset[str]) -> bool:

@@ -185,7 +185,8 @@ def test_the_direction_is_that_of_adam_in_the_bases(growth, caution, power):
         inside = rows.mT @ mixed @ columns / (moment / (1 - 0.95 ** (step + 1))).sqrt()
         coherence = inside.square().mean().sqrt()
         relative = rows.mT @ grad @ columns / (moment / (1 - 0.95 ** (step + 1))).sqrt()
-        against = (-100 * inside * relative).clamp(0, 1)  # in full force from -0.01 on
+        weight = (1 - 0.95 ** (step + 1)) * (0.05 + 0.95 / (1 - beta ** (step + 1)))
+        against = (-100 * inside * relative / weight).clamp(0, 1)  # in full force from -0.01 on in a long run
         direction = rows @ (inside * (1 - caution * against)) @ columns.mT
         direction = direction / direction.square().mean().sqrt() * (coherence / 0.3) ** power
         expected = (
@@ -211,7 +212,8 @@ def test_where_a_long_side_has_no_basis_singular_values_become_nearly_equal(shap
     for a, b, c in EVENING:
         expected = a * expected + b * expected**3 + c * expected**5
     torch.testing.assert_close(coordinates.diagonal(), expected)
-    assert 0.78 < expected.min() and expected.max() < 1.22
+    assert expected.min() > 0.78
+    assert expected.max() < 1.22
     together = vmap(lambda y: out_evened(y, bases))(torch.stack([x, 1e-6 * x]))
     torch.testing.assert_close(together, torch.stack([evened, evened]))
     assert torch.equal(out_evened(torch.zeros_like(x), bases), torch.zeros_like(x))
@@ -223,7 +225,7 @@ def test_the_quintics_lie_close_to_one():
     x = torch.linspace(0.05, 1, 10_001, dtype=torch.float64)
     for a, b, c in EVENING:
         x = a * x + b * x**3 + c * x**5
-    assert 0.7799 < float(x.min()) and float(x.max()) < 1.2181  # and no quintics come closer, to the digits given
+    assert float((x - 1).abs().max()) < 0.2182  # no quintics come closer, to the digits given
 
 
 def test_of_unequal_sides_the_longer_one_has_a_basis_up_to_the_limit():
@@ -252,8 +254,9 @@ def test_a_rule_without_long_sides_has_a_smaller_state_and_trains():
     rules = [rotated_rule(longest_side=longest_side) for longest_side in (32, 31)]
     sizes = [sum(x.numel() for x in rule.init_state(params, {}).tensors["w"].values()) for rule in rules]
     assert sizes[0] - sizes[1] == 2 * 32**2
-    target, state = torch.randn(4, 32, generator=torch.Generator().manual_seed(0)), rules[1].init_state(params, {})
+    target = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
     params = {"w": target + 1}
+    state = rules[1].init_state(params, {})
     for step in range(200):
         at = StepContext(torch.tensor(float(step)), torch.tensor(200.0))
         updates, state = rules[1](params, {"w": params["w"] - target}, state, at)
