@@ -23,9 +23,11 @@ from lightning_lopt.optim.habits import RateWatch
 from lightning_lopt.optim.inputs import RunState, StepSignals, checked_horizon
 from lightning_lopt.optim.precision import all_finite, known, real, wide
 from lightning_lopt.optim.rates import multiplier
+from lightning_lopt.optim.rounding import seeds_of
 from lightning_lopt.optim.sharding import cut_like, is_sharded, local, mean_over_ranks, part, reduced, whole
 from lightning_lopt.optim.skips import SkipWatch, not_finite
 from lightning_lopt.optim.stacking import StackedState, dense
+from lightning_lopt.optim.state_types import narrowed, seen
 from lightning_lopt.rules.base import Params, State, StepContext, TensorState, UpdateRule
 from lightning_lopt.rules.stacks import Stack
 
@@ -43,6 +45,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         labels: names and roles of parameters that may join later.
         signals: what reaches a step from outside; shared with wrappers.
         compiles: whether the step of a stack of parameters is compiled.
+        state_dtype: in which the state of parameters is kept; ``None``: as the rule makes it.
     """
 
     rule: UpdateRule
@@ -50,6 +53,7 @@ class RuleOptimizer(torch.optim.Optimizer):
     labels: Labels
     signals: StepSignals
     compiles: bool
+    state_dtype: torch.dtype | None
     _run: RunState
     _guard: Guard | None
 
@@ -113,14 +117,15 @@ class RuleOptimizer(torch.optim.Optimizer):
         suspects: dict[str, Tensor] = {}
         if known(finite) is not False or is_watched:
             at = rule.at(own["shared"], context)
-            controls, shared = rule.exchanged(stacks, at, own["shared"], context)
+            controls, shared = rule.exchanged([seen(stack) for stack in stacks], at, own["shared"], context)
+            seeds = [None] * len(stacks) if self.state_dtype is None else seeds_of(own["step"], len(stacks))
             # one stack after the other, so that what is computed on the way lives for one at a time
             made = finite
             by_name = {member.name: member for member in members}
             compiles = self.compiles and not torch.compiler.is_compiling()
             step_stack = self._compiled_steps if compiles else step_of_stack
-            for stack, given in zip(stacks, controls, strict=True):
-                update, after, update_is_finite = step_stack(rule, stack, given, at)
+            for stack, given, seed in zip(stacks, controls, seeds, strict=True):
+                update, after, update_is_finite = step_stack(rule, stack, given, at, seed)
                 sound = finite & update_is_finite.to(finite.device)
                 self._commit([by_name[name] for name in stack.names], stack, update, after, sound)
                 made = made & sound
@@ -149,13 +154,13 @@ class RuleOptimizer(torch.optim.Optimizer):
         self._skips.look(own, self.calls, lambda: not_finite(loss, _by_name(stacks, "grads"), suspects))
 
     def _stacks(self, members: Sequence[Member], context: StepContext) -> list[Stack]:
-        """What the rule steps, with a state for each parameter, in wide types."""
+        """What the rule steps: parameters and gradients in wide types, state as it is kept."""
         if is_sharded(members):
             return self._acting.stacked(*self._whole(members), context)
         self._begin(members)
         if self._guard is not None:
             self._guard.prepare(members, self.state)
-        return self._stacked.stacks(self._acting, members, self.state, context)
+        return self._stacked.stacks(self._acting, members, self.state, context, self.state_dtype)
 
     def _commit(
         self, members: Sequence[Member], stack: Stack, update: Tensor, after: TensorState, sound: Tensor
@@ -188,7 +193,8 @@ class RuleOptimizer(torch.optim.Optimizer):
             self._begin_state(beginners, {m.name: wide(m.param.detach()) for m in beginners})
 
     def _whole(self, members: Sequence[Member]) -> tuple[Params, Params, dict[str, TensorState]]:
-        """Parameters, gradients and state of sharded ``members`` by name, whole and wide; the state is begun."""
+        """Parameters and gradients of sharded ``members`` by name, whole and wide, and their state, whole and as it is
+        kept; the state is begun."""
         grads = {m.name: reduced(dense(m.param.grad), m.param) for m in members}
         tensors = {m.name: self.state[m.param] for m in members if self.state.get(m.param)}
         # Checkpoints of torch.distributed miss the state of a trainable parameter that has had no gradient.
@@ -203,14 +209,14 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def _begin_state(self, members: Sequence[Member], params: Params) -> dict[str, dict[str, Tensor]]:
         """Begin the state of ``members``, whose whole values are ``params``; return it, whole, by name."""
-        if not members:
-            return {}
-        state = self._acting.init_state({m.name: params[m.name] for m in members}, {m.name: m.role for m in members})
-        for member in members:
-            self.state[member.param] = {k: cut_like(v, member.param) for k, v in state.tensors[member.name].items()}
-        own = self.param_groups[0]
-        own["shared"] = own["shared"] or state.shared
-        return state.tensors
+        own, begun = self.param_groups[0], {}
+        for member in members:  # one after the other, so that the wide state of one is there at a time
+            name, param = member.name, member.param
+            state = self._acting.init_state({name: params[name]}, {name: member.role})
+            begun[name] = narrowed(state.tensors[name], self.state_dtype)
+            self.state[param] = {k: cut_like(v, param) for k, v in begun[name].items()}
+            own["shared"] = own["shared"] or state.shared
+        return begun
 
     def _is_made_to_create_state(self, members: Sequence[Member], loss: Tensor | None) -> bool:
         """Whether this step is that of ``torch.distributed.checkpoint``, which makes one to have the state created:

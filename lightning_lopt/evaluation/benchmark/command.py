@@ -141,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=tuple(TYPES), default="float32", help="of a named model's parameters")
     parser.add_argument("--autocast", choices=("bfloat16",), help="of forward and backward passes, as in bf16-mixed")
     parser.add_argument("--tf32", action="store_true", help="products of float32 in TF32, on a GPU")
-    parser.add_argument("--state_dtype", choices=tuple(TYPES), help="of the state of learned rules")
+    parser.add_argument("--state-dtype", choices=tuple(TYPES), help="of the state of learned rules")
     parser.add_argument("--compile", action="store_true", help="compile the step of learned rules")
     parser.add_argument("--out", metavar="FOLDER", help="write benchmark.json and benchmark.png there")
     return parser
