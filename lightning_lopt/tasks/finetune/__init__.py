@@ -1,0 +1,6 @@
+"""Fine-tuning: networks that were trained before, and new tasks with few examples for them."""
+
+from lightning_lopt.tasks.finetune.pretraining import Pretraining
+from lightning_lopt.tasks.finetune.task import FineTuneTask
+
+__all__ = ["FineTuneTask", "Pretraining"]
