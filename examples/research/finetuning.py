@@ -1,33 +1,33 @@
 """Fine-tuning problems for choosing constants: no report is made of them, and the suite `finetune` has other data.
 
 python examples/research/finetuning.py
-python examples/research/finetuning.py --only cnn gru --seeds 3
+python examples/research/finetuning.py --only cnn gru --seeds 3 --scratch
 
-`finetune_problems()` gives the problems, for `lightning_lopt.evaluation.runs.run_rules(rules, problem, seeds=2)`. The
-printed table has, for each problem, final losses on held-out data (median of the seeds) of AdamW at the best of eight
-learning rates (warm-up, linear decay, weight decay 0.01), of AdamW that trains the head alone, of AdamW that trains the
-same network from random initial values, and of `base`; then how far AdamW and `base` moved the body, in units of its
-norm, and the seconds of the run of `base`.
+`finetune_problems()` gives the problems, for `lightning_lopt.evaluation.runs.run_rules(rules, problem, seeds=2)`; the
+metric `"body_moved"` of a measurement says how far the body is from its pretrained values, in units of its norm. The
+printed table has, for each problem, final losses on held-out data (median of the seeds): of AdamW at the best of eight
+learning rates (warm-up, linear decay, weight decay 0.01), of the same on the head alone, of AdamW at 1e-3, of `base`,
+with `--scratch` of AdamW from random initial values; then how far AdamW and `base` moved the body.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from lightning_lopt import load_rule
+from lightning_lopt.evaluation.baselines import FINE_TUNING_BASELINES, Baselines
 from lightning_lopt.evaluation.measurement import Measurement
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.runs import run_rules
-from lightning_lopt.rules import AdamRule
+from lightning_lopt.evaluation.suites import make_suite
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import (
     CharRNNTask,
     CharTransformerTask,
-    ImageAutoencoderTask,
     ImageCNNTask,
     ImageMLPTask,
     ImageViTTask,
@@ -40,45 +40,44 @@ from lightning_lopt.tasks.finetune.teachers import draw_related_tables
 from lightning_lopt.tasks.text import resolve_texts
 
 VOCABULARY = 48
+OLD, NEW = 20, 8  # classes of images
 SEED = 1234  # of data, pretrained models and splits
-RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
 
 def finetune_problems() -> list[Problem]:
-    """Six small problems of 100 to 400 steps, each with few examples, a pretrained body and a fresh head."""
-    return [cnn_on_new_classes(), vit_on_new_classes(), classifier_of_autoencoder(), *texts(), related_values()]
+    """Six small problems of 150 to 300 steps, each with few examples, a pretrained body and a fresh head."""
+    return [cnn_on_new_classes(), vit_on_new_classes(), perceptron_on_new_images(), *texts(), related_values()]
 
 
 def cnn_on_new_classes() -> Problem:
-    """A convolutional network pretrained on 16 classes of images, on 8 other ones with 4 images each."""
-    old, train, valid = _images("cnn", 16, 8, 4)
+    """A convolutional network pretrained on 20 classes of images, on 8 other ones with 4 images each."""
+    images = _images("cnn")
     options = {"channels": (12, 24), "activation": "gelu", "readout": "flatten"}
-    body = ImageCNNTask(*old.split(0.1, generator(SEED, "cnn")), **options, batch_size=64)
-    task = ImageCNNTask(train, valid, **options, batch_size=16)
-    return _problem("choose-cnn-classes", FineTuneTask(task, Pretraining(body, 500, seed=SEED)), 200)
+    body = ImageCNNTask(*_old(images), **options)
+    task = ImageCNNTask(*_few(images, 4), **options, batch_size=16)
+    return _problem("choose-cnn-classes", FineTuneTask(task, Pretraining(body, 400, 5e-3, SEED)), 150)
 
 
 def vit_on_new_classes() -> Problem:
-    """A vision transformer whose first block and patches stay frozen, on 6 new classes with 6 images each."""
-    old, train, valid = _images("vit", 14, 6, 6)
+    """A vision transformer on 8 new classes with 6 images each; its patches and its first block stay frozen."""
+    images = _images("vit")
     options = {"grid": 4, "width": 24, "depth": 2}
-    body = ImageViTTask(*old.split(0.1, generator(SEED, "vit")), **options, batch_size=64)
-    task = ImageViTTask(train, valid, **options, batch_size=12)
+    body = ImageViTTask(*_old(images), **options)
+    task = ImageViTTask(*_few(images, 6), **options, batch_size=12)
     frozen = [name for name in task.roles if name.startswith(("patch", "position", "blocks.0"))]
-    made = FineTuneTask(task, Pretraining(body, 600, seed=SEED), frozen=frozen)
+    made = FineTuneTask(task, Pretraining(body, 600, 5e-3, SEED), frozen=frozen)
     return _problem("choose-vit-half-frozen", made, 150)
 
 
-def classifier_of_autoencoder() -> Problem:
-    """A perceptron whose hidden layers were the encoder of a denoising autoencoder, on 10 classes of 3 images each."""
-    old, train, valid = _images("autoencoder", 10, 10, 3)
-    body = ImageAutoencoderTask(
-        *old.split(0.1, generator(SEED, "autoencoder")), (48, 32), 16, 1.0, activation="gelu", batch_size=64
-    )
-    task = ImageMLPTask(train, valid, (48, 32), "gelu", batch_size=10)
-    names = {f"layers.{layer}.{part}": f"encoder.{layer}.{part}" for layer in (0, 1) for part in ("weight", "bias")}
-    made = FineTuneTask(task, Pretraining(body, 800, seed=SEED), body=names)
-    return _problem("choose-autoencoder-classes", made, 150)
+def perceptron_on_new_images() -> Problem:
+    """A perceptron pretrained on 20 classes; the new images have noise and another contrast, and 5 classes of four."""
+    images = _images("perceptron")
+    old = of_classes(images, torch.arange(OLD))
+    noise = torch.randn(old.inputs.shape, generator=generator(SEED, "perceptron", "noise"))
+    other = replace(old, inputs=0.7 * old.inputs + 0.5 * noise + 0.2, targets=old.targets // 4, classes=OLD // 4)
+    body = ImageMLPTask(*_old(images), (64, 48), "gelu")
+    task = ImageMLPTask(*few_of_each(other, 12, generator(SEED, "few")), (64, 48), "gelu", batch_size=12)
+    return _problem("choose-mlp-images", FineTuneTask(task, Pretraining(body, 800, 3e-3, SEED)), 150)
 
 
 def texts() -> list[Problem]:
@@ -109,62 +108,69 @@ def related_values() -> Problem:
     return _problem("choose-values", FineTuneTask(task, Pretraining(body, 1500, 1e-2, SEED)), 300)
 
 
-def _images(name: str, old: int, new: int, shots: int) -> tuple[LabelledImages, LabelledImages, LabelledImages]:
-    """Images for pretraining, then few images of other classes, and held-out images of these."""
-    images = draw_images(generator(SEED, name), old + new, 5000, noise=0.9)
-    few = few_of_each(of_classes(images, torch.arange(old, old + new)), shots, generator(SEED, name, "few"))
-    return (of_classes(images, torch.arange(old)), *few)
+def _images(name: str) -> LabelledImages:
+    return draw_images(generator(SEED, name), OLD + NEW, 6000, parts=8, noise=0.3)
+
+
+def _old(images: LabelledImages) -> tuple[LabelledImages, LabelledImages]:
+    """What to pretrain on: many images of the first classes, and held-out ones."""
+    return of_classes(images, torch.arange(OLD)).split(0.1, generator(SEED, "old"))
+
+
+def _few(images: LabelledImages, shots: int) -> tuple[LabelledImages, LabelledImages]:
+    """What to fine-tune on: few images of the other classes, and held-out ones."""
+    return few_of_each(of_classes(images, torch.arange(OLD, OLD + NEW)), shots, generator(SEED, "few"))
 
 
 def _problem(name: str, task: FineTuneTask, horizon: int) -> Problem:
     return Problem(name, task, horizon, "", "choosing")
 
 
-class WarmUpAdamRule(AdamRule):
-    """AdamW whose learning rate rises over a tenth of the run and then falls linearly."""
-
-    reads_horizon = True
-
-    def step(self, inputs, controls, at):
-        update, state = super().step(inputs, controls, at)
-        done, warm_up = at.scheduled_step + 1, 0.1 * at.total_steps
-        left = (at.total_steps - at.scheduled_step) / (at.total_steps - warm_up)
-        return update * torch.minimum(done / warm_up, left).clamp(max=1.0), state
+COLUMNS = ("problem", "steps", "AdamW", "its rate", "head alone", "AdamW 1e-3", "base", "moved: AdamW", "moved: base")
 
 
-def best_of(problem: Problem, task, seeds: int) -> tuple[Measurement, float]:
-    """AdamW at the learning rate with the lowest median loss on held-out data, and that rate."""
-    runs = run_rules([WarmUpAdamRule(rate, weight_decay=0.01) for rate in RATES], task, horizon=problem.horizon, seeds=seeds)
-    best = min(range(len(RATES)), key=lambda i: float(runs[i].final_valid.nan_to_num(torch.inf).median()))
-    return runs[best], RATES[best]
+def row(problem: Problem, seeds: int) -> dict[str, Measurement]:
+    """Measurements of the three baselines and of `base`."""
+    baselines = Baselines(seeds=seeds, shipped=False)
+    runs = {name: baselines(problem, name) for name in FINE_TUNING_BASELINES}
+    return runs | {"base": run_rules([load_rule("base")], problem, seeds=seeds)[0]}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--suite", action="store_true", help="the problems of the suite `finetune` instead: no choosing"
+    )
     parser.add_argument("--only", nargs="+", default=[""], help="parts of names of problems")
     parser.add_argument("--seeds", type=int, default=2)
-    parsed = parser.parse_args(arguments)
+    parser.add_argument("--scratch", action="store_true", help="also AdamW from random initial values")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    base = load_rule("base")
-    print("| problem | steps | AdamW | its rate | head alone | from scratch | base | moved: AdamW | moved: base | seconds |")
-    for problem in finetune_problems():
-        if not any(part in problem.name for part in parsed.only):
+    columns = (*COLUMNS, *(("from scratch",) if arguments.scratch else ()), "CPU seconds of base")
+    print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns), flush=True)
+    for problem in make_suite("finetune") if arguments.suite else finetune_problems():
+        if not any(part in problem.name for part in arguments.only):
             continue
-        task = problem.task
-        start = time.perf_counter()
-        task.start
-        print("pretrain", time.perf_counter() - start, task.pretraining.task.metrics(task.pretraining.params(), task.pretraining.task.full_batch("valid")),
-            task.pretraining.task.loss(task.pretraining.params(), task.pretraining.task.full_batch("valid")), task.pretraining.task.loss_scale)
-        adamw, rate = best_of(problem, task, parsed.seeds)
-        head, hr = best_of(problem, task.head_alone(), parsed.seeds)
-        scratch, sr = best_of(problem, task.task, parsed.seeds)
-        start = time.perf_counter()
-        (learned,) = run_rules([base], problem, seeds=parsed.seeds)
-        seconds = time.perf_counter() - start
-        losses = [f"{float(run.final_valid.median()):.3f}" for run in (adamw, head, scratch, learned)]
-        moved = [f"{float(run.metrics['body_moved'][-1].median()):.2f}" for run in (adamw, learned)]
-        first = f"{float(learned.metrics['body_moved'][0].median()):.2f}"
-        print("|", problem.name, problem.horizon, losses[0], rate, losses[1], hr, losses[2], sr, losses[3], *moved, first, f"{seconds:.1f}", flush=True)
+        runs = row(problem, arguments.seeds)
+        cells = [problem.name, str(problem.horizon), valid(runs["adamw_warmup"])]
+        cells += [f"{runs['adamw_warmup'].learning_rate:g}", valid(runs["adamw_head"]), valid(runs["adamw_default"])]
+        cells += [valid(runs["base"]), moved(runs["adamw_warmup"]), moved(runs["base"])]
+        if arguments.scratch:
+            scratch = Problem(problem.name, problem.task.task, problem.horizon)
+            cells.append(valid(Baselines(seeds=arguments.seeds, shipped=False)(scratch, "adamw_warmup")))
+        begin = time.process_time()
+        run_rules([load_rule("base")], problem, seeds=arguments.seeds)
+        print("| " + " | ".join([*cells, f"{time.process_time() - begin:.1f}"]) + " |", flush=True)
+
+
+def valid(run: Measurement) -> str:
+    """Median final loss on held-out data."""
+    return f"{float(run.final_valid.median()):.3f}"
+
+
+def moved(run: Measurement) -> str:
+    """Median movement of the body at the end, in units of its norm at the start."""
+    return f"{float(run.metrics['body_moved'][-1].median()):.2f}"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,16 +77,17 @@ class Pretraining:
         return {name: value.double() for name, value in drawn.items()}
 
     def _train(self) -> Params:
-        params, draws = self._initial(), generator(self.seed, "pretraining")
-        gradient: Any = grad(self.task.loss)  # works inside vmap and no_grad, where backward() does not
+        params = {name: value.requires_grad_() for name, value in self._initial().items()}
+        draws = generator(self.seed, "pretraining")
         optimizer = torch.optim.AdamW(params.values(), self.lr, weight_decay=WEIGHT_DECAY)
         warm_up = max(round(WARM_UP * self.steps), 1)
         for step in range(self.steps):
             left = (self.steps - step) / max(self.steps - warm_up, 1)
             optimizer.param_groups[0]["lr"] = self.lr * min((step + 1) / warm_up, left)
-            grads: Params = gradient(params, _in_double(self.task.batch(draws)))
-            for name, value in params.items():
-                value.grad = grads[name]
+            optimizer.zero_grad()
+            with torch.enable_grad():
+                loss = self.task.loss(params, _in_double(self.task.batch(draws)))
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         return {name: value.detach().float() for name, value in params.items()}
 

@@ -24,8 +24,9 @@ def draw_images(
 ) -> LabelledImages:
     """Grey images: each class has some of a common set of smooth parts at places of its own.
 
-    In each image every part is moved by up to one pixel and has another contrast, one random part lies at a random
-    place, and pixels have noise.
+    In each image every part is moved by up to one pixel and has another contrast of either sign, one random part lies
+    at a random place, and pixels have noise. The sign says nothing about the class, which few images cannot tell: a
+    network has to learn it on many.
 
     Args:
         generator: where everything comes from.
@@ -54,7 +55,8 @@ def draw_images(
     moved = where[targets] + torch.randint(-1, 2, (examples, per_class, 2), generator=generator)
     anywhere = torch.randint(places, (examples, 1, 2), generator=generator)
     corners = torch.cat([moved.clamp(0, places - 1), anywhere], 1)
-    contrast = 0.6 + 0.8 * torch.rand(examples, per_class + 1, 1, generator=generator)
+    sign = 2 * torch.randint(2, (examples, per_class + 1, 1), generator=generator) - 1
+    contrast = sign * (0.6 + 0.8 * torch.rand(examples, per_class + 1, 1, generator=generator))
     pixels = (size * torch.arange(PART)[:, None] + torch.arange(PART)).flatten()
     indices = (size * corners[..., 0] + corners[..., 1])[..., None] + pixels
     images = noise * torch.randn(examples, size * size, generator=generator)

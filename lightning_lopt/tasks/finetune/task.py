@@ -16,6 +16,7 @@ from lightning_lopt.tasks.base import Batch, Task
 from lightning_lopt.tasks.finetune.adapters import adapted, adapter_roles, draw_adapters
 from lightning_lopt.tasks.finetune.pretraining import Pretraining
 from lightning_lopt.tasks.transforms.base import TransformedTask, tag
+from lightning_lopt.tasks.transforms.parts import FrozenTask
 
 
 class FineTuneTask(TransformedTask):
@@ -141,15 +142,24 @@ class FineTuneTask(TransformedTask):
         moved = torch.stack([(now[name] - start[name]).square().sum() for name in weights]).sum()
         return (moved / torch.stack([start[name].square().sum() for name in weights]).sum()).sqrt()
 
-    def head_alone(self) -> FineTuneTask:
-        """The same task with the whole body frozen: it has the same initial heads and mini-batches."""
-        return FineTuneTask(self.task, self.pretraining, body=self.body, frozen=tuple(self.body))
-
 
 def head_names(task: Task) -> tuple[str, ...]:
     """Names of the tensors of a network's last layer: those with the role ``"head"``, and the biases beside them."""
     layers = {name.rpartition(".")[0] for name, role in task.roles.items() if role == "head"}
     return tuple(name for name in task.roles if name.rpartition(".")[0] in layers)
+
+
+def head_alone(task: Task) -> Task:
+    """The task with everything frozen but its last layer: the same initial values and mini-batches.
+
+    Raises:
+        ValueError: if no tensor has the role ``"head"``.
+    """
+    head = head_names(task)
+    if not head:
+        raise ValueError(f"no tensor of {task.name} has the role 'head', so a head cannot be trained alone.")
+    frozen = [name for name in task.roles if name not in head]
+    return FrozenTask(task, frozen) if frozen else task
 
 
 def _shape(params: Params, name: str) -> str:
