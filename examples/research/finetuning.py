@@ -36,7 +36,8 @@ from lightning_lopt.tasks import (
 )
 from lightning_lopt.tasks.finetune import FineTuneTask, Pretraining
 from lightning_lopt.tasks.finetune.synthetic_images import draw_images, few_of_each, of_classes
-from lightning_lopt.tasks.finetune.teachers import draw_related_tables
+from lightning_lopt.tasks.finetune.teachers import related_table, teacher_table
+from lightning_lopt.tasks.tabular import with_noise
 from lightning_lopt.tasks.text import resolve_texts
 
 VOCABULARY = 48
@@ -101,10 +102,11 @@ def texts() -> list[Problem]:
 
 def related_values() -> Problem:
     """A perceptron pretrained on values of a random network, on others that need the same hidden layers."""
-    sizes = (12, 32, 32)
-    old, new = draw_related_tables(generator(SEED, "values"), (*sizes, 12), 3, "tanh", (6000, 580), 0.1)
-    body = TabularTask(*old.cut(500), sizes[1:], "squared", activation="tanh", batch_size=64)
-    task = TabularTask(*new.cut(500), sizes[1:], "squared", activation="tanh", batch_size=16)
+    widths, draws = (32, 32), generator(SEED, "values")
+    teacher, old = teacher_table(draws, (12, *widths, 12), "tanh", 6000)
+    train, valid = related_table(teacher, draws, 3, "tanh", 580).cut(500)
+    body = TabularTask(*old.cut(500), widths, "squared", activation="tanh", batch_size=64)
+    task = TabularTask(with_noise(train, 0.1, draws), valid, widths, "squared", activation="tanh", batch_size=16)
     return _problem("choose-values", FineTuneTask(task, Pretraining(body, 1500, 1e-2, SEED)), 300)
 
 

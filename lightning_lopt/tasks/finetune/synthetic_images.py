@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_lopt.tasks.labelled_images import LabelledImages
 
 PART = 5  # pixels along a side of a part
+NAME = "parts"
 
 
 def draw_images(
@@ -61,7 +62,7 @@ def draw_images(
     indices = (size * corners[..., 0] + corners[..., 1])[..., None] + pixels
     images = noise * torch.randn(examples, size * size, generator=generator)
     images = images.scatter_add(1, indices.flatten(1), (contrast * shapes[which]).flatten(1))
-    return LabelledImages(images.reshape(-1, 1, size, size), targets, classes, "parts").standardised()
+    return LabelledImages(images.reshape(-1, 1, size, size), targets, classes, NAME).standardised()
 
 
 def of_classes(data: LabelledImages, classes: Tensor) -> LabelledImages:

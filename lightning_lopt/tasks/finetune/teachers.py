@@ -1,4 +1,4 @@
-"""Two tables of values that one random network makes: they share its hidden layers, and differ in its last one."""
+"""Tables of values that random networks make: those of one kind share hidden layers, and differ in their last one."""
 
 from __future__ import annotations
 
@@ -12,53 +12,62 @@ from lightning_lopt.tasks.layers import ACTIVATIONS, mlp
 from lightning_lopt.tasks.tables import Table
 from lightning_lopt.tasks.teacher import draw_teacher
 
-INPUTS = 4096  # on which outputs are brought to mean 0 and variance 1
+SAMPLE = 4096  # inputs over which outputs are brought to mean 0 and variance 1
+NAME = "teachers"
 
 
-def draw_related_tables(
-    generator: torch.Generator,
-    sizes: Sequence[int],
-    outputs: int,
-    activation: str,
-    rows: tuple[int, int],
-    noise: float = 0.0,
-) -> tuple[Table, Table]:
-    """Answers of two teachers with the same hidden layers to standard normal inputs.
+def teacher_table(generator: torch.Generator, sizes: Sequence[int], activation: str, rows: int) -> tuple[Params, Table]:
+    """A random network, and its answers to standard normal inputs.
 
     Args:
-        generator: where everything comes from.
-        sizes: numbers of inputs D, of each hidden layer, of outputs of the first teacher.
-        outputs: number of outputs of the second teacher.
+        generator: where both come from.
+        sizes: numbers of inputs D, of each hidden layer, of outputs K.
         activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
-        rows: numbers of rows of the first table and of the second.
-        noise: standard deviation of what is added to the second table's values, whose own deviation is 1.
+        rows: N.
 
     Returns:
-        tables of shapes ``(rows[0], D)`` to ``(rows[0], sizes[-1])`` and ``(rows[1], D)`` to ``(rows[1], outputs)``.
+        its parameters, ``layers.0.weight`` and so on, and a table of shapes ``(N, D)`` to ``(N, K)``.
     """
-    sample = torch.randn(INPUTS, sizes[0], generator=generator)
-    first = draw_teacher(sizes, activation, sample, generator)
-    second = _with_new_head(first, outputs, sample, len(sizes) - 1, activation, generator)
-    made = []
-    for teacher, count in ((first, rows[0]), (second, rows[1])):
-        inputs = torch.randn(count, sizes[0], generator=generator)
-        made.append(Table(inputs, _answers(teacher, inputs, len(sizes) - 1, activation), 0, "teachers"))
-    values = made[1].targets
-    noisy = values + noise * torch.randn(values.shape, generator=generator)
-    return made[0], Table(made[1].inputs, noisy, 0, "teachers")
+    sample = torch.randn(SAMPLE, sizes[0], generator=generator)
+    teacher = draw_teacher(sizes, activation, sample, generator)
+    inputs = torch.randn(rows, sizes[0], generator=generator)
+    return teacher, Table(inputs, _answers(teacher, inputs, activation), 0, NAME)
 
 
-def _answers(teacher: Params, inputs: Tensor, layers: int, activation: str) -> Tensor:
-    return mlp(teacher, "layers", inputs, layers, ACTIVATIONS[activation])
+def related_table(
+    teacher: Params,
+    generator: torch.Generator,
+    outputs: int,
+    activation: str,
+    rows: int,
+    *,
+    classify: bool = False,
+) -> Table:
+    """Answers of the same network with another last layer.
 
+    Args:
+        teacher: parameters of the network, as :func:`teacher_table` returns them.
+        generator: where the last layer and the inputs come from.
+        outputs: K, >= 2 where they are classes; their mean is 0 and their deviation 1.
+        activation: as in :func:`teacher_table`.
+        rows: N.
+        classify: whether the table has the number of the largest output instead of the outputs.
 
-def _with_new_head(
-    teacher: Params, outputs: int, sample: Tensor, layers: int, activation: str, generator: torch.Generator
-) -> Params:
-    """The teacher with another last layer, whose outputs have mean 0 and variance 1 over the sample."""
+    Returns:
+        a table of shapes ``(N, D)`` to ``(N, K)``, or ``(N, D)`` to ``(N,)``.
+    """
+    layers = len(teacher) // 2
     last = f"layers.{layers - 1}"
-    weight = torch.randn(outputs, teacher[f"{last}.weight"].shape[1], generator=generator)
+    dim, width = teacher["layers.0.weight"].shape[1], teacher[f"{last}.weight"].shape[1]
+    weight = torch.randn(outputs, width, generator=generator)
     made = teacher | {f"{last}.weight": weight, f"{last}.bias": torch.zeros(outputs)}
-    answers = _answers(made, sample, layers, activation)
+    answers = _answers(made, torch.randn(SAMPLE, dim, generator=generator), activation)
     deviation = answers.std(0, correction=0).clamp(min=1e-6)
-    return made | {f"{last}.weight": weight / deviation[:, None], f"{last}.bias": -answers.mean(0) / deviation}
+    made |= {f"{last}.weight": weight / deviation[:, None], f"{last}.bias": -answers.mean(0) / deviation}
+    inputs = torch.randn(rows, dim, generator=generator)
+    values = _answers(made, inputs, activation)
+    return Table(inputs, values.argmax(1) if classify else values, outputs if classify else 0, NAME)
+
+
+def _answers(teacher: Params, inputs: Tensor, activation: str) -> Tensor:
+    return mlp(teacher, "layers", inputs, len(teacher) // 2, ACTIVATIONS[activation])
