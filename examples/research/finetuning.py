@@ -87,17 +87,17 @@ def texts() -> list[Problem]:
     alphabet = old.alphabet[:VOCABULARY]
     old_tokens, tokens = old.in_alphabet(alphabet), new.in_alphabet(alphabet)
     before, after = (old_tokens[:-4000], old_tokens[-4000:]), (tokens[:2500], tokens[-6000:])
-    wide = {"width": 32, "depth": 2, "length": 24}
+    wide = {"width": 24, "depth": 2, "length": 20}
     transformer = FineTuneTask(
         CharTransformerTask(*after, VOCABULARY, **wide, batch_size=8),
         Pretraining(CharTransformerTask(*before, VOCABULARY, **wide, batch_size=16), 800, 5e-3, SEED),
     )
-    options = {"width": 40, "length": 20}
+    options = {"width": 32, "length": 16}
     gru = FineTuneTask(
         CharRNNTask(*after, VOCABULARY, **options, batch_size=8),
         Pretraining(CharRNNTask(*before, VOCABULARY, **options, batch_size=16), 800, 1e-2, SEED),
     )
-    return [_problem("choose-text-transformer", transformer, 200), _problem("choose-text-gru", gru, 200)]
+    return [_problem("choose-text-transformer", transformer, 150), _problem("choose-text-gru", gru, 150)]
 
 
 def related_values() -> Problem:
