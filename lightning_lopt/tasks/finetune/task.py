@@ -105,7 +105,7 @@ class FineTuneTask(TransformedTask):
 
     @property
     def start(self) -> Params:
-        """The pretrained body by name, made at the first call."""
+        """The pretrained body by name, made at the first call, which must not be inside ``vmap``."""
         if self._start is None:
             params = self.pretraining.params()
             self._start = {name: params[source] for name, source in self.body.items()}
