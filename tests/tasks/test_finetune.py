@@ -39,12 +39,12 @@ BODY = ["layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias"]
 @pytest.fixture(scope="module")
 def students():
     """A student of a random network, and 40 rows of another network with the same hidden layers."""
-    draws, widths = generator(0, "test"), (24, 24)
-    teacher, old = teacher_table(draws, (8, *widths, 10), "tanh", 3000)
+    draws, widths = generator(0, "test"), (24, 12)
+    teacher, old = teacher_table(draws, (16, *widths, 32), "tanh", 4000)
     new = related_table(teacher, draws, 2, "tanh", 540)
     body = TabularTask(*old.cut(500), widths, "squared", activation="tanh", batch_size=64)
     task = TabularTask(*new.cut(500), widths, "squared", activation="tanh", batch_size=16)
-    return task, Pretraining(body, 600, 1e-2)
+    return task, Pretraining(body, 800, 1e-2)
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_another_process_need_not_pretrain(small, monkeypatch):
     assert torch.equal(copy.init(generator(0))["layers.0.weight"], copy.start["layers.0.weight"])
 
 
-def best(task, steps=30):
+def best(task, steps=40):
     """The lowest median validation loss of AdamW at three learning rates after a few steps."""
     rules = [AdamRule(lr, schedule="cosine") for lr in (1e-3, 3e-3, 1e-2)]
     return min(float(run.final_valid.median()) for run in run_rules(rules, task, horizon=steps, seeds=2))
@@ -192,7 +192,7 @@ def best(task, steps=30):
 @pytest.mark.parametrize("options", [{}, {"rank": 4}], ids=["all", "adapters"])
 def test_a_pretrained_student_generalises_better_than_a_fresh_one(students, options):
     task, body = students
-    assert best(FineTuneTask(task, body, **options)) < 0.8 * best(task)
+    assert best(FineTuneTask(task, body, **options)) < 0.9 * best(task)
 
 
 def test_a_pretrained_convolutional_network_generalises_better_than_a_fresh_one():
@@ -237,7 +237,7 @@ def test_warm_up_and_linear_decay():
     rule, params = WarmUpAdamRule(0.1, weight_decay=0.0), {"x": torch.ones(1)}
     sizes, roles = [], {"x": "vector"}
     for step in range(20):
-        context = StepContext(torch.tensor(1.0), torch.tensor(float(step)), torch.tensor(20.0))
+        context = StepContext(loss=torch.tensor(1.0), step=torch.tensor(float(step)), total_steps=torch.tensor(20.0))
         with torch.no_grad():
             updates, _ = functional_call(
                 rule, {}, (params, {"x": torch.ones(1)}, rule.init_state(params, roles), context)

@@ -135,8 +135,8 @@ def _on_text() -> list[Problem]:
 
 def _on_tables() -> Problem:
     """Classes of a random network by a student of another one, which has the same hidden layers."""
-    widths, draws = (32, 24), generator(0, "finetune", "tables")
-    teacher, old = teacher_table(draws, (10, *widths, 16), "gelu", 6000)
+    widths, draws = (24, 12), generator(0, "finetune", "tables")
+    teacher, old = teacher_table(draws, (16, *widths, 32), "gelu", 6000)
     train, valid = related_table(teacher, draws, 3, "gelu", 1000 + 60, classify=True).cut(1000)
     body = TabularTask(*old.cut(500), widths, "squared", activation="gelu", batch_size=64)
     task = TabularTask(with_noise(train, 0.1, draws), valid, widths, "cross_entropy", activation="gelu", batch_size=16)

@@ -15,7 +15,7 @@ from lightning_lopt.tasks.finetune.pretraining import Pretraining
 from lightning_lopt.tasks.finetune.teachers import NAME, related_table, teacher_table
 from lightning_lopt.tasks.tabular import TabularTask, with_noise
 
-OLD_ROWS, OLD_OUTPUTS, VALID = 6000, 12, 512
+OLD_ROWS, OLD_OUTPUTS, VALID = 6000, 32, 512  # as many outputs as hidden units: all of these are needed
 
 
 class FineTuneStudents(FineTuneFamily[Params]):
@@ -40,7 +40,7 @@ class FineTuneStudents(FineTuneFamily[Params]):
 
     def __init__(
         self,
-        dims: Sequence[int] = (6, 8, 12),
+        dims: Sequence[int] = (8, 12, 16),
         depths: Sequence[int] = (1, 2),
         widths: Sequence[int] = (16, 32),
         outputs: Sequence[int] = (1, 2, 4),
