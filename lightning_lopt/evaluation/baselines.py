@@ -6,8 +6,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -18,67 +18,19 @@ from lightning_lopt.evaluation.baseline_cache import Entry, add_entries, read_en
 from lightning_lopt.evaluation.measurement import Measurement
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.runs import run_rules
+from lightning_lopt.evaluation.sweeps import BASELINES, FINE_TUNING_BASELINES, Sweep, sweep_of
 from lightning_lopt.io.files import cause
-from lightning_lopt.rules import AdamRule, MuonRule, ScheduleFreeAdamRule, SGDRule, UpdateRule
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks.base import Task
+from lightning_lopt.tasks.finetune import head_alone
+
+__all__ = ["BASELINES", "FINE_TUNING_BASELINES", "Baselines", "Sweep", "fingerprint", "shipped_entries", "sweep_of"]
 
 VERSION = 2  # of what a baseline is: change it when its numbers change
 SHIPPED = "tuned_baselines.json"
 SEED = 0  # of models and mini-batches, the same as for the rules that are compared
 SIDE_BY_SIDE = 50_000_000
 """Entries of parameters that are trained at once at most; beyond, learning rates take turns."""
-HALF_DECADES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """An optimizer and the learning rates among which tuning chooses.
-
-    Attributes:
-        make: the rule at a learning rate.
-        learning_rates: candidates; a single one means that nothing is tuned.
-        description: one line for tables and help.
-    """
-
-    make: Callable[[float], UpdateRule]
-    learning_rates: tuple[float, ...]
-    description: str
-
-    @property
-    def tuned(self) -> bool:
-        return len(self.learning_rates) > 1
-
-
-def _eight_from(lowest: float) -> tuple[float, ...]:
-    first = HALF_DECADES.index(lowest)
-    return HALF_DECADES[first : first + 8]
-
-
-BASELINES: dict[str, Sweep] = {
-    "adamw": Sweep(
-        lambda lr: AdamRule(lr, weight_decay=0.01, schedule="cosine"),
-        _eight_from(3e-5),
-        "AdamW, weight decay 0.01, cosine schedule, best of 8 learning rates",
-    ),
-    "sgd": Sweep(
-        lambda lr: SGDRule(lr, momentum=0.9, nesterov=True, schedule="cosine"),
-        _eight_from(1e-3),
-        "SGD, Nesterov momentum 0.9, cosine schedule, best of 8 learning rates",
-    ),
-    "muon": Sweep(
-        lambda lr: MuonRule(lr, weight_decay=0.1, schedule="cosine"),
-        _eight_from(1e-4),
-        "Muon for hidden matrices, AdamW for the rest, weight decay 0.1, cosine schedule, best of 8 learning rates",
-    ),
-    "schedule_free": Sweep(
-        lambda lr: ScheduleFreeAdamRule(lr, weight_decay=0.01),
-        _eight_from(1e-4),
-        "schedule-free AdamW, weight decay 0.01, 5 % warm-up, best of 8 learning rates",
-    ),
-    "adam_default": Sweep(AdamRule, (1e-3,), "Adam as PyTorch has it: learning rate 1e-3, constant"),
-}
-"""Baselines by name. The learning rate with the lowest median final training loss over seeds is chosen."""
 
 
 class Baselines:
@@ -142,9 +94,7 @@ class Baselines:
 
     def key(self, problem: Problem, name: str) -> str:
         """A hash of what the numbers depend on as far as it is exact; :func:`fingerprint` has the rest."""
-        if name not in BASELINES:
-            raise ValueError(f"there is no baseline {name!r}; use one of {', '.join(map(repr, BASELINES))}.")
-        task, sweep = problem.task, BASELINES[name]
+        task, sweep = problem.task, sweep_of(name)
         params = task.init(generator(SEED, "key"))
         batch = task.batch(generator(SEED, "key"))
         rule = sweep.make(1.0)
@@ -159,6 +109,8 @@ class Baselines:
             "rule": [rule.rule_name, {key: value for key, value in rule.config.items() if key != "lr"}],
             "learning_rates": sweep.learning_rates,
         }
+        if sweep.chosen_by != "train" or sweep.head_alone:
+            content |= {"chosen_by": sweep.chosen_by, "head_alone": sweep.head_alone}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
     def _fingerprint(self, task: Task) -> list[float]:
@@ -168,14 +120,16 @@ class Baselines:
         return self._fingerprints[id(task)][1]
 
     def _compute(self, problem: Problem, name: str) -> Entry:
-        sweep = BASELINES[name]
+        sweep = sweep_of(name)
+        solved = replace(problem, task=head_alone(problem.task)) if sweep.head_alone else problem
         rules = [sweep.make(rate).to(self.device) for rate in sweep.learning_rates]
         entries = sum(value.numel() for value in problem.task.init(generator(SEED, "key")).values())
         together = max(1, SIDE_BY_SIDE // (entries * self.seeds))
         measured: list[Measurement] = []
         for first in range(0, len(rules), together):
-            measured += run_rules(rules[first : first + together], problem, seeds=self.seeds, seed=SEED)
-        medians = [float(torch.nan_to_num(run.final_train, nan=torch.inf).median()) for run in measured]
+            measured += run_rules(rules[first : first + together], solved, seeds=self.seeds, seed=SEED)
+        finals = [run.final_train if sweep.chosen_by == "train" else run.final_valid for run in measured]
+        medians = [float(torch.nan_to_num(final, nan=torch.inf).median()) for final in finals]
         best = medians.index(min(medians))
         chosen = replace(
             measured[best], optimizer=name, learning_rate=sweep.learning_rates[best] if sweep.tuned else None

@@ -65,6 +65,8 @@ def tensors_of(leaves: Leaves) -> list[Tensor]:
 
 BASELINES: dict[str, Callable[[Leaves], Step]] = {
     "adamw": lambda leaves: torch.optim.AdamW(tensors_of(leaves), foreach=True).step,
+    "adamw_warmup": lambda leaves: torch.optim.AdamW(tensors_of(leaves), foreach=True).step,
+    "adamw_default": lambda leaves: torch.optim.AdamW(tensors_of(leaves), foreach=True).step,
     "adam_default": lambda leaves: torch.optim.Adam(tensors_of(leaves), foreach=True).step,
     "sgd": lambda leaves: torch.optim.SGD(tensors_of(leaves), momentum=0.9, nesterov=True, lr=1e-3, foreach=True).step,
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_lopt.evaluation.baselines import BASELINES, SEED, Baselines
+from lightning_lopt.evaluation.baselines import BASELINES, FINE_TUNING_BASELINES, SEED, Baselines
 from lightning_lopt.evaluation.comparison import result_of
 from lightning_lopt.evaluation.environment import environment_of
 from lightning_lopt.evaluation.kept import Kept, baseline_key, cost_key, problem_marks, rule_key
@@ -138,9 +138,10 @@ def _check(rules: Mapping[str, UpdateRule], problems: Sequence[Problem], against
         raise ValueError(
             f"got {len(rules)} rules, {len(problems)} problems and {len(against)} baselines; give at least one of each."
         )
+    known = BASELINES | FINE_TUNING_BASELINES
     for name in against:
-        if name not in BASELINES:
-            raise ValueError(f"there is no baseline {name!r}; use some of {', '.join(map(repr, BASELINES))}.")
+        if name not in known:
+            raise ValueError(f"there is no baseline {name!r}; use some of {', '.join(map(repr, known))}.")
     for names, what in (([*rules, *against], "optimizers"), ([problem.name for problem in problems], "problems")):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:

@@ -19,6 +19,9 @@ LABELS = {
     "muon": "tuned Muon",
     "schedule_free": "tuned schedule-free AdamW",
     "adam_default": "Adam as it comes",
+    "adamw_warmup": "tuned AdamW, warm-up",
+    "adamw_head": "tuned AdamW, head alone",
+    "adamw_default": "AdamW as it comes",
 }
 _PERCENT = ("train_wins", "valid_wins", "diverged")
 
