@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_lopt.rules.arguments import check_sizes
 from lightning_lopt.rules.arithmetic import TINY, mean_square, orthogonalise, rms, unit_rms
 from lightning_lopt.rules.base import (
+    ROLES,
+    THETA_DTYPE,
     Columns,
     Role,
     State,
@@ -28,6 +30,7 @@ from lightning_lopt.rules.eigenbasis import follow, init_bases, into_bases, out_
 from lightning_lopt.rules.role_constants import Constants, RoleConstants
 from lightning_lopt.rules.roles import check_role
 from lightning_lopt.rules.signals import LOSS_DECAYS, SIGNALS, average_loss, shared_signals, tensor_signals
+from lightning_lopt.rules.structure import SMALL_SIDE, compared, excess, trained
 
 FIRST_TURNS = 20  # steps that all turn the eigenbases, which are far from where they belong then
 TYPICAL_COHERENCE, LEAST_COHERENCE = 0.3, 0.01
@@ -36,6 +39,7 @@ OPPOSED = (
     0.01  # direction times gradient, both times _inverse_root, at which caution is in full force: less is half rounding
 )
 GRADIENT_LIMIT = 1e15  # entries are clipped here, in the run's own unit, so that squares stay finite in float32
+NEW_HEAD = 0.5  # how far the steps of a new head on a trained model are those of a trained one
 SMALLEST_UNIT = 2.0**-100  # of gradients
 
 
@@ -93,6 +97,8 @@ class ResidualRule(UpdateRule):
         weight_decay: λ before meta-training, for all roles, > 0.
         calibrated: let the run calibrate its steps.
         turn_every: one step in how many turns the eigenbases of rotated roles, >= 1; each of the first 20 does.
+        careful: shorten the steps of tensors that look trained already (:mod:`~lightning_lopt.rules.structure`): the
+            initial logarithm, for all roles, of what their steps are divided by, >= 0; ``None`` treats all alike.
         longest_side: a side of a rotated tensor that is longer than this, and than the other side, has no basis, > 0;
             in the role ``matrix`` directions are orthogonalised then
             (:func:`~lightning_lopt.rules.eigenbasis.out_evened`).
@@ -126,6 +132,7 @@ class ResidualRule(UpdateRule):
         horizon_power: float | None = None,
         turn_every: int = 1,
         longest_side: int = 1024,
+        careful: float | None = None,
     ) -> None:
         super().__init__()
         check_sizes(direction_hidden=direction_hidden, controller_hidden=controller_hidden)
@@ -137,6 +144,8 @@ class ResidualRule(UpdateRule):
         for name, value in (("step_size", step_size), ("weight_decay", weight_decay)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {value!r}.")
+        if careful is not None and not 0 <= careful < math.inf:
+            raise ValueError(f"careful must be a number >= 0 or None, got {careful!r}.")
         both = sorted(set(orthogonalised) & set(rotated))
         if both:
             raise ValueError(f"orthogonalised and rotated both name {', '.join(both)}; a role can be one of them.")
@@ -154,6 +163,7 @@ class ResidualRule(UpdateRule):
             "horizon_power": horizon_power,
             "turn_every": turn_every,
             "longest_side": longest_side,
+            "careful": careful,
         }
         self.longest_side = longest_side
         self.period = turn_every
@@ -162,6 +172,9 @@ class ResidualRule(UpdateRule):
         self.orthogonalised, self.rotated = frozenset(orthogonalised), frozenset(rotated)
         self.controller_hidden = controller_hidden
         self.constants = RoleConstants(step_size, weight_decay, rotated=bool(rotated), horizon_power=horizon_power)
+        self.log_careful = (
+            None if careful is None else nn.Parameter(torch.full((len(ROLES),), careful, dtype=THETA_DTYPE))
+        )
         self.direction = DirectionMLP(direction_hidden) if direction else None
         self.controller = Controller(SIGNALS, controller_hidden, step_range) if controller else None
         self.calibration = Calibration() if calibrated else None
@@ -184,6 +197,8 @@ class ResidualRule(UpdateRule):
         if self.controller is not None:
             state["hidden"] = param.new_zeros(self.controller_hidden)
             state["gradient_power"] = param.new_zeros(())
+        if self.log_careful is not None:
+            state["structure"] = _signs_of_training(param, role)
         if self.calibration is not None:
             state |= {"last_update": torch.zeros_like(param), "log_factor": param.new_zeros(())}
         return state
@@ -210,6 +225,9 @@ class ResidualRule(UpdateRule):
         grad = in_unit(grad, at.per_unit)
         if self.calibration is not None:
             columns["log_factor"], columns["promise"] = state["log_factor"], promise(grad, state["last_update"])
+        if self.log_careful is not None:
+            columns["structure"] = state["structure"]
+            columns["careful"] = self.log_careful[ROLES.index(inputs.role)].to(grad.dtype)
         if self.controller is not None:
             assert at.signals is not None
             constants = at.constants[inputs.role]
@@ -235,6 +253,9 @@ class ResidualRule(UpdateRule):
             memory, factors, promises = shared["calibration"], columns["log_factor"], columns["promise"]
             common, after["calibration"], factors = self.calibration(memory, factors, promises, context.step)
             controls["log_factor"], controls["calibrated"] = factors, torch.exp(common + factors)
+        if self.log_careful is not None:
+            shares = trained(*columns["structure"].unbind(-1))
+            controls["careful"] = torch.exp(-columns["careful"] * shares)
         return controls, after
 
     def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: Moment) -> tuple[Tensor, TensorState]:
@@ -245,6 +266,8 @@ class ResidualRule(UpdateRule):
             state["hidden"] = controls["hidden"].to(state["hidden"].dtype)
         if self.calibration is not None:
             constants = constants._replace(step_size=constants.step_size * controls["calibrated"])
+        if self.log_careful is not None:
+            constants = constants._replace(step_size=constants.step_size * controls["careful"])
         direction, length = self._direction(param, grad, inside, state, inputs.role, constants)
         length = length * torch.maximum(state["initial_rms"], constants.rms_floor)
         decay = constants.step_size * (constants.weight_decay + inputs.weight_decay)
@@ -330,6 +353,17 @@ def unit_of(largest: Tensor, unit: Tensor) -> Tensor:
     largest = largest.detach()
     power = torch.exp2(torch.floor(torch.log2(largest.clamp(SMALLEST_UNIT, 1 / SMALLEST_UNIT))))
     return torch.where((unit == 0) & (largest > 0), power.to(unit.dtype), unit)
+
+
+def _signs_of_training(param: Tensor, role: Role) -> Tensor:
+    """What :func:`~lightning_lopt.rules.structure.trained` reads of one tensor, (3,).
+
+    Vectors are as trained as the matrices are, and so are small matrices, which show little themselves. A head that
+    does not look trained is new, but what it reads is not.
+    """
+    count = compared(param.shape)
+    alike = NEW_HEAD if role == "head" and param.ndim > 1 else 1 / (1 + (count / SMALL_SIDE) ** 2)
+    return torch.stack([excess(param), param.new_full((), count), param.new_full((), alike)])
 
 
 def per_unit_of(unit: Tensor) -> Tensor:
