@@ -30,7 +30,7 @@ from lightning_lopt.rules.eigenbasis import follow, init_bases, into_bases, out_
 from lightning_lopt.rules.role_constants import Constants, RoleConstants
 from lightning_lopt.rules.roles import check_role
 from lightning_lopt.rules.signals import LOSS_DECAYS, SIGNALS, average_loss, shared_signals, tensor_signals
-from lightning_lopt.rules.structure import SMALL_SIDE, compared, excess, trained
+from lightning_lopt.rules.structure import Signs, signs_of, trained
 
 FIRST_TURNS = 20  # steps that all turn the eigenbases, which are far from where they belong then
 TYPICAL_COHERENCE, LEAST_COHERENCE = 0.3, 0.01
@@ -39,7 +39,6 @@ OPPOSED = (
     0.01  # direction times gradient, both times _inverse_root, at which caution is in full force: less is half rounding
 )
 GRADIENT_LIMIT = 1e15  # entries are clipped here, in the run's own unit, so that squares stay finite in float32
-NEW_HEAD = 0.5  # how far the steps of a new head on a trained model are those of a trained one
 SMALLEST_UNIT = 2.0**-100  # of gradients
 
 
@@ -198,7 +197,7 @@ class ResidualRule(UpdateRule):
             state["hidden"] = param.new_zeros(self.controller_hidden)
             state["gradient_power"] = param.new_zeros(())
         if self.log_careful is not None:
-            state["structure"] = _signs_of_training(param, role)
+            state["structure"] = torch.stack(signs_of(param, role))
         if self.calibration is not None:
             state |= {"last_update": torch.zeros_like(param), "log_factor": param.new_zeros(())}
         return state
@@ -254,7 +253,7 @@ class ResidualRule(UpdateRule):
             common, after["calibration"], factors = self.calibration(memory, factors, promises, context.step)
             controls["log_factor"], controls["calibrated"] = factors, torch.exp(common + factors)
         if self.log_careful is not None:
-            shares = trained(*columns["structure"].unbind(-1))
+            shares = trained(Signs(*columns["structure"].unbind(-1)))
             controls["careful"] = torch.exp(-columns["careful"] * shares)
         return controls, after
 
@@ -353,17 +352,6 @@ def unit_of(largest: Tensor, unit: Tensor) -> Tensor:
     largest = largest.detach()
     power = torch.exp2(torch.floor(torch.log2(largest.clamp(SMALLEST_UNIT, 1 / SMALLEST_UNIT))))
     return torch.where((unit == 0) & (largest > 0), power.to(unit.dtype), unit)
-
-
-def _signs_of_training(param: Tensor, role: Role) -> Tensor:
-    """What :func:`~lightning_lopt.rules.structure.trained` reads of one tensor, (3,).
-
-    Vectors are as trained as the matrices are, and so are small matrices, which show little themselves. A head that
-    does not look trained is new, but what it reads is not.
-    """
-    count = compared(param.shape)
-    alike = NEW_HEAD if role == "head" and param.ndim > 1 else 1 / (1 + (count / SMALL_SIDE) ** 2)
-    return torch.stack([excess(param), param.new_full((), count), param.new_full((), alike)])
 
 
 def per_unit_of(unit: Tensor) -> Tensor:

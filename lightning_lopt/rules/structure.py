@@ -1,13 +1,15 @@
-"""Whether tensors look trained: rows of a matrix are independent at random initialisation, and training aligns them."""
+"""Whether tensors look trained already: random initialisation leaves no structure in them, and training does."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_lopt.rules.arithmetic import TINY, matrix_shape
+from lightning_lopt.rules.roles import Role
 
 LARGEST_BLOCK = 1024  # rows and columns that are looked at: more tell little more, and their products take long
 SMALLEST_SIDE = 4  # fewer vectors tell nothing
@@ -15,7 +17,61 @@ SIGNIFICANT = 4.5  # standard deviations that chance alone does not reach
 CLEAR = 0.3  # excess from which on a tensor counts as trained throughout: published weights have 0.5 to 300
 LARGEST = 1.0  # a single tensor counts no more than this excess in the mean over a model
 SURE = 3.0  # a model counts as trained throughout where its mean says so by a third
-SMALL_SIDE = 32.0  # so many vectors without excess are as likely of a trained tensor as of a new one
+SMALL_SIDE = 32.0  # so many vectors without excess are as likely of a trained matrix as of a new one
+NEW_HEAD = 0.5  # a head that does not look trained is new, but what it reads is not
+ROUNDING = 1e-6  # of entries, relative to their mean
+SPREAD = 1e-3  # of gains, relative to their mean, which are all equal at initialisation
+
+
+class Signs(NamedTuple):
+    """What one tensor shows, 0-dim each; :func:`trained` puts the signs of all tensors together.
+
+    Attributes:
+        excess: see :func:`excess`.
+        deviation: standard deviation of the excess at random initialisation.
+        weight: in the mean of the excess over the model; 0 for other tensors than matrices, of which a single one may
+            come from elsewhere, as word vectors do.
+        as_matrices: how far the tensor is taken to be as trained as the matrices of the model, from 0 to 1.
+        as_gains: likewise as its gains are.
+        is_gain: 1 for a vector of nearly equal positive entries, such as normalisation layers have, else 0.
+        moved: 1 for a gain whose entries are not equal, else 0.
+    """
+
+    excess: Tensor
+    deviation: Tensor
+    weight: Tensor
+    as_matrices: Tensor
+    as_gains: Tensor
+    is_gain: Tensor
+    moved: Tensor
+
+
+def signs_of(param: Tensor, role: Role) -> Signs:
+    """What one tensor shows before its first step.
+
+    >>> signs_of(torch.ones(8), "vector").moved, signs_of(torch.linspace(0.9, 1.1, 8), "vector").moved
+    (tensor(0.), tensor(1.))
+    """
+    number = param.new_full
+    if param.ndim < 2:
+        mean = param.mean() if param.numel() else param.new_zeros(())
+        is_gain = (param > 0.5 * mean).all() & (param < 1.5 * mean).all()
+        moved = is_gain & ((param - mean).abs() > SPREAD * mean).any()
+        one, none = number((), 1.0), number((), 0.0)
+        return Signs(none, one, none, one, one, is_gain.to(param.dtype), moved.to(param.dtype))
+    count = min(*matrix_shape(param.shape), LARGEST_BLOCK)
+    tells = count >= SMALLEST_SIDE
+    not_zero = (param != 0).any().to(param.dtype)
+    like = NEW_HEAD if role == "head" else 1.0
+    unsure = like if role == "head" or not tells else 1 / (1 + (count / SMALL_SIDE) ** 2)
+    return Signs(
+        excess(param),
+        number((), 2 / max(count, SMALLEST_SIDE)),
+        number((), float(count**2) if tells and role == "matrix" else 0.0),
+        unsure * not_zero,
+        like * not_zero,
+        *number((2,), 0.0).unbind(),
+    )
 
 
 def excess(x: Tensor) -> Tensor:
@@ -39,7 +95,8 @@ def excess(x: Tensor) -> Tensor:
     matrix = x.reshape(matrix_shape(x.shape))[:rows, :columns]
     vectors = matrix if rows <= columns else matrix.mT
     count, entries = vectors.shape
-    vectors = vectors - vectors.mean()
+    mean = vectors.mean()
+    vectors = torch.where((vectors - mean).abs() > ROUNDING * mean.abs(), vectors - mean, 0.0)
     for axis in (0, 1):
         vectors = vectors / torch.sqrt(vectors.square().sum(axis, keepdim=True) + TINY)
     cosines = vectors @ vectors.mT
@@ -47,39 +104,26 @@ def excess(x: Tensor) -> Tensor:
     return squares / (count * (count - 1)) * entries - 1
 
 
-def compared(shape: torch.Size) -> int:
-    """The number n of vectors that :func:`excess` compares in a tensor of this shape, 0 where it compares none.
-
-    The standard deviation of the excess is about 2 / n at random initialisation.
-
-    >>> compared(torch.Size([64, 32])), compared(torch.Size([64]))
-    (32, 0)
-    """
-    count = min(*matrix_shape(shape), LARGEST_BLOCK) if len(shape) > 1 else 0
-    return count if count >= SMALLEST_SIDE else 0
-
-
-def trained(excesses: Tensor, counts: Tensor, alike: Tensor) -> Tensor:
+def trained(signs: Signs) -> Tensor:
     r"""How trained each of N tensors looks, from 0 to 1, (N,), by itself and by all of them together.
 
-    An excess e of n vectors shows :math:`\log(1 + \max(e - 9 / n, 0)) / \log 1.3`, cut off at 1. The mean over all
-    tensors, weighted by :math:`n^2` and with e at most 1, shows three times that of itself, which tensors that are
-    alike share in.
+    An excess e with a standard deviation of s shows :math:`\log(1 + \max(e - 4.5 s, 0)) / \log 1.3`, cut off at 1. The
+    weighted mean over all matrices, with e at most 1, shows three times that of itself; gains show the share of them
+    that has moved. Tensors that are like matrices and gains share in both.
 
     Args:
-        excesses: of each tensor, (N,), see :func:`excess`.
-        counts: of the vectors that it compared, (N,), see :func:`compared`.
-        alike: how far each tensor is taken to be like the others where it shows nothing itself, from 0 to 1, (N,).
+        signs: of all tensors, (N,) each.
 
-    >>> values = torch.tensor([5.0, 0.0, 0.0]), torch.tensor([64.0, 8.0, 0.0]), torch.tensor([0.5, 0.5, 1.0])
-    >>> trained(*values)
-    tensor([1.0000, 0.5000, 1.0000])
+    >>> embedding, gain = signs_of(torch.randn(50, 8), "embedding"), signs_of(torch.linspace(0.9, 1.1, 8), "vector")
+    >>> trained(Signs(*(torch.stack(pair) for pair in zip(embedding, gain))))
+    tensor([1., 1.])
     """
-    weights = counts.square()
-    total = weights.sum() + TINY
-    mean = (weights * excesses.clamp(max=LARGEST)).sum() / total
-    of_all = (SURE * _shown(mean, 2 / total.sqrt())).clamp(max=1.0)
-    return torch.maximum(_shown(excesses, 2 / counts.clamp(min=SMALLEST_SIDE)), of_all * alike)
+    total = signs.weight.sum() + TINY
+    mean = (signs.weight * signs.excess.clamp(max=LARGEST)).sum() / total
+    matrices = (SURE * _shown(mean, 2 / total.sqrt())).clamp(max=1.0)
+    gains = signs.moved.sum() / signs.is_gain.sum().clamp(min=1.0)
+    shared = torch.maximum(matrices * signs.as_matrices, gains * signs.as_gains)
+    return torch.maximum(_shown(signs.excess, signs.deviation), shared)
 
 
 def _shown(excess: Tensor, deviation: Tensor) -> Tensor:
