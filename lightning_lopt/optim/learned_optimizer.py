@@ -88,8 +88,9 @@ class LearnedOptimizer(RuleOptimizer):
             for full steps (:attr:`UpdateRule.period`). The first step of each takes seconds, as the log says at level
             ``INFO``. Numbers are the same up to rounding. Where compiling fails, as without a C++ compiler, a warning
             says so once and steps are made as they are.
-        state_dtype: ``torch.bfloat16`` for the state of parameters, but for numbers of one entry; by default, and with
-            ``torch.float32``, it is kept as the rule makes it. Checkpoints of either kind are converted.
+        state_dtype: ``torch.bfloat16`` for the state of parameters, but for numbers of one entry and for
+            :attr:`UpdateRule.exact_state`; by default, and with ``torch.float32``, it is kept as the rule makes it.
+            Checkpoints of either kind are converted.
 
     Raises:
         TypeError: if a class came where an object is needed, or parameters are no tensors.
@@ -339,15 +340,15 @@ class LearnedOptimizer(RuleOptimizer):
         fitting = fitting_state(plain, self.param_groups, members, rule)
         before = self.state, [dict(group) for group in self.param_groups]
         try:
-            self._restore(with_copies(fitting, copies, members), members)
+            self._restore(with_copies(fitting, copies, members), members, rule)
         except Exception:
             self.state, self.param_groups = before
             raise
         self._skips = SkipWatch()
         self._guard = guard
 
-    def _restore(self, fitting: dict[str, Any], members: Sequence[Member]) -> None:
-        """Take over a state that was checked."""
+    def _restore(self, fitting: dict[str, Any], members: Sequence[Member], rule: UpdateRule) -> None:
+        """Take over a state that was checked against what ``rule`` keeps."""
         kept = [
             {key: list(group[key]) for key in ("names", "roles")} | {"role": group["role"]}
             for group in self.param_groups
@@ -363,7 +364,7 @@ class LearnedOptimizer(RuleOptimizer):
         for param, saved in states:
             if saved:
                 moved = {k: v.detach().to(param.device, copy=True) for k, v in saved.items()}
-                typed = converted(moved, self.state_dtype, wide(param.detach()).dtype)
+                typed = converted(moved, self.state_dtype, rule, wide(param.detach()).dtype)
                 self.state[param] = {k: cut_like(v, param) for k, v in typed.items()}
         own.setdefault("skipped_in_a_row", torch.zeros((), dtype=torch.int64))
         own.setdefault("shared", {})  # checkpoints of torch.distributed drop an empty one

@@ -33,16 +33,16 @@ class KeptStack:
         self.state: dict[str, Tensor] = {}
         self._views: list[dict[str, Tensor]] = [{} for _ in members]
 
-    def follow(self, states: States, state_dtype: torch.dtype | None) -> None:
+    def follow(self, states: States, state_dtype: torch.dtype | None, rule: UpdateRule) -> None:
         """Take over what somebody else has put into the state of a parameter, and put views of the stack there.
 
-        It is kept in ``state_dtype`` from then on. The copies of a guard are left alone.
+        It is kept in ``state_dtype`` from then on, as far as the rule allows. The copies of a guard are left alone.
         """
         owned = [states[member.param] for member in self.members]
         if all(_same(state, views) for state, views in zip(owned, self._views, strict=True)):
             return
         keys = [key for key in owned[0] if key not in COPIES]
-        taken = [narrowed({key: state[key] for key in keys}, state_dtype) for state in owned]
+        taken = [narrowed({key: state[key] for key in keys}, state_dtype, rule) for state in owned]
         if len(owned) == 1:
             self.state = {key: _writable(value) for key, value in taken[0].items()}
             owned[0].update(self.state)
@@ -88,7 +88,7 @@ class StackedState:
             self.kept = [KeptStack([by_name[name] for name in names]) for names in groups]
             self._known = known
         for kept in self.kept:
-            kept.follow(states, state_dtype)
+            kept.follow(states, state_dtype, rule)
         return [_stack(kept, rule.is_full(index, context), context) for index, kept in enumerate(self.kept)]
 
 

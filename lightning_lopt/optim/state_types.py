@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_lopt.optim.guard_adamw import COPIES
 from lightning_lopt.optim.rounding import rounded
+from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.rules.stacks import Stack
 
 NARROW = torch.bfloat16
@@ -30,14 +31,17 @@ def checked_state_dtype(state_dtype: Any) -> torch.dtype | None:
     )
 
 
-def narrowed(state: Mapping[str, Tensor], state_dtype: torch.dtype | None) -> dict[str, Tensor]:
+def narrowed(state: Mapping[str, Tensor], state_dtype: torch.dtype | None, rule: UpdateRule) -> dict[str, Tensor]:
     """The state of one parameter as it is kept: floating tensors of more than one entry in ``state_dtype``.
 
-    The copies of a guard, numbers of one entry and integers stay as they are; everything does with ``None``.
+    What the rule names in :attr:`UpdateRule.exact_state`, the copies of a guard, numbers of one entry and integers stay
+    as they are; everything does with ``None``.
     """
+    if state_dtype is None:
+        return dict(state)
     return {
         key: value.to(state_dtype)
-        if state_dtype is not None and value.is_floating_point() and value.numel() > 1 and key not in COPIES
+        if value.is_floating_point() and value.numel() > 1 and key not in (*COPIES, *rule.exact_state)
         else value
         for key, value in state.items()
     }
@@ -48,9 +52,11 @@ def widened(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor
     return {key: value.to(dtype) if value.dtype == NARROW else value for key, value in state.items()}
 
 
-def converted(state: Mapping[str, Tensor], state_dtype: torch.dtype | None, dtype: torch.dtype) -> dict[str, Tensor]:
+def converted(
+    state: Mapping[str, Tensor], state_dtype: torch.dtype | None, rule: UpdateRule, dtype: torch.dtype
+) -> dict[str, Tensor]:
     """A saved state as it is kept: in ``state_dtype``, or with ``None`` in the type of the arithmetic, ``dtype``."""
-    return widened(state, dtype) if state_dtype is None else narrowed(state, state_dtype)
+    return widened(state, dtype) if state_dtype is None else narrowed(state, state_dtype, rule)
 
 
 def rounded_like(

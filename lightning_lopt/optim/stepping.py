@@ -213,7 +213,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         for member in members:  # one after the other, so that the wide state of one is there at a time
             name, param = member.name, member.param
             state = self._acting.init_state({name: params[name]}, {name: member.role})
-            begun[name] = narrowed(state.tensors[name], self.state_dtype)
+            begun[name] = narrowed(state.tensors[name], self.state_dtype, self._acting)
             self.state[param] = {k: cut_like(v, param) for k, v in begun[name].items()}
             own["shared"] = own["shared"] or state.shared
         return begun

@@ -92,9 +92,12 @@ def test_steps_are_those_of_float32_up_to_rounding(name):
     rule = load_rule("base") if name == "base" else OURS[name]()
     start = [param.detach() for param in model().parameters()]
     (low, optimizer), (high, _) = run(rule=rule), run(None, rule=rule)
-    assert_kept(optimizer) if any(value.numel() > 1 for _, value in tensors(optimizer)) else None
+    for key, value in tensors(optimizer):
+        assert value.dtype == (BF16 if value.numel() > 1 and key not in rule.exact_state else torch.float32), key
+    # orthogonalised, directions that carry next to nothing become as large as the others
+    tolerance = 0.25 if name in ("muon", "residual") else 0.1
     for begin, one, other in zip(start, low, high, strict=True):
-        assert torch.linalg.vector_norm(one - other) <= 0.1 * torch.linalg.vector_norm(other - begin) + 1e-7
+        assert torch.linalg.vector_norm(one - other) <= tolerance * torch.linalg.vector_norm(other - begin) + 1e-7
 
 
 @pytest.mark.parametrize("dtype", [BF16, torch.float64, torch.complex64])
