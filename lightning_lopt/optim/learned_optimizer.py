@@ -119,7 +119,7 @@ class LearnedOptimizer(RuleOptimizer):
         lr: float = 1.0,
         weight_decay: float = 0.0,
         guard: bool | LossGuard = False,
-        compile: bool = False,
+        compile: bool | None = None,
         state_dtype: torch.dtype | None = None,
     ) -> None:
         for what, value in (("lr", lr), ("weight_decay", weight_decay)):
@@ -385,7 +385,7 @@ class LearnedOptimizer(RuleOptimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_guard", None)
-        self.__dict__.setdefault("compiles", False)
+        self.__dict__.setdefault("compiles", None)
         self.__dict__.setdefault("state_dtype", None)
         if "signals" not in self.__dict__:
             self._begin_watching()

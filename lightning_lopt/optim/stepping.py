@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Literal
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_lopt.optim import horizon
 from lightning_lopt.optim.checkpoint import COUNTERS
-from lightning_lopt.optim.compiled_steps import CompiledSteps, step_of_stack
+from lightning_lopt.optim.compiled_steps import CompiledSteps
 from lightning_lopt.optim.diagnostics import relative_steps
 from lightning_lopt.optim.groups import Labels, Member, members_of
 from lightning_lopt.optim.guard_adamw import SWITCHED
@@ -26,8 +26,10 @@ from lightning_lopt.optim.rates import multiplier
 from lightning_lopt.optim.rounding import seeds_of
 from lightning_lopt.optim.sharding import cut_like, is_sharded, local, mean_over_ranks, part, reduced, whole
 from lightning_lopt.optim.skips import SkipWatch, not_finite
+from lightning_lopt.optim.stack_steps import StackStep, steps_of_stacks
 from lightning_lopt.optim.stacking import StackedState, dense
-from lightning_lopt.optim.state_types import narrowed, seen
+from lightning_lopt.optim.state_types import narrowed
+from lightning_lopt.optim.traced_steps import TracedSteps
 from lightning_lopt.rules.base import Params, State, StepContext, TensorState, UpdateRule
 from lightning_lopt.rules.stacks import Stack
 
@@ -44,7 +46,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         rule_label: what the user calls it.
         labels: names and roles of parameters that may join later.
         signals: what reaches a step from outside; shared with wrappers.
-        compiles: whether the step of a stack of parameters is compiled.
+        compiles: whether the step of a stack of parameters is compiled; ``None``: traced, where that pays.
         state_dtype: in which the state of parameters is kept; ``None``: as the rule makes it.
     """
 
@@ -52,7 +54,7 @@ class RuleOptimizer(torch.optim.Optimizer):
     rule_label: str
     labels: Labels
     signals: StepSignals
-    compiles: bool
+    compiles: bool | None
     state_dtype: torch.dtype | None
     _run: RunState
     _guard: Guard | None
@@ -64,6 +66,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         self._rates = RateWatch()
         self._stacked = StackedState()
         self._compiled_steps = CompiledSteps()
+        self._traced_steps = TracedSteps()
 
     @property
     def total_steps(self) -> int | Callable[[], int] | None:
@@ -116,16 +119,12 @@ class RuleOptimizer(torch.optim.Optimizer):
         watched: dict[str, Tensor] = {}
         suspects: dict[str, Tensor] = {}
         if known(finite) is not False or is_watched:
-            at = rule.at(own["shared"], context)
-            controls, shared = rule.exchanged([seen(stack) for stack in stacks], at, own["shared"], context)
             seeds = [None] * len(stacks) if self.state_dtype is None else seeds_of(own["step"], len(stacks))
+            shared, steps = self._steps(rule, stacks, seeds, own["shared"], context)
             # one stack after the other, so that what is computed on the way lives for one at a time
             made = finite
             by_name = {member.name: member for member in members}
-            compiles = self.compiles and not torch.compiler.is_compiling()
-            step_stack = self._compiled_steps if compiles else step_of_stack
-            for stack, given, seed in zip(stacks, controls, seeds, strict=True):
-                update, after, update_is_finite = step_stack(rule, stack, given, at, seed)
+            for stack, (update, after, update_is_finite) in zip(stacks, steps, strict=True):
                 sound = finite & update_is_finite.to(finite.device)
                 self._commit([by_name[name] for name in stack.names], stack, update, after, sound)
                 made = made & sound
@@ -152,6 +151,23 @@ class RuleOptimizer(torch.optim.Optimizer):
             self._guard.look(reading, self._members, self.state, own["shared"], self.total_steps)
         self._rates.look(self.param_groups)
         self._skips.look(own, self.calls, lambda: not_finite(loss, _by_name(stacks, "grads"), suspects))
+
+    def _steps(
+        self,
+        rule: UpdateRule,
+        stacks: Sequence[Stack],
+        seeds: Sequence[Tensor | None],
+        shared: dict[str, Tensor],
+        context: StepContext,
+    ) -> tuple[dict[str, Tensor], Iterator[StackStep]]:
+        """The shared state after a step, and the steps of the stacks, compiled or traced where that is asked for or
+        pays."""
+        given, total = (rule, stacks, seeds, shared, context), self.total_steps
+        if self.compiles is False or torch.compiler.is_compiling():
+            return steps_of_stacks(*given)
+        if self.compiles:
+            return steps_of_stacks(*given, step=self._compiled_steps)
+        return self._traced_steps(*given, steps_ahead=total - self.calls if isinstance(total, int) else 0)
 
     def _stacks(self, members: Sequence[Member], context: StepContext) -> list[Stack]:
         """What the rule steps: parameters and gradients in wide types, state as it is kept."""
@@ -181,8 +197,11 @@ class RuleOptimizer(torch.optim.Optimizer):
                 for key, value in tensors.items():
                     local(state[key]).copy_(unless(sound, part(value, state[key]), local(state[key])))
         else:
-            for key, place in stack.state.items():
-                place.copy_(unless(sound, after[key], place))
+            changed = [key for key, place in stack.state.items() if after[key] is not place]
+            if changed:
+                places = [stack.state[key] for key in changed]
+                values = [unless(sound, after[key], stack.state[key]) for key in changed]
+                torch._foreach_copy_(places, values)
 
     def _begin(self, members: Sequence[Member]) -> None:
         """Begin the state of those of ``members`` that have none."""
