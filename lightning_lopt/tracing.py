@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.jit import optimized_execution  # type: ignore[attr-defined]
 
 
 class UntraceableError(Exception):
@@ -55,7 +56,12 @@ class TracedFunction:
 
     def __call__(self, arguments: Sequence[Tensor]) -> list[Tensor]:
         """The results of the function; one that is an argument is that very tensor."""
-        computed = self._script(*[arguments[index] for index in self._read], *self._beside) if self._script else ()
+        if self._script is None:
+            return [arguments[~index] for index in self._results]
+        given = [arguments[index] for index in self._read]
+        # no optimisation, which may change bits, and nothing of autograd, which every operation would pass through
+        with optimized_execution(False), torch._C._AutoDispatchBelowAutograd():
+            computed = self._script(*given, *self._beside)
         return [computed[index] if index >= 0 else arguments[~index] for index in self._results]
 
     def _record(self, module: fx.GraphModule, arguments: Sequence[Tensor]) -> None:
@@ -76,12 +82,20 @@ class TracedFunction:
             if not node.users:
                 graph.erase_node(node)
         module.recompile()
-        forward = module.forward
         examples = tuple(arguments[index] for index in self._read) + tuple(self._beside)
-        # a function, since a call of a module costs more
-        self._script: Any = (
-            torch.jit.trace(lambda *tensors: forward(*tensors), examples, check_trace=False) if computed else None
-        )
+        self._script: Any = None
+        if computed:
+
+            def forward(*tensors: Tensor) -> Any:  # a call of a function costs less than one of a module
+                return module(*tensors)
+
+            self._script = torch.jit.trace(forward, examples, check_trace=False)  # type: ignore[no-untyped-call]
+
+
+def tensors_of(module: nn.Module) -> list[Tensor]:
+    """Parameters and buffers, in a third of the time of ``module.parameters()``."""
+    holders = [holder for part in module.modules() for holder in (part._parameters, part._buffers) if holder]
+    return [x for holder in holders for x in holder.values() if x is not None]
 
 
 def _check(graph: fx.Graph) -> None:
@@ -106,7 +120,7 @@ def _drop_views(graph: fx.Graph) -> None:
 
 def _inputs_for_attributes(module: fx.GraphModule) -> list[Tensor]:
     """Make the tensors that a graph holds further inputs of it, and return them."""
-    graph, held = module.graph, []
+    graph, held = module.graph, list[Tensor]()
     first = next(node for node in graph.nodes if node.op != "placeholder")
     for node in list(graph.nodes):
         if node.op == "get_attr":

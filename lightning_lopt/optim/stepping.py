@@ -32,6 +32,7 @@ from lightning_lopt.optim.state_types import narrowed
 from lightning_lopt.optim.traced_steps import TracedSteps
 from lightning_lopt.rules.base import Params, State, StepContext, TensorState, UpdateRule
 from lightning_lopt.rules.stacks import Stack
+from lightning_lopt.tracing import tensors_of
 
 
 class RuleOptimizer(torch.optim.Optimizer):
@@ -133,10 +134,11 @@ class RuleOptimizer(torch.optim.Optimizer):
                 if is_watched:
                     watched |= zip(stack.names, stack.parts(update), strict=True)
             finite = made
-            own["shared"] = {key: unless(finite, value, own["shared"][key]) for key, value in shared.items()}
+            is_sound = known(made) or made
+            own["shared"] = {key: unless(is_sound, value, own["shared"][key]) for key, value in shared.items()}
         if wants_diagnostics:
-            steps = relative_steps(members, before, watched)
-            self.signals.diagnostics = steps | rule.diagnostics(State({}, own["shared"]))
+            relative = relative_steps(members, before, watched)
+            self.signals.diagnostics = relative | rule.diagnostics(State({}, own["shared"]))
             if self._guard is not None:
                 self.signals.diagnostics.setdefault(SWITCHED, torch.zeros(()))
         self._run.calls += 1
@@ -182,9 +184,10 @@ class RuleOptimizer(torch.optim.Optimizer):
         self, members: Sequence[Member], stack: Stack, update: Tensor, after: TensorState, sound: Tensor
     ) -> None:
         """Add an update to the parameters of a stack, and keep their state after it, in place."""
-        if known(sound) is False:
+        is_sound = known(sound)
+        if is_sound is False:
             return
-        moves = stack.parts(unless(sound, update, 0.0))
+        moves = stack.parts(unless(is_sound or sound, update, 0.0))
         rates = [multiplier(member.group) for member in members]
         if any(not isinstance(rate, float) or rate != 1.0 for rate in rates):
             moves = [move * rate for move, rate in zip(moves, rates, strict=True)]
@@ -195,13 +198,12 @@ class RuleOptimizer(torch.optim.Optimizer):
             for member, tensors in zip(members, stack.parts(after), strict=True):
                 state = self.state[member.param]
                 for key, value in tensors.items():
-                    local(state[key]).copy_(unless(sound, part(value, state[key]), local(state[key])))
-        else:
-            changed = [key for key, place in stack.state.items() if after[key] is not place]
-            if changed:
-                places = [stack.state[key] for key in changed]
-                values = [unless(sound, after[key], stack.state[key]) for key in changed]
-                torch._foreach_copy_(places, values)
+                    local(state[key]).copy_(unless(is_sound or sound, part(value, state[key]), local(state[key])))
+            return
+        changed = [(place, after[key]) for key, place in stack.state.items() if after[key] is not place]
+        if changed:
+            values = [unless(is_sound or sound, value, place) for place, value in changed]
+            torch._foreach_copy_([place for place, _ in changed], values)
 
     def _begin(self, members: Sequence[Member]) -> None:
         """Begin the state of those of ``members`` that have none."""
@@ -252,7 +254,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         if own["step"].device != device:
             own.update({key: own[key].to(device) for key in (*COUNTERS, horizon.KEY) if key in own})
             own["shared"] = {key: value.to(device) for key, value in own["shared"].items()}
-        if any(value.device != device for value in self.rule.parameters()):
+        if any(value.device != device for value in tensors_of(self.rule)):
             self.rule.to(device)
         return device
 
@@ -321,11 +323,15 @@ class RuleOptimizer(torch.optim.Optimizer):
             )
 
 
-def unless(sound: Tensor, new: Tensor, otherwise: Tensor | float) -> Tensor:
-    """``new`` where ``sound``, 0-dim, is true, and what stands otherwise: not multiplied, since 0 x nan is nan."""
-    if new is otherwise or known(sound):
-        return new
-    return torch.where(sound, new, otherwise)
+def unless(sound: Tensor | Literal[True], new: Tensor, otherwise: Tensor | float) -> Tensor:
+    """``new`` where ``sound``, 0-dim, is true, and what stands otherwise: not multiplied, since 0 x nan is nan.
+
+    Args:
+        sound: ``True`` where that is known without waiting for the device.
+        new: of any shape.
+        otherwise: likewise, or a number.
+    """
+    return new if sound is True or new is otherwise else torch.where(sound, new, otherwise)
 
 
 def _by_name(stacks: Sequence[Stack], what: Literal["params", "grads"]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from lightning_lopt.optim.stack_steps import StackStep, step_of_stack, steps_of_
 from lightning_lopt.optim.state_types import rounded_like, seen, widened
 from lightning_lopt.rules.base import Columns, StepContext, UpdateRule
 from lightning_lopt.rules.stacks import CPU_LIMIT, Stack
-from lightning_lopt.tracing import TracedFunction, UntraceableError
+from lightning_lopt.tracing import TracedFunction, UntraceableError, tensors_of
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class TracedSteps:
 
     def _follow(self, rule: UpdateRule) -> None:
         """Forget the graphs of another rule, of parameters that were replaced, and of other constants."""
-        theta = [*rule.parameters(), *rule.buffers()]
+        theta = tensors_of(rule)
         known = rule, [(id(x), x.dtype) for x in theta], rule.config, torch.get_default_dtype()
         if known != self._known:
             self._known, self._theta = known, theta  # the latter so that no id comes again
@@ -137,7 +137,8 @@ class TracedSteps:
                 self._preludes[key] = prelude
             return prelude(stacks, shared, context)
         except (UntraceableError, RuntimeError) as error:
-            return self._fail(error)
+            self._fail(error)
+            return None
 
     def _step(
         self,
@@ -163,7 +164,8 @@ class TracedSteps:
                 graph = self._steps[key] = _StepGraph(rule, stack, controls, at)
             return graph(stack, controls, at, seed)
         except (UntraceableError, RuntimeError) as error:
-            return self._fail(error)
+            self._fail(error)
+            return None
 
 
 @dataclass(frozen=True, eq=False)
