@@ -26,7 +26,7 @@ FIRST = 20
 """Steps that are made as they are, so that short runs pay for no graph."""
 RETURNS = 3
 """How often a kind of stack comes before its step is traced: what changes at every step would be traced at each."""
-LEAST_USES = 500
+LEAST_USES = 200
 """Planned steps of a kind of stack from which on tracing it takes less time than it saves."""
 MOST_KINDS = 256
 
