@@ -96,6 +96,8 @@ class TracedFunction:
         self._script: Any = None
         if computed:
             self._script = torch.jit.trace(replay, examples, check_trace=False)  # type: ignore[no-untyped-call]
+            if self._script is replay:
+                raise UntraceableError("TorchScript is switched off")
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class _Operation(NamedTuple):
     mutates: bool
 
 
-class _Recording(TorchDispatchMode):
+class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes the calls of operators, below ``vmap`` and autograd.
 
     Attributes:
@@ -132,7 +134,7 @@ class _Recording(TorchDispatchMode):
     """
 
     def __init__(self, arguments: Sequence[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tensors: list[Tensor] = []
         self._places: dict[int, int] = {}
         for argument in arguments:

@@ -24,9 +24,9 @@ _log = logging.getLogger(__name__)
 
 FIRST = 20
 """Steps that are made as they are, so that short runs pay for no graph."""
-RETURNS = 3
+RETURNS = 1
 """How often a kind of stack comes before its step is traced: what changes at every step would be traced at each."""
-LEAST_USES = 200
+LEAST_USES = 150
 """Planned steps of a kind of stack from which on tracing it takes less time than it saves."""
 MOST_KINDS = 256
 
