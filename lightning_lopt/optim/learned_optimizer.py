@@ -62,9 +62,9 @@ class LearnedOptimizer(RuleOptimizer):
     :class:`~lightning_lopt.LearnedOptimizerAdapter` that is seen to.
 
     On a CPU, where calling small operations takes longer than their arithmetic, steps are traced: after 20 steps, the
-    operations of each stack of up to 32,768 entries of one shape and role become a graph that runs without Python, which
-    gives the same bits (:class:`~lightning_lopt.optim.traced_steps.TracedSteps`). A graph takes 20 to 150 ms, and is made
-    where the planned run is long enough to save that. What a rule does must then follow from its arguments, θ and
+    operations of each stack of up to 32,768 entries of one shape and role become a graph that runs without Python and
+    gives the same bits (:class:`~lightning_lopt.optim.traced_steps.TracedSteps`). A graph takes 20 to 150 ms, and is
+    made where the planned run is long enough to save that. What a rule does must then follow from its arguments, θ and
     ``config`` alone, as :class:`~lightning_lopt.UpdateRule` demands.
 
     With ``compile=True`` the step of each stack of parameters of one shape and role goes through ``torch.compile``, and

@@ -133,7 +133,7 @@ class TracedSteps:
                 prelude = _Prelude(rule, stacks, shared, context)
                 if not self._preludes:
                     label = rule.rule_name or type(rule).__name__
-                    _log.info("LearnedOptimizer: steps of rule %r are traced, from step %d on", label, self._calls)
+                    _log.info("LearnedOptimizer: steps of rule %r are traced from here on", label)
                 self._preludes[key] = prelude
             return prelude(stacks, shared, context)
         except (UntraceableError, RuntimeError) as error:

@@ -90,7 +90,7 @@ def test_the_log_says_once_that_steps_are_traced(caplog):
     with caplog.at_level(logging.INFO, logger="lightning_lopt"):
         train(*build(AdamRule()), steps=8)
     assert [record.message for record in caplog.records] == [
-        "LearnedOptimizer: steps of rule 'adam' are traced, from step 4 on"
+        "LearnedOptimizer: steps of rule 'adam' are traced from here on"
     ]
 
 
