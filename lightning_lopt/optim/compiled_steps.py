@@ -9,39 +9,13 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lightning_lopt.compiling import CompiledFunction, own_copy
-from lightning_lopt.optim.precision import all_finite
-from lightning_lopt.optim.state_types import rounded_like, widened
-from lightning_lopt.rules.base import StepContext, TensorState, UpdateRule
+from lightning_lopt.optim.stack_steps import StackStep, step_of_stack
+from lightning_lopt.rules.base import StepContext, UpdateRule
 from lightning_lopt.rules.stacks import Stack
-
-StackStep = tuple[Tensor, TensorState, Tensor]
-"""The updates of a stack, its state after the step, and whether all updates are finite, 0-dim."""
-
-
-def step_of_stack(
-    rule: UpdateRule, stack: Stack, controls: Mapping[str, Tensor], at: Any, seed: Tensor | None = None
-) -> StackStep:
-    """The step of a stack; its state is returned in the types in which it came.
-
-    Args:
-        rule: makes the step.
-        stack: of n tensors.
-        controls: what the tensors get from one another, (n, ...) each.
-        at: of :meth:`UpdateRule.at`.
-        seed: 0-dim, for the rounding of state that is kept in a narrower type than the rule computes in; ``None``
-            where none is.
-    """
-    if seed is None:
-        update, after = rule.stepped(stack, dict(controls), at)
-    else:
-        before = widened(stack.state, stack.params.dtype)
-        update, after = rule.stepped(replace(stack, state=before), dict(controls), at)
-        after = rounded_like(after, before, stack.state, seed)
-    return update, after, all_finite([update], update.device)
 
 
 class CompiledSteps:
-    """:func:`step_of_stack`, compiled: the same numbers up to rounding, in fewer kernels.
+    """:func:`~lightning_lopt.optim.stack_steps.step_of_stack`, compiled: the same numbers up to rounding.
 
     A graph belongs to the number of tensors of a stack, their shape, type, device and role, and whether their step is
     a full one. Where compiling fails, as without a C++ compiler, a warning says so once; from then on nothing more is

@@ -61,6 +61,12 @@ class LearnedOptimizer(RuleOptimizer):
     needs :meth:`eval` before the model is measured or kept, and :meth:`train` before the next step or checkpoint; with
     :class:`~lightning_lopt.LearnedOptimizerAdapter` that is seen to.
 
+    On a CPU, where calling small operations takes longer than their arithmetic, steps are traced: after 20 steps, the
+    operations of each stack of up to 32,768 entries of one shape and role become a graph that runs without Python and
+    gives the same bits (:class:`~lightning_lopt.optim.traced_steps.TracedSteps`). A graph takes 20 to 150 ms, and is
+    made where the planned run is long enough to save that. What a rule does must then follow from its arguments, θ and
+    ``config`` alone, as :class:`~lightning_lopt.UpdateRule` demands.
+
     With ``compile=True`` the step of each stack of parameters of one shape and role goes through ``torch.compile``, and
     everything else stays as it is. ``torch.compile(optimizer.step)`` traces the whole step instead and does all work at
     every step (:attr:`UpdateRule.period`). Measure before keeping either: ``lightning-lopt benchmark --compile``.
@@ -87,7 +93,8 @@ class LearnedOptimizer(RuleOptimizer):
         compile: whether steps are compiled, a graph for each number of tensors, shape, type and role, and once more
             for full steps (:attr:`UpdateRule.period`). The first step of each takes seconds, as the log says at level
             ``INFO``. Numbers are the same up to rounding. Where compiling fails, as without a C++ compiler, a warning
-            says so once and steps are made as they are.
+            says so once and steps are made as they are. ``None``: not compiled, and on a CPU traced where that pays, as
+            the log says once at level ``INFO``; ``False``: neither.
         state_dtype: ``torch.bfloat16`` for the state of parameters, but for numbers of one entry and for
             :attr:`UpdateRule.exact_state`; by default, and with ``torch.float32``, it is kept as the rule makes it.
             Checkpoints of either kind are converted.
@@ -120,7 +127,7 @@ class LearnedOptimizer(RuleOptimizer):
         lr: float = 1.0,
         weight_decay: float = 0.0,
         guard: bool | LossGuard = False,
-        compile: bool = False,
+        compile: bool | None = None,
         state_dtype: torch.dtype | None = None,
     ) -> None:
         for what, value in (("lr", lr), ("weight_decay", weight_decay)):
@@ -386,7 +393,7 @@ class LearnedOptimizer(RuleOptimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_guard", None)
-        self.__dict__.setdefault("compiles", False)
+        self.__dict__.setdefault("compiles", None)
         self.__dict__.setdefault("state_dtype", None)
         if "signals" not in self.__dict__:
             self._begin_watching()

@@ -146,4 +146,4 @@ def test_base_keeps_what_a_transformer_has_learned():
         moved[careful] = float((net.state_dict()[body] - start[body]).norm() / start[body].norm())
         assert not careful or max(losses) < 0.1
     assert moved[True] < 0.05
-    assert moved[False] > 0.5
+    assert moved[False] > 0.3
