@@ -4,7 +4,7 @@ python examples/research/constants.py --data mnist10k.npz cifar10_16x16.npz --ch
     constants.log_step_size+0.26 constants.log_step_size-0.26,calibration.log_tolerance+0.3
 
 A change is an entry of θ (or of `ideas.py`) and what is added to all of its values; several are joined by commas. All
-run side by side. `--config long_sides=False,turn_every=8` adds a rule of other settings with the same θ, which runs by
+run side by side. `--config longest_side=64,turn_every=8` adds a rule of other settings with the same θ, which runs by
 itself. With `--long` there are five runs of 10,000 steps instead, or of as many as it is given.
 Printed for each problem are the log-ratios of final losses, training / validation, to those of `base` (median of the
 seeds; below 0 is better), and at the end their means, and the IQM of the speed-up in steps over tuned AdamW.
