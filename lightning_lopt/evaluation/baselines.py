@@ -1,4 +1,4 @@
-"""Hand-designed optimizers tuned for a problem: how each is tuned, computed once, and kept in small JSON files."""
+"""Hand-designed optimizers on a problem, tuned or untuned: computed once, and kept in small JSON files."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from lightning_lopt.evaluation.baseline_cache import Entry, add_entries, read_en
 from lightning_lopt.evaluation.measurement import Measurement
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.runs import run_rules
+from lightning_lopt.evaluation.torch_optimizers import PackagedOptimizer, run_packaged
 from lightning_lopt.io.files import cause
 from lightning_lopt.rules import AdamRule, MuonRule, ScheduleFreeAdamRule, SGDRule, UpdateRule
 from lightning_lopt.seeding import generator
@@ -36,12 +37,12 @@ class Sweep:
     """An optimizer and the learning rates among which tuning chooses.
 
     Attributes:
-        make: the rule at a learning rate.
+        make: the optimizer at a learning rate: a rule, or a class of another package.
         learning_rates: candidates; a single one means that nothing is tuned.
         description: one line for tables and help.
     """
 
-    make: Callable[[float], UpdateRule]
+    make: Callable[[float], UpdateRule | PackagedOptimizer]
     learning_rates: tuple[float, ...]
     description: str
 
@@ -49,10 +50,48 @@ class Sweep:
     def tuned(self) -> bool:
         return len(self.learning_rates) > 1
 
+    @property
+    def packaged(self) -> PackagedOptimizer | None:
+        """The class of another package at the first learning rate; ``None`` for a rule."""
+        made = self.make(self.learning_rates[0])
+        return made if isinstance(made, PackagedOptimizer) else None
+
+    @property
+    def identity(self) -> list[object]:
+        """Which optimizer it is, with its version and all settings but the learning rate, as JSON values."""
+        made = self.make(1.0)
+        name = made.full_name if isinstance(made, PackagedOptimizer) else made.rule_name
+        return [name, {key: value for key, value in made.config.items() if key != "lr"}]
+
+    def run(self, problem: Problem, *, seeds: int, device: torch.device | str) -> list[Measurement]:
+        """A measurement at each learning rate.
+
+        Raises:
+            ImportError: if the optimizer is of a package that is not installed.
+        """
+        entries = sum(value.numel() for value in problem.task.init(generator(SEED, "key")).values())
+        together = max(1, SIDE_BY_SIDE // (entries * seeds))
+        measured: list[Measurement] = []
+        for first in range(0, len(self.learning_rates), together):
+            made = [self.make(rate) for rate in self.learning_rates[first : first + together]]
+            rules = [one.to(device) for one in made if isinstance(one, UpdateRule)]
+            packaged = [one for one in made if isinstance(one, PackagedOptimizer)]
+            if rules:
+                measured += run_rules(rules, problem, seeds=seeds, seed=SEED)
+            else:
+                measured += run_packaged(packaged, problem, seeds=seeds, seed=SEED, device=device)
+        return measured
+
 
 def _eight_from(lowest: float) -> tuple[float, ...]:
     first = HALF_DECADES.index(lowest)
     return HALF_DECADES[first : first + 8]
+
+
+def _soap(lr: float) -> PackagedOptimizer:
+    """SOAP with the settings of its authors, which are those of the class."""
+    options = {"betas": [0.95, 0.95], "weight_decay": 0.01, "precondition_frequency": 10}
+    return PackagedOptimizer("pytorch_optimizer", "4.1.0", "SOAP", lr, options, schedule="cosine", period=10)
 
 
 BASELINES: dict[str, Sweep] = {
@@ -76,9 +115,35 @@ BASELINES: dict[str, Sweep] = {
         _eight_from(1e-4),
         "schedule-free AdamW, weight decay 0.01, 5 % warm-up, best of 8 learning rates",
     ),
+    "soap": Sweep(
+        _soap,
+        HALF_DECADES[4:9],
+        "SOAP of pytorch_optimizer, weight decay 0.01, cosine schedule, best of 5 learning rates",
+    ),
     "adam_default": Sweep(AdamRule, (1e-3,), "Adam as PyTorch has it: learning rate 1e-3, constant"),
+    "adamw_1e-3": Sweep(
+        lambda lr: AdamRule(lr, weight_decay=0.01, schedule="cosine"),
+        (1e-3,),
+        "AdamW, weight decay 0.01, cosine schedule, untuned: learning rate 1e-3",
+    ),
+    "soap_3e-3": Sweep(
+        _soap, (3e-3,), "SOAP of pytorch_optimizer, weight decay 0.01, cosine schedule, untuned: learning rate 3e-3"
+    ),
+    "prodigy": Sweep(
+        lambda lr: PackagedOptimizer("prodigyopt", "1.1.2", "Prodigy", lr, schedule="cosine"),
+        (1.0,),
+        "Prodigy of prodigyopt, which estimates its step size, cosine schedule, untuned: learning rate 1",
+    ),
+    "schedule_free_2.5e-3": Sweep(
+        lambda lr: PackagedOptimizer("schedulefree", "1.4.1", "AdamWScheduleFree", lr, warmup=0.05),
+        (2.5e-3,),
+        "schedule-free AdamW of schedulefree, 5 % warm-up, untuned: learning rate 2.5e-3",
+    ),
 }
-"""Baselines by name. The learning rate with the lowest median final training loss over seeds is chosen."""
+"""Baselines by name. The learning rate with the lowest median final training loss over seeds is chosen.
+
+``"schedule_free"`` is the rule of this package, tuned; ``"schedule_free_2.5e-3"`` the class of its authors, as it comes.
+"""
 
 
 class Baselines:
@@ -123,6 +188,7 @@ class Baselines:
 
         Raises:
             ValueError: if there is no such baseline.
+            ImportError: if it has to be computed, and is of a package that is not installed.
         """
         found = self.find(problem, name)
         if found is None:
@@ -147,7 +213,6 @@ class Baselines:
         task, sweep = problem.task, BASELINES[name]
         params = task.init(generator(SEED, "key"))
         batch = task.batch(generator(SEED, "key"))
-        rule = sweep.make(1.0)
         content = {
             "version": VERSION,
             "params": {key: [*value.shape] for key, value in params.items()},
@@ -156,7 +221,7 @@ class Baselines:
             "transforms": getattr(task, "config", {}).get("transforms", []),
             "horizon": problem.horizon,
             "seeds": self.seeds,
-            "rule": [rule.rule_name, {key: value for key, value in rule.config.items() if key != "lr"}],
+            "rule": sweep.identity,
             "learning_rates": sweep.learning_rates,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
@@ -169,12 +234,7 @@ class Baselines:
 
     def _compute(self, problem: Problem, name: str) -> Entry:
         sweep = BASELINES[name]
-        rules = [sweep.make(rate).to(self.device) for rate in sweep.learning_rates]
-        entries = sum(value.numel() for value in problem.task.init(generator(SEED, "key")).values())
-        together = max(1, SIDE_BY_SIDE // (entries * self.seeds))
-        measured: list[Measurement] = []
-        for first in range(0, len(rules), together):
-            measured += run_rules(rules[first : first + together], problem, seeds=self.seeds, seed=SEED)
+        measured = sweep.run(problem, seeds=self.seeds, device=self.device)
         medians = [float(torch.nan_to_num(run.final_train, nan=torch.inf).median()) for run in measured]
         best = medians.index(min(medians))
         chosen = replace(
