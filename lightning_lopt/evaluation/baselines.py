@@ -50,6 +50,20 @@ class Sweep:
     def tuned(self) -> bool:
         return len(self.learning_rates) > 1
 
+    def require(self) -> None:
+        """Nothing, where the optimizer can be run here.
+
+        Raises:
+            ImportError: if it is of a package that is not installed.
+        """
+        if self.packaged is not None:
+            self.packaged.require()
+
+    @property
+    def available(self) -> bool:
+        """Whether the optimizer can be run here."""
+        return self.packaged is None or self.packaged.installed_version is not None
+
     @property
     def packaged(self) -> PackagedOptimizer | None:
         """The class of another package at the first learning rate; ``None`` for a rule."""
@@ -142,7 +156,7 @@ BASELINES: dict[str, Sweep] = {
 }
 """Baselines by name. The learning rate with the lowest median final training loss over seeds is chosen.
 
-``"schedule_free"`` is the rule of this package, tuned; ``"schedule_free_2.5e-3"`` the class of its authors, as it comes.
+``"schedule_free"`` is the rule of this package, tuned; ``"schedule_free_2.5e-3"`` is the class of its authors, untuned.
 """
 
 

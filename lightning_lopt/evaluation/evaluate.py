@@ -84,6 +84,7 @@ def evaluate(
 
     Raises:
         ValueError: if there is nothing to measure, or a name is unknown or taken twice.
+        ImportError: if a baseline has to be measured, and is of a package that is not installed; nothing was measured.
     """
     baselines = Baselines() if baselines is None else baselines
     _check(rules, problems, against, workers)
@@ -103,6 +104,9 @@ def evaluate(
         if known is not None:
             found[job] = replace(known, optimizer=job[1])  # a rule may have been called otherwise then
     missing = [job for job in keys if job not in found]
+    for number, name in missing:
+        if name in against and baselines.find(problems[number], name) is None:
+            BASELINES[name].require()
     total = len(keys) + len(problems)
     if progress is not None and found:
         progress(len(found), total, "measured before")
@@ -114,7 +118,7 @@ def evaluate(
     if torch.get_num_threads() > 1 and workers > 1:
         rank_zero_warn("workers measure with one thread each, whatever this process has.")
     threads = torch.get_num_threads() if workers == 1 else 1
-    environment = environment_of(torch.device(baselines.device), threads) | {"workers": workers}
+    environment = environment_of(torch.device(baselines.device), threads) | {"workers": workers} | _packages(against)
     results = []
     for number, problem in enumerate(problems):
         measurements = {name: found[number, name] for name in (*rules, *against)}
@@ -147,6 +151,15 @@ def _check(rules: Mapping[str, UpdateRule], problems: Sequence[Problem], against
             raise ValueError(f"two {what} are called {twice!r}; give them names that differ.")
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}.")
+
+
+def _packages(against: Sequence[str]) -> dict[str, str]:
+    """Other packages whose optimizers are among the baselines, and their versions."""
+    packaged = [one for one in (BASELINES[name].packaged for name in against) if one is not None]
+    return {
+        one.package: one.installed_version or f"{one.version} (not installed: known results, no costs)"
+        for one in packaged
+    }
 
 
 def _measured(

@@ -91,7 +91,7 @@ def measured_in_windows(models: SideBySide, task: Task, steps: int, *, copies: i
         final = models.on_full_batch("train", loss)["loss"]
 
     def of(copy: int, values: Tensor) -> Tensor:
-        return values.unflatten(-1, (copies, -1))[..., copy, :].cpu()
+        return values.reshape(*values.shape[:-1], copies, -1)[..., copy, :].cpu()
 
     curves = {key: torch.stack([point[key] for point in checkpoints]) for key in checkpoints[0]}
     return [

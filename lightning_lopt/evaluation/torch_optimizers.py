@@ -64,7 +64,7 @@ class PackagedOptimizer:
 
     @property
     def full_name(self) -> str:
-        """Package, version (the installed one, else that of the results that come with ``lightning_lopt``) and class."""
+        """Package, version and class; without the package, the version of the results that come with this one."""
         return f"{self.package} {self.installed_version or self.version} {self.name}"
 
     def require(self) -> None:
@@ -142,8 +142,9 @@ def run_optimizers(
     Returns:
         one measurement for each optimizer, on the CPU, named ``"0"``, ``"1"``, ...
     """
-    models = TorchModels(builds, problem.task, problem.horizon, seeds=seeds, seed=seed, schedule=schedule, device=device)
-    return measured_in_windows(models, problem.task, problem.horizon, copies=len(builds))
+    task, horizon = problem.task, problem.horizon
+    models = TorchModels(builds, task, horizon, seeds=seeds, seed=seed, schedule=schedule, device=device)
+    return measured_in_windows(models, task, horizon, copies=len(builds))
 
 
 class TorchModels:

@@ -18,7 +18,12 @@ LABELS = {
     "sgd": "tuned SGD",
     "muon": "tuned Muon",
     "schedule_free": "tuned schedule-free AdamW",
+    "soap": "tuned SOAP",
     "adam_default": "Adam as it comes",
+    "adamw_1e-3": "AdamW at 1e-3",
+    "soap_3e-3": "SOAP at 3e-3",
+    "prodigy": "Prodigy",
+    "schedule_free_2.5e-3": "schedule-free AdamW at 2.5e-3",
 }
 _PERCENT = ("train_wins", "valid_wins", "diverged")
 
