@@ -37,7 +37,7 @@ def step_costs(
         problem: whose parameters and batches are used.
         rules: by name.
         against: names of baselines.
-        repeats: timed steps after the first 20, >= 1; a whole period of each rule at least.
+        repeats: timed steps after the first 20, >= 1; a whole period of each optimizer at least.
         device: where everything is.
     """
     task = problem.task
@@ -61,12 +61,12 @@ def step_costs(
         return start
 
     start = task.loss(params, batch).detach()
-    turns = BEGINNING + max(repeats, *(rule.period for rule in rules.values()), 1)
+    baselines, periods = baseline_steps(against, leaves, problem.horizon)
+    periods |= {name: rule.period for name, rule in rules.items()}
+    turns = BEGINNING + max(repeats, *periods.values(), 1)
     planned = max(problem.horizon, turns)
     steps: dict[str, Step] = {name: learned(leaves, rule, loss, planned) for name, rule in rules.items()}
-    baselines, periods = baseline_steps(against, leaves, planned)
     steps |= baselines
-    periods |= {name: rule.period for name, rule in rules.items()}
     of_gradient, of_steps = time_in_turns(gradient, steps, turns, device, prepare=put_back, put_back=put_back)
     costs = {name: mean_of_run(of_steps[name], problem.horizon, periods.get(name, 1)) for name in steps}
     return statistics.median(of_gradient), costs
