@@ -17,8 +17,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_lopt.evaluation.baseline_cache import Entry, add_entries, read_entries
 from lightning_lopt.evaluation.measurement import Measurement
 from lightning_lopt.evaluation.problem import Problem
-from lightning_lopt.evaluation.runs import run_rules
-from lightning_lopt.evaluation.torch_optimizers import PackagedOptimizer, run_packaged
+from lightning_lopt.evaluation.runs import RuleModels, SideBySide, run_rules
+from lightning_lopt.evaluation.torch_optimizers import PackagedOptimizer, packaged_models, run_packaged
 from lightning_lopt.io.files import cause
 from lightning_lopt.rules import AdamRule, MuonRule, ScheduleFreeAdamRule, SGDRule, UpdateRule
 from lightning_lopt.seeding import generator
@@ -77,6 +77,13 @@ class Sweep:
         name = made.full_name if isinstance(made, PackagedOptimizer) else made.rule_name
         return [name, {key: value for key, value in made.config.items() if key != "lr"}]
 
+    def start(self, task: Task, horizon: int, *, seeds: int, device: torch.device | str) -> SideBySide:
+        """Models before their first step, ``seeds`` for each learning rate; see :meth:`run`."""
+        rules, packaged = self._made(self.learning_rates, device)
+        if rules:
+            return RuleModels(rules, task, horizon, seeds, SEED)
+        return packaged_models(packaged, task, horizon, seeds=seeds, seed=SEED, device=device)
+
     def run(self, problem: Problem, *, seeds: int, device: torch.device | str) -> list[Measurement]:
         """A measurement at each learning rate.
 
@@ -87,14 +94,22 @@ class Sweep:
         together = max(1, SIDE_BY_SIDE // (entries * seeds))
         measured: list[Measurement] = []
         for first in range(0, len(self.learning_rates), together):
-            made = [self.make(rate) for rate in self.learning_rates[first : first + together]]
-            rules = [one.to(device) for one in made if isinstance(one, UpdateRule)]
-            packaged = [one for one in made if isinstance(one, PackagedOptimizer)]
+            rules, packaged = self._made(self.learning_rates[first : first + together], device)
             if rules:
                 measured += run_rules(rules, problem, seeds=seeds, seed=SEED)
             else:
                 measured += run_packaged(packaged, problem, seeds=seeds, seed=SEED, device=device)
         return measured
+
+    def _made(
+        self, rates: Sequence[float], device: torch.device | str
+    ) -> tuple[list[UpdateRule], list[PackagedOptimizer]]:
+        """The optimizers at some learning rates: rules, or classes of another package."""
+        made = [self.make(rate) for rate in rates]
+        return (
+            [one.to(device) for one in made if isinstance(one, UpdateRule)],
+            [one for one in made if isinstance(one, PackagedOptimizer)],
+        )
 
 
 def _eight_from(lowest: float) -> tuple[float, ...]:

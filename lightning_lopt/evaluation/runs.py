@@ -50,7 +50,7 @@ def run_rules(
         raise ValueError(f"{task.name} is a task, which has no horizon of its own; give horizon, or a Problem.")
     if not rules or seeds < 1 or steps < 1:
         raise ValueError(f"got {len(rules)} rules, {seeds} seeds and {steps} steps; give at least one of each.")
-    return measured_in_windows(_RuleRuns(rules, task, steps, seeds, seed), task, steps, copies=len(rules))
+    return measured_in_windows(RuleModels(rules, task, steps, seeds, seed), task, steps, copies=len(rules))
 
 
 class SideBySide(Protocol):
@@ -107,8 +107,8 @@ def measured_in_windows(models: SideBySide, task: Task, steps: int, *, copies: i
     ]
 
 
-class _RuleRuns:
-    """Models of rules of one class and config, see :func:`run_rules`."""
+class RuleModels:
+    """Models trained by rules of one class and config, ``seeds`` by each; arguments as of :func:`run_rules`."""
 
     def __init__(self, rules: Sequence[UpdateRule], task: Task, steps: int, seeds: int, seed: int) -> None:
         self.rule, self.theta = rules[0], stacked_theta(rules, seeds)

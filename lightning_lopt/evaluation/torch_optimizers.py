@@ -114,8 +114,28 @@ def run_packaged(
     Raises:
         ImportError: if a package is not installed.
     """
-    builds = [partial(optimizer.build, horizon=problem.horizon) for optimizer in optimizers]
-    return run_optimizers(builds, problem, seeds=seeds, seed=seed, schedule=optimizers[0].schedule, device=device)
+    task, horizon = problem.task, problem.horizon
+    models = packaged_models(optimizers, task, horizon, seeds=seeds, seed=seed, device=device)
+    return measured_in_windows(models, task, horizon, copies=len(optimizers))
+
+
+def packaged_models(
+    optimizers: Sequence[PackagedOptimizer],
+    task: Task,
+    horizon: int,
+    *,
+    seeds: int,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> TorchModels:
+    """Models of optimizers of other packages that have the same schedule.
+
+    Raises:
+        ImportError: if a package is not installed.
+    """
+    builds = [partial(optimizer.build, horizon=horizon) for optimizer in optimizers]
+    schedule = optimizers[0].schedule
+    return TorchModels(builds, task, horizon, seeds=seeds, seed=seed, schedule=schedule, device=device)
 
 
 def run_optimizers(
