@@ -16,9 +16,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_lopt.evaluation.baseline_cache import Entry, add_entries, read_entries
 from lightning_lopt.evaluation.measurement import Measurement
+from lightning_lopt.evaluation.packaged import PackagedOptimizer, packaged_models
 from lightning_lopt.evaluation.problem import Problem
-from lightning_lopt.evaluation.runs import RuleModels, SideBySide, run_rules
-from lightning_lopt.evaluation.torch_optimizers import PackagedOptimizer, packaged_models, run_packaged
+from lightning_lopt.evaluation.runs import RuleModels, SideBySide, measured_in_windows, run_rules
 from lightning_lopt.io.files import cause
 from lightning_lopt.rules import AdamRule, MuonRule, ScheduleFreeAdamRule, SGDRule, UpdateRule
 from lightning_lopt.seeding import generator
@@ -98,7 +98,9 @@ class Sweep:
             if rules:
                 measured += run_rules(rules, problem, seeds=seeds, seed=SEED)
             else:
-                measured += run_packaged(packaged, problem, seeds=seeds, seed=SEED, device=device)
+                task, horizon = problem.task, problem.horizon
+                models = packaged_models(packaged, task, horizon, seeds=seeds, seed=SEED, device=device)
+                measured += measured_in_windows(models, task, horizon, copies=len(packaged))
         return measured
 
     def _made(
