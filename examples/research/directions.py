@@ -122,7 +122,7 @@ class Variant(ResidualRule):
 
     def _direction(
         self, param: Tensor, grad: Tensor, inside: Tensor, state: Mapping[str, Tensor], role: Role, at: Constants
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         assert isinstance(state, dict)  # of this step, which the moment after orthogonalising joins
         if "moment" not in state:
             return super()._direction(param, grad, inside, state, role, at)
@@ -141,7 +141,7 @@ class Variant(ResidualRule):
         else:
             power = 0.5 if self.kind == "before_half" else 1.0
             direction = orthogonalise(mixed / torch.sqrt(state["moment"] / state["weight"] + TINY) ** power)
-        return unit_rms(direction.reshape(param.shape))
+        return unit_rms(direction.reshape(param.shape)), at.step_size
 
 
 def _axes(covariance: Tensor) -> Tensor:

@@ -75,9 +75,9 @@ class ConstantsWithIdeas(RoleConstants):
         rates, weights = torch.sigmoid(-logits), _weight(logits, context)
         found = super().at(context)
         return {
-            role: found[role]._replace(
-                weight_decay=found[role].weight_decay * taper, momentum_rate=rate, momentum_weight=weight
-            )
+            role: found[role]
+            .with_momentum(found[role].momentum_mix, weight)
+            ._replace(weight_decay=found[role].weight_decay * taper, momentum_rate=rate)
             for role, rate, weight in zip(ROLES, rates.unbind(), weights.unbind(), strict=True)
         }
 
@@ -131,12 +131,13 @@ class WithIdeas(ResidualRule):
 
     def _direction(
         self, param: Tensor, grad: Tensor, inside: Tensor, state: dict[str, Tensor], role: Role, at: Constants
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         share, key = self.ideas.slow_share, "rotated_momentum" if "rotated_momentum" in state else "momentum"
         slow = into_bases(state["slow"], state)
         mixed = state[key] + share * at.momentum_weight * slow / state["slow_weight"]
         seen = {**state, key: mixed / (1 + share)}
-        direction = super()._direction(param, grad, inside, seen, role, at)
+        direction, length = super()._direction(param, grad, inside, seen, role, at)
+        direction, length = direction * length / at.step_size, at.step_size
         coherence = torch.log(rms(direction) + TINY) / at.coherence_power.clamp(min=0.1)  # r / 0.3
         state["log_coherence"] = torch.lerp(state["log_coherence"], coherence.clamp(-3.0, 1.3), 0.05)
         if self.orthogonal and "rotated_moment" in state:
@@ -150,7 +151,7 @@ class WithIdeas(ResidualRule):
         direction = _as_long((1 - against) * direction, direction)
         # The update is -step_size (scale direction + weight_decay param).
         decay = at.weight_decay / torch.maximum(state["initial_rms"], at.rms_floor) * param
-        return direction - self.ideas.cautious_decay * torch.where(direction * param < 0, decay, 0.0)
+        return direction - self.ideas.cautious_decay * torch.where(direction * param < 0, decay, 0.0), length
 
 
 def _forgetful(rate: Tensor, power: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ from lightning_lopt.meta.pilot import Standing, pilot_losses
 from lightning_lopt.meta.search import Search
 from lightning_lopt.optim import LearnedOptimizer
 from lightning_lopt.optim.guard_adamw import without_copies
+from lightning_lopt.optim.precision import wide
 from lightning_lopt.optim.rates import multiplier
+from lightning_lopt.optim.state_types import widened
 from lightning_lopt.rules.base import State
 from lightning_lopt.tasks.base import Split
 from lightning_lopt.tasks.lightning_batches import StackedBatches
@@ -80,7 +82,8 @@ def standing_of(trainer: Any, module: Any, optimizer: LearnedOptimizer, task: Li
             name = names[param]
             if name in task.roles:  # those that require a gradient now
                 params[name], roles[name] = param.detach(), group["role"] or role
-                tensors[name] = without_copies(optimizer.state.get(param, {}))
+                kept = without_copies(optimizer.state.get(param, {}))
+                tensors[name] = widened(kept, wide(params[name]).dtype)
                 lr[name], decay[name] = float(multiplier(group)), float(group["weight_decay"])
     shared = dict(optimizer.param_groups[0].get("shared") or {})
     new = [name for name, state in tensors.items() if not state]  # no gradient has reached them so far

@@ -69,9 +69,13 @@ class StepWatch:
 
 
 def warn_if_pretrained(module: nn.Module, optimizers: Sequence[LearnedOptimizer]) -> None:
-    """Warn, if a rule whose steps are relative to the size of a tensor meets a module that was trained before."""
+    """Warn, if a rule whose steps are relative to the size of a tensor meets a module that was trained before.
+
+    Rules that shorten the steps of such tensors by themselves (``careful``) are let alone.
+    """
     for optimizer in optimizers:
-        if optimizer.rule.rule_name in RELATIVE_RULES:
+        rule = optimizer.rule
+        if rule.rule_name in RELATIVE_RULES and getattr(rule, "log_careful", None) is None:
             reason = looks_pretrained(module)
             if reason is not None:
                 rank_zero_warn(

@@ -6,8 +6,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,165 +16,16 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_lopt.evaluation.baseline_cache import Entry, add_entries, read_entries
 from lightning_lopt.evaluation.measurement import Measurement
-from lightning_lopt.evaluation.packaged import PackagedOptimizer, packaged_models
 from lightning_lopt.evaluation.problem import Problem
-from lightning_lopt.evaluation.runs import RuleModels, SideBySide, measured_in_windows, run_rules
+from lightning_lopt.evaluation.sweeps import BASELINES, FINE_TUNING_BASELINES, SEED, Sweep, sweep_of
 from lightning_lopt.io.files import cause
-from lightning_lopt.rules import AdamRule, MuonRule, ScheduleFreeAdamRule, SGDRule, UpdateRule
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks.base import Task
 
+__all__ = ["BASELINES", "FINE_TUNING_BASELINES", "Baselines", "Sweep", "fingerprint", "shipped_entries", "sweep_of"]
+
 VERSION = 2  # of what a baseline is: change it when its numbers change
 SHIPPED = "tuned_baselines.json"
-SEED = 0  # of models and mini-batches, the same as for the rules that are compared
-SIDE_BY_SIDE = 50_000_000
-"""Entries of parameters that are trained at once at most; beyond, learning rates take turns."""
-HALF_DECADES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """An optimizer and the learning rates among which tuning chooses.
-
-    Attributes:
-        make: the optimizer at a learning rate: a rule, or a class of another package.
-        learning_rates: candidates; a single one means that nothing is tuned.
-        description: one line for tables and help.
-    """
-
-    make: Callable[[float], UpdateRule | PackagedOptimizer]
-    learning_rates: tuple[float, ...]
-    description: str
-
-    @property
-    def tuned(self) -> bool:
-        return len(self.learning_rates) > 1
-
-    def require(self) -> None:
-        """Nothing, where the optimizer can be run here.
-
-        Raises:
-            ImportError: if it is of a package that is not installed.
-        """
-        if self.packaged is not None:
-            self.packaged.require()
-
-    @property
-    def available(self) -> bool:
-        """Whether the optimizer can be run here."""
-        return self.packaged is None or self.packaged.installed_version is not None
-
-    @property
-    def packaged(self) -> PackagedOptimizer | None:
-        """The class of another package at the first learning rate; ``None`` for a rule."""
-        made = self.make(self.learning_rates[0])
-        return made if isinstance(made, PackagedOptimizer) else None
-
-    @property
-    def identity(self) -> list[object]:
-        """Which optimizer it is, with its version and all settings but the learning rate, as JSON values."""
-        made = self.make(1.0)
-        name = made.full_name if isinstance(made, PackagedOptimizer) else made.rule_name
-        return [name, {key: value for key, value in made.config.items() if key != "lr"}]
-
-    def start(self, task: Task, horizon: int, *, seeds: int, device: torch.device | str) -> SideBySide:
-        """Models before their first step, ``seeds`` for each learning rate; see :meth:`run`."""
-        rules, packaged = self._made(self.learning_rates, device)
-        if rules:
-            return RuleModels(rules, task, horizon, seeds, SEED)
-        return packaged_models(packaged, task, horizon, seeds=seeds, seed=SEED, device=device)
-
-    def run(self, problem: Problem, *, seeds: int, device: torch.device | str) -> list[Measurement]:
-        """A measurement at each learning rate.
-
-        Raises:
-            ImportError: if the optimizer is of a package that is not installed.
-        """
-        entries = sum(value.numel() for value in problem.task.init(generator(SEED, "key")).values())
-        together = max(1, SIDE_BY_SIDE // (entries * seeds))
-        measured: list[Measurement] = []
-        for first in range(0, len(self.learning_rates), together):
-            rules, packaged = self._made(self.learning_rates[first : first + together], device)
-            if rules:
-                measured += run_rules(rules, problem, seeds=seeds, seed=SEED)
-            else:
-                task, horizon = problem.task, problem.horizon
-                models = packaged_models(packaged, task, horizon, seeds=seeds, seed=SEED, device=device)
-                measured += measured_in_windows(models, task, horizon, copies=len(packaged))
-        return measured
-
-    def _made(
-        self, rates: Sequence[float], device: torch.device | str
-    ) -> tuple[list[UpdateRule], list[PackagedOptimizer]]:
-        """The optimizers at some learning rates: rules, or classes of another package."""
-        made = [self.make(rate) for rate in rates]
-        return (
-            [one.to(device) for one in made if isinstance(one, UpdateRule)],
-            [one for one in made if isinstance(one, PackagedOptimizer)],
-        )
-
-
-def _eight_from(lowest: float) -> tuple[float, ...]:
-    first = HALF_DECADES.index(lowest)
-    return HALF_DECADES[first : first + 8]
-
-
-def _soap(lr: float) -> PackagedOptimizer:
-    """SOAP with the settings of its authors, which are those of the class."""
-    options = {"betas": [0.95, 0.95], "weight_decay": 0.01, "precondition_frequency": 10}
-    return PackagedOptimizer("pytorch_optimizer", "4.1.0", "SOAP", lr, options, schedule="cosine", period=10)
-
-
-BASELINES: dict[str, Sweep] = {
-    "adamw": Sweep(
-        lambda lr: AdamRule(lr, weight_decay=0.01, schedule="cosine"),
-        _eight_from(3e-5),
-        "AdamW, weight decay 0.01, cosine schedule, best of 8 learning rates",
-    ),
-    "sgd": Sweep(
-        lambda lr: SGDRule(lr, momentum=0.9, nesterov=True, schedule="cosine"),
-        _eight_from(1e-3),
-        "SGD, Nesterov momentum 0.9, cosine schedule, best of 8 learning rates",
-    ),
-    "muon": Sweep(
-        lambda lr: MuonRule(lr, weight_decay=0.1, schedule="cosine"),
-        _eight_from(1e-4),
-        "Muon for hidden matrices, AdamW for the rest, weight decay 0.1, cosine schedule, best of 8 learning rates",
-    ),
-    "schedule_free": Sweep(
-        lambda lr: ScheduleFreeAdamRule(lr, weight_decay=0.01),
-        _eight_from(1e-4),
-        "schedule-free AdamW, weight decay 0.01, 5 % warm-up, best of 8 learning rates",
-    ),
-    "soap": Sweep(
-        _soap,
-        HALF_DECADES[4:9],
-        "SOAP of pytorch_optimizer, weight decay 0.01, cosine schedule, best of 5 learning rates",
-    ),
-    "adam_default": Sweep(AdamRule, (1e-3,), "Adam as PyTorch has it: learning rate 1e-3, constant"),
-    "adamw_1e-3": Sweep(
-        lambda lr: AdamRule(lr, weight_decay=0.01, schedule="cosine"),
-        (1e-3,),
-        "AdamW, weight decay 0.01, cosine schedule, untuned: learning rate 1e-3",
-    ),
-    "soap_3e-3": Sweep(
-        _soap, (3e-3,), "SOAP of pytorch_optimizer, weight decay 0.01, cosine schedule, untuned: learning rate 3e-3"
-    ),
-    "prodigy": Sweep(
-        lambda lr: PackagedOptimizer("prodigyopt", "1.1.2", "Prodigy", lr, schedule="cosine"),
-        (1.0,),
-        "Prodigy of prodigyopt, which estimates its step size, cosine schedule, untuned: learning rate 1",
-    ),
-    "schedule_free_2.5e-3": Sweep(
-        lambda lr: PackagedOptimizer("schedulefree", "1.4.1", "AdamWScheduleFree", lr, warmup=0.05),
-        (2.5e-3,),
-        "schedule-free AdamW of schedulefree, 5 % warm-up, untuned: learning rate 2.5e-3",
-    ),
-}
-"""Baselines by name. The learning rate with the lowest median final training loss over seeds is chosen.
-
-``"schedule_free"`` is the rule of this package, tuned; ``"schedule_free_2.5e-3"`` is the class of its authors, untuned.
-"""
 
 
 class Baselines:
@@ -239,9 +90,7 @@ class Baselines:
 
     def key(self, problem: Problem, name: str) -> str:
         """A hash of what the numbers depend on as far as it is exact; :func:`fingerprint` has the rest."""
-        if name not in BASELINES:
-            raise ValueError(f"there is no baseline {name!r}; use one of {', '.join(map(repr, BASELINES))}.")
-        task, sweep = problem.task, BASELINES[name]
+        task, sweep = problem.task, sweep_of(name)
         params = task.init(generator(SEED, "key"))
         batch = task.batch(generator(SEED, "key"))
         content = {
@@ -255,6 +104,8 @@ class Baselines:
             "rule": sweep.identity,
             "learning_rates": sweep.learning_rates,
         }
+        if sweep.chosen_by != "train" or sweep.head_alone:
+            content |= {"chosen_by": sweep.chosen_by, "head_alone": sweep.head_alone}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
     def _fingerprint(self, task: Task) -> list[float]:
@@ -264,9 +115,10 @@ class Baselines:
         return self._fingerprints[id(task)][1]
 
     def _compute(self, problem: Problem, name: str) -> Entry:
-        sweep = BASELINES[name]
+        sweep = sweep_of(name)
         measured = sweep.run(problem, seeds=self.seeds, device=self.device)
-        medians = [float(torch.nan_to_num(run.final_train, nan=torch.inf).median()) for run in measured]
+        finals = [run.final_train if sweep.chosen_by == "train" else run.final_valid for run in measured]
+        medians = [float(torch.nan_to_num(final, nan=torch.inf).median()) for final in finals]
         best = medians.index(min(medians))
         chosen = replace(
             measured[best], optimizer=name, learning_rate=sweep.learning_rates[best] if sweep.tuned else None

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lightning_lopt.evaluation.baselines import BASELINES, Baselines
+from lightning_lopt.evaluation.baselines import BASELINES, FINE_TUNING_BASELINES, Baselines, sweep_of
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.suites import SUITES, make_suite
 from lightning_lopt.terminal import say
@@ -16,19 +16,20 @@ from lightning_lopt.terminal import say
 
 def main(arguments: Sequence[str]) -> int:
     """Compute what ``--out`` does not hold yet, one entry after the other; stopped, it goes on where it was."""
+    known = BASELINES | FINE_TUNING_BASELINES
     parser = argparse.ArgumentParser(
         "lightning-lopt baselines",
         description="Tune hand-designed optimizers on suites of problems; what the file holds already is left alone.",
-        epilog="; ".join(f"{name}: {sweep.description}" for name, sweep in BASELINES.items()),
+        epilog="; ".join(f"{name}: {sweep.description}" for name, sweep in known.items()),
     )
     parser.add_argument("--suite", nargs="+", choices=tuple(SUITES), default=["small"])
     parser.add_argument("--data", nargs="+", default=None, help="digits, npz files or folders of IDX files")
     parser.add_argument(
         "--optimizer",
         nargs="+",
-        choices=tuple(BASELINES),
+        choices=tuple(known),
         default=[name for name, sweep in BASELINES.items() if sweep.available],
-        help="default: all whose packages are installed",
+        help="default: all whose packages are installed, but not those of fine-tuning",
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", required=True, help="JSON file to add to")
@@ -43,18 +44,18 @@ def main(arguments: Sequence[str]) -> int:
         baselines = Baselines(options.out, options.seeds, shipped=False, device=options.device)
         for problem, name in wanted:
             if baselines.find(problem, name) is None:
-                BASELINES[name].require()
+                sweep_of(name).require()
     except (ValueError, ImportError) as error:
         say(f"lightning-lopt: {error}")
         return 1
     begin = time.monotonic()
     for number, (problem, name) in enumerate(wanted, 1):
-        known = baselines.find(problem, name) is not None
+        found = baselines.find(problem, name) is not None
         baselines(problem, name)
         if baselines.not_kept:
             say(f"lightning-lopt: baselines were not kept ({baselines.not_kept}); free space or give another --out.")
             return 1
-        say(f"[{number}/{len(wanted)}] {time.monotonic() - begin:.0f} s: {_line(baselines, problem, name, known)}")
+        say(f"[{number}/{len(wanted)}] {time.monotonic() - begin:.0f} s: {_line(baselines, problem, name, found)}")
     return 0
 
 
@@ -63,7 +64,7 @@ def _line(baselines: Baselines, problem: Problem, name: str, known: bool) -> str
     run = baselines(problem, name)
     line = f"{problem.name}, {name}: {float(run.final_train.median()):.4f} / {float(run.final_valid.median()):.4f}"
     if run.learning_rate is not None:
-        rates = BASELINES[name].learning_rates
+        rates = sweep_of(name).learning_rates
         at_end = ", the end of the sweep" if run.learning_rate in (rates[0], rates[-1]) else ""
         line += f" at learning rate {run.learning_rate:g}{at_end}"
     return line + (" (known)" if known else "")

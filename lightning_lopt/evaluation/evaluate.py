@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_lopt.evaluation.baselines import BASELINES, SEED, Baselines
+from lightning_lopt.evaluation.baselines import Baselines
 from lightning_lopt.evaluation.comparison import result_of
 from lightning_lopt.evaluation.environment import environment_of
 from lightning_lopt.evaluation.kept import Kept, baseline_key, cost_key, problem_marks, rule_key
@@ -21,6 +21,7 @@ from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.results import Results, RuleRecord
 from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.evaluation.step_cost import step_costs
+from lightning_lopt.evaluation.sweeps import BASELINES, FINE_TUNING_BASELINES, SEED, sweep_of
 from lightning_lopt.rules.base import UpdateRule
 
 
@@ -106,7 +107,7 @@ def evaluate(
     missing = [job for job in keys if job not in found]
     for number, name in missing:
         if name in against and baselines.find(problems[number], name) is None:
-            BASELINES[name].require()
+            sweep_of(name).require()
     total = len(keys) + len(problems)
     if progress is not None and found:
         progress(len(found), total, "measured before")
@@ -142,9 +143,10 @@ def _check(rules: Mapping[str, UpdateRule], problems: Sequence[Problem], against
         raise ValueError(
             f"got {len(rules)} rules, {len(problems)} problems and {len(against)} baselines; give at least one of each."
         )
+    known = BASELINES | FINE_TUNING_BASELINES
     for name in against:
-        if name not in BASELINES:
-            raise ValueError(f"there is no baseline {name!r}; use some of {', '.join(map(repr, BASELINES))}.")
+        if name not in known:
+            raise ValueError(f"there is no baseline {name!r}; use some of {', '.join(map(repr, known))}.")
     for names, what in (([*rules, *against], "optimizers"), ([problem.name for problem in problems], "problems")):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
@@ -155,7 +157,7 @@ def _check(rules: Mapping[str, UpdateRule], problems: Sequence[Problem], against
 
 def _packages(against: Sequence[str]) -> dict[str, str]:
     """Other packages whose optimizers are among the baselines, and their versions."""
-    packaged = [one for one in (BASELINES[name].packaged for name in against) if one is not None]
+    packaged = [one for one in (sweep_of(name).packaged for name in against) if one is not None]
     return {
         one.package: one.installed_version or f"{one.version} (not installed: known results, no costs)"
         for one in packaged

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lightning_lopt.evaluation.baselines import BASELINES, Baselines
+from lightning_lopt.evaluation.baselines import BASELINES, FINE_TUNING_BASELINES, Baselines
 from lightning_lopt.evaluation.evaluate import evaluate
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.report import numbers, write_report
@@ -83,11 +83,12 @@ def _main(command: str, arguments: Sequence[str]) -> int:
 
 def _parser(command: str) -> argparse.ArgumentParser:
     several = command == "compare"
+    known = BASELINES | FINE_TUNING_BASELINES
     parser = argparse.ArgumentParser(
         f"lightning-lopt {command}",
         description=f"Measure {'several rules' if several else 'a rule'} beside tuned baselines on a suite of "
         "problems, and write a report. Rules are used as they are. Stopped, it goes on where it was.",
-        epilog="baselines: " + "; ".join(f"{name}: {sweep.description}" for name, sweep in BASELINES.items()),
+        epilog="baselines: " + "; ".join(f"{name}: {sweep.description}" for name, sweep in known.items()),
     )
     parser.add_argument(
         "rules",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lightning_lopt.__about__ import __version__
-from lightning_lopt.evaluation.baselines import BASELINES, VERSION, Baselines, fingerprint
+from lightning_lopt.evaluation.baselines import VERSION, Baselines, fingerprint, sweep_of
 from lightning_lopt.evaluation.json_files import as_object, as_positive, read_json, write_json
 from lightning_lopt.evaluation.measurement import Measurement
 from lightning_lopt.evaluation.problem import Problem
@@ -76,7 +76,7 @@ def rule_key(marks: list[Any], rule: UpdateRule, seeds: int, seed: int) -> str:
 
 def baseline_key(marks: list[Any], problem: Problem, name: str, baselines: Baselines) -> str:
     """A hash of what the measurement of baseline ``name`` depends on."""
-    return _hash([marks, name, BASELINES[name].learning_rates, baselines.key(problem, name)])
+    return _hash([marks, name, sweep_of(name).learning_rates, baselines.key(problem, name)])
 
 
 def cost_key(marks: list[Any], keys: dict[str, str], environment: dict[str, str | int]) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_lopt.evaluation.deployed import Step, baseline_steps, learned
 from lightning_lopt.evaluation.problem import Problem
-from lightning_lopt.evaluation.timing import BEGINNING, mean_of_run, time_in_turns
+from lightning_lopt.evaluation.timing import STEADY, mean_of_run, time_in_turns
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.seeding import generator
 
@@ -37,7 +37,7 @@ def step_costs(
         problem: whose parameters and batches are used.
         rules: by name.
         against: names of baselines.
-        repeats: timed steps after the first 20, >= 1; a whole period of each optimizer at least.
+        repeats: timed steps after the first 40, >= 1; a whole period of each optimizer at least.
         device: where everything is.
     """
     task = problem.task
@@ -63,7 +63,7 @@ def step_costs(
     start = task.loss(params, batch).detach()
     baselines, periods = baseline_steps(against, leaves, problem.horizon)
     periods |= {name: rule.period for name, rule in rules.items()}
-    turns = BEGINNING + max(repeats, *periods.values(), 1)
+    turns = STEADY + max(repeats, *periods.values(), 1)
     planned = max(problem.horizon, turns)
     steps: dict[str, Step] = {name: learned(leaves, rule, loss, planned) for name, rule in rules.items()}
     steps |= baselines

@@ -10,6 +10,9 @@ import torch
 
 BEGINNING = 20
 """First steps of a run, which may cost something else than later ones: rules set up what they keep."""
+TRACING = 20
+"""Steps after these in which :class:`~lightning_lopt.LearnedOptimizer` traces steps of small stacks, once in a run."""
+STEADY = BEGINNING + TRACING
 
 
 def synchronised_clock(device: torch.device) -> Callable[[], float]:
@@ -74,18 +77,21 @@ def time_in_turns(
 def mean_of_run(seconds: Sequence[float], horizon: int, period: int = 1) -> float:
     """Mean seconds of a step in a run, from those of its first consecutive steps.
 
-    The first :data:`BEGINNING` steps count with their median. Of later ones each place of the period counts with its
-    median, and the period with the mean of its places. Both count as often as they occur within the horizon.
+    The first :data:`BEGINNING` steps count with their median, and the :data:`TRACING` steps after these as they are. Of
+    later ones each place of the period counts with its median, and the period with the mean of its places. All count as
+    often as they occur within the horizon.
 
     Args:
-        seconds: of consecutive steps from the first on, more than ``BEGINNING + period``.
+        seconds: of consecutive steps from the first on, more than ``STEADY + period``.
         horizon: steps of the run, >= 1.
         period: steps after which the work of a step repeats itself, >= 1.
 
-    >>> mean_of_run([7.0] * 20 + [1.0, 1.0, 1.0, 5.0, 1.0, 1.0, 1.0, 9.0], horizon=40, period=4)
-    4.75
+    >>> mean_of_run([7.0] * 20 + [4.0] * 20 + [1.0, 1.0, 1.0, 5.0, 1.0, 1.0, 1.0, 9.0], horizon=80, period=4)
+    4.0
     """
-    early, later = seconds[:BEGINNING], seconds[BEGINNING:]
+    early, later = seconds[:BEGINNING], seconds[STEADY:]
     steady = statistics.fmean(statistics.median(later[place::period]) for place in range(period))
     begun = min(horizon, BEGINNING)
-    return (begun * statistics.median(early) + (horizon - begun) * steady) / horizon
+    tracing = seconds[BEGINNING : max(BEGINNING, min(horizon, STEADY))]
+    rest = horizon - begun - len(tracing)
+    return (begun * statistics.median(early) + sum(tracing) + rest * steady) / horizon

@@ -9,29 +9,13 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lightning_lopt.compiling import CompiledFunction, own_copy
-from lightning_lopt.optim.precision import all_finite
-from lightning_lopt.rules.base import StepContext, TensorState, UpdateRule
+from lightning_lopt.optim.stack_steps import StackStep, step_of_stack
+from lightning_lopt.rules.base import StepContext, UpdateRule
 from lightning_lopt.rules.stacks import Stack
-
-StackStep = tuple[Tensor, TensorState, Tensor]
-"""The updates of a stack, its state after the step, and whether all updates are finite, 0-dim."""
-
-
-def step_of_stack(rule: UpdateRule, stack: Stack, controls: Mapping[str, Tensor], at: Any) -> StackStep:
-    """The step of a stack.
-
-    Args:
-        rule: makes the step.
-        stack: of n tensors.
-        controls: what the tensors get from one another, (n, ...) each.
-        at: of :meth:`UpdateRule.at`.
-    """
-    update, after = rule.stepped(stack, dict(controls), at)
-    return update, after, all_finite([update], update.device)
 
 
 class CompiledSteps:
-    """:func:`step_of_stack`, compiled: the same numbers up to rounding, in fewer kernels.
+    """:func:`~lightning_lopt.optim.stack_steps.step_of_stack`, compiled: the same numbers up to rounding.
 
     A graph belongs to the number of tensors of a stack, their shape, type, device and role, and whether their step is
     a full one. Where compiling fails, as without a C++ compiler, a warning says so once; from then on nothing more is
@@ -48,14 +32,16 @@ class CompiledSteps:
         self.fails = False
         self._functions: dict[Hashable, CompiledFunction[StackStep]] = {}
 
-    def __call__(self, rule: UpdateRule, stack: Stack, controls: Mapping[str, Tensor], at: Any) -> StackStep:
+    def __call__(
+        self, rule: UpdateRule, stack: Stack, controls: Mapping[str, Tensor], at: Any, seed: Tensor | None = None
+    ) -> StackStep:
         decay = stack.weight_decay
         decays = isinstance(decay, Tensor) or decay != 0.0
         params, count = stack.params, len(stack.names)
         kind = (type(rule), count, params.shape, params.dtype, params.device, stack.role, stack.full, decays)
         if kind not in self._functions:
             if self.fails:
-                return step_of_stack(rule, stack, controls, at)
+                return step_of_stack(rule, stack, controls, at, seed)
             # a copy for each kind, since torch compiles one function for a few shapes only
             self._functions[kind] = CompiledFunction(own_copy(step_of_stack), backend=self.backend)
         # Graphs are made anew where numbers and texts change, but not where the entries of tensors do.
@@ -64,6 +50,6 @@ class CompiledSteps:
         alike = replace(stack, names=("",) * count, weight_decay=decay)
         at = replace(at, roles={}, weight_decay={}, phase=None) if isinstance(at, StepContext) else at
         function, what = self._functions[kind], f"{stack.role}, {tuple(params.shape)}, full={stack.full}"
-        result = function(rule, alike, controls, at, signature=kind, what=f"LearnedOptimizer: step of {what}")
+        result = function(rule, alike, controls, at, seed, signature=kind, what=f"LearnedOptimizer: step of {what}")
         self.fails = self.fails or bool(function.uncompiled)
         return result

@@ -26,6 +26,7 @@ from lightning_lopt.optim.inputs import RunState, checked_horizon, one_number
 from lightning_lopt.optim.precision import autocast_disabled, wide
 from lightning_lopt.optim.sharding import check_placements, cut_like, is_shard, whole
 from lightning_lopt.optim.skips import SkipWatch
+from lightning_lopt.optim.state_types import checked_state_dtype, converted, widened
 from lightning_lopt.optim.stepping import RuleOptimizer
 from lightning_lopt.rules.base import State, UpdateRule
 from lightning_lopt.rules.roles import role_table
@@ -60,9 +61,20 @@ class LearnedOptimizer(RuleOptimizer):
     needs :meth:`eval` before the model is measured or kept, and :meth:`train` before the next step or checkpoint; with
     :class:`~lightning_lopt.LearnedOptimizerAdapter` that is seen to.
 
+    On a CPU, where calling small operations takes longer than their arithmetic, steps are traced: after 20 steps, the
+    operations of each stack of up to 32,768 entries of one shape and role become a graph that runs without Python and
+    gives the same bits (:class:`~lightning_lopt.optim.traced_steps.TracedSteps`). A graph takes 20 to 150 ms, and is
+    made where the planned run is long enough to save that. What a rule does must then follow from its arguments, θ and
+    ``config`` alone, as :class:`~lightning_lopt.UpdateRule` demands.
+
     With ``compile=True`` the step of each stack of parameters of one shape and role goes through ``torch.compile``, and
     everything else stays as it is. ``torch.compile(optimizer.step)`` traces the whole step instead and does all work at
     every step (:attr:`UpdateRule.period`). Measure before keeping either: ``lightning-lopt benchmark --compile``.
+
+    With ``state_dtype=torch.bfloat16`` the state of parameters takes half the memory between steps: a step widens it
+    for one stack of parameters at a time, computes in float32, and rounds the new state at random, so that its mean is
+    what float32 would keep (:func:`~lightning_lopt.optim.rounding.rounded`). The randomness follows from the number of
+    the step: runs repeat bit for bit, and no generator is touched.
 
     Args:
         params: a module, tensors, ``(name, tensor)`` pairs, or parameter groups of these. Groups may set ``lr``,
@@ -81,7 +93,11 @@ class LearnedOptimizer(RuleOptimizer):
         compile: whether steps are compiled, a graph for each number of tensors, shape, type and role, and once more
             for full steps (:attr:`UpdateRule.period`). The first step of each takes seconds, as the log says at level
             ``INFO``. Numbers are the same up to rounding. Where compiling fails, as without a C++ compiler, a warning
-            says so once and steps are made as they are.
+            says so once and steps are made as they are. ``None``: not compiled, and on a CPU traced where that pays, as
+            the log says once at level ``INFO``; ``False``: neither.
+        state_dtype: ``torch.bfloat16`` for the state of parameters, but for numbers of one entry and for
+            :attr:`UpdateRule.exact_state`; by default, and with ``torch.float32``, it is kept as the rule makes it.
+            Checkpoints of either kind are converted.
 
     Raises:
         TypeError: if a class came where an object is needed, or parameters are no tensors.
@@ -111,7 +127,8 @@ class LearnedOptimizer(RuleOptimizer):
         lr: float = 1.0,
         weight_decay: float = 0.0,
         guard: bool | LossGuard = False,
-        compile: bool = False,
+        compile: bool | None = None,
+        state_dtype: torch.dtype | None = None,
     ) -> None:
         for what, value in (("lr", lr), ("weight_decay", weight_decay)):
             if not (0 <= value < math.inf):
@@ -125,6 +142,7 @@ class LearnedOptimizer(RuleOptimizer):
         self.total_steps_given = total_steps is not None  # then it wins over the Trainer's estimate
         self.labels: Labels = labels_of(params) if isinstance(params, nn.Module) else {}
         self._guard = checked_guard(guard)
+        self.state_dtype = checked_state_dtype(state_dtype)
         self.compiles = compile
         if compile:
             _log.info("LearnedOptimizer: steps of rule %r are compiled", self.rule_label)
@@ -226,8 +244,9 @@ class LearnedOptimizer(RuleOptimizer):
             return {}
         members = [member for member in self._members() if self.state.get(member.param)]
         params, tensors = whole(({m.name: m.param for m in members}, {m.name: self.state[m.param] for m in members}))
-        state = State(tensors, self.param_groups[0]["shared"])
-        values = self._acting.evaluation_params({name: wide(param) for name, param in params.items()}, state)
+        params = {name: wide(param) for name, param in params.items()}
+        tensors = {name: widened(own, params[name].dtype) for name, own in tensors.items()}
+        values = self._acting.evaluation_params(params, State(tensors, self.param_groups[0]["shared"]))
         return {m.param: cut_like(_in_type_of(m.param, values[m.name]), m.param) for m in members}
 
     def trained_params(self) -> dict[Tensor, Tensor]:
@@ -313,7 +332,8 @@ class LearnedOptimizer(RuleOptimizer):
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore; tensors keep their saved type. Names, roles and a horizon already set here win over the saved ones.
+        """Restore. Names, roles and a horizon already set here win over the saved ones, and so does ``state_dtype``;
+        tensors keep their saved type otherwise.
 
         Parameters are matched by name where both sides have the same names, else by order. Where the horizon set here
         is another one, schedules go on from where they stood.
@@ -327,15 +347,15 @@ class LearnedOptimizer(RuleOptimizer):
         fitting = fitting_state(plain, self.param_groups, members, rule)
         before = self.state, [dict(group) for group in self.param_groups]
         try:
-            self._restore(with_copies(fitting, copies, members), members)
+            self._restore(with_copies(fitting, copies, members), members, rule)
         except Exception:
             self.state, self.param_groups = before
             raise
         self._skips = SkipWatch()
         self._guard = guard
 
-    def _restore(self, fitting: dict[str, Any], members: Sequence[Member]) -> None:
-        """Take over a state that was checked."""
+    def _restore(self, fitting: dict[str, Any], members: Sequence[Member], rule: UpdateRule) -> None:
+        """Take over a state that was checked against what ``rule`` keeps."""
         kept = [
             {key: list(group[key]) for key in ("names", "roles")} | {"role": group["role"]}
             for group in self.param_groups
@@ -345,13 +365,14 @@ class LearnedOptimizer(RuleOptimizer):
             group.update(labels)
         own = self.param_groups[0]
         keys = [key for group in fitting["param_groups"] for key in group["params"]]
-        # in the saved types: torch has cast them to the parameter's
+        # from the saved types: torch has cast them to the parameter's
         states = ((member.param, fitting["state"].get(key)) for key, member in zip(keys, members, strict=True))
         self.state = defaultdict(dict)
         for param, saved in states:
             if saved:
                 moved = {k: v.detach().to(param.device, copy=True) for k, v in saved.items()}
-                self.state[param] = {k: cut_like(v, param) for k, v in moved.items()}
+                typed = converted(moved, self.state_dtype, rule, wide(param.detach()).dtype)
+                self.state[param] = {k: cut_like(v, param) for k, v in typed.items()}
         own.setdefault("skipped_in_a_row", torch.zeros((), dtype=torch.int64))
         own.setdefault("shared", {})  # checkpoints of torch.distributed drop an empty one
         if horizon.KEY in own and not bool(own[horizon.KEY].any()):
@@ -366,13 +387,14 @@ class LearnedOptimizer(RuleOptimizer):
         self._run.calls = sum(int(fitting["param_groups"][0][key]) for key in ("step", "skipped_steps"))
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("rule", "rule_label", "total_steps_given", "_run", "_guard", "compiles")
+        kept = ("rule", "rule_label", "total_steps_given", "_run", "_guard", "compiles", "state_dtype")
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_guard", None)
-        self.__dict__.setdefault("compiles", False)
+        self.__dict__.setdefault("compiles", None)
+        self.__dict__.setdefault("state_dtype", None)
         if "signals" not in self.__dict__:
             self._begin_watching()
             self.labels = {}

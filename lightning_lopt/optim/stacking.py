@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_lopt.optim.groups import Member
 from lightning_lopt.optim.guard_adamw import COPIES
 from lightning_lopt.optim.precision import real, wide
+from lightning_lopt.optim.state_types import narrowed
 from lightning_lopt.rules.base import StepContext, UpdateRule
 from lightning_lopt.rules.stacks import Stack, grouped, joined, joined_decay
 
@@ -32,20 +33,21 @@ class KeptStack:
         self.state: dict[str, Tensor] = {}
         self._views: list[dict[str, Tensor]] = [{} for _ in members]
 
-    def follow(self, states: States) -> None:
+    def follow(self, states: States, state_dtype: torch.dtype | None, rule: UpdateRule) -> None:
         """Take over what somebody else has put into the state of a parameter, and put views of the stack there.
 
-        The copies of a guard are left alone.
+        It is kept in ``state_dtype`` from then on, as far as the rule allows. The copies of a guard are left alone.
         """
         owned = [states[member.param] for member in self.members]
         if all(_same(state, views) for state, views in zip(owned, self._views, strict=True)):
             return
         keys = [key for key in owned[0] if key not in COPIES]
+        taken = [narrowed({key: state[key] for key in keys}, state_dtype, rule) for state in owned]
         if len(owned) == 1:
-            self.state = {key: _writable(owned[0][key]) for key in keys}
+            self.state = {key: _writable(value) for key, value in taken[0].items()}
             owned[0].update(self.state)
         else:
-            self.state = {key: torch.stack([state[key] for state in owned]) for key in keys}
+            self.state = {key: torch.stack([state[key] for state in taken]) for key in keys}
             for row, state in enumerate(owned):
                 state.update((key, value[row]) for key, value in self.state.items())
         self._views = [{key: state[key] for key in keys} for state in owned]
@@ -58,14 +60,22 @@ class StackedState:
         self._known: list[Any] = []
         self.kept: list[KeptStack] = []
 
-    def stacks(self, rule: UpdateRule, members: Sequence[Member], states: States, context: StepContext) -> list[Stack]:
-        """What the rule steps: parameters and gradients as they are now, and the state that is kept.
+    def stacks(
+        self,
+        rule: UpdateRule,
+        members: Sequence[Member],
+        states: States,
+        context: StepContext,
+        state_dtype: torch.dtype | None = None,
+    ) -> list[Stack]:
+        """What the rule steps: parameters and gradients as they are now, and the state as it is kept.
 
         Args:
             rule: that makes the step.
             members: parameters with gradients and state, none of them sharded.
             states: of the optimizer.
             context: of the step.
+            state_dtype: in which state is kept; ``None``: as the rule makes it.
         """
         known = [(m.param, m.name, m.role, m.param.shape, m.param.dtype, m.param.device) for m in members]
         if len(known) != len(self._known) or any(
@@ -78,7 +88,7 @@ class StackedState:
             self.kept = [KeptStack([by_name[name] for name in names]) for names in groups]
             self._known = known
         for kept in self.kept:
-            kept.follow(states)
+            kept.follow(states, state_dtype, rule)
         return [_stack(kept, rule.is_full(index, context), context) for index, kept in enumerate(self.kept)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Literal
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_lopt.optim import horizon
 from lightning_lopt.optim.checkpoint import COUNTERS
-from lightning_lopt.optim.compiled_steps import CompiledSteps, step_of_stack
+from lightning_lopt.optim.compiled_steps import CompiledSteps
 from lightning_lopt.optim.diagnostics import relative_steps
 from lightning_lopt.optim.groups import Labels, Member, members_of
 from lightning_lopt.optim.guard_adamw import SWITCHED
@@ -23,11 +23,16 @@ from lightning_lopt.optim.habits import RateWatch
 from lightning_lopt.optim.inputs import RunState, StepSignals, checked_horizon
 from lightning_lopt.optim.precision import all_finite, known, real, wide
 from lightning_lopt.optim.rates import multiplier
+from lightning_lopt.optim.rounding import seeds_of
 from lightning_lopt.optim.sharding import cut_like, is_sharded, local, mean_over_ranks, part, reduced, whole
 from lightning_lopt.optim.skips import SkipWatch, not_finite
+from lightning_lopt.optim.stack_steps import StackStep, steps_of_stacks
 from lightning_lopt.optim.stacking import StackedState, dense
+from lightning_lopt.optim.state_types import narrowed
+from lightning_lopt.optim.traced_steps import TracedSteps
 from lightning_lopt.rules.base import Params, State, StepContext, TensorState, UpdateRule
 from lightning_lopt.rules.stacks import Stack
+from lightning_lopt.tracing import tensors_of
 
 
 class RuleOptimizer(torch.optim.Optimizer):
@@ -42,14 +47,16 @@ class RuleOptimizer(torch.optim.Optimizer):
         rule_label: what the user calls it.
         labels: names and roles of parameters that may join later.
         signals: what reaches a step from outside; shared with wrappers.
-        compiles: whether the step of a stack of parameters is compiled.
+        compiles: whether the step of a stack of parameters is compiled; ``None``: traced, where that pays.
+        state_dtype: in which the state of parameters is kept; ``None``: as the rule makes it.
     """
 
     rule: UpdateRule
     rule_label: str
     labels: Labels
     signals: StepSignals
-    compiles: bool
+    compiles: bool | None
+    state_dtype: torch.dtype | None
     _run: RunState
     _guard: Guard | None
 
@@ -60,6 +67,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         self._rates = RateWatch()
         self._stacked = StackedState()
         self._compiled_steps = CompiledSteps()
+        self._traced_steps = TracedSteps()
 
     @property
     def total_steps(self) -> int | Callable[[], int] | None:
@@ -112,15 +120,12 @@ class RuleOptimizer(torch.optim.Optimizer):
         watched: dict[str, Tensor] = {}
         suspects: dict[str, Tensor] = {}
         if known(finite) is not False or is_watched:
-            at = rule.at(own["shared"], context)
-            controls, shared = rule.exchanged(stacks, at, own["shared"], context)
+            seeds = [None] * len(stacks) if self.state_dtype is None else seeds_of(own["step"], len(stacks))
+            shared, steps = self._steps(rule, stacks, seeds, own["shared"], context)
             # one stack after the other, so that what is computed on the way lives for one at a time
             made = finite
             by_name = {member.name: member for member in members}
-            compiles = self.compiles and not torch.compiler.is_compiling()
-            step_stack = self._compiled_steps if compiles else step_of_stack
-            for stack, given in zip(stacks, controls, strict=True):
-                update, after, update_is_finite = step_stack(rule, stack, given, at)
+            for stack, (update, after, update_is_finite) in zip(stacks, steps, strict=True):
                 sound = finite & update_is_finite.to(finite.device)
                 self._commit([by_name[name] for name in stack.names], stack, update, after, sound)
                 made = made & sound
@@ -129,10 +134,11 @@ class RuleOptimizer(torch.optim.Optimizer):
                 if is_watched:
                     watched |= zip(stack.names, stack.parts(update), strict=True)
             finite = made
-            own["shared"] = {key: unless(finite, value, own["shared"][key]) for key, value in shared.items()}
+            is_sound = known(made) or made
+            own["shared"] = {key: unless(is_sound, value, own["shared"][key]) for key, value in shared.items()}
         if wants_diagnostics:
-            steps = relative_steps(members, before, watched)
-            self.signals.diagnostics = steps | rule.diagnostics(State({}, own["shared"]))
+            relative = relative_steps(members, before, watched)
+            self.signals.diagnostics = relative | rule.diagnostics(State({}, own["shared"]))
             if self._guard is not None:
                 self.signals.diagnostics.setdefault(SWITCHED, torch.zeros(()))
         self._run.calls += 1
@@ -148,22 +154,40 @@ class RuleOptimizer(torch.optim.Optimizer):
         self._rates.look(self.param_groups)
         self._skips.look(own, self.calls, lambda: not_finite(loss, _by_name(stacks, "grads"), suspects))
 
+    def _steps(
+        self,
+        rule: UpdateRule,
+        stacks: Sequence[Stack],
+        seeds: Sequence[Tensor | None],
+        shared: dict[str, Tensor],
+        context: StepContext,
+    ) -> tuple[dict[str, Tensor], Iterator[StackStep]]:
+        """The shared state after a step, and the steps of the stacks, compiled or traced where that is asked for or
+        pays."""
+        given, total = (rule, stacks, seeds, shared, context), self.total_steps
+        if self.compiles is False or torch.compiler.is_compiling():
+            return steps_of_stacks(*given)
+        if self.compiles:
+            return steps_of_stacks(*given, step=self._compiled_steps)
+        return self._traced_steps(*given, steps_ahead=total - self.calls if isinstance(total, int) else 0)
+
     def _stacks(self, members: Sequence[Member], context: StepContext) -> list[Stack]:
-        """What the rule steps, with a state for each parameter, in wide types."""
+        """What the rule steps: parameters and gradients in wide types, state as it is kept."""
         if is_sharded(members):
             return self._acting.stacked(*self._whole(members), context)
         self._begin(members)
         if self._guard is not None:
             self._guard.prepare(members, self.state)
-        return self._stacked.stacks(self._acting, members, self.state, context)
+        return self._stacked.stacks(self._acting, members, self.state, context, self.state_dtype)
 
     def _commit(
         self, members: Sequence[Member], stack: Stack, update: Tensor, after: TensorState, sound: Tensor
     ) -> None:
         """Add an update to the parameters of a stack, and keep their state after it, in place."""
-        if known(sound) is False:
+        is_sound = known(sound)
+        if is_sound is False:
             return
-        moves = stack.parts(unless(sound, update, 0.0))
+        moves = stack.parts(unless(is_sound or sound, update, 0.0))
         rates = [multiplier(member.group) for member in members]
         if any(not isinstance(rate, float) or rate != 1.0 for rate in rates):
             moves = [move * rate for move, rate in zip(moves, rates, strict=True)]
@@ -174,10 +198,12 @@ class RuleOptimizer(torch.optim.Optimizer):
             for member, tensors in zip(members, stack.parts(after), strict=True):
                 state = self.state[member.param]
                 for key, value in tensors.items():
-                    local(state[key]).copy_(unless(sound, part(value, state[key]), local(state[key])))
-        else:
-            for key, place in stack.state.items():
-                place.copy_(unless(sound, after[key], place))
+                    local(state[key]).copy_(unless(is_sound or sound, part(value, state[key]), local(state[key])))
+            return
+        changed = [(place, after[key]) for key, place in stack.state.items() if after[key] is not place]
+        if changed:
+            values = [unless(is_sound or sound, value, place) for place, value in changed]
+            torch._foreach_copy_([place for place, _ in changed], values)
 
     def _begin(self, members: Sequence[Member]) -> None:
         """Begin the state of those of ``members`` that have none."""
@@ -188,7 +214,8 @@ class RuleOptimizer(torch.optim.Optimizer):
             self._begin_state(beginners, {m.name: wide(m.param.detach()) for m in beginners})
 
     def _whole(self, members: Sequence[Member]) -> tuple[Params, Params, dict[str, TensorState]]:
-        """Parameters, gradients and state of sharded ``members`` by name, whole and wide; the state is begun."""
+        """Parameters and gradients of sharded ``members`` by name, whole and wide, and their state, whole and as it is
+        kept; the state is begun."""
         grads = {m.name: reduced(dense(m.param.grad), m.param) for m in members}
         tensors = {m.name: self.state[m.param] for m in members if self.state.get(m.param)}
         # Checkpoints of torch.distributed miss the state of a trainable parameter that has had no gradient.
@@ -203,14 +230,14 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def _begin_state(self, members: Sequence[Member], params: Params) -> dict[str, dict[str, Tensor]]:
         """Begin the state of ``members``, whose whole values are ``params``; return it, whole, by name."""
-        if not members:
-            return {}
-        state = self._acting.init_state({m.name: params[m.name] for m in members}, {m.name: m.role for m in members})
-        for member in members:
-            self.state[member.param] = {k: cut_like(v, member.param) for k, v in state.tensors[member.name].items()}
-        own = self.param_groups[0]
-        own["shared"] = own["shared"] or state.shared
-        return state.tensors
+        own, begun = self.param_groups[0], {}
+        for member in members:  # one after the other, so that the wide state of one is there at a time
+            name, param = member.name, member.param
+            state = self._acting.init_state({name: params[name]}, {name: member.role})
+            begun[name] = narrowed(state.tensors[name], self.state_dtype, self._acting)
+            self.state[param] = {k: cut_like(v, param) for k, v in begun[name].items()}
+            own["shared"] = own["shared"] or state.shared
+        return begun
 
     def _is_made_to_create_state(self, members: Sequence[Member], loss: Tensor | None) -> bool:
         """Whether this step is that of ``torch.distributed.checkpoint``, which makes one to have the state created:
@@ -227,7 +254,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         if own["step"].device != device:
             own.update({key: own[key].to(device) for key in (*COUNTERS, horizon.KEY) if key in own})
             own["shared"] = {key: value.to(device) for key, value in own["shared"].items()}
-        if any(value.device != device for value in self.rule.parameters()):
+        if any(value.device != device for value in tensors_of(self.rule)):
             self.rule.to(device)
         return device
 
@@ -296,11 +323,15 @@ class RuleOptimizer(torch.optim.Optimizer):
             )
 
 
-def unless(sound: Tensor, new: Tensor, otherwise: Tensor | float) -> Tensor:
-    """``new`` where ``sound``, 0-dim, is true, and what stands otherwise: not multiplied, since 0 x nan is nan."""
-    if new is otherwise or known(sound):
-        return new
-    return torch.where(sound, new, otherwise)
+def unless(sound: Tensor | Literal[True], new: Tensor, otherwise: Tensor | float) -> Tensor:
+    """``new`` where ``sound``, 0-dim, is true, and what stands otherwise: not multiplied, since 0 x nan is nan.
+
+    Args:
+        sound: ``True`` where that is known without waiting for the device.
+        new: of any shape.
+        otherwise: likewise, or a number.
+    """
+    return new if sound is True or new is otherwise else torch.where(sound, new, otherwise)
 
 
 def _by_name(stacks: Sequence[Stack], what: Literal["params", "grads"]) -> dict[str, Tensor]:

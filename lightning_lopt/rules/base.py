@@ -104,6 +104,8 @@ class UpdateRule(PickledAsData, ABC):
         calibrates_steps: whether a run finds the common scale of its steps by itself.
         period: one step in how many is a full one for a stack of tensors, in which the rule does what it need not do at
             every step, >= 1.
+        exact_state: keys of state that is never kept in a narrower type: positions, beside which a step is small, where
+            averages and moments are not hurt.
         starts_random: whether a new rule of this class steps at random until θ is meta-trained or loaded.
         trained: whether θ of this rule was meta-trained or loaded; set to ``True`` by ``load_state_dict`` (and so by
             :func:`~lightning_lopt.load_rule`) and :class:`~lightning_lopt.MetaTrainer`.
@@ -114,6 +116,7 @@ class UpdateRule(PickledAsData, ABC):
     reads_horizon: bool = False
     calibrates_steps: bool = False
     period: int = 1
+    exact_state: ClassVar[frozenset[str]] = frozenset()
     starts_random: ClassVar[bool] = False
     trained: bool = False
     _exchanges: ClassVar[bool] = False

@@ -90,7 +90,7 @@ def promise(grad: Tensor, last_update: Tensor) -> Tensor:
     >>> promise(torch.tensor([1.0, 2.0]), torch.tensor([-0.5, 0.0]))
     tensor(0.5000)
     """
-    return -(grad * last_update).sum()
+    return -torch.dot(grad.reshape(-1), last_update.reshape(-1))
 
 
 def _promised(before: Tensor, promise: Tensor) -> Tensor:

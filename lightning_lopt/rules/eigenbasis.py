@@ -13,25 +13,26 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lightning_lopt.rules.arithmetic import NEWTON_SCHULZ, TINY, matrix_shape
+from lightning_lopt.rules.arithmetic import TINY, matrix_shape
 
-LARGEST_SIDE = 1024  # a longer side of a matrix (a vocabulary) keeps its own axes: its basis would cost too much
+LARGEST_SIDE = 1024  # a longer side of a matrix keeps its own axes: its basis would cost too much
 LARGEST_TURN = 0.5  # radians that any direction may turn in a step: from about 1 on, turns are chaotic (rounding grows)
 EQUAL = 0.3  # two variances that differ by less than the root of this, relatively, decouple more slowly
 NULL = (
     3e-5  # variances below this share of the largest are not decoupled from each other: their coupling may be rounding
 )
+EVENING = ((6.7524, -18.351, 13.2633), (2.5379, -1.8747, 0.4413))  # quintic coefficients of two steps, see out_evened
 TIE = 0.01  # of two equal variances the earlier axis takes the larger, as if it were larger by this share already
 
 
-def init_bases(param: Tensor, *, long_sides: bool = True) -> dict[str, Tensor]:
+def init_bases(param: Tensor, longest_side: int = LARGEST_SIDE) -> dict[str, Tensor]:
     """Covariances (zeros) and bases (the identity) of the sides of a tensor of rank >= 2, as its matrix.
 
-    Without ``long_sides`` the longer of two sides of different length keeps its own axes.
+    The longer of two sides of different length keeps its own axes if it is longer than ``longest_side``.
     """
     state, sizes = {}, matrix_shape(param.shape)
     for side, size in zip(("row", "column"), sizes, strict=True):
-        if 0 < size <= LARGEST_SIDE and (long_sides or size == min(sizes)):
+        if 0 < size <= LARGEST_SIDE and (size <= longest_side or size == min(sizes)):
             state[f"{side}_covariance"] = param.new_zeros(size, size)
             state[f"{side}_basis"] = torch.eye(size, dtype=param.dtype, device=param.device)
     return state
@@ -84,34 +85,44 @@ def turned(basis: Tensor, covariance: Tensor) -> Tensor:
     return 1.5 * rotated - 0.5 * rotated @ (rotated.mT @ rotated)  # a Newton-Schulz step back to orthogonal
 
 
-def evened(x: Tensor, bases: Mapping[str, Tensor]) -> Tensor:
-    r"""``x``, in the coordinates of :func:`into_bases`, with singular values near 1, if only one side has a basis.
+def out_evened(x: Tensor, bases: Mapping[str, Tensor]) -> Tensor:
+    r"""``x`` out of the bases of :func:`into_bases`, with singular values near 1 where only one side has a basis.
 
-    This stands in for a basis of the long side. It is :func:`~lightning_lopt.rules.arithmetic.orthogonalise`, five
-    Newton-Schulz steps, computed in the short side alone: for X of m rows, which have the basis, and n columns
+    This stands in for a basis of the long side. It approximates the nearest semi-orthogonal matrix, as
+    :func:`~lightning_lopt.rules.arithmetic.orthogonalise` does, but computes in the short side alone: for X of m rows,
+    which have the basis Q, and n columns, two steps of
 
-    .. math:: A = X X^\top / \lVert X \rVert_F^2, \qquad q = a I + b A + c A^2, \qquad W \leftarrow q W, \qquad
-        A \leftarrow q A q
+    .. math:: A = X X^\top / \lVert (X X^\top)^2 \rVert_F^{1/2}, \qquad q = a I + b A + c A^2, \qquad
+        W \leftarrow q W, \qquad A \leftarrow q A q
 
-    begins with W = I, and W X is the result.
+    begin with W = I, and Q W X is the result. The norm bounds the largest singular value closely, so two steps suffice
+    where five are usual; their coefficients are those of the odd quintics that come closest to 1 on [0.05, 1] and on
+    what the first of them makes of it. Singular values of at least 0.05 of the bound end between 0.78 and 1.22.
 
-    FLOPs: 4 m² n + 36 m³. Zeros stay zeros.
+    FLOPs: 4 m² n + 12 m³ beside a product with Q; zeros stay zeros.
     """
     if ("row_basis" in bases) == ("column_basis" in bases):
-        return x
+        return out_of_bases(x, bases)
+    on_rows = "row_basis" in bases
+    basis = bases["row_basis" if on_rows else "column_basis"]
     matrix = x.reshape(matrix_shape(x.shape))
-    short = matrix if "row_basis" in bases else matrix.mT
-    norm = torch.sqrt(short.square().sum((-2, -1), keepdim=True) + TINY)
-    short = short / norm
-    gram, factor, (a, b, c) = short @ short.mT, None, NEWTON_SCHULZ
-    diagonal = a * torch.eye(len(gram), dtype=x.dtype, device=x.device)
-    for _ in range(5):
-        step = diagonal + b * gram + c * (gram @ gram)
-        gram = step @ gram @ step
-        factor = step if factor is None else step @ factor
-    assert factor is not None
-    short = factor @ short
-    return (short if "row_basis" in bases else short.mT).reshape(x.shape)
+    short = matrix if on_rows else matrix.mT
+    gram = short @ short.mT
+    trace = gram.diagonal().sum() + TINY
+    gram = gram / trace
+    square = gram @ gram
+    bound = torch.sqrt(torch.linalg.vector_norm(square) + TINY)  # of the largest eigenvalue
+    # With q = a I + P, a product with q is a sum, in which no identity is formed.
+    (a, b, c), (a_next, b_next, c_next) = EVENING
+    first = torch.addcmul(gram * (b / bound), square, c / bound.square())
+    gram = gram / bound
+    for _ in range(2):
+        gram = torch.addmm(gram, gram, first, beta=a)
+    second = torch.addmm(gram, gram, gram, beta=b_next, alpha=c_next)
+    factor = torch.addmm(basis, basis, second, beta=a_next)
+    factor = torch.addmm(factor, factor, first, beta=a) / torch.sqrt(trace * bound)
+    evened = factor @ short if on_rows else matrix @ factor.mT
+    return evened.reshape(x.shape)
 
 
 def into_bases(x: Tensor, bases: Mapping[str, Tensor]) -> Tensor:

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_lopt.rules.arguments import check_sizes
-from lightning_lopt.rules.arithmetic import TINY, orthogonalise, rms, unit_rms
+from lightning_lopt.rules.arithmetic import TINY, mean_square, orthogonalise, rms, unit_rms
 from lightning_lopt.rules.base import (
+    ROLES,
+    THETA_DTYPE,
     Columns,
     Role,
     State,
@@ -24,15 +26,18 @@ from lightning_lopt.rules.base import (
 from lightning_lopt.rules.calibration import Calibration, promise
 from lightning_lopt.rules.controller import Controller, Controls
 from lightning_lopt.rules.direction import DirectionMLP
-from lightning_lopt.rules.eigenbasis import evened, follow, init_bases, into_bases, out_of_bases
+from lightning_lopt.rules.eigenbasis import follow, init_bases, into_bases, out_evened, out_of_bases
 from lightning_lopt.rules.role_constants import Constants, RoleConstants
 from lightning_lopt.rules.roles import check_role
 from lightning_lopt.rules.signals import LOSS_DECAYS, SIGNALS, average_loss, shared_signals, tensor_signals
+from lightning_lopt.rules.structure import Signs, signs_of, trained
 
 FIRST_TURNS = 20  # steps that all turn the eigenbases, which are far from where they belong then
 TYPICAL_COHERENCE, LEAST_COHERENCE = 0.3, 0.01
 NULL = 1e-10  # second moments below this share of a tensor's largest may be rounding: such entries take no step
-OPPOSED = 0.01  # direction times gradient, both relative, at which caution is in full force: less is half rounding
+OPPOSED = (
+    0.01  # direction times gradient, both times _inverse_root, at which caution is in full force: less is half rounding
+)
 GRADIENT_LIMIT = 1e15  # entries are clipped here, in the run's own unit, so that squares stay finite in float32
 SMALLEST_UNIT = 2.0**-100  # of gradients
 
@@ -42,13 +47,13 @@ class Moment(NamedTuple):
 
     Attributes:
         constants: of each role.
-        unit: of gradients before the step, 0-dim; 0 as long as there is none.
+        per_unit: 1 / unit of the gradients before the step, 0-dim.
         loss_averages: with the loss of this step, (2,); for a controller.
         signals: what a controller sees of the run, (5,).
     """
 
     constants: Mapping[Role, Constants]
-    unit: Tensor
+    per_unit: Tensor
     loss_averages: Tensor | None = None
     signals: Tensor | None = None
 
@@ -91,18 +96,22 @@ class ResidualRule(UpdateRule):
         weight_decay: λ before meta-training, for all roles, > 0.
         calibrated: let the run calibrate its steps.
         turn_every: one step in how many turns the eigenbases of rotated roles, >= 1; each of the first 20 does.
-        long_sides: give both sides of a rotated matrix a basis; else the longer one has none, and the direction is
-            orthogonalised instead (:func:`~lightning_lopt.rules.eigenbasis.evened`).
+        careful: shorten the steps of tensors that look trained already (:mod:`~lightning_lopt.rules.structure`): the
+            initial logarithm, for all roles, of what their steps are divided by, >= 0; ``None`` treats all alike.
+        longest_side: a side of a rotated tensor that is longer than this, and than the other side, has no basis, > 0;
+            in the role ``matrix`` directions are orthogonalised then
+            (:func:`~lightning_lopt.rules.eigenbasis.out_evened`).
 
     Raises:
         ValueError: if a size or constant is not positive, ``step_range`` not above 1, or a role unknown or both
             orthogonalised and rotated.
 
     State bytes per parameter (float32): 4 for orthogonalised tensors without learned direction, else 8; 4 more if
-    calibrated; for a rotated n x m matrix 8 (n² + m²) / (n m) more, and 4 more if directions are learned.
+    calibrated; for a rotated n x m matrix 8 (n² + m²) / (n m) more, 8 m / n where only m has a basis, and 4 more if
+    directions are learned.
 
-    FLOPs for a rotated n x n matrix: 12 n³ a step, and 36 n³ more in a step that turns; for an n x m matrix, m < n,
-    without long sides 10 m² n + 36 m³, and 14 m³ + 4 m² n more in a step that turns.
+    FLOPs for a rotated n x n matrix: 12 n³ a step, and 36 n³ more in a step that turns; for an n x m matrix of which
+    only m has a basis 8 m² n + 12 m³, and 14 m³ + 4 m² n more in a step that turns.
     """
 
     reads_horizon = True
@@ -121,10 +130,12 @@ class ResidualRule(UpdateRule):
         rotated: Sequence[str] = (),
         horizon_power: float | None = None,
         turn_every: int = 1,
-        long_sides: bool = True,
+        longest_side: int = 1024,
+        careful: float | None = None,
     ) -> None:
         super().__init__()
-        check_sizes(direction_hidden=direction_hidden, controller_hidden=controller_hidden, turn_every=turn_every)
+        check_sizes(direction_hidden=direction_hidden, controller_hidden=controller_hidden)
+        check_sizes(turn_every=turn_every, longest_side=longest_side)
         if not 1 < step_range < math.inf:
             raise ValueError(f"step_range must be a number above 1, got {step_range!r}.")
         if horizon_power is not None and not math.isfinite(horizon_power):
@@ -132,6 +143,8 @@ class ResidualRule(UpdateRule):
         for name, value in (("step_size", step_size), ("weight_decay", weight_decay)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {value!r}.")
+        if careful is not None and not 0 <= careful < math.inf:
+            raise ValueError(f"careful must be a number >= 0 or None, got {careful!r}.")
         both = sorted(set(orthogonalised) & set(rotated))
         if both:
             raise ValueError(f"orthogonalised and rotated both name {', '.join(both)}; a role can be one of them.")
@@ -148,15 +161,19 @@ class ResidualRule(UpdateRule):
             "rotated": [check_role(role, "rotated") for role in rotated],
             "horizon_power": horizon_power,
             "turn_every": turn_every,
-            "long_sides": long_sides,
+            "longest_side": longest_side,
+            "careful": careful,
         }
-        self.long_sides = long_sides
+        self.longest_side = longest_side
         self.period = turn_every
         self.reads_loss = controller
         self.calibrates_steps = calibrated
         self.orthogonalised, self.rotated = frozenset(orthogonalised), frozenset(rotated)
         self.controller_hidden = controller_hidden
         self.constants = RoleConstants(step_size, weight_decay, rotated=bool(rotated), horizon_power=horizon_power)
+        self.log_careful = (
+            None if careful is None else nn.Parameter(torch.full((len(ROLES),), careful, dtype=THETA_DTYPE))
+        )
         self.direction = DirectionMLP(direction_hidden) if direction else None
         self.controller = Controller(SIGNALS, controller_hidden, step_range) if controller else None
         self.calibration = Calibration() if calibrated else None
@@ -175,10 +192,12 @@ class ResidualRule(UpdateRule):
             state["second_moment"] = torch.zeros_like(param)
         if rotated:
             state["rotated_moment"] = torch.zeros_like(param)
-            state |= init_bases(param, long_sides=self.long_sides)
+            state |= init_bases(param, self.longest_side)
         if self.controller is not None:
             state["hidden"] = param.new_zeros(self.controller_hidden)
             state["gradient_power"] = param.new_zeros(())
+        if self.log_careful is not None:
+            state["structure"] = torch.stack(signs_of(param, role))
         if self.calibration is not None:
             state |= {"last_update": torch.zeros_like(param), "log_factor": param.new_zeros(())}
         return state
@@ -192,17 +211,22 @@ class ResidualRule(UpdateRule):
         return shared
 
     def at(self, shared: Mapping[str, Tensor], context: StepContext) -> Moment:
+        constants = self.constants.at(context)
+        per_unit = per_unit_of(shared["gradient_unit"])
         if self.controller is None:
-            return Moment(self.constants.at(context), shared["gradient_unit"])
+            return Moment(constants, per_unit)
         averages = average_loss(shared["loss_averages"], context)
-        signals = shared_signals(averages, context)
-        return Moment(self.constants.at(context), shared["gradient_unit"], averages, signals)
+        return Moment(constants, per_unit, averages, shared_signals(averages, context))
 
     def summary(self, inputs: TensorInputs, at: Moment) -> Columns:
-        param, grad, state = inputs.param, in_unit(inputs.grad, at.unit), inputs.state
-        columns = {"largest": torch.linalg.vector_norm(inputs.grad, math.inf) if grad.numel() else grad.new_zeros(())}
+        param, grad, state = inputs.param, inputs.grad, inputs.state
+        columns = {"largest": _largest(grad)}
+        grad = in_unit(grad, at.per_unit)
         if self.calibration is not None:
             columns["log_factor"], columns["promise"] = state["log_factor"], promise(grad, state["last_update"])
+        if self.log_careful is not None:
+            columns["structure"] = state["structure"]
+            columns["careful"] = self.log_careful[ROLES.index(inputs.role)].to(grad.dtype)
         if self.controller is not None:
             assert at.signals is not None
             constants = at.constants[inputs.role]
@@ -216,8 +240,8 @@ class ResidualRule(UpdateRule):
         self, columns: Columns, at: Moment, shared: Mapping[str, Tensor], context: StepContext
     ) -> tuple[Columns, dict[str, Tensor]]:
         controls, after = {}, dict(shared)
-        after["gradient_unit"] = unit_of(columns["largest"].amax(), at.unit)
-        controls["unit"] = after["gradient_unit"].expand(len(columns["largest"]))
+        after["gradient_unit"] = unit_of(columns["largest"].amax(), shared["gradient_unit"])
+        controls["per_unit"] = per_unit_of(after["gradient_unit"]).expand(len(columns["largest"]))
         if self.controller is not None:
             assert at.loss_averages is not None
             after["loss_averages"], dtype = at.loss_averages, self.controller.gate_weight.dtype
@@ -228,21 +252,25 @@ class ResidualRule(UpdateRule):
             memory, factors, promises = shared["calibration"], columns["log_factor"], columns["promise"]
             common, after["calibration"], factors = self.calibration(memory, factors, promises, context.step)
             controls["log_factor"], controls["calibrated"] = factors, torch.exp(common + factors)
+        if self.log_careful is not None:
+            shares = trained(Signs(*columns["structure"].unbind(-1)))
+            controls["careful"] = torch.exp(-columns["careful"] * shares)
         return controls, after
 
     def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: Moment) -> tuple[Tensor, TensorState]:
-        param, grad, constants = inputs.param, in_unit(inputs.grad, controls["unit"]), at.constants[inputs.role]
+        param, grad, constants = inputs.param, in_unit(inputs.grad, controls["per_unit"]), at.constants[inputs.role]
         state, inside = self._accumulate(grad, inputs.state, constants, inputs.full)
         if self.controller is not None:
             constants = _controlled(constants, Controls(*(controls[name] for name in Controls._fields)))
             state["hidden"] = controls["hidden"].to(state["hidden"].dtype)
         if self.calibration is not None:
             constants = constants._replace(step_size=constants.step_size * controls["calibrated"])
-        direction = self._direction(param, grad, inside, state, inputs.role, constants)
-        scale = torch.maximum(state["initial_rms"], constants.rms_floor)
-        decay = constants.weight_decay + inputs.weight_decay
-        update = (-constants.step_size * scale) * direction - (constants.step_size * decay) * param
-        update = update.to(param.dtype)
+        if self.log_careful is not None:
+            constants = constants._replace(step_size=constants.step_size * controls["careful"])
+        direction, length = self._direction(param, grad, inside, state, inputs.role, constants)
+        length = length * torch.maximum(state["initial_rms"], constants.rms_floor)
+        decay = constants.step_size * (constants.weight_decay + inputs.weight_decay)
+        update = torch.addcmul(direction * -length, param, -decay.to(param.dtype)).to(param.dtype)
         if self.calibration is not None:
             state |= {"last_update": update, "log_factor": controls["log_factor"].to(state["log_factor"].dtype)}
         return update, state
@@ -277,39 +305,36 @@ class ResidualRule(UpdateRule):
 
     def _direction(
         self, param: Tensor, grad: Tensor, inside: Tensor, state: Mapping[str, Tensor], role: Role, at: Constants
-    ) -> Tensor:
-        """The direction of the step, of RMS 1 times a power of its coherence (0 where momentum and gradient are)."""
+    ) -> tuple[Tensor, Tensor]:
+        """The direction of the step, and what it is multiplied with for the length of the step, 0-dim."""
         orthogonal, rotated = _has_role(param, role, self.orthogonalised), "rotated_moment" in state
-        mix = at.momentum_mix.to(grad.dtype)
-        momentum = state["rotated_momentum" if rotated else "momentum"] / at.momentum_weight.to(grad.dtype)
-        if rotated:
-            moved = torch.lerp(inside, momentum, mix)
-            scale = _inverse_root(state["rotated_moment"], at.rotated_weight)
-            direction = moved * scale
-        else:
-            direction = torch.lerp(grad, momentum, mix)
-            if not orthogonal:
-                scale = _inverse_root(state["second_moment"], at.moment_weight)
-                direction = direction * scale
+        dtype, length = grad.dtype, at.step_size
+        direction = torch.lerp(
+            inside, state["rotated_momentum" if rotated else "momentum"], at.momentum_share.to(dtype)
+        )
         if not orthogonal:
+            scale = _inverse_root(state["rotated_moment" if rotated else "second_moment"])
+            direction = direction * scale
             # Above 1 is momentum of a time of larger gradients, long forgotten by the second moment.
-            coherence = rms(direction).clamp(LEAST_COHERENCE, 1.0) / TYPICAL_COHERENCE
-            against = (direction * inside * scale).clamp(-OPPOSED, 0.0)
-            direction = torch.addcmul(direction, against * ((1 - at.against) / OPPOSED), direction)
+            unbiased = (at.rotated_root if rotated else at.moment_root) * at.mix_factor / TYPICAL_COHERENCE
+            coherence = (rms(direction) * unbiased).clamp(LEAST_COHERENCE / TYPICAL_COHERENCE, 1 / TYPICAL_COHERENCE)
+            length = length * torch.pow(coherence, at.coherence_power)
+            opposed = (direction * (inside * scale)).clamp(-OPPOSED, 0.0)
+            direction = torch.addcmul(direction, opposed * (at.caution / OPPOSED).to(dtype), direction)
         if rotated:
-            direction = direction if self.long_sides else evened(direction, state)
-            direction = out_of_bases(direction, state)
+            direction = (out_evened if role == "matrix" else out_of_bases)(direction, state)
         if self.direction is not None:
             direction = unit_rms(direction)
-            momentum = out_of_bases(momentum, state)
-            own_scale = _inverse_root(state["second_moment"], at.moment_weight)
-            adam, gradient = torch.lerp(grad, momentum, mix) * own_scale, grad * own_scale
+            momentum = out_of_bases(state["rotated_momentum"], state) if rotated else state["momentum"]
+            own_scale = _inverse_root(state["second_moment"])
+            adam = torch.lerp(grad, momentum, at.momentum_share.to(dtype)) * own_scale
+            gradient = grad * own_scale
             correction = self.direction((direction, unit_rms(adam), unit_rms(gradient), unit_rms(param)))
-            alive = direction.square().mean()  # 1, or 0 without a gradient, which must not become a step
+            alive = mean_square(direction)  # 1, or 0 without a gradient, which must not become a step
             direction = direction + alive * correction
         if orthogonal:
-            return unit_rms(orthogonalise(direction))
-        return unit_rms(direction) * torch.pow(coherence, at.coherence_power)
+            direction = orthogonalise(direction)
+        return direction, length / rms(direction)
 
 
 def unit_of(largest: Tensor, unit: Tensor) -> Tensor:
@@ -329,10 +354,22 @@ def unit_of(largest: Tensor, unit: Tensor) -> Tensor:
     return torch.where((unit == 0) & (largest > 0), power.to(unit.dtype), unit)
 
 
-def in_unit(grad: Tensor, unit: Tensor) -> Tensor:
+def per_unit_of(unit: Tensor) -> Tensor:
+    """1 / unit, or 1 as long as there is none; 0-dim."""
+    return 1 / torch.where(unit == 0, 1.0, unit)
+
+
+def in_unit(grad: Tensor, per_unit: Tensor) -> Tensor:
     """A gradient in the unit of its run, cut off where squares are no longer finite in float32."""
-    scaled = grad * torch.where(unit == 0, 1.0, 1 / unit).to(grad.dtype)
-    return scaled.clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT)
+    return (grad * per_unit.to(grad.dtype)).clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT)
+
+
+def _largest(grad: Tensor) -> Tensor:
+    """The largest absolute value, 0-dim; 0 for an empty tensor."""
+    if not grad.numel():
+        return grad.new_zeros(())
+    low, high = torch.aminmax(grad)
+    return torch.maximum(high, -low)
 
 
 def _momentum(state: Mapping[str, Tensor]) -> Tensor:
@@ -346,22 +383,21 @@ def _gradient_power(old: Mapping[str, Tensor], grad: Tensor, at: Constants) -> T
 
 def _controlled(at: Constants, controls: Controls) -> Constants:
     """The constants as the controller changes them for one tensor."""
+    at = at.with_momentum(at.momentum_mix + controls.mix_shift, at.momentum_weight)
     return at._replace(
-        step_size=at.step_size * controls.step_factor,
-        weight_decay=at.weight_decay * controls.decay_factor,
-        momentum_mix=at.momentum_mix + controls.mix_shift,
+        step_size=at.step_size * controls.step_factor, weight_decay=at.weight_decay * controls.decay_factor
     )
 
 
-def _inverse_root(moment: Tensor, weight: Tensor) -> Tensor:
-    r"""What Adam's direction is multiplied with: :math:`\sqrt{v} / (v + \epsilon \max v)`, v without its bias to zero.
+def _inverse_root(moment: Tensor) -> Tensor:
+    r"""What Adam's direction is multiplied with: :math:`\sqrt{v} / (v + \epsilon \max v)`.
 
     That is :math:`1 / \sqrt{v}`, but falls to 0 where v is null beside the tensor's largest: float32 rounds to 1e-7 of
     the largest gradient, and rounding must not become an entry of full size.
     """
-    moment = moment / weight + TINY  # TINY: the root has a derivative where no gradient has been
     largest = moment.amax() if moment.numel() else moment.new_zeros(())
-    return torch.sqrt(moment) / torch.add(moment, largest, alpha=NULL)
+    # TINY: the root has a derivative where no gradient has been
+    return torch.sqrt(moment + TINY) / (moment + (NULL * largest + TINY))
 
 
 def _has_role(param: Tensor, role: Role, roles: frozenset[str]) -> bool:

@@ -24,11 +24,14 @@ class Constants(NamedTuple):
         momentum_mix: weight of the momentum against the bare gradient.
         momentum_rate: what the momentum takes in of a gradient.
         momentum_weight: weights of all gradients in the momentum together, as if its rate had always been the present.
+        momentum_share: s such that (1 - s) g + s m is the mix of the gradient g and the momentum m without its bias to
+            zero, but for a factor.
+        mix_factor: this factor.
         moment_rate: what the second moment takes in.
-        moment_weight: weights of all squares in the second moment together, which its bias correction divides by.
+        moment_root: root of the weights of all squares in the second moment together, for its bias correction.
         rotated_rate: the same of the second moment in the eigenbases, and of the covariances.
-        rotated_weight: likewise.
-        against: factor on the entries of a direction whose sign is not that of the gradient.
+        rotated_root: likewise.
+        caution: share by which entries of a direction whose sign is not that of the gradient are shortened.
         coherence_power: power of a direction's coherence with which its step grows.
     """
 
@@ -38,12 +41,30 @@ class Constants(NamedTuple):
     momentum_mix: Tensor
     momentum_rate: Tensor
     momentum_weight: Tensor
+    momentum_share: Tensor
+    mix_factor: Tensor
     moment_rate: Tensor
-    moment_weight: Tensor
+    moment_root: Tensor
     rotated_rate: Tensor
-    rotated_weight: Tensor
-    against: Tensor
+    rotated_root: Tensor
+    caution: Tensor
     coherence_power: Tensor
+
+    def with_momentum(self, mix: Tensor, weight: Tensor) -> Constants:
+        """These constants with another mix of momentum and gradient."""
+        share, factor = momentum_share(mix, weight)
+        return self._replace(momentum_mix=mix, momentum_weight=weight, momentum_share=share, mix_factor=factor)
+
+
+def momentum_share(mix: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """``momentum_share`` and ``mix_factor`` of :class:`Constants`, from its ``momentum_mix`` and ``momentum_weight``.
+
+    >>> momentum_share(torch.tensor(0.5), torch.tensor(0.25))  # (g + 4 m) / 2 = 2.5 (0.2 g + 0.8 m)
+    (tensor(0.8000), tensor(2.5000))
+    """
+    unbiased = mix / weight
+    factor = 1 - mix + unbiased
+    return unbiased / factor, factor
 
 
 class RoleConstants(nn.Module):
@@ -96,18 +117,22 @@ class RoleConstants(nn.Module):
         logit_momentum = _grown(self.logit_momentum, self.momentum_growth, context)
         logit_moment = _grown(self.logit_second_moment, self.moment_growth, context)
         logit_rotated = _grown(self.logit_rotated_moment, self.moment_growth, context) if self.rotated else logit_moment
+        momentum_weight = _weight(logit_momentum, context)
+        share, factor = momentum_share(self.momentum_mix, momentum_weight)
         constants = Constants(
             step_size=torch.exp(self.log_step_size) * self.schedule(context),
             rms_floor=torch.exp(self.log_rms_floor),
             weight_decay=_fallen(torch.exp(self.log_weight_decay), self.decay_horizon_power, context),
             momentum_mix=self.momentum_mix,
             momentum_rate=torch.sigmoid(-logit_momentum),
-            momentum_weight=_weight(logit_momentum, context),
+            momentum_weight=momentum_weight,
+            momentum_share=share,
+            mix_factor=factor,
             moment_rate=torch.sigmoid(-logit_moment),
-            moment_weight=_weight(logit_moment, context),
+            moment_root=_weight(logit_moment, context).sqrt(),
             rotated_rate=torch.sigmoid(-logit_rotated),
-            rotated_weight=_weight(logit_rotated, context),
-            against=1 - self.caution,
+            rotated_root=_weight(logit_rotated, context).sqrt(),
+            caution=self.caution,
             coherence_power=self.coherence_power,
         )
         rows = zip(*(constant.unbind() for constant in constants), strict=True)

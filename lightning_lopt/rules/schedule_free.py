@@ -54,6 +54,8 @@ class ScheduleFreeAdamRule(UpdateRule):
     References: Defazio et al. 2024, Algorithm 1, https://arxiv.org/abs/2405.15682
     """
 
+    exact_state = frozenset({"z"})
+
     def __init__(
         self,
         lr: float = 2.5e-3,

@@ -87,7 +87,7 @@ class Stack:
             return function(TensorInputs(param, grad, state, self.role, weight_decay, self.full), own)
 
         in_dims = (0, 0, 0, None if mapped is None else 0, 0)
-        result: Result = vmap(of_each, in_dims=in_dims)(self.params, self.grads, self.state, mapped, controls)
+        result: Result = vmap(of_each, in_dims=in_dims)(self.params, self.grads, dict(self.state), mapped, controls)
         return result
 
     def columns(self, result: dict[str, Tensor]) -> dict[str, Tensor]:

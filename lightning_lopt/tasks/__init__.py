@@ -8,6 +8,7 @@ from lightning_lopt.tasks.char_rnn import CharRNN, CharRNNTask
 from lightning_lopt.tasks.char_transformer import CharTransformer, CharTransformerTask
 from lightning_lopt.tasks.data import LabelledImages, from_idx, from_npz, load_digits_data, load_images
 from lightning_lopt.tasks.examples import ClassificationTask, ExamplesTask
+from lightning_lopt.tasks.finetune import FineTuneImages, FineTuneStudents, FineTuneTask, FineTuneTexts, Pretraining
 from lightning_lopt.tasks.fixed import FixedTask
 from lightning_lopt.tasks.image import ImageFamily
 from lightning_lopt.tasks.image_autoencoder import ImageAutoencoder, ImageAutoencoderTask
@@ -47,6 +48,10 @@ __all__ = [
     "CharTransformerTask",
     "ClassificationTask",
     "ExamplesTask",
+    "FineTuneImages",
+    "FineTuneStudents",
+    "FineTuneTask",
+    "FineTuneTexts",
     "FixedTask",
     "ImageAutoencoder",
     "ImageAutoencoderTask",
@@ -69,6 +74,7 @@ __all__ = [
     "LeastSquaresTask",
     "LightningTask",
     "ModelFamily",
+    "Pretraining",
     "Quadratic",
     "QuadraticFamily",
     "Split",

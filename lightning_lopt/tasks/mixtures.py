@@ -10,6 +10,7 @@ from lightning_lopt.tasks.celo import Celo4
 from lightning_lopt.tasks.char_rnn import CharRNN
 from lightning_lopt.tasks.char_transformer import CharTransformer
 from lightning_lopt.tasks.data import DataLike, resolve
+from lightning_lopt.tasks.finetune import FineTuneImages, FineTuneStudents, FineTuneTexts
 from lightning_lopt.tasks.image_autoencoder import ImageAutoencoder
 from lightning_lopt.tasks.image_cnn import ImageCNN
 from lightning_lopt.tasks.image_mixer import ImageMixer
@@ -32,12 +33,14 @@ IMAGE_FAMILIES: dict[str, Callable[[DataLike | None], TaskFamily]] = {
     "image_autoencoder": ImageAutoencoder,
     "image_vae": ImageVAE,
     "celo4": Celo4,
+    "finetune_image": FineTuneImages,
 }
 """Families on images, built from the images of a mixture."""
 
 TEXT_FAMILIES: dict[str, Callable[[TextLike | None], TaskFamily]] = {
     "char_rnn": CharRNN,
     "char_transformer": CharTransformer,
+    "finetune_text": FineTuneTexts,
 }
 """Families on text, built from the text of a mixture."""
 
@@ -48,17 +51,22 @@ OTHER_FAMILIES: dict[str, Callable[[], TaskFamily]] = {
     "teacher": Teacher,
     "least_squares": LeastSquares,
     "quadratic": QuadraticFamily,
+    "finetune_student": FineTuneStudents,
 }
 """Families that bring their own data."""
 
 FAMILIES: tuple[str, ...] = (*IMAGE_FAMILIES, *TEXT_FAMILIES, *OTHER_FAMILIES)
 """Names of all families."""
 
+_FINETUNE = tuple(name for name in FAMILIES if name.startswith("finetune_"))
+
 MIXTURES: dict[str, tuple[str, ...]] = {
     "image": ("image_mlp", "image_cnn"),
-    "broad": tuple(name for name in FAMILIES if name != "celo4"),
+    "broad": tuple(name for name in FAMILIES if name not in ("celo4", *_FINETUNE)),
+    "finetune": _FINETUNE,
 }
-"""Names for several families at once: ``"broad"`` is all but ``"celo4"``, which are tasks of ``"image_mlp"``'s kind."""
+"""Names for several families at once: ``"broad"`` is all but ``"celo4"``, which are tasks of ``"image_mlp"``'s kind,
+and those of ``"finetune"``, whose networks are pretrained at first use."""
 
 
 def make_families(

@@ -71,6 +71,20 @@ class Text:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def in_alphabet(self, alphabet: str) -> Tensor:
+        """The characters as numbers of another text's alphabet, int64, shape ``(N,)``; others get its last number.
+
+        Args:
+            alphabet: the characters of the other text, at least one.
+
+        Example:
+            >>> text = Text(torch.tensor([0, 1, 2, 0]), "abc", "text")
+            >>> text.in_alphabet("cba-")
+            tensor([2, 1, 0, 2])
+        """
+        rank = {character: index for index, character in enumerate(alphabet)}
+        return torch.tensor([rank.get(character, len(alphabet) - 1) for character in self.alphabet])[self.tokens]
+
 
 TextLike: TypeAlias = "Text | str | Path | Sequence[Text | str | Path]"
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import lightning_lopt.evaluation.baselines as baselines_module
+import lightning_lopt.evaluation.sweeps as sweeps_module
 from lightning_lopt.evaluation.baseline_cache import Entry, read_entries, write_entries
 from lightning_lopt.evaluation.baselines import BASELINES, Baselines, Sweep, fingerprint
 from lightning_lopt.evaluation.problem import Problem
@@ -29,7 +30,7 @@ def forbidden(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("computed although it is known")
 
-    monkeypatch.setattr(baselines_module, "run_rules", refuse)
+    monkeypatch.setattr(sweeps_module, "run_rules", refuse)
 
 
 UNTUNED = {"adam_default": 1e-3, "adamw_1e-3": 1e-3, "soap_3e-3": 3e-3, "prodigy": 1.0, "schedule_free_2.5e-3": 2.5e-3}
@@ -65,14 +66,14 @@ def test_the_lowest_median_of_final_training_losses_is_chosen():
 def test_large_models_take_turns(monkeypatch):
     """The same numbers whether all learning rates run side by side or one after the other."""
     together = Baselines(seeds=2, shipped=False)(bowl(), "adamw")
-    monkeypatch.setattr(baselines_module, "SIDE_BY_SIDE", 3 * 2 * 2)
+    monkeypatch.setattr(sweeps_module, "SIDE_BY_SIDE", 3 * 2 * 2)
     counts = []
 
     def counting(rules, *args, **options):
         counts.append(len(rules))
         return run_rules(rules, *args, **options)
 
-    monkeypatch.setattr(baselines_module, "run_rules", counting)
+    monkeypatch.setattr(sweeps_module, "run_rules", counting)
     in_turn = Baselines(seeds=2, shipped=False)(bowl(), "adamw")
     assert counts == [3, 3, 2]
     assert in_turn.learning_rate == together.learning_rate

@@ -15,6 +15,10 @@ from lightning_lopt.tasks import FAMILIES, LabelledImages, load_digits_data
 
 pytest.importorskip("sklearn", reason="the handwritten digits come with scikit-learn")
 ON_CPU = [name for name in SUITES if name != "gpu"]
+FIRST_LOSS = [
+    pytest.param(name, marks=[pytest.mark.slow] if name == "finetune" else [])  # a minute of pretraining
+    for name in ON_CPU
+]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +66,7 @@ def test_small_has_every_kind_of_model(suites):
     assert families >= {"char_rnn", "char_transformer", "tabular_classification", "tabular_regression"}
 
 
-@pytest.mark.parametrize("name", ON_CPU)
+@pytest.mark.parametrize("name", FIRST_LOSS)
 def test_the_first_loss_and_gradient_are_finite_and_the_same_every_time(suites, name):
     again = make_suite(name)
     for problem, other in zip(suites[name], again, strict=True):
@@ -88,6 +92,19 @@ def test_large_images_are_shrunk_and_several_sets_share_what_needs_none():
     mlp = named([problem for problem in both if problem.data == "coloured"], "-mlp").task
     assert mlp.full_batch("train")["inputs"].shape[1:] == (3, 16, 16)
     assert {name for problem in make_suite("tiny", coloured) for name in [problem.data]} == {"coloured", "argparse"}
+
+
+def test_fine_tuning_problems_have_few_examples_and_a_pretrained_body(suites):
+    problems = suites["finetune"]
+    assert 8 <= len(problems) <= 12
+    assert all(200 <= problem.horizon <= 1000 for problem in problems)
+    assert sum(problem.task.rank > 0 for problem in problems) >= 2
+    assert sum(bool(problem.task.frozen) and not problem.task.rank for problem in problems) >= 2
+    for problem in problems:
+        assert problem.task.head, problem.name
+        if "inputs" in (batch := problem.task.full_batch("train")):
+            assert len(batch["inputs"]) <= 64, problem.name
+    assert {problem.family for problem in problems} == {"finetune_image", "finetune_text", "finetune_student"}
 
 
 def test_columns_over_six_decades(suites):

@@ -27,9 +27,9 @@ def test_optimizers_take_turns_each_with_the_gradient_of_its_step():
 
 @pytest.mark.parametrize(
     ("horizon", "mean"),
-    [(10, 5.0), (20, 5.0), (40, (5.0 + 2.0) / 2), (2020, (20 * 5.0 + 2000 * 2.0) / 2020)],
+    [(10, 5.0), (20, 5.0), (30, 4.0), (40, 3.5), (2040, (20 * 5.0 + 20 * 2.0 + 2000 * 2.0) / 2040)],
 )
 def test_the_beginning_counts_as_often_as_it_occurs(horizon, mean):
     later = [1.0, 1.0, 4.0] * 3
     later[0] = 100.0  # something else kept the machine busy
-    assert mean_of_run([9.0] + [5.0] * 19 + later, horizon, period=3) == pytest.approx(mean)
+    assert mean_of_run([9.0] + [5.0] * 19 + [2.0] * 20 + later, horizon, period=3) == pytest.approx(mean)

@@ -1,4 +1,7 @@
-"""``LearnedOptimizer(compile=True)``: the steps of the plain path, through a graph for each kind of stack."""
+"""``LearnedOptimizer(compile=True)``: the steps of the plain path, through a graph for each kind of stack.
+
+What holds for compiled steps holds for traced ones (``compile=None``), and is tested for both (``way``).
+"""
 
 import copy
 import logging
@@ -11,6 +14,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from lightning_lopt import AdamRule, LearnedOptimizer, LossGuard, SGDRule, load_rule
+from lightning_lopt.optim import traced_steps
 from lightning_lopt.optim.compiled_steps import CompiledSteps
 from lightning_lopt.rules import RULES
 
@@ -24,7 +28,15 @@ def graphs(monkeypatch):
     torch._dynamo.reset()
     counter = CompileCounter()
     monkeypatch.setattr(CompiledSteps, "backend", counter)
+    for name in ("FIRST", "RETURNS", "LEAST_USES"):  # traced from the first step on
+        monkeypatch.setattr(traced_steps, name, 0)
     return counter
+
+
+@pytest.fixture(params=[True, None], ids=["compiled", "traced"])
+def way(request):
+    """The argument ``compile``."""
+    return request.param
 
 
 def model(dtype=torch.float64):
@@ -62,6 +74,12 @@ def run(rule, compile, *, dtype=torch.float64, options=None, **how):
         net = model(dtype)
         optimizer = LearnedOptimizer(net, rule, total_steps=30, compile=compile, **(options or {}))
         return train(net, optimizer, **how), optimizer
+
+
+def makes_graphs(optimizer):
+    """Whether steps were compiled or traced, and nothing failed."""
+    traced, compiled = optimizer._traced_steps, optimizer._compiled_steps
+    return bool(compiled._functions) and not compiled.fails if optimizer.compiles else traced.count > 1
 
 
 def assert_close(ends, others, **how):
@@ -102,21 +120,22 @@ def test_one_graph_for_each_kind_however_many_there_are_and_whatever_numbers_cha
     assert lines[1].startswith("LearnedOptimizer: step of vector, (1,), full=True: compiled in ")
 
 
-def test_weight_decay_is_that_of_the_plain_path():
+def test_weight_decay_is_that_of_the_plain_path(way):
     """Up to the rounding of θ, which is in float32."""
-    runs = [run(load_rule("base"), compile, options={"weight_decay": 0.3})[0] for compile in (True, False)]
+    runs = [run(load_rule("base"), compile, options={"weight_decay": 0.3})[0] for compile in (way, False)]
     assert_close(*runs, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.filterwarnings("ignore:.*were skipped")
-def test_steps_that_are_not_finite_are_skipped():
-    compiled, optimizer = run(load_rule("base"), True, steps=6, bad=(2, 4))
+def test_steps_that_are_not_finite_are_skipped(way):
+    compiled, optimizer = run(load_rule("base"), way, steps=6, bad=(2, 4))
+    assert makes_graphs(optimizer)
     assert (optimizer.steps_made, optimizer.skipped_steps) == (4, 2)
     assert_close(compiled, run(load_rule("base"), False, steps=6, bad=(2, 4))[0])
 
 
-def test_a_state_that_is_not_finite_reaches_no_parameter():
-    _, optimizer = run(load_rule("base"), True)
+def test_a_state_that_is_not_finite_reaches_no_parameter(way):
+    _, optimizer = run(load_rule("base"), way)
     net_params = optimizer.param_groups[0]["params"]
     before = [param.detach().clone() for param in net_params]
     next(value for value in optimizer.state[net_params[0]].values() if value.ndim).fill_(NAN)
@@ -126,35 +145,37 @@ def test_a_state_that_is_not_finite_reaches_no_parameter():
     assert all(param.isfinite().all() for param in net_params)
 
 
-def test_gradient_scaler():
-    runs = [run(AdamRule(0.01), compile, scaler=torch.amp.GradScaler("cpu"))[0] for compile in (True, False)]
+def test_gradient_scaler(way):
+    runs = [run(AdamRule(0.01), compile, scaler=torch.amp.GradScaler("cpu"))[0] for compile in (way, False)]
     assert_close(*runs)
 
 
-def test_half_precision():
-    runs = [run(AdamRule(0.01), compile, dtype=torch.bfloat16)[0] for compile in (True, False)]
+def test_half_precision(way):
+    runs = [run(AdamRule(0.01), compile, dtype=torch.bfloat16)[0] for compile in (way, False)]
     assert_close(*runs, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
-def test_stop_and_resume_and_copies_are_no_stop(copied):
-    expected, _ = run(AdamRule(0.01), True, steps=6)
+def test_stop_and_resume_and_copies_are_no_stop(copied, way):
+    expected, _ = run(AdamRule(0.01), way, steps=6)
     net = model()
-    optimizer = LearnedOptimizer(net, AdamRule(0.01), total_steps=30, compile=True)
+    optimizer = LearnedOptimizer(net, AdamRule(0.01), total_steps=30, compile=way)
     train(net, optimizer)
     other, again = copied((net, optimizer))
-    assert again.compiles
+    assert again.compiles is way
+    assert again._traced_steps.count == 0
     assert_close(train(other, again, first=3), expected, rtol=0, atol=0)
+    assert makes_graphs(again)
     fresh = model()
     fresh.load_state_dict(net.state_dict())
-    resumed = LearnedOptimizer(fresh, AdamRule(0.01), total_steps=30, compile=True)
+    resumed = LearnedOptimizer(fresh, AdamRule(0.01), total_steps=30, compile=way)
     resumed.load_state_dict(optimizer.state_dict())
     assert_close(train(fresh, resumed, first=3), expected, rtol=0, atol=0)
 
 
-def test_state_that_was_cleared_begins_anew():
+def test_state_that_was_cleared_begins_anew(way):
     ends = []
-    for compile in (True, False):
+    for compile in (way, False):
         net = model()
         optimizer = LearnedOptimizer(net, AdamRule(0.01), total_steps=30, compile=compile)
         train(net, optimizer)
@@ -164,14 +185,14 @@ def test_state_that_was_cleared_begins_anew():
 
 
 @pytest.mark.filterwarnings("ignore:.*")
-def test_a_guard_switches_and_diagnostics_are_filled():
+def test_a_guard_switches_and_diagnostics_are_filled(way):
     class Ascent(SGDRule):
         def step(self, inputs, controls, at):
             update, state = super().step(inputs, controls, at)
             return -5 * update, state
 
     ends = []
-    for compile in (True, False):
+    for compile in (way, False):
         net = model()
         optimizer = LearnedOptimizer(net, Ascent(), total_steps=100, guard=LossGuard(), compile=compile)
         optimizer.signals.wants_diagnostics = True

@@ -99,6 +99,13 @@ def test_plain_and_sharded_optimizers_take_over_from_each_other(fast):
     assert [report["crossed"] for report in fast["placements"]] == [[True] * 5] * 2
 
 
+def test_state_in_bfloat16_is_rounded_as_in_one_process(fast):
+    for report in fast["placements"]:
+        (plain, shared), types = report["bfloat16"]
+        assert equal(plain, shared)
+        assert types == {torch.bfloat16}
+
+
 def test_what_is_not_finite_on_one_rank_skips_the_step_on_all(fast):
     assert [report["not finite"] for report in fast["placements"]] == [(1, 1, False)] * 2
 

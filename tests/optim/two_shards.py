@@ -251,6 +251,7 @@ def placements():
         "refused": refused,
         "types": three_types(),
         "crossed": crossed(),
+        "bfloat16": in_bfloat16(),
         "not finite": not_finite_on_one_rank(),
         "partial": partial_gradient(),
     }
@@ -302,6 +303,27 @@ def crossed():
         ends += [steps(param, optimizer, range(3, 6)), steps(other, its, range(3, 6))]
         ends += [whole(its.evaluation_params()[other])]
     return [same(end, ends[0]) for end in ends[:2] + ends[3:5]] + [same(ends[2], ends[5])]
+
+
+def in_bfloat16():
+    """State in bfloat16 of whole and of shared parameters, and once more after a checkpoint: the parameters at the end
+    and the types of the state."""
+    mesh = init_device_mesh("cpu", (2,))
+    ends, types = [], set()
+    for sharded in (False, True):
+        model = Model()
+        if sharded:
+            shard(model, mesh)
+        optimizer = LearnedOptimizer(model, AdamRule(0.1), total_steps=9, state_dtype=torch.bfloat16)
+        for step in range(9):
+            if step == 5:
+                saved = optimizer.state_dict()
+                optimizer = LearnedOptimizer(model, AdamRule(0.1), total_steps=9, state_dtype=torch.bfloat16)
+                optimizer.load_state_dict(saved)
+            optimizer.step(give(model, step))
+        ends.append(values(model))
+        types |= {x.dtype for state in optimizer.state.values() for x in state.values() if x.numel() > 1}
+    return ends, types
 
 
 def not_finite_on_one_rank():

@@ -212,8 +212,8 @@ def test_averages_remember_more_as_the_run_goes_on(growth, step, memory):
     for short in averages.values():
         rate = float(getattr(at, f"{short}_rate").detach())
         assert (1 - rate) / rate == pytest.approx(memory, rel=1e-6)
-        weight = float(getattr(at, f"{short}_weight").detach())
-        assert weight == pytest.approx(1 - (1 - rate) ** (step + 1), rel=1e-6)
+        weight = at.momentum_weight if short == "momentum" else getattr(at, f"{short}_root").square()
+        assert float(weight.detach()) == pytest.approx(1 - (1 - rate) ** (step + 1), rel=1e-6)
 
 
 def test_a_momentum_of_larger_gradients_makes_no_longer_step():

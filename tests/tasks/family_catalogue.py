@@ -13,6 +13,9 @@ from lightning_lopt.tasks import (
     Celo4,
     CharRNN,
     CharTransformer,
+    FineTuneImages,
+    FineTuneStudents,
+    FineTuneTexts,
     ImageAutoencoder,
     ImageCNN,
     ImageMixer,
@@ -47,12 +50,14 @@ class Entry:
         at_init: the loss of a fresh model is at most this times the task's ``loss_scale``, and at least half of it.
         examples: key of a batch whose rows are single examples, for families with a fixed set of them.
         lr: learning rate of Adam that lowers the loss within 60 steps.
+        still: ending of names of tensors whose gradient may be zero at first.
     """
 
     build: Callable[[LabelledImages], TaskFamily]
     at_init: float = 2.0
     examples: str | None = "inputs"
     lr: float = 0.02
+    still: str | None = None
 
 
 SMALL = {"batch_sizes": (8, 16)}
@@ -76,5 +81,18 @@ CATALOGUE: dict[str, Entry] = {
     "categorical": Entry(lambda images: Categorical(widths=(8, 16), **SMALL), examples=None),
     "teacher": Entry(lambda images: Teacher(widths=(4, 8), examples=(500, 1000), **SMALL), 4.0),
     "least_squares": Entry(lambda images: LeastSquares(dims=(4, 8), **SMALL), 4.0),
+    "finetune_image": Entry(
+        lambda images: FineTuneImages(images, widths=(8, 12), steps=30, bodies=4), 4.0, still=".lora_a"
+    ),
+    "finetune_text": Entry(
+        lambda images: FineTuneTexts(
+            words(2400), widths=(8, 12), lengths=(6, 10), vocabularies=(12, 40), characters=(1000, 2000), steps=30
+        ),
+        examples=None,
+        still=".lora_a",
+    ),
+    "finetune_student": Entry(
+        lambda images: FineTuneStudents(widths=(8, 12), dims=(4, 6), steps=30), 4.0, still=".lora_a"
+    ),
     "quadratic": Entry(lambda images: QuadraticFamily(), examples=None),
 }

@@ -103,7 +103,7 @@ def test_fresh_parameters(entry, family, seed):
     assert 0 < sum(value.numel() for value in params.values()) < 60_000
     for name, value in grads.items():
         assert value.isfinite().all(), name
-        assert value.any(), name
+        assert value.any() or (entry.still and name.endswith(entry.still)), name
     for split in ("train", "valid"):
         loss = task.loss(params, task.full_batch(split)).item()
         assert task.loss_scale / 2 < loss < task.loss_scale * entry.at_init, (task.name, split)
@@ -220,7 +220,9 @@ def test_mixtures(blobs):
 
 def test_broad_is_every_family_on_the_data_given(blobs):
     families = make_families("broad", blobs, words())
-    assert [family.name for family in families] == [name for name in FAMILIES if name != "celo4"]
+    assert [family.name for family in families] == [
+        name for name in FAMILIES if name != "celo4" and not name.startswith("finetune_")
+    ]
     assert len(families) >= 12
     assert {tuple(f.config["data"]) for f in families if f.name.startswith("image")} == {("blobs",)}
     assert {tuple(f.config["text"]) for f in families if f.name.startswith("char")} == {("words0",)}

@@ -30,6 +30,7 @@ from lightning_lopt.io.whole import write_whole
 from lightning_lopt.rules.base import RULES
 from lightning_lopt.terminal import say
 
+PLANNED = 10_000  # steps of the runs that rules are told of
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -96,7 +97,10 @@ def _contenders(given: argparse.Namespace) -> dict[str, Contender]:
     if given.compile:
         options["compile"] = True
     peers = {name: PEERS[name] for name in dict.fromkeys([REFERENCE, *given.optimizers])}
-    rules = {name: rule_contender(rule_named(name), 1000, **options) for name in given.rules}
+    rules = {name: rule_contender(rule_named(name), PLANNED, **options) for name in given.rules}
+    if given.plain:
+        options["compile"] = False
+        rules |= {f"{name}_plain": rule_contender(rule_named(name), PLANNED, **options) for name in given.rules}
     twice = next((name for name in rules if name in peers), None)
     if twice is not None:
         raise ValueError(f"a rule and another optimizer are both called {twice!r}; leave one of them out.")
@@ -134,14 +138,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="where everything runs")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch; with 1 on the CPU, processor time counts")
     parser.add_argument(
-        "--repeats", type=int, default=40, help="timed steps, after 20 that are not; whole periods of 4, 5, 8, 10"
+        "--repeats", type=int, default=40, help="timed steps, after 40 that are not; whole periods of 4, 5, 8, 10"
     )
     parser.add_argument("--batch", type=int, help="examples in a mini-batch of a named model")
     parser.add_argument("--length", type=int, help="tokens of each text of a named text model")
     parser.add_argument("--dtype", choices=tuple(TYPES), default="float32", help="of a named model's parameters")
     parser.add_argument("--autocast", choices=("bfloat16",), help="of forward and backward passes, as in bf16-mixed")
     parser.add_argument("--tf32", action="store_true", help="products of float32 in TF32, on a GPU")
-    parser.add_argument("--state_dtype", choices=tuple(TYPES), help="of the state of learned rules")
+    parser.add_argument("--state-dtype", choices=tuple(TYPES), help="of the state of learned rules")
     parser.add_argument("--compile", action="store_true", help="compile the step of learned rules")
+    parser.add_argument("--plain", action="store_true", help="time learned rules also neither compiled nor traced")
     parser.add_argument("--out", metavar="FOLDER", help="write benchmark.json and benchmark.png there")
     return parser

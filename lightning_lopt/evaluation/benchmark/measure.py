@@ -15,7 +15,7 @@ from lightning_lopt.evaluation.benchmark.optimizers import REFERENCE, Contender,
 from lightning_lopt.evaluation.benchmark.results import Figures, ModelResult
 from lightning_lopt.evaluation.benchmark.workloads import Workload
 from lightning_lopt.evaluation.deployed import Step
-from lightning_lopt.evaluation.timing import BEGINNING, time_in_turns
+from lightning_lopt.evaluation.timing import STEADY, time_in_turns
 
 OF_RULES, OF_OTHERS = 3, 12
 """Steps in which memory is recorded: a rule does all its work in each of the first; others have periods of up to 10."""
@@ -67,8 +67,9 @@ def measure(
 ) -> ModelResult:
     """Benchmark optimizers on a model.
 
-    All train the same parameters with the same gradients, new ones at every step, and take turns. The first 20 steps
-    are not timed. Optimizers that fail or are not installed are left out, with the reason in the result.
+    All train the same parameters with the same gradients, new ones at every step, and take turns. The first 40 steps
+    are not timed; within these, steps of small networks are traced. Optimizers that fail or are not installed are left
+    out, with the reason in the result.
 
     Args:
         workload: what is trained; its parameters are as before afterwards.
@@ -111,11 +112,11 @@ def measure(
             training.gradient()
         if REFERENCE in left_out:
             raise ValueError(f"{REFERENCE} failed on {workload.name}: {left_out[REFERENCE]}")
-        tell(f"{workload.name}: {BEGINNING} + {repeats} training steps")
+        tell(f"{workload.name}: {STEADY} + {repeats} training steps")
         of_gradient, of_steps = time_in_turns(
             training.gradient,
             steps,
-            BEGINNING + repeats,
+            STEADY + repeats,
             training.device,
             prepare=training.prepare,
             put_back=training.put_back,
@@ -126,7 +127,7 @@ def measure(
     figures = [
         Figures(
             name,
-            tuple(of_steps[name][BEGINNING:]),
+            tuple(of_steps[name][STEADY:]),
             flops[name],
             2 * memory[name].state + 3 * traffic,  # gradients have the parameters' size and are read once
             memory[name].state / parameters,
@@ -134,5 +135,5 @@ def measure(
         )
         for name in steps
     ]
-    gradient = tuple(of_gradient[BEGINNING:])
+    gradient = tuple(of_gradient[STEADY:])
     return ModelResult(workload.name, parameters, len(training.params), gradient, tuple(figures), left_out)

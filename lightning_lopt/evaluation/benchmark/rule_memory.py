@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
-
 import torch
 
 from lightning_lopt.evaluation.benchmark.memory import measured_memory
 from lightning_lopt.evaluation.benchmark.workloads import RECIPES, named_workload
 from lightning_lopt.evaluation.deployed import learned
-from lightning_lopt.optim import LearnedOptimizer
 from lightning_lopt.rules.base import UpdateRule
 
 MODEL = "char_transformer"
@@ -30,17 +27,14 @@ def rule_memory(rule: UpdateRule, model: str = MODEL) -> dict[str, tuple[float, 
     loss.backward()  # type: ignore[no-untyped-call]
     leaves = workload.leaves
     parameters = sum(leaf.numel() for _, leaf, _ in leaves)
-    types: dict[str, dict[str, object]] = {"float32": {}}
-    if "state_dtype" in inspect.signature(LearnedOptimizer).parameters:
-        types["bfloat16"] = {"state_dtype": torch.bfloat16}
     measured = {}
-    for name, options in types.items():
+    for dtype in (torch.float32, torch.bfloat16):
         _, memory = measured_memory(
-            lambda options=options: learned(leaves, rule, loss.detach, 1000, **options),  # type: ignore[misc]
+            lambda dtype=dtype: learned(leaves, rule, loss.detach, 1000, state_dtype=dtype),  # type: ignore[misc]
             3,
             device,
         )
-        measured[name] = (memory.state / parameters, memory.peak / parameters)
+        measured[str(dtype).removeprefix("torch.")] = (memory.state / parameters, memory.peak / parameters)
     return measured
 
 

@@ -88,6 +88,13 @@ RECIPES: dict[str, Recipe] = {
         (512,),
         64,
     ),
+    "mlp": Recipe(
+        "3 layers of 64, 32 and 32 inputs",
+        lambda: nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10)),
+        (64,),
+        64,
+        classes=10,
+    ),
     "cnn": Recipe("3 convolutions on images of 16 x 16", small_cnn, (3, 16, 16), 64, classes=10),
     "many_tensors": Recipe("600 tensors of 4 x 16", lambda: ManyTensors(600), (600, 16), 16),
     "vit_b": Recipe(

@@ -24,6 +24,9 @@ LABELS = {
     "soap_3e-3": "SOAP at 3e-3",
     "prodigy": "Prodigy",
     "schedule_free_2.5e-3": "schedule-free AdamW at 2.5e-3",
+    "adamw_warmup": "tuned AdamW, warm-up",
+    "adamw_head": "tuned AdamW, head alone",
+    "adamw_default": "AdamW as it comes",
 }
 _PERCENT = ("train_wins", "valid_wins", "diverged")
 

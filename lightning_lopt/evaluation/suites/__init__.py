@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lightning_lopt.evaluation.problem import Problem
-from lightning_lopt.evaluation.suites import gpu, images, long, shift, small, tiny
+from lightning_lopt.evaluation.suites import finetune, gpu, images, long, shift, small, tiny
 from lightning_lopt.evaluation.suites.long import long_runs
 from lightning_lopt.tasks.data import DataLike, LabelledImages, resolve
 
@@ -16,6 +16,7 @@ SUITES: dict[str, Callable[[list[LabelledImages]], list[Problem]]] = {
     "small": small.problems,
     "long": long.problems,
     "shift": shift.problems,
+    "finetune": finetune.problems,
     "gpu": gpu.problems,
     "images": images.problems,
     "held_out": images.held_out,

@@ -1,0 +1,80 @@
+"""Stochastic rounding to bfloat16: of two neighbours each is taken with the probability that keeps the mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.optim.precision import known
+
+LARGEST = torch.finfo(torch.bfloat16).max
+COLUMNS = 4096
+"""Entries that one row of random numbers serves: the columns stay in the cache of a processor."""
+_LOW, _HALF = 2**32 - 1, 2**16 - 1
+
+
+def seeds_of(step: Tensor, count: int) -> list[Tensor]:
+    """Seeds for ``count`` calls of :func:`rounded` in one step, 0-dim each.
+
+    Args:
+        step: number of the step, 0-dim, int64; it is not waited for.
+        count: at most 65,536.
+    """
+    return list(_mixed(torch.arange(count, device=step.device) + step * 2**16).unbind())
+
+
+def rounded(tensors: Sequence[Tensor], seed: Tensor) -> list[Tensor]:
+    r"""``tensors`` in bfloat16, rounded up or down at random, so that the mean over seeds is the value itself.
+
+    For x between the neighbours :math:`a \le x \le b` of bfloat16, the result is b with probability
+    :math:`(x - a) / (b - a)` and a otherwise: 16 random bits are added to those of float32, and the lower half is cut
+    off. Values of bfloat16, infinities and NaN stay what they are; beyond the largest finite value of bfloat16,
+    :math:`3.39 \cdot 10^{38}`, finite values are cut off to it.
+
+    The random bits follow from ``seed``, the place in the list and the place of an entry alone, on any device, and no
+    generator is touched. Those of entry (i, j) of a table of 4096 columns are the upper half of :math:`r_i c_j` modulo
+    :math:`2^{32}`, with scrambled odd numbers r and c, so drawing them costs one product for each entry. Entries are
+    independent in pairs; as a matrix the noise has no singular value above those of independent entries.
+
+    Args:
+        tensors: at least one, on one device, of more than no entries; float32, to which others are converted before.
+        seed: 0-dim, from :func:`seeds_of`.
+
+    References: Zamirai et al., 2020, "Revisiting BFloat16 Training", https://arxiv.org/abs/2010.06192
+
+    >>> third = torch.full((100_000,), 1 / 3)
+    >>> (low,) = rounded([third], seeds_of(torch.tensor(0), 1)[0])
+    >>> low.dtype, sorted(set(low.tolist())), round(low.double().mean().item(), 4)
+    (torch.bfloat16, [0.33203125, 0.333984375], 0.3333)
+    """
+    values = [x.float() for x in tensors]
+    width = min(COLUMNS, max(x.numel() for x in values))
+    rows = [-(-x.numel() // width) for x in values]
+    device = values[0].device
+    words = _mixed(torch.arange(width + sum(rows), device=device) ^ seed.to(device))
+    columns, *factors = torch.split((words - 2**31).int() | 1, [width, *rows])
+    extremes = torch.stack([extreme for x in values for extreme in torch.aminmax(x)])
+    is_ordinary = known((extremes.abs() <= LARGEST).all()) is True  # no inf, no NaN, nothing that would become inf
+    results = []
+    for x, factor in zip(values, factors, strict=True):
+        noise = (factor[:, None] * columns).bitwise_right_shift_(16).bitwise_and_(_HALF)
+        noise = noise.view(-1)[: x.numel()].view(x.shape)
+        if not is_ordinary:
+            noise = noise * (x.abs() <= LARGEST)
+        cut = noise.add_(x.view(torch.int32)).bitwise_and_(~_HALF).view(torch.float32)
+        results.append((cut if is_ordinary else torch.where(x.isnan(), x, cut)).bfloat16())
+    return results
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """Integers as other integers from 0 to 2^32 - 1 that look random, one to one in their lower 32 bits.
+
+    The constants are those of https://github.com/skeeto/hash-prospector.
+    """
+    for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
+        x = x & _LOW
+        x = (x ^ (x >> shift)) * factor
+    x = x & _LOW
+    return x ^ (x >> 15)

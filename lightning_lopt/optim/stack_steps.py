@@ -1,0 +1,62 @@
+"""The steps of stacks of parameters, as the rule makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from lightning_lopt.optim.precision import all_finite
+from lightning_lopt.optim.state_types import rounded_like, seen, widened
+from lightning_lopt.rules.base import StepContext, TensorState, UpdateRule
+from lightning_lopt.rules.stacks import Stack
+
+StackStep = tuple[Tensor, TensorState, Tensor]
+"""The updates of a stack, its state after the step, and whether all updates are finite, 0-dim."""
+
+
+def step_of_stack(
+    rule: UpdateRule, stack: Stack, controls: Mapping[str, Tensor], at: Any, seed: Tensor | None = None
+) -> StackStep:
+    """The step of a stack; its state is returned in the types in which it came.
+
+    Args:
+        rule: makes the step.
+        stack: of n tensors.
+        controls: what the tensors get from one another, (n, ...) each.
+        at: of :meth:`UpdateRule.at`.
+        seed: 0-dim, for the rounding of state that is kept in a narrower type than the rule computes in; ``None``
+            where none is.
+    """
+    if seed is None:
+        update, after = rule.stepped(stack, dict(controls), at)
+    else:
+        before = widened(stack.state, stack.params.dtype)
+        update, after = rule.stepped(replace(stack, state=before), dict(controls), at)
+        after = rounded_like(after, before, stack.state, seed)
+    return update, after, all_finite([update], update.device)
+
+
+def steps_of_stacks(
+    rule: UpdateRule,
+    stacks: Sequence[Stack],
+    seeds: Sequence[Tensor | None],
+    shared: dict[str, Tensor],
+    context: StepContext,
+    step: Callable[..., StackStep] = step_of_stack,
+) -> tuple[dict[str, Tensor], Iterator[StackStep]]:
+    """The shared state after a step, and the steps of the stacks, each computed when its turn comes.
+
+    Args:
+        rule: makes the steps.
+        stacks: all of a step.
+        seeds: one for each stack, as in :func:`step_of_stack`.
+        shared: the shared state before the step.
+        context: loss, step and horizon.
+        step: makes the step of one stack, with the arguments of :func:`step_of_stack`.
+    """
+    at = rule.at(shared, context)
+    controls, after = rule.exchanged([seen(stack) for stack in stacks], at, shared, context)
+    return after, (step(rule, *given, at, seed) for *given, seed in zip(stacks, controls, seeds, strict=True))

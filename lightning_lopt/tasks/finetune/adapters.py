@@ -1,0 +1,51 @@
+r"""Low-rank adapters: a frozen matrix plus the product of two small trained ones (LoRA).
+
+.. math:: W' = W + \frac{\alpha}{r} B A, \qquad W \in R^{o \times i},\; B \in R^{o \times r},\; A \in R^{r \times i}
+
+A begins at random and B at 0, so that W' = W before the first step. A convolution is a matrix of (out, in x kernel).
+
+References: Hu et al. 2021, https://arxiv.org/abs/2106.09685
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.rules.base import Params, Role
+
+SCALE = 2.0  # alpha / r, as in the authors' recipes
+A, B = ".lora_a", ".lora_b"
+"""Endings of the names of the two factors; what precedes them is the name of the frozen matrix."""
+
+
+def adapter_roles(names: Sequence[str]) -> dict[str, Role]:
+    """Role of each factor of the adapters of the matrices ``names``."""
+    return {name + ending: "matrix" for name in names for ending in (A, B)}
+
+
+def draw_adapters(matrices: Mapping[str, Tensor], rank: int, generator: torch.Generator) -> Params:
+    """Initial factors: A uniform in ±1/√in, shape ``(rank, in)``, and B zero, shape ``(out, rank)``.
+
+    Args:
+        matrices: the frozen weights by name, shape ``(out, in)`` or ``(out, in, kernel, kernel)``.
+        rank: r >= 1.
+        generator: where A comes from.
+    """
+    factors: Params = {}
+    for name, matrix in matrices.items():
+        out, fan_in = len(matrix), matrix[0].numel()
+        factors[name + A] = (2 * torch.rand(rank, fan_in, generator=generator) - 1) / math.sqrt(fan_in)
+        factors[name + B] = torch.zeros(out, rank)
+    return factors
+
+
+def adapted(matrices: Mapping[str, Tensor], params: Params) -> Params:
+    """The matrices with their adapters added, each in its own shape."""
+    return {
+        name: matrix + SCALE * (params[name + B] @ params[name + A]).reshape(matrix.shape)
+        for name, matrix in matrices.items()
+    }

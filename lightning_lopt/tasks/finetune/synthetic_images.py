@@ -1,0 +1,105 @@
+"""Synthetic images whose classes share their parts, so that what was learned on some classes serves others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_lopt.tasks.labelled_images import LabelledImages
+
+PART = 5  # pixels along a side of a part
+NAME = "parts"
+
+
+def draw_images(
+    generator: torch.Generator,
+    classes: int = 20,
+    examples: int = 4000,
+    size: int = 12,
+    parts: int = 12,
+    per_class: int = 3,
+    noise: float = 0.5,
+) -> LabelledImages:
+    """Grey images: each class has some of a common set of smooth parts at places of its own.
+
+    In each image every part is moved by up to one pixel and has another contrast of either sign, one random part lies
+    at a random place, and pixels have noise. The sign says nothing about the class, which few images cannot tell: a
+    network has to learn it on many.
+
+    Args:
+        generator: where everything comes from.
+        classes: number of classes.
+        examples: number of images; classes take turns.
+        size: pixels along a side, > 5.
+        parts: number of different parts.
+        per_class: parts of one class.
+        noise: standard deviation of the noise of a pixel.
+
+    Returns:
+        standardised images of shape ``(examples, 1, size, size)``.
+
+    Raises:
+        ValueError: if ``size`` is too small for a part.
+    """
+    places = size - PART + 1
+    if places < 2:
+        raise ValueError(f"size must be at least {PART + 1} pixels, got {size!r}.")
+    shapes = F.avg_pool2d(torch.randn(parts, 1, PART + 2, PART + 2, generator=generator), 3, 1).flatten(1)
+    shapes = shapes / shapes.square().mean(1, keepdim=True).sqrt()
+    which = torch.stack([torch.randperm(parts, generator=generator)[:per_class] for _ in range(classes)])
+    where = torch.randint(places, (classes, per_class, 2), generator=generator)
+    targets = torch.arange(examples) % classes
+    which = torch.cat([which[targets], torch.randint(parts, (examples, 1), generator=generator)], 1)
+    moved = where[targets] + torch.randint(-1, 2, (examples, per_class, 2), generator=generator)
+    anywhere = torch.randint(places, (examples, 1, 2), generator=generator)
+    corners = torch.cat([moved.clamp(0, places - 1), anywhere], 1)
+    sign = 2 * torch.randint(2, (examples, per_class + 1, 1), generator=generator) - 1
+    contrast = sign * (0.6 + 0.8 * torch.rand(examples, per_class + 1, 1, generator=generator))
+    pixels = (size * torch.arange(PART)[:, None] + torch.arange(PART)).flatten()
+    indices = (size * corners[..., 0] + corners[..., 1])[..., None] + pixels
+    images = noise * torch.randn(examples, size * size, generator=generator)
+    images = images.scatter_add(1, indices.flatten(1), (contrast * shapes[which]).flatten(1))
+    return LabelledImages(images.reshape(-1, 1, size, size), targets, classes, NAME).standardised()
+
+
+def of_classes(data: LabelledImages, classes: Tensor) -> LabelledImages:
+    """The images of some classes, numbered anew in the order in which they are given.
+
+    Args:
+        data: the images.
+        classes: two or more different classes, int64, shape ``(K,)``.
+    """
+    number = torch.full((data.classes,), -1, dtype=torch.int64)
+    number[classes] = torch.arange(len(classes))
+    kept = data.take(torch.nonzero(number[data.targets] >= 0).squeeze(1))
+    return replace(kept, targets=number[kept.targets], classes=len(classes))
+
+
+def few_of_each(
+    data: LabelledImages, shots: int, generator: torch.Generator, max_valid: int = 512
+) -> tuple[LabelledImages, LabelledImages]:
+    """A few images of each class to train on, and others held out.
+
+    Args:
+        data: the images; each class has more than ``shots`` of them where all are to be held out as well.
+        shots: training images of each class, >= 1; a class with fewer than twice as many gives half of its images.
+        generator: on the CPU.
+        max_valid: upper bound on the number of held-out images.
+
+    Returns:
+        disjoint parts (train, valid).
+    """
+    order = torch.randperm(len(data), generator=generator)
+    targets = data.targets[order]
+    few, rest = [], []
+    for label in range(data.classes):
+        members = order[targets == label]
+        count = min(shots, len(members) // 2)
+        few.append(members[:count])
+        rest.append(members[count:])
+    held_out = torch.cat(rest)
+    held_out = held_out[torch.randperm(len(held_out), generator=generator)[:max_valid]]
+    return data.take(torch.cat(few)), data.take(held_out)

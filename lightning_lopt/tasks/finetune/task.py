@@ -1,0 +1,166 @@
+"""A task whose network was trained on another task before: fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value
+
+from lightning_lopt.devices import kept_on
+from lightning_lopt.rules.base import Params
+from lightning_lopt.seeding import generator as derived_generator
+from lightning_lopt.tasks.base import Batch, Task
+from lightning_lopt.tasks.finetune.adapters import adapted, adapter_roles, draw_adapters
+from lightning_lopt.tasks.finetune.pretraining import Pretraining
+from lightning_lopt.tasks.transforms.base import TransformedTask, tag
+from lightning_lopt.tasks.transforms.parts import FrozenTask
+
+
+class FineTuneTask(TransformedTask):
+    r"""Training of a network whose *body* begins at pretrained values and whose *head* is drawn anew for every run.
+
+    Only what is trained is among the parameters; frozen tensors belong to the task, as its data do. Beside the task's
+    own metrics there is ``"body_moved"``, how far the weights of the body (matrices, kernels, tables; not biases and
+    normalisations) are from where they began:
+
+    .. math:: \sqrt{\sum_i \lVert W_i - W_i^0 \rVert^2} \Big/ \sqrt{\sum_i \lVert W_i^0 \rVert^2}
+
+    Args:
+        task: the new task, with a network that shares tensors with the pretrained one.
+        pretraining: how the body was trained; it is carried out when parameters are first asked for.
+        body: names of the task's tensors that begin at pretrained values, and their names in the pretraining. ``None``
+            takes every tensor that has the same name and shape there, but for those of the head.
+        frozen: names of tensors of the body that keep their values.
+        rank: r > 0 freezes the whole body and trains low-rank adapters of its matrices and kernels instead, as
+            :mod:`~lightning_lopt.tasks.finetune.adapters` has them.
+
+    Attributes:
+        body: as above.
+        head: names of the task's tensors that are drawn anew.
+
+    Raises:
+        ValueError: if a name is unknown, a shape differs, nothing is shared, or both ``frozen`` and ``rank`` are given.
+
+    Example:
+        >>> from lightning_lopt.tasks import ImageMLPTask
+        >>> from lightning_lopt.tasks.finetune.synthetic_images import draw_images
+        >>> images = draw_images(torch.Generator().manual_seed(0), classes=4, examples=200)
+        >>> old, new = images.take(torch.arange(150)), images.take(torch.arange(150, 200))
+        >>> task = FineTuneTask(ImageMLPTask(new, new, (16,)), Pretraining(ImageMLPTask(old, new, (16,)), steps=20))
+        >>> task.body, task.head
+        ({'layers.0.weight': 'layers.0.weight', 'layers.0.bias': 'layers.0.bias'}, ('layers.1.weight', 'layers.1.bias'))
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        pretraining: Pretraining,
+        *,
+        body: Mapping[str, str] | None = None,
+        frozen: Sequence[str] = (),
+        rank: int = 0,
+    ) -> None:
+        drawn, there = (one.init(derived_generator(0, "shapes")) for one in (task, pretraining.task))
+        if body is None:
+            heads = head_names(task)
+            same = (name for name in drawn if name in there and drawn[name].shape == there[name].shape)
+            body = {name: name for name in same if name not in heads}
+        for name, source in body.items():
+            if name not in drawn or source not in there or drawn[name].shape != there[source].shape:
+                raise ValueError(
+                    f"body maps {name!r} to {source!r}, but {task.name} has {_shape(drawn, name)} and "
+                    f"{pretraining.task.name} has {_shape(there, source)}; map tensors of the same shape."
+                )
+        if not body:
+            raise ValueError(f"{task.name} shares no tensor with {pretraining.task.name}; give two alike networks.")
+        if frozen and rank:
+            raise ValueError(f"rank={rank} freezes the whole body; leave frozen empty, got {list(frozen)!r}.")
+        if not set(frozen) <= body.keys():
+            raise ValueError(f"frozen must be some of {sorted(body)}, got {list(frozen)!r}.")
+        if type(rank) is not int or rank < 0:
+            raise ValueError(f"rank must be an integer >= 0, got {rank!r}.")
+        self.body = dict(body)
+        self.head = tuple(name for name in task.roles if name not in body)
+        self.rank = rank
+        self.frozen = tuple(body) if rank else tuple(frozen)
+        self.matrices = tuple(name for name in body if rank and task.roles[name] == "matrix")
+        if not (set(task.roles) - set(self.frozen) or self.matrices):
+            raise ValueError(f"nothing is left to train in {task.name}; freeze fewer tensors.")
+        self.pretraining = pretraining
+        settings: dict[str, Any] = {
+            "name": "fine_tune",
+            "pretraining": {"task": pretraining.task.name, "steps": pretraining.steps, "lr": pretraining.lr}
+            | {"seed": pretraining.seed},
+            "body": sorted(self.body),
+            "frozen": [] if rank else sorted(self.frozen),
+            "rank": rank,
+        }
+        super().__init__(task, f"finetune~{tag(settings)}", settings)
+        trained = {name: role for name, role in task.roles.items() if name not in self.frozen}
+        self.roles = trained | adapter_roles(self.matrices)
+        self._start: Params | None = None
+
+    @property
+    def start(self) -> Params:
+        """The pretrained body by name, made at the first call, which must not be inside ``vmap``."""
+        if self._start is None:
+            params = self.pretraining.params()
+            self._start = {name: params[source] for name, source in self.body.items()}
+        return self._start
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_start": self.start}  # another process need not pretrain again
+
+    def init(self, generator: torch.Generator) -> Params:
+        drawn = self.task.init(generator) | {name: value.clone() for name, value in self.start.items()}
+        matrices = {name: self.start[name] for name in self.matrices}
+        factors = draw_adapters(matrices, self.rank, generator)
+        return {name: value for name, value in drawn.items() if name not in self.frozen} | factors
+
+    def inner(self, params: Params) -> Params:
+        """All tensors of the network: what is trained, what is frozen, and matrices with their adapters."""
+        device = next(iter(params.values())).device
+        kept = {name: kept_on(self.start[name], device) for name in self.frozen}
+        trained = {name: value for name, value in params.items() if name in self.task.roles}
+        return kept | trained | adapted({name: kept[name] for name in self.matrices}, params)
+
+    def gradient(self, params: Params, batch: Batch) -> tuple[Params, Tensor, Params]:
+        grads, loss = grad_and_value(self.loss)({name: params[name] for name in self.roles}, batch)
+        return grads, loss, {}
+
+    def metrics(self, params: Params, batch: Batch) -> dict[str, Tensor]:
+        return super().metrics(params, batch) | {"body_moved": self.body_moved(params)}
+
+    def body_moved(self, params: Params) -> Tensor:
+        """Distance of the body's weights from their start, 0-dim, in units of the norm that they began with."""
+        now = self.inner(params)
+        weights = [name for name in self.body if self.task.roles[name] != "vector"]
+        start = {name: kept_on(self.start[name], now[name].device) for name in weights}
+        moved = torch.stack([(now[name] - start[name]).square().sum() for name in weights]).sum()
+        return (moved / torch.stack([start[name].square().sum() for name in weights]).sum()).sqrt()
+
+
+def head_names(task: Task) -> tuple[str, ...]:
+    """Names of the tensors of a network's last layer: those with the role ``"head"``, and the biases beside them."""
+    layers = {name.rpartition(".")[0] for name, role in task.roles.items() if role == "head"}
+    return tuple(name for name in task.roles if name.rpartition(".")[0] in layers)
+
+
+def head_alone(task: Task) -> Task:
+    """The task with everything frozen but its last layer: the same initial values and mini-batches.
+
+    Raises:
+        ValueError: if no tensor has the role ``"head"``.
+    """
+    head = head_names(task)
+    if not head:
+        raise ValueError(f"no tensor of {task.name} has the role 'head', so a head cannot be trained alone.")
+    frozen = [name for name in task.roles if name not in head]
+    return FrozenTask(task, frozen) if frozen else task
+
+
+def _shape(params: Params, name: str) -> str:
+    return f"shape {tuple(params[name].shape)}" if name in params else "no such tensor"

@@ -1,0 +1,191 @@
+"""A function of tensors as a graph, which the interpreter of TorchScript runs without Python."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.jit import optimized_execution  # type: ignore[attr-defined]
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+aten = torch.ops.aten
+_ALIASES = {aten.view.default, aten._unsafe_view.default, aten.detach.default, aten.alias.default}
+
+
+class UntraceableError(Exception):
+    """A function that a graph cannot stand for; the message says why."""
+
+
+class TracedFunction:
+    """The operations that a function made on given tensors, to be made on others: the same kernels, so the same bits,
+    at about a third of the cost of calling small operations from Python.
+
+    ``vmap`` and whatever else wraps tensors is gone from the graph. Tensors that the function reads beside its
+    arguments, as θ is, are read anew at each call, so they may change in place. Numbers and branches are those of the
+    recording. No generator of random numbers is touched.
+
+    Args:
+        function: of tensors, to tensors; it writes into none that it did not make.
+        arguments: tensors of the shapes and types of all later ones.
+
+    Raises:
+        UntraceableError: if the function draws random numbers, reads the value of a tensor, or otherwise cannot be
+            traced; or if the graph gives other bits than the function on ``arguments``.
+
+    >>> weight = torch.ones(())
+    >>> scaled = TracedFunction(lambda x, y: (weight * x, y), [torch.ones(2), torch.ones(3)])
+    >>> y = torch.zeros(3)
+    >>> weight.fill_(2.0)
+    tensor(2.)
+    >>> results = scaled([torch.ones(2), y])
+    >>> results[0], results[1] is y
+    (tensor([2., 2.]), True)
+    """
+
+    def __init__(self, function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor]) -> None:
+        try:
+            with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", r"`torch\.jit\.trace` is", DeprecationWarning)
+                expected = function(*arguments)
+                with _Recording(arguments) as recording:
+                    results = function(*arguments)
+                self._compile(recording, results)
+                bits_are_equal = all(map(_same_bits, self(arguments), expected))
+        except Exception as error:  # whatever the function does that cannot be recorded
+            raise UntraceableError(f"{type(error).__name__}: {error}") from error
+        if not bits_are_equal:
+            raise UntraceableError("what was traced gives other numbers than the function itself")
+
+    def __call__(self, arguments: Sequence[Tensor]) -> list[Tensor]:
+        """The results of the function; one that is an argument is that very tensor."""
+        given = [arguments[index] for index in self._read]
+        # no optimisation, which may change bits, and nothing of autograd, which every operation would pass through
+        with optimized_execution(False), torch._C._AutoDispatchBelowAutograd():
+            computed = self._script(*given, *self._beside) if self._computes else ()
+        return [arguments[index] if is_argument else computed[index] for is_argument, index in self._results]
+
+    def _compile(self, recording: _Recording, results: Sequence[Tensor]) -> None:
+        count = recording.count
+        places = [recording.place_of(result) for result in results]
+        computed = list(dict.fromkeys(place for place in places if place >= count))
+        operations, needed = [], set(computed)
+        for operation in reversed(recording.operations):
+            if operation.mutates or needed.intersection(operation.results):
+                operations.append(operation)
+                needed.update(leaf.place for leaf in tree_leaves(operation.arguments) if isinstance(leaf, _Place))
+        operations.reverse()
+        beside = [place for place in recording.beside if place in needed]
+        self._read = [place for place in range(count) if place in needed]
+        self._beside = [recording.tensors[place] for place in beside]
+        self._results = [(place < count, place if place < count else computed.index(place)) for place in places]
+        self._computes = bool(computed)
+
+        def replay(*tensors: Tensor) -> tuple[Tensor, ...]:
+            values = dict(zip([*self._read, *beside], tensors, strict=True))
+            for function, (arguments, options), made, _ in operations:
+                made_now = function(*_filled(arguments, values), **_filled(options, values))
+                values.update(zip(made, [x for x in tree_leaves(made_now) if isinstance(x, Tensor)], strict=True))
+            return tuple(values[place] for place in computed)
+
+        examples = tuple(recording.tensors[place] for place in (*self._read, *beside))
+        self._script: Any = None
+        if computed:
+            self._script = torch.jit.trace(replay, examples, check_trace=False)  # type: ignore[no-untyped-call]
+            if self._script is replay:
+                raise UntraceableError("TorchScript is switched off")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A tensor among those of a recording."""
+
+    place: int
+
+
+class _Operation(NamedTuple):
+    """A call of an operator.
+
+    Attributes:
+        function: the operator.
+        arguments: positional ones and those by name, with places for tensors.
+        results: places of the tensors that it returns.
+        mutates: whether it writes into one of its arguments.
+    """
+
+    function: Any
+    arguments: Any
+    results: list[int]
+    mutates: bool
+
+
+class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the calls of operators, below ``vmap`` and autograd.
+
+    Attributes:
+        tensors: all that occur, the arguments first, by place; since they are kept, no id comes twice.
+        count: number of arguments.
+        beside: places of tensors that are no arguments and that no operator has made.
+        operations: the calls in their order.
+    """
+
+    def __init__(self, arguments: Sequence[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tensors: list[Tensor] = []
+        self._places: dict[int, int] = {}
+        for argument in arguments:
+            self._add(argument)
+        self.count = len(arguments)
+        self.beside: list[int] = []
+        self.operations: list[_Operation] = []
+
+    def place_of(self, tensor: Tensor) -> int:
+        """The place of a tensor, which is a new one beside the arguments if it was not seen before."""
+        if id(tensor) not in self._places:
+            self.beside.append(self._add(tensor))
+        return self._places[id(tensor)]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise UntraceableError(f"{func} draws random numbers")
+        if torch.Tag.data_dependent_output in func.tags:
+            raise UntraceableError(f"{func} reads the value of a tensor")
+        arguments = tree_map_only(Tensor, lambda x: _Place(self.place_of(x)), (args, kwargs or {}))
+        made = func(*args, **(kwargs or {}))
+        if func in _ALIASES and made.shape == args[0].shape and made.stride() == args[0].stride():
+            self._add(made, self.place_of(args[0]))
+            return made
+        mutates = func._schema.is_mutable
+        tensors = [x for x in tree_leaves(made) if isinstance(x, Tensor)]
+        results = [self._places.get(id(x), -1) for x in tensors]
+        if mutates and any(0 <= place < self.count or place in self.beside for place in results):
+            raise UntraceableError(f"{func} writes into a tensor that the function did not make")
+        results = [self._add(x) if place < 0 else place for x, place in zip(tensors, results, strict=True)]
+        self.operations.append(_Operation(func, arguments, results, mutates))
+        return made
+
+    def _add(self, tensor: Tensor, place: int | None = None) -> int:
+        self.tensors.append(tensor)
+        self._places[id(tensor)] = len(self.tensors) - 1 if place is None else place
+        return self._places[id(tensor)]
+
+
+def tensors_of(module: nn.Module) -> list[Tensor]:
+    """Parameters and buffers, in a third of the time of ``module.parameters()``."""
+    holders = [holder for part in module.modules() for holder in (part._parameters, part._buffers) if holder]
+    return [x for holder in holders for x in holder.values() if x is not None]
+
+
+def _filled(tree: Any, values: dict[int, Tensor]) -> Any:
+    return tree_map_only(_Place, lambda leaf: values[leaf.place], tree)
+
+
+def _same_bits(result: Tensor, expected: Tensor) -> bool:
+    alike = result.shape == expected.shape and result.dtype == expected.dtype
+    if not alike or not result.is_floating_point():
+        return alike and torch.equal(result, expected)
+    return torch.allclose(result, expected, rtol=0, atol=0, equal_nan=True)
