@@ -1,4 +1,4 @@
-"""Hand-designed optimizers tuned for a problem: how each is tuned, computed once, and kept in small JSON files."""
+"""Hand-designed optimizers on a problem, tuned or untuned: computed once, and kept in small JSON files."""
 
 from __future__ import annotations
 
@@ -17,20 +17,15 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_lopt.evaluation.baseline_cache import Entry, add_entries, read_entries
 from lightning_lopt.evaluation.measurement import Measurement
 from lightning_lopt.evaluation.problem import Problem
-from lightning_lopt.evaluation.runs import run_rules
-from lightning_lopt.evaluation.sweeps import BASELINES, FINE_TUNING_BASELINES, Sweep, sweep_of
+from lightning_lopt.evaluation.sweeps import BASELINES, FINE_TUNING_BASELINES, SEED, Sweep, sweep_of
 from lightning_lopt.io.files import cause
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks.base import Task
-from lightning_lopt.tasks.finetune import head_alone
 
 __all__ = ["BASELINES", "FINE_TUNING_BASELINES", "Baselines", "Sweep", "fingerprint", "shipped_entries", "sweep_of"]
 
 VERSION = 2  # of what a baseline is: change it when its numbers change
 SHIPPED = "tuned_baselines.json"
-SEED = 0  # of models and mini-batches, the same as for the rules that are compared
-SIDE_BY_SIDE = 50_000_000
-"""Entries of parameters that are trained at once at most; beyond, learning rates take turns."""
 
 
 class Baselines:
@@ -75,6 +70,7 @@ class Baselines:
 
         Raises:
             ValueError: if there is no such baseline.
+            ImportError: if it has to be computed, and is of a package that is not installed.
         """
         found = self.find(problem, name)
         if found is None:
@@ -97,7 +93,6 @@ class Baselines:
         task, sweep = problem.task, sweep_of(name)
         params = task.init(generator(SEED, "key"))
         batch = task.batch(generator(SEED, "key"))
-        rule = sweep.make(1.0)
         content = {
             "version": VERSION,
             "params": {key: [*value.shape] for key, value in params.items()},
@@ -106,7 +101,7 @@ class Baselines:
             "transforms": getattr(task, "config", {}).get("transforms", []),
             "horizon": problem.horizon,
             "seeds": self.seeds,
-            "rule": [rule.rule_name, {key: value for key, value in rule.config.items() if key != "lr"}],
+            "rule": sweep.identity,
             "learning_rates": sweep.learning_rates,
         }
         if sweep.chosen_by != "train" or sweep.head_alone:
@@ -121,13 +116,7 @@ class Baselines:
 
     def _compute(self, problem: Problem, name: str) -> Entry:
         sweep = sweep_of(name)
-        solved = replace(problem, task=head_alone(problem.task)) if sweep.head_alone else problem
-        rules = [sweep.make(rate).to(self.device) for rate in sweep.learning_rates]
-        entries = sum(value.numel() for value in problem.task.init(generator(SEED, "key")).values())
-        together = max(1, SIDE_BY_SIDE // (entries * self.seeds))
-        measured: list[Measurement] = []
-        for first in range(0, len(rules), together):
-            measured += run_rules(rules[first : first + together], solved, seeds=self.seeds, seed=SEED)
+        measured = sweep.run(problem, seeds=self.seeds, device=self.device)
         finals = [run.final_train if sweep.chosen_by == "train" else run.final_valid for run in measured]
         medians = [float(torch.nan_to_num(final, nan=torch.inf).median()) for final in finals]
         best = medians.index(min(medians))

@@ -24,7 +24,13 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--suite", nargs="+", choices=tuple(SUITES), default=["small"])
     parser.add_argument("--data", nargs="+", default=None, help="digits, npz files or folders of IDX files")
-    parser.add_argument("--optimizer", nargs="+", choices=tuple(known), default=list(BASELINES))
+    parser.add_argument(
+        "--optimizer",
+        nargs="+",
+        choices=tuple(known),
+        default=[name for name, sweep in BASELINES.items() if sweep.available],
+        help="default: all whose packages are installed, but not those of fine-tuning",
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", required=True, help="JSON file to add to")
     parser.add_argument("--device", default="cpu")
@@ -36,7 +42,10 @@ def main(arguments: Sequence[str]) -> int:
     wanted = [(problem, name) for problem in problems for name in options.optimizer]
     try:
         baselines = Baselines(options.out, options.seeds, shipped=False, device=options.device)
-    except ValueError as error:
+        for problem, name in wanted:
+            if baselines.find(problem, name) is None:
+                sweep_of(name).require()
+    except (ValueError, ImportError) as error:
         say(f"lightning-lopt: {error}")
         return 1
     begin = time.monotonic()

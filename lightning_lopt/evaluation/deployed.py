@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_lopt.evaluation.sweeps import sweep_of
 from lightning_lopt.optim import LearnedOptimizer
 from lightning_lopt.rules.base import Role, UpdateRule
 
@@ -63,13 +64,36 @@ def tensors_of(leaves: Leaves) -> list[Tensor]:
     return [leaf for _, leaf, _ in leaves]
 
 
-BASELINES: dict[str, Callable[[Leaves], Step]] = {
-    "adamw": lambda leaves: torch.optim.AdamW(tensors_of(leaves), foreach=True).step,
-    "adamw_warmup": lambda leaves: torch.optim.AdamW(tensors_of(leaves), foreach=True).step,
-    "adamw_default": lambda leaves: torch.optim.AdamW(tensors_of(leaves), foreach=True).step,
+def _adamw(leaves: Leaves) -> Step:
+    return torch.optim.AdamW(tensors_of(leaves), foreach=True).step
+
+
+IN_TORCH: dict[str, Callable[[Leaves], Step]] = {
+    "adamw": _adamw,
+    "adamw_1e-3": _adamw,
+    "adamw_warmup": _adamw,
+    "adamw_default": _adamw,
     "adam_default": lambda leaves: torch.optim.Adam(tensors_of(leaves), foreach=True).step,
     "sgd": lambda leaves: torch.optim.SGD(tensors_of(leaves), momentum=0.9, nesterov=True, lr=1e-3, foreach=True).step,
 }
-"""Baselines of :mod:`~lightning_lopt.evaluation.baselines` as ``torch.optim`` has them."""
+"""Baselines of :mod:`~lightning_lopt.evaluation.sweeps` as ``torch.optim`` has them."""
 if hasattr(torch.optim, "Muon"):  # from torch 2.9 on
-    BASELINES["muon"] = MuonWithAdamW
+    IN_TORCH["muon"] = MuonWithAdamW
+
+
+def baseline_steps(names: Sequence[str], leaves: Leaves, total_steps: int) -> tuple[dict[str, Step], dict[str, int]]:
+    """Steps of those baselines that can be run here in the form in which they are deployed, and their periods.
+
+    Args:
+        names: of baselines.
+        leaves: what is trained.
+        total_steps: planned steps.
+    """
+    steps = {name: IN_TORCH[name](leaves) for name in names if name in IN_TORCH}
+    periods = {}
+    for name in names:
+        packaged = sweep_of(name).packaged
+        if packaged is not None and packaged.installed_version is not None:
+            steps[name] = packaged.build(tensors_of(leaves), total_steps).step
+            periods[name] = packaged.period
+    return steps, periods

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_lopt.evaluation.baselines import BASELINES, FINE_TUNING_BASELINES, SEED, Baselines
+from lightning_lopt.evaluation.baselines import Baselines
 from lightning_lopt.evaluation.comparison import result_of
 from lightning_lopt.evaluation.environment import environment_of
 from lightning_lopt.evaluation.kept import Kept, baseline_key, cost_key, problem_marks, rule_key
@@ -21,6 +21,7 @@ from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.results import Results, RuleRecord
 from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.evaluation.step_cost import step_costs
+from lightning_lopt.evaluation.sweeps import BASELINES, FINE_TUNING_BASELINES, SEED, sweep_of
 from lightning_lopt.rules.base import UpdateRule
 
 
@@ -84,6 +85,7 @@ def evaluate(
 
     Raises:
         ValueError: if there is nothing to measure, or a name is unknown or taken twice.
+        ImportError: if a baseline has to be measured, and is of a package that is not installed; nothing was measured.
     """
     baselines = Baselines() if baselines is None else baselines
     _check(rules, problems, against, workers)
@@ -103,6 +105,9 @@ def evaluate(
         if known is not None:
             found[job] = replace(known, optimizer=job[1])  # a rule may have been called otherwise then
     missing = [job for job in keys if job not in found]
+    for number, name in missing:
+        if name in against and baselines.find(problems[number], name) is None:
+            sweep_of(name).require()
     total = len(keys) + len(problems)
     if progress is not None and found:
         progress(len(found), total, "measured before")
@@ -114,7 +119,7 @@ def evaluate(
     if torch.get_num_threads() > 1 and workers > 1:
         rank_zero_warn("workers measure with one thread each, whatever this process has.")
     threads = torch.get_num_threads() if workers == 1 else 1
-    environment = environment_of(torch.device(baselines.device), threads) | {"workers": workers}
+    environment = environment_of(torch.device(baselines.device), threads) | {"workers": workers} | _packages(against)
     results = []
     for number, problem in enumerate(problems):
         measurements = {name: found[number, name] for name in (*rules, *against)}
@@ -148,6 +153,15 @@ def _check(rules: Mapping[str, UpdateRule], problems: Sequence[Problem], against
             raise ValueError(f"two {what} are called {twice!r}; give them names that differ.")
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}.")
+
+
+def _packages(against: Sequence[str]) -> dict[str, str]:
+    """Other packages whose optimizers are among the baselines, and their versions."""
+    packaged = [one for one in (sweep_of(name).packaged for name in against) if one is not None]
+    return {
+        one.package: one.installed_version or f"{one.version} (not installed: known results, no costs)"
+        for one in packaged
+    }
 
 
 def _measured(

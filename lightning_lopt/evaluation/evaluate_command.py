@@ -18,6 +18,7 @@ from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.report import numbers, write_report
 from lightning_lopt.evaluation.report.groups import ALL
 from lightning_lopt.evaluation.report.tables import finals, log_ratios, overall, plain
+from lightning_lopt.evaluation.report.untuned import untuned_table
 from lightning_lopt.evaluation.report.words import summary
 from lightning_lopt.evaluation.results import Results, RuleRecord
 from lightning_lopt.evaluation.suites import SUITES, make_suite
@@ -64,7 +65,7 @@ def _main(command: str, arguments: Sequence[str]) -> int:
                 progress=lambda done, total, last: _show(bar, done, total, last),
             )
         page = write_report(results, folder)
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         say(f"lightning-lopt: {error}")
         return 1
     except OSError as error:
@@ -148,6 +149,8 @@ def _print(results: Results) -> None:
     say("\n" + finals(results.problems, [*results.rules, *results.against]).markdown())
     say("\n" + overall(found, ("speedup", "train_ratio", "valid_ratio", "valid_wins"), ALL).markdown() + "\n")
     say(log_ratios(results).markdown() + "\n")
+    if (table := untuned_table(results)).rows:
+        say(f"Untuned against untuned:\n\n{table.markdown()}\n")
     for paragraph in summary(results, found):
         say(paragraph)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from lightning_lopt.meta.unroll import unroll
 from lightning_lopt.rules.base import Params, State, UpdateRule
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks.base import Batch, Split, Task
+
+PerModel = Callable[[Params, Batch], Batch]
+"""A pure function of one model's parameters and a batch, with 0-dim tensors in its result."""
 
 
 def run_rules(
@@ -46,21 +50,48 @@ def run_rules(
         raise ValueError(f"{task.name} is a task, which has no horizon of its own; give horizon, or a Problem.")
     if not rules or seeds < 1 or steps < 1:
         raise ValueError(f"got {len(rules)} rules, {seeds} seeds and {steps} steps; give at least one of each.")
-    theta = stacked_theta(rules, seeds)
-    runs = start_runs(rules[0], task, pairs=seeds, horizon=steps, seed=seed, copies=len(rules))
-    draws, execution = generator(seed, "batches"), Recorded()
+    return measured_in_windows(RuleModels(rules, task, steps, seeds, seed), task, steps, copies=len(rules))
+
+
+class SideBySide(Protocol):
+    """N models that are trained side by side, those of each optimizer one after the other."""
+
+    def advance(self, steps: int) -> Tensor:
+        """Make some steps; returns the losses before each, shape ``(steps, N)``."""
+
+    def on_full_batch(self, split: Split, function: PerModel) -> Batch:
+        """``function`` of each model's parameters and the whole split, shape ``(N,)`` for each of its entries."""
+
+
+def measured_in_windows(models: SideBySide, task: Task, steps: int, *, copies: int) -> list[Measurement]:
+    """Train models from their start to their end, and measure them on the way.
+
+    Args:
+        models: before their first step.
+        task: which they solve.
+        steps: the whole run.
+        copies: optimizers; each has as many models.
+
+    Returns:
+        one measurement for each optimizer, on the CPU, named ``"0"``, ``"1"``, ...
+    """
+
+    def loss(params: Params, batch: Batch) -> Batch:
+        return {"loss": task.loss(params, batch)}
+
     windows: list[Tensor] = []
     checkpoints: list[Batch] = []
+    made = 0
     with torch.no_grad():
         for end in window_ends(steps):  # every checkpoint is the end of a window too
-            runs, losses = unroll(rules[0], theta, runs, end - runs.step, draws, execution=execution)
-            windows.append(losses[0].mean(0))
+            windows.append(models.advance(end - made).mean(0))
+            made = end
             if end in window_ends(steps, CHECKPOINTS):
-                checkpoints.append(_measure(rules[0], runs, "valid") | _metrics(rules[0], runs))
-        final = _measure(rules[0], runs, "train")["loss"]
+                checkpoints.append(models.on_full_batch("valid", loss) | models.on_full_batch("valid", task.metrics))
+        final = models.on_full_batch("train", loss)["loss"]
 
     def of(copy: int, values: Tensor) -> Tensor:
-        return values.reshape(*values.shape[:-1], len(rules), seeds)[..., copy, :].cpu()
+        return values.reshape(*values.shape[:-1], copies, -1)[..., copy, :].cpu()
 
     curves = {key: torch.stack([point[key] for point in checkpoints]) for key in checkpoints[0]}
     return [
@@ -72,23 +103,27 @@ def run_rules(
             of(copy, final),
             metrics={key: of(copy, values) for key, values in curves.items() if key != "loss"},
         )
-        for copy in range(len(rules))
+        for copy in range(copies)
     ]
 
 
-def _measure(rule: UpdateRule, runs: InnerRuns, split: Split) -> Batch:
-    """The loss of the whole split for each run, shape ``(N,)``."""
-    return _on_full_batch(rule, runs, split, lambda params, batch: {"loss": runs.task.loss(params, batch)})
+class RuleModels:
+    """Models trained by rules of one class and config, ``seeds`` by each; arguments as of :func:`run_rules`."""
+
+    def __init__(self, rules: Sequence[UpdateRule], task: Task, steps: int, seeds: int, seed: int) -> None:
+        self.rule, self.theta = rules[0], stacked_theta(rules, seeds)
+        self.runs = start_runs(self.rule, task, pairs=seeds, horizon=steps, seed=seed, copies=len(rules))
+        self.draws, self.execution = generator(seed, "batches"), Recorded()
+
+    def advance(self, steps: int) -> Tensor:
+        self.runs, losses = unroll(self.rule, self.theta, self.runs, steps, self.draws, execution=self.execution)
+        return losses[0]
+
+    def on_full_batch(self, split: Split, function: PerModel) -> Batch:
+        return _on_full_batch(self.rule, self.runs, split, function)
 
 
-def _metrics(rule: UpdateRule, runs: InnerRuns) -> Batch:
-    """The task's metrics on the whole validation split for each run, shape ``(N,)`` each."""
-    return _on_full_batch(rule, runs, "valid", runs.task.metrics)
-
-
-def _on_full_batch(
-    rule: UpdateRule, runs: InnerRuns, split: Split, function: Callable[[Params, Batch], Batch]
-) -> Batch:
+def _on_full_batch(rule: UpdateRule, runs: InnerRuns, split: Split, function: PerModel) -> Batch:
     """``function`` of each run's parameters and the whole split, those of one copy at a time: memory stays bounded."""
 
     def one(params: Params, state: State, batch: Batch) -> Batch:

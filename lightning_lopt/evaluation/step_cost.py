@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_lopt.evaluation.deployed import BASELINES, Step, learned
+from lightning_lopt.evaluation.deployed import Step, baseline_steps, learned
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.timing import STEADY, mean_of_run, time_in_turns
 from lightning_lopt.rules.base import UpdateRule
@@ -28,8 +28,8 @@ def step_costs(
     """Seconds that forward and backward of one mini-batch take, and those of one step of each optimizer.
 
     Rules step as :class:`~lightning_lopt.LearnedOptimizer`, baselines as ``torch.optim`` has them, with
-    ``foreach=True`` (schedule-free AdamW is not among these, and is left out). All take turns in a run of consecutive
-    steps from the first on, with the gradient of one mini-batch; see
+    ``foreach=True``, or as their own packages do; a baseline that is in neither is left out. All take turns in a run of
+    consecutive steps from the first on, with the gradient of one mini-batch; see
     :func:`~lightning_lopt.evaluation.timing.time_in_turns` for the clock. Means over the steps of the problem's
     horizon, by :func:`~lightning_lopt.evaluation.timing.mean_of_run`.
 
@@ -37,7 +37,7 @@ def step_costs(
         problem: whose parameters and batches are used.
         rules: by name.
         against: names of baselines.
-        repeats: timed steps after the first 40, >= 1; a whole period of each rule at least.
+        repeats: timed steps after the first 40, >= 1; a whole period of each optimizer at least.
         device: where everything is.
     """
     task = problem.task
@@ -61,11 +61,12 @@ def step_costs(
         return start
 
     start = task.loss(params, batch).detach()
-    turns = STEADY + max(repeats, *(rule.period for rule in rules.values()), 1)
+    baselines, periods = baseline_steps(against, leaves, problem.horizon)
+    periods |= {name: rule.period for name, rule in rules.items()}
+    turns = STEADY + max(repeats, *periods.values(), 1)
     planned = max(problem.horizon, turns)
     steps: dict[str, Step] = {name: learned(leaves, rule, loss, planned) for name, rule in rules.items()}
-    steps |= {name: BASELINES[name](leaves) for name in against if name in BASELINES}
+    steps |= baselines
     of_gradient, of_steps = time_in_turns(gradient, steps, turns, device, prepare=put_back, put_back=put_back)
-    periods = {name: rule.period for name, rule in rules.items()}
     costs = {name: mean_of_run(of_steps[name], problem.horizon, periods.get(name, 1)) for name in steps}
     return statistics.median(of_gradient), costs

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from lightning_lopt.evaluation.measurement import Measurement
+from lightning_lopt.evaluation.packaged import PackagedOptimizer, packaged_models
+from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.runs import RuleModels, SideBySide, measured_in_windows, run_rules
 from lightning_lopt.rules import AdamRule, MuonRule, ScheduleFreeAdamRule, SGDRule, UpdateRule
 from lightning_lopt.rules.base import StepContext, TensorState
 from lightning_lopt.rules.stacks import TensorInputs
-from lightning_lopt.tasks.base import Split
+from lightning_lopt.seeding import generator
+from lightning_lopt.tasks.base import Split, Task
+from lightning_lopt.tasks.finetune import head_alone
 
+SEED = 0  # of models and mini-batches, the same as for the rules that are compared
+SIDE_BY_SIDE = 50_000_000
+"""Entries of parameters that are trained at once at most; beyond, learning rates take turns."""
 HALF_DECADES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
 
 
@@ -22,14 +31,14 @@ class Sweep:
     """An optimizer and the learning rates among which tuning chooses.
 
     Attributes:
-        make: the rule at a learning rate.
+        make: the optimizer at a learning rate: a rule, or a class of another package.
         learning_rates: candidates; a single one means that nothing is tuned.
         description: one line for tables and help.
         chosen_by: the split whose final loss chooses: the lowest median over seeds.
         head_alone: whether only the last layer is trained, see :func:`~lightning_lopt.tasks.finetune.head_alone`.
     """
 
-    make: Callable[[float], UpdateRule]
+    make: Callable[[float], UpdateRule | PackagedOptimizer]
     learning_rates: tuple[float, ...]
     description: str
     chosen_by: Split = "train"
@@ -38,6 +47,71 @@ class Sweep:
     @property
     def tuned(self) -> bool:
         return len(self.learning_rates) > 1
+
+    def require(self) -> None:
+        """Nothing, where the optimizer can be run here.
+
+        Raises:
+            ImportError: if it is of a package that is not installed.
+        """
+        if self.packaged is not None:
+            self.packaged.require()
+
+    @property
+    def available(self) -> bool:
+        """Whether the optimizer can be run here."""
+        return self.packaged is None or self.packaged.installed_version is not None
+
+    @property
+    def packaged(self) -> PackagedOptimizer | None:
+        """The class of another package at the first learning rate; ``None`` for a rule."""
+        made = self.make(self.learning_rates[0])
+        return made if isinstance(made, PackagedOptimizer) else None
+
+    @property
+    def identity(self) -> list[object]:
+        """Which optimizer it is, with its version and all settings but the learning rate, as JSON values."""
+        made = self.make(1.0)
+        name = made.full_name if isinstance(made, PackagedOptimizer) else made.rule_name
+        return [name, {key: value for key, value in made.config.items() if key != "lr"}]
+
+    def start(self, task: Task, horizon: int, *, seeds: int, device: torch.device | str) -> SideBySide:
+        """Models before their first step, ``seeds`` for each learning rate; see :meth:`run`."""
+        task = head_alone(task) if self.head_alone else task
+        rules, packaged = self._made(self.learning_rates, device)
+        if rules:
+            return RuleModels(rules, task, horizon, seeds, SEED)
+        return packaged_models(packaged, task, horizon, seeds=seeds, seed=SEED, device=device)
+
+    def run(self, problem: Problem, *, seeds: int, device: torch.device | str) -> list[Measurement]:
+        """A measurement at each learning rate.
+
+        Raises:
+            ImportError: if the optimizer is of a package that is not installed.
+        """
+        solved = replace(problem, task=head_alone(problem.task)) if self.head_alone else problem
+        entries = sum(value.numel() for value in solved.task.init(generator(SEED, "key")).values())
+        together = max(1, SIDE_BY_SIDE // (entries * seeds))
+        measured: list[Measurement] = []
+        for first in range(0, len(self.learning_rates), together):
+            rules, packaged = self._made(self.learning_rates[first : first + together], device)
+            if rules:
+                measured += run_rules(rules, solved, seeds=seeds, seed=SEED)
+            else:
+                task, horizon = solved.task, solved.horizon
+                models = packaged_models(packaged, task, horizon, seeds=seeds, seed=SEED, device=device)
+                measured += measured_in_windows(models, task, horizon, copies=len(packaged))
+        return measured
+
+    def _made(
+        self, rates: Sequence[float], device: torch.device | str
+    ) -> tuple[list[UpdateRule], list[PackagedOptimizer]]:
+        """The optimizers at some learning rates: rules, or classes of another package."""
+        made = [self.make(rate) for rate in rates]
+        return (
+            [one.to(device) for one in made if isinstance(one, UpdateRule)],
+            [one for one in made if isinstance(one, PackagedOptimizer)],
+        )
 
 
 class WarmUpAdamRule(AdamRule):
@@ -74,6 +148,12 @@ def _eight_from(lowest: float) -> tuple[float, ...]:
     return HALF_DECADES[first : first + 8]
 
 
+def _soap(lr: float) -> PackagedOptimizer:
+    """SOAP with the settings of its authors, which are those of the class."""
+    options = {"betas": [0.95, 0.95], "weight_decay": 0.01, "precondition_frequency": 10}
+    return PackagedOptimizer("pytorch_optimizer", "4.1.0", "SOAP", lr, options, schedule="cosine", period=10)
+
+
 BASELINES: dict[str, Sweep] = {
     "adamw": Sweep(
         lambda lr: AdamRule(lr, weight_decay=0.01, schedule="cosine"),
@@ -95,9 +175,35 @@ BASELINES: dict[str, Sweep] = {
         _eight_from(1e-4),
         "schedule-free AdamW, weight decay 0.01, 5 % warm-up, best of 8 learning rates",
     ),
+    "soap": Sweep(
+        _soap,
+        HALF_DECADES[4:9],
+        "SOAP of pytorch_optimizer, weight decay 0.01, cosine schedule, best of 5 learning rates",
+    ),
     "adam_default": Sweep(AdamRule, (1e-3,), "Adam as PyTorch has it: learning rate 1e-3, constant"),
+    "adamw_1e-3": Sweep(
+        lambda lr: AdamRule(lr, weight_decay=0.01, schedule="cosine"),
+        (1e-3,),
+        "AdamW, weight decay 0.01, cosine schedule, untuned: learning rate 1e-3",
+    ),
+    "soap_3e-3": Sweep(
+        _soap, (3e-3,), "SOAP of pytorch_optimizer, weight decay 0.01, cosine schedule, untuned: learning rate 3e-3"
+    ),
+    "prodigy": Sweep(
+        lambda lr: PackagedOptimizer("prodigyopt", "1.1.2", "Prodigy", lr, schedule="cosine"),
+        (1.0,),
+        "Prodigy of prodigyopt, which estimates its step size, cosine schedule, untuned: learning rate 1",
+    ),
+    "schedule_free_2.5e-3": Sweep(
+        lambda lr: PackagedOptimizer("schedulefree", "1.4.1", "AdamWScheduleFree", lr, warmup=0.05),
+        (2.5e-3,),
+        "schedule-free AdamW of schedulefree, 5 % warm-up, untuned: learning rate 2.5e-3",
+    ),
 }
-"""Baselines by name. The learning rate with the lowest median final training loss over seeds is chosen."""
+"""Baselines by name. The learning rate with the lowest median final training loss over seeds is chosen.
+
+``"schedule_free"`` is the rule of this package, tuned; ``"schedule_free_2.5e-3"`` is the class of its authors, untuned.
+"""
 
 FINE_TUNING_BASELINES: dict[str, Sweep] = {
     "adamw_warmup": Sweep(

@@ -2,12 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 
 import lightning_lopt.evaluation.baselines as baselines_module
+import lightning_lopt.evaluation.sweeps as sweeps_module
 from lightning_lopt.evaluation.baseline_cache import Entry, read_entries, write_entries
 from lightning_lopt.evaluation.baselines import BASELINES, Baselines, Sweep, fingerprint
 from lightning_lopt.evaluation.problem import Problem
@@ -28,27 +30,31 @@ def forbidden(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("computed although it is known")
 
-    monkeypatch.setattr(baselines_module, "run_rules", refuse)
+    monkeypatch.setattr(sweeps_module, "run_rules", refuse)
 
 
-def test_sweeps_are_eight_half_decades():
+UNTUNED = {"adam_default": 1e-3, "adamw_1e-3": 1e-3, "soap_3e-3": 3e-3, "prodigy": 1.0, "schedule_free_2.5e-3": 2.5e-3}
+
+
+def test_sweeps_are_half_decades():
     for name, sweep in BASELINES.items():
-        assert sweep.tuned == (name != "adam_default")
+        assert sweep.tuned == (name not in UNTUNED)
         rates = sweep.learning_rates
-        assert rates == ((1e-3,) if name == "adam_default" else rates)
-        if sweep.tuned:
-            assert len(rates) == 8
-            for slower, faster in pairwise(rates):
-                assert faster / slower == pytest.approx(10**0.5, rel=0.06)
+        assert not sweep.tuned or len(rates) == (5 if name == "soap" else 8)
+        assert sweep.tuned or rates == (UNTUNED[name],)
+        for slower, faster in pairwise(rates):
+            assert faster / slower == pytest.approx(10**0.5, rel=0.06)
         assert sweep.make(rates[0]).config["lr"] == rates[0]
 
 
 def test_the_lowest_median_of_final_training_losses_is_chosen():
     problem = bowl()
     for name, sweep in BASELINES.items():
+        if not sweep.available:
+            continue
         finals = []
         for rate in sweep.learning_rates:
-            (run,) = run_rules([sweep.make(rate)], problem, seeds=3)
+            (run,) = replace(sweep, learning_rates=(rate,)).run(problem, seeds=3, device="cpu")
             finals.append(run.final_train.median())
         best = int(torch.stack(finals).nan_to_num(math.inf).argmin())
         found = Baselines(seeds=3, shipped=False)(problem, name)
@@ -60,14 +66,14 @@ def test_the_lowest_median_of_final_training_losses_is_chosen():
 def test_large_models_take_turns(monkeypatch):
     """The same numbers whether all learning rates run side by side or one after the other."""
     together = Baselines(seeds=2, shipped=False)(bowl(), "adamw")
-    monkeypatch.setattr(baselines_module, "SIDE_BY_SIDE", 3 * 2 * 2)
+    monkeypatch.setattr(sweeps_module, "SIDE_BY_SIDE", 3 * 2 * 2)
     counts = []
 
     def counting(rules, *args, **options):
         counts.append(len(rules))
         return run_rules(rules, *args, **options)
 
-    monkeypatch.setattr(baselines_module, "run_rules", counting)
+    monkeypatch.setattr(sweeps_module, "run_rules", counting)
     in_turn = Baselines(seeds=2, shipped=False)(bowl(), "adamw")
     assert counts == [3, 3, 2]
     assert in_turn.learning_rate == together.learning_rate

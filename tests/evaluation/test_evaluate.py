@@ -173,6 +173,7 @@ def test_evaluate_command(tmp_path, capsys):
     arguments = ["evaluate", "base", "--suite", "tiny", "--against", "adamw,sgd", "--seeds", "2", "--out", "a b"]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
+    assert "Untuned against untuned" not in printed
     assert "base against tuned AdamW, 2 problems with 2 seeds" in printed
     assert "| round |" in printed
     assert "a b/report.html" in printed
@@ -183,6 +184,14 @@ def test_evaluate_command(tmp_path, capsys):
     assert record.weights_sha256 == json.loads(Path(load_config()).read_text())["weights_sha256"]
     assert record.trained_on["horizons"] == [100, 3000]
     assert "base was meta-trained on families: categorical" in (tmp_path / "a b" / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("_tiny_suites")
+def test_evaluate_command_counts_untuned_against_untuned(capsys):
+    arguments = ["evaluate", "base", "--suite", "tiny", "--against", "adamw,adamw_1e-3,adam_default", "--seeds", "1"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out.partition("Untuned against untuned:")[2]
+    assert "| base | AdamW at 1e-3 | 2 of 2 | 2 of 2 |\n| base | Adam as it comes | 2 of 2 | 2 of 2 |" in printed
 
 
 def load_config():

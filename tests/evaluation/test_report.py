@@ -253,6 +253,37 @@ def test_log_ratios_by_hand(page, content):
     assert table[1][2] == f"lower on {lower} of 4, mean log-ratio {np.mean(ratios):+.3f}"
 
 
+def test_untuned_against_untuned_by_hand(tmp_path, page):
+    """Muon's runs as if nobody had tuned them: the table has it alone; where all are tuned, there is no table."""
+    made = made_results()
+    problems = tuple(
+        replace(
+            problem,
+            measurements=problem.measurements | {"muon": replace(problem.measurements["muon"], learning_rate=None)},
+        )
+        for problem in made.problems
+    )
+    write_report(replace(made, problems=problems), tmp_path)
+    shown = Page((tmp_path / "report.html").read_text())
+    assert "Untuned against untuned" in shown.texts["h2"]
+    assert "Untuned against untuned" not in page.texts["h2"]
+    content = json.loads((tmp_path / "results.json").read_text())
+    rows = []
+    for rule in ("ours", "other"):
+        cells = []
+        for split in ("train", "valid"):
+            ratios = [
+                (level(ends(problem["measurements"][rule], split), 2.0) + 0.01)
+                / (level(ends(problem["measurements"]["muon"], split), 2.0) + 0.01)
+                for problem in content["problems"]
+            ]
+            cells.append(f"{sum(np.median(ratio) < 1 for ratio in ratios)} of 4")
+        rows.append([rule, "tuned Muon", *cells])
+    (table,) = [table for table in shown.tables if "lower in training" in table[0]]
+    assert table == [["rule", "against", "lower in training", "lower in validation"], *rows]
+    assert len({row[2] for row in rows}) == 2  # it tells rules apart
+
+
 def test_the_page_is_whole_and_needs_nothing_else(folder, page):
     assert page.open == []
     text = (folder / "report.html").read_text()

@@ -92,6 +92,12 @@ def _pilot_lines(numbers: dict[str, Any]) -> list[str]:
         lines.append(
             f"AdamW makes {longer['steps']} steps in the time of {longer['horizon']} of the rule: {losses} at {rates}"
         )
+    for pilot in numbers["baselines"]:
+        rate = "" if pilot["learning_rate"] is None else f" at learning rate {pilot['learning_rate']:g}"
+        lines.append(
+            f"{pilot['name']}{rate} after {pilot['horizon']} steps: {_losses(pilot['losses'])} (rule "
+            f"{_losses(pilot['rule'])})"
+        )
     return lines
 
 

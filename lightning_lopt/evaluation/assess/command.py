@@ -27,6 +27,11 @@ def assess_command(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--budget", help="90s, 5min, 10%% or 400steps of the planned run; without it 5%%, and 20s at least"
     )
+    parser.add_argument(
+        "--against",
+        default="",
+        help="names of baselines to run beside the pilots, joined by commas; no part of the verdict",
+    )
     parser.add_argument("--device", help="where pilots run, for instance cuda; without it where the module is")
     parser.add_argument("--json", metavar="FILE", help="write everything that was measured")
     given = parser.parse_args(arguments)
@@ -48,11 +53,12 @@ def assess_command(arguments: Sequence[str]) -> int:
             given.rule,
             total_steps=given.total_steps,
             budget=given.budget,
+            against=[name for name in given.against.split(",") if name],
             tell=lambda line: print(line, file=sys.stderr, flush=True),
         )
         if given.json is not None:
             found.save(given.json)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         say(f"lightning-lopt assess: {error}")
         return 1
     say(str(found))

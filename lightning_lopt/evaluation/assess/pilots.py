@@ -71,8 +71,8 @@ class Level:
         return {
             "horizon": self.horizon,
             "seconds": round(self.seconds, 3),
-            "start": _json(self.start),
-            "rule": _json(self.rule),
+            "start": losses_by_split_json(self.start),
+            "rule": losses_by_split_json(self.rule),
             "adamw": losses_json(self.adamw),
         }
 
@@ -126,7 +126,7 @@ def adamw_runs(
 
 def losses_json(adamw: dict[int, dict[Split, Tensor]]) -> dict[str, Any]:
     """Losses by learning rate as JSON values."""
-    return {f"{learning_rate(exponent):.3g}": _json(found) for exponent, found in adamw.items()}
+    return {f"{learning_rate(exponent):.3g}": losses_by_split_json(found) for exponent, found in adamw.items()}
 
 
 def _runs(
@@ -170,5 +170,6 @@ def _capped(losses: Tensor) -> Tensor:
     return torch.nan_to_num(losses, nan=torch.inf)
 
 
-def _json(losses: dict[Split, Tensor]) -> dict[str, list[float | None]]:
+def losses_by_split_json(losses: dict[Split, Tensor]) -> dict[str, list[float | None]]:
+    """Losses by split as JSON values; what is not finite becomes ``None``."""
     return {split: [six_digits(value) for value in values.tolist()] for split, values in losses.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning_lopt.evaluation.assess.assessment import Assessment
@@ -13,6 +13,7 @@ from lightning_lopt.evaluation.assess.budget import budget_seconds
 from lightning_lopt.evaluation.assess.costs import StepCost, step_cost
 from lightning_lopt.evaluation.assess.coverage import gaps, meta_training_of, unrecorded
 from lightning_lopt.evaluation.assess.ladder import SWEEPS, climb
+from lightning_lopt.evaluation.assess.named_baselines import BaselinePilot, baseline_pilots, check_baselines
 from lightning_lopt.evaluation.assess.outlook import Outlook, outlook
 from lightning_lopt.evaluation.assess.passes import with_planned_passes
 from lightning_lopt.evaluation.assess.pilots import Level
@@ -28,6 +29,7 @@ from lightning_lopt.evaluation.assess.subject import Subject
 from lightning_lopt.evaluation.assess.task import PilotTask
 from lightning_lopt.evaluation.assess.verdict import judge
 from lightning_lopt.io import load_rule
+from lightning_lopt.meta.runs import device_of
 from lightning_lopt.optim.inputs import checked_horizon
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.tasks.base import Split
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 MOST = 200  # batches that are read at all
 FOR_COST, FOR_READING = 0.1, 0.2  # of the budget
+FOR_BASELINES = 0.25  # likewise, where baselines are named
 UNTIL_SAME_TIME, UNTIL_PASSES, UNTIL_BATCHES = 0.72, 0.87, 0.98  # likewise, counted from the start
 
 
@@ -50,6 +53,7 @@ def assess(
     total_steps: int,
     budget: float | str | None = None,
     valid: Iterable[Any] | None = None,
+    against: Sequence[str] = (),
     tell: Callable[[str], None] = lambda line: None,
 ) -> Assessment:
     """Find out before a long training run whether a rule is to be trusted with it.
@@ -69,9 +73,12 @@ def assess(
         budget: seconds all of this may take, or a text such as ``"5min"``, ``"10%"`` or ``"400steps"`` of the planned
             run; ``None`` for 5 % of it, and 20 seconds at least.
         valid: validation batches, where ``data`` is no data module; ``training_step`` gives their loss too.
+        against: names of baselines (``"soap_3e-3"``, ``"prodigy"``) that run beside the pilots too, for the reader: the
+            verdict compares with AdamW alone.
         tell: is given a line when something has been done.
 
     Raises:
+        ImportError: if a baseline is of a package that is not installed.
         ValueError: with one sentence, for a module, data, a rule or a number that cannot be used, and for whatever the
             module or its data raise.
 
@@ -80,6 +87,7 @@ def assess(
         print(assess(Model(), DataModule(), total_steps=20_000))
     """
     began = time.perf_counter()
+    check_baselines(against)
     steps = checked_horizon(total_steps)
     if steps is None:
         raise ValueError("total_steps is None; give the number of optimizer steps of the planned run.")
@@ -89,7 +97,7 @@ def assess(
     with untouched(), generators_kept(model, data, valid):
         try:
             subject = Subject(model, data, valid, steps)
-            return _assess(subject, used, name, meta_training, steps, budget, began, tell)
+            return _assess(subject, used, name, meta_training, steps, budget, began, against, tell)
         except (ValueError, OSError):  # sentences
             raise
         except Exception as error:
@@ -112,6 +120,7 @@ def _assess(
     total_steps: int,
     budget: float | str | None,
     began: float,
+    against: Sequence[str],
     tell: Callable[[str], None],
 ) -> Assessment:
     rule.to(subject.device)
@@ -125,7 +134,7 @@ def _assess(
     seconds, allowance = budget_seconds(budget, step, total_steps)
     tell(f"a training step with AdamW takes {1000 * step:.2f} ms; {seconds:.1f} s for this")
     subject.read(min(MOST, total_steps), began + FOR_READING * seconds, 0.1 * seconds)
-    pilots = _Pilots(rule, total_steps, began, seconds, tell)
+    pilots = _Pilots(rule, total_steps, began, seconds, against, tell)
     pilots.run(subject, cost, slowdown)
     size, levels = subject.size, pilots.levels
     missing = gaps(subject.module, meta_training, total_steps=total_steps, batch_size=size, parameters=cost.parameters)
@@ -179,13 +188,22 @@ class _Pilots:
         total_steps: of the planned run.
         began: what ``time.perf_counter()`` showed at the start.
         seconds: that all of the assessment may take.
+        against: names of baselines.
         tell: is given a line when something has been done.
     """
 
     def __init__(
-        self, rule: UpdateRule, total_steps: int, began: float, seconds: float, tell: Callable[[str], None]
+        self,
+        rule: UpdateRule,
+        total_steps: int,
+        began: float,
+        seconds: float,
+        against: Sequence[str],
+        tell: Callable[[str], None],
     ) -> None:
         self.rule, self.total_steps, self.began, self.seconds, self.tell = rule, total_steps, began, seconds, tell
+        self.against = against
+        self.baselines: list[BaselinePilot] = []
         self.levels: list[Level] = []
         self.longer: LongerRuns | None = None
         self.matched: Level | None = None
@@ -193,7 +211,7 @@ class _Pilots:
         self.notes: list[str] = []
 
     def _until(self, share: float) -> float:
-        return self.began + share * self.seconds
+        return self.began + share * self.seconds * (1 - FOR_BASELINES if self.against else 1)
 
     def run(self, subject: Subject, cost: StepCost, slowdown: float) -> None:
         """Make them, as far as there is time."""
@@ -243,6 +261,13 @@ class _Pilots:
             self.notes.append("not all other batch sizes could be tried: batches are too few or no stacks of examples")
         self.others = with_other_batches(self.rule, tasks, self.levels, self._until(UNTIL_BATCHES), self.notes)
         self.tell(f"{len(self.others)} other batch sizes tried")
+        if self.against:
+            until = self.began + UNTIL_BATCHES * self.seconds
+            device = device_of(self.rule)
+            self.baselines = baseline_pilots(
+                self.against, task, self.levels, device=device, until=until, notes=self.notes
+            )
+            self.tell(f"{len(self.baselines)} baselines tried")
 
     def views(self, levels: list[Level], missing: int, *, default: bool = False) -> dict[Split, Outlook]:
         """The outlook from some levels, by split; empty without a level."""
@@ -259,6 +284,7 @@ class _Pilots:
             "same_time": None if self.longer is None else self.longer.to_json(),
             "planned_passes": None if self.matched is None else self.matched.to_json(),
             "other_batches": [other.to_json() for other in self.others],
+            "baselines": [pilot.to_json() for pilot in self.baselines],
         }
 
 

@@ -20,6 +20,7 @@ from lightning_lopt.evaluation.report.tables import (
     plain,
     speedups,
 )
+from lightning_lopt.evaluation.report.untuned import untuned_table
 from lightning_lopt.evaluation.report.words import DEFINITIONS, summary
 from lightning_lopt.evaluation.results import Results
 
@@ -58,7 +59,7 @@ def page(results: Results, found: Sequence[Number], pictures: Mapping[str, bytes
         f"<title>{_e(title)}</title><style>{_STYLE}</style></head><body>",
         f"<h1>{_e(title)}</h1>",
         f'<p class="under">{_e(suite)}{len(results.problems)} problems, {results.seeds} seeds each. '
-        "Rules are used as they are, baselines are tuned for each problem.</p>",
+        "Rules are used as they are; baselines called tuned are tuned for each problem, others are not.</p>",
         "<h2>Summary</h2>",
         *(f"<p>{_e(paragraph)}</p>" for paragraph in summary(results, found)),
         _table(overall(found, ("speedup", "speedup_median", "wall_clock", "train_wins", "valid_wins"), "all problems")),
@@ -67,6 +68,7 @@ def page(results: Results, found: Sequence[Number], pictures: Mapping[str, bytes
         "<p>Every rule against every other optimizer, by the logarithm of the ratio of final losses: below 0 it ends "
         "lower.</p>",
         _table(log_ratios(results)),
+        *_untuned(results),
         "<h2>How the results are spread</h2>",
         _picture(pictures, "profile", "share of runs by speed-up, and performance profile"),
         "<h2>Seen and unseen</h2>",
@@ -98,6 +100,18 @@ def page(results: Results, found: Sequence[Number], pictures: Mapping[str, bytes
         "</body></html>",
     ]
     return "\n".join(parts) + "\n"
+
+
+def _untuned(results: Results) -> list[str]:
+    table = untuned_table(results)
+    if not table.rows:
+        return []
+    return [
+        "<h2>Untuned against untuned</h2>",
+        "<p>Rules beside the baselines that nobody tuned: on how many problems a rule ends lower, by the median over "
+        "seeds of the ratio of final losses, both with 1 % of the know-nothing loss added.</p>",
+        _table(table),
+    ]
 
 
 def _seen(results: Results, found: Sequence[Number]) -> list[str]:

@@ -1,0 +1,145 @@
+"""The adapter that runs any optimizer with the interface of ``torch.optim`` on a problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from lightning_lopt.evaluation.measurement import Measurement
+from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.runs import PerModel, measured_in_windows
+from lightning_lopt.rules.base import StepContext
+from lightning_lopt.rules.constants import schedule_factor
+from lightning_lopt.seeding import generator
+from lightning_lopt.tasks.base import Batch, Split, Task
+
+Build = Callable[[list[Tensor]], torch.optim.Optimizer]
+"""Makes a new optimizer of the parameters of one model."""
+
+
+def run_optimizers(
+    builds: Sequence[Build],
+    problem: Problem,
+    *,
+    seeds: int,
+    seed: int = 0,
+    schedule: str = "constant",
+    device: torch.device | str = "cpu",
+) -> list[Measurement]:
+    """Train ``seeds`` models with each of several optimizers, each model with an optimizer of its own.
+
+    Initial models and mini-batches are those of :func:`~lightning_lopt.evaluation.runs.run_rules`.
+
+    Args:
+        builds: an optimizer each.
+        problem: what to solve.
+        seeds: models for each optimizer, >= 1.
+        seed: of models and mini-batches.
+        schedule: factor on all learning rates over the horizon, ``"constant"`` or ``"cosine"`` (to 0).
+        device: where the models are.
+
+    Returns:
+        one measurement for each optimizer, on the CPU, named ``"0"``, ``"1"``, ...
+    """
+    task, horizon = problem.task, problem.horizon
+    models = TorchModels(builds, task, horizon, seeds=seeds, seed=seed, schedule=schedule, device=device)
+    return measured_in_windows(models, task, horizon, copies=len(builds))
+
+
+class TorchModels:
+    """Models side by side, each trained by an optimizer of its own: ``seeds`` for each of several optimizers.
+
+    Gradients of all models are computed as one. A model whose loss or gradient is not finite has diverged: its
+    parameters become NaN, and its optimizer makes no more steps. An optimizer with ``train()`` and ``eval()`` is
+    measured in the mode of evaluation.
+
+    Args:
+        builds: an optimizer each.
+        task: what the models solve.
+        horizon: planned steps.
+        seeds: models for each optimizer.
+        seed: of models and mini-batches.
+        schedule: of the learning rates.
+        device: where the models are.
+    """
+
+    def __init__(
+        self,
+        builds: Sequence[Build],
+        task: Task,
+        horizon: int,
+        *,
+        seeds: int,
+        seed: int,
+        schedule: str = "constant",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.task, self.horizon, self.seeds, self.copies, self.schedule = task, horizon, seeds, len(builds), schedule
+        inits = [task.init(generator(seed, "init", index)) for index in range(seeds)]
+        self.params = {name: torch.stack([init[name] for init in inits] * self.copies).to(device) for name in inits[0]}
+        self.draws = generator(seed, "batches")
+        self.step = 0
+        self.leaves = [  # views: a step changes the stack
+            {name: self.params[name][model] for name in task.roles} for model in range(self.copies * seeds)
+        ]
+        self.optimizers = [
+            build(list(leaves.values()))
+            for build, leaves in zip([build for build in builds for _ in range(seeds)], self.leaves, strict=True)
+        ]
+        self.rates = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in self.optimizers]
+
+    def advance(self, steps: int) -> Tensor:
+        """Make ``steps`` steps; returns the losses before each, shape ``(steps, copies x seeds)``."""
+        return torch.stack([self._advance_one() for _ in range(steps)])
+
+    def _advance_one(self) -> Tensor:
+        batch = {name: self._on_all(value) for name, value in self.task.batch(self.draws, self.seeds).items()}
+        grads, losses, carried = vmap(self.task.gradient)(self.params, batch)
+        squares = sum((grad.flatten(1).square().sum(1) for grad in grads.values()), losses)
+        at = StepContext(torch.tensor(float(self.step)), torch.tensor(float(self.horizon)))
+        factor = float(schedule_factor(self.schedule, at))
+        for model, finite in enumerate(squares.isfinite().tolist()):
+            self._step_of(model, {name: grad[model] for name, grad in grads.items()}, factor, finite)
+        self.params |= carried
+        self.step += 1
+        return losses.detach()
+
+    def _step_of(self, model: int, grads: Batch, factor: float, finite: bool) -> None:
+        optimizer, leaves = self.optimizers[model], self.leaves[model]
+        if not finite:
+            for leaf in leaves.values():
+                leaf.fill_(torch.nan)
+            return
+        for group, rate in zip(optimizer.param_groups, self.rates[model], strict=True):
+            group["lr"] = factor * rate
+        for name, leaf in leaves.items():
+            leaf.grad = grads[name]
+        optimizer.step()
+
+    def on_full_batch(self, split: Split, function: PerModel) -> Batch:
+        """``function`` of each model's parameters and the whole split, those of one optimizer at a time."""
+        device = next(iter(self.params.values())).device
+        full = {name: value.to(device) for name, value in self.task.full_batch(split).items()}
+        switch(self.optimizers, "eval")
+        parts = [
+            vmap(function, in_dims=(0, None))(
+                {name: value[copy * self.seeds :][: self.seeds] for name, value in self.params.items()}, full
+            )
+            for copy in range(self.copies)
+        ]
+        switch(self.optimizers, "train")
+        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+    def _on_all(self, value: Tensor) -> Tensor:
+        """Entries of mini-batches for the models of all optimizers, leading axis ``seeds`` to ``copies x seeds``."""
+        value = value.to(next(iter(self.params.values())).device)
+        return torch.cat([value] * self.copies)
+
+
+def switch(optimizers: Sequence[torch.optim.Optimizer], mode: str) -> None:
+    """Call ``train()`` or ``eval()`` of the optimizers that have it: those of averages move the parameters."""
+    for optimizer in optimizers:
+        getattr(optimizer, mode, lambda: None)()
