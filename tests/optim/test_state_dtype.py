@@ -94,8 +94,8 @@ def test_steps_are_those_of_float32_up_to_rounding(name):
     (low, optimizer), (high, _) = run(rule=rule), run(None, rule=rule)
     for key, value in tensors(optimizer):
         assert value.dtype == (BF16 if value.numel() > 1 and key not in rule.exact_state else torch.float32), key
-    # orthogonalised, directions that carry next to nothing become as large as the others
-    tolerance = 0.25 if name in ("muon", "residual") else 0.1
+    # orthogonalised or in eigenbases, directions that carry next to nothing become as large as the others
+    tolerance = 0.25 if name in ("base", "muon", "residual") else 0.1
     for begin, one, other in zip(start, low, high, strict=True):
         assert torch.linalg.vector_norm(one - other) <= tolerance * torch.linalg.vector_norm(other - begin) + 1e-7
 
