@@ -40,7 +40,7 @@ def test_heavy_packages_are_neither_needed_nor_imported():
         "added = {name.split('.')[0] for name in set(sys.modules) - before if sys.modules[name]}\n"
         "print(json.dumps([sorted(added), seconds]))\n"
     )
-    assert seconds < 0.2  # of the processor, so that a busy machine does not matter
+    assert seconds < 0.5  # of the processor; 0.17 to 0.28 on a busy and slow machine
     assert "lightning_lopt" in added
     assert set(added) <= {"lightning_lopt", "safetensors", *sys.stdlib_module_names}
     sources = [path.read_text() for path in PACKAGE.rglob("*.py")]
