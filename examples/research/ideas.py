@@ -137,8 +137,8 @@ class WithIdeas(ResidualRule):
         mixed = state[key] + share * at.momentum_weight * slow / state["slow_weight"]
         seen = {**state, key: mixed / (1 + share)}
         direction, length = super()._direction(param, grad, inside, seen, role, at)
-        direction, length = direction * length / at.step_size, at.step_size
-        coherence = torch.log(rms(direction) + TINY) / at.coherence_power.clamp(min=0.1)  # r / 0.3
+        unit = at.step_size / length  # what the direction is in for a step of RMS (r / 0.3)^power
+        coherence = torch.log(rms(direction) / unit + TINY) / at.coherence_power.clamp(min=0.1)  # r / 0.3
         state["log_coherence"] = torch.lerp(state["log_coherence"], coherence.clamp(-3.0, 1.3), 0.05)
         if self.orthogonal and "rotated_moment" in state:
             turned = _as_long(orthogonalise(direction), direction)
@@ -151,7 +151,7 @@ class WithIdeas(ResidualRule):
         direction = _as_long((1 - against) * direction, direction)
         # The update is -step_size (scale direction + weight_decay param).
         decay = at.weight_decay / torch.maximum(state["initial_rms"], at.rms_floor) * param
-        return direction - self.ideas.cautious_decay * torch.where(direction * param < 0, decay, 0.0), length
+        return direction - self.ideas.cautious_decay * unit * torch.where(direction * param < 0, decay, 0.0), length
 
 
 def _forgetful(rate: Tensor, power: Tensor) -> Tensor:

@@ -35,9 +35,7 @@ from lightning_lopt.rules.structure import Signs, signs_of, trained
 FIRST_TURNS = 20  # steps that all turn the eigenbases, which are far from where they belong then
 TYPICAL_COHERENCE, LEAST_COHERENCE = 0.3, 0.01
 NULL = 1e-10  # second moments below this share of a tensor's largest may be rounding: such entries take no step
-OPPOSED = (
-    0.01  # direction times gradient, both times _inverse_root, at which caution is in full force: less is half rounding
-)
+OPPOSED = 0.01  # direction times gradient, both by _inverse_root, at which caution is in full force: less may be noise
 GRADIENT_LIMIT = 1e15  # entries are clipped here, in the run's own unit, so that squares stay finite in float32
 SMALLEST_UNIT = 2.0**-100  # of gradients
 

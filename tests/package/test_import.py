@@ -27,7 +27,7 @@ def python(code):
 
 def test_heavy_packages_are_neither_needed_nor_imported():
     """Some come with Lightning where they are installed, so what counts is what this package adds to it."""
-    added, seconds = python(
+    code = (
         "import json, sys, time, lightning\n"
         "before = set(sys.modules)\n"
         f"for name in {HEAVY}:\n"
@@ -40,7 +40,10 @@ def test_heavy_packages_are_neither_needed_nor_imported():
         "added = {name.split('.')[0] for name in set(sys.modules) - before if sys.modules[name]}\n"
         "print(json.dumps([sorted(added), seconds]))\n"
     )
-    assert seconds < 0.5  # of the processor; 0.17 to 0.28 on a busy and slow machine
+    runs = [python(code) for _ in range(3)]
+    added = runs[0][0]
+    # of the processor, and the quickest, so that a busy machine, whose caches others empty, does not matter
+    assert min(seconds for _, seconds in runs) < 0.2
     assert "lightning_lopt" in added
     assert set(added) <= {"lightning_lopt", "safetensors", *sys.stdlib_module_names}
     sources = [path.read_text() for path in PACKAGE.rglob("*.py")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from lightning_lopt.evaluation.benchmark.memory import measured_memory
@@ -29,11 +31,8 @@ def rule_memory(rule: UpdateRule, model: str = MODEL) -> dict[str, tuple[float, 
     parameters = sum(leaf.numel() for _, leaf, _ in leaves)
     measured = {}
     for dtype in (torch.float32, torch.bfloat16):
-        _, memory = measured_memory(
-            lambda dtype=dtype: learned(leaves, rule, loss.detach, 1000, state_dtype=dtype),  # type: ignore[misc]
-            3,
-            device,
-        )
+        make = partial(learned, leaves, rule, loss.detach, 1000, state_dtype=dtype)
+        _, memory = measured_memory(make, 3, device)
         measured[str(dtype).removeprefix("torch.")] = (memory.state / parameters, memory.peak / parameters)
     return measured
 
