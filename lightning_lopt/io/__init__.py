@@ -1,12 +1,17 @@
 """Rules as files: ``model.safetensors``, ``config.json`` and a model card. Nothing that is read is ever executed."""
 
+from typing import TYPE_CHECKING
+
+from lightning_lopt._lazy import lazily
 from lightning_lopt.io.card import Card
 from lightning_lopt.io.files import RuleFileError
 from lightning_lopt.io.identity import load_meta_training, weights_sha256
-from lightning_lopt.io.importers import convert_rule, import_rule
 from lightning_lopt.io.load import load_card, load_rule
 from lightning_lopt.io.save import save_rule
 from lightning_lopt.io.sources import available_rules
+
+if TYPE_CHECKING:
+    from lightning_lopt.io.importers import convert_rule, import_rule
 
 __all__ = [
     "Card",
@@ -20,3 +25,6 @@ __all__ = [
     "save_rule",
     "weights_sha256",
 ]
+
+# Readers of others' files, which training needs nothing of.
+__getattr__ = lazily(__name__, ("importers",))
