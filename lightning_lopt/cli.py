@@ -118,8 +118,8 @@ def compare(arguments: Sequence[str]) -> int:
 
 
 def assess(arguments: Sequence[str]) -> int:
-    """Is a rule to be trusted with a module; see :mod:`lightning_lopt.evaluation.assess`."""
-    from lightning_lopt.evaluation.assess.command import assess_command
+    """Is a rule to be trusted with a module; see :mod:`lightning_lopt.assessment`."""
+    from lightning_lopt.assessment.command import assess_command
 
     return assess_command(arguments)
 

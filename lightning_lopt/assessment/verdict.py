@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from lightning_lopt.evaluation.assess.outlook import Outlook
+from lightning_lopt.assessment.outlook import Outlook
 from lightning_lopt.tasks.base import Split
 
 USE, CARE, DONT = "use it", "use it with care", "don't"

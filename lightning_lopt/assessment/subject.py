@@ -2,77 +2,42 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
-from lightning.fabric.utilities import move_data_to_device
-
-from lightning_lopt._lightning import is_lightning
-from lightning_lopt.evaluation.assess.batches import examples_in, regrouped
-from lightning_lopt.evaluation.assess.reading import readers
-from lightning_lopt.evaluation.assess.task import MEASURED, PilotTask
+from lightning_lopt.assessment.pilot_task import MEASURED, PilotTask, examples_in, regrouped
 from lightning_lopt.optim.configured import optimizers_in
 from lightning_lopt.optim.pretrained_model import looks_pretrained
-from lightning_lopt.tasks.lightning_batches import StackedBatches
-from lightning_lopt.tasks.lightning_module import TrainingStep, check_automatic
-from lightning_lopt.tasks.stand_in import Fit
-from lightning_lopt.tasks.users_code import users_code
-
-FIRST = 3  # batches that are read before anything is known
+from lightning_lopt.tasks.lightning_task import LightningTask
+from lightning_lopt.tasks.module_with_data import ModuleWithData
 
 
-class Subject:
+class Subject(ModuleWithData):
     """A module that can be assessed, checked and tried out on its first batches.
 
     Args:
-        model: a module, or a function that builds one; let alone.
-        data, valid: see :func:`~lightning_lopt.evaluation.assess.assess`.
+        model: a module, or a function that builds one; it is not changed.
+        data, valid: see :func:`~lightning_lopt.assessment.assess`.
         total_steps: of the planned run.
 
     Attributes:
-        model, module: as given, and a module.
-        kind: name of its class.
-        train, held_out: readers, of which the first ``FIRST`` batches of training are read.
-        fit: what ``self.trainer`` answers.
-        task: the module on these batches.
+        size: examples in a batch, ``None`` where that is unknown.
         pretrained: why the module looks trained already, ``None`` if it does not.
 
     Raises:
         ValueError: with one sentence, for a module or data that cannot be used, and for whatever they raise.
     """
 
+    task_class: ClassVar[type[LightningTask]] = PilotTask
+    task: PilotTask
+
     def __init__(self, model: Any, data: Any, valid: Any, total_steps: int) -> None:
-        self.model = self.module = model
-        if not is_lightning(model, "LightningModule"):
-            with users_code(f"{getattr(model, '__name__', 'model')}()"):
-                self.module = model()
-        self.kind = type(self.module).__name__
-        check_automatic(self.module)
-        self.fit = Fit(total_steps=total_steps, batches=total_steps)
-        host = TrainingStep(self.module, self.fit).module
+        super().__init__(model, data, valid, total_steps)
+        self.size = examples_in(self.first[0])
+
+    def check(self, host: Any) -> None:
         _check_optimizers(host)
         self.pretrained = looks_pretrained(self.module) or looks_pretrained(host)
-        self.device = next(iter(host.parameters()), torch.zeros(())).device
-        self.train, self.held_out = readers(host, data, valid)
-        self.train.take(FIRST)
-        if not self.train.batches:
-            raise ValueError(f"{self.kind}: there is no training batch; give at least one.")
-        self.fit = dataclasses.replace(
-            self.fit, batches=self.train.length or total_steps, datamodule=host.trainer.datamodule
-        )
-        self.first = self._moved(self.train.batches)
-        self.size = examples_in(self.first[0])
-        self.task = PilotTask(model, StackedBatches(self.first, f"{self.kind}, training batches"), fit=self.fit)
-
-    def copies(self, count: int) -> list[TrainingStep]:
-        """Steps of ``count`` copies of the module, which may be trained."""
-        steps = [TrainingStep(self.module, self.fit) for _ in range(count)]
-        if self.task.uses_metrics:
-            for step in steps:
-                step.use_metrics()
-        return steps
 
     def read(self, limit: int, until: float, seconds_for_validation: float) -> None:
         """Read on, at most ``limit`` batches of training and those of validation that are measured.
@@ -91,7 +56,7 @@ class Subject:
         Args:
             notes: is given a sentence where there is no validation loss.
         """
-        train, valid = self._moved(self.train.batches), self._held_out_batches()
+        train, valid = self.moved(self.train.batches), self._held_out_batches()
         task, reason = self.task.on(train, valid)
         if reason:
             notes.append(f"no validation loss: {reason}")
@@ -108,10 +73,7 @@ class Subject:
         if self.held_out is None or not self.held_out.batches:
             return []
         same = regrouped(self.held_out.batches, self.size) if self.size else None
-        return self._moved((same or self.held_out.batches)[:MEASURED])
-
-    def _moved(self, batches: list[Any]) -> list[Any]:
-        return [move_data_to_device(batch, self.device) for batch in batches]
+        return self.moved((same or self.held_out.batches)[:MEASURED])
 
 
 def _check_optimizers(host: Any) -> None:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from assessed import STEPS, Data, Model
 
+from lightning_lopt.assessment import assess
+from lightning_lopt.assessment.named_baselines import baseline_pilots
+from lightning_lopt.assessment.pilots import Level
 from lightning_lopt.cli import main
-from lightning_lopt.evaluation.assess import assess
-from lightning_lopt.evaluation.assess.named_baselines import baseline_pilots
-from lightning_lopt.evaluation.assess.pilots import Level
 from lightning_lopt.evaluation.packaged import PackagedOptimizer
 from lightning_lopt.tasks import Quadratic
 

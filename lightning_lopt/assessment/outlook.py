@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_lopt.evaluation.assess.pilots import DEFAULT, Level
+from lightning_lopt.assessment.pilots import DEFAULT, Level
 from lightning_lopt.tasks.base import Split
 
 FLOOR = 0.01  # in units of the loss at the start: below it, lower is hardly better

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lopt.evaluation.assess.ladder import Cost
-from lightning_lopt.evaluation.assess.pilots import Level, OutOfTime, adamw_runs, losses_json
+from lightning_lopt.assessment.ladder import Cost
+from lightning_lopt.assessment.pilots import Level, OutOfTime, adamw_runs, losses_json
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.tasks.base import Split, Task
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lopt.evaluation.assess.ladder import SHORTEST
-from lightning_lopt.evaluation.assess.pilots import Level, OutOfTime, losses_by_split_json
+from lightning_lopt.assessment.ladder import SHORTEST
+from lightning_lopt.assessment.pilots import Level, OutOfTime, losses_by_split_json
 from lightning_lopt.evaluation.baselines import BASELINES
 from lightning_lopt.evaluation.runs import SideBySide
 from lightning_lopt.rules.base import Params

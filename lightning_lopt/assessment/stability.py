@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from lightning_lopt.evaluation.assess.ladder import SHORTEST, Cost
-from lightning_lopt.evaluation.assess.outlook import log_ratio
-from lightning_lopt.evaluation.assess.pilots import SEEDS, Level, OutOfTime, learning_rate, run_level
+from lightning_lopt.assessment.ladder import SHORTEST, Cost
+from lightning_lopt.assessment.outlook import log_ratio
+from lightning_lopt.assessment.pilots import SEEDS, Level, OutOfTime, learning_rate, run_level
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.tasks.base import Task
 from lightning_lopt.tasks.users_code import named

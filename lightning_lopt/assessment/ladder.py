@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lightning_lopt.evaluation.assess.pilots import DEFAULT, SEEDS, Level, OutOfTime, run_level
-from lightning_lopt.evaluation.assess.task import MEASURED
+from lightning_lopt.assessment.pilot_task import MEASURED
+from lightning_lopt.assessment.pilots import DEFAULT, SEEDS, Level, OutOfTime, run_level
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.tasks.base import Task
 

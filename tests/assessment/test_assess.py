@@ -11,12 +11,12 @@ from assessed import STEPS, Data, Model, loader
 from torch import nn
 
 from lightning_lopt import AdamRule, SGDRule, assess, load_rule
-from lightning_lopt.evaluation.assess.budget import budget_seconds
-from lightning_lopt.evaluation.assess.reading import readers
-from lightning_lopt.evaluation.assess.subject import FIRST
-from lightning_lopt.evaluation.assess.task import MEASURED, PilotTask
+from lightning_lopt.assessment.budget import budget_seconds
+from lightning_lopt.assessment.pilot_task import MEASURED, PilotTask
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks.lightning_batches import StackedBatches
+from lightning_lopt.tasks.loader_reading import readers
+from lightning_lopt.tasks.module_with_data import FIRST
 
 WINS, LOSES, DIVERGES = SGDRule(0.05), AdamRule(1e-6), SGDRule(10.0)
 ENOUGH = 120.0  # seconds: pilots reach the planned horizon, and it takes two

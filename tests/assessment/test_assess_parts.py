@@ -8,15 +8,15 @@ from assessed import Model
 from torch import nn
 
 from lightning_lopt import load_rule
-from lightning_lopt.evaluation.assess.batches import regrouped
-from lightning_lopt.evaluation.assess.costs import step_cost
-from lightning_lopt.evaluation.assess.coverage import _LAYERS, gaps, meta_training_of
-from lightning_lopt.evaluation.assess.ladder import SWEEPS, Cost, _first, next_horizon
-from lightning_lopt.evaluation.assess.outlook import FLOOR, log_ratio, outlook
-from lightning_lopt.evaluation.assess.passes import batches_for
-from lightning_lopt.evaluation.assess.pilots import DEFAULT, Level
-from lightning_lopt.evaluation.assess.same_time import LongerRuns, in_the_same_time
-from lightning_lopt.evaluation.assess.verdict import CARE, DONT, USE, judge
+from lightning_lopt.assessment.coverage import _LAYERS, gaps, meta_training_of
+from lightning_lopt.assessment.ladder import SWEEPS, Cost, _first, next_horizon
+from lightning_lopt.assessment.outlook import FLOOR, log_ratio, outlook
+from lightning_lopt.assessment.passes import batches_for
+from lightning_lopt.assessment.pilot_task import regrouped
+from lightning_lopt.assessment.pilots import DEFAULT, Level
+from lightning_lopt.assessment.same_time import LongerRuns, in_the_same_time
+from lightning_lopt.assessment.step_cost import step_cost
+from lightning_lopt.assessment.verdict import CARE, DONT, USE, judge
 from lightning_lopt.tasks.lightning_module import TrainingStep
 from lightning_lopt.tasks.mixtures import FAMILIES
 

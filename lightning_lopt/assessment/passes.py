@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from lightning_lopt.evaluation.assess.ladder import SHORTEST, Cost
-from lightning_lopt.evaluation.assess.pilots import SEEDS, Level, OutOfTime, run_level
-from lightning_lopt.evaluation.assess.task import PilotTask
+from lightning_lopt.assessment.ladder import SHORTEST, Cost
+from lightning_lopt.assessment.pilot_task import PilotTask
+from lightning_lopt.assessment.pilots import SEEDS, Level, OutOfTime, run_level
 from lightning_lopt.rules.base import UpdateRule
 
 FEW = 1.5  # passes over the data in which nothing is memorised

@@ -36,9 +36,9 @@ def assess_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", metavar="FILE", help="write everything that was measured")
     given = parser.parse_args(arguments)
 
-    from lightning_lopt.evaluation.assess.run import assess
-    from lightning_lopt.evaluation.assess.user_code import load_object
+    from lightning_lopt.assessment.run import assess
     from lightning_lopt.tasks.users_code import users_code
+    from lightning_lopt.user_files import load_object
 
     try:
         model = load_object(given.model)

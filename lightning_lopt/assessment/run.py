@@ -8,26 +8,26 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lightning_lopt.evaluation.assess.assessment import Assessment
-from lightning_lopt.evaluation.assess.budget import budget_seconds
-from lightning_lopt.evaluation.assess.costs import StepCost, step_cost
-from lightning_lopt.evaluation.assess.coverage import gaps, meta_training_of, unrecorded
-from lightning_lopt.evaluation.assess.ladder import SWEEPS, climb
-from lightning_lopt.evaluation.assess.named_baselines import BaselinePilot, baseline_pilots, check_baselines
-from lightning_lopt.evaluation.assess.outlook import Outlook, outlook
-from lightning_lopt.evaluation.assess.passes import with_planned_passes
-from lightning_lopt.evaluation.assess.pilots import Level
-from lightning_lopt.evaluation.assess.same_time import LongerRuns, in_the_same_time, longer_runs, time_for_levels
-from lightning_lopt.evaluation.assess.stability import (
+from lightning_lopt.assessment.assessment import Assessment
+from lightning_lopt.assessment.budget import budget_seconds
+from lightning_lopt.assessment.coverage import gaps, meta_training_of, unrecorded
+from lightning_lopt.assessment.ladder import SWEEPS, climb
+from lightning_lopt.assessment.named_baselines import BaselinePilot, baseline_pilots, check_baselines
+from lightning_lopt.assessment.outlook import Outlook, outlook
+from lightning_lopt.assessment.passes import with_planned_passes
+from lightning_lopt.assessment.pilot_task import PilotTask
+from lightning_lopt.assessment.pilots import Level
+from lightning_lopt.assessment.same_time import LongerRuns, in_the_same_time, longer_runs, time_for_levels
+from lightning_lopt.assessment.stability import (
     FACTORS,
     OtherBatches,
     nobody_learns,
     troubles,
     with_other_batches,
 )
-from lightning_lopt.evaluation.assess.subject import Subject
-from lightning_lopt.evaluation.assess.task import PilotTask
-from lightning_lopt.evaluation.assess.verdict import judge
+from lightning_lopt.assessment.step_cost import StepCost, step_cost
+from lightning_lopt.assessment.subject import Subject
+from lightning_lopt.assessment.verdict import judge
 from lightning_lopt.io import load_rule
 from lightning_lopt.meta.runs import device_of
 from lightning_lopt.optim.inputs import checked_horizon
