@@ -6,11 +6,21 @@ import json
 import math
 import os
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from lightning_lopt.assessment.findings import Findings, PilotFindings, TrainingCost
+from lightning_lopt.assessment.pilots import DEFAULT, Level, learning_rate
+from lightning_lopt.evaluation.measurement import six_digits
 from lightning_lopt.io.whole import write_whole
+from lightning_lopt.tasks.base import Split
+
+LossesBySplit = Mapping[Split, Tensor]
 
 
 @dataclass(frozen=True)
@@ -22,12 +32,17 @@ class Assessment:
     Attributes:
         verdict: ``"use it"``, ``"use it with care"`` or ``"don't"``.
         reasons: why, the most important one first.
-        numbers: everything that was measured, JSON values only.
+        findings: everything that was measured.
     """
 
     verdict: str
     reasons: list[str]
-    numbers: dict[str, Any]
+    findings: Findings
+
+    @cached_property
+    def numbers(self) -> dict[str, Any]:
+        """The findings as JSON values, those that are not finite among them."""
+        return self.findings.to_json()
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values; a number that is not finite becomes ``None``."""
@@ -41,15 +56,16 @@ class Assessment:
         return target
 
     def __str__(self) -> str:
-        numbers = self.numbers
+        found, seconds = self.findings, self.findings.seconds
+        batches = f"batches of {found.batch_size}" if found.batch_size else "batches of no known size"
         lines = [
-            f"{numbers['module']}: {numbers['parameters']:,} parameters, {_batches(numbers)}, "
-            f"{numbers['total_steps']:,} steps planned, rule {numbers['rule']}",
-            *_cost_lines(numbers),
-            *_pilot_lines(numbers),
-            *(f"note: {note}" for note in numbers["notes"]),
-            f"this took {numbers['seconds']['taken']:.1f} s of {numbers['seconds']['budget']:.1f} s allowed "
-            f"({numbers['seconds']['allowance']}); the planned run takes about {numbers['seconds']['planned']:.1f} s",
+            f"{found.module}: {found.parameters:,} parameters, {batches}, {found.total_steps:,} steps planned, rule "
+            f"{found.rule}",
+            *_cost_lines(found.cost),
+            *_pilot_lines(found.pilots, found.batch_size),
+            *(f"note: {note}" for note in found.pilots.notes),
+            f"this took {seconds.taken:.1f} s of {seconds.budget:.1f} s allowed ({seconds.allowance}); the planned run "
+            f"takes about {seconds.planned:.1f} s",
             "",
             textwrap.fill(self.paragraph, 120),
         ]
@@ -61,59 +77,53 @@ class Assessment:
         return " ".join(f"{part[0].upper()}{part[1:]}." for part in (self.verdict, *self.reasons))
 
 
-def _batches(numbers: dict[str, Any]) -> str:
-    return f"batches of {numbers['batch_size']}" if numbers["batch_size"] else "batches of no known size"
-
-
-def _cost_lines(numbers: dict[str, Any]) -> list[str]:
-    cost = numbers["cost"]
-    milli = {key: 1000 * cost[key] for key in ("data", "gradient", "learned", "adamw")}
+def _cost_lines(cost: TrainingCost) -> list[str]:
+    step = cost.module
+    data, gradient, learned, adamw = (1000 * part for part in (cost.data, step.gradient, step.learned, step.adamw))
     return [
-        f"a step: batch {milli['data']:.2f} ms, forward and backward {milli['gradient']:.2f} ms, optimizer "
-        f"{milli['learned']:.2f} ms (AdamW {milli['adamw']:.2f} ms): {cost['share']:.0%} of the step, "
-        f"{cost['slowdown']:.2f} times a step with AdamW",
-        f"optimizer state: {cost['learned_bytes']:.1f} bytes a parameter (AdamW {cost['adamw_bytes']:.1f})",
+        f"a step: batch {data:.2f} ms, forward and backward {gradient:.2f} ms, optimizer {learned:.2f} ms (AdamW "
+        f"{adamw:.2f} ms): {cost.share:.0%} of the step, {cost.slowdown:.2f} times a step with AdamW",
+        f"optimizer state: {step.learned_bytes:.1f} bytes a parameter (AdamW {step.adamw_bytes:.1f})",
     ]
 
 
-def _pilot_lines(numbers: dict[str, Any]) -> list[str]:
-    if not numbers["pilots"]:
+def _pilot_lines(pilots: PilotFindings, batch_size: int | None) -> list[str]:
+    if not pilots.levels:
         return []
     lines = ["pilots, each a run with a schedule to zero; medians over seeds of training / validation loss:"]
     lines.append(f"  {'steps':>6} {'batch':>6} {'rule':>19} {'swept AdamW':>19} {'at':>15} {'default AdamW':>19}")
-    for pilot in [*numbers["pilots"], *numbers["other_batches"]]:
-        lines.append(_pilot_line(pilot, pilot.get("size") or numbers["batch_size"] or ""))
-    if numbers["planned_passes"]:
+    lines += [_level_line(level, batch_size) for level in pilots.levels]
+    lines += [_level_line(other.level, other.size or batch_size) for other in pilots.others]
+    if pilots.matched is not None:
         lines.append("the same over so few batches that each is seen as often as in the planned run:")
-        lines.append(_pilot_line(numbers["planned_passes"], numbers["batch_size"] or ""))
-    longer = numbers["same_time"]
-    if longer:
-        losses, rates = _swept(longer["adamw"])
+        lines.append(_level_line(pilots.matched, batch_size))
+    if pilots.longer is not None:
+        losses, rates = _swept(pilots.longer.adamw)
         lines.append(
-            f"AdamW makes {longer['steps']} steps in the time of {longer['horizon']} of the rule: {losses} at {rates}"
+            f"AdamW makes {pilots.longer.steps} steps in the time of {pilots.longer.horizon} of the rule: {losses} at "
+            f"{rates}"
         )
-    for pilot in numbers["baselines"]:
-        rate = "" if pilot["learning_rate"] is None else f" at learning rate {pilot['learning_rate']:g}"
+    for pilot in pilots.baselines:
+        rate = "" if pilot.learning_rate is None else f" at learning rate {pilot.learning_rate:g}"
         lines.append(
-            f"{pilot['name']}{rate} after {pilot['horizon']} steps: {_losses(pilot['losses'])} (rule "
-            f"{_losses(pilot['rule'])})"
+            f"{pilot.name}{rate} after {pilot.horizon} steps: {_losses(pilot.losses)} (rule {_losses(pilot.rule)})"
         )
     return lines
 
 
-def _pilot_line(pilot: dict[str, Any], size: Any) -> str:
-    adamw = pilot["adamw"]
-    losses, rates = _swept(adamw)
-    default = _losses(adamw["0.001"]) if "0.001" in adamw else ""
-    return f"  {pilot['horizon']:>6} {size:>6} {_losses(pilot['rule']):>19} {losses:>19} {rates:>15} {default:>19}"
+def _level_line(level: Level, size: int | None) -> str:
+    losses, rates = _swept(level.adamw)
+    default = _losses(level.adamw[DEFAULT]) if DEFAULT in level.adamw else ""
+    return f"  {level.horizon:>6} {size or '':>6} {_losses(level.rule):>19} {losses:>19} {rates:>15} {default:>19}"
 
 
-def _swept(adamw: dict[str, Any]) -> tuple[str, str]:
+def _swept(adamw: Mapping[int, LossesBySplit]) -> tuple[str, str]:
     """AdamW's losses, each at the learning rate that is best for it, and these rates."""
     splits = list(next(iter(adamw.values())))
     best = {split: min(adamw, key=lambda rate, split=split: _middle(adamw[rate][split])) for split in splits}  # type: ignore[misc]
     losses = _losses({split: adamw[best[split]][split] for split in splits})
-    return losses, " / ".join(best.values() if len(set(best.values())) > 1 else [best["train"]])
+    rates = [f"{learning_rate(exponent):.3g}" for exponent in best.values()]
+    return losses, " / ".join(rates if len(set(rates)) > 1 else rates[:1])
 
 
 def _finite(value: Any) -> Any:
@@ -124,9 +134,11 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _middle(losses: list[float | None]) -> float:
-    return sorted(float("inf") if loss is None else loss for loss in losses)[len(losses) // 2]
+def _middle(losses: Tensor) -> float:
+    """The upper median of the losses with six digits, as files keep them; what is not finite counts as infinite."""
+    digits = [six_digits(loss) for loss in losses.tolist()]
+    return sorted(math.inf if loss is None else loss for loss in digits)[len(digits) // 2]
 
 
-def _losses(found: dict[str, list[float | None]]) -> str:
-    return " / ".join(f"{_middle(losses):.4g}" for losses in found.values())
+def _losses(losses: LossesBySplit) -> str:
+    return " / ".join(f"{_middle(of_split):.4g}" for of_split in losses.values())

@@ -1,13 +1,43 @@
-"""How long an assessment may take."""
+"""How long an assessment may take, and when each of its parts has to end."""
 
 from __future__ import annotations
 
 import math
 import re
+import time
+from dataclasses import dataclass
 
 SHARE = 0.05
 LEAST = 20.0  # seconds: less is not enough for pilots that say anything
 _UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """The time that something may take, on the clock ``time.perf_counter()``.
+
+    Attributes:
+        began: what the clock showed at the start.
+        seconds: that all of it may take.
+        allowance: in words, where these seconds come from.
+    """
+
+    began: float
+    seconds: float
+    allowance: str = ""
+
+    def at(self, share: float) -> float:
+        """What the clock shows when this share of the time is over."""
+        return self.began + share * self.seconds
+
+    def shortened(self, share: float) -> Deadline:
+        """The same start with a share of the time."""
+        return Deadline(self.began, share * self.seconds, self.allowance)
+
+    @property
+    def taken(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.began
 
 
 def budget_seconds(budget: float | str | None, step_seconds: float, total_steps: int) -> tuple[float, str]:

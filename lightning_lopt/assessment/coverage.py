@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_lopt.io.files import CONFIG, parse_json_object, read_file
-from lightning_lopt.io.sources import find_files
+from lightning_lopt.io import load_meta_training
 from lightning_lopt.rules.base import UpdateRule
 
 FAR = 2.0  # beyond the longest horizon or the largest batch by more than this
@@ -31,16 +30,12 @@ _LAYERS: dict[str, tuple[tuple[type[nn.Module], ...], frozenset[str]]] = {
 
 
 def meta_training_of(rule: str | os.PathLike[str] | UpdateRule) -> dict[str, Any]:
-    """What ``config.json`` says under ``meta_training``; empty for a rule that was never saved.
+    """What ``config.json`` says under ``meta_training``; empty for a rule in memory, which has no such file.
 
     Raises:
         RuleFileError: if the file is missing or damaged.
     """
-    if isinstance(rule, UpdateRule):
-        return {}
-    file = find_files(rule, (CONFIG,))[CONFIG]
-    found = parse_json_object(read_file(file), file.label).get("meta_training")
-    return found if isinstance(found, dict) else {}
+    return {} if isinstance(rule, UpdateRule) else load_meta_training(rule)
 
 
 def gaps(

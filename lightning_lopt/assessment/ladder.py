@@ -20,7 +20,7 @@ LARGEST_GROWTH = 8.0
 
 
 @dataclass(frozen=True)
-class Cost:
+class PilotSeconds:
     """Seconds of a pilot.
 
     Attributes:
@@ -32,7 +32,7 @@ class Cost:
     run: float
 
     @classmethod
-    def of(cls, level: Level) -> Cost:
+    def of(cls, level: Level) -> PilotSeconds:
         """As it was on a level."""
         return cls((level.seconds - level.measuring) / (level.horizon * level.runs), level.measuring / level.runs)
 
@@ -73,7 +73,7 @@ def climb(
         the levels that were finished, possibly none.
     """
     levels: list[Level] = []
-    cost = Cost(seconds_per_step, 2 * MEASURED * seconds_per_step / 3)  # a forward pass is a third of a step
+    cost = PilotSeconds(seconds_per_step, 2 * MEASURED * seconds_per_step / 3)  # a forward pass is a third of a step
     exponents, horizon = _first(cost, until - time.perf_counter(), total_steps)
     if not horizon and cost.seconds(SHORTEST, 2) < at_most - time.perf_counter():
         exponents, horizon = SWEEPS[-1], min(SHORTEST, total_steps)
@@ -84,7 +84,7 @@ def climb(
         except OutOfTime:
             break
         level = levels[-1]
-        cost = Cost.of(level)
+        cost = PilotSeconds.of(level)
         tell(f"pilots of {horizon} steps: {level.seconds:.1f} s")
         more = LEVELS - len(levels)
         if horizon == total_steps or not more:
@@ -96,7 +96,7 @@ def climb(
     return levels
 
 
-def _first(cost: Cost, seconds: float, total_steps: int) -> tuple[Sequence[int], int]:
+def _first(cost: PilotSeconds, seconds: float, total_steps: int) -> tuple[Sequence[int], int]:
     """Rates and horizon of the first level: as many rates as there is time for."""
     for exponents in SWEEPS:
         horizon = next_horizon(cost, seconds, 0, LEVELS, len(exponents) + 1, total_steps)
@@ -105,7 +105,7 @@ def _first(cost: Cost, seconds: float, total_steps: int) -> tuple[Sequence[int],
     return (), 0
 
 
-def next_horizon(cost: Cost, seconds: float, before: int, levels: int, runs: int, total_steps: int) -> int:
+def next_horizon(cost: PilotSeconds, seconds: float, before: int, levels: int, runs: int, total_steps: int) -> int:
     """Horizon of the next level; 0 if there is no time for one twice as long as the one before.
 
     As many more levels are planned as there is time for, the time in which they are measured included.
@@ -118,12 +118,12 @@ def next_horizon(cost: Cost, seconds: float, before: int, levels: int, runs: int
         runs: how many there are on the next level.
         total_steps: no horizon is longer.
 
-    >>> second = Cost(step=1.0, run=0.0)
+    >>> second = PilotSeconds(step=1.0, run=0.0)
     >>> next_horizon(second, 15 * 100, 25, 1, 15, 1000)  # the last level takes four fifths of what is left
     80
     >>> next_horizon(second, 15 * 100, 50, 1, 15, 1000), next_horizon(second, 15 * 100, 50, 1, 15, 80)
     (0, 80)
-    >>> next_horizon(Cost(step=1.0, run=30.0), 10 * 50, 0, 4, 10, 1000)  # time for one level only
+    >>> next_horizon(PilotSeconds(step=1.0, run=30.0), 10 * 50, 0, 4, 10, 1000)  # time for one level only
     5
     """
 

@@ -15,7 +15,7 @@ from lightning_lopt.assessment.pilots import Level, OutOfTime, losses_by_split_j
 from lightning_lopt.evaluation.baselines import BASELINES
 from lightning_lopt.evaluation.runs import SideBySide
 from lightning_lopt.rules.base import Params
-from lightning_lopt.tasks.base import Batch, Split, Task
+from lightning_lopt.tasks.base import Batch, MissingSplitError, Split, Task
 from lightning_lopt.tasks.users_code import named
 
 SHARE = 0.8  # of the time of a baseline that its run may take by the speed of a short one
@@ -138,6 +138,6 @@ def _final(models: SideBySide, task: Task, horizon: int, until: float) -> dict[S
         for split in splits:
             try:
                 finals[split] = models.on_full_batch(split, loss)["loss"].cpu()
-            except ValueError:  # no validation batches
+            except MissingSplitError:
                 continue
     return finals

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.assessment.pilots import DEFAULT, Level
+from lightning_lopt.evaluation.metrics import CAP, log_ratio
 from lightning_lopt.tasks.base import Split
 
-FLOOR = 0.01  # in units of the loss at the start: below it, lower is hardly better
-CAP = 1.5  # likewise: above it, and where it is not finite, a loss counts as that
 DRIFT = 0.03  # of the log-ratio for each doubling of the horizon, beyond what its trend says
 DRIFT_UNKNOWN = 0.2  # likewise where a single horizon was tried
 GAP_DRIFT = 0.02  # more of it for each thing that meta-training did not cover
@@ -32,7 +31,7 @@ class Outlook:
         uncertainty: half the width of the interval around it.
         doublings: from the longest pilot to the planned run.
         losses: of the rule and of AdamW in the longest pilot, medians over seeds.
-        positive: whether all losses are; if not, see :func:`log_ratio`.
+        positive: whether all losses are; if not, see :func:`level_log_ratio`.
     """
 
     pilots: list[tuple[int, float]]
@@ -80,14 +79,14 @@ def outlook(
         default: compare with torch's default learning rate instead of the best one.
         matched: the pilot with the planned number of passes, if there is one.
     """
-    ratios = [log_ratio(level, split, default=default) for level in levels]
+    ratios = [level_log_ratio(level, split, default=default) for level in levels]
     points = [(level.horizon, float(ratio.mean())) for level, ratio in zip(levels, ratios, strict=True)]
     last, doublings = points[-1][1], _doublings(levels[-1], total_steps)
     expected = last + _change(points, doublings)
     drift = _drift(points) + GAP_DRIFT * gaps
     spread = math.hypot(NOISE * _error(ratios[-1]), abs(expected - last) / 2 + drift * doublings)
     if matched is not None and split == "valid" and not default:
-        ratio = log_ratio(matched, split)
+        ratio = level_log_ratio(matched, split)
         if float(ratio.mean()) > expected:
             apart = (float(ratio.mean()) - expected) / 2
             expected = float(ratio.mean())
@@ -106,17 +105,18 @@ def _error(ratio: Tensor) -> float:
     return float(ratio.std()) / math.sqrt(len(ratio)) if len(ratio) > 1 else SINGLE
 
 
-def log_ratio(level: Level, split: Split, *, default: bool = False) -> Tensor:
+def level_log_ratio(level: Level, split: Split, *, default: bool = False) -> Tensor:
     r"""For each seed :math:`\log \frac{L + f s}{R + f s}`, L the rule's loss, R AdamW's, s that of the start.
 
+    This is :func:`~lightning_lopt.evaluation.metrics.log_ratio`, with its floor f and its cap, in units of the loss at
+    the start, since nobody knows the loss of a user's module that knows nothing.
     Where a loss may be negative (a density's), it is :math:`(L - R) / (s - R)` instead, of medians over seeds in the
     denominator: how much of AdamW's way the rule is short of.
     """
     start = level.start[split].double()
     rule, adamw, positive = _losses(level, split, default)
     if positive:
-        a, b = (torch.where(x.isfinite(), x / start, CAP).clamp(max=CAP) + FLOOR for x in (rule, adamw))
-        return (a / b).log()
+        return log_ratio(rule, adamw, start)
     way = (start.median() - adamw.median()).abs().clamp(min=1e-12)
     return torch.where(rule.isfinite(), (rule - adamw) / way, CAP).clamp(-CAP, CAP)
 

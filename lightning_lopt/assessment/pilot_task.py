@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lightning_lopt.tasks.base import Batch, Split
-from lightning_lopt.tasks.lightning_batches import StackedBatches
+from lightning_lopt.tasks.lightning_batches import NotStackableError, StackedBatches
 from lightning_lopt.tasks.lightning_task import LightningTask
 
 Tree = Any
@@ -45,14 +45,14 @@ class PilotTask(LightningTask):
             the task, and why it has no validation batches; empty if it has.
 
         Raises:
-            ValueError: if the training batches do not stack.
+            NotStackableError: if the training batches do not stack.
         """
         data: dict[Split, StackedBatches] = {"train": StackedBatches(train, "training batches")}
         if not valid:
             return self._with(data), "there is no validation data"
         try:
             data["valid"] = StackedBatches(valid, "validation batches")
-        except ValueError as error:
+        except NotStackableError as error:
             return self._with(data), str(error)
         if data["valid"].structure != data["train"].structure:
             names = {split: ", ".join(batches.names) for split, batches in data.items()}

@@ -1,4 +1,9 @@
-"""Pilots: complete short runs of a rule and of AdamW at several learning rates, on the same models and batches."""
+"""Pilots: complete short runs of a rule and of AdamW at several learning rates, on the same models and batches.
+
+A pilot is not a measurement (:func:`~lightning_lopt.evaluation.runs.run_rules`), which keeps curves, has all the time
+it needs and reads losses at the rule's evaluation weights. A pilot ends when its time is over, keeps the losses before
+the first and after the last step alone, and reads them at the weights that the rule trains.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +23,7 @@ from lightning_lopt.meta.unroll import unroll
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.rules.hand_designed import AdamRule
 from lightning_lopt.seeding import generator
-from lightning_lopt.tasks.base import Split, Task
+from lightning_lopt.tasks.base import MissingSplitError, Split, Task
 
 SEEDS = 3
 WEIGHT_DECAY = 0.01  # torch.optim.AdamW's
@@ -158,7 +163,7 @@ def _final(task: Task, params: dict[str, Tensor], clock: list[float]) -> dict[Sp
         for split in splits:
             try:
                 full = task.full_batch(split)
-            except ValueError:  # no validation batches
+            except MissingSplitError:
                 continue
             full = {name: value.to(device) for name, value in full.items()}
             measured[split] = vmap(task.loss, in_dims=(0, None))(params, full).cpu()

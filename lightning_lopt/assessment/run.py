@@ -6,33 +6,24 @@ import copy
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lightning_lopt.assessment.all_pilots import AllPilots
 from lightning_lopt.assessment.assessment import Assessment
-from lightning_lopt.assessment.budget import budget_seconds
+from lightning_lopt.assessment.budget import Deadline, budget_seconds
 from lightning_lopt.assessment.coverage import gaps, meta_training_of, unrecorded
-from lightning_lopt.assessment.ladder import SWEEPS, climb
-from lightning_lopt.assessment.named_baselines import BaselinePilot, baseline_pilots, check_baselines
-from lightning_lopt.assessment.outlook import Outlook, outlook
-from lightning_lopt.assessment.passes import with_planned_passes
-from lightning_lopt.assessment.pilot_task import PilotTask
+from lightning_lopt.assessment.findings import Findings, OutlookBySplit, PilotFindings, Seconds, TrainingCost
+from lightning_lopt.assessment.module_step_cost import module_step_cost
+from lightning_lopt.assessment.named_baselines import check_baselines
+from lightning_lopt.assessment.outlook import outlook
 from lightning_lopt.assessment.pilots import Level
-from lightning_lopt.assessment.same_time import LongerRuns, in_the_same_time, longer_runs, time_for_levels
-from lightning_lopt.assessment.stability import (
-    FACTORS,
-    OtherBatches,
-    nobody_learns,
-    troubles,
-    with_other_batches,
-)
-from lightning_lopt.assessment.step_cost import StepCost, step_cost
+from lightning_lopt.assessment.same_time import in_the_same_time
 from lightning_lopt.assessment.subject import Subject
-from lightning_lopt.assessment.verdict import judge
+from lightning_lopt.assessment.verdict import judge, nobody_learns, troubles
 from lightning_lopt.io import load_rule
-from lightning_lopt.meta.runs import device_of
 from lightning_lopt.optim.inputs import checked_horizon
 from lightning_lopt.rules.base import UpdateRule
-from lightning_lopt.tasks.base import Split
 from lightning_lopt.tasks.side_effects import generators_kept, untouched
 from lightning_lopt.tasks.users_code import named
 
@@ -40,9 +31,7 @@ if TYPE_CHECKING:
     import lightning.pytorch as L
 
 MOST = 200  # batches that are read at all
-FOR_COST, FOR_READING = 0.1, 0.2  # of the budget
-FOR_BASELINES = 0.25  # likewise, where baselines are named
-UNTIL_SAME_TIME, UNTIL_PASSES, UNTIL_BATCHES = 0.72, 0.87, 0.98  # likewise, counted from the start
+FOR_COST, FOR_READING, FOR_READING_VALIDATION = 0.1, 0.2, 0.1  # of the budget
 
 
 def assess(
@@ -94,10 +83,10 @@ def assess(
     meta_training = meta_training_of(rule)
     used = copy.deepcopy(rule) if isinstance(rule, UpdateRule) else load_rule(rule)
     name = rule.rule_name if isinstance(rule, UpdateRule) else str(rule)
+    plan = _Plan(used, name, meta_training, steps, budget, began, against, tell)
     with untouched(), generators_kept(model, data, valid):
         try:
-            subject = Subject(model, data, valid, steps)
-            return _assess(subject, used, name, meta_training, steps, budget, began, against, tell)
+            return plan.assess(Subject(model, data, valid, steps))
         except (ValueError, OSError):  # sentences
             raise
         except Exception as error:
@@ -112,191 +101,104 @@ def name_of(model: Any) -> str:
     return getattr(model, "__name__", type(model).__name__)
 
 
-def _assess(
-    subject: Subject,
-    rule: UpdateRule,
-    name: str,
-    meta_training: dict[str, Any],
-    total_steps: int,
-    budget: float | str | None,
-    began: float,
-    against: Sequence[str],
-    tell: Callable[[str], None],
-) -> Assessment:
-    rule.to(subject.device)
-    data_seconds = subject.train.seconds_per_batch
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be assessed on a module, and the phases in which that is done.
 
-    def allowed(step: float) -> float:
-        return budget_seconds(budget, data_seconds + step, total_steps)[0]
-
-    cost = step_cost(subject.copies(2), subject.first, rule, total_steps, lambda step: FOR_COST * allowed(step))
-    step, slowdown = data_seconds + cost.gradient + cost.adamw, cost.slowdown(data_seconds)
-    seconds, allowance = budget_seconds(budget, step, total_steps)
-    tell(f"a training step with AdamW takes {1000 * step:.2f} ms; {seconds:.1f} s for this")
-    subject.read(min(MOST, total_steps), began + FOR_READING * seconds, 0.1 * seconds)
-    pilots = _Pilots(rule, total_steps, began, seconds, against, tell)
-    pilots.run(subject, cost, slowdown)
-    size, levels = subject.size, pilots.levels
-    missing = gaps(subject.module, meta_training, total_steps=total_steps, batch_size=size, parameters=cost.parameters)
-    unknown = unrecorded(meta_training)
-    if unknown:
-        pilots.notes.append(f"the rule does not record of its meta-training: {', '.join(unknown)}")
-    timed = in_the_same_time(levels, pilots.longer, slowdown)
-    views = {
-        "tuned": pilots.views(levels, len(missing)),
-        "default": pilots.views(levels, len(missing), default=True),
-        "in_the_same_time": pilots.views(timed, len(missing)),
-    }
-    verdict, reasons = judge(
-        views["tuned"],
-        views["default"],
-        in_the_same_time=views["in_the_same_time"],
-        troubles=troubles(levels, pilots.others),
-        hopeless=bool(levels) and nobody_learns(levels),
-        gaps=missing,
-        slowdown=slowdown,
-        pretrained=subject.pretrained,
-    )
-    numbers = {
-        "module": subject.kind,
-        "rule": name,
-        "parameters": cost.parameters,
-        "batch_size": size,
-        "total_steps": total_steps,
-        "batches_read": len(subject.train.batches),
-        "pretrained": subject.pretrained,
-        "cost": _cost_json(cost, data_seconds, slowdown),
-        **pilots.to_json(),
-        "outlook": {which: {s: vars(view) for s, view in found.items()} for which, found in views.items()},
-        "gaps": missing,
-        "notes": pilots.notes,
-        "seconds": {
-            "planned": step * total_steps,
-            "budget": seconds,
-            "allowance": allowance,
-            "taken": time.perf_counter() - began,
-        },
-    }
-    return Assessment(verdict, reasons, numbers)
-
-
-class _Pilots:
-    """All pilots of an assessment, each kind in its share of the time.
-
-    Args:
-        rule: on the module's device.
+    Attributes:
+        rule: is moved to the module's device.
+        name: of the rule.
+        meta_training: what the rule's config records of its meta-training.
         total_steps: of the planned run.
+        budget: as :func:`assess` takes it.
         began: what ``time.perf_counter()`` showed at the start.
-        seconds: that all of the assessment may take.
         against: names of baselines.
         tell: is given a line when something has been done.
     """
 
-    def __init__(
-        self,
-        rule: UpdateRule,
-        total_steps: int,
-        began: float,
-        seconds: float,
-        against: Sequence[str],
-        tell: Callable[[str], None],
-    ) -> None:
-        self.rule, self.total_steps, self.began, self.seconds, self.tell = rule, total_steps, began, seconds, tell
-        self.against = against
-        self.baselines: list[BaselinePilot] = []
-        self.levels: list[Level] = []
-        self.longer: LongerRuns | None = None
-        self.matched: Level | None = None
-        self.others: list[OtherBatches] = []
-        self.notes: list[str] = []
+    rule: UpdateRule
+    name: str
+    meta_training: dict[str, Any]
+    total_steps: int
+    budget: float | str | None
+    began: float
+    against: Sequence[str]
+    tell: Callable[[str], None]
 
-    def _until(self, share: float) -> float:
-        return self.began + share * self.seconds * (1 - FOR_BASELINES if self.against else 1)
+    def assess(self, subject: Subject) -> Assessment:
+        """All phases, one after the other."""
+        self.rule.to(subject.device)
+        cost = self._measure_cost(subject)
+        deadline = self._deadline(cost)
+        subject.read(min(MOST, self.total_steps), deadline.at(FOR_READING), FOR_READING_VALIDATION * deadline.seconds)
+        pilots = AllPilots(self.rule, self.total_steps, cost, deadline, self.against, self.tell).run(subject)
+        missing = self._gaps(subject, cost, pilots.notes)
+        outlooks = self._outlooks(pilots, cost, len(missing))
+        verdict, reasons = judge(
+            outlooks["tuned"],
+            outlooks["default"],
+            in_the_same_time=outlooks["in_the_same_time"],
+            troubles=troubles(pilots.levels, pilots.others),
+            hopeless=bool(pilots.levels) and nobody_learns(pilots.levels),
+            gaps=missing,
+            slowdown=cost.slowdown,
+            pretrained=subject.pretrained,
+        )
+        seconds = Seconds(cost.with_adamw * self.total_steps, deadline.seconds, deadline.allowance, deadline.taken)
+        findings = Findings(
+            subject.kind,
+            self.name,
+            subject.size,
+            self.total_steps,
+            len(subject.train.batches),
+            subject.pretrained,
+            cost,
+            pilots,
+            outlooks,
+            missing,
+            seconds,
+        )
+        return Assessment(verdict, reasons, findings)
 
-    def run(self, subject: Subject, cost: StepCost, slowdown: float) -> None:
-        """Make them, as far as there is time."""
-        task, resized = subject.pilot_tasks(self.notes)
-        if task.reason:
-            self.notes.append(f"runs go one by one: {task.reason}")
-        self.tell(f"{task.batches} batches read, {task.name} is ready")
-        now = time.perf_counter()
-        self.levels = climb(
-            self.rule,
-            task,
+    def _measure_cost(self, subject: Subject) -> TrainingCost:
+        data = subject.train.seconds_per_batch
+
+        def allowed(step: float) -> float:
+            return FOR_COST * budget_seconds(self.budget, data + step, self.total_steps)[0]
+
+        return TrainingCost(
+            data, module_step_cost(subject.copies(2), subject.first, self.rule, self.total_steps, allowed)
+        )
+
+    def _deadline(self, cost: TrainingCost) -> Deadline:
+        """The time of all of it, now that a step of the planned run is known."""
+        seconds, allowance = budget_seconds(self.budget, cost.with_adamw, self.total_steps)
+        self.tell(f"a training step with AdamW takes {1000 * cost.with_adamw:.2f} ms; {seconds:.1f} s for this")
+        return Deadline(self.began, seconds, allowance)
+
+    def _gaps(self, subject: Subject, cost: TrainingCost, notes: list[str]) -> list[str]:
+        """What meta-training did not cover; what it does not record becomes a note."""
+        unknown = unrecorded(self.meta_training)
+        if unknown:
+            notes.append(f"the rule does not record of its meta-training: {', '.join(unknown)}")
+        return gaps(
+            subject.module,
+            self.meta_training,
             total_steps=self.total_steps,
-            seconds_per_step=cost.gradient + (cost.learned + len(SWEEPS[0]) * cost.adamw) / (1 + len(SWEEPS[0])),
-            until=now + time_for_levels(self._until(UNTIL_SAME_TIME) - now, slowdown),
-            at_most=self._until(UNTIL_PASSES),
-            tell=self.tell,
+            batch_size=subject.size,
+            parameters=cost.module.parameters,
         )
-        if self.levels:
-            self._beside_the_levels(subject, task, resized, slowdown)
 
-    def _beside_the_levels(
-        self, subject: Subject, task: PilotTask, resized: Callable[[float], PilotTask | None], slowdown: float
-    ) -> None:
-        self.longer = longer_runs(
-            self.rule,
-            task,
-            self.levels,
-            slowdown=slowdown,
-            until=self._until(UNTIL_SAME_TIME),
-            at_most=self._until(UNTIL_PASSES),
-        )
-        if self.longer is not None:
-            self.tell(f"AdamW made {self.longer.steps} steps, in the time of {self.longer.horizon} of the rule")
-        self.matched = with_planned_passes(
-            self.rule,
-            task,
-            self.levels,
-            total_steps=self.total_steps,
-            length=subject.train.length,
-            until=self._until(UNTIL_PASSES),
-            at_most=self._until(UNTIL_BATCHES),
-        )
-        if self.matched is not None:
-            self.tell(f"pilots of {self.matched.horizon} steps, {self.matched.seconds:.1f} s: passes as planned")
-        tasks = [(f, int((subject.size or 0) * f), other) for f in FACTORS if (other := resized(f)) is not None]
-        if len(tasks) < len(FACTORS):
-            self.notes.append("not all other batch sizes could be tried: batches are too few or no stacks of examples")
-        self.others = with_other_batches(self.rule, tasks, self.levels, self._until(UNTIL_BATCHES), self.notes)
-        self.tell(f"{len(self.others)} other batch sizes tried")
-        if self.against:
-            until = self.began + UNTIL_BATCHES * self.seconds
-            device = device_of(self.rule)
-            self.baselines = baseline_pilots(
-                self.against, task, self.levels, device=device, until=until, notes=self.notes
-            )
-            self.tell(f"{len(self.baselines)} baselines tried")
+    def _outlooks(self, pilots: PilotFindings, cost: TrainingCost, missing: int) -> dict[str, OutlookBySplit]:
+        def by_split(levels: list[Level], default: bool = False) -> OutlookBySplit:
+            splits = list(levels[0].rule) if levels else []
+            return {
+                split: outlook(levels, split, self.total_steps, gaps=missing, default=default, matched=pilots.matched)
+                for split in splits
+            }
 
-    def views(self, levels: list[Level], missing: int, *, default: bool = False) -> dict[Split, Outlook]:
-        """The outlook from some levels, by split; empty without a level."""
-        splits = list(levels[0].rule) if levels else []
         return {
-            split: outlook(levels, split, self.total_steps, gaps=missing, default=default, matched=self.matched)
-            for split in splits
+            "tuned": by_split(pilots.levels),
+            "default": by_split(pilots.levels, default=True),
+            "in_the_same_time": by_split(in_the_same_time(pilots.levels, pilots.longer, cost.slowdown)),
         }
-
-    def to_json(self) -> dict[str, Any]:
-        """What was measured, as JSON values."""
-        return {
-            "pilots": [level.to_json() for level in self.levels],
-            "same_time": None if self.longer is None else self.longer.to_json(),
-            "planned_passes": None if self.matched is None else self.matched.to_json(),
-            "other_batches": [other.to_json() for other in self.others],
-            "baselines": [pilot.to_json() for pilot in self.baselines],
-        }
-
-
-def _cost_json(cost: StepCost, data_seconds: float, slowdown: float) -> dict[str, float]:
-    whole = data_seconds + cost.gradient + cost.learned
-    return {
-        "data": data_seconds,
-        "gradient": cost.gradient,
-        "learned": cost.learned,
-        "adamw": cost.adamw,
-        "share": cost.learned / whole,
-        "slowdown": slowdown,
-        "learned_bytes": cost.learned_bytes,
-        "adamw_bytes": cost.adamw_bytes,
-    }

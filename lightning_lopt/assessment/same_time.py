@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lopt.assessment.ladder import Cost
+from lightning_lopt.assessment.ladder import PilotSeconds
 from lightning_lopt.assessment.pilots import Level, OutOfTime, adamw_runs, losses_json
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.tasks.base import Split, Task
@@ -66,8 +66,10 @@ def longer_runs(
     exponents = sorted({exponent + offset for exponent in best for offset in (-1, 0, 1)})
     for level in reversed(levels):
         steps, seeds = math.ceil(level.horizon * slowdown), len(level.rule["train"])
-        cost = Cost.of(level)
-        cost = Cost(cost.step * (1 + len(level.adamw)) / (slowdown + len(level.adamw)), cost.run)  # of AdamW alone
+        cost = PilotSeconds.of(level)
+        cost = PilotSeconds(
+            cost.step * (1 + len(level.adamw)) / (slowdown + len(level.adamw)), cost.run
+        )  # of AdamW alone
         if cost.horizon(until - time.perf_counter(), len(exponents) * seeds) < steps:
             continue
         try:

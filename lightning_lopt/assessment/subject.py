@@ -64,7 +64,7 @@ class Subject(ModuleWithData):
         def resized(factor: float) -> PilotTask | None:
             size = int((self.size or 0) * factor)
             batches = regrouped(train, size) if size else None
-            return None if batches is None else task.on(batches, [] if reason else valid)[0]
+            return None if batches is None else task.on(batches, valid if "valid" in task.data else [])[0]
 
         return task, resized
 

@@ -1,15 +1,20 @@
-"""From what was measured to three words, and why."""
+"""From what was measured to three words, and why: outlooks, and whether runs diverged."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 
+import torch
+
+from lightning_lopt.assessment.other_batches import OtherBatches
 from lightning_lopt.assessment.outlook import Outlook
+from lightning_lopt.assessment.pilots import Level, learning_rate
 from lightning_lopt.tasks.base import Split
 
 USE, CARE, DONT = "use it", "use it with care", "don't"
 SLOWER = 1.25  # times the time of a training step that are worth a sentence
+RISE = 1.05  # a run that ends above this multiple of its first loss has got nowhere
 TREND = 3  # horizons that show one
 
 
@@ -109,3 +114,30 @@ def _slow_reasons(slowdown: float) -> list[str]:
     if slowdown < SLOWER:
         return []
     return [f"a training step takes {slowdown:.1f} times as long as with AdamW, which could make that many more steps"]
+
+
+def troubles(levels: Sequence[Level], others: Sequence[OtherBatches]) -> list[str]:
+    """One sentence for each set of pilots in which the rule diverged or ended above its start, and AdamW did not."""
+    found = []
+    seen = [(level, "") for level in levels] + [(other.level, f" with batches of {other.size}") for other in others]
+    for level, where in seen:
+        start = level.start["train"]
+        limit = torch.where(start > 0, start * RISE, start / RISE)
+        bad = ~(level.rule["train"] <= limit)
+        adamw = level.adamw[level.best("train")]["train"]
+        if bad.any() and bool((adamw <= limit).all()):
+            rose = level.rule["train"][bad]
+            how = "diverged" if not bool(rose.isfinite().all()) else "ended above its first loss"
+            found.append(
+                f"in pilots of {level.horizon} steps{where} it {how} with {int(bad.sum())} of {len(bad)} seeds, where "
+                f"AdamW at {learning_rate(level.best('train')):.2g} did not"
+            )
+    return found
+
+
+def nobody_learns(levels: Sequence[Level]) -> bool:
+    """Whether on the longest level neither the rule nor AdamW at any rate lowered the loss."""
+    level = levels[-1]
+    ends = [level.rule["train"].median(), *(found["train"].median() for found in level.adamw.values())]
+    lowest = min((float(end) for end in ends if math.isfinite(end)), default=math.inf)
+    return lowest >= float(level.start["train"].median())

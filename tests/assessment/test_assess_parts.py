@@ -9,14 +9,15 @@ from torch import nn
 
 from lightning_lopt import load_rule
 from lightning_lopt.assessment.coverage import _LAYERS, gaps, meta_training_of
-from lightning_lopt.assessment.ladder import SWEEPS, Cost, _first, next_horizon
-from lightning_lopt.assessment.outlook import FLOOR, log_ratio, outlook
-from lightning_lopt.assessment.passes import batches_for
+from lightning_lopt.assessment.ladder import SWEEPS, PilotSeconds, _first, next_horizon
+from lightning_lopt.assessment.module_step_cost import module_step_cost
+from lightning_lopt.assessment.other_batches import batches_for
+from lightning_lopt.assessment.outlook import level_log_ratio, outlook
 from lightning_lopt.assessment.pilot_task import regrouped
 from lightning_lopt.assessment.pilots import DEFAULT, Level
 from lightning_lopt.assessment.same_time import LongerRuns, in_the_same_time
-from lightning_lopt.assessment.step_cost import step_cost
 from lightning_lopt.assessment.verdict import CARE, DONT, USE, judge
+from lightning_lopt.evaluation.metrics import FLOOR
 from lightning_lopt.tasks.lightning_module import TrainingStep
 from lightning_lopt.tasks.mixtures import FAMILIES
 
@@ -61,9 +62,9 @@ def test_memorising_counts_in_validation_alone():
 def test_log_ratio_of_losses_that_are_not_finite_or_negative():
     lost = level(10, 0.0)
     lost.rule["train"][:] = math.nan
-    assert log_ratio(lost, "train").tolist() == pytest.approx([math.log(1.51 / 0.51)] * 3)
+    assert level_log_ratio(lost, "train").tolist() == pytest.approx([math.log(1.51 / 0.51)] * 3)
     start, rule, adamw = ({"train": torch.full((3,), value)} for value in (4.0, -1.0, -4.0))
-    assert log_ratio(Level(10, start, rule, {DEFAULT: adamw}, 1.0, 0.0), "train").tolist() == [0.375] * 3
+    assert level_log_ratio(Level(10, start, rule, {DEFAULT: adamw}, 1.0, 0.0), "train").tolist() == [0.375] * 3
 
 
 @pytest.mark.parametrize(
@@ -148,7 +149,7 @@ def test_more_time_never_makes_adamw_worse():
 
 
 def test_levels_are_planned_as_many_as_there_is_time_for():
-    cheap, dear = Cost(step=1.0, run=0.0), Cost(step=1.0, run=20.0)
+    cheap, dear = PilotSeconds(step=1.0, run=0.0), PilotSeconds(step=1.0, run=20.0)
     assert next_horizon(cheap, 50.0, 0, 4, 10, 1000) == 0  # 10 runs of 5 steps, and a reserve
     assert next_horizon(cheap, 63.0, 0, 4, 10, 1000) == 5
     assert next_horizon(dear, 400.0, 0, 4, 10, 1000) == 5  # measuring is dear, so there is one level
@@ -176,7 +177,9 @@ def test_passes_are_those_of_the_plan():
 def test_state_is_counted_in_bytes():
     """AdamW keeps two numbers for a parameter and one count for a tensor; this rule one momentum, and counts."""
     batch = (torch.randn(8, 6), torch.randn(8))
-    cost = step_cost([TrainingStep(Model()), TrainingStep(Model())], [batch], load_rule("base"), 10, lambda step: 0.0)
+    cost = module_step_cost(
+        [TrainingStep(Model()), TrainingStep(Model())], [batch], load_rule("base"), 10, lambda step: 0.0
+    )
     assert cost.parameters == 7
     assert cost.adamw_bytes == pytest.approx((2 * 4 * 7 + 2 * 4) / 7)
     assert cost.learned_bytes >= 4

@@ -1,7 +1,7 @@
 r"""Losses of different tasks on one scale.
 
-A loss L of a task whose know-nothing loss is s becomes :math:`\ell = \min(L / s, 1.5)`; one that is not finite becomes
-1.5. Below :data:`FLOOR` lower is hardly better: it is memorising.
+A loss L of a task whose scale is s (the loss of a model that knows nothing) becomes :math:`\ell = \min(L / s, 1.5)`;
+a loss that is not finite becomes 1.5. Below :data:`FLOOR` lower is hardly better: it is memorising.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ CAP = 1.5
 """In units of the know-nothing loss; what is above counts as this much, and as diverged."""
 
 
-def relative(losses: Tensor, loss_scale: float) -> Tensor:
+def relative(losses: Tensor, loss_scale: float | Tensor) -> Tensor:
     """Losses in units of the know-nothing loss, in [0, 1.5], float64; what is not finite is 1.5."""
     scaled = losses.double() / loss_scale
     return torch.where(scaled.isfinite(), scaled, CAP).clamp(0.0, CAP)
 
 
-def log_ratio(ours: Tensor, reference: Tensor, loss_scale: float) -> Tensor:
+def log_ratio(ours: Tensor, reference: Tensor, loss_scale: float | Tensor) -> Tensor:
     r""":math:`\log \frac{\ell_\text{ours} + f}{\ell_\text{reference} + f}`, f the :data:`FLOOR`: below 0 where ours is
     lower. Same shape as the losses."""
     return torch.log(relative(ours, loss_scale) + FLOOR) - torch.log(relative(reference, loss_scale) + FLOOR)

@@ -22,7 +22,7 @@ QUICK = 0.1  # seconds that are spent in any case, since a single step may be sl
 
 
 @dataclass(frozen=True)
-class StepCost:
+class ModuleStepCost:
     """Seconds of a training step outside a Trainer, the fastest of some, and bytes of state for each trained parameter.
 
     The fastest, because whatever else the machine does can only make a step slower.
@@ -52,14 +52,18 @@ class StepCost:
         return (data + self.gradient + self.learned) / (data + self.gradient + self.adamw)
 
 
-def step_cost(
+def module_step_cost(
     steps: Sequence[TrainingStep],
     batches: list[Tree],
     rule: UpdateRule,
     total_steps: int,
     seconds: Callable[[float], float],
-) -> StepCost:
+) -> ModuleStepCost:
     """Train two copies of a module for a few steps and time them.
+
+    This is not :func:`~lightning_lopt.evaluation.step_cost.step_costs`, which times a chosen number of steps on one
+    mini-batch of a problem and gives means over a horizon. Here the module is the user's, each step has a batch of its
+    own, the time is limited, and the fastest step counts, since other work on the machine only makes steps slower.
 
     A rule that does more at one step in a few (``UpdateRule.period``) counts with the mean over such a period.
 
@@ -73,17 +77,17 @@ def step_cost(
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of skipped steps: pilots show what comes of them
-        return _step_cost(steps[0], steps[1], batches, rule, total_steps, seconds)
+        return _timed(steps[0], steps[1], batches, rule, total_steps, seconds)
 
 
-def _step_cost(
+def _timed(
     learned: TrainingStep,
     adamw: TrainingStep,
     batches: list[Tree],
     rule: UpdateRule,
     total_steps: int,
     seconds: Callable[[float], float],
-) -> StepCost:
+) -> ModuleStepCost:
     device = next(learned.module.parameters()).device
     ours = LearnedOptimizer(learned.module, copy.deepcopy(rule), total_steps=max(total_steps, ROUNDS + 1))
     theirs = torch.optim.AdamW([p for p in adamw.module.parameters() if p.requires_grad], foreach=True)
@@ -109,7 +113,7 @@ def _step_cost(
         if made >= period and spent > QUICK and spent * (1 + 1 / (made + 1)) > seconds(spent / (2 * made + 2)):
             break
     count = sum(p.numel() for p in learned.module.parameters() if p.requires_grad)
-    return StepCost(
+    return ModuleStepCost(
         min(times["gradient"]),
         _mean_of_period(times["learned"], period),
         min(times["adamw"]),
