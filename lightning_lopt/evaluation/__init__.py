@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from lightning_lopt.evaluation.comparison import compare
     from lightning_lopt.evaluation.evaluator import evaluate
     from lightning_lopt.evaluation.problem import Problem
-    from lightning_lopt.evaluation.problem_result import ProblemResult
     from lightning_lopt.evaluation.report import write_report
-    from lightning_lopt.evaluation.results import Results, RuleRecord
+    from lightning_lopt.evaluation.results import ProblemResult, Results, RuleRecord
     from lightning_lopt.evaluation.suites import SUITES, make_suite
 
 __all__ = [

@@ -16,9 +16,9 @@ from lightning_lopt.evaluation.baselines import BASELINES, FINE_TUNING_BASELINES
 from lightning_lopt.evaluation.evaluator import evaluate
 from lightning_lopt.evaluation.problem import Problem, load_problems
 from lightning_lopt.evaluation.report import numbers, write_report
-from lightning_lopt.evaluation.report.groups import ALL
+from lightning_lopt.evaluation.report.defeats import untuned_table
+from lightning_lopt.evaluation.report.numbers import ALL
 from lightning_lopt.evaluation.report.tables import finals, log_ratios, overall, plain
-from lightning_lopt.evaluation.report.untuned import untuned_table
 from lightning_lopt.evaluation.report.words import summary
 from lightning_lopt.evaluation.results import Results, RuleRecord
 from lightning_lopt.evaluation.suites import SUITES, make_suite
@@ -178,7 +178,7 @@ def _show(bar: tqdm[None], done: int, total: int, last: str) -> None:
 def _print(results: Results) -> None:
     found = numbers(results)
     say("\n" + finals(results.problems, [*results.rules, *results.against]).markdown())
-    say("\n" + overall(found, ("speedup", "train_ratio", "valid_ratio", "valid_wins"), ALL).markdown() + "\n")
+    say("\n" + overall(found, "shell", ALL).markdown() + "\n")
     say(log_ratios(results).markdown() + "\n")
     if (table := untuned_table(results)).rows:
         say(f"Untuned against untuned:\n\n{table.markdown()}\n")

@@ -9,17 +9,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_lopt.evaluation.baselines import Baselines
-from lightning_lopt.evaluation.comparison import result_of
 from lightning_lopt.evaluation.environment import environment_of
-from lightning_lopt.evaluation.kept import Kept, baseline_key, cost_key, problem_marks, rule_key
 from lightning_lopt.evaluation.measurement import Measurement
+from lightning_lopt.evaluation.measurement_store import (
+    MeasurementStore,
+    baseline_key,
+    cost_key,
+    problem_marks,
+    rule_key,
+)
 from lightning_lopt.evaluation.problem import Problem
-from lightning_lopt.evaluation.results import Results, RuleRecord
+from lightning_lopt.evaluation.results import ProblemResult, Results
+from lightning_lopt.evaluation.rule_record import RuleRecord
 from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.evaluation.step_cost import step_costs
 from lightning_lopt.evaluation.sweeps import BASELINES, FINE_TUNING_BASELINES, SEED, sweep_of
@@ -40,6 +47,10 @@ class Work:
     problems: tuple[Problem, ...]
     rules: dict[str, UpdateRule]
     baselines: Baselines
+
+    def is_stored(self, name: str) -> bool:
+        """Whether the file of baselines has what was measured last, so that it need not be stored once more."""
+        return name not in self.rules and self.baselines.path is not None and not self.baselines.not_kept
 
     def measure(self, number: int, name: str) -> Measurement:
         """What the optimizer ``name`` does on problem ``number``, all its seeds side by side."""
@@ -66,8 +77,9 @@ def evaluate(
 ) -> Results:
     """Measure every rule, as it is, and every baseline on every problem, from the same models and mini-batches.
 
-    Each measurement is kept in ``folder`` as soon as it is there. A later call with the same settings, after this one
-    was stopped in whatever way, measures only what is missing, and gives the same results.
+    Each measurement is stored in ``folder`` as soon as it is there, unless the file of ``baselines`` has it. A later
+    call with the same settings, after this one was stopped in whatever way, measures only what is missing, and gives
+    the same results.
 
     Args:
         rules: what to measure, by name.
@@ -92,52 +104,75 @@ def evaluate(
     baselines = Baselines() if baselines is None else baselines
     _check(rules, problems, against, workers)
     work = Work(tuple(problems), dict(rules), baselines)
-    kept = Kept(None if folder is None else Path(folder))
+    store = MeasurementStore(None if folder is None else Path(folder))
     marks = [problem_marks(problem) for problem in problems]
-    keys = {
-        (number, name): rule_key(marks[number], rules[name], baselines.seeds, SEED)
-        if name in rules
-        else baseline_key(marks[number], problem, name, baselines)
-        for number, problem in enumerate(problems)
-        for name in (*rules, *against)
-    }
-    found: dict[tuple[int, str], Measurement] = {}
-    for job, key in keys.items():
-        known = kept.measurement(key)
-        if known is not None:
-            found[job] = replace(known, optimizer=job[1])  # a rule may have been called otherwise then
-    missing = [job for job in keys if job not in found]
-    for number, name in missing:
-        if name in against and baselines.find(problems[number], name) is None:
-            sweep_of(name).require()
+    keys = _keys(work, marks, against)
     total = len(keys) + len(problems)
-    if progress is not None and found:
-        progress(len(found), total, "measured before")
-    for job, measurement in _measured(work, missing, workers):
-        kept.keep_measurement(keys[job], measurement)
-        found[job] = measurement
+
+    def report(done: int, last: str) -> None:
         if progress is not None:
-            progress(len(found), total, f"{job[1]} on {problems[job[0]].name}")
+            progress(done, total, last)
+
+    measurements = _measured_before(work, store, keys)
+    missing = [job for job in keys if job not in measurements]
+    for _, name in missing:
+        if name in against:
+            sweep_of(name).require()
+    if measurements:
+        report(len(measurements), "measured before")
+    for job, measurement, is_stored in _measured(work, missing, workers):
+        if not is_stored:
+            store.keep_measurement(keys[job], measurement)
+        measurements[job] = measurement
+        report(len(measurements), f"{job[1]} on {problems[job[0]].name}")
     if torch.get_num_threads() > 1 and workers > 1:
         rank_zero_warn("workers measure with one thread each, whatever this process has.")
     threads = torch.get_num_threads() if workers == 1 else 1
     environment = environment_of(torch.device(baselines.device), threads) | {"workers": workers} | _packages(against)
     results = []
     for number, problem in enumerate(problems):
-        measurements = {name: found[number, name] for name in (*rules, *against)}
-        own = {name: keys[number, name] for name in (*rules, *against)}
-        key = cost_key(marks[number], own, environment)
-        costs = kept.costs(key)
+        runs = {name: measurements[number, name] for name in (*rules, *against)}
+        key = cost_key(marks[number], {name: keys[number, name] for name in runs}, environment)
+        costs = store.costs(key)
         if costs is None:  # by this process alone, once the others are done
             costs = step_costs(problem, rules, against, device=baselines.device)
-            kept.keep_costs(key, costs)
-        results.append(replace(result_of(problem, measurements), gradient_seconds=costs[0], step_seconds=costs[1]))
-        if progress is not None:
-            progress(len(keys) + number + 1, total, f"cost of a step on {problem.name}")
+            store.keep_costs(key, costs)
+        results.append(replace(ProblemResult.of(problem, runs), gradient_seconds=costs[0], step_seconds=costs[1]))
+        report(len(keys) + number + 1, f"cost of a step on {problem.name}")
     records = {name: RuleRecord.of(rule) for name, rule in rules.items()} if records is None else records
     return Results(
         {name: records[name] for name in rules}, tuple(against), tuple(results), suite, SEED, environment, command
     )
+
+
+Job = tuple[int, str]
+"""Number of a problem, and name of the optimizer that is measured on it."""
+
+
+def _keys(work: Work, marks: Sequence[list[Any]], against: Sequence[str]) -> dict[Job, str]:
+    """Hashes of what each measurement depends on, in the order in which they are made."""
+    seeds = work.baselines.seeds
+    return {
+        (number, name): rule_key(marks[number], work.rules[name], seeds, SEED)
+        if name in work.rules
+        else baseline_key(marks[number], problem, name, work.baselines)
+        for number, problem in enumerate(work.problems)
+        for name in (*work.rules, *against)
+    }
+
+
+def _measured_before(work: Work, store: MeasurementStore, keys: Mapping[Job, str]) -> dict[Job, Measurement]:
+    """What an earlier call has stored, and what is known of baselines."""
+    known: dict[Job, Measurement] = {}
+    for (number, name), key in keys.items():
+        stored = store.measurement(key)
+        if stored is not None:
+            known[number, name] = replace(stored, optimizer=name)  # a rule may have been called otherwise then
+        elif name not in work.rules:
+            record = work.baselines.find(work.problems[number], name)
+            if record is not None:
+                known[number, name] = record.measurement
+    return known
 
 
 def _check(rules: Mapping[str, UpdateRule], problems: Sequence[Problem], against: Sequence[str], workers: int) -> None:
@@ -166,26 +201,25 @@ def _packages(against: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _measured(
-    work: Work, jobs: Sequence[tuple[int, str]], workers: int
-) -> Iterator[tuple[tuple[int, str], Measurement]]:
-    """Measurements as they come."""
+def _measured(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Measurement, bool]]:
+    """Measurements as they come, each with whether the file of baselines has it."""
     workers = min(workers, len(jobs))
     if workers <= 1:
         for job in jobs:
-            yield job, work.measure(*job)
+            measurement = work.measure(*job)
+            yield job, measurement, work.is_stored(job[1])
         return
     # Long runs first, so that no process is left alone with one at the end.
     ordered = sorted(jobs, key=lambda job: (-work.problems[job[0]].horizon, job))
     context = multiprocessing.get_context("spawn")  # after a fork, torch's threads hang
     initargs = (imported_files(), pickle.dumps(work))
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=initargs) as pool:
-        waiting: dict[Future[Measurement], tuple[int, str]] = {pool.submit(_one, job): job for job in ordered}
+        waiting: dict[Future[tuple[Measurement, bool]], Job] = {pool.submit(_one, job): job for job in ordered}
         try:
             while waiting:
                 done, _ = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in done:
-                    yield waiting.pop(future), future.result()
+                    yield waiting.pop(future), *future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -201,6 +235,7 @@ def _begin(files: Mapping[str, Path], work: bytes) -> None:
     _work = pickle.loads(work)
 
 
-def _one(job: tuple[int, str]) -> Measurement:
+def _one(job: Job) -> tuple[Measurement, bool]:
     assert _work is not None
-    return _work.measure(*job)
+    measurement = _work.measure(*job)
+    return measurement, _work.is_stored(job[1])

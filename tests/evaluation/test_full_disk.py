@@ -63,7 +63,7 @@ def test_a_disk_that_fills_up_costs_nothing_that_was_measured(tmp_path, monkeypa
     assert "No space left on device" in said
     assert "measurements so far are kept" in said
     assert jobs == [(0, "base"), (0, "adam_default")]
-    disk(3)  # the baseline, its measurement and costs; nothing of the report
+    disk(2)  # the baseline and costs; nothing of the report
     assert main(EVALUATE) == 1
     assert "results.json" in sentence(capsys.readouterr().out)
     disk(2)  # results and page

@@ -9,9 +9,8 @@ import pytest
 from made_runs import made_results, noisy_run
 
 from lightning_lopt.evaluation.report import write_report
-from lightning_lopt.evaluation.report.groups import groups
-from lightning_lopt.evaluation.report.losses import losses
-from lightning_lopt.evaluation.report.numbers import BEST, best_baseline
+from lightning_lopt.evaluation.report.defeats import defeats
+from lightning_lopt.evaluation.report.numbers import BEST, best_baseline, groups
 from lightning_lopt.evaluation.report.tables import finals
 from lightning_lopt.evaluation.results import Results, RuleRecord
 
@@ -347,7 +346,7 @@ def test_a_rule_that_loses_nowhere_and_says_nothing_of_itself(tmp_path):
         for n, problem in enumerate(results.problems, 1)
     )
     results = replace(results, rules={"ours": results.rules["ours"]}, problems=best)
-    assert losses(results) == []
+    assert defeats(results) == []
     write_report(results, tmp_path)
     page = Page((tmp_path / "report.html").read_text())
     assert "ours is behind tuned AdamW, tuned Muon in none of 8 comparisons" in " ".join(page.texts["p"])

@@ -9,9 +9,9 @@ from statistics import fmean
 from typing import Any
 
 from lightning_lopt.evaluation.metrics import final_loss, lowest, median_loss, step_speedup
-from lightning_lopt.evaluation.problem_result import ProblemResult
-from lightning_lopt.evaluation.report.numbers import BEST, ENTRIES, Number, references
-from lightning_lopt.evaluation.results import Results
+from lightning_lopt.evaluation.metrics.reported import REPORTED, Section, columns
+from lightning_lopt.evaluation.report.numbers import BEST, Number, references
+from lightning_lopt.evaluation.results import ProblemResult, Results
 
 LABELS = {
     "adamw": "tuned AdamW",
@@ -28,7 +28,6 @@ LABELS = {
     "adamw_head": "tuned AdamW, head alone",
     "adamw_default": "AdamW as it comes",
 }
-_PERCENT = ("train_wins", "valid_wins", "diverged")
 
 
 @dataclass(frozen=True)
@@ -62,35 +61,31 @@ def short(value: float) -> str:
     return f"{value:.3g}" if abs(value) >= 1e-4 else f"{value:.5f}"
 
 
-def shown(number: Number) -> str:
-    """Value and interval."""
-    if number.metric in _PERCENT:
-        return f"{100 * number.value:.0f} % [{100 * number.low:.0f}, {100 * number.high:.0f}]"
-    digits = 3 if number.metric.endswith("normalised") else 2
-    return f"{_fixed(number.value, digits)} [{_fixed(number.low, digits)}, {_fixed(number.high, digits)}]"
+def overall(found: Sequence[Number], section: Section, group: str | None = None) -> Table:
+    """Metrics of each rule against each reference: for one group of problems, or with a row for each group.
 
-
-def _fixed(value: float, digits: int) -> str:
-    """So many places, and no minus before a zero."""
-    return f"{round(value, digits) + 0.0:.{digits}f}"
-
-
-def overall(found: Sequence[Number], metrics: Sequence[str], group: str | None = None) -> Table:
-    """Metrics of each rule against each reference: for one group of problems, or with a row for each group."""
+    Args:
+        found: the numbers.
+        section: whose metrics are the columns.
+        group: of problems; ``None`` for a row for each group.
+    """
+    metrics = columns(section)
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for number in found:
         if group in (None, number.group):
             key = (label(number.rule), f"{number.group} ({number.problems})", label(number.against))
-            rows.setdefault(key, {})[number.metric] = shown(number)
+            rows.setdefault(key, {})[number.metric] = REPORTED[number.metric].text(
+                number.value, number.low, number.high
+            )
     keys = sorted(rows, key=lambda key: list(rows).index(key))
-    heads = ["rule", "problems", "against", *(ENTRIES[metric].label for metric in metrics)]
+    heads = ["rule", "problems", "against", *(REPORTED[metric].label for metric in metrics)]
     return Table(heads, [[*key, *(rows[key].get(metric, "not measured") for metric in metrics)] for key in keys])
 
 
 def log_ratios(results: Results) -> Table:
     """Each rule against every other optimizer, the other rules too: problems on which it ends lower, mean log-ratio.
 
-    The log-ratio is that of :meth:`~lightning_lopt.evaluation.problem_result.ProblemResult.log_ratio`, which
+    The log-ratio is that of :meth:`~lightning_lopt.evaluation.results.ProblemResult.log_ratio`, which
     :class:`~lightning_lopt.MetaValidation` scores rules with.
     """
     rows = []

@@ -1,4 +1,7 @@
-"""Measurements on disk, one file each, so that a long evaluation that was stopped goes on where it was."""
+"""Measurements on disk, one file each, so that a long evaluation that was stopped goes on where it was.
+
+Baselines that have a file of their own (:class:`~lightning_lopt.evaluation.baselines.Baselines`) are not stored here.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ from lightning_lopt.rules.base import UpdateRule
 _Built = TypeVar("_Built")
 
 
-class Kept:
-    """Files in a folder, each named by a hash of everything its content depends on.
+class MeasurementStore:
+    """Measurements and costs in a folder, one file each, named by a hash of everything its content depends on.
 
     A file that is damaged counts as absent. Files are written whole or not at all.
 
