@@ -98,6 +98,8 @@ def test_no_time_for_a_pilot_is_said():
     assert found.numbers["pilots"] == []
     assert found.verdict == "use it with care"
     assert "no time for a pilot" in found.paragraph
+    assert found.findings.cost.slowdown == found.numbers["cost"]["slowdown"]
+    assert found.findings.pilots.to_json().items() <= found.numbers.items()
 
 
 def test_few_batches_are_read_and_each_once():

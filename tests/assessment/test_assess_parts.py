@@ -8,16 +8,19 @@ from assessed import Model
 from torch import nn
 
 from lightning_lopt import load_rule
+from lightning_lopt.assessment.budget import Deadline
 from lightning_lopt.assessment.coverage import _LAYERS, gaps, meta_training_of
 from lightning_lopt.assessment.ladder import SWEEPS, PilotSeconds, _first, next_horizon
 from lightning_lopt.assessment.module_step_cost import module_step_cost
 from lightning_lopt.assessment.other_batches import batches_for
 from lightning_lopt.assessment.outlook import level_log_ratio, outlook
-from lightning_lopt.assessment.pilot_task import regrouped
+from lightning_lopt.assessment.pilot_task import PilotTask, regrouped
 from lightning_lopt.assessment.pilots import DEFAULT, Level
 from lightning_lopt.assessment.same_time import LongerRuns, in_the_same_time
 from lightning_lopt.assessment.verdict import CARE, DONT, USE, judge
 from lightning_lopt.evaluation.metrics import FLOOR
+from lightning_lopt.tasks.base import MissingSplitError
+from lightning_lopt.tasks.lightning_batches import NotStackableError, StackedBatches
 from lightning_lopt.tasks.lightning_module import TrainingStep
 from lightning_lopt.tasks.mixtures import FAMILIES
 
@@ -186,6 +189,11 @@ def test_state_is_counted_in_bytes():
     assert min(cost.gradient, cost.learned, cost.adamw) > 0
 
 
+class Sums(Model):
+    def training_step(self, batch, batch_idx):
+        return self.net(batch).square().mean()
+
+
 class Recurrent(Model):
     def __init__(self):
         super().__init__()
@@ -217,3 +225,22 @@ def test_base_records_what_its_card_says():
     assert recorded["batch_sizes"] == [4, 512]
     assert recorded["largest_parameters"] == 50_000
     assert meta_training_of(load_rule("base")) == {}
+
+
+def test_a_deadline_is_counted_from_the_start():
+    whole = Deadline(100.0, 40.0, "40s")
+    assert whole.at(0.0) == 100.0
+    assert whole.at(0.5) == 120.0
+    assert whole.shortened(0.75).at(0.5) == 115.0
+
+
+def test_what_a_task_lacks_is_an_error_of_its_own():
+    batches = [torch.ones(2, 6), torch.ones(3, 6)]
+    task = PilotTask(lambda: Sums(), StackedBatches(batches[:1], "first"))
+    with pytest.raises(MissingSplitError, match="has no valid batches"):
+        task.full_batch("valid")
+    with pytest.raises(NotStackableError, match="there is no batch"):
+        task.on([], [])
+    again, reason = task.on(batches[:1], [torch.ones(2, 6), torch.ones(3, 6), "text"])
+    assert "valid" not in again.data
+    assert reason

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lightning_lopt.evaluation.metrics import final_loss, log_ratio, median_loss
 from lightning_lopt.evaluation.report.numbers import labels
-from lightning_lopt.evaluation.report.tables import Table, label, plain, short
+from lightning_lopt.evaluation.report.tables import TextTable, label, plain, short
 from lightning_lopt.evaluation.results import Results
 
 TIE = 1.001  # factors up to here are no defeat
@@ -69,10 +69,10 @@ def _defeats(results: Results) -> Iterator[Defeat]:
                         )
 
 
-def defeats_table(results: Results) -> Table:
+def defeats_table(results: Results) -> TextTable:
     """The defeats as a table."""
     heads = ["rule", "problem", "split", "ahead of it", "factor", "its loss", "the baseline's", "seeds behind", "kind"]
-    return Table(
+    return TextTable(
         heads,
         [
             [
@@ -105,10 +105,10 @@ def problems_lower(results: Results, rule: str, baseline: str, split: str) -> in
     return sum(problem.log_ratio(rule, baseline, split) < 0 for problem in results.problems)
 
 
-def untuned_table(results: Results) -> Table:
+def untuned_table(results: Results) -> TextTable:
     """On how many problems each rule ends lower than each untuned baseline; no rows where there is none."""
     total = len(results.problems)
-    return Table(
+    return TextTable(
         ["rule", "against", *(f"lower in {split}" for split in SPLITS.values())],
         [
             [

@@ -11,7 +11,7 @@ from lightning_lopt.evaluation.metrics.reported import Section
 from lightning_lopt.evaluation.report.defeats import defeats_table, untuned_table
 from lightning_lopt.evaluation.report.numbers import ALL, Number
 from lightning_lopt.evaluation.report.tables import (
-    Table,
+    TextTable,
     bests,
     costs,
     finals,
@@ -158,12 +158,12 @@ def _made_by(results: Results) -> list[str]:
         rows.append(["its weights", f"SHA-256 {record.weights_sha256}"])
     return [
         "<h2>Environment and command</h2>",
-        _table(Table(["what", "value"], rows)),
+        _table(TextTable(["what", "value"], rows)),
         f"<pre>{_e(results.command) or 'made from Python'}</pre>",
     ]
 
 
-def _table(table: Table, empty: str = "") -> str:
+def _table(table: TextTable, empty: str = "") -> str:
     if not table.rows:
         return f"<p>{_e(empty)}</p>"
     heads = "".join(f"<th>{_e(head)}</th>" for head in table.heads)

@@ -31,8 +31,8 @@ LABELS = {
 
 
 @dataclass(frozen=True)
-class Table:
-    """Rows of texts under heads."""
+class TextTable:
+    """Rows of texts under heads, for a page, a shell or a logger."""
 
     heads: list[str]
     rows: list[list[str]]
@@ -61,7 +61,7 @@ def short(value: float) -> str:
     return f"{value:.3g}" if abs(value) >= 1e-4 else f"{value:.5f}"
 
 
-def overall(found: Sequence[Number], section: Section, group: str | None = None) -> Table:
+def overall(found: Sequence[Number], section: Section, group: str | None = None) -> TextTable:
     """Metrics of each rule against each reference: for one group of problems, or with a row for each group.
 
     Args:
@@ -79,10 +79,10 @@ def overall(found: Sequence[Number], section: Section, group: str | None = None)
             )
     keys = sorted(rows, key=lambda key: list(rows).index(key))
     heads = ["rule", "problems", "against", *(REPORTED[metric].label for metric in metrics)]
-    return Table(heads, [[*key, *(rows[key].get(metric, "not measured") for metric in metrics)] for key in keys])
+    return TextTable(heads, [[*key, *(rows[key].get(metric, "not measured") for metric in metrics)] for key in keys])
 
 
-def log_ratios(results: Results) -> Table:
+def log_ratios(results: Results) -> TextTable:
     """Each rule against every other optimizer, the other rules too: problems on which it ends lower, mean log-ratio.
 
     The log-ratio is that of :meth:`~lightning_lopt.evaluation.results.ProblemResult.log_ratio`, which
@@ -99,12 +99,12 @@ def log_ratios(results: Results) -> Table:
                 lower = sum(ratio < 0 for ratio in ratios)
                 cells.append(f"lower on {lower} of {len(ratios)}, mean log-ratio {fmean(ratios):+.3f}")
             rows.append([label(rule), label(other), *cells])
-    return Table(["rule", "against", "training", "validation"], rows)
+    return TextTable(["rule", "against", "training", "validation"], rows)
 
 
-def finals(problems: Sequence[ProblemResult], names: Sequence[str]) -> Table:
+def finals(problems: Sequence[ProblemResult], names: Sequence[str]) -> TextTable:
     """Loss after the last step on both splits, training / validation: medians over seeds."""
-    return Table(
+    return TextTable(
         ["problem", *(label(name) for name in names)],
         [
             [
@@ -116,7 +116,7 @@ def finals(problems: Sequence[ProblemResult], names: Sequence[str]) -> Table:
     )
 
 
-def bests(results: Results) -> Table:
+def bests(results: Results) -> TextTable:
     """The lowest validation loss of each run and the best of its metrics, medians over seeds."""
     names = [*results.rules, *results.against]
     rows = []
@@ -128,10 +128,10 @@ def bests(results: Results) -> Table:
             extra = "".join(f"; {plain(key)} {short(value)}" for key, value in best.items())
             cells.append(short(_median(problem, name, "best_valid")) + extra)
         rows.append([plain(problem.name), *cells])
-    return Table(["problem", *(label(name) for name in names)], rows)
+    return TextTable(["problem", *(label(name) for name in names)], rows)
 
 
-def speedups(results: Results) -> Table:
+def speedups(results: Results) -> TextTable:
     """Speed-up in steps on each problem: median over seeds, the smallest and the largest."""
     pairs = [(rule, other) for rule in results.rules for other in results.against]
     rows = []
@@ -142,10 +142,10 @@ def speedups(results: Results) -> Table:
             scores = step_speedup(ours, reference, problem.loss_scale)
             cells.append(f"{scores.quantile(0.5):.2f} [{scores.min():.2f}, {scores.max():.2f}]")
         rows.append([plain(problem.name), *cells])
-    return Table(["problem", *(f"{label(rule)} over {label(other)}" for rule, other in pairs)], rows)
+    return TextTable(["problem", *(f"{label(rule)} over {label(other)}" for rule, other in pairs)], rows)
 
 
-def costs(results: Results) -> Table | None:
+def costs(results: Results) -> TextTable | None:
     """Milliseconds of gradient and step on each problem; ``None`` where nothing was measured."""
     names = [name for name in (*results.rules, *results.against) if name in results.problems[0].step_seconds]
     if not names:
@@ -155,7 +155,7 @@ def costs(results: Results) -> Table | None:
         + [_milliseconds(problem.step_seconds.get(name)) for name in names]
         for problem in results.problems
     ]
-    return Table(["problem", "parameters", "gradient", *(f"step of {label(name)}" for name in names)], rows)
+    return TextTable(["problem", "parameters", "gradient", *(f"step of {label(name)}" for name in names)], rows)
 
 
 def long_form(found: Sequence[Number]) -> tuple[list[str], list[list[Any]]]:
