@@ -132,6 +132,7 @@ class Baselines:
             return
         try:
             self.own = add_entries(self.path, self.own)
+            self.not_kept = ""
         except (OSError, ValueError) as error:
             if not self.not_kept:
                 rank_zero_warn(f"baselines were computed but not kept ({cause(error)}).")

@@ -122,7 +122,7 @@ def suite_argument(text: str) -> str:
     """
     if ":" not in text and text not in SUITES:
         raise argparse.ArgumentTypeError(
-            f"there is no suite {text!r}; use one of {', '.join(map(repr, SUITES))}, or FILE.py:NAME for your own."
+            f"invalid choice: {text!r} (choose from {', '.join(map(repr, SUITES))}, or FILE.py:NAME for your own)"
         )
     return text
 

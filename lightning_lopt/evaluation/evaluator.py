@@ -228,7 +228,7 @@ _work: Work | None = None
 
 
 def _begin(files: Mapping[str, Path], work: bytes) -> None:
-    """Set up a process that measures; problems may be of classes in the user's files."""
+    """Set up a process that measures; the tasks of problems may be of classes in the user's files."""
     global _work
     torch.set_num_threads(1)
     import_again(files)

@@ -102,7 +102,7 @@ def test_what_else_can_be_wrong(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["evaluate", "base", "--suite", "huge"])
     assert stopped.value.code == 2
-    assert "there is no suite 'huge'; use one of 'tiny', 'small'" in capsys.readouterr().err
+    assert "invalid choice: 'huge' (choose from 'tiny', 'small'" in capsys.readouterr().err
 
 
 def test_a_list_of_problems_in_python(tmp_path):
