@@ -15,7 +15,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_lopt.evaluation.baselines import Baselines
-from lightning_lopt.evaluation.environment import environment_of
 from lightning_lopt.evaluation.measurement import Measurement
 from lightning_lopt.evaluation.measurement_store import (
     MeasurementStore,
@@ -30,6 +29,7 @@ from lightning_lopt.evaluation.rule_record import RuleRecord
 from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.evaluation.step_cost import step_costs
 from lightning_lopt.evaluation.sweeps import BASELINES, FINE_TUNING_BASELINES, SEED, sweep_of
+from lightning_lopt.evaluation.timing import environment_of
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.user_files import import_again, imported_files
 

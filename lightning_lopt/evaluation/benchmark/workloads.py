@@ -17,7 +17,7 @@ from lightning_lopt.evaluation.benchmark.networks import (
     resnet50,
     small_cnn,
 )
-from lightning_lopt.evaluation.deployed import Leaves
+from lightning_lopt.evaluation.step_cost import Leaves
 from lightning_lopt.rules.roles import roles_of
 
 
