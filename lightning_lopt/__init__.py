@@ -6,8 +6,8 @@ from lightning_lopt.__about__ import __version__
 from lightning_lopt._lazy import lazily as _lazily
 
 if _typing.TYPE_CHECKING:
+    from lightning_lopt.assessment import Assessment, assess
     from lightning_lopt.callbacks import LearnedOptimizerAdapter, MetaTraining, MetaValidation
-    from lightning_lopt.evaluation.assess import Assessment, assess
     from lightning_lopt.interop import LearnedTrainerMixin
     from lightning_lopt.io import Card, available_rules, load_card, load_rule, save_rule
     from lightning_lopt.meta import (
@@ -95,5 +95,5 @@ __all__ = [
 
 # Layers by what they cost: an optimizer and its adapter need the first three.
 __getattr__ = _lazily(
-    __name__, ("rules", "optim", "callbacks", "io", "interop", "tasks", "meta", "evaluation.assess", "evaluation")
+    __name__, ("rules", "optim", "callbacks", "io", "interop", "tasks", "meta", "assessment", "evaluation")
 )

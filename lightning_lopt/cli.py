@@ -12,7 +12,8 @@ USAGE = """usage: lightning-lopt COMMAND ...
                a config is code (it names what is built): only run those you trust
   convert SRC DST  a rule saved by others (flax, PyLO; file, folder or hf://owner/name@revision) in our format; --help
   info RULE    what an embedded rule or a folder holds: its card, its size, what it costs and reads
-  evaluate RULE  how it does beside tuned baselines: --suite NAME --against NAMES --out DIR; --help for all options
+  evaluate RULE  how it does beside tuned baselines: --suite NAME (or FILE.py:NAME, your own) --against NAMES --out DIR;
+               --help for all options
   compare A B ... the same for several rules on one report; RULE@start is a rule before meta-training
   baselines    tune hand-designed optimizers on suites of problems, --suite NAMES --out FILE; --help for all options
   assess FILE.py:MODEL --total-steps N   is a rule to be trusted with your module? --help for all options
@@ -118,8 +119,8 @@ def compare(arguments: Sequence[str]) -> int:
 
 
 def assess(arguments: Sequence[str]) -> int:
-    """Is a rule to be trusted with a module; see :mod:`lightning_lopt.evaluation.assess`."""
-    from lightning_lopt.evaluation.assess.command import assess_command
+    """Is a rule to be trusted with a module; see :mod:`lightning_lopt.assessment`."""
+    from lightning_lopt.assessment.command import assess_command
 
     return assess_command(arguments)
 

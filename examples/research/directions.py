@@ -26,7 +26,7 @@ from lightning_lopt.evaluation.measurement import Measurement
 from lightning_lopt.evaluation.metrics.bootstrap import iqm
 from lightning_lopt.evaluation.metrics.speedup import step_speedup
 from lightning_lopt.evaluation.problem import Problem
-from lightning_lopt.evaluation.problem_result import ProblemResult
+from lightning_lopt.evaluation.results import ProblemResult
 from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.evaluation.suites import long_runs, make_suite
 from lightning_lopt.evaluation.suites.long import language_model, regression
@@ -207,8 +207,10 @@ def main() -> None:
 
 def speed_up(results: Sequence[ProblemResult], name: str, reference: str) -> float:
     """IQM of the speed-up in steps over all problems and seeds."""
-    contests = [result.contest(name, reference) for result in results]
-    return float(iqm(torch.stack([step_speedup(c.ours, c.reference, c.loss_scale) for c in contests]).log()).exp())
+    pairs = [result.paired_runs(name, reference) for result in results]
+    return float(
+        iqm(torch.stack([step_speedup(runs.ours, runs.reference, runs.loss_scale) for runs in pairs]).log()).exp()
+    )
 
 
 def pair(results: Sequence[ProblemResult], name: str, reference: str) -> str:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lightning_lopt import load_rule
-from lightning_lopt.meta.pilot import Standing, pilot_losses
+from lightning_lopt.meta.pilot import RunSnapshot, pilot_losses
 from lightning_lopt.rules.base import StepContext, UpdateRule
 from lightning_lopt.tasks.lightning_batches import StackedBatches
 from lightning_lopt.tasks.lightning_task import LightningTask
@@ -82,20 +82,20 @@ def measure(name: str, seed: int, steps: int, places: list[int], repeats: int) -
     }
     batches = [task.nth(index, None) for index in range(count)]
 
-    def relative(standing: Standing, first: int, inner: int, held_out: int) -> Tensor:
+    def relative(snapshot: RunSnapshot, first: int, inner: int, held_out: int) -> Tensor:
         windows = [[batch] for batch in batches[first : first + inner]]
-        losses = pilot_losses(rule, particles, task, standing, windows, batches[first + inner :][:held_out])
+        losses = pilot_losses(rule, particles, task, snapshot, windows, batches[first + inner :][:held_out])
         return (losses / losses[0]).log()[1:]
 
     params = task.init(torch.Generator())
     state = rule.init_state(params, task.roles)
-    whole = relative(Standing(params, state, task.roles, 0, steps), 0, steps, 64)
+    whole = relative(RunSnapshot(params, state, task.roles, 0, steps), 0, steps, 64)
     pilots = {}
     for step in range(max(places) + 1):
         if step in places:
-            standing = Standing(params, state, task.roles, step, steps)
+            snapshot = RunSnapshot(params, state, task.roles, step, steps)
             begins = [step + repeat * (INNER + HELD_OUT) for repeat in range(repeats)]
-            pilots[step] = torch.stack([relative(standing, begin, INNER, HELD_OUT) for begin in begins])
+            pilots[step] = torch.stack([relative(snapshot, begin, INNER, HELD_OUT) for begin in begins])
         grads, loss, _ = task.gradient(params, batches[step])
         context = StepContext(torch.tensor(float(step)), torch.tensor(float(steps)), loss, task.roles)
         with torch.no_grad():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lopt.meta.pilot import Standing, pilot_losses
+from lightning_lopt.meta.pilot import RunSnapshot, pilot_losses
 from lightning_lopt.meta.search import Search
 from lightning_lopt.optim import LearnedOptimizer
 from lightning_lopt.optim.guard_adamw import without_copies
@@ -67,11 +67,11 @@ def losses_of_round(
         begin = search.rounds * held_out if measured else count - held_out
         places = range(begin, begin + min(held_out, count))
         measured_on = [task.nth(index % count, None, split) for index in places]
-        standing = standing_of(trainer, module, optimizer, task, step)
-        return pilot_losses(optimizer.rule, search.ask(), task, standing, windows, measured_on)
+        snapshot = snapshot_of(trainer, module, optimizer, task, step)
+        return pilot_losses(optimizer.rule, search.ask(), task, snapshot, windows, measured_on)
 
 
-def standing_of(trainer: Any, module: Any, optimizer: LearnedOptimizer, task: LightningTask, step: int) -> Standing:
+def snapshot_of(trainer: Any, module: Any, optimizer: LearnedOptimizer, task: LightningTask, step: int) -> RunSnapshot:
     """Where the fit is, by the module's own names."""
     if optimizer.guard_state.startswith("switched"):
         raise ValueError(f"the guard has given the training to AdamW ({optimizer.guard_state}).")
@@ -93,7 +93,7 @@ def standing_of(trainer: Any, module: Any, optimizer: LearnedOptimizer, task: Li
         shared = shared or begun.shared
     clip = None if trainer.gradient_clip_val is None else float(trainer.gradient_clip_val)
     by_value = trainer.gradient_clip_algorithm == "value"
-    return Standing(
+    return RunSnapshot(
         params,
         State(tensors, shared),
         roles,

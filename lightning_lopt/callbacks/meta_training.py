@@ -20,7 +20,7 @@ from lightning_lopt.callbacks.fit_pilots import agreed, losses_of_round
 from lightning_lopt.callbacks.validation_batches import ValidationBatches
 from lightning_lopt.evaluation.report.loggers import log_artifact
 from lightning_lopt.io import Card, save_rule
-from lightning_lopt.meta.search import Pace, Search, Trial
+from lightning_lopt.meta.search import Pace, Search, SequentialTest
 from lightning_lopt.optim import LearnedOptimizer
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.tasks.lightning_batches import PLAIN
@@ -43,7 +43,7 @@ class MetaTraining(LearnedOptimizerAdapter):
     A rule that calibrates its steps, as ``base`` does, leaves little to find: in pilots its step sizes and momentum
     look best where they are far from best for the run. Weight decay does not, so that is what is tried: a third of it
     or three times as much, from a tenth of the run on, kept only on evidence that is wrong in one fit of twenty at most
-    (:class:`~lightning_lopt.meta.search.Trial`; six comparisons, for which a fit has to be about 2,100 steps long).
+    (:class:`~lightning_lopt.meta.search.SequentialTest`; six comparisons, so a fit has to be about 2,100 steps long).
     Until then the fit is what it would be without this callback, bit for bit. Coming batches of an epoch that repeats
     say nothing about validation, and a model that memorises its data wants less decay: give the fit a validation set.
 
@@ -112,8 +112,8 @@ class MetaTraining(LearnedOptimizerAdapter):
         self.max_share, self.every_n_steps = max_share, every_n_steps
         self.inner_steps, self.held_out = inner_steps, held_out
         given = {"entries": entries, "sigma": sigma}
-        self.trial_arguments: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        self.search_arguments = {**self.trial_arguments, "pairs": pairs, "seed": seed}
+        self.sequential_arguments: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        self.search_arguments = {**self.sequential_arguments, "pairs": pairs, "seed": seed}
         self._trainer: L.Trainer | None = None
         self._optimizer: LearnedOptimizer | None = None
         self._saved_search: dict[str, Any] | None = None
@@ -158,7 +158,7 @@ class MetaTraining(LearnedOptimizerAdapter):
         self._optimizer = optimizer = _only_optimizer(trainer, pl_module)
         optimizer.rule = copy.deepcopy(optimizer.rule)  # ours to change
         self.search = (
-            Trial(optimizer.rule, **self.trial_arguments)
+            SequentialTest(optimizer.rule, **self.sequential_arguments)
             if optimizer.rule.calibrates_steps
             else Search(optimizer.rule, **self.search_arguments)
         )
@@ -291,7 +291,7 @@ class MetaTraining(LearnedOptimizerAdapter):
         if not isinstance(total, int):
             self._next = None
             return
-        first = total // 10 if isinstance(self.search, Trial) else 0
+        first = total // 10 if isinstance(self.search, SequentialTest) else 0
         pace = Pace(total, self.max_share, self.inner_steps + self.held_out, self.every_n_steps, first)
         self._next = pace.next_start(after, self.spent, self._cost)
 

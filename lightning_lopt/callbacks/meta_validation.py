@@ -15,9 +15,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_lopt.evaluation.baselines import Baselines
 from lightning_lopt.evaluation.comparison import compare, score
-from lightning_lopt.evaluation.problem_result import ProblemResult
 from lightning_lopt.evaluation.report import log_media
-from lightning_lopt.evaluation.results import Results, RuleRecord
+from lightning_lopt.evaluation.results import ProblemResult, Results, RuleRecord
 from lightning_lopt.evaluation.suites import Problem, long_runs, make_suite
 from lightning_lopt.io import RuleFileError, save_rule
 from lightning_lopt.meta.trainer import MetaTrainer

@@ -26,8 +26,8 @@ LOCK_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One baseline on one problem.
+class BaselineRecord:
+    """What one baseline reached on one problem, as the file keeps it.
 
     Attributes:
         key: hash of the exact part of what it depends on.
@@ -51,7 +51,7 @@ class Entry:
         )
 
 
-def read_entries(path: Path) -> list[Entry]:
+def read_entries(path: Path) -> list[BaselineRecord]:
     """The entries of a file.
 
     Raises:
@@ -63,7 +63,7 @@ def read_entries(path: Path) -> list[Entry]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {show(content['format'])}, not {FORMAT}")
-        return [_entry(one) for one in content["entries"]]
+        return [_from_json(one) for one in content["entries"]]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError) as error:
         reason = f"{cause(error)} is missing" if isinstance(error, KeyError) else cause(error)
         raise ValueError(
@@ -71,7 +71,7 @@ def read_entries(path: Path) -> list[Entry]:
         ) from None
 
 
-def add_entries(path: Path, entries: Sequence[Entry]) -> list[Entry]:
+def add_entries(path: Path, entries: Sequence[BaselineRecord]) -> list[BaselineRecord]:
     """Add to the file what it does not hold yet; the folder is made.
 
     Returns:
@@ -92,13 +92,13 @@ def add_entries(path: Path, entries: Sequence[Entry]) -> list[Entry]:
     return there
 
 
-def write_entries(path: Path, entries: Sequence[Entry]) -> None:
+def write_entries(path: Path, entries: Sequence[BaselineRecord]) -> None:
     """Replace the file by these entries, one a line; a crash leaves the old file or the new one."""
     lines = [json.dumps(_to_json(entry), separators=(",", ":")) for entry in entries]
     write_whole(path, f'{{"format":{FORMAT},"entries":[\n' + ",\n".join(lines) + "\n]}\n")
 
 
-def _to_json(entry: Entry) -> dict[str, Any]:
+def _to_json(entry: BaselineRecord) -> dict[str, Any]:
     return {
         "key": entry.key,
         "problem": entry.problem,
@@ -108,8 +108,8 @@ def _to_json(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _entry(content: Any) -> Entry:
-    return Entry(
+def _from_json(content: Any) -> BaselineRecord:
+    return BaselineRecord(
         str(content["key"]),
         str(content["problem"]),
         [float(value) for value in content["fingerprint"]],

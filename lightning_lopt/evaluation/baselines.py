@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_lopt.evaluation.baseline_cache import Entry, add_entries, read_entries
+from lightning_lopt.evaluation.baseline_cache import BaselineRecord, add_entries, read_entries
 from lightning_lopt.evaluation.measurement import Measurement
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.sweeps import BASELINES, FINE_TUNING_BASELINES, SEED, Sweep, sweep_of
@@ -60,8 +60,8 @@ class Baselines:
         self.path = None if path is None else Path(path)
         self.seeds = seeds
         self.device = device
-        self.own: list[Entry] = read_entries(self.path) if self.path is not None and self.path.exists() else []
-        self.shipped: list[Entry] = shipped_entries() if shipped else []
+        self.own: list[BaselineRecord] = read_entries(self.path) if self.path is not None and self.path.exists() else []
+        self.shipped: list[BaselineRecord] = shipped_entries() if shipped else []
         self.not_kept = ""
         self._fingerprints: dict[int, tuple[Task, list[float]]] = {}
 
@@ -78,7 +78,7 @@ class Baselines:
             self._keep(found)
         return found.measurement
 
-    def find(self, problem: Problem, name: str) -> Entry | None:
+    def find(self, problem: Problem, name: str) -> BaselineRecord | None:
         """What is known of baseline ``name`` on ``problem``, ``None`` if nothing.
 
         Raises:
@@ -114,7 +114,7 @@ class Baselines:
             self._fingerprints[id(task)] = (task, fingerprint(task))  # the task too, so that its id stays its own
         return self._fingerprints[id(task)][1]
 
-    def _compute(self, problem: Problem, name: str) -> Entry:
+    def _compute(self, problem: Problem, name: str) -> BaselineRecord:
         sweep = sweep_of(name)
         measured = sweep.run(problem, seeds=self.seeds, device=self.device)
         finals = [run.final_train if sweep.chosen_by == "train" else run.final_valid for run in measured]
@@ -123,22 +123,23 @@ class Baselines:
         chosen = replace(
             measured[best], optimizer=name, learning_rate=sweep.learning_rates[best] if sweep.tuned else None
         )
-        return Entry(self.key(problem, name), problem.name, self._fingerprint(problem.task), medians, chosen)
+        return BaselineRecord(self.key(problem, name), problem.name, self._fingerprint(problem.task), medians, chosen)
 
-    def _keep(self, entry: Entry) -> None:
+    def _keep(self, entry: BaselineRecord) -> None:
         """Keep an entry in memory, and in the file if that can be written."""
         self.own.append(entry)
         if self.path is None:
             return
         try:
             self.own = add_entries(self.path, self.own)
+            self.not_kept = ""
         except (OSError, ValueError) as error:
             if not self.not_kept:
                 rank_zero_warn(f"baselines were computed but not kept ({cause(error)}).")
             self.not_kept = cause(error)
 
 
-def shipped_entries() -> list[Entry]:
+def shipped_entries() -> list[BaselineRecord]:
     """The baselines that come inside the package."""
     file = files("lightning_lopt.evaluation").joinpath(SHIPPED)
     return read_entries(Path(str(file))) if file.is_file() else []

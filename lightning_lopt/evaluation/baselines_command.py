@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 
 from lightning_lopt.evaluation.baselines import BASELINES, FINE_TUNING_BASELINES, Baselines, sweep_of
+from lightning_lopt.evaluation.evaluate_command import SUITE_HELP, problems_of, suite_argument
 from lightning_lopt.evaluation.problem import Problem
-from lightning_lopt.evaluation.suites import SUITES, make_suite
 from lightning_lopt.terminal import say
 
 
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
         description="Tune hand-designed optimizers on suites of problems; what the file holds already is left alone.",
         epilog="; ".join(f"{name}: {sweep.description}" for name, sweep in known.items()),
     )
-    parser.add_argument("--suite", nargs="+", choices=tuple(SUITES), default=["small"])
+    parser.add_argument("--suite", nargs="+", type=suite_argument, metavar="SUITE", default=["small"], help=SUITE_HELP)
     parser.add_argument("--data", nargs="+", default=None, help="digits, npz files or folders of IDX files")
     parser.add_argument(
         "--optimizer",
@@ -38,9 +38,9 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
 
-    problems = [problem for suite in options.suite for problem in make_suite(suite, options.data)]
-    wanted = [(problem, name) for problem in problems for name in options.optimizer]
     try:
+        problems = [problem for suite in options.suite for problem in problems_of(suite, options.data)]
+        wanted = [(problem, name) for problem in problems for name in options.optimizer]
         baselines = Baselines(options.out, options.seeds, shipped=False, device=options.device)
         for problem, name in wanted:
             if baselines.find(problem, name) is None:

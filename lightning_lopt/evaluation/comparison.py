@@ -9,10 +9,9 @@ from statistics import fmean
 from lightning_lopt.evaluation.baselines import Baselines
 from lightning_lopt.evaluation.measurement import Measurement
 from lightning_lopt.evaluation.problem import Problem
-from lightning_lopt.evaluation.problem_result import ProblemResult
+from lightning_lopt.evaluation.results import ProblemResult
 from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.rules.base import UpdateRule
-from lightning_lopt.seeding import generator
 
 
 def compare(
@@ -38,21 +37,7 @@ def compare(
             runs = run_rules([rules[name] for name in names], problem, seeds=baselines.seeds, seed=seed)
             measured |= {name: replace(run, optimizer=name) for name, run in zip(names, runs, strict=True)}
         measured |= {name: baselines(problem, name) for name in against}
-        yield result_of(problem, {name: measured[name] for name in (*rules, *against)})
-
-
-def result_of(problem: Problem, measurements: dict[str, Measurement]) -> ProblemResult:
-    """Measurements of a problem, with what is worth knowing of it."""
-    params = problem.task.init(generator(0, "count"))
-    return ProblemResult(
-        problem.name,
-        problem.horizon,
-        float(problem.task.loss_scale),
-        measurements,
-        problem.family,
-        problem.data,
-        sum(params[name].numel() for name in problem.task.roles),
-    )
+        yield ProblemResult.of(problem, {name: measured[name] for name in (*rules, *against)})
 
 
 def _alike(rules: Mapping[str, UpdateRule]) -> list[list[str]]:

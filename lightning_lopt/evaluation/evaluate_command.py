@@ -13,12 +13,12 @@ import torch
 from tqdm import tqdm
 
 from lightning_lopt.evaluation.baselines import BASELINES, FINE_TUNING_BASELINES, Baselines
-from lightning_lopt.evaluation.evaluate import evaluate
-from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.evaluator import evaluate
+from lightning_lopt.evaluation.problem import Problem, load_problems
 from lightning_lopt.evaluation.report import numbers, write_report
-from lightning_lopt.evaluation.report.groups import ALL
+from lightning_lopt.evaluation.report.defeats import untuned_table
+from lightning_lopt.evaluation.report.numbers import ALL
 from lightning_lopt.evaluation.report.tables import finals, log_ratios, overall, plain
-from lightning_lopt.evaluation.report.untuned import untuned_table
 from lightning_lopt.evaluation.report.words import summary
 from lightning_lopt.evaluation.results import Results, RuleRecord
 from lightning_lopt.evaluation.suites import SUITES, make_suite
@@ -29,6 +29,10 @@ from lightning_lopt.terminal import say
 
 START = "@start"
 """Behind the name of a rule: the same class and config at the θ that it begins meta-training with."""
+SUITE_HELP = (
+    f"one of {', '.join(SUITES)}; or FILE.py:NAME, a list of lightning_lopt.evaluation.Problem in a file of yours, "
+    "or a function without arguments that returns one (the file is run)"
+)
 KEPT = "measurements so far are kept: free space or memory and run the command again, or give another --out."
 
 
@@ -48,7 +52,7 @@ def _main(command: str, arguments: Sequence[str]) -> int:
     try:
         rules, records = _load(options.rules)
         against = [name for name in options.against.split(",") if name]
-        problems = _chosen(make_suite(options.suite, options.data), options.only)
+        problems = _chosen(problems_of(options.suite, options.data), options.only)
         folder = Path(options.out or _folder_name(options.rules, options.suite))
         baselines = Baselines(options.baselines or folder / "baselines.json", options.seeds, device=options.device)
         with tqdm(total=1, unit="run", dynamic_ncols=True) as bar:
@@ -96,7 +100,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         metavar="RULE",
         help=f"embedded rule, folder or hf:// address; RULE{START} is the same rule before meta-training",
     )
-    parser.add_argument("--suite", choices=tuple(SUITES), default="small" if "small" in SUITES else "images")
+    parser.add_argument("--suite", type=suite_argument, metavar="SUITE", default="small", help=SUITE_HELP)
     parser.add_argument("--only", nargs="+", default=None, metavar="PROBLEM", help="names of problems; default: all")
     parser.add_argument("--against", default="adamw", help="names of baselines, joined by commas")
     parser.add_argument("--seeds", type=int, default=3, help="models of each optimizer on each problem")
@@ -108,6 +112,33 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser.add_argument("--baselines", default=None, help="JSON file of tuned baselines; default: one in the folder")
     parser.add_argument("--wandb", default=None, metavar="PROJECT", help="log tables, pictures and files there, too")
     return parser
+
+
+def suite_argument(text: str) -> str:
+    """Check the name of a suite; the address ``FILE.py:NAME`` of one of the user's own is looked at when it is read.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is neither.
+    """
+    if ":" not in text and text not in SUITES:
+        raise argparse.ArgumentTypeError(
+            f"invalid choice: {text!r} (choose from {', '.join(map(repr, SUITES))}, or FILE.py:NAME for your own)"
+        )
+    return text
+
+
+def problems_of(suite: str, data: Sequence[str] | None) -> list[Problem]:
+    """The problems of a suite that is given on a command line.
+
+    Raises:
+        ValueError: if they cannot be made.
+        ImportError: if data come with a package that is not installed.
+    """
+    if ":" not in suite:
+        return make_suite(suite, data)
+    if data is not None:
+        raise ValueError(f"--data is for the suites of the package; {suite} brings its own data, so leave it out.")
+    return load_problems(suite)
 
 
 def _chosen(problems: list[Problem], names: Sequence[str] | None) -> list[Problem]:
@@ -147,7 +178,7 @@ def _show(bar: tqdm[None], done: int, total: int, last: str) -> None:
 def _print(results: Results) -> None:
     found = numbers(results)
     say("\n" + finals(results.problems, [*results.rules, *results.against]).markdown())
-    say("\n" + overall(found, ("speedup", "train_ratio", "valid_ratio", "valid_wins"), ALL).markdown() + "\n")
+    say("\n" + overall(found, "shell", ALL).markdown() + "\n")
     say(log_ratios(results).markdown() + "\n")
     if (table := untuned_table(results)).rows:
         say(f"Untuned against untuned:\n\n{table.markdown()}\n")

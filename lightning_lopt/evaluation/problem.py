@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lightning_lopt.tasks.base import Task
+from lightning_lopt.tasks.users_code import users_code
+from lightning_lopt.user_files import check_no_arguments, load_named
 
 
 @dataclass(frozen=True)
@@ -25,3 +27,24 @@ class Problem:
     horizon: int
     family: str = ""
     data: str = ""
+
+
+def load_problems(address: str) -> list[Problem]:
+    """The problems that ``FILE.py:NAME`` names: a list or tuple, or a function without arguments that returns one.
+
+    Raises:
+        ValueError: with one sentence, if there are no such problems, and for whatever the file or the function raises.
+    """
+    problems = load_named(address)
+    if callable(problems):
+        check_no_arguments(problems, address)
+        with users_code(f"{address}()"):
+            problems = problems()
+    if not isinstance(problems, list | tuple) or not all(isinstance(problem, Problem) for problem in problems):
+        raise ValueError(
+            f"{address} is no suite; it must be a list of lightning_lopt.evaluation.Problem, or a function without "
+            "arguments that returns one."
+        )
+    if not problems:
+        raise ValueError(f"{address} is a suite without a problem; give at least one.")
+    return list(problems)

@@ -2,78 +2,133 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_lopt.evaluation.json_files import as_list, as_name, as_object, read_json, text_of, whole_of, write_json
-from lightning_lopt.evaluation.problem_result import ProblemResult
-from lightning_lopt.io import RuleFileError, weights_sha256
+from lightning_lopt.evaluation.json_files import (
+    as_list,
+    as_name,
+    as_object,
+    as_positive,
+    read_json,
+    text_of,
+    whole_of,
+    write_json,
+)
+from lightning_lopt.evaluation.measurement import Measurement
+from lightning_lopt.evaluation.metrics import PairedRuns, final_loss, log_ratio
+from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.rule_record import RuleRecord
 from lightning_lopt.io.files import show
-from lightning_lopt.rules.base import UpdateRule
+from lightning_lopt.seeding import generator
+
+__all__ = ["ProblemResult", "Results", "RuleRecord"]
 
 FORMAT = "lightning_lopt_results"
 FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
-class RuleRecord:
-    """Which rule was measured.
+class ProblemResult:
+    """What optimizers did on one problem.
 
     Attributes:
-        rule: its name in the registry (``"residual"``).
-        config: arguments that build it.
-        weights_sha256: of its weights.
-        meta_parameters: how many numbers θ has.
-        trained_on: what it was meta-trained on: lists of names ``families`` and ``data``, and ``horizons``, the
-            shortest and the longest; ``chosen_on``, names of the problems on which it was chosen among others; empty
-            where the rule does not say.
-        source: name or folder it was loaded from, empty for a rule in memory.
+        name: unique among the results.
+        horizon: inner steps of every run.
+        loss_scale: loss of a model that knows nothing.
+        measurements: by optimizer; all have the same seeds.
+        family: task family it could be drawn from, empty where there is none.
+        data: name of its data, empty where it has none.
+        parameters: of the model.
+        gradient_seconds: what forward and backward of one mini-batch take; ``None`` where not measured.
+        step_seconds: what one step of an optimizer takes, as it is deployed, where measured.
     """
 
-    rule: str
-    config: dict[str, Any]
-    weights_sha256: str
-    meta_parameters: int
-    trained_on: dict[str, Any] = field(default_factory=dict)
-    source: str = ""
+    name: str
+    horizon: int
+    loss_scale: float
+    measurements: dict[str, Measurement]
+    family: str = ""
+    data: str = ""
+    parameters: int = 0
+    gradient_seconds: float | None = None
+    step_seconds: dict[str, float] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, rule: UpdateRule, trained_on: Mapping[str, Any] | None = None, source: str = "") -> RuleRecord:
-        """The record of a rule in memory.
+    def log_ratio(self, name: str, reference: str, split: str = "train") -> float:
+        r"""Median over seeds of :func:`~lightning_lopt.evaluation.metrics.log_ratio` of the final losses on a split.
 
-        Args:
-            rule: any; where its weights could not be saved, their hash is left empty.
-            trained_on: what it says of its meta-training; other entries than those that are wanted may be there.
-            source: where it comes from.
-
-        Raises:
-            ValueError: if ``trained_on`` holds something else than lists of names and two horizons.
+        Below 0 where ``name`` ends below ``reference``; of an even number of seeds the lower of the middle two.
         """
-        try:
-            digest = weights_sha256(rule)
-        except RuleFileError:
-            digest = ""
-        count = sum(parameter.numel() for parameter in rule.parameters())
-        return cls(rule.rule_name, rule.config, digest, count, checked_training(dict(trained_on or {})), source)
+        ours, other = (final_loss(self.measurements[which], split) for which in (name, reference))
+        return float(log_ratio(ours, other, self.loss_scale).median())
+
+    def paired_runs(self, name: str, reference: str) -> PairedRuns:
+        """``name`` beside ``reference``, for metrics."""
+        cost = math.nan
+        if self.gradient_seconds is not None and {name, reference} <= set(self.step_seconds):
+            ours, other = (self.gradient_seconds + self.step_seconds[which] for which in (name, reference))
+            cost = other / ours
+        return PairedRuns(self.name, self.loss_scale, self.measurements[name], self.measurements[reference], cost)
 
     @classmethod
-    def from_json(cls, content: Any) -> RuleRecord:
-        """From the attributes as JSON.
+    def of(cls, problem: Problem, measurements: dict[str, Measurement]) -> ProblemResult:
+        """Measurements of a problem, with what is worth knowing of it."""
+        params = problem.task.init(generator(0, "count"))
+        return cls(
+            problem.name,
+            problem.horizon,
+            float(problem.task.loss_scale),
+            measurements,
+            problem.family,
+            problem.data,
+            sum(params[name].numel() for name in problem.task.roles),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "name": self.name,
+            "horizon": self.horizon,
+            "loss_scale": self.loss_scale,
+            "family": self.family,
+            "data": self.data,
+            "parameters": self.parameters,
+            "gradient_seconds": self.gradient_seconds,
+            "step_seconds": self.step_seconds,
+            "measurements": {name: run.to_json() for name, run in self.measurements.items()},
+        }
+
+    @classmethod
+    def from_json(cls, content: Any) -> ProblemResult:
+        """What :meth:`to_json` wrote.
 
         Raises:
             ValueError: if it is anything else.
         """
-        entry = as_object(content, "a rule")
+        entry = as_object(content, "a problem")
+        name = text_of(entry, "name")
+        runs = as_object(entry.get("measurements"), f"the measurements of {show(name)}")
+        measurements = {as_name(key): Measurement.from_json(value) for key, value in runs.items()}
+        for key, run in measurements.items():
+            if run.horizon != entry.get("horizon"):
+                raise ValueError(
+                    f"{show(name)} has the horizon {show(entry.get('horizon'))}, {show(key)} {run.horizon}"
+                )
+        seconds = as_object(entry.get("step_seconds"), f"the step_seconds of {show(name)}")
+        gradient = entry.get("gradient_seconds")
         return cls(
-            text_of(entry, "rule"),
-            as_object(entry.get("config"), "the config of a rule"),
-            text_of(entry, "weights_sha256"),
-            whole_of(entry, "meta_parameters"),
-            checked_training(entry.get("trained_on")),
-            text_of(entry, "source"),
+            name,
+            whole_of(entry, "horizon"),
+            as_positive(entry.get("loss_scale"), f"the loss_scale of {show(name)}"),
+            measurements,
+            text_of(entry, "family"),
+            text_of(entry, "data"),
+            whole_of(entry, "parameters"),
+            None if gradient is None else as_positive(gradient, f"the gradient_seconds of {show(name)}"),
+            {as_name(key): as_positive(value, f"the step_seconds of {show(key)}") for key, value in seconds.items()},
         )
 
 
@@ -171,22 +226,3 @@ class Results:
             {as_name(key): value if type(value) is int else as_name(value) for key, value in environment.items()},
             text_of(entry, "command"),
         )
-
-
-def checked_training(content: Any) -> dict[str, Any]:
-    """The entries of :attr:`RuleRecord.trained_on` in what a rule says of its meta-training, as far as they are there.
-
-    Raises:
-        ValueError: if one of them is there and not what it should be.
-    """
-    entry = {} if content is None else as_object(content, "trained_on")
-    found: dict[str, Any] = {}
-    for key in ("families", "data", "chosen_on"):
-        if key in entry:
-            found[key] = [as_name(name) for name in as_list(entry[key], key)]
-    if "horizons" in entry:
-        horizons = as_list(entry["horizons"], "horizons")
-        if len(horizons) != 2 or not all(type(value) is int and value > 0 for value in horizons):
-            raise ValueError(f"horizons must be the shortest and the longest number of steps, got {show(horizons)}")
-        found["horizons"] = horizons
-    return found

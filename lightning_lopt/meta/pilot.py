@@ -15,8 +15,8 @@ from lightning_lopt.tasks.base import Batch, Task
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Where a run is.
+class RunSnapshot:
+    """The state of a run at one step, from which pilots go on.
 
     Attributes:
         params: trained parameters by name.
@@ -45,11 +45,11 @@ def pilot_losses(
     rule: UpdateRule,
     particles: Theta,
     task: Task,
-    standing: Standing,
+    snapshot: RunSnapshot,
     batches: Sequence[Sequence[Batch]],
     held_out: Sequence[Batch],
 ) -> Tensor:
-    r"""Mean loss on held-out batches after a pilot of K steps with each θ, all from the same standing.
+    r"""Mean loss on held-out batches after a pilot of K steps with each θ, all from the same snapshot.
 
     The K steps stand for all that are left: step k is made as if it were step :math:`s + (T - s)\, k / K` of the run,
     so a schedule that ends at 0 does so here too. Without that, small steps would look best whatever the long run
@@ -59,7 +59,7 @@ def pilot_losses(
         rule: the rule; its own parameters are replaced by ``particles``.
         particles: θ by name, leading axis N.
         task: whose loss is meant.
-        standing: where all pilots begin.
+        snapshot: where all pilots begin.
         batches: K times the batches whose mean gradient makes a step.
         held_out: batches that are measured, none of them trained on in the pilot.
 
@@ -71,25 +71,25 @@ def pilot_losses(
     def repeated(value: Tensor) -> Tensor:
         return value.expand(count, *value.shape)
 
-    params = {name: repeated(value) for name, value in standing.params.items()}
-    tensors = {name: {key: repeated(v) for key, v in own.items()} for name, own in standing.state.tensors.items()}
-    state = State(tensors, {key: repeated(value) for key, value in standing.state.shared.items()})
+    params = {name: repeated(value) for name, value in snapshot.params.items()}
+    tensors = {name: {key: repeated(v) for key, v in own.items()} for name, own in snapshot.state.tensors.items()}
+    state = State(tensors, {key: repeated(value) for key, value in snapshot.state.shared.items()})
     with torch.no_grad():
         for index, accumulated in enumerate(batches):
-            context = _context(rule, standing, index, len(batches), next(iter(standing.params.values())).device)
+            context = _context(rule, snapshot, index, len(batches), next(iter(snapshot.params.values())).device)
             stacked = [{name: repeated(value) for name, value in batch.items()} for batch in accumulated]
-            params, state = _advance(rule, particles, task, params, state, stacked, context, standing)
+            params, state = _advance(rule, particles, task, params, state, stacked, context, snapshot)
         measure = vmap(task.loss, in_dims=(0, None))
         return torch.stack([measure(params, batch) for batch in held_out]).mean(0)
 
 
-def _context(rule: UpdateRule, standing: Standing, index: int, steps: int, device: torch.device) -> StepContext:
-    total = standing.total_steps
-    ahead = float(index) if total is None else (total - standing.step) * index / steps
-    step = torch.full((), standing.step + ahead, device=device)
+def _context(rule: UpdateRule, snapshot: RunSnapshot, index: int, steps: int, device: torch.device) -> StepContext:
+    total = snapshot.total_steps
+    ahead = float(index) if total is None else (total - snapshot.step) * index / steps
+    step = torch.full((), snapshot.step + ahead, device=device)
     horizon = torch.full((), float(total or 1), device=device)
-    phase = rule.phase_of(standing.step + index)
-    return StepContext(step, horizon, None, standing.roles, standing.weight_decay, phase)
+    phase = rule.phase_of(snapshot.step + index)
+    return StepContext(step, horizon, None, snapshot.roles, snapshot.weight_decay, phase)
 
 
 def _advance(
@@ -100,7 +100,7 @@ def _advance(
     state: State,
     batches: list[Batch],
     context: StepContext,
-    standing: Standing,
+    snapshot: RunSnapshot,
 ) -> tuple[Params, State]:
     """One step of all pilots; what a task carries from step to step is left as it is."""
 
@@ -108,19 +108,19 @@ def _advance(
         parts = [task.gradient(params, batch) for batch in batches]
         grads = {name: torch.stack([part[0][name] for part in parts]).mean(0) for name in params}
         loss = torch.stack([part[1] for part in parts]).mean()
-        grads = _clipped(grads, standing)
+        grads = _clipped(grads, snapshot)
         updates, after = functional_call(rule, theta, (params, grads, state, replace(context, loss=loss)))
-        return {name: value + standing.lr.get(name, 1.0) * updates[name] for name, value in params.items()}, after
+        return {name: value + snapshot.lr.get(name, 1.0) * updates[name] for name, value in params.items()}, after
 
     new, after = vmap(one)(particles, params, state, batches)
     return new, after
 
 
-def _clipped(grads: Params, standing: Standing) -> Params:
-    if standing.clip_norm is not None:
+def _clipped(grads: Params, snapshot: RunSnapshot) -> Params:
+    if snapshot.clip_norm is not None:
         norm = torch.sqrt(torch.stack([grad.square().sum() for grad in grads.values()]).sum())
-        factor = torch.clamp(standing.clip_norm / (norm + 1e-6), max=1.0)
+        factor = torch.clamp(snapshot.clip_norm / (norm + 1e-6), max=1.0)
         grads = {name: grad * factor for name, grad in grads.items()}
-    if standing.clip_value is not None:
-        grads = {name: grad.clamp(-standing.clip_value, standing.clip_value) for name, grad in grads.items()}
+    if snapshot.clip_value is not None:
+        grads = {name: grad.clamp(-snapshot.clip_value, snapshot.clip_value) for name, grad in grads.items()}
     return grads

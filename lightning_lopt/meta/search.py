@@ -19,9 +19,9 @@ from lightning_lopt.seeding import generator
 STEP_SIZES = ("*log_step_size", "*log_lr")
 WEIGHT_DECAY = ("*log_weight_decay",)
 SHARED = 0.8  # share of a perturbation's variance that all entries have in common
-STAKE = 0.8  # share of what a Trial has that it bets on each comparison
+STAKE = 0.8  # share of what a SequentialTest has that it bets on each comparison
 LARGE = 1e30  # loss of what is not finite
-DOUBT = 0.05  # largest probability that a Trial ever believes what is no better than the start
+DOUBT = 0.05  # largest probability that a SequentialTest ever believes what is no better than the start
 
 
 class Search:
@@ -181,17 +181,18 @@ class Search:
             self.theta = {name: value.to(self.start[name]) for name, value in state["theta"].items()}
 
 
-class Trial(Search):
+class SequentialTest(Search):
     r"""Is the start better with σ more, or with σ less, in all searched entries of θ? For rules that calibrate steps.
 
     Beside such a rule little is left to find, which short comparisons see as small differences of one sign. So the
     first round compares the two sides with each other, and later ones the better side with the start: two particles.
 
-    The evidence is a bet against "θ is no more often ahead than the start". It begins with 1 and stakes 0.8 of what it
-    has in each comparison; :attr:`chosen` is the start unless it has 20 (evidence: :math:`-\log 20`), which takes six
-    comparisons at least. Where θ is no better, it ever has 20 with a probability of 5 % at most, however many rounds
-    there are (Ville's inequality; Shafer 2021, https://arxiv.org/abs/1903.06991). With less than in the beginning sides
-    are chosen anew, and what was lost stays lost.
+    The method is a betting martingale (an e-value). The evidence is a bet against "θ is no more often ahead than the
+    start". It begins with 1 and stakes 0.8 of what it has in each comparison; :attr:`chosen` is the start unless it has
+    20 (evidence: :math:`-\log 20`), which takes six comparisons at least. Where θ is no better, it ever has 20 with a
+    probability of 5 % at most, however many rounds there are (Ville's inequality; Shafer 2021,
+    https://arxiv.org/abs/1903.06991). With less than in the beginning sides are chosen anew, and what was lost stays
+    lost.
 
     Args:
         rule, entries, sigma: see :class:`Search`.

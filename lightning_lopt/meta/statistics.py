@@ -13,7 +13,7 @@ from lightning_lopt.meta.estimators.base import Estimate
 from lightning_lopt.rules.base import ROLES, UpdateRule
 
 
-class Tally:
+class OuterStepStatistics:
     """Sums over the groups of one outer step, all in one tensor: processes add theirs up in a single exchange.
 
     Args:

@@ -21,7 +21,7 @@ from lightning_lopt.meta.engine import Compiled, Eager, Execution, Recorded
 from lightning_lopt.meta.estimators.base import Estimator
 from lightning_lopt.meta.groups import Group, groups_of_rank, states_by_number
 from lightning_lopt.meta.horizons import Horizons
-from lightning_lopt.meta.statistics import Tally, signal_to_noise, step_sizes
+from lightning_lopt.meta.statistics import OuterStepStatistics, signal_to_noise, step_sizes
 from lightning_lopt.meta.theta import theta_row
 from lightning_lopt.rules.base import UpdateRule
 
@@ -145,30 +145,30 @@ class MetaTrainer(L.LightningModule):
                 group.runs = runs
             steps = sum(after.step - before.step for after, before in zip(estimate.groups, groups, strict=True))
             taught = [batch.family(group.run_seed) for group in self.own_groups]
-            tally = Tally(
+            step_statistics = OuterStepStatistics(
                 [family.name for family in batch.families], taught, estimate, steps * self.estimator.particles
             )
         self.outer_step += 1
-        meta_loss = self._log_outer_step(tally)
+        meta_loss = self._log_outer_step(step_statistics)
         surrogate = theta_row(self.rule) @ estimate.gradient
         # d surrogate / d θ is the estimate exactly; the value shown is the meta-loss.
         return meta_loss + (surrogate - surrogate.detach())
 
-    def _log_outer_step(self, tally: Tally) -> Tensor:
+    def _log_outer_step(self, step_statistics: OuterStepStatistics) -> Tensor:
         """Log what there is to log; the meta-loss, 0-dim."""
-        tally.sums = self.trainer.strategy.reduce(tally.sums, reduce_op="sum")
-        self._powers.append(tally.power)
-        self._since.append(tally.sums[:2])
+        step_statistics.sums = self.trainer.strategy.reduce(step_statistics.sums, reduce_op="sum")
+        self._powers.append(step_statistics.power)
+        self._since.append(step_statistics.sums[:2])
         bar = self.trainer.progress_bar_callback is not None  # which waits for what it shows
-        self.log("meta_loss", tally.meta_loss, prog_bar=bar, batch_size=1)
+        self.log("meta_loss", step_statistics.meta_loss, prog_bar=bar, batch_size=1)
         if self._reports:
             steps, failures = torch.stack(self._since).sum(0).tolist()  # waits for the device
             now = time.perf_counter()
             self.log("inner_steps_per_second", steps / (now - self._counted_from), prog_bar=bar, batch_size=1)
-            self.log_dict({"failures": failures, **tally.by_family(), **step_sizes(self.rule)}, batch_size=1)
+            self.log_dict({"failures": failures, **step_statistics.by_family(), **step_sizes(self.rule)}, batch_size=1)
             self._since, self._counted_from = [], now
-        self._epoch = self._epoch + torch.stack([tally.meta_loss, torch.ones_like(tally.meta_loss)])
-        return tally.meta_loss
+        self._epoch = self._epoch + torch.stack([step_statistics.meta_loss, torch.ones_like(step_statistics.meta_loss)])
+        return step_statistics.meta_loss
 
     def on_train_epoch_end(self) -> None:
         self.log("meta_loss_epoch", self._epoch[0] / self._epoch[1], batch_size=1)

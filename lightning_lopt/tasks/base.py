@@ -18,6 +18,10 @@ OWN = "~"
 """How names of entries begin that a task adds to params and batches for itself: they are no parameters, no examples."""
 
 
+class MissingSplitError(ValueError):
+    """A task has no batches of the split that was asked for."""
+
+
 class Task(ABC):
     """One inner problem. Holds data and shapes, no parameters: many inner runs of it go side by side under ``vmap``.
 

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from lightning_lopt._lightning import is_lightning
-from lightning_lopt.tasks.base import Batch, Split
-from lightning_lopt.tasks.lightning_classes import overrides
-from lightning_lopt.tasks.seeded_random import isolated
-
-if TYPE_CHECKING:
-    import lightning.pytorch as L
+from lightning_lopt.tasks.base import Batch
 
 Tree = Any
 PLAIN = (bool, int, float, str, bytes, type(None))
+
+
+class NotStackableError(ValueError):
+    """Batches cannot be stacked; the message is one sentence, which names them and says why."""
 
 
 class StackedBatches:
@@ -32,8 +28,8 @@ class StackedBatches:
         what: how errors name them.
 
     Raises:
-        ValueError: if there is no batch, no tensor in them, if what is no tensor differs, or if fewer than half of the
-            batches have the same shapes.
+        NotStackableError: if there is no batch, no tensor in them, if what is no tensor differs, or if fewer than half
+            of the batches have the same shapes.
 
     Attributes:
         tensors: by a name such as ``"batch['image']"`` or ``"batch[0]"``, leading axis the number of the batch.
@@ -43,11 +39,11 @@ class StackedBatches:
     def __init__(self, batches: Iterable[Tree], what: str) -> None:
         flat = [pytree.tree_flatten_with_path(batch) for batch in batches]
         if not flat:
-            raise ValueError(f"{what}: there is no batch; give a dataloader or list with at least one.")
+            raise NotStackableError(f"{what}: there is no batch; give a dataloader or list with at least one.")
         shapes = [_shapes(leaves) for leaves, _ in flat]
         common, count = Counter(shapes).most_common(1)[0]
         if 2 * count < len(flat):
-            raise ValueError(
+            raise NotStackableError(
                 f"{what}: of {len(flat)} batches only {count} have the same shapes ({_show(common)}); pad or crop "
                 "examples to one size, or group them by size and make a task of each group."
             )
@@ -64,12 +60,14 @@ class StackedBatches:
             elif all(isinstance(leaf, PLAIN) and leaf == column[0] for leaf in column):
                 self.constants[name] = column[0]
             else:
-                raise ValueError(
+                raise NotStackableError(
                     f"{what}: {name} is neither a tensor nor a plain value that all batches share "
                     f"({type(column[0]).__name__}); return (tuples, lists, dicts of) tensors."
                 )
         if not self.tensors:
-            raise ValueError(f"{what}: a batch holds no tensor ({_show(common)}); return tensors from the dataloader.")
+            raise NotStackableError(
+                f"{what}: a batch holds no tensor ({_show(common)}); return tensors from the dataloader."
+            )
         lengths = {value.shape[1:2] for value in self.tensors.values()}
         only = lengths.pop() if len(lengths) == 1 else ()
         self.batch_size: int | None = only[0] if only else None
@@ -88,41 +86,6 @@ class StackedBatches:
         """The batch as the dataloader gave it."""
         leaves = [batch[name] if name in self.tensors else self.constants[name] for name in self.names]
         return pytree.tree_unflatten(leaves, self.structure)
-
-
-def batches_of(
-    data: Iterable[Tree] | L.LightningDataModule, split: Split, module: Any, limit: int
-) -> list[Tree] | None:
-    """The first ``limit`` batches of one pass, through the hooks before and after the transfer to a device.
-
-    Args:
-        data: batches (a dataloader, a list), or a data module.
-        split: which loader of a data module; before ``"train"`` it is prepared and set up, if no Trainer has it.
-        module: whose hooks are called, where a data module does not override them.
-        limit: largest number of batches.
-
-    Returns:
-        ``None`` where a data module has no such loader.
-    """
-    hooks: Any = module
-    source: Any = data
-    if is_lightning(data, "LightningDataModule"):
-        name = "train_dataloader" if split == "train" else "val_dataloader"
-        if not overrides(source, name):
-            return None
-        if source.trainer is None and split == "train":
-            source.prepare_data()
-            source.setup("fit")
-        with isolated(0):
-            loaders = CombinedLoader(getattr(source, name)(), "max_size_cycle" if split == "train" else "sequential")
-            found = [batch for batch, *_ in islice(iter(loaders), limit)]
-        if overrides(source, "on_after_batch_transfer") or overrides(source, "on_before_batch_transfer"):
-            hooks = source
-    else:
-        with isolated(0):
-            found = list(islice(source, limit))
-    with isolated(1):
-        return [hooks.on_after_batch_transfer(hooks.on_before_batch_transfer(batch, 0), 0) for batch in found]
 
 
 def _shapes(leaves: list[tuple[Any, Any]]) -> tuple[Any, ...]:

@@ -20,9 +20,10 @@ from lightning_lopt.rules.base import Params
 from lightning_lopt.rules.roles import roles_of
 from lightning_lopt.seeding import generator as derived_generator
 from lightning_lopt.tasks._draw import integer
-from lightning_lopt.tasks.base import OWN, Batch, Split, Task
-from lightning_lopt.tasks.lightning_batches import StackedBatches, batches_of
+from lightning_lopt.tasks.base import OWN, Batch, MissingSplitError, Split, Task
+from lightning_lopt.tasks.lightning_batches import StackedBatches
 from lightning_lopt.tasks.lightning_module import TrainingStep
+from lightning_lopt.tasks.loader_reading import first_batches
 from lightning_lopt.tasks.looped import looped
 from lightning_lopt.tasks.seeded_random import SeededRandom, isolated
 from lightning_lopt.tasks.stand_in import Fit
@@ -154,7 +155,7 @@ class LightningTask(Task):
 
     def _data(self, split: Split) -> StackedBatches:
         if split not in self.data:
-            raise ValueError(f"{self.name} has no {split} batches; pass LightningTask(..., valid=dataloader).")
+            raise MissingSplitError(f"{self.name} has no {split} batches; pass LightningTask(..., valid=dataloader).")
         return self.data[split]
 
     def _read(self, train: Any, valid: Any, limit: int) -> dict[Split, StackedBatches]:
@@ -168,7 +169,7 @@ class LightningTask(Task):
             if isinstance(source, StackedBatches):
                 data[split] = source
                 continue
-            found = None if source is None else batches_of(source, split, self._step.module, limit)
+            found = None if source is None else first_batches(source, split, self._step.module, limit)
             if found is not None:
                 data[split] = StackedBatches(found, f"{kind}, {split} batches")
         if "train" not in data:

@@ -32,8 +32,7 @@ def noisy_run(optimizer, seed, *, level=0.3, horizon=250, seeds=3):
 
 def made_results(problems=4, *, seeds=3, command="lightning-lopt evaluate ours", trained_on=None, **names):
     """Results of two rules and two baselines on problems with made-up numbers, one of them a rule's failure."""
-    from lightning_lopt.evaluation.problem_result import ProblemResult
-    from lightning_lopt.evaluation.results import Results, RuleRecord
+    from lightning_lopt.evaluation.results import ProblemResult, Results, RuleRecord
 
     ours, other = names.get("ours", "ours"), names.get("other", "other")
     made = []

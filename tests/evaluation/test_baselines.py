@@ -10,7 +10,7 @@ import torch
 
 import lightning_lopt.evaluation.baselines as baselines_module
 import lightning_lopt.evaluation.sweeps as sweeps_module
-from lightning_lopt.evaluation.baseline_cache import Entry, read_entries, write_entries
+from lightning_lopt.evaluation.baseline_cache import BaselineRecord, read_entries, write_entries
 from lightning_lopt.evaluation.baselines import BASELINES, Baselines, Sweep, fingerprint
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.runs import run_rules
@@ -128,7 +128,7 @@ def test_activation_and_initial_scale_change_the_fingerprint():
     data = LabelledImages(torch.randn(60, 1, 3, 3, generator=draws), torch.arange(60) % 3, 3, "noise")
     parts = data.split(0.25, draws)
     plain = fingerprint(ImageMLPTask(*parts, (8,)))
-    entry = Entry("key", "noise", plain, [], None)
+    entry = BaselineRecord("key", "noise", plain, [], None)
     assert entry.fits(fingerprint(ImageMLPTask(*parts, (8,))))
     for options in ({"activation": "gelu"}, {"init_scale": 1.05}, {"scheme": "lecun"}):
         assert not entry.fits(fingerprint(ImageMLPTask(*parts, (8,), **options)))
@@ -141,7 +141,7 @@ def test_a_model_without_a_finite_loss_is_known_again(tmp_path):
 
 
 def test_the_last_digits_of_another_machine_do_not_matter():
-    entry = Entry("key", "problem", [2.30259, 0.5, 0.0], [], None)
+    entry = BaselineRecord("key", "problem", [2.30259, 0.5, 0.0], [], None)
     assert entry.fits([2.303, 0.49951, 1e-9])
     assert not entry.fits([2.32, 0.5, 0.0])
     assert not entry.fits([2.30259, 0.5])
@@ -155,7 +155,7 @@ def test_the_users_file_comes_before_the_shipped_one_and_that_before_computing(t
     found = Baselines(own, seeds=1)(bowl(), "adamw")
     assert found == shipped.own[0].measurement
     assert not own.exists()
-    changed = Entry(
+    changed = BaselineRecord(
         shipped.own[0].key, "bowl", shipped.own[0].fingerprint, [], Baselines(seeds=1).shipped[0].measurement
     )
     write_entries(own, [changed])

@@ -17,7 +17,7 @@ from lightning_lopt import AdamRule, SGDRule, load_rule
 from lightning_lopt.cli import main
 from lightning_lopt.evaluation import evaluate_command
 from lightning_lopt.evaluation.baselines import Baselines
-from lightning_lopt.evaluation.evaluate import Work, evaluate
+from lightning_lopt.evaluation.evaluator import Work, evaluate
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.report import write_report
 from lightning_lopt.evaluation.results import Results

@@ -139,7 +139,9 @@ def test_bootstrap_interval_of_a_mean_is_that_of_the_normal_distribution():
 
 def contests(problems=5, step_cost=0.5):
     return [
-        m.Contest(f"problem {i}", 2.0, noisy_run("ours", i, level=0.1 * (i + 1)), noisy_run("ref", 50 + i), step_cost)
+        m.PairedRuns(
+            f"problem {i}", 2.0, noisy_run("ours", i, level=0.1 * (i + 1)), noisy_run("ref", 50 + i), step_cost
+        )
         for i in range(problems)
     ]
 
@@ -212,10 +214,10 @@ def test_what_is_refused():
     with pytest.raises(RuntimeError, match="give each problem once"):
         metric.compute()
     with pytest.raises(ValueError, match="the horizon 250"):
-        m.Contest("p", 1.0, noisy_run("a", 0), noisy_run("b", 0, horizon=300))
+        m.PairedRuns("p", 1.0, noisy_run("a", 0), noisy_run("b", 0, horizon=300))
     with pytest.raises(ValueError, match="number of seeds 3"):
-        m.Contest("p", 1.0, noisy_run("a", 0), noisy_run("b", 0, seeds=2))
+        m.PairedRuns("p", 1.0, noisy_run("a", 0), noisy_run("b", 0, seeds=2))
     with pytest.raises(ValueError, match="loss scale"):
-        m.Contest("p", NAN, noisy_run("a", 0), noisy_run("b", 0))
+        m.PairedRuns("p", NAN, noisy_run("a", 0), noisy_run("b", 0))
     with pytest.raises(ValueError, match="split must be"):
         m.LossRatio("test")

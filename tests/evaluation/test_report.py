@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from made_runs import made_results, noisy_run
 
+from lightning_lopt.evaluation.metrics import DivergenceRate
+from lightning_lopt.evaluation.metrics.reported import REPORTED, ReportedMetric
 from lightning_lopt.evaluation.report import write_report
-from lightning_lopt.evaluation.report.groups import groups
-from lightning_lopt.evaluation.report.losses import losses
-from lightning_lopt.evaluation.report.numbers import BEST, best_baseline
+from lightning_lopt.evaluation.report.defeats import defeats
+from lightning_lopt.evaluation.report.numbers import BEST, best_baseline, groups, numbers
 from lightning_lopt.evaluation.report.tables import finals
 from lightning_lopt.evaluation.results import Results, RuleRecord
 
@@ -347,7 +348,7 @@ def test_a_rule_that_loses_nowhere_and_says_nothing_of_itself(tmp_path):
         for n, problem in enumerate(results.problems, 1)
     )
     results = replace(results, rules={"ours": results.rules["ours"]}, problems=best)
-    assert losses(results) == []
+    assert defeats(results) == []
     write_report(results, tmp_path)
     page = Page((tmp_path / "report.html").read_text())
     assert "ours is behind tuned AdamW, tuned Muon in none of 8 comparisons" in " ".join(page.texts["p"])
@@ -375,3 +376,27 @@ def test_a_report_is_remade_from_its_file(folder, tmp_path):
     write_report(Results.load(folder / "results.json"), tmp_path)
     for name in ("results.json", "report.html"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_new_metric_needs_one_entry(monkeypatch, tmp_path):
+    """Its label, format, definition and condition reach the page from there, and each table that it names."""
+    seen = ReportedMetric("share of defeats", lambda: DivergenceRate(), "mean", "Defeats: made up.", ("worst cases",))
+    hidden = replace(seen, label="without costs", needs_step_cost=True, percent=True)
+    monkeypatch.setitem(REPORTED, "made_up", seen)
+    monkeypatch.setitem(REPORTED, "without_costs", hidden)
+    results = made_results()
+    costless = replace(results, problems=tuple(replace(one, gradient_seconds=None) for one in results.problems))
+    text = write_report(costless, tmp_path).read_text()
+    assert "<th>share of defeats</th><th>without costs</th>" in text
+    assert "<td>0.00 [0.00, 0.00]</td><td>not measured</td>" in text
+    assert text.count("<li>Defeats: made up.</li>") == 1
+    metrics = {number.metric for number in numbers(costless)}
+    assert "made_up" in metrics
+    assert not {"wall_clock", "without_costs"} & metrics
+
+
+def test_each_metric_is_a_column_somewhere_and_has_a_definition():
+    for metric in REPORTED.values():
+        assert metric.sections
+        assert metric.definition.endswith(".")
+        assert metric.statistic in metric.make().statistics

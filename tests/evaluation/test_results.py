@@ -7,7 +7,8 @@ import torch
 from made_runs import made_results
 
 from lightning_lopt import ResidualRule
-from lightning_lopt.evaluation.results import Results, RuleRecord, checked_training
+from lightning_lopt.evaluation.results import Results, RuleRecord
+from lightning_lopt.evaluation.rule_record import checked_training
 from lightning_lopt.io import load_meta_training, load_rule, weights_sha256
 from lightning_lopt.meta.data import TaskMixture
 from lightning_lopt.tasks import FAMILIES, make_families
@@ -39,7 +40,7 @@ def test_log_ratio_of_medians_by_hand():
     problem = made_results().problems[0]
     ours, reference = (problem.measurements[name].final_train.double() / 2.0 + 0.01 for name in ("ours", "adamw"))
     assert problem.log_ratio("ours", "adamw") == pytest.approx(float((ours / reference).log().median()))
-    assert problem.contest("ours", "adamw").step_cost == pytest.approx((0.002 + 0.001) / (0.002 + 0.003))
+    assert problem.paired_runs("ours", "adamw").step_cost == pytest.approx((0.002 + 0.001) / (0.002 + 0.003))
 
 
 @pytest.mark.parametrize(

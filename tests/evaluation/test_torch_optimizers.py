@@ -14,7 +14,7 @@ from lightning_lopt import AdamRule
 from lightning_lopt.cli import main
 from lightning_lopt.evaluation import evaluate_command
 from lightning_lopt.evaluation.baselines import BASELINES, Baselines, Sweep
-from lightning_lopt.evaluation.evaluate import evaluate
+from lightning_lopt.evaluation.evaluator import evaluate
 from lightning_lopt.evaluation.measurement import CHECKPOINTS, in_windows, window_ends
 from lightning_lopt.evaluation.packaged import PackagedOptimizer
 from lightning_lopt.evaluation.problem import Problem

@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import functional_call
 
 from lightning_lopt import AdamRule, ResidualRule, SGDRule
-from lightning_lopt.meta.pilot import Standing, pilot_losses
+from lightning_lopt.meta.pilot import RunSnapshot, pilot_losses
 from lightning_lopt.rules import StepContext
 from lightning_lopt.tasks.base import Task
 
@@ -34,26 +34,26 @@ class Regression(Task):
         return (functional_call(self.net, params, (batch["x"],)) - batch["x"].prod(-1, keepdim=True)).square().mean()
 
 
-def plain_loop(rule, task, standing, windows, held_out):
+def plain_loop(rule, task, snapshot, windows, held_out):
     """One pilot with autograd and torch's own clipping."""
-    params = {name: value.clone() for name, value in standing.params.items()}
-    state = standing.state
+    params = {name: value.clone() for name, value in snapshot.params.items()}
+    state = snapshot.state
     for index, window in enumerate(windows):
         leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
         loss = sum(task.loss(leaves, batch) for batch in window) / len(window)
         loss.backward()
-        if standing.clip_norm is not None:
-            nn.utils.clip_grad_norm_(leaves.values(), standing.clip_norm)
-        if standing.clip_value is not None:
-            nn.utils.clip_grad_value_(leaves.values(), standing.clip_value)
-        step = standing.step + (standing.total_steps - standing.step) * index / len(windows)
+        if snapshot.clip_norm is not None:
+            nn.utils.clip_grad_norm_(leaves.values(), snapshot.clip_norm)
+        if snapshot.clip_value is not None:
+            nn.utils.clip_grad_value_(leaves.values(), snapshot.clip_value)
+        step = snapshot.step + (snapshot.total_steps - snapshot.step) * index / len(windows)
         context = StepContext(
-            torch.tensor(step), torch.tensor(float(standing.total_steps)), loss.detach(), ROLES, standing.weight_decay
+            torch.tensor(step), torch.tensor(float(snapshot.total_steps)), loss.detach(), ROLES, snapshot.weight_decay
         )
         grads = {name: leaf.grad for name, leaf in leaves.items()}
         with torch.no_grad():
             updates, state = rule(params, grads, state, context)
-            params = {name: value + standing.lr.get(name, 1.0) * updates[name] for name, value in params.items()}
+            params = {name: value + snapshot.lr.get(name, 1.0) * updates[name] for name, value in params.items()}
     with torch.no_grad():
         return torch.stack([task.loss(params, batch) for batch in held_out]).mean()
 
@@ -75,18 +75,18 @@ def test_equals_a_plain_loop(rule, settings, accumulated):
             params, grads, state, StepContext(torch.tensor(float(step)), torch.tensor(40.0), loss, ROLES)
         )
         params = {name: (value + updates[name]).detach() for name, value in params.items()}
-    standing = Standing(params, state, ROLES, 3, 40, **settings)
+    snapshot = RunSnapshot(params, state, ROLES, 3, 40, **settings)
     windows = [[task.batch(draws) for _ in range(accumulated)] for _ in range(5)]
     held_out = [task.batch(draws) for _ in range(3)]
     name = "log_lr" if isinstance(rule, AdamRule) else "constants.log_step_size"
     entry = dict(rule.named_parameters())[name].detach()
     particles = {name: torch.stack([entry - 0.5, entry, entry + 0.5])}
-    losses = pilot_losses(rule, particles, task, standing, windows, held_out)
+    losses = pilot_losses(rule, particles, task, snapshot, windows, held_out)
     for index in range(3):
         with torch.no_grad():
             dict(rule.named_parameters())[name].copy_(particles[name][index])
         torch.testing.assert_close(
-            losses[index], plain_loop(rule, task, standing, windows, held_out), rtol=1e-9, atol=0
+            losses[index], plain_loop(rule, task, snapshot, windows, held_out), rtol=1e-9, atol=0
         )
     assert len({float(loss) for loss in losses}) == 3
 
@@ -103,8 +103,8 @@ def test_closed_form_and_divergence():
     """Gradient descent on w²/2: after K steps at rate η, (1 - η)^2K of the loss is left."""
     task, rule = Parabola(), SGDRule(0.1, momentum=0.0)
     params = {"w": torch.ones(1)}
-    standing = Standing(params, rule.init_state(params, task.roles), task.roles, 0, None)
+    snapshot = RunSnapshot(params, rule.init_state(params, task.roles), task.roles, 0, None)
     rates = torch.tensor([0.1, 0.5, 1e30])
-    losses = pilot_losses(rule, {"log_lr": rates.log()}, task, standing, [[{}]] * 4, [{}])
+    losses = pilot_losses(rule, {"log_lr": rates.log()}, task, snapshot, [[{}]] * 4, [{}])
     torch.testing.assert_close(losses[:2], 0.5 * (1 - rates[:2]) ** 8)
     assert not losses[2].isfinite()

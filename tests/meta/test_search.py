@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_lopt import AdamRule, ResidualRule
-from lightning_lopt.meta.search import DOUBT, Pace, Search, Trial
+from lightning_lopt.meta.search import DOUBT, Pace, Search, SequentialTest
 
 
 def rounds(search, loss, count, scale=1e-3):
@@ -84,7 +84,7 @@ def test_what_turns_out_worse_is_handed_back():
 
 
 def trial(**arguments):
-    return Trial(AdamRule(1e-3), entries=("log_lr",), **arguments)
+    return SequentialTest(AdamRule(1e-3), entries=("log_lr",), **arguments)
 
 
 @pytest.mark.parametrize("side", [-1, 1])

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_lopt import AdamRule, LearnedOptimizer, LearnedOptimizerAdapter, LossGuard, SGDRule, load_rule
 from lightning_lopt.evaluation.benchmark.memory import measured_memory
-from lightning_lopt.evaluation.deployed import learned
+from lightning_lopt.evaluation.step_cost import learned
 from lightning_lopt.optim.compiled_steps import CompiledSteps
 from lightning_lopt.rules import RULES
 

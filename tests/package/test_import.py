@@ -64,7 +64,7 @@ def test_import_takes_at_most_a_fifth_of_a_second_more_than_lightning():
 def test_what_a_name_means_does_not_depend_on_what_was_imported_before():
     assert callable(lightning_lopt.assess)
     assert python(
-        "import json, lightning_lopt, lightning_lopt.evaluation.assess, lightning_lopt.evaluation\n"
+        "import json, lightning_lopt, lightning_lopt.assessment, lightning_lopt.evaluation.assess\n"
         "kinds = [type(lightning_lopt.assess).__name__, type(lightning_lopt.rules).__name__]\n"
         "print(json.dumps([*kinds, hasattr(lightning_lopt, 'no_such_name')]))"
     ) == ["function", "module", False]

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_lopt import LearnedOptimizer, ResidualRule, SGDRule
 from lightning_lopt.meta import Compiled, Eager, start_runs, unroll
-from lightning_lopt.meta.pilot import Standing, pilot_losses
+from lightning_lopt.meta.pilot import RunSnapshot, pilot_losses
 from lightning_lopt.meta.theta import stacked_theta
 from lightning_lopt.rules.residual import FIRST_TURNS
 from lightning_lopt.seeding import generator
@@ -57,9 +57,9 @@ def test_pilots_go_on_from_where_the_run_is(step):
             return params["x"].sum()
 
     rule, task = Counting(), Sum(torch.tensor([1.0]))
-    standing = Standing({"x": torch.zeros(1)}, rule.init_state({"x": torch.zeros(1)}, {}), task.roles, step, 100)
+    snapshot = RunSnapshot({"x": torch.zeros(1)}, rule.init_state({"x": torch.zeros(1)}, {}), task.roles, step, 100)
     batches = [[task.batch(generator(0))] for _ in range(5)]
-    losses = pilot_losses(rule, stacked_theta([rule], 1), task, standing, batches, [task.batch(generator(0))])
+    losses = pilot_losses(rule, stacked_theta([rule], 1), task, snapshot, batches, [task.batch(generator(0))])
     full = 2 if step == 0 else 1  # of steps 0 to 4, or 1 to 5
     assert float(losses) == pytest.approx(full + (5 - full) * 0.01)
 

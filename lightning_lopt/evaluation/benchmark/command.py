@@ -23,9 +23,9 @@ from lightning_lopt.evaluation.benchmark.optimizers import (
 from lightning_lopt.evaluation.benchmark.report import picture, text
 from lightning_lopt.evaluation.benchmark.results import ModelResult
 from lightning_lopt.evaluation.benchmark.workloads import RECIPES, Workload, named_workload, users_workload
-from lightning_lopt.evaluation.environment import environment_of
 from lightning_lopt.evaluation.json_files import write_json
 from lightning_lopt.evaluation.report.figures import png
+from lightning_lopt.evaluation.timing import environment_of
 from lightning_lopt.io.whole import write_whole
 from lightning_lopt.rules.base import RULES
 from lightning_lopt.terminal import say

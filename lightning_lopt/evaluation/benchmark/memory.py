@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch.autograd.profiler import profile, record_function
 
-from lightning_lopt.evaluation.deployed import Step
+from lightning_lopt.evaluation.step_cost import Step
 
 _STEP = "lightning_lopt: optimizer step"
 

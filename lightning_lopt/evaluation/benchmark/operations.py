@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from lightning_lopt.evaluation.deployed import Step
+from lightning_lopt.evaluation.step_cost import Step
 
 
 class _ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lopt.evaluation.deployed import Leaves, MuonWithAdamW, Step, learned, tensors_of
+from lightning_lopt.evaluation.step_cost import Leaves, MuonWithAdamW, Step, learned, tensors_of
 from lightning_lopt.io import load_rule
 from lightning_lopt.rules.base import RULES, UpdateRule
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lightning_lopt.evaluation.benchmark.device_limits import DeviceLimits
 from lightning_lopt.evaluation.benchmark.results import ModelResult
 from lightning_lopt.evaluation.report.figures import empty_figure
-from lightning_lopt.evaluation.report.tables import Table, plain
+from lightning_lopt.evaluation.report.tables import TextTable, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +30,7 @@ HEADS = [
 ]
 
 
-def table(result: ModelResult, limits: DeviceLimits) -> Table:
+def table(result: ModelResult, limits: DeviceLimits) -> TextTable:
     """A row for each optimizer, ratios first."""
     rows = [
         [
@@ -48,7 +48,7 @@ def table(result: ModelResult, limits: DeviceLimits) -> Table:
         ]
         for each in result.figures
     ]
-    return Table(HEADS, rows)
+    return TextTable(HEADS, rows)
 
 
 def text(result: ModelResult, limits: DeviceLimits) -> str:

@@ -8,7 +8,7 @@ import torch
 
 from lightning_lopt.evaluation.benchmark.memory import measured_memory
 from lightning_lopt.evaluation.benchmark.workloads import RECIPES, named_workload
-from lightning_lopt.evaluation.deployed import learned
+from lightning_lopt.evaluation.step_cost import learned
 from lightning_lopt.rules.base import UpdateRule
 
 MODEL = "char_transformer"

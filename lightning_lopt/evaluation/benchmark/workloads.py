@@ -17,7 +17,7 @@ from lightning_lopt.evaluation.benchmark.networks import (
     resnet50,
     small_cnn,
 )
-from lightning_lopt.evaluation.deployed import Leaves
+from lightning_lopt.evaluation.step_cost import Leaves
 from lightning_lopt.rules.roles import roles_of
 
 
@@ -189,16 +189,16 @@ def users_workload(model: str, datamodule: str | None, device: torch.device) -> 
     Raises:
         ValueError: with one sentence, if it cannot be used.
     """
-    from lightning_lopt.evaluation.assess.subject import Subject
-    from lightning_lopt.evaluation.assess.user_code import load_object
+    from lightning_lopt.tasks.module_with_data import ModuleWithData
+    from lightning_lopt.user_files import load_object
 
     build = load_object(model)
     data = None if datamodule is None else load_object(datamodule)()
-    subject = Subject(lambda: build().to(device), data, None, total_steps=1000)
-    (step,) = subject.copies(1)
+    given_module = ModuleWithData(lambda: build().to(device), data, None, total_steps=1000)
+    (step,) = given_module.copies(1)
     turn = iter(range(10**9))
 
     def batch() -> Any:
-        return subject.first[next(turn) % len(subject.first)]
+        return given_module.first[next(turn) % len(given_module.first)]
 
     return Workload(model, step.module, batch, lambda given: step.loss_in(step(given)))

@@ -1,12 +1,28 @@
 """Is this optimizer any good: pure functions of measurements, and torchmetrics over a suite of problems."""
 
-from lightning_lopt.evaluation.metrics.base import ContestMetric
+from lightning_lopt.evaluation.metrics.base import PairedMetric, PairedRuns
 from lightning_lopt.evaluation.metrics.bootstrap import interval, iqm, mean, median, worst
-from lightning_lopt.evaluation.metrics.contest import Contest
-from lightning_lopt.evaluation.metrics.levels import CAP, FLOOR, final_loss, log_ratio, lowest, median_loss, relative
-from lightning_lopt.evaluation.metrics.losses import LossRatio, NormalisedLoss, WorstRegret, normalised_loss
-from lightning_lopt.evaluation.metrics.rates import DivergenceRate, WinRate, diverged, wins
+from lightning_lopt.evaluation.metrics.losses import (
+    CAP,
+    FLOOR,
+    DivergenceRate,
+    LossRatio,
+    NormalisedLoss,
+    WinRate,
+    WorstRegret,
+    diverged,
+    final_loss,
+    log_ratio,
+    lowest,
+    median_loss,
+    normalised_loss,
+    relative,
+    wins,
+)
 from lightning_lopt.evaluation.metrics.speedup import StepSpeedup, WallClockSpeedup, smoothed, step_speedup, steps_to
+
+Contest = PairedRuns  # former name
+ContestMetric = PairedMetric  # former name
 
 __all__ = [
     "CAP",
@@ -16,6 +32,8 @@ __all__ = [
     "DivergenceRate",
     "LossRatio",
     "NormalisedLoss",
+    "PairedMetric",
+    "PairedRuns",
     "StepSpeedup",
     "WallClockSpeedup",
     "WinRate",

@@ -1,26 +1,66 @@
-"""Metrics of a suite as torchmetrics: contests come in one by one, on any process; statistics come out."""
+"""Metrics of a suite as torchmetrics.
+
+An optimizer's runs beside those of a reference come in problem by problem, on any process; statistics come out.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_lopt.evaluation.measurement import Measurement
 from lightning_lopt.evaluation.metrics.bootstrap import RESAMPLES, Statistic, interval
-from lightning_lopt.evaluation.metrics.contest import Contest
 
 
-class ContestMetric(Metric):
+@dataclass(frozen=True)
+class PairedRuns:
+    """An optimizer beside a reference, on the same initial models and mini-batches.
+
+    Attributes:
+        problem: its name, unique in what a metric sees.
+        loss_scale: loss of a model that knows nothing, > 0.
+        ours: what the optimizer did.
+        reference: what it is compared with did; of the same horizon and number of seeds.
+        step_cost: seconds that one training step takes with the reference, over those with ours; NaN where unknown.
+
+    Raises:
+        ValueError: if the two do not belong together.
+    """
+
+    problem: str
+    loss_scale: float
+    ours: Measurement
+    reference: Measurement
+    step_cost: float = math.nan
+
+    def __post_init__(self) -> None:
+        for what, ours, other in (
+            ("horizon", self.ours.horizon, self.reference.horizon),
+            ("number of seeds", len(self.ours.final_train), len(self.reference.final_train)),
+        ):
+            if ours != other:
+                raise ValueError(
+                    f"on {self.problem!r} {self.ours.optimizer} has the {what} {ours} and {self.reference.optimizer} "
+                    f"{other}; compare runs of the same kind."
+                )
+        if not (math.isfinite(self.loss_scale) and self.loss_scale > 0):
+            raise ValueError(f"the loss scale of {self.problem!r} must be a number above 0, got {self.loss_scale!r}.")
+
+
+class PairedMetric(Metric):
     """One score for each run of each problem, and statistics of all.
 
-    ``update`` takes a :class:`Contest`. ``compute`` gives, for each of :attr:`statistics`, its value and the bounds of
-    its 95 % interval (``"iqm"``, ``"iqm_low"``, ``"iqm_high"``), 0-dim float64 each. Processes may see any share of the
-    problems in any order: all have the same result, that of one process that saw everything.
+    ``update`` takes a :class:`PairedRuns`. ``compute`` gives, for each of :attr:`statistics`, its value and the bounds
+    of its 95 % interval (``"iqm"``, ``"iqm_low"``, ``"iqm_high"``), 0-dim float64 each. Processes may see any share of
+    the problems in any order: all have the same result, that of one process that saw everything.
 
     Args:
         resamples: of the bootstrap, >= 1.
@@ -47,14 +87,14 @@ class ContestMetric(Metric):
         self.add_state("problems", default=[], dist_reduce_fx="cat")
 
     @abstractmethod
-    def score(self, contest: Contest) -> Tensor:
+    def score(self, runs: PairedRuns) -> Tensor:
         """A score for each seed, shape ``(S,)``, float64."""
 
-    def update(self, contest: Contest) -> None:
+    def update(self, runs: PairedRuns) -> None:
         """Add one problem."""
-        scores = self.score(contest).to(self.device)
+        scores = self.score(runs).to(self.device)
         self.values.append(scores)
-        self.problems.append(torch.full_like(scores, _number(contest.problem)))
+        self.problems.append(torch.full_like(scores, _number(runs.problem)))
 
     def compute(self) -> dict[str, Tensor]:
         """Value and bounds of each statistic."""

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.evaluation.measurement import Measurement, window_ends
-from lightning_lopt.evaluation.metrics.base import ContestMetric
+from lightning_lopt.evaluation.metrics.base import PairedMetric, PairedRuns
 from lightning_lopt.evaluation.metrics.bootstrap import CENTRE
-from lightning_lopt.evaluation.metrics.contest import Contest
-from lightning_lopt.evaluation.metrics.levels import FLOOR, relative
+from lightning_lopt.evaluation.metrics.losses import FLOOR, relative
 
 SMOOTHING = 5  # windows: 5 % of a run
 
@@ -68,27 +67,27 @@ def step_speedup(ours: Measurement, reference: Measurement, loss_scale: float) -
     return torch.where(same, t_reference / t_ours, ratio)
 
 
-class StepSpeedup(ContestMetric):
+class StepSpeedup(PairedMetric):
     """IQM and median of :func:`step_speedup` over all runs."""
 
     higher_is_better = True
     statistics = CENTRE
 
-    def score(self, contest: Contest) -> Tensor:
-        return step_speedup(contest.ours, contest.reference, contest.loss_scale)
+    def score(self, runs: PairedRuns) -> Tensor:
+        return step_speedup(runs.ours, runs.reference, runs.loss_scale)
 
 
-class WallClockSpeedup(ContestMetric):
+class WallClockSpeedup(PairedMetric):
     """The same in seconds: :func:`step_speedup` times the ratio of what a training step costs.
 
     Raises:
-        ValueError: from ``update``, if the contest has no ``step_cost``.
+        ValueError: from ``update``, if the runs have no ``step_cost``.
     """
 
     higher_is_better = True
     statistics = CENTRE
 
-    def score(self, contest: Contest) -> Tensor:
-        if not contest.step_cost > 0:
-            raise ValueError(f"the contest on {contest.problem!r} has no step_cost; measure what a step takes.")
-        return step_speedup(contest.ours, contest.reference, contest.loss_scale) * contest.step_cost
+    def score(self, runs: PairedRuns) -> Tensor:
+        if not runs.step_cost > 0:
+            raise ValueError(f"the comparison on {runs.problem!r} has no step_cost; measure what a step takes.")
+        return step_speedup(runs.ours, runs.reference, runs.loss_scale) * runs.step_cost

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.evaluation.measurement import CHECKPOINTS, window_ends
-from lightning_lopt.evaluation.metrics import CAP, final_loss, relative, step_speedup
-from lightning_lopt.evaluation.metrics.levels import FLOOR
-from lightning_lopt.evaluation.problem_result import ProblemResult
+from lightning_lopt.evaluation.metrics import CAP, FLOOR, final_loss, relative, step_speedup
 from lightning_lopt.evaluation.report.tables import label, plain
-from lightning_lopt.evaluation.results import Results
+from lightning_lopt.evaluation.results import ProblemResult, Results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -20,8 +20,6 @@ from lightning_lopt.io.whole import write_whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_COLUMNS = ("speedup", "train_ratio", "valid_ratio", "train_wins", "valid_wins", "valid_regret")
-
 
 def log_media(
     logger: Logger, results: Results, name: str, *, step: int | None = None, artifacts: Mapping[str, Path] | None = None
@@ -47,7 +45,7 @@ def log_media(
         return
     found = numbers(results)
     names = [*results.rules, *results.against]
-    text = f"{finals(results.problems, names).markdown()}\n\n{overall(found, _COLUMNS).markdown()}"
+    text = f"{finals(results.problems, names).markdown()}\n\n{overall(found, 'loggers').markdown()}"
     if isinstance(logger, TensorBoardLogger):
         logger.experiment.add_text(name, text, step)
         for key, picture in pictures.items():

@@ -1,63 +1,57 @@
-"""Every aggregate number of a report, from results alone."""
+"""Every aggregate number of a report, from results alone: for all problems, and by what a rule was meta-trained on."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from lightning_lopt.evaluation.metrics import (
-    ContestMetric,
-    DivergenceRate,
-    LossRatio,
-    NormalisedLoss,
-    StepSpeedup,
-    WallClockSpeedup,
-    WinRate,
-    WorstRegret,
-    final_loss,
-    median_loss,
-)
-from lightning_lopt.evaluation.problem_result import ProblemResult
-from lightning_lopt.evaluation.report.groups import groups
-from lightning_lopt.evaluation.results import Results
+from lightning_lopt.evaluation.metrics import final_loss, median_loss
+from lightning_lopt.evaluation.metrics.reported import REPORTED
+from lightning_lopt.evaluation.results import ProblemResult, Results
 
 BEST = "best baseline"
 """On each problem the baseline whose median final loss, on the split in question, is lowest."""
+ALL = "all problems"
+SEEN_FAMILIES = "seen families"
+UNSEEN_FAMILIES = "unseen families"
+SEEN_DATA = "seen data"
+UNSEEN_DATA = "unseen data"
+LONGER = "longer than trained on"
+CHOSEN = "the rule was chosen on"
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A metric as it is shown.
+def labels(problem: ProblemResult, trained_on: dict[str, Any]) -> list[str]:
+    """Which of the groups a problem belongs to, by what a rule says of its meta-training.
 
-    Attributes:
-        label: for heads of tables.
-        make: the metric.
-        statistic: which of its statistics.
-        split: on which the best baseline is chosen.
+    Family and data are told apart by their names: a problem of a seen family can have unseen data and the other way
+    round. A problem without a family counts as unseen; one without data of its own is in neither group of data. What a
+    rule does not say puts no problem in a group. Problems on which a rule was chosen among others, by
+    :class:`~lightning_lopt.MetaValidation` for instance, flatter it even where their families are unseen.
+
+    >>> labels(ProblemResult("p", 2000, 1.0, {}, "image_mlp", "mnist"), {"families": ["image_mlp"], "data": ["digits"]})
+    ['seen families', 'unseen data']
     """
+    found = []
+    if "families" in trained_on:
+        found.append(SEEN_FAMILIES if problem.family in trained_on["families"] else UNSEEN_FAMILIES)
+    if "data" in trained_on and problem.data:
+        found.append(SEEN_DATA if problem.data in trained_on["data"] else UNSEEN_DATA)
+    if "horizons" in trained_on and problem.horizon > trained_on["horizons"][1]:
+        found.append(LONGER)
+    if problem.name in trained_on.get("chosen_on", ()):
+        found.append(CHOSEN)
+    return found
 
-    label: str
-    make: Callable[[], ContestMetric]
-    statistic: str
-    split: str = "train"
 
-
-ENTRIES: dict[str, Entry] = {
-    "speedup": Entry("speed-up in steps", StepSpeedup, "iqm"),
-    "speedup_median": Entry("its median", StepSpeedup, "median"),
-    "wall_clock": Entry("speed-up in seconds", WallClockSpeedup, "iqm"),
-    "train_ratio": Entry("training loss, ratio", LossRatio, "iqm"),
-    "valid_ratio": Entry("validation loss, ratio", lambda: LossRatio("valid"), "iqm", "valid"),
-    "best_valid_ratio": Entry("best validation loss, ratio", lambda: LossRatio("best_valid"), "iqm", "best_valid"),
-    "train_wins": Entry("wins in training", WinRate, "mean"),
-    "valid_wins": Entry("wins in validation", lambda: WinRate("valid"), "mean", "valid"),
-    "train_regret": Entry("worst regret in training", WorstRegret, "worst"),
-    "valid_regret": Entry("worst regret in validation", lambda: WorstRegret("valid"), "worst", "valid"),
-    "train_normalised": Entry("normalised training loss", NormalisedLoss, "iqm"),
-    "valid_normalised": Entry("normalised validation loss", lambda: NormalisedLoss("valid"), "iqm", "valid"),
-    "diverged": Entry("diverged", DivergenceRate, "mean"),
-}
+def groups(problems: Sequence[ProblemResult], trained_on: dict[str, Any]) -> dict[str, list[ProblemResult]]:
+    """All problems, and those groups that are not empty; a problem may be in several."""
+    found = {ALL: list(problems)}
+    for group in (SEEN_FAMILIES, UNSEEN_FAMILIES, SEEN_DATA, UNSEEN_DATA, LONGER, CHOSEN):
+        members = [problem for problem in problems if group in labels(problem, trained_on)]
+        if members:
+            found[group] = members
+    return found
 
 
 @dataclass(frozen=True)
@@ -68,7 +62,7 @@ class Number:
         rule: name of the optimizer.
         against: name of the baseline, or :data:`BEST`.
         group: of problems.
-        metric: a key of :data:`ENTRIES`.
+        metric: a key of :data:`~lightning_lopt.evaluation.metrics.reported.REPORTED`.
         problems: how many.
         value: of the metric.
         low: lower bound of its 95 % interval.
@@ -107,18 +101,18 @@ def numbers(results: Results) -> list[Number]:
 
 
 def _of(results: Results, rule: str, reference: str, group: str, problems: Sequence[ProblemResult]) -> Iterator[Number]:
-    for key, entry in ENTRIES.items():
-        metric = entry.make()
-        contests = [
-            problem.contest(
-                rule, best_baseline(problem, results.against, entry.split) if reference == BEST else reference
+    for key, reported in REPORTED.items():
+        pairs = [
+            problem.paired_runs(
+                rule, best_baseline(problem, results.against, reported.split) if reference == BEST else reference
             )
             for problem in problems
         ]
-        if key == "wall_clock" and any(math.isnan(contest.step_cost) for contest in contests):
+        if not all(map(reported.is_known, pairs)):
             continue
-        for contest in contests:
-            metric.update(contest)
+        metric = reported.make()
+        for runs in pairs:
+            metric.update(runs)
         found = metric.compute()
-        value, low, high = (float(found[f"{entry.statistic}{suffix}"]) for suffix in ("", "_low", "_high"))
+        value, low, high = (float(found[f"{reported.statistic}{suffix}"]) for suffix in ("", "_low", "_high"))
         yield Number(rule, reference, group, key, len(problems), value, low, high)

@@ -7,10 +7,11 @@ import html
 import json
 from collections.abc import Mapping, Sequence
 
-from lightning_lopt.evaluation.report.losses import losses_table
-from lightning_lopt.evaluation.report.numbers import Number
+from lightning_lopt.evaluation.metrics.reported import Section
+from lightning_lopt.evaluation.report.defeats import defeats_table, untuned_table
+from lightning_lopt.evaluation.report.numbers import ALL, Number
 from lightning_lopt.evaluation.report.tables import (
-    Table,
+    TextTable,
     bests,
     costs,
     finals,
@@ -20,8 +21,7 @@ from lightning_lopt.evaluation.report.tables import (
     plain,
     speedups,
 )
-from lightning_lopt.evaluation.report.untuned import untuned_table
-from lightning_lopt.evaluation.report.words import DEFINITIONS, summary
+from lightning_lopt.evaluation.report.words import definitions, summary
 from lightning_lopt.evaluation.results import Results
 
 _STYLE = """
@@ -35,6 +35,7 @@ tr:nth-child(even) { background: #f7f7f7; }
 img { max-width: 100%; display: block; margin: 0.6rem 0; } pre { background: #f3f3f3; padding: 0.7rem; overflow-x: auto;
 white-space: pre-wrap; } li { max-width: 60rem; }
 """
+SUMMARY: tuple[Section, ...] = ("speed and wins", "loss ratios", "worst cases")
 # Nothing is fetched and nothing runs, whatever a text on the page may hold.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -62,9 +63,7 @@ def page(results: Results, found: Sequence[Number], pictures: Mapping[str, bytes
         "Rules are used as they are; baselines called tuned are tuned for each problem, others are not.</p>",
         "<h2>Summary</h2>",
         *(f"<p>{_e(paragraph)}</p>" for paragraph in summary(results, found)),
-        _table(overall(found, ("speedup", "speedup_median", "wall_clock", "train_wins", "valid_wins"), "all problems")),
-        _table(overall(found, ("train_ratio", "valid_ratio", "best_valid_ratio", "train_normalised"), "all problems")),
-        _table(overall(found, ("valid_normalised", "train_regret", "valid_regret", "diverged"), "all problems")),
+        *(_table(overall(found, section, ALL)) for section in SUMMARY),
         "<p>Every rule against every other optimizer, by the logarithm of the ratio of final losses: below 0 it ends "
         "lower.</p>",
         _table(log_ratios(results)),
@@ -77,7 +76,7 @@ def page(results: Results, found: Sequence[Number], pictures: Mapping[str, bytes
         "<p>Every problem and split on which a baseline ends lower, by more than a thousandth. Factor: the median over "
         "seeds of the rule's final loss over the baseline's from the same initial model, both with 1 % of the "
         "know-nothing loss added. Losses: medians over seeds of each, which need not have that ratio.</p>",
-        _table(losses_table(results), empty="Nowhere."),
+        _table(defeats_table(results), empty="Nowhere."),
         "<h2>Problem by problem</h2>",
         "<p>Loss after the last step, training / validation, medians over seeds.</p>",
         _table(finals(results.problems, [*results.rules, *results.against])),
@@ -93,7 +92,7 @@ def page(results: Results, found: Sequence[Number], pictures: Mapping[str, bytes
             for index, problem in enumerate(results.problems, 1)
         ),
         "<h2>What the numbers mean</h2><ul>",
-        *(f"<li>{_e(sentence)}</li>" for sentence in DEFINITIONS),
+        *(f"<li>{_e(sentence)}</li>" for sentence in definitions()),
         "</ul>",
         *_made_by(results),
         f'<script type="application/json" id="numbers">{_data(found)}</script>',
@@ -128,7 +127,7 @@ def _seen(results: Results, found: Sequence[Number]) -> list[str]:
             said.append("horizons: {} to {} steps".format(*record.trained_on["horizons"]))
         parts.append(f"<p>{_e(label(rule))} was meta-trained on {_e('; '.join(said))}.{_chosen(results, rule)}</p>")
         own = [number for number in found if number.rule == rule]
-        parts.append(_table(overall(own, ("speedup", "train_ratio", "valid_ratio", "valid_wins", "valid_regret"))))
+        parts.append(_table(overall(own, "groups")))
     return parts
 
 
@@ -159,12 +158,12 @@ def _made_by(results: Results) -> list[str]:
         rows.append(["its weights", f"SHA-256 {record.weights_sha256}"])
     return [
         "<h2>Environment and command</h2>",
-        _table(Table(["what", "value"], rows)),
+        _table(TextTable(["what", "value"], rows)),
         f"<pre>{_e(results.command) or 'made from Python'}</pre>",
     ]
 
 
-def _table(table: Table, empty: str = "") -> str:
+def _table(table: TextTable, empty: str = "") -> str:
     if not table.rows:
         return f"<p>{_e(empty)}</p>"
     heads = "".join(f"<th>{_e(head)}</th>" for head in table.heads)

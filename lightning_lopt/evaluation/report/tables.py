@@ -9,9 +9,9 @@ from statistics import fmean
 from typing import Any
 
 from lightning_lopt.evaluation.metrics import final_loss, lowest, median_loss, step_speedup
-from lightning_lopt.evaluation.problem_result import ProblemResult
-from lightning_lopt.evaluation.report.numbers import BEST, ENTRIES, Number, references
-from lightning_lopt.evaluation.results import Results
+from lightning_lopt.evaluation.metrics.reported import REPORTED, Section, columns
+from lightning_lopt.evaluation.report.numbers import BEST, Number, references
+from lightning_lopt.evaluation.results import ProblemResult, Results
 
 LABELS = {
     "adamw": "tuned AdamW",
@@ -28,12 +28,11 @@ LABELS = {
     "adamw_head": "tuned AdamW, head alone",
     "adamw_default": "AdamW as it comes",
 }
-_PERCENT = ("train_wins", "valid_wins", "diverged")
 
 
 @dataclass(frozen=True)
-class Table:
-    """Rows of texts under heads."""
+class TextTable:
+    """Rows of texts under heads, for a page, a shell or a logger."""
 
     heads: list[str]
     rows: list[list[str]]
@@ -62,35 +61,31 @@ def short(value: float) -> str:
     return f"{value:.3g}" if abs(value) >= 1e-4 else f"{value:.5f}"
 
 
-def shown(number: Number) -> str:
-    """Value and interval."""
-    if number.metric in _PERCENT:
-        return f"{100 * number.value:.0f} % [{100 * number.low:.0f}, {100 * number.high:.0f}]"
-    digits = 3 if number.metric.endswith("normalised") else 2
-    return f"{_fixed(number.value, digits)} [{_fixed(number.low, digits)}, {_fixed(number.high, digits)}]"
+def overall(found: Sequence[Number], section: Section, group: str | None = None) -> TextTable:
+    """Metrics of each rule against each reference: for one group of problems, or with a row for each group.
 
-
-def _fixed(value: float, digits: int) -> str:
-    """So many places, and no minus before a zero."""
-    return f"{round(value, digits) + 0.0:.{digits}f}"
-
-
-def overall(found: Sequence[Number], metrics: Sequence[str], group: str | None = None) -> Table:
-    """Metrics of each rule against each reference: for one group of problems, or with a row for each group."""
+    Args:
+        found: the numbers.
+        section: whose metrics are the columns.
+        group: of problems; ``None`` for a row for each group.
+    """
+    metrics = columns(section)
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for number in found:
         if group in (None, number.group):
             key = (label(number.rule), f"{number.group} ({number.problems})", label(number.against))
-            rows.setdefault(key, {})[number.metric] = shown(number)
+            rows.setdefault(key, {})[number.metric] = REPORTED[number.metric].text(
+                number.value, number.low, number.high
+            )
     keys = sorted(rows, key=lambda key: list(rows).index(key))
-    heads = ["rule", "problems", "against", *(ENTRIES[metric].label for metric in metrics)]
-    return Table(heads, [[*key, *(rows[key].get(metric, "not measured") for metric in metrics)] for key in keys])
+    heads = ["rule", "problems", "against", *(REPORTED[metric].label for metric in metrics)]
+    return TextTable(heads, [[*key, *(rows[key].get(metric, "not measured") for metric in metrics)] for key in keys])
 
 
-def log_ratios(results: Results) -> Table:
+def log_ratios(results: Results) -> TextTable:
     """Each rule against every other optimizer, the other rules too: problems on which it ends lower, mean log-ratio.
 
-    The log-ratio is that of :meth:`~lightning_lopt.evaluation.problem_result.ProblemResult.log_ratio`, which
+    The log-ratio is that of :meth:`~lightning_lopt.evaluation.results.ProblemResult.log_ratio`, which
     :class:`~lightning_lopt.MetaValidation` scores rules with.
     """
     rows = []
@@ -104,12 +99,12 @@ def log_ratios(results: Results) -> Table:
                 lower = sum(ratio < 0 for ratio in ratios)
                 cells.append(f"lower on {lower} of {len(ratios)}, mean log-ratio {fmean(ratios):+.3f}")
             rows.append([label(rule), label(other), *cells])
-    return Table(["rule", "against", "training", "validation"], rows)
+    return TextTable(["rule", "against", "training", "validation"], rows)
 
 
-def finals(problems: Sequence[ProblemResult], names: Sequence[str]) -> Table:
+def finals(problems: Sequence[ProblemResult], names: Sequence[str]) -> TextTable:
     """Loss after the last step on both splits, training / validation: medians over seeds."""
-    return Table(
+    return TextTable(
         ["problem", *(label(name) for name in names)],
         [
             [
@@ -121,7 +116,7 @@ def finals(problems: Sequence[ProblemResult], names: Sequence[str]) -> Table:
     )
 
 
-def bests(results: Results) -> Table:
+def bests(results: Results) -> TextTable:
     """The lowest validation loss of each run and the best of its metrics, medians over seeds."""
     names = [*results.rules, *results.against]
     rows = []
@@ -133,10 +128,10 @@ def bests(results: Results) -> Table:
             extra = "".join(f"; {plain(key)} {short(value)}" for key, value in best.items())
             cells.append(short(_median(problem, name, "best_valid")) + extra)
         rows.append([plain(problem.name), *cells])
-    return Table(["problem", *(label(name) for name in names)], rows)
+    return TextTable(["problem", *(label(name) for name in names)], rows)
 
 
-def speedups(results: Results) -> Table:
+def speedups(results: Results) -> TextTable:
     """Speed-up in steps on each problem: median over seeds, the smallest and the largest."""
     pairs = [(rule, other) for rule in results.rules for other in results.against]
     rows = []
@@ -147,10 +142,10 @@ def speedups(results: Results) -> Table:
             scores = step_speedup(ours, reference, problem.loss_scale)
             cells.append(f"{scores.quantile(0.5):.2f} [{scores.min():.2f}, {scores.max():.2f}]")
         rows.append([plain(problem.name), *cells])
-    return Table(["problem", *(f"{label(rule)} over {label(other)}" for rule, other in pairs)], rows)
+    return TextTable(["problem", *(f"{label(rule)} over {label(other)}" for rule, other in pairs)], rows)
 
 
-def costs(results: Results) -> Table | None:
+def costs(results: Results) -> TextTable | None:
     """Milliseconds of gradient and step on each problem; ``None`` where nothing was measured."""
     names = [name for name in (*results.rules, *results.against) if name in results.problems[0].step_seconds]
     if not names:
@@ -160,7 +155,7 @@ def costs(results: Results) -> Table | None:
         + [_milliseconds(problem.step_seconds.get(name)) for name in names]
         for problem in results.problems
     ]
-    return Table(["problem", "parameters", "gradient", *(f"step of {label(name)}" for name in names)], rows)
+    return TextTable(["problem", "parameters", "gradient", *(f"step of {label(name)}" for name in names)], rows)
 
 
 def long_form(found: Sequence[Number]) -> tuple[list[str], list[list[Any]]]:

@@ -5,29 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lightning_lopt.evaluation.metrics import diverged
-from lightning_lopt.evaluation.report.groups import ALL, CHOSEN, LONGER, SEEN_FAMILIES, UNSEEN_DATA, UNSEEN_FAMILIES
-from lightning_lopt.evaluation.report.losses import SPLITS, losses
-from lightning_lopt.evaluation.report.numbers import BEST, Number
+from lightning_lopt.evaluation.metrics.reported import REPORTED
+from lightning_lopt.evaluation.report.defeats import SPLITS, defeats
+from lightning_lopt.evaluation.report.numbers import (
+    ALL,
+    BEST,
+    CHOSEN,
+    LONGER,
+    SEEN_FAMILIES,
+    UNSEEN_DATA,
+    UNSEEN_FAMILIES,
+    Number,
+)
 from lightning_lopt.evaluation.report.tables import label, plain, shown_references
 from lightning_lopt.evaluation.results import Results
 
-DEFINITIONS = (
-    "Speed-up in steps: how many times fewer steps the rule needs for the smoothed training loss at which the baseline "
-    "ends; where it ends higher itself, the inverse of what the baseline needs for its level (after VeLO, arXiv "
-    "2211.09760, and Celo, arXiv 2501.12670). Above 1 the rule is faster.",
-    "Speed-up in seconds: that, times the ratio of what a training step (gradient and optimizer) costs with each, "
-    "measured here.",
-    "Loss ratio: the baseline's loss after the last step over the rule's, both with 1 % of the know-nothing loss "
-    "added. Above 1 the rule ends lower. Best validation loss: the lowest among 20 checkpoints.",
-    "Wins: share of runs that end lower than the baseline's run from the same initial model on the same batches; ties, "
-    "among them two losses below 1 % of the know-nothing loss, count half.",
-    "Worst regret: on the problem where the rule does worst, how many times as high as the baseline it ends (median "
-    "over seeds). Normalised loss: 0 where the baseline ends, 1 for a model that knows nothing. Diverged: runs with a "
-    "loss that is not finite, or a final training loss above 1.5 times that of a model that knows nothing.",
+INTERVALS = (
     "Speed-ups, ratios and normalised losses are interquartile means over all runs. Intervals are 95 % percentile "
     "intervals of a bootstrap that resamples seeds within each problem (arXiv 2108.13264): they say what other seeds "
-    "would change, not what other problems would.",
+    "would change, not what other problems would."
 )
+
+
+def definitions() -> list[str]:
+    """What the metrics mean, a text for each kind, and what their intervals mean."""
+    return [*dict.fromkeys(metric.definition for metric in REPORTED.values()), INTERVALS]
 
 
 def summary(results: Results, found: Sequence[Number]) -> list[str]:
@@ -86,7 +88,7 @@ def _sentence(parts: Sequence[str]) -> str:
 
 
 def _loses(results: Results, rule: str) -> str:
-    behind = [loss for loss in losses(results) if loss.rule == rule]
+    behind = [defeat for defeat in defeats(results) if defeat.rule == rule]
     comparisons = 2 * len(results.problems) * len(results.against)
     if not behind:
         return (

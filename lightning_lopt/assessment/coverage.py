@@ -1,0 +1,87 @@
+"""What meta-training covered, as the rule's config.json records it, beside what the user plans."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from lightning_lopt.io import load_meta_training
+from lightning_lopt.rules.base import UpdateRule
+
+FAR = 2.0  # beyond the longest horizon or the largest batch by more than this
+FAR_LARGER = 10.0  # likewise for the number of parameters
+
+_LAYERS: dict[str, tuple[tuple[type[nn.Module], ...], frozenset[str]]] = {
+    "convolutions": ((nn.modules.conv._ConvNd,), frozenset({"image_cnn", "image_resnet"})),
+    "recurrent layers": ((nn.RNNBase, nn.RNNCellBase), frozenset({"char_rnn"})),
+    "attention": (
+        (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer),
+        frozenset({"image_vit", "char_transformer"}),
+    ),
+    "embeddings": (
+        (nn.Embedding, nn.EmbeddingBag),
+        frozenset({"categorical", "char_rnn", "char_transformer"}),
+    ),
+}
+"""Kinds of layers: the classes that show them, and the task families that have them."""
+
+
+def meta_training_of(rule: str | os.PathLike[str] | UpdateRule) -> dict[str, Any]:
+    """What ``config.json`` says under ``meta_training``; empty for a rule in memory, which has no such file.
+
+    Raises:
+        RuleFileError: if the file is missing or damaged.
+    """
+    return {} if isinstance(rule, UpdateRule) else load_meta_training(rule)
+
+
+def gaps(
+    module: nn.Module,
+    meta_training: Mapping[str, Any],
+    *,
+    total_steps: int,
+    batch_size: int | None,
+    parameters: int,
+) -> list[str]:
+    """One sentence for each thing that is planned and that meta-training did not cover.
+
+    Args:
+        meta_training: may hold ``"horizons"`` and ``"batch_sizes"`` (pairs, shortest and longest),
+            ``"largest_parameters"`` and ``"families"`` (names); what it does not hold in this form is not judged.
+    """
+    found = []
+    horizons = _pair(meta_training.get("horizons"))
+    if horizons and total_steps > FAR * horizons[1]:
+        found.append(f"{total_steps} steps are planned, meta-training went up to {horizons[1]:g}")
+    sizes = _pair(meta_training.get("batch_sizes"))
+    if sizes and batch_size is not None and not sizes[0] / FAR <= batch_size <= sizes[1] * FAR:
+        found.append(f"batches of {batch_size}, meta-training had {sizes[0]:g} to {sizes[1]:g}")
+    largest = meta_training.get("largest_parameters")
+    if isinstance(largest, int | float) and _number(largest) and parameters > FAR_LARGER * largest:
+        found.append(f"{parameters:,} parameters, the largest model it was measured on had {largest:,}")
+    families = meta_training.get("families")
+    if isinstance(families, list) and all(isinstance(name, str) for name in families):
+        children = list(module.modules())
+        for kind, (classes, having) in _LAYERS.items():
+            if any(isinstance(child, classes) for child in children) and not having & set(families):
+                found.append(f"{kind}, which no task of meta-training had")
+    return found
+
+
+def unrecorded(meta_training: Mapping[str, Any]) -> list[str]:
+    """What the rule does not say of its meta-training."""
+    named = {"horizons": "horizons", "batch_sizes": "batch sizes", "largest_parameters": "sizes", "families": "tasks"}
+    return [words for key, words in named.items() if key not in meta_training]
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and value > 0
+
+
+def _pair(value: Any) -> tuple[float, float] | None:
+    if isinstance(value, list) and len(value) == 2 and all(map(_number, value)):
+        return float(value[0]), float(value[1])
+    return None

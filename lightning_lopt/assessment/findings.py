@@ -1,0 +1,164 @@
+"""Everything that an assessment measures, and its form as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning_lopt.assessment.module_step_cost import ModuleStepCost
+from lightning_lopt.assessment.named_baselines import BaselinePilot
+from lightning_lopt.assessment.other_batches import OtherBatches
+from lightning_lopt.assessment.outlook import Outlook
+from lightning_lopt.assessment.pilots import Level
+from lightning_lopt.assessment.same_time import LongerRuns
+from lightning_lopt.tasks.base import Split
+
+OutlookBySplit = Mapping[Split, Outlook]
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """Seconds of a whole training step, with the learned optimizer and with AdamW.
+
+    Attributes:
+        data: to get a batch.
+        module: forward and backward pass, and the steps of both optimizers.
+    """
+
+    data: float
+    module: ModuleStepCost
+
+    @property
+    def with_adamw(self) -> float:
+        """Seconds of a training step with AdamW."""
+        return self.data + self.module.gradient + self.module.adamw
+
+    @property
+    def slowdown(self) -> float:
+        """Time of a training step with the learned optimizer over that with AdamW."""
+        return self.module.slowdown(self.data)
+
+    @property
+    def share(self) -> float:
+        """The learned optimizer's share of a training step with it."""
+        return self.module.learned / (self.data + self.module.gradient + self.module.learned)
+
+    def to_json(self) -> dict[str, float]:
+        """JSON values."""
+        return {
+            "data": self.data,
+            "gradient": self.module.gradient,
+            "learned": self.module.learned,
+            "adamw": self.module.adamw,
+            "share": self.share,
+            "slowdown": self.slowdown,
+            "learned_bytes": self.module.learned_bytes,
+            "adamw_bytes": self.module.adamw_bytes,
+        }
+
+
+@dataclass
+class PilotFindings:
+    """Losses of all pilots.
+
+    Attributes:
+        levels: pilots of the rule and of AdamW at growing horizons.
+        longer: AdamW in as much time as the rule takes; ``None`` where that was not run.
+        matched: pilots with as many passes over the data as planned; ``None`` where they were not run.
+        others: pilots with other batch sizes.
+        baselines: pilots of baselines by name.
+        notes: sentences about what could not be run.
+    """
+
+    levels: list[Level] = field(default_factory=list)
+    longer: LongerRuns | None = None
+    matched: Level | None = None
+    others: list[OtherBatches] = field(default_factory=list)
+    baselines: list[BaselinePilot] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "pilots": [level.to_json() for level in self.levels],
+            "same_time": None if self.longer is None else self.longer.to_json(),
+            "planned_passes": None if self.matched is None else self.matched.to_json(),
+            "other_batches": [other.to_json() for other in self.others],
+            "baselines": [pilot.to_json() for pilot in self.baselines],
+        }
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Times of an assessment.
+
+    Attributes:
+        planned: of the planned run with AdamW.
+        budget: that the assessment might take.
+        allowance: where these come from, in words.
+        taken: by the assessment.
+    """
+
+    planned: float
+    budget: float
+    allowance: str
+    taken: float
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that an assessment measured.
+
+    Attributes:
+        module: name of the module's class.
+        rule: name of the rule.
+        batch_size: examples in a batch, ``None`` where that is unknown.
+        total_steps: of the planned run.
+        batches_read: of training.
+        pretrained: why the module looks trained already, ``None`` if it does not.
+        cost: of a training step.
+        pilots: losses.
+        outlooks: for the planned run by split, against AdamW ``"tuned"``, at the ``"default"`` rate and
+            ``"in_the_same_time"``.
+        gaps: sentences about what meta-training did not cover.
+        seconds: of the assessment and of the planned run.
+    """
+
+    module: str
+    rule: str
+    batch_size: int | None
+    total_steps: int
+    batches_read: int
+    pretrained: str | None
+    cost: TrainingCost
+    pilots: PilotFindings
+    outlooks: Mapping[str, OutlookBySplit]
+    gaps: list[str]
+    seconds: Seconds
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained parameters."""
+        return self.cost.module.parameters
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values, some of them not finite."""
+        return {
+            "module": self.module,
+            "rule": self.rule,
+            "parameters": self.parameters,
+            "batch_size": self.batch_size,
+            "total_steps": self.total_steps,
+            "batches_read": self.batches_read,
+            "pretrained": self.pretrained,
+            "cost": self.cost.to_json(),
+            **self.pilots.to_json(),
+            "outlook": {
+                which: {split: vars(outlook) for split, outlook in outlooks.items()}
+                for which, outlooks in self.outlooks.items()
+            },
+            "gaps": self.gaps,
+            "notes": self.pilots.notes,
+            "seconds": vars(self.seconds),
+        }

@@ -1,0 +1,156 @@
+"""Pilots at growing horizons, as long as time allows, while AdamW's learning rate is swept ever more finely."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lightning_lopt.assessment.pilot_task import MEASURED
+from lightning_lopt.assessment.pilots import DEFAULT, SEEDS, Level, OutOfTime, run_level
+from lightning_lopt.rules.base import UpdateRule
+from lightning_lopt.tasks.base import Task
+
+SWEEPS = (tuple(range(-9, -1)), (-8, -6, -4, -2), (DEFAULT,))
+"""Exponents of the first level: learning rates from 3e-5 to 1e-1 half a decade apart, or, where there is less time, a
+decade apart, or the default one alone."""
+SHORTEST = 5  # steps of a pilot: fewer say nothing
+LEVELS = 4
+LARGEST_GROWTH = 8.0
+
+
+@dataclass(frozen=True)
+class PilotSeconds:
+    """Seconds of a pilot.
+
+    Attributes:
+        step: for each step of one run.
+        run: for each run, whatever its length.
+    """
+
+    step: float
+    run: float
+
+    @classmethod
+    def of(cls, level: Level) -> PilotSeconds:
+        """As it was on a level."""
+        return cls((level.seconds - level.measuring) / (level.horizon * level.runs), level.measuring / level.runs)
+
+    def seconds(self, horizon: int, runs: int) -> float:
+        """What ``runs`` runs of ``horizon`` steps take."""
+        return runs * (horizon * self.step + self.run)
+
+    def horizon(self, seconds: float, runs: int) -> int:
+        """The longest horizon of ``runs`` runs that four fifths of ``seconds`` are enough for."""
+        return int((0.8 * seconds / runs - self.run) / self.step)
+
+
+def climb(
+    rule: UpdateRule,
+    task: Task,
+    *,
+    total_steps: int,
+    seconds_per_step: float,
+    until: float,
+    at_most: float,
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[Level]:
+    """Levels of pilots from short to long, in the time there is.
+
+    The first level sweeps AdamW's learning rate over 3.5 decades with one seed, or as much of that as there is time
+    for; the default rate alone is tried even where that takes until ``at_most``. Each of the next tries, with three
+    seeds, the best rate of the one before, its two neighbours, half a decade away, and torch's default. Horizons grow
+    at least twofold from level to level and so that the last level ends shortly before ``until``, by the speed measured
+    so far; none exceeds ``total_steps``.
+
+    Args:
+        seconds_per_step: of one step of one run, where nothing has been measured yet.
+        until: what ``time.perf_counter()`` should show at the end.
+        at_most: what it may show if the machine becomes slower meanwhile; a level that takes longer is lost.
+        tell: is given a line after each level.
+
+    Returns:
+        the levels that were finished, possibly none.
+    """
+    levels: list[Level] = []
+    cost = PilotSeconds(seconds_per_step, 2 * MEASURED * seconds_per_step / 3)  # a forward pass is a third of a step
+    exponents, horizon = _first(cost, until - time.perf_counter(), total_steps)
+    if not horizon and cost.seconds(SHORTEST, 2) < at_most - time.perf_counter():
+        exponents, horizon = SWEEPS[-1], min(SHORTEST, total_steps)
+    while horizon:
+        seeds = SEEDS if levels else 1
+        try:
+            levels.append(run_level(rule, task, exponents, horizon=horizon, until=at_most, seeds=seeds))
+        except OutOfTime:
+            break
+        level = levels[-1]
+        cost = PilotSeconds.of(level)
+        tell(f"pilots of {horizon} steps: {level.seconds:.1f} s")
+        more = LEVELS - len(levels)
+        if horizon == total_steps or not more:
+            break
+        best = {level.best(split) for split in level.rule}
+        exponents = sorted({b + offset for b in best for offset in (-1, 0, 1)} | {DEFAULT})
+        runs = (len(exponents) + 1) * SEEDS
+        horizon = next_horizon(cost, until - time.perf_counter(), horizon, more, runs, total_steps)
+    return levels
+
+
+def _first(cost: PilotSeconds, seconds: float, total_steps: int) -> tuple[Sequence[int], int]:
+    """Rates and horizon of the first level: as many rates as there is time for."""
+    for exponents in SWEEPS:
+        horizon = next_horizon(cost, seconds, 0, LEVELS, len(exponents) + 1, total_steps)
+        if horizon:
+            return exponents, horizon
+    return (), 0
+
+
+def next_horizon(cost: PilotSeconds, seconds: float, before: int, levels: int, runs: int, total_steps: int) -> int:
+    """Horizon of the next level; 0 if there is no time for one twice as long as the one before.
+
+    As many more levels are planned as there is time for, the time in which they are measured included.
+
+    Args:
+        cost: of a pilot, as far as it is known.
+        seconds: that there are for this and later levels; a fifth of it is a reserve.
+        before: horizon of the level before, 0 if there is none.
+        levels: how many more there should be, >= 1.
+        runs: how many there are on the next level.
+        total_steps: no horizon is longer.
+
+    >>> second = PilotSeconds(step=1.0, run=0.0)
+    >>> next_horizon(second, 15 * 100, 25, 1, 15, 1000)  # the last level takes four fifths of what is left
+    80
+    >>> next_horizon(second, 15 * 100, 50, 1, 15, 1000), next_horizon(second, 15 * 100, 50, 1, 15, 80)
+    (0, 80)
+    >>> next_horizon(PilotSeconds(step=1.0, run=30.0), 10 * 50, 0, 4, 10, 1000)  # time for one level only
+    5
+    """
+
+    def room(count: int) -> float:
+        """Steps of each of the next level's runs, if there were no level but this; ``count`` levels are measured."""
+        measuring = cost.run * (runs + (count - 1) * 5 * SEEDS)
+        return (0.8 * seconds - measuring) / (cost.step * runs)
+
+    if before == 0:  # later levels have about 1.6 times as many runs
+        for count in range(levels, 0, -1):
+            first = int(room(count) / (1 + 1.6 * sum(2**level for level in range(1, count))))
+            if first >= SHORTEST:  # an eighth of it, since the speed is a guess so far, and later levels make up for it
+                return min(total_steps, max(SHORTEST, min(first // 8, total_steps >> (levels - 1))))
+        return 0
+    if total_steps <= 2 * before:
+        return total_steps if before < total_steps <= room(1) else 0
+    for count in range(levels, 0, -1):
+        growth = _growth(room(count) / before, count)
+        if growth >= 2:
+            return min(round(before * growth), total_steps)
+    return 0
+
+
+def _growth(room: float, count: int) -> float:
+    """The g for which :math:`g + g^2 + ... + g^{count}` is ``room``, at most ``LARGEST_GROWTH``."""
+    low, high = 0.0, LARGEST_GROWTH
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(middle**k for k in range(1, count + 1)) < room else (low, middle)
+    return low

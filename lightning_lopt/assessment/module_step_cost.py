@@ -1,0 +1,145 @@
+"""What a step of the learned optimizer costs beside AdamW's, on the user's module: seconds and bytes."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.optim import LearnedOptimizer
+from lightning_lopt.rules.base import UpdateRule
+from lightning_lopt.tasks.lightning_module import TrainingStep
+
+Tree = Any
+ROUNDS = 20
+QUICK = 0.1  # seconds that are spent in any case, since a single step may be slow by chance
+
+
+@dataclass(frozen=True)
+class ModuleStepCost:
+    """Seconds of a training step outside a Trainer, the fastest of some, and bytes of state for each trained parameter.
+
+    The fastest, because whatever else the machine does can only make a step slower.
+
+    Attributes:
+        gradient: forward and backward pass.
+        learned: ``LearnedOptimizer.step``.
+        adamw: ``torch.optim.AdamW(foreach=True).step``.
+        learned_bytes: state of ``LearnedOptimizer``, bytes per parameter.
+        adamw_bytes: likewise.
+        parameters: number of trained parameters.
+    """
+
+    gradient: float
+    learned: float
+    adamw: float
+    learned_bytes: float
+    adamw_bytes: float
+    parameters: int
+
+    def slowdown(self, data: float) -> float:
+        """Time of a whole training step with the learned optimizer over that with AdamW.
+
+        Args:
+            data: seconds to get a batch.
+        """
+        return (data + self.gradient + self.learned) / (data + self.gradient + self.adamw)
+
+
+def module_step_cost(
+    steps: Sequence[TrainingStep],
+    batches: list[Tree],
+    rule: UpdateRule,
+    total_steps: int,
+    seconds: Callable[[float], float],
+) -> ModuleStepCost:
+    """Train two copies of a module for a few steps and time them.
+
+    This is not :func:`~lightning_lopt.evaluation.step_cost.step_costs`, which times a chosen number of steps on one
+    mini-batch of a problem and gives means over a horizon. Here the module is the user's, each step has a batch of its
+    own, the time is limited, and the fastest step counts, since other work on the machine only makes steps slower.
+
+    A rule that does more at one step in a few (``UpdateRule.period``) counts with the mean over such a period.
+
+    Args:
+        steps: of two copies of the module, which are trained.
+        batches: at least one.
+        rule: let alone.
+        total_steps: of the planned run.
+        seconds: from seconds of one training step to seconds that may be spent here; a period and one step are made
+            with each optimizer at least, the first of which does not count.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of skipped steps: pilots show what comes of them
+        return _timed(steps[0], steps[1], batches, rule, total_steps, seconds)
+
+
+def _timed(
+    learned: TrainingStep,
+    adamw: TrainingStep,
+    batches: list[Tree],
+    rule: UpdateRule,
+    total_steps: int,
+    seconds: Callable[[float], float],
+) -> ModuleStepCost:
+    device = next(learned.module.parameters()).device
+    ours = LearnedOptimizer(learned.module, copy.deepcopy(rule), total_steps=max(total_steps, ROUNDS + 1))
+    theirs = torch.optim.AdamW([p for p in adamw.module.parameters() if p.requires_grad], foreach=True)
+    rows: dict[str, tuple[TrainingStep, torch.optim.Optimizer]] = {"learned": (learned, ours), "adamw": (adamw, theirs)}
+    times: dict[str, list[float]] = {"gradient": [], "learned": [], "adamw": []}
+    period = min(rule.period, ROUNDS)
+    began = time.perf_counter()
+    for made in range(ROUNDS + 1):
+        for name, (step, optimizer) in rows.items():
+            optimizer.zero_grad()
+            start = _now(device)
+            loss = step.loss_in(step(batches[made % len(batches)]))
+            loss.backward()  # type: ignore[no-untyped-call]
+            middle = _now(device)
+            if name == "learned":
+                ours.step(loss=loss.detach())
+            else:
+                theirs.step()
+            if made:  # the first allocates
+                times["gradient"].append(middle - start)
+                times[name].append(_now(device) - middle)
+        spent = time.perf_counter() - began
+        if made >= period and spent > QUICK and spent * (1 + 1 / (made + 1)) > seconds(spent / (2 * made + 2)):
+            break
+    count = sum(p.numel() for p in learned.module.parameters() if p.requires_grad)
+    return ModuleStepCost(
+        min(times["gradient"]),
+        _mean_of_period(times["learned"], period),
+        min(times["adamw"]),
+        _state_bytes(ours) / count,
+        _state_bytes(theirs) / count,
+        count,
+    )
+
+
+def _mean_of_period(times: list[float], period: int) -> float:
+    """The fastest at each place of the period, and of these the mean.
+
+    >>> _mean_of_period([1.0, 1.0, 1.0, 9.0, 2.0, 1.0, 1.0, 5.0], 4)
+    2.0
+    """
+    return sum(min(times[place::period]) for place in range(period)) / period
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    tensors = [v for own in optimizer.state.values() for v in own.values() if isinstance(v, Tensor)]
+    shared = [group.get("shared", {}) for group in optimizer.param_groups]
+    tensors += [value for own in shared for value in own.values()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

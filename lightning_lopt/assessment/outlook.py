@@ -1,0 +1,155 @@
+"""From short pilots to the planned run: how far the rule will be ahead of AdamW, and how little that is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.assessment.pilots import DEFAULT, Level
+from lightning_lopt.evaluation.metrics import CAP, log_ratio
+from lightning_lopt.tasks.base import Split
+
+DRIFT = 0.03  # of the log-ratio for each doubling of the horizon, beyond what its trend says
+DRIFT_UNKNOWN = 0.2  # likewise where a single horizon was tried
+GAP_DRIFT = 0.02  # more of it for each thing that meta-training did not cover
+NOISE = 2.0  # standard errors
+SINGLE = 0.1  # standard error of a single seed
+SLOWEST = 0.8  # a change shrinks to at most this for each doubling
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Log-ratio of the rule's final loss to AdamW's: below 0 where the rule is ahead.
+
+    Attributes:
+        pilots: ``(horizon, log-ratio)`` of each level, means over seeds.
+        expected: for the planned run.
+        uncertainty: half the width of the interval around it.
+        doublings: from the longest pilot to the planned run.
+        losses: of the rule and of AdamW in the longest pilot, medians over seeds.
+        positive: whether all losses are; if not, see :func:`level_log_ratio`.
+    """
+
+    pilots: list[tuple[int, float]]
+    expected: float
+    uncertainty: float
+    doublings: float
+    losses: tuple[float, float]
+    positive: bool
+
+    @property
+    def ahead(self) -> bool:
+        return self.expected + self.uncertainty < 0
+
+    @property
+    def behind(self) -> bool:
+        return self.expected - self.uncertainty > 0
+
+
+def outlook(
+    levels: Sequence[Level],
+    split: Split,
+    total_steps: int,
+    *,
+    gaps: int,
+    default: bool = False,
+    matched: Level | None = None,
+) -> Outlook:
+    r"""Follow the log-ratio :math:`y` over horizons to ``total_steps``.
+
+    Short runs favour large steps, so that a rule whose steps are limited starts behind and comes closer (Wu et al.,
+    2018, "Understanding short-horizon bias"). The change of y for each doubling of the horizon is taken to go on,
+    shrinking from doubling to doubling as it did between the last three levels. Where it changed its sign, a lead that
+    began to shrink is taken to go on shrinking, and other changes are taken for noise. The uncertainty is
+
+    .. math:: \sqrt{(2\,\mathrm{se})^2 + (\tfrac12 |\hat y - y_{last}| + d\,n)^2}
+
+    with se the standard error over seeds, n the doublings and d a drift for each: 0.03 where there are three levels,
+    with two half of the change between them, with one 0.2; and 0.02 more for each gap.
+    In validation, a pilot that goes over its data as often as the planned run counts instead where it is less
+    favourable, with half of the difference as a further part of the uncertainty.
+
+    Args:
+        levels: at least one, from short to long.
+        gaps: how many things there are that meta-training did not cover.
+        default: compare with torch's default learning rate instead of the best one.
+        matched: the pilot with the planned number of passes, if there is one.
+    """
+    ratios = [level_log_ratio(level, split, default=default) for level in levels]
+    points = [(level.horizon, float(ratio.mean())) for level, ratio in zip(levels, ratios, strict=True)]
+    last, doublings = points[-1][1], _doublings(levels[-1], total_steps)
+    expected = last + _change(points, doublings)
+    drift = _drift(points) + GAP_DRIFT * gaps
+    spread = math.hypot(NOISE * _error(ratios[-1]), abs(expected - last) / 2 + drift * doublings)
+    if matched is not None and split == "valid" and not default:
+        ratio = level_log_ratio(matched, split)
+        if float(ratio.mean()) > expected:
+            apart = (float(ratio.mean()) - expected) / 2
+            expected = float(ratio.mean())
+            spread = math.hypot(NOISE * _error(ratio), drift * _doublings(matched, total_steps), apart)
+    rule, adamw, positive = _losses(levels[-1], split, default)
+    seen = tuple(float(torch.nan_to_num(losses, nan=torch.inf).median()) for losses in (rule, adamw))
+    return Outlook(points, expected, spread, doublings, (seen[0], seen[1]), positive)
+
+
+def _doublings(level: Level, total_steps: int) -> float:
+    return math.log2(max(1.0, total_steps / level.horizon))
+
+
+def _error(ratio: Tensor) -> float:
+    """Standard error of the mean over seeds."""
+    return float(ratio.std()) / math.sqrt(len(ratio)) if len(ratio) > 1 else SINGLE
+
+
+def level_log_ratio(level: Level, split: Split, *, default: bool = False) -> Tensor:
+    r"""For each seed :math:`\log \frac{L + f s}{R + f s}`, L the rule's loss, R AdamW's, s that of the start.
+
+    This is :func:`~lightning_lopt.evaluation.metrics.log_ratio`, with its floor f and its cap, in units of the loss at
+    the start, since nobody knows the loss of a user's module that knows nothing.
+    Where a loss may be negative (a density's), it is :math:`(L - R) / (s - R)` instead, of medians over seeds in the
+    denominator: how much of AdamW's way the rule is short of.
+    """
+    start = level.start[split].double()
+    rule, adamw, positive = _losses(level, split, default)
+    if positive:
+        return log_ratio(rule, adamw, start)
+    way = (start.median() - adamw.median()).abs().clamp(min=1e-12)
+    return torch.where(rule.isfinite(), (rule - adamw) / way, CAP).clamp(-CAP, CAP)
+
+
+def _drift(points: Sequence[tuple[int, float]]) -> float:
+    if len(points) == 1:
+        return DRIFT_UNKNOWN
+    (h0, y0), (h1, y1) = points[-2:]
+    return DRIFT if len(points) > 2 else max(DRIFT, abs(y1 - y0) / math.log2(h1 / h0) / 2)
+
+
+def _losses(level: Level, split: Split, default: bool) -> tuple[Tensor, Tensor, bool]:
+    """Of the rule, of AdamW, and whether all of these and those at the start are positive."""
+    exponent = DEFAULT if default else level.best(split)
+    found = level.rule[split].double(), level.adamw[exponent][split].double()
+    everything = torch.cat([level.start[split].double(), *found])
+    return *found, bool((everything[everything.isfinite()] > 0).all())
+
+
+def _change(points: Sequence[tuple[int, float]], doublings: float) -> float:
+    """How far y goes on over ``doublings``."""
+    if len(points) < 3 or doublings <= 0:
+        return 0.0
+    slopes, widths = [], []
+    for (h0, y0), (h1, y1) in zip(points[-3:-1], points[-2:], strict=True):
+        widths.append(math.log2(h1 / h0))
+        slopes.append((y1 - y0) / widths[-1])
+    between = (widths[0] + widths[1]) / 2  # doublings from the middle of one interval to that of the next
+    if slopes[0] * slopes[1] > 0:
+        shrink = min(SLOWEST, (slopes[1] / slopes[0]) ** (1 / between))
+    elif slopes[1] > 0:
+        shrink = SLOWEST
+    else:
+        return 0.0
+    begin = slopes[1] * shrink ** (widths[1] / 2)  # slope at the last point
+    return float(begin * (1 - shrink**doublings) / -math.log(shrink))

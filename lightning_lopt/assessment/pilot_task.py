@@ -1,0 +1,103 @@
+"""The user's module as a task for pilots, on batches of any size."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from lightning_lopt.tasks.base import Batch, Split
+from lightning_lopt.tasks.lightning_batches import NotStackableError, StackedBatches
+from lightning_lopt.tasks.lightning_task import LightningTask
+
+Tree = Any
+MEASURED = 6  # batches on which a final loss is measured
+
+
+class PilotTask(LightningTask):
+    """A LightningTask whose losses are measured on its first few batches, and that can be had with other batches."""
+
+    @property
+    def batches(self) -> int:
+        """How many batches of training there are."""
+        return len(self.data["train"])
+
+    def full_batch(self, split: Split) -> Batch:
+        return {name: value[:MEASURED] for name, value in super().full_batch(split).items()}
+
+    def fewer(self, count: int) -> PilotTask:
+        """The same with the first ``count`` batches of training."""
+        train = copy.copy(self.data["train"])
+        train.tensors = {name: value[:count] for name, value in train.tensors.items()}
+        return self._with({**self.data, "train": train})
+
+    def on(self, train: list[Any], valid: list[Any]) -> tuple[PilotTask, str]:
+        """The same module with other batches, which is not tried out again.
+
+        Args:
+            train: at least one.
+            valid: may be empty.
+
+        Returns:
+            the task, and why it has no validation batches; empty if it has.
+
+        Raises:
+            NotStackableError: if the training batches do not stack.
+        """
+        data: dict[Split, StackedBatches] = {"train": StackedBatches(train, "training batches")}
+        if not valid:
+            return self._with(data), "there is no validation data"
+        try:
+            data["valid"] = StackedBatches(valid, "validation batches")
+        except NotStackableError as error:
+            return self._with(data), str(error)
+        if data["valid"].structure != data["train"].structure:
+            names = {split: ", ".join(batches.names) for split, batches in data.items()}
+            del data["valid"]
+            return self._with(data), f"validation batches hold {names['valid']}, training batches {names['train']}"
+        return self._with(data), ""
+
+    def _with(self, data: dict[Split, StackedBatches]) -> PilotTask:
+        task = copy.copy(self)
+        task.data = data
+        task.batch_size = data["train"].batch_size
+        return task
+
+
+def examples_in(batch: Tree) -> int | None:
+    """Length of the first axis, if all tensors of the batch share it."""
+    lengths = {tuple(leaf.shape[:1]) for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)}
+    only = lengths.pop() if len(lengths) == 1 else ()
+    return only[0] if only else None
+
+
+def regrouped(batches: list[Tree], size: int) -> list[Tree] | None:
+    """The same examples in the same order, ``size`` to a batch; what is left over is dropped.
+
+    ``None`` where that cannot be done: tensors without a common first axis, examples of different shapes, or fewer
+    examples than ``size``.
+
+    >>> [batch.tolist() for batch in regrouped([torch.tensor([1, 2, 3]), torch.tensor([4, 5])], 2)]
+    [[1, 2], [3, 4]]
+    """
+    if any(examples_in(batch) is None for batch in batches):
+        return None
+    flat = [pytree.tree_flatten(batch) for batch in batches]
+    leaves, structure = flat[0]
+    shapes = [[tuple(leaf.shape[1:]) if isinstance(leaf, Tensor) else None for leaf in found] for found, _ in flat]
+    if any(other != structure for _, other in flat) or any(shape != shapes[0] for shape in shapes):
+        return None
+    columns = [
+        torch.cat([found[place] for found, _ in flat]) if isinstance(leaf, Tensor) else leaf
+        for place, leaf in enumerate(leaves)
+    ]
+    count = max(len(column) for column in columns if isinstance(column, Tensor)) // size
+    return [
+        pytree.tree_unflatten(
+            [c[i * size : (i + 1) * size] if isinstance(c, Tensor) else c for c in columns], structure
+        )
+        for i in range(count)
+    ] or None

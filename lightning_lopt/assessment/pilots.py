@@ -1,0 +1,180 @@
+"""Pilots: complete short runs of a rule and of AdamW at several learning rates, on the same models and batches.
+
+A pilot is not a measurement (:func:`~lightning_lopt.evaluation.runs.run_rules`), which keeps curves, has all the time
+it needs and reads losses at the rule's evaluation weights. A pilot ends when its time is over, keeps the losses before
+the first and after the last step alone, and reads them at the weights that the rule trains.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from lightning_lopt.evaluation.measurement import six_digits
+from lightning_lopt.meta.runs import device_of, start_runs
+from lightning_lopt.meta.theta import stacked_theta
+from lightning_lopt.meta.unroll import unroll
+from lightning_lopt.rules.base import UpdateRule
+from lightning_lopt.rules.hand_designed import AdamRule
+from lightning_lopt.seeding import generator
+from lightning_lopt.tasks.base import MissingSplitError, Split, Task
+
+SEEDS = 3
+WEIGHT_DECAY = 0.01  # torch.optim.AdamW's
+DEFAULT = -6  # exponent of torch.optim.AdamW's learning rate, in half decades
+
+
+class OutOfTime(Exception):
+    """The clock showed the end before a pilot was finished."""
+
+
+def learning_rate(exponent: int) -> float:
+    """Half decades: 10^(exponent / 2).
+
+    >>> [f"{learning_rate(exponent):.2g}" for exponent in (-6, -5, -4)]
+    ['0.001', '0.0032', '0.01']
+    """
+    return float(10 ** (exponent / 2))
+
+
+@dataclass(frozen=True)
+class Level:
+    """Pilots of one horizon.
+
+    Attributes:
+        horizon: steps of each, with a schedule to zero over them.
+        start: loss before the first step by split, shape ``(S,)`` for S seeds.
+        rule: loss after the last step by split, shape ``(S,)``.
+        adamw: by the learning rate's exponent, likewise.
+        seconds: what the level took.
+        measuring: of these, how many went into losses before the first and after the last step.
+    """
+
+    horizon: int
+    start: dict[Split, Tensor]
+    rule: dict[Split, Tensor]
+    adamw: dict[int, dict[Split, Tensor]]
+    seconds: float
+    measuring: float
+
+    @property
+    def runs(self) -> int:
+        return (1 + len(self.adamw)) * len(self.rule["train"])
+
+    def best(self, split: Split) -> int:
+        """Exponent of the learning rate whose median loss is lowest."""
+        return min(self.adamw, key=lambda exponent: float(_capped(self.adamw[exponent][split]).median()))
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; a loss that is not finite becomes ``None``."""
+        return {
+            "horizon": self.horizon,
+            "seconds": round(self.seconds, 3),
+            "start": losses_by_split_json(self.start),
+            "rule": losses_by_split_json(self.rule),
+            "adamw": losses_json(self.adamw),
+        }
+
+
+def run_level(
+    rule: UpdateRule,
+    task: Task,
+    exponents: Sequence[int],
+    *,
+    horizon: int,
+    until: float,
+    seeds: int = SEEDS,
+    seed: int = 0,
+) -> Level:
+    """Run the pilots of one horizon, all of one optimizer side by side.
+
+    Args:
+        until: what ``time.perf_counter()`` may show at the end.
+        seeds: models and orders of batches, >= 1.
+        seed: where they come from.
+
+    Raises:
+        OutOfTime: if it gets later than ``until``; nothing is kept.
+    """
+    began = time.perf_counter()
+    clock = [0.0]
+    start = _final(task, start_runs(rule, task, pairs=seeds, horizon=horizon, seed=seed, copies=1).params, clock)
+    found = _runs([rule], task, horizon, until, seeds, seed, clock)[0]
+    adamw = adamw_runs(rule, task, exponents, horizon=horizon, until=until, seeds=seeds, seed=seed, clock=clock)
+    return Level(horizon, start, found, adamw, time.perf_counter() - began, clock[0])
+
+
+def adamw_runs(
+    rule: UpdateRule,
+    task: Task,
+    exponents: Sequence[int],
+    *,
+    horizon: int,
+    until: float,
+    seeds: int = SEEDS,
+    seed: int = 0,
+    clock: list[float] | None = None,
+) -> dict[int, dict[Split, Tensor]]:
+    """Final losses of AdamW by exponent of the learning rate and split, shape ``(S,)``; arguments as of
+    :func:`run_level`, whose rule says on which device.
+    """
+    adams = [AdamRule(learning_rate(e), weight_decay=WEIGHT_DECAY, schedule="cosine") for e in exponents]
+    found = _runs([adam.to(device_of(rule)) for adam in adams], task, horizon, until, seeds, seed, clock or [0.0])
+    return dict(zip(exponents, found, strict=True))
+
+
+def losses_json(adamw: dict[int, dict[Split, Tensor]]) -> dict[str, Any]:
+    """Losses by learning rate as JSON values."""
+    return {f"{learning_rate(exponent):.3g}": losses_by_split_json(found) for exponent, found in adamw.items()}
+
+
+def _runs(
+    rules: Sequence[UpdateRule], task: Task, horizon: int, until: float, seeds: int, seed: int, clock: list[float]
+) -> list[dict[Split, Tensor]]:
+    """Final losses by split for each of several rules that differ in θ alone."""
+    theta = stacked_theta(rules, seeds)
+    runs = start_runs(rules[0], task, pairs=seeds, horizon=horizon, seed=seed, copies=len(rules))
+    draws = generator(seed, "batches")
+    with torch.no_grad():
+        while not runs.finished:
+            if time.perf_counter() > until:
+                raise OutOfTime
+            runs, _ = unroll(rules[0], theta, runs, max(1, horizon // 20), draws)
+        final = _final(task, runs.params, clock)
+    return [
+        {split: losses[index * seeds : (index + 1) * seeds] for split, losses in final.items()}
+        for index in range(len(rules))
+    ]
+
+
+def _final(task: Task, params: dict[str, Tensor], clock: list[float]) -> dict[Split, Tensor]:
+    """Loss on the measuring batches of each split, shape ``(runs,)``; ``clock[0]`` goes on by the seconds it takes."""
+    began = time.perf_counter()
+    device = next(iter(params.values())).device
+    measured: dict[Split, Tensor] = {}
+    splits: tuple[Split, ...] = ("train", "valid")
+    with torch.no_grad():
+        for split in splits:
+            try:
+                full = task.full_batch(split)
+            except MissingSplitError:
+                continue
+            full = {name: value.to(device) for name, value in full.items()}
+            measured[split] = vmap(task.loss, in_dims=(0, None))(params, full).cpu()
+    clock[0] += time.perf_counter() - began
+    return measured
+
+
+def _capped(losses: Tensor) -> Tensor:
+    return torch.nan_to_num(losses, nan=torch.inf)
+
+
+def losses_by_split_json(losses: dict[Split, Tensor]) -> dict[str, list[float | None]]:
+    """Losses by split as JSON values; what is not finite becomes ``None``."""
+    return {split: [six_digits(value) for value in values.tolist()] for split, values in losses.items()}

@@ -1,0 +1,204 @@
+"""The assessment of a module: cost, pilots, other batch sizes, coverage, verdict."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lightning_lopt.assessment.all_pilots import AllPilots
+from lightning_lopt.assessment.assessment import Assessment
+from lightning_lopt.assessment.budget import Deadline, budget_seconds
+from lightning_lopt.assessment.coverage import gaps, meta_training_of, unrecorded
+from lightning_lopt.assessment.findings import Findings, OutlookBySplit, PilotFindings, Seconds, TrainingCost
+from lightning_lopt.assessment.module_step_cost import module_step_cost
+from lightning_lopt.assessment.named_baselines import check_baselines
+from lightning_lopt.assessment.outlook import outlook
+from lightning_lopt.assessment.pilots import Level
+from lightning_lopt.assessment.same_time import in_the_same_time
+from lightning_lopt.assessment.subject import Subject
+from lightning_lopt.assessment.verdict import judge, nobody_learns, troubles
+from lightning_lopt.io import load_rule
+from lightning_lopt.optim.inputs import checked_horizon
+from lightning_lopt.rules.base import UpdateRule
+from lightning_lopt.tasks.side_effects import generators_kept, untouched
+from lightning_lopt.tasks.users_code import named
+
+if TYPE_CHECKING:
+    import lightning.pytorch as L
+
+MOST = 200  # batches that are read at all
+FOR_COST, FOR_READING, FOR_READING_VALIDATION = 0.1, 0.2, 0.1  # of the budget
+
+
+def assess(
+    model: L.LightningModule | Callable[[], L.LightningModule],
+    data: Iterable[Any] | L.LightningDataModule | None = None,
+    rule: str | os.PathLike[str] | UpdateRule = "base",
+    *,
+    total_steps: int,
+    budget: float | str | None = None,
+    valid: Iterable[Any] | None = None,
+    against: Sequence[str] = (),
+    tell: Callable[[str], None] = lambda line: None,
+) -> Assessment:
+    """Find out before a long training run whether a rule is to be trusted with it.
+
+    Pilots, short complete runs with schedules to zero, compare the rule with AdamW at a swept and at the default
+    learning rate, with three seeds each; the longest one is repeated with half and twice the batch size. AdamW also
+    gets as much time as the rule takes, hence more steps. Trends over growing horizons are followed to ``total_steps``,
+    with an uncertainty. Besides: what a step costs in time and memory, and what of this meta-training covered. Model,
+    data and global random state are left as they are; ``self.trainer`` is a stand-in that answers and does nothing.
+
+    Args:
+        model: a module with automatic optimization and one optimizer, where pilots start from its present parameters;
+            or a function without arguments that builds one (a class), called for each seed.
+        data: a data module or batches of training; ``None`` for the module's own dataloaders.
+        rule: what :class:`~lightning_lopt.LearnedOptimizer` takes.
+        total_steps: optimizer steps of the planned run.
+        budget: seconds all of this may take, or a text such as ``"5min"``, ``"10%"`` or ``"400steps"`` of the planned
+            run; ``None`` for 5 % of it, and 20 seconds at least.
+        valid: validation batches, where ``data`` is no data module; ``training_step`` gives their loss too.
+        against: names of baselines (``"soap_3e-3"``, ``"prodigy"``) that run beside the pilots too, for the reader: the
+            verdict compares with AdamW alone.
+        tell: is given a line when something has been done.
+
+    Raises:
+        ImportError: if a baseline is of a package that is not installed.
+        ValueError: with one sentence, for a module, data, a rule or a number that cannot be used, and for whatever the
+            module or its data raise.
+
+    Example::
+
+        print(assess(Model(), DataModule(), total_steps=20_000))
+    """
+    began = time.perf_counter()
+    check_baselines(against)
+    steps = checked_horizon(total_steps)
+    if steps is None:
+        raise ValueError("total_steps is None; give the number of optimizer steps of the planned run.")
+    meta_training = meta_training_of(rule)
+    used = copy.deepcopy(rule) if isinstance(rule, UpdateRule) else load_rule(rule)
+    name = rule.rule_name if isinstance(rule, UpdateRule) else str(rule)
+    plan = _Plan(used, name, meta_training, steps, budget, began, against, tell)
+    with untouched(), generators_kept(model, data, valid):
+        try:
+            return plan.assess(Subject(model, data, valid, steps))
+        except (ValueError, OSError):  # sentences
+            raise
+        except Exception as error:
+            module = name_of(model)
+            raise ValueError(
+                f"{module} cannot be assessed ({named(error)}); train it without, or report this."
+            ) from error
+
+
+def name_of(model: Any) -> str:
+    """The class of a module, or the name of the function that builds it."""
+    return getattr(model, "__name__", type(model).__name__)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be assessed on a module, and the phases in which that is done.
+
+    Attributes:
+        rule: is moved to the module's device.
+        name: of the rule.
+        meta_training: what the rule's config records of its meta-training.
+        total_steps: of the planned run.
+        budget: as :func:`assess` takes it.
+        began: what ``time.perf_counter()`` showed at the start.
+        against: names of baselines.
+        tell: is given a line when something has been done.
+    """
+
+    rule: UpdateRule
+    name: str
+    meta_training: dict[str, Any]
+    total_steps: int
+    budget: float | str | None
+    began: float
+    against: Sequence[str]
+    tell: Callable[[str], None]
+
+    def assess(self, subject: Subject) -> Assessment:
+        """All phases, one after the other."""
+        self.rule.to(subject.device)
+        cost = self._measure_cost(subject)
+        deadline = self._deadline(cost)
+        subject.read(min(MOST, self.total_steps), deadline.at(FOR_READING), FOR_READING_VALIDATION * deadline.seconds)
+        pilots = AllPilots(self.rule, self.total_steps, cost, deadline, self.against, self.tell).run(subject)
+        missing = self._gaps(subject, cost, pilots.notes)
+        outlooks = self._outlooks(pilots, cost, len(missing))
+        verdict, reasons = judge(
+            outlooks["tuned"],
+            outlooks["default"],
+            in_the_same_time=outlooks["in_the_same_time"],
+            troubles=troubles(pilots.levels, pilots.others),
+            hopeless=bool(pilots.levels) and nobody_learns(pilots.levels),
+            gaps=missing,
+            slowdown=cost.slowdown,
+            pretrained=subject.pretrained,
+        )
+        seconds = Seconds(cost.with_adamw * self.total_steps, deadline.seconds, deadline.allowance, deadline.taken)
+        findings = Findings(
+            subject.kind,
+            self.name,
+            subject.size,
+            self.total_steps,
+            len(subject.train.batches),
+            subject.pretrained,
+            cost,
+            pilots,
+            outlooks,
+            missing,
+            seconds,
+        )
+        return Assessment(verdict, reasons, findings)
+
+    def _measure_cost(self, subject: Subject) -> TrainingCost:
+        data = subject.train.seconds_per_batch
+
+        def allowed(step: float) -> float:
+            return FOR_COST * budget_seconds(self.budget, data + step, self.total_steps)[0]
+
+        return TrainingCost(
+            data, module_step_cost(subject.copies(2), subject.first, self.rule, self.total_steps, allowed)
+        )
+
+    def _deadline(self, cost: TrainingCost) -> Deadline:
+        """The time of all of it, now that a step of the planned run is known."""
+        seconds, allowance = budget_seconds(self.budget, cost.with_adamw, self.total_steps)
+        self.tell(f"a training step with AdamW takes {1000 * cost.with_adamw:.2f} ms; {seconds:.1f} s for this")
+        return Deadline(self.began, seconds, allowance)
+
+    def _gaps(self, subject: Subject, cost: TrainingCost, notes: list[str]) -> list[str]:
+        """What meta-training did not cover; what it does not record becomes a note."""
+        unknown = unrecorded(self.meta_training)
+        if unknown:
+            notes.append(f"the rule does not record of its meta-training: {', '.join(unknown)}")
+        return gaps(
+            subject.module,
+            self.meta_training,
+            total_steps=self.total_steps,
+            batch_size=subject.size,
+            parameters=cost.module.parameters,
+        )
+
+    def _outlooks(self, pilots: PilotFindings, cost: TrainingCost, missing: int) -> dict[str, OutlookBySplit]:
+        def by_split(levels: list[Level], default: bool = False) -> OutlookBySplit:
+            splits = list(levels[0].rule) if levels else []
+            return {
+                split: outlook(levels, split, self.total_steps, gaps=missing, default=default, matched=pilots.matched)
+                for split in splits
+            }
+
+        return {
+            "tuned": by_split(pilots.levels),
+            "default": by_split(pilots.levels, default=True),
+            "in_the_same_time": by_split(in_the_same_time(pilots.levels, pilots.longer, cost.slowdown)),
+        }

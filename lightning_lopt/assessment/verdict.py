@@ -1,0 +1,143 @@
+"""From what was measured to three words, and why: outlooks, and whether runs diverged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from lightning_lopt.assessment.other_batches import OtherBatches
+from lightning_lopt.assessment.outlook import Outlook
+from lightning_lopt.assessment.pilots import Level, learning_rate
+from lightning_lopt.tasks.base import Split
+
+USE, CARE, DONT = "use it", "use it with care", "don't"
+SLOWER = 1.25  # times the time of a training step that are worth a sentence
+RISE = 1.05  # a run that ends above this multiple of its first loss has got nowhere
+TREND = 3  # horizons that show one
+
+
+def judge(
+    against_tuned: Mapping[Split, Outlook],
+    against_default: Mapping[Split, Outlook],
+    *,
+    in_the_same_time: Mapping[Split, Outlook],
+    troubles: Sequence[str],
+    hopeless: bool,
+    gaps: Sequence[str],
+    slowdown: float,
+    pretrained: str | None = None,
+) -> tuple[str, list[str]]:
+    """The verdict and its reasons, the most important one first.
+
+    - "don't": it diverged where AdamW did not, or will end above the swept AdamW beyond doubt, with as many steps or in
+      the same time; or the module is pretrained, and pilots do not show the opposite;
+    - "use it": it will end below the swept AdamW beyond doubt, with as many steps and in the same time; of a slower
+      rule pilots have shown the latter at the planned end or, as a trend, at three horizons;
+    - "use it with care": all else.
+
+    The loss is that of validation if there is one, else of training.
+
+    Args:
+        against_tuned: outlook by split against AdamW at the best learning rate; empty if there was no pilot.
+        against_default: against torch's default learning rate.
+        in_the_same_time: against AdamW at the best learning rate with ``slowdown`` times as many steps; empty where
+            nothing is known of that.
+        troubles: sentences about instability.
+        hopeless: no optimizer lowered the loss.
+        gaps: sentences about what meta-training did not cover.
+        slowdown: of a whole training step.
+        pretrained: why the module looks trained already, as a clause.
+    """
+    reasons: list[str] = list(troubles)
+    warning = [f"the module looks pretrained ({pretrained}), and the rule is made for weights at random"] * bool(
+        pretrained
+    )
+    if not against_tuned:
+        reasons += warning
+        reasons.append("there was no time for a pilot, so nothing is known of its losses; give a larger budget")
+        return (DONT if reasons[:-1] else CARE), [*reasons, *_gap_reasons(gaps), *_slow_reasons(slowdown)]
+    split: Split = "valid" if "valid" in against_tuned else "train"
+    tuned, default, timed = against_tuned[split], against_default[split], in_the_same_time.get(split)
+    seen = timed is not None and _is_seen(timed, tuned, slowdown)
+    ahead = tuned.ahead and timed is not None and seen and timed.ahead and not hopeless
+    behind = (tuned.behind or (timed is not None and timed.behind)) and not hopeless
+    reasons += warning
+    if hopeless:
+        reasons.append("no optimizer lowered the loss in the pilots, so look at the model and the data first")
+    compared = [_sentence(tuned, split, "an AdamW with a swept learning rate")]
+    if slowdown >= SLOWER or (timed is not None and timed.ahead != tuned.ahead):
+        more = f"an AdamW that makes {slowdown:.1f} times as many in the same time"
+        known = timed is not None and (seen or timed.behind)
+        compared.append(_sentence(timed, split, more) if timed is not None and known else _unknown(slowdown))
+    if timed is not None and timed.behind and not tuned.behind:
+        compared.reverse()
+    reasons += compared
+    reasons.append(_sentence(default, split, "AdamW at its default rate"))
+    if split == "valid" and against_tuned["train"].ahead != tuned.ahead:
+        reasons.append(_sentence(against_tuned["train"], "train", "the swept AdamW"))
+    reasons += [*_gap_reasons(gaps), *_slow_reasons(slowdown)]
+    if troubles or behind or (pretrained and not ahead):
+        return DONT, reasons
+    return (USE if ahead and not pretrained else CARE), reasons
+
+
+def _is_seen(timed: Outlook, tuned: Outlook, slowdown: float) -> bool:
+    """Whether the longest pilots show what AdamW reaches in the same time, at the planned end or with a trend."""
+    longest = timed.pilots[-1][0] == tuned.pilots[-1][0]
+    return longest and (slowdown < SLOWER or timed.doublings == 0 or len(timed.pilots) >= TREND)
+
+
+def _unknown(slowdown: float) -> str:
+    return f"what AdamW reaches with {slowdown:.0f} times as many steps could not be seen; give a larger budget"
+
+
+def _sentence(view: Outlook, split: Split, other: str) -> str:
+    loss = "validation loss" if split == "valid" else "training loss"
+    (ours, theirs), horizon = view.losses, view.pilots[-1][0]
+    seen = f"after {horizon} steps its {loss} was {ours:.4g}, and {theirs:.4g} for {other}"
+    if view.doublings == 0:
+        return seen
+    if not view.positive:
+        end = "lower" if view.ahead else "higher" if view.behind else "lower or higher"
+        return f"{seen}; at the planned end a {end} one is to be expected"
+    low, high = (math.exp(view.expected + sign * view.uncertainty) for sign in (-1, 1))
+    return f"{seen}; at the planned end {low:.2f} to {high:.2f} times that is to be expected"
+
+
+def _gap_reasons(gaps: Sequence[str]) -> list[str]:
+    return [f"meta-training does not cover this: {'; '.join(gaps)}"] if gaps else []
+
+
+def _slow_reasons(slowdown: float) -> list[str]:
+    if slowdown < SLOWER:
+        return []
+    return [f"a training step takes {slowdown:.1f} times as long as with AdamW, which could make that many more steps"]
+
+
+def troubles(levels: Sequence[Level], others: Sequence[OtherBatches]) -> list[str]:
+    """One sentence for each set of pilots in which the rule diverged or ended above its start, and AdamW did not."""
+    found = []
+    seen = [(level, "") for level in levels] + [(other.level, f" with batches of {other.size}") for other in others]
+    for level, where in seen:
+        start = level.start["train"]
+        limit = torch.where(start > 0, start * RISE, start / RISE)
+        bad = ~(level.rule["train"] <= limit)
+        adamw = level.adamw[level.best("train")]["train"]
+        if bad.any() and bool((adamw <= limit).all()):
+            rose = level.rule["train"][bad]
+            how = "diverged" if not bool(rose.isfinite().all()) else "ended above its first loss"
+            found.append(
+                f"in pilots of {level.horizon} steps{where} it {how} with {int(bad.sum())} of {len(bad)} seeds, where "
+                f"AdamW at {learning_rate(level.best('train')):.2g} did not"
+            )
+    return found
+
+
+def nobody_learns(levels: Sequence[Level]) -> bool:
+    """Whether on the longest level neither the rule nor AdamW at any rate lowered the loss."""
+    level = levels[-1]
+    ends = [level.rule["train"].median(), *(found["train"].median() for found in level.adamw.values())]
+    lowest = min((float(end) for end in ends if math.isfinite(end)), default=math.inf)
+    return lowest >= float(level.start["train"].median())

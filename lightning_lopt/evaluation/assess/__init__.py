@@ -1,6 +1,0 @@
-"""Before a run: is a rule to be trusted with somebody's own LightningModule?"""
-
-from lightning_lopt.evaluation.assess.assessment import Assessment
-from lightning_lopt.evaluation.assess.run import assess
-
-__all__ = ["Assessment", "assess"]

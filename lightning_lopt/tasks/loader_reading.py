@@ -1,0 +1,193 @@
+"""The user's batches, read in one pass over their dataloaders.
+
+:func:`first_batches` reads a number of batches with random states of its own. A :class:`Reader` reads as many as there
+is time for, on request, under the random states that its caller has set.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from statistics import median
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader
+
+from lightning_lopt._lightning import is_lightning
+from lightning_lopt.tasks.base import Split
+from lightning_lopt.tasks.lightning_classes import overrides
+from lightning_lopt.tasks.seeded_random import isolated
+from lightning_lopt.tasks.users_code import users_code
+
+if TYPE_CHECKING:
+    import lightning.pytorch as L
+
+Tree = Any
+Mode = Literal["max_size_cycle", "sequential"]
+MAX_BYTES = 2**28  # of the batches of one split that are kept
+LOADERS: dict[Split, tuple[str, Mode]] = {
+    "train": ("train_dataloader", "max_size_cycle"),
+    "valid": ("val_dataloader", "sequential"),
+}
+"""The hook that gives the loaders of a split, and how Lightning combines several of them (``CombinedLoader``)."""
+
+
+def first_batches(
+    data: Iterable[Tree] | L.LightningDataModule, split: Split, module: Any, limit: int
+) -> list[Tree] | None:
+    """The first ``limit`` batches of one pass, through the hooks before and after the transfer to a device.
+
+    Args:
+        data: batches (a dataloader, a list), or a data module.
+        split: which loader of a data module; before ``"train"`` it is prepared and set up, if no Trainer has it.
+        module: whose hooks are called, where a data module does not override them.
+        limit: largest number of batches.
+
+    Returns:
+        ``None`` where a data module has no such loader.
+    """
+    hooks: Any = module
+    source: Any = data
+    if is_lightning(data, "LightningDataModule"):
+        name, mode = LOADERS[split]
+        if not overrides(source, name):
+            return None
+        if source.trainer is None and split == "train":
+            source.prepare_data()
+            source.setup("fit")
+        with isolated(0):
+            loaders = CombinedLoader(getattr(source, name)(), mode)
+            found = [batch for batch, *_ in islice(iter(loaders), limit)]
+        hooks = _hooks_of(source, module)
+    else:
+        with isolated(0):
+            found = list(islice(source, limit))
+    with isolated(1):
+        return [_through(hooks, batch) for batch in found]
+
+
+class Reader:
+    """Batches of one loader, through the hooks around the transfer to a device, taken as far as time allows.
+
+    Args:
+        loader: what a ``train_dataloader`` or ``val_dataloader`` may return, or a list of batches.
+        hooks: the module or data module whose transfer hooks are called.
+        split: which the loader belongs to.
+
+    Attributes:
+        batches: those read so far.
+        seconds: what reading each of them took.
+        length: how many there are, ``None`` where the loader does not know.
+    """
+
+    def __init__(self, loader: Any, hooks: Any, split: Split = "train") -> None:
+        self.batches: list[Tree] = []
+        self.seconds: list[float] = []
+        plain = isinstance(loader, list) and not any(isinstance(entry, DataLoader) for entry in loader)
+        self.length = _length(loader)
+        self._hooks = hooks
+        self._what = f"reading the {'training' if split == 'train' else 'validation'} batches"
+        self._loader = loader if plain else CombinedLoader(loader, LOADERS[split][1])
+        self._plain = plain
+        self._iterator: Iterator[Any] | None = None
+
+    def take(self, limit: int, until: float = float("inf")) -> None:
+        """Read on, one batch at least, until there are ``limit``, the clock shows ``until``, memory is full or the
+        loader ends.
+
+        Raises:
+            ValueError: in one sentence, for whatever the loader or a hook raises.
+        """
+        with users_code(self._what):
+            self._take(limit, until)
+
+    def _take(self, limit: int, until: float) -> None:
+        if self._iterator is None:
+            self._iterator = iter(cast(Iterable[Any], self._loader))
+        began = time.perf_counter()
+        while len(self.batches) < limit and (began < until or not self.batches):
+            entry = next(self._iterator, None)
+            if entry is None:
+                break
+            batch = _through(self._hooks, entry if self._plain else entry[0])
+            self.batches.append(batch)
+            now = time.perf_counter()
+            self.seconds.append(now - began)
+            began = now
+            if len(self.batches) * bytes_of(batch) > MAX_BYTES:
+                break
+
+    @property
+    def seconds_per_batch(self) -> float:
+        """The median: the first batch waits for workers, or for the order to be drawn."""
+        return median(self.seconds)
+
+
+def readers(module: Any, data: Any, valid: Any) -> tuple[Reader, Reader | None]:
+    """Readers of training and validation batches, from a data module, from dataloaders, or from the module's own.
+
+    Args:
+        module: with a Trainer, if its hooks or its data module ask for one.
+        data: ``None`` for the module's own loaders.
+        valid: validation batches, where ``data`` is no data module.
+
+    Raises:
+        ValueError: if there is no training data, or in one sentence for whatever the data module raises.
+    """
+    source: Any = module if data is None else data
+    kind, hooks = type(source).__name__, module
+    if is_lightning(source, "LightningDataModule"):
+        source = _set_up(source, getattr(module, "_trainer", None))
+        hooks = _hooks_of(source, module)
+    if is_lightning(source, "LightningDataModule", "LightningModule"):
+        if not overrides(source, "train_dataloader"):
+            raise ValueError(f"{kind} has no train_dataloader; write one, or give a data module or a dataloader.")
+        if valid is None and overrides(source, "val_dataloader"):
+            with users_code(f"{kind}.val_dataloader"):
+                valid = source.val_dataloader()
+        with users_code(f"{kind}.train_dataloader"):
+            data = source.train_dataloader()
+    if isinstance(valid, list | tuple) and not len(valid):
+        valid = None
+    return Reader(data, hooks), None if valid is None else Reader(valid, hooks, "valid")
+
+
+def _hooks_of(data: Any, module: Any) -> Any:
+    """Whose transfer hooks Lightning calls: those of the data module where it overrides one, else the module's."""
+    own = any(overrides(data, name) for name in ("on_before_batch_transfer", "on_after_batch_transfer"))
+    return data if own else module
+
+
+def _through(hooks: Any, batch: Tree) -> Tree:
+    """A batch after the hooks around the transfer to a device."""
+    return hooks.on_after_batch_transfer(hooks.on_before_batch_transfer(batch, 0), 0)
+
+
+def _set_up(data: Any, trainer: Any) -> Any:
+    """A copy of a data module, with what ``setup`` assigns if no Trainer has it already."""
+    data, kind = copy.copy(data), type(data).__name__
+    if data.trainer is None:
+        data.trainer = trainer
+        if trainer is not None:
+            trainer.datamodule = data
+        with users_code(f"{kind}.prepare_data"):
+            data.prepare_data()
+        with users_code(f"{kind}.setup"):
+            data.setup("fit")
+    return data
+
+
+def _length(loader: Any) -> int | None:
+    try:
+        return len(loader) if not isinstance(loader, dict) else max(map(len, loader.values()))
+    except (TypeError, ValueError, NotImplementedError):
+        return None
+
+
+def bytes_of(batch: Tree) -> int:
+    return sum(leaf.numel() * leaf.element_size() for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor))

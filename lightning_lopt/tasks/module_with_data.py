@@ -1,0 +1,84 @@
+"""A LightningModule of the user with batches of its data, as measurements outside a Trainer need the two."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+
+from lightning_lopt._lightning import is_lightning
+from lightning_lopt.tasks.lightning_batches import StackedBatches
+from lightning_lopt.tasks.lightning_module import TrainingStep, check_automatic
+from lightning_lopt.tasks.lightning_task import LightningTask
+from lightning_lopt.tasks.loader_reading import readers
+from lightning_lopt.tasks.stand_in import Fit
+from lightning_lopt.tasks.users_code import users_code
+
+FIRST = 3  # batches that are read before anything is known
+
+
+class ModuleWithData:
+    """A module that was checked and tried out on its first batches.
+
+    Args:
+        model: a module, or a function without arguments that builds one; it is not changed.
+        data: a data module, batches of training, or ``None`` for the module's own dataloaders.
+        valid: validation batches, where ``data`` is no data module.
+        total_steps: of the planned run.
+
+    Attributes:
+        model, module: as given, and a module.
+        kind: name of the module's class.
+        device: of the module's parameters.
+        train, held_out: readers of the two splits, of which the first ``FIRST`` batches of training are read.
+        first: these batches, on the device.
+        fit: what ``self.trainer`` answers.
+        task: the module on these batches.
+
+    Raises:
+        ValueError: with one sentence, for a module or data that cannot be used, and for whatever they raise.
+    """
+
+    task_class: ClassVar[type[LightningTask]] = LightningTask
+
+    def __init__(self, model: Any, data: Any, valid: Any, total_steps: int) -> None:
+        self.model = self.module = model
+        if not is_lightning(model, "LightningModule"):
+            with users_code(f"{getattr(model, '__name__', 'model')}()"):
+                self.module = model()
+        self.kind = type(self.module).__name__
+        check_automatic(self.module)
+        self.fit = Fit(total_steps=total_steps, batches=total_steps)
+        host = TrainingStep(self.module, self.fit).module
+        self.check(host)
+        self.device = next(iter(host.parameters()), torch.zeros(())).device
+        self.train, self.held_out = readers(host, data, valid)
+        self.train.take(FIRST)
+        if not self.train.batches:
+            raise ValueError(f"{self.kind}: there is no training batch; give at least one.")
+        self.fit = dataclasses.replace(
+            self.fit, batches=self.train.length or total_steps, datamodule=host.trainer.datamodule
+        )
+        self.first = self.moved(self.train.batches)
+        self.task = self.task_class(model, StackedBatches(self.first, f"{self.kind}, training batches"), fit=self.fit)
+
+    def check(self, host: Any) -> None:
+        """Look at a copy of the module that has a stand-in for a Trainer, before any batch is read.
+
+        Raises:
+            ValueError: with one sentence, if it cannot be used.
+        """
+
+    def copies(self, count: int) -> list[TrainingStep]:
+        """Steps of ``count`` copies of the module, which may be trained."""
+        steps = [TrainingStep(self.module, self.fit) for _ in range(count)]
+        if self.task.uses_metrics:
+            for step in steps:
+                step.use_metrics()
+        return steps
+
+    def moved(self, batches: list[Any]) -> list[Any]:
+        """Batches on the module's device."""
+        return [move_data_to_device(batch, self.device) for batch in batches]

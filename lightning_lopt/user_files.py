@@ -1,0 +1,107 @@
+"""``module.py:name``: a class, a function or a value in a Python file of the user."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+_imported_files: dict[str, Path] = {}  # by the name of the module that was made of each
+
+
+def load_named(address: str) -> Any:
+    """The value that ``FILE.py:NAME`` names; the file is run, as ``import`` would run it.
+
+    Raises:
+        ValueError: if the address has another form, or the file is missing, fails or has no such name.
+    """
+    path, colon, name = address.rpartition(":")
+    if not colon or not path or not name.isidentifier():
+        raise ValueError(f"{address!r} is no address; write FILE.py:NAME, as in module.py:Model.")
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"there is no file {path!r}; give the path of a Python file before the colon.")
+    value = getattr(_imported(file), name, None)
+    if value is None:
+        raise ValueError(f"{path} has no {name!r}; give the name of a class or function in it.")
+    return value
+
+
+def load_object(address: str) -> Callable[[], Any]:
+    """The class or function that ``FILE.py:NAME`` names, callable without arguments.
+
+    Raises:
+        ValueError: as :func:`load_named`, and if the value cannot be called or needs arguments.
+    """
+    value, (path, _, name) = load_named(address), address.rpartition(":")
+    if not callable(value):
+        raise ValueError(
+            f"{name!r} in {path} is a {type(value).__name__}; give a class, or a function that builds one."
+        )
+    check_no_arguments(value, address)
+    return value  # type: ignore[no-any-return]
+
+
+def check_no_arguments(value: Callable[..., Any], address: str) -> None:
+    """Do nothing where the class or function at ``address`` can be called without arguments.
+
+    Raises:
+        ValueError: if a parameter has no default.
+    """
+    path, _, name = address.rpartition(":")
+    needed = _needed(value)
+    if needed:
+        raise ValueError(
+            f"{name} in {path} needs the arguments {', '.join(needed)}; write a function there that takes none and "
+            f"returns {name}(...), and name that."
+        )
+
+
+def imported_files() -> dict[str, Path]:
+    """The files that this process has imported, by the name of the module that was made of each."""
+    return dict(_imported_files)
+
+
+def import_again(files: Mapping[str, Path]) -> None:
+    """Import the :func:`imported_files` of another process, so that objects of their classes can be unpickled.
+
+    Raises:
+        ValueError: if a file has gone or fails.
+    """
+    for file in files.values():
+        _imported(file)
+
+
+def _imported(file: Path) -> Any:
+    name = f"_file_of_user_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{file} is no Python file; give one that ends in .py.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # for pickling and dataclasses
+    folder = str(file.resolve().parent)
+    sys.path.insert(0, folder)  # as when the file is run: it may import its neighbours
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise ValueError(
+            f"{file} cannot be imported ({type(error).__name__}: {error}); run it by itself first."
+        ) from error
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
+    _imported_files[name] = file.resolve()
+    return module
+
+
+def _needed(target: Callable[..., Any]) -> list[str]:
+    """Parameters without a default."""
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in variable]

@@ -1,0 +1,59 @@
+"""Packages import only from the layers below them, and no modules import one another in a circle."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import lightning_lopt
+
+PACKAGE = Path(lightning_lopt.__file__).parent
+LAYERS = ("rules", "tasks", "io", "optim", "meta", "evaluation", "assessment", "callbacks")
+"""From the lowest to the highest; modules at the top of the package and ``interop`` are not layers."""
+EXCEPTIONS = {
+    ("rules/pickled.py", "io"),  # reads a file of weights where a rule is unpickled
+    ("evaluation/assess.py", "assessment"),  # the former place of the assessment
+}
+FILES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+
+
+def imports(body, *, everywhere):
+    """Modules and names that statements import from this package: at its top, or in functions too."""
+    for statement in body:
+        if isinstance(statement, ast.ImportFrom) and (statement.module or "").startswith("lightning_lopt"):
+            for alias in statement.names:
+                full = f"{statement.module}.{alias.name}"
+                yield full if full in FILES else statement.module
+        elif isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.dump(statement.test):
+            continue
+        elif everywhere or isinstance(statement, (ast.If, ast.Try)):
+            yield from imports(ast.iter_child_nodes(statement), everywhere=everywhere)
+
+
+def imported(name, *, everywhere):
+    return set(imports(ast.parse(FILES[name].read_text()).body, everywhere=everywhere)) - {name}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_no_import_runs_upward(layer):
+    higher = LAYERS[LAYERS.index(layer) + 1 :]
+    upward = {
+        (FILES[name].relative_to(PACKAGE).as_posix(), other.split(".")[1])
+        for name in FILES
+        if name.split(".")[1:2] == [layer]
+        for other in imported(name, everywhere=True)
+        if other.split(".")[1:2] and other.split(".")[1] in higher
+    }
+    assert upward - EXCEPTIONS == set()
+
+
+def test_there_is_no_circle():
+    graph = {name: {other for other in imported(name, everywhere=False) if other in FILES} for name in FILES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"these modules import one another: {error.args[1]}")
