@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -53,7 +54,7 @@ class MixedTable:
 
 def draw_mixed_table(
     generator: torch.Generator, rows: int, counts: Sequence[int], numbers: int, classes: int, sharpness: float = 2.0
-) -> tuple[MixedTable, float]:
+) -> tuple[MixedTable, Tensor]:
     """Rows whose class is drawn from probabilities that a random network makes of all columns.
 
     Category c = 1, 2, ... of a column has a frequency of 1/c (Zipf's law), and hidden coordinates. Every row's class is
@@ -68,12 +69,12 @@ def draw_mixed_table(
         sharpness: factor on the network's logits; larger means less noise.
 
     Returns:
-        the rows, and the mean entropy of their classes in nats.
+        the rows, and the probabilities that their classes were drawn from, shape ``(N, classes)``.
 
     Example:
-        >>> table, entropy = draw_mixed_table(torch.Generator().manual_seed(0), 100, (3, 5), 4, 2)
-        >>> tuple(table.categories.shape), tuple(table.numbers.shape), 0 < entropy < 0.6931
-        ((100, 2), (100, 4), True)
+        >>> table, chances = draw_mixed_table(torch.Generator().manual_seed(0), 100, (3, 5), 4, 2)
+        >>> tuple(table.categories.shape), tuple(table.numbers.shape), tuple(chances.shape)
+        ((100, 2), (100, 4), (100, 2))
     """
     columns, hidden = [], torch.zeros(rows, LATENT)
     for count in counts:
@@ -84,10 +85,9 @@ def draw_mixed_table(
     values = torch.randn(rows, numbers, generator=generator)
     inputs = torch.cat([hidden, values], 1)
     teacher = draw_teacher((LATENT + numbers, 32, classes), "tanh", inputs, generator)
-    log_chances = F.log_softmax(sharpness * mlp(teacher, "layers", inputs, 2, torch.tanh), -1)
-    targets = torch.multinomial(log_chances.exp(), 1, generator=generator)[:, 0]
-    entropy = -(log_chances.exp() * log_chances).sum(-1).mean()
-    return MixedTable(torch.stack(columns, 1), values, targets, tuple(counts), classes), float(entropy)
+    chances = torch.softmax(sharpness * mlp(teacher, "layers", inputs, 2, torch.tanh), -1)
+    targets = torch.multinomial(chances, 1, generator=generator)[:, 0]
+    return MixedTable(torch.stack(columns, 1), values, targets, tuple(counts), classes), chances
 
 
 class MixedTableTask(RandomExamplesTask):
@@ -144,7 +144,7 @@ class MixedTableTask(RandomExamplesTask):
             features += width
         layout.mlp((features, *widths, train.classes))
         splits: dict[Split, Batch] = {"train": _columns(train), "valid": _columns(valid)}
-        super().__init__(splits, layout, float(torch.tensor(float(train.classes)).log()), **options)
+        super().__init__(splits, layout, math.log(train.classes), **options)
         self.columns = len(train.counts)
         self.layers = len(widths) + 1
         self.dropout = dropout
