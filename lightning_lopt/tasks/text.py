@@ -133,17 +133,17 @@ def load_text(path: str | Path) -> Text:
 
 
 @cache
-def standard_library(modules: tuple[str, ...] = MODULES) -> tuple[Text, ...]:
-    """The sources of some modules that this Python has as files, one text each; nothing is imported.
+def standard_library(modules: tuple[str, ...] | None = None) -> tuple[Text, ...]:
+    """The sources of modules of the standard library that this Python has as files, one text each; nothing is imported.
 
     Args:
-        modules: names of modules of the standard library.
+        modules: their names; ``None`` for :data:`MODULES`.
 
     Raises:
         ValueError: if there is none (a Python without sources).
     """
     texts = []
-    for module in modules:
+    for module in MODULES if modules is None else modules:
         spec = importlib.util.find_spec(module)
         path = Path("" if spec is None or spec.origin is None else spec.origin)
         # of some modules newer Pythons have a few lines only
