@@ -67,6 +67,10 @@ def problems(sources: list[LabelledImages], text: TextLike | None = None) -> lis
 
     Raises:
         ValueError: if a text cannot be loaded, or this Python has no sources.
+
+    Example:
+        >>> [problem.name for problem in problems([synthetic_images()])][:3]
+        ['python-transformer-0.8m', 'python-gru', 'parts-resnet-18-half']
     """
     large = [source for source in sources if min(source.shape[1:]) >= SMALLEST_SIDE]
     drawn = [] if len(large) == len(sources) else [synthetic_images()]
@@ -82,7 +86,10 @@ def problems(sources: list[LabelledImages], text: TextLike | None = None) -> lis
 
 
 def synthetic_images() -> LabelledImages:
-    """Ten classes of 32 × 32 images that share their parts, see :mod:`~lightning_lopt.tasks.finetune`."""
+    """2,300 images of ten classes that share their parts, shape ``(2300, 1, 32, 32)``.
+
+    They are drawn by :func:`~lightning_lopt.tasks.finetune.synthetic_images.draw_images` at half the size, then enlarged.
+    """
     return draw_images(
         generator(0, "real", "images"), 10, MAX_TRAIN + MAX_VALID, SIDE // 2, parts=8, noise=0.5
     ).resized(SIDE)
