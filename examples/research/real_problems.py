@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,9 @@ from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.evaluation.step_cost import step_costs
 from lightning_lopt.evaluation.suites import make_suite
 
-PASSES: tuple[tuple[float | None, ...], ...] = ((1e-3, None, 3e-3), (3e-4, 1e-2))
-"""Learning rates of AdamW in the order in which they are run, on all problems before the next pass; None is `base`."""
+RATES = (1e-3, 3e-3, 3e-4, 1e-2)
+LARGE = 500_000
+"""Problems of so many parameters come last, one learning rate after the other; smaller ones have all rates at once."""
 COSTS = "costs"
 
 
@@ -41,12 +44,26 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     problems = [problem for problem in make_suite("real") if any(part in problem.name for part in arguments.only)]
-    problems.sort(key=lambda problem: "transformer" in problem.name or "resnet" in problem.name)  # the longest last
     if not arguments.table:
-        for rates in PASSES:
-            for problem in problems:
-                run_missing(problem, rates, arguments.out)
+        for problem, rates in jobs(problems):
+            run_missing(problem, rates, arguments.out)
     print_table(problems, lines_of(arguments.out))
+
+
+def jobs(problems: list[Problem]) -> Iterator[tuple[Problem, tuple[float | None, ...]]]:
+    """Problems and learning rates of AdamW that are run side by side; None is `base`."""
+    large = [problem for problem in problems if parameters(problem) >= LARGE]
+    for problem in problems:
+        if problem not in large:
+            yield from ((problem, RATES), (problem, (None,)))
+    for rate in (None, *RATES):
+        yield from ((problem, (rate,)) for problem in large)
+
+
+def parameters(problem: Problem) -> int:
+    """Number of parameters, without a pretraining."""
+    layout = getattr(problem.task, "task", problem.task).layout
+    return sum(math.prod(entry.shape) for entry in layout.entries.values())
 
 
 def run_missing(problem: Problem, rates: tuple[float | None, ...], path: Path) -> None:
@@ -55,22 +72,17 @@ def run_missing(problem: Problem, rates: tuple[float | None, ...], path: Path) -
     if (problem.name, COSTS, None) not in known:
         gradient, steps = step_costs(problem, {"base": load_rule("base")}, ["adamw"])
         add_line(path, {"problem": problem.name, "optimizer": COSTS, "lr": None, "gradient": gradient, "steps": steps})
-    for rate in rates:
-        name = "base" if rate is None else "adamw"
-        if (problem.name, name, rate) in known:
-            continue
-        rule = load_rule("base") if rate is None else BASELINES["adamw"].make(rate)
-        begin = time.process_time()
-        (run,) = run_rules([rule], problem, seeds=1)
-        seconds = time.process_time() - begin
-        line = {
-            "problem": problem.name,
-            "optimizer": name,
-            "lr": rate,
-            "measurement": run.to_json(),
-            "seconds": seconds,
-        }
-        add_line(path, line)
+    name = "base" if None in rates else "adamw"
+    missing = [rate for rate in rates if (problem.name, name, rate) not in known]
+    if not missing:
+        return
+    begin = time.process_time()
+    rules = [load_rule("base") if rate is None else BASELINES["adamw"].make(rate) for rate in missing]
+    runs = run_rules(rules, problem, seeds=1)
+    seconds = (time.process_time() - begin) / len(runs)
+    for rate, run in zip(missing, runs, strict=True):
+        line = {"problem": problem.name, "optimizer": name, "lr": rate, "seconds": seconds}
+        add_line(path, line | {"measurement": run.to_json()})
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:

@@ -88,7 +88,7 @@ def problems(sources: list[LabelledImages], text: TextLike | None = None) -> lis
 def synthetic_images() -> LabelledImages:
     """2,300 images of ten classes that share their parts, shape ``(2300, 1, 32, 32)``.
 
-    They are drawn by :func:`~lightning_lopt.tasks.finetune.synthetic_images.draw_images` at half the size, then enlarged.
+    :func:`~lightning_lopt.tasks.finetune.synthetic_images.draw_images` draws them at half the size; they are enlarged.
     """
     return draw_images(
         generator(0, "real", "images"), 10, MAX_TRAIN + MAX_VALID, SIDE // 2, parts=8, noise=0.5
