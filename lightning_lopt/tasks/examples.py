@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_lopt.devices import kept_on
 from lightning_lopt.rules.base import Params
+from lightning_lopt.seeding import generator as derived_generator
 from lightning_lopt.tasks.accelerations import in_one_call
 from lightning_lopt.tasks.base import Batch, Split, Task
 from lightning_lopt.tasks.layout import Layout
@@ -80,6 +81,39 @@ class ExamplesTask(Task):
 
     def full_batch(self, split: Split) -> Batch:
         return dict(self.splits[split])
+
+
+class RandomExamplesTask(ExamplesTask):
+    """Examples with random numbers of their own in every mini-batch; a subclass says which.
+
+    Attributes:
+        random_when_measured: whether whole splits have random numbers too, the same at every call.
+    """
+
+    random_when_measured: ClassVar[bool] = True
+
+    @abstractmethod
+    def random_entries(self, examples: torch.Size, generator: torch.Generator) -> Batch:
+        """Random entries of a batch, drawn from ``generator`` alone.
+
+        Args:
+            examples: leading axes of the entries, the axis of the examples last.
+            generator: on the CPU.
+        """
+
+    def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
+        drawn = super().draw(generator, *lead, split=split)
+        return drawn | self.random_entries(drawn[INDEX].shape, generator)
+
+    def look_up(self, drawn: Batch, split: Split = "train") -> Batch:
+        return super().look_up(drawn, split) | {name: value for name, value in drawn.items() if name != INDEX}
+
+    def full_batch(self, split: Split) -> Batch:
+        batch = super().full_batch(split)
+        if not self.random_when_measured:
+            return batch
+        examples = next(iter(batch.values())).shape[:1]
+        return batch | self.random_entries(examples, derived_generator(0, "full batch", split))
 
 
 class ClassificationTask(ExamplesTask):

@@ -86,10 +86,18 @@ class Layout:
         self._bias(f"{name}.bias", out, fan_in)
 
     def conv(
-        self, name: str, fan_in: int, out: int, kernel: int = 3, *, bias: bool = True, active: bool = True
+        self,
+        name: str,
+        fan_in: int,
+        out: int,
+        kernel: int = 3,
+        *,
+        bias: bool = True,
+        active: bool = True,
+        role: Role = "matrix",
     ) -> None:
         """``name.weight`` (out, fan_in, kernel, kernel) and, if there is to be one, ``name.bias`` (out,)."""
-        self._weight(f"{name}.weight", (out, fan_in, kernel, kernel), fan_in * kernel**2, "matrix", active)
+        self._weight(f"{name}.weight", (out, fan_in, kernel, kernel), fan_in * kernel**2, role, active)
         if bias:
             self._bias(f"{name}.bias", out, fan_in * kernel**2)
 

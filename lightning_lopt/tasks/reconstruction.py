@@ -9,19 +9,18 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.rules.base import Params
-from lightning_lopt.seeding import generator as derived_generator
 from lightning_lopt.tasks._draw import check_sizes
 from lightning_lopt.tasks.accelerations import in_one_call
 from lightning_lopt.tasks.base import Batch, Split
 from lightning_lopt.tasks.data import DataLike
-from lightning_lopt.tasks.examples import INDEX, ExamplesTask
+from lightning_lopt.tasks.examples import RandomExamplesTask
 from lightning_lopt.tasks.image import ImageFamily
 from lightning_lopt.tasks.labelled_images import LabelledImages
 from lightning_lopt.tasks.layers import ACTIVATIONS, mlp
 from lightning_lopt.tasks.layout import Layout
 
 
-class ReconstructionTask(ExamplesTask):
+class ReconstructionTask(RandomExamplesTask):
     """Two perceptrons, ``encoder.0`` and so on and ``decoder.0`` and so on, with random numbers in every batch.
 
     A batch is ``{"inputs": (*lead, B, D), "noise": (*lead, B, K)}``: images as rows, standard normal noise. In
@@ -75,18 +74,9 @@ class ReconstructionTask(ExamplesTask):
 
     @in_one_call(lambda task: not task.noise)
     def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
-        drawn = super().draw(generator, *lead, split=split)
-        return drawn | self._noise(drawn[INDEX].shape, generator)
+        return super().draw(generator, *lead, split=split)
 
-    def look_up(self, drawn: Batch, split: Split = "train") -> Batch:
-        return super().look_up(drawn, split) | {name: value for name, value in drawn.items() if name == "noise"}
-
-    def full_batch(self, split: Split) -> Batch:
-        batch = super().full_batch(split)
-        return batch | self._noise(batch["inputs"].shape[:-1], derived_generator(0, "full batch", split))
-
-    def _noise(self, examples: torch.Size, generator: torch.Generator) -> Batch:
-        """The entry of a batch that is noise, if it has any, for examples of this shape."""
+    def random_entries(self, examples: torch.Size, generator: torch.Generator) -> Batch:
         return {"noise": torch.randn(*examples, self.noise, generator=generator)} if self.noise else {}
 
 

@@ -14,7 +14,7 @@ from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import FAMILIES, LabelledImages, load_digits_data
 
 pytest.importorskip("sklearn", reason="the handwritten digits come with scikit-learn")
-ON_CPU = [name for name in SUITES if name != "gpu"]
+ON_CPU = [name for name in SUITES if name not in ("gpu", "real")]  # test_suite_real.py has the latter
 FIRST_LOSS = [
     pytest.param(name, marks=[pytest.mark.slow] if name == "finetune" else [])  # a minute of pretraining
     for name in ON_CPU

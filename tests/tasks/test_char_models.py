@@ -12,7 +12,7 @@ from torch import nn
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import CharRNN, CharRNNTask, CharTransformer, CharTransformerTask, Text, load_text
 from lightning_lopt.tasks.recurrent import gru_step, lstm_step
-from lightning_lopt.tasks.text import MODULES, resolve_texts, standard_library
+from lightning_lopt.tasks.text import MODULES, OTHER_MODULES, resolve_texts, standard_library
 
 TOKENS = torch.arange(400) % 7
 
@@ -67,6 +67,13 @@ def test_the_standard_library_is_read_in_order():
     assert [text.name for text in resolve_texts(["stdlib", words()])] == [*names, "words0"]
     with pytest.raises(ValueError, match="text is an empty list"):
         resolve_texts([])
+
+
+def test_other_modules_are_read_by_no_family():
+    texts = standard_library(OTHER_MODULES)
+    assert not {text.name for text in texts} & {text.name for text in resolve_texts(None)}
+    assert len(texts) >= 10
+    assert sum(map(len, texts)) > 600_000
 
 
 def test_modules_of_a_few_lines_are_left_out(monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lightning_lopt.evaluation.problem import Problem
-from lightning_lopt.evaluation.suites import finetune, gpu, images, long, shift, small, tiny
+from lightning_lopt.evaluation.suites import finetune, gpu, images, long, real, shift, small, tiny
 from lightning_lopt.evaluation.suites.long import long_runs
 from lightning_lopt.tasks.data import DataLike, LabelledImages, resolve
 
@@ -20,6 +20,7 @@ SUITES: dict[str, Callable[[list[LabelledImages]], list[Problem]]] = {
     "gpu": gpu.problems,
     "images": images.problems,
     "held_out": images.held_out,
+    "real": real.problems,
 }
 """Suites by name, each a function of one or several sets of images; what needs no images is there once."""
 

@@ -1,0 +1,167 @@
+"""The suite ``real``: eight kinds of models that people train, minutes a run on one thread of a CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.seeding import generator
+from lightning_lopt.tasks import (
+    CharRNNTask,
+    CharTransformerTask,
+    FineTuneTask,
+    FlowMatchingTask,
+    ImageResNetTask,
+    ImageUNetTask,
+    LabelledImages,
+    MixedTableTask,
+    PolicyGradientTask,
+    Pretraining,
+    Text,
+    TextClassifierTask,
+)
+from lightning_lopt.tasks.finetune.synthetic_images import draw_images
+from lightning_lopt.tasks.mixed_table import draw_mixed_table
+from lightning_lopt.tasks.policy_gradient import draw_visits
+from lightning_lopt.tasks.text import OTHER_MODULES, TextLike, resolve_texts, standard_library
+from lightning_lopt.tasks.text_classifier import pieces_of
+
+VOCABULARY = 96
+SIDE = 32
+SMALLEST_SIDE = 24
+"""Images with a shorter side than this many pixels are too coarse for the residual network."""
+MAX_TRAIN, MAX_VALID = 2000, 300  # images: whole splits are measured at once
+CLASSES, SHOTS, VALID_SHOTS = 8, 40, 64  # of the fine-tune
+PIECE = 48
+
+
+def problems(sources: list[LabelledImages], text: TextLike | None = None) -> list[Problem]:
+    """Three problems on each set of images, two language models, a fine-tune, a table, and a policy.
+
+    ========================= ======= ====================================================================
+    problem                   steps   what is trained
+    ========================= ======= ====================================================================
+    ``*-transformer-0.8m``    2,000   causal transformer, 4 blocks of width 128, 12 windows of 64
+    ``*-resnet-18-half``      400     ResNet-18 of half width, batch normalisation, 32 × 32 images
+    ``*-unet``                2,000   U-Net of three levels that removes noise from 16 × 16 images
+    ``*-gru``                 2,000   language model, a gated recurrent unit of width 128
+    ``mixed-table``           2,000   embeddings, perceptron, dropout; 4,000 rows with random classes
+    ``*-flow``                4,000   flow matching on images of at most 16 × 16 pixels
+    ``clicks``                4,000   policy gradient of a contextual bandit
+    ``modules-finetune``      2,000   classifier on a pretrained language model, 320 pieces of text
+    ========================= ======= ====================================================================
+
+    The residual network has fewer steps than the other problems, since one of its steps takes 0.3 seconds.
+
+    Images that are given are used wherever they can be: they are resized. Only where their shorter side is below 24
+    pixels, as that of the handwritten digits is, the residual network gets synthetic images of 32 × 32 pixels, since
+    enlarged ones would have no detail for it to find. All such sets share one problem.
+
+    Args:
+        sources: sets of images.
+        text: one or several texts for the language models, see :func:`~lightning_lopt.tasks.text.resolve_texts`;
+            ``None`` means sources of Python's standard library that no rule was meta-trained on. The fine-tune has the
+            latter in any case.
+
+    Raises:
+        ValueError: if a text cannot be loaded, or this Python has no sources.
+
+    Example:
+        >>> [problem.name for problem in problems([synthetic_images()])][:3]
+        ['python-transformer-0.8m', 'python-gru', 'parts-resnet-18-half']
+    """
+    large = [source for source in sources if min(source.shape[1:]) >= SMALLEST_SIDE]
+    drawn = [] if len(large) == len(sources) else [synthetic_images()]
+    on_images = [problem for source in sources for problem in (_unet(source), _flow(source))]
+    return [
+        *_language_models(text),
+        *(_resnet(source) for source in (*large, *drawn)),
+        *on_images,
+        _table(),
+        _policy(),
+        _fine_tune(),
+    ]
+
+
+def synthetic_images() -> LabelledImages:
+    """2,300 images of ten classes that share their parts, shape ``(2300, 1, 32, 32)``.
+
+    :func:`~lightning_lopt.tasks.finetune.synthetic_images.draw_images` draws them at half the size; they are enlarged.
+    """
+    return draw_images(
+        generator(0, "real", "images"), 10, MAX_TRAIN + MAX_VALID, SIDE // 2, parts=8, noise=0.5
+    ).resized(SIDE)
+
+
+def _parts(images: LabelledImages, side: int) -> tuple[LabelledImages, LabelledImages]:
+    """At most 2,000 standardised images to train on, and at most 300 others held out."""
+    order = torch.randperm(len(images), generator=generator(0, "real", "images"))[: MAX_TRAIN + MAX_VALID]
+    chosen = images.take(order).resized(side).standardised()
+    return chosen.split(MAX_VALID / (MAX_TRAIN + MAX_VALID), generator(0, "split"), MAX_VALID)
+
+
+def _resnet(source: LabelledImages) -> Problem:
+    task = ImageResNetTask(*_parts(source, SIDE), (32, 64, 128, 256), blocks=2, batch_size=32)
+    return Problem(f"{source.name}-resnet-18-half", task, 400, "image_resnet", source.name)
+
+
+def _unet(source: LabelledImages) -> Problem:
+    task = ImageUNetTask(*_parts(source, SIDE // 2), (16, 32, 64), batch_size=16)
+    return Problem(f"{source.name}-unet", task, 2000, "", source.name)
+
+
+def _flow(source: LabelledImages) -> Problem:
+    side = min(SIDE // 2, *source.shape[1:])
+    return Problem(f"{source.name}-flow", FlowMatchingTask(*_parts(source, side), batch_size=64), 4000, "", source.name)
+
+
+def _language_models(text: TextLike | None) -> list[Problem]:
+    """The texts one after the other, the last tenth of each held out; rare characters are one."""
+    texts = _own_texts() if text is None else resolve_texts(text)
+    name = "python" if text is None else texts[0].name
+    alphabet = texts[0].alphabet[:VOCABULARY]
+    tokens = [one.in_alphabet(alphabet) for one in texts]
+    train = torch.cat([one[: 9 * len(one) // 10] for one in tokens])
+    valid = torch.cat([one[9 * len(one) // 10 :] for one in tokens])
+    transformer = CharTransformerTask(
+        train, valid, len(alphabet), width=128, depth=4, heads=4, expansion=4, length=64, batch_size=12
+    )
+    gru = CharRNNTask(train, valid, len(alphabet), embedding=64, width=128, length=48, batch_size=16)
+    return [
+        Problem(f"{name}-transformer-0.8m", transformer, 2000, "char_transformer", name),
+        Problem(f"{name}-gru", gru, 2000, "char_rnn", name),
+    ]
+
+
+def _own_texts() -> list[Text]:
+    return list(standard_library(OTHER_MODULES))
+
+
+def _table() -> Problem:
+    table, _ = draw_mixed_table(generator(0, "real", "table"), 6000, (3, 5, 8, 20, 50, 200), 8, 3)
+    task = MixedTableTask(table.rows(0, 4000), table.rows(4000, 6000), (128, 64), 0.3, batch_size=64)
+    return Problem("mixed-table", task, 2000, "", "synthetic")
+
+
+def _policy() -> Problem:
+    visits = draw_visits(generator(0, "real", "visits"), 4000, 1000, features=16, offers=8)
+    return Problem("clicks", PolicyGradientTask(*visits, batch_size=128), 4000, "", "synthetic")
+
+
+def _fine_tune() -> Problem:
+    """Which module a piece of text is from, by a model of the first seven tenths of all of them."""
+    texts = _own_texts()
+    alphabet = texts[0].alphabet[:VOCABULARY]
+    tokens = [one.in_alphabet(alphabet) for one in texts]
+    cuts = [[len(one) * share // 10 for share in (7, 8, 9)] for one in tokens]
+    seen = torch.cat([one[: cut[0]] for one, cut in zip(tokens, cuts, strict=True)])
+    measured = torch.cat([one[cut[0] : cut[1]] for one, cut in zip(tokens, cuts, strict=True)])
+    few = pieces_of([one[cut[1] : cut[2]] for one, cut in zip(tokens, cuts, strict=True)][:CLASSES], PIECE, SHOTS)
+    others = pieces_of([one[cut[2] :] for one, cut in zip(tokens, cuts, strict=True)][:CLASSES], PIECE, VALID_SHOTS)
+    blocks: dict[str, Any] = {"width": 48, "depth": 2, "heads": 4}
+    body = CharTransformerTask(seen, measured, len(alphabet), **blocks, length=PIECE, batch_size=16)
+    classifier = TextClassifierTask(few, others, len(alphabet), **blocks, batch_size=16)
+    task = FineTuneTask(classifier, Pretraining(body, 1000, 5e-3))
+    return Problem("modules-finetune", task, 2000, "", "python")
