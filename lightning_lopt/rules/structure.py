@@ -14,12 +14,12 @@ from lightning_lopt.rules.roles import Role
 LARGEST_BLOCK = 1024  # rows and columns that are looked at: more tell little more, and their products take long
 SMALLEST_SIDE = 4  # fewer vectors tell nothing
 SMALLEST_GAIN = 8  # entries: of shorter vectors with random entries, some look like gains (one of 20,000 of this size)
-SIGNIFICANT = 5.0  # standard deviations that chance alone does not reach
+SIGNIFICANT = 4.0  # standard deviations that chance alone does not reach
 CLEAR = 0.3  # excess from which on a tensor counts as trained throughout: published weights have 0.5 to 300
 LARGEST = 1.0  # a single tensor counts no more than this excess in the mean over a model
 SURE = 3.0  # a model counts as trained throughout where its mean says so by a third
 SMALL_SIDE = 32.0  # so many vectors without excess are as likely of a trained matrix as of a new one
-NEW_HEAD = 0.5  # a head that does not look trained is new, but what it reads is not
+NEW_HEAD = 0.5  # a head that does not look trained, or a bias of zeros, is new, but what it reads is not
 ROUNDING = 1e-6  # of entries, relative to their mean
 SPREAD = 1e-3  # of gains, relative to their mean, which are all equal at initialisation
 
@@ -34,8 +34,8 @@ class Signs(NamedTuple):
             single one may come from elsewhere, as word vectors do.
         as_matrices: how far the tensor is taken to be as trained as the matrices of the model, from 0 to 1.
         as_gains: likewise as its gains are.
-        tells: 1 for a vector of 8 or more entries that are equal, as of new gains and new biases, or positive and nearly
-            equal, as of trained gains of normalisation layers; else 0.
+        tells: 1 for a vector of 8 or more entries that are equal, as of new gains and new biases, or that are positive
+            and nearly equal, as of trained gains of normalisation layers; else 0.
         moved: 1 for a vector of the second kind, else 0.
     """
 
@@ -57,12 +57,14 @@ def signs_of(param: Tensor, role: Role) -> Signs:
     number = param.new_full
     if param.ndim < 2:
         one, none = number((), 1.0), number((), 0.0)
-        if param.numel() < SMALLEST_GAIN:
+        if not param.numel():
             return Signs(none, one, none, one, one, none, none)
         mean = param.mean()
         equal = ((param - mean).abs() <= SPREAD * mean.abs()).all()
         moved = (param > 0.5 * mean).all() & (param < 1.5 * mean).all() & ~equal
-        return Signs(none, one, none, one, one, (equal | moved).to(param.dtype), moved.to(param.dtype))
+        like = torch.where(equal, NEW_HEAD, one)
+        tells = float(param.numel() >= SMALLEST_GAIN)
+        return Signs(none, one, none, like, like, tells * (equal | moved), tells * moved)
     count = min(*matrix_shape(param.shape), LARGEST_BLOCK)
     tells = count >= SMALLEST_SIDE
     pairs = count * (count - 1) / 2 if tells else 1.0
@@ -115,7 +117,8 @@ def trained(signs: Signs) -> Tensor:
     An excess e shows :math:`\log(1 + \max(e - c, 0)) / \log 1.3`, cut off at 1, with the excess c that
     :func:`chance` reaches. The weighted mean over all matrices, with e at most 1, shows three times that of itself. Of
     the vectors that tell, those that have moved show by how much they outnumber the others: a network may be
-    initialised with random gains, but then its biases are zeros. Tensors that are like matrices and gains share in both.
+    initialised with random gains, but then its biases are zeros. Tensors that are like matrices and gains share in
+    both.
 
     Args:
         signs: of all tensors, (N,) each.
@@ -133,13 +136,13 @@ def trained(signs: Signs) -> Tensor:
 
 
 def chance(pairs: Tensor) -> Tensor:
-    r"""The excess that so many pairs of random vectors do not reach, but for one draw in some 3 million.
+    r"""The excess that so many pairs of random vectors do not reach, but for one draw in some 30,000.
 
     The squared cosines add up to about a variable of the chi-squared distribution with P degrees of freedom, whose
-    quantiles are :math:`P (1 - 2 / 9P + z \sqrt{2 / 9P})^3` (Wilson and Hilferty 1931), with z = 5 here.
+    quantiles are :math:`P (1 - 2 / 9P + z \sqrt{2 / 9P})^3` (Wilson and Hilferty 1931), with z = 4 here.
 
     >>> chance(torch.tensor([6.0, 2016.0]))  # of 4 vectors, and of 64
-    tensor([6.1357, 0.1655])
+    tensor([4.2026, 0.1310])
     """
     part = 2 / (9 * pairs)
     return (1 - part + SIGNIFICANT * part.sqrt()) ** 3 - 1

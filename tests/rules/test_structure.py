@@ -39,7 +39,7 @@ def test_chance_is_a_quantile_of_the_chi_squared_distribution():
     stats = pytest.importorskip("scipy.stats")
     for pairs in (28, 120, 2016):
         reached = pairs * (1 + float(chance(torch.tensor(float(pairs), dtype=torch.float64))))
-        assert stats.chi2.sf(reached, pairs) == pytest.approx(stats.norm.sf(5), rel=0.3)
+        assert stats.chi2.sf(reached, pairs) == pytest.approx(stats.norm.sf(4), rel=0.3)
 
 
 @pytest.mark.parametrize("shape", [(32, 48), (16, 8, 3, 3)])
