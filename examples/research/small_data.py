@@ -247,7 +247,7 @@ class Transformer(nn.Module):
 
     def __init__(self, vocabulary: int, length: int, *, norm_first: bool, dropout: float, causal: bool = True) -> None:
         super().__init__()
-        width, wide = 48, 96
+        width = 48
         self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
         layer = nn.TransformerEncoderLayer(
             width, 4, 2 * width, dropout, "gelu", batch_first=True, norm_first=norm_first
