@@ -274,10 +274,15 @@ class ResidualRule(UpdateRule):
         return update, state
 
     def diagnostics(self, state: State) -> dict[str, Tensor]:
-        """``calibration``: the common factor on all steps, 1 before the second step; nothing if not calibrated."""
-        if "calibration" not in state.shared:
-            return {}
-        return {"calibration": torch.exp(state.shared["calibration"][0])}
+        """``calibration``: the common factor on all steps, 1 before the second step; nothing if not calibrated.
+        ``trained``: mean over the tensors of how trained they looked at first, from 0 to 1; nothing if not careful."""
+        found = {}
+        if "calibration" in state.shared:
+            found["calibration"] = torch.exp(state.shared["calibration"][0])
+        structures = [tensors["structure"] for tensors in state.tensors.values() if "structure" in tensors]
+        if structures:
+            found["trained"] = trained(Signs(*torch.stack(structures).unbind(-1))).mean()
+        return found
 
     def _accumulate(
         self, grad: Tensor, old: Mapping[str, Tensor], at: Constants, turn: bool

@@ -62,9 +62,9 @@ def signs_of(param: Tensor, role: Role) -> Signs:
         mean = param.mean()
         equal = ((param - mean).abs() <= SPREAD * mean.abs()).all()
         moved = (param > 0.5 * mean).all() & (param < 1.5 * mean).all() & ~equal
-        like = torch.where(equal, NEW_HEAD, one)
+        new = torch.where(equal, NEW_HEAD, one)
         tells = float(param.numel() >= SMALLEST_GAIN)
-        return Signs(none, one, none, like, like, tells * (equal | moved), tells * moved)
+        return Signs(none, one, none, new, new, tells * (equal | moved), tells * moved)
     count = min(*matrix_shape(param.shape), LARGEST_BLOCK)
     tells = count >= SMALLEST_SIDE
     pairs = count * (count - 1) / 2 if tells else 1.0
