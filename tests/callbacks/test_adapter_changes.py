@@ -226,7 +226,7 @@ def test_careful_rules_say_how_many_tensors_look_pretrained(caplog):
     def said(module):
         caplog.clear()
         with caplog.at_level("INFO"):
-            fit(module, epochs=1, callbacks=[LearnedOptimizerAdapter("base")])
+            fit(module, adapter=LearnedOptimizerAdapter("base"))
         return [r.getMessage() for r in caplog.records if "look pretrained" in r.getMessage()]
 
     module = Normalised()
