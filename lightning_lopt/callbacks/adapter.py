@@ -16,7 +16,7 @@ from lightning_lopt.callbacks.logs import Logs, say_at_the_end
 from lightning_lopt.callbacks.losses import MeanLoss, SummedLosses, unscaled
 from lightning_lopt.callbacks.planning import AutomaticPlan, ManualPlan, Plan
 from lightning_lopt.callbacks.swap import AfterSetup, swap_optimizers
-from lightning_lopt.callbacks.watch import ScalerWatch, StepWatch, warn_if_pretrained
+from lightning_lopt.callbacks.watch import ScalerWatch, StepWatch, speak_of_pretrained
 from lightning_lopt.optim import LearnedOptimizer, LossGuard, evaluation_weights, labels_of
 from lightning_lopt.optim.inputs import checked_horizon
 from lightning_lopt.rules.base import UpdateRule
@@ -73,6 +73,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
         weight_decay: likewise, for the groups with the largest configured decay.
         guard: ``True`` or a :class:`~lightning_lopt.LossGuard`: see :class:`~lightning_lopt.LearnedOptimizer`; used
             with ``rule`` only.
+        compile, state_dtype: likewise.
         log: whether to log.
 
     Raises:
@@ -93,6 +94,8 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
         lr: float = 1.0,
         weight_decay: float = 0.0,
         guard: bool | LossGuard = False,
+        compile: bool | None = None,
+        state_dtype: torch.dtype | None = None,
         log: bool = True,
     ) -> None:
         self.rule = rule
@@ -100,6 +103,8 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
         self.lr = lr
         self.weight_decay = weight_decay
         self.guard = guard
+        self.compile = compile
+        self.state_dtype = state_dtype
         self.logs = log  # Lightning sets callback.log
         self._after_setup: AfterSetup | None = None
         self._resumes = False
@@ -132,7 +137,15 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
 
     def _build(self, params: Any) -> LearnedOptimizer:
         assert self.rule is not None
-        return LearnedOptimizer(params, self.rule, lr=self.lr, weight_decay=self.weight_decay, guard=self.guard)
+        return LearnedOptimizer(
+            params,
+            self.rule,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            guard=self.guard,
+            compile=self.compile,
+            state_dtype=self.state_dtype,
+        )
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         labels = labels_of(pl_module)
@@ -148,7 +161,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
             )
         if all(optimizer.calls == 0 for optimizer in learned):
             self._steps_before = trainer.global_step  # not 0 in a second fit, which has fresh optimizers
-            warn_if_pretrained(pl_module, learned)
+            speak_of_pretrained(pl_module, learned)
         for optimizer in learned:
             # clone: some strategies reduce in place, and this is the user's tensor
             optimizer.signals.reduce = lambda loss: trainer.strategy.reduce(loss.clone(), reduce_op="mean")

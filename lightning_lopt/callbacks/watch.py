@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lightning_lopt.optim import LearnedOptimizer
-from lightning_lopt.optim.pretrained_model import looks_pretrained
+from lightning_lopt.optim.groups import members_of
+from lightning_lopt.optim.pretrained_model import looks_pretrained, trained_shares
+from lightning_lopt.rules.residual import ResidualRule
 
 RELATIVE_RULES = ("residual",)  # whose steps are relative to the size of a tensor, however little it has to change
 
@@ -68,14 +70,23 @@ class StepWatch:
         return sum(param._version for group in groups for param in group["params"])
 
 
-def warn_if_pretrained(module: nn.Module, optimizers: Sequence[LearnedOptimizer]) -> None:
-    """Warn, if a rule whose steps are relative to the size of a tensor meets a module that was trained before.
+def speak_of_pretrained(module: nn.Module, optimizers: Sequence[LearnedOptimizer]) -> None:
+    """Say so if a rule whose steps are relative to the size of a tensor meets a module that was trained before.
 
-    Rules that shorten the steps of such tensors by themselves (``careful``) are let alone.
+    It is a warning, or a line for rules that shorten the steps of such tensors by themselves (``careful``).
     """
     for optimizer in optimizers:
         rule = optimizer.rule
-        if rule.rule_name in RELATIVE_RULES and getattr(rule, "log_careful", None) is None:
+        if isinstance(rule, ResidualRule) and rule.log_careful is not None:
+            shares = trained_shares(members_of(optimizer.param_groups, optimizer.labels))
+            count = sum(share > 0.5 for share in shares.values())
+            if count:
+                factor = float(rule.log_careful.detach().max().exp())
+                rank_zero_info(
+                    f"{count} of {len(shares)} tensors look pretrained, so rule {optimizer.rule_label!r} makes steps "
+                    f"up to {factor:.0f} times shorter; lr > 1 makes them longer."
+                )
+        elif rule.rule_name in RELATIVE_RULES:
             reason = looks_pretrained(module)
             if reason is not None:
                 rank_zero_warn(

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lightning_lopt.optim.groups import Member
+from lightning_lopt.optim.sharding import is_shard
+from lightning_lopt.rules.structure import Signs, signs_of, trained
 
 SPREAD = 1e-3  # of the weights of a normalisation layer, above which they are not those of an initialisation
 
@@ -31,6 +38,26 @@ def looks_pretrained(module: nn.Module) -> str | None:
     if any(counts):
         return f"its BatchNorm layers have counted {max(counts)} batches"
     return None
+
+
+@torch.no_grad()
+def trained_shares(members: Iterable[Member]) -> dict[str, float]:
+    """How trained each parameter looks, from 0 to 1: :func:`~lightning_lopt.rules.structure.trained` by name.
+
+    Complex, frozen and sharded parameters are left out. Reading the answer waits for the device.
+    """
+    known = {m.name: (m.param.detach().float(), m.role) for m in members if _can_be_read(m.param)}
+    if not known:
+        return {}
+    signs = (signs_of(param, role) for param, role in known.values())
+    shares = trained(Signs(*(torch.stack(values) for values in zip(*signs, strict=True))))
+    return dict(zip(known, shares.tolist(), strict=True))
+
+
+def _can_be_read(param: Tensor) -> bool:
+    return (
+        param.requires_grad and param.is_floating_point() and not (param.is_meta or is_lazy(param) or is_shard(param))
+    )
 
 
 def _is_trained_normalisation(layer: nn.Module) -> bool:

@@ -27,6 +27,7 @@ from lightning_lopt.rules.calibration import Calibration, promise
 from lightning_lopt.rules.controller import Controller, Controls
 from lightning_lopt.rules.direction import DirectionMLP
 from lightning_lopt.rules.eigenbasis import follow, init_bases, into_bases, out_evened, out_of_bases
+from lightning_lopt.rules.restraint import Restraint, log_norm_of
 from lightning_lopt.rules.role_constants import Constants, RoleConstants
 from lightning_lopt.rules.roles import check_role
 from lightning_lopt.rules.signals import LOSS_DECAYS, SIGNALS, average_loss, shared_signals, tensor_signals
@@ -73,7 +74,8 @@ class ResidualRule(UpdateRule):
     - :math:`\eta = 0.02`, :math:`\rho = 0.03`, and further constants, per role (:class:`RoleConstants`), c and
       :math:`\omega` (0 before meta-training) among them, times what a recurrent :class:`Controller` sets for each
       tensor;
-    - if it is calibrated, all of it times factors that follow from the run itself (:class:`Calibration`).
+    - if it is calibrated, all of it times factors that follow from the run itself (:class:`Calibration`), and if it is
+      restrained, the part without :math:`\lambda` times one that falls with the gradients (:class:`Restraint`).
 
     The step is relative to the RMS of the tensor at initialisation: relative to the present one it would feed on
     itself. Multiplying the loss by a constant, or adding one to it, leaves the run unchanged: gradients are taken in a
@@ -96,6 +98,8 @@ class ResidualRule(UpdateRule):
         turn_every: one step in how many turns the eigenbases of rotated roles, >= 1; each of the first 20 does.
         careful: shorten the steps of tensors that look trained already (:mod:`~lightning_lopt.rules.structure`): the
             initial logarithm, for all roles, of what their steps are divided by, >= 0; ``None`` treats all alike.
+        restrained: shorten steps, but not weight decay, where gradients vanish
+            (:class:`~lightning_lopt.rules.restraint.Restraint`): the initial power, >= 0; ``None`` never does.
         longest_side: a side of a rotated tensor that is longer than this, and than the other side, has no basis, > 0;
             in the role ``matrix`` directions are orthogonalised then
             (:func:`~lightning_lopt.rules.eigenbasis.out_evened`).
@@ -130,6 +134,7 @@ class ResidualRule(UpdateRule):
         turn_every: int = 1,
         longest_side: int = 1024,
         careful: float | None = None,
+        restrained: float | None = None,
     ) -> None:
         super().__init__()
         check_sizes(direction_hidden=direction_hidden, controller_hidden=controller_hidden)
@@ -141,8 +146,9 @@ class ResidualRule(UpdateRule):
         for name, value in (("step_size", step_size), ("weight_decay", weight_decay)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {value!r}.")
-        if careful is not None and not 0 <= careful < math.inf:
-            raise ValueError(f"careful must be a number >= 0 or None, got {careful!r}.")
+        for name, number in (("careful", careful), ("restrained", restrained)):
+            if number is not None and not 0 <= number < math.inf:
+                raise ValueError(f"{name} must be a number >= 0 or None, got {number!r}.")
         both = sorted(set(orthogonalised) & set(rotated))
         if both:
             raise ValueError(f"orthogonalised and rotated both name {', '.join(both)}; a role can be one of them.")
@@ -161,6 +167,7 @@ class ResidualRule(UpdateRule):
             "turn_every": turn_every,
             "longest_side": longest_side,
             "careful": careful,
+            "restrained": restrained,
         }
         self.longest_side = longest_side
         self.period = turn_every
@@ -175,6 +182,7 @@ class ResidualRule(UpdateRule):
         self.direction = DirectionMLP(direction_hidden) if direction else None
         self.controller = Controller(SIGNALS, controller_hidden, step_range) if controller else None
         self.calibration = Calibration() if calibrated else None
+        self.restraint = None if restrained is None else Restraint(restrained)
 
     def phase_of(self, step: int) -> int | None:
         return None if step < FIRST_TURNS else super().phase_of(step)
@@ -206,6 +214,8 @@ class ResidualRule(UpdateRule):
             shared["loss_averages"] = like.new_zeros(len(LOSS_DECAYS))
         if self.calibration is not None:
             shared["calibration"] = like.new_zeros(2)
+        if self.restraint is not None:
+            shared["gradient_size"] = like.new_zeros(3)
         return shared
 
     def at(self, shared: Mapping[str, Tensor], context: StepContext) -> Moment:
@@ -222,6 +232,8 @@ class ResidualRule(UpdateRule):
         grad = in_unit(grad, at.per_unit)
         if self.calibration is not None:
             columns["log_factor"], columns["promise"] = state["log_factor"], promise(grad, state["last_update"])
+        if self.restraint is not None:
+            columns["power"] = grad.square().sum()
         if self.log_careful is not None:
             columns["structure"] = state["structure"]
             columns["careful"] = self.log_careful[ROLES.index(inputs.role)].to(grad.dtype)
@@ -250,6 +262,10 @@ class ResidualRule(UpdateRule):
             memory, factors, promises = shared["calibration"], columns["log_factor"], columns["promise"]
             common, after["calibration"], factors = self.calibration(memory, factors, promises, context.step)
             controls["log_factor"], controls["calibrated"] = factors, torch.exp(common + factors)
+        if self.restraint is not None:
+            log_norm = log_norm_of(columns["power"].sum(), at.per_unit)
+            factor, after["gradient_size"] = self.restraint(shared["gradient_size"], log_norm)
+            controls["restraint"] = factor.expand(len(columns["largest"]))
         if self.log_careful is not None:
             shares = trained(Signs(*columns["structure"].unbind(-1)))
             controls["careful"] = torch.exp(-columns["careful"] * shares)
@@ -267,6 +283,8 @@ class ResidualRule(UpdateRule):
             constants = constants._replace(step_size=constants.step_size * controls["careful"])
         direction, length = self._direction(param, grad, inside, state, inputs.role, constants)
         length = length * torch.maximum(state["initial_rms"], constants.rms_floor)
+        if self.restraint is not None:
+            length = length * controls["restraint"]
         decay = constants.step_size * (constants.weight_decay + inputs.weight_decay)
         update = torch.addcmul(direction * -length, param, -decay.to(param.dtype)).to(param.dtype)
         if self.calibration is not None:
@@ -274,10 +292,15 @@ class ResidualRule(UpdateRule):
         return update, state
 
     def diagnostics(self, state: State) -> dict[str, Tensor]:
-        """``calibration``: the common factor on all steps, 1 before the second step; nothing if not calibrated."""
-        if "calibration" not in state.shared:
-            return {}
-        return {"calibration": torch.exp(state.shared["calibration"][0])}
+        """``calibration``: the common factor on all steps, 1 before the second step; nothing if not calibrated.
+        ``trained``: mean over the tensors of how trained they looked at first, from 0 to 1; nothing if not careful."""
+        found = {}
+        if "calibration" in state.shared:
+            found["calibration"] = torch.exp(state.shared["calibration"][0])
+        structures = [tensors["structure"] for tensors in state.tensors.values() if "structure" in tensors]
+        if structures:
+            found["trained"] = trained(Signs(*torch.stack(structures).unbind(-1))).mean()
+        return found
 
     def _accumulate(
         self, grad: Tensor, old: Mapping[str, Tensor], at: Constants, turn: bool

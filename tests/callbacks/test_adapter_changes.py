@@ -217,6 +217,27 @@ def test_a_pretrained_module_is_pointed_out_once_and_not_on_resume(tmp_path):
     assert "rule 'residual'" in message.lower()
 
 
+def test_careful_rules_say_how_many_tensors_look_pretrained(caplog):
+    class Normalised(Module):
+        def __init__(self):
+            super().__init__(lambda module: torch.optim.SGD(module.parameters(), 0.1))
+            self.net.insert(1, torch.nn.LayerNorm(8))
+
+    def said(module):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            fit(module, adapter=LearnedOptimizerAdapter("base"))
+        return [r.getMessage() for r in caplog.records if "look pretrained" in r.getMessage()]
+
+    assert said(Normalised()) == []
+    module = Normalised()
+    with torch.no_grad():
+        module.net[1].weight.add_(0.1 * torch.randn(8))
+        module.net[1].bias.add_(0.1 * torch.randn(8))
+    (line,) = said(module)
+    assert "tensors look pretrained, so rule 'base' makes steps up to 55 times shorter" in line
+
+
 def test_a_copy_of_the_optimizer_holds_no_trainer():
     class Copies(Module):
         def on_fit_start(self):

@@ -269,3 +269,11 @@ def test_diagnostics_name_the_common_factor():
     state.shared["calibration"][0] = -math.log(2.0)
     assert float(rule.diagnostics(state)["calibration"]) == pytest.approx(0.5)
     assert ResidualRule(controller=False).diagnostics(ResidualRule(controller=False).init_state(tensors(0), {})) == {}
+
+
+def test_diagnostics_say_how_trained_a_model_looked():
+    rule = ResidualRule(direction=False, controller=False, careful=4.0)
+    torch.manual_seed(0)
+    params = {"new": torch.randn(32, 32), "trained": torch.randn(64, 2) @ torch.randn(2, 64)}
+    assert rule.diagnostics(rule.init_state({"new": params["new"]}, {})) == {"trained": 0.0}
+    assert 0.5 < float(rule.diagnostics(rule.init_state(params, {}))["trained"]) < 1.0  # 1 and between 0 and 1

@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import vmap
 
 from lightning_lopt import LearnedOptimizer, ResidualRule, StepContext, load_rule
-from lightning_lopt.rules.structure import SIGNIFICANT, Signs, excess, signs_of, trained
+from lightning_lopt.rules.structure import Signs, chance, excess, signs_of, trained
 
 INITS = {
     "uniform": lambda x: nn.init.kaiming_uniform_(x, a=5**0.5),
@@ -32,7 +32,14 @@ def test_a_new_tensor_shows_nothing(init, shape):
     torch.manual_seed(0)
     with torch.no_grad():
         values = torch.stack([INITS[init](torch.empty(shape)) for _ in range(50)])
-    assert float(vmap(excess)(values).max()) < SIGNIFICANT * 2 / min(shape)
+    assert float(vmap(excess)(values).max()) < float(chance(torch.tensor(min(shape) * (min(shape) - 1) / 2)))
+
+
+def test_chance_is_a_quantile_of_the_chi_squared_distribution():
+    stats = pytest.importorskip("scipy.stats")
+    for pairs in (28, 120, 2016):
+        reached = pairs * (1 + float(chance(torch.tensor(float(pairs), dtype=torch.float64))))
+        assert stats.chi2.sf(reached, pairs) == pytest.approx(stats.norm.sf(4), rel=0.3)
 
 
 @pytest.mark.parametrize("shape", [(32, 48), (16, 8, 3, 3)])
@@ -75,9 +82,34 @@ def test_gains_that_are_not_equal_show_that_a_model_is_trained():
     params = {"w": torch.randn(128, 64), "zero": torch.zeros(64, 8), "gain": torch.ones(64), "bias": torch.zeros(64)}
     assert set(shown(params, {}).values()) == {0.0}
     params["gain"] = 1 + 0.05 * torch.randn(64)
+    assert set(shown(params, {}).values()) == {0.0}  # random gains: a trained bias would not be zero
+    params["bias"] = 0.05 * torch.randn(64)
     assert shown(params, {}) == {"w": 1.0, "zero": 0.0, "gain": 1.0, "bias": 1.0}
-    params["other gain"] = torch.full((64,), 0.5)
-    assert shown(params, {})["w"] == 0.5  # half of the gains have moved
+    params |= {"other gain": 1 + 0.05 * torch.randn(32), "new bias": torch.full((64,), 0.5)}
+    assert shown(params, {})["w"] == pytest.approx(1 / 3)  # 2 of 3 have moved
+
+
+FRESH = {
+    "regression": lambda: [nn.Linear(12, 48), nn.SiLU(), nn.Linear(48, 48), nn.SiLU(), nn.Linear(48, 2)],
+    "binary classes": lambda: [nn.Linear(30, 16), nn.ReLU(), nn.Linear(16, 2)],
+    "three classes": lambda: [nn.Linear(4, 3)],
+    "small convolutions": lambda: [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(24, 3)],
+    "recurrent": lambda: [nn.GRU(3, 8), nn.Linear(8, 2)],
+    "transformer": lambda: [nn.TransformerEncoderLayer(16, 2, 32), nn.Linear(16, 3)],
+    "DCGAN": lambda: [nn.ConvTranspose2d(8, 16, 4, bias=False), nn.BatchNorm2d(16), nn.ConvTranspose2d(16, 1, 4)],
+}
+
+
+@pytest.mark.parametrize("name", FRESH)
+def test_new_networks_of_all_kinds_take_full_steps(name):
+    torch.manual_seed(0)
+    for _ in range(300):
+        net = nn.Sequential(*FRESH[name]())
+        if name == "DCGAN":  # https://arxiv.org/abs/1511.06434
+            net.apply(lambda m: nn.init.normal_(m.weight, 1.0, 0.02) if isinstance(m, nn.BatchNorm2d) else None)
+        params = {n: param.detach() for n, param in net.named_parameters()}
+        head = [n for n, param in params.items() if param.ndim > 1][-1]
+        assert max(shown(params, {head: "head"}).values()) < 0.01
 
 
 def test_word_vectors_do_not_make_a_new_model_a_trained_one():

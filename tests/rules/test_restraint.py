@@ -1,0 +1,104 @@
+"""Steps that shorten where gradients vanish."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_lopt import LearnedOptimizer, ResidualRule, StepContext
+from lightning_lopt.rules.restraint import LIMIT, RATE, Restraint, log_norm_of
+
+
+def factors(sizes, power=1.0):
+    restraint, memory, found = Restraint(power).double(), torch.zeros(3).double(), []
+    for size in sizes:
+        factor, memory = restraint(memory, torch.tensor(float(size)).double().log())
+        found.append(float(factor.detach()))
+    return found
+
+
+def test_the_factor_is_that_of_the_formula():
+    draws = torch.Generator().manual_seed(0)
+    sizes = (torch.rand(60, generator=draws) * torch.linspace(1.0, 0.05, 60)).tolist()
+    average = mean = 0.0
+    expected = []
+    for t, size in enumerate(sizes, 1):
+        average += max(1 / t, RATE) * (math.log(size) - average)
+        mean += (math.log(size) - mean) / t
+        expected.append(math.exp(0.7 * min(average - mean, 0.0)))
+    assert factors(sizes, 0.7) == pytest.approx(expected, rel=1e-6)
+    assert min(expected) < 0.7
+
+
+def test_vanishing_gradients_shorten_steps_and_steady_or_growing_ones_do_not():
+    assert factors([2.0] * 100)[-1] == 1.0
+    assert factors([1.02**t for t in range(200)])[-1] == 1.0
+    assert factors([0.97**t for t in range(200)])[-1] < 0.1
+    assert factors([t**-0.5 for t in range(1, 400)])[-1] > 0.55  # to exp(-0.5) = 0.61, whatever the number of steps
+
+
+def test_a_single_gradient_does_not_set_it():
+    steady = [1.0] * 200
+    early = factors([1e6, *steady])
+    assert min(early) > 0.75
+    assert early[-1] > 0.9
+    assert factors([*steady, 1e30, *steady])[-1] > 0.95
+    assert factors([*steady, 0.0])[-1] == 1.0  # no gradient counts for nothing
+    assert factors([0.0, 0.0, *steady])[-1] == 1.0
+    assert min(factors([*steady, *[1e-30] * 400], 1.0)) >= math.exp(-LIMIT)
+
+
+def test_null_gradients_have_no_derivative():
+    power = torch.zeros((), requires_grad=True)
+    factor, memory = Restraint(1.0)(torch.zeros(3), log_norm_of(power, torch.tensor(1.0)))
+    (factor + memory.sum()).backward()
+    assert float(power.grad) == 0.0
+    assert memory.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_steps_are_shortened_and_the_decay_of_weights_is_not():
+    torch.manual_seed(0)
+    config = {"direction": False, "controller": False, "orthogonalised": []}
+    plain, restrained = ResidualRule(**config), ResidualRule(**config, restrained=1.0)
+    params = {"w": torch.randn(6, 5)}
+    states = {rule: rule.init_state(params, {}) for rule in (plain, restrained)}
+    updates, restraint, memory = {}, Restraint(1.0), torch.zeros(3)
+    for step in range(40):
+        grads = {"w": torch.randn(6, 5) * 0.8**step}
+        factor, memory = restraint(memory, grads["w"].norm().log())
+        for rule in (plain, restrained):
+            context = StepContext(torch.tensor(float(step)), torch.tensor(100.0))
+            updates[rule], states[rule] = rule(params, grads, states[rule], context)
+    constants = plain.constants.at(context)["matrix"]
+    decay = -constants.step_size * constants.weight_decay * params["w"]
+    assert float(factor.detach()) < 0.5
+    torch.testing.assert_close(
+        (updates[restrained]["w"] - decay).detach(),
+        ((updates[plain]["w"] - decay) * factor).detach(),
+        rtol=1e-4,
+        atol=1e-7,
+    )
+
+
+def test_a_loss_times_a_constant_is_the_same_run():
+    ends = []
+    for scale in (1.0, 2.0**-40, 2.0**30):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1))
+        x, y = torch.randn(8, 4), torch.randn(8, 1)
+        rule = ResidualRule(direction=False, controller=False, orthogonalised=[], restrained=1.0)
+        optimizer = LearnedOptimizer(net, rule, total_steps=80)
+        for _ in range(80):
+            optimizer.zero_grad()
+            (scale * (net(x) - y).square().mean()).backward()
+            optimizer.step()
+        ends.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(ends[2], ends[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("power", [-1.0, float("nan")])
+def test_a_power_is_a_number(power):
+    with pytest.raises(ValueError, match="restrained must be a number >= 0 or None"):
+        ResidualRule(restrained=power)
