@@ -29,8 +29,8 @@ from lightning_lopt.optim.skips import SkipWatch
 from lightning_lopt.optim.state_types import checked_state_dtype, converted, widened
 from lightning_lopt.optim.stepping import RuleOptimizer
 from lightning_lopt.rules.base import State, UpdateRule
-from lightning_lopt.rules.roles import role_table
-from lightning_lopt.rules.untrained import untrained_warning
+from lightning_lopt.rules.contract.roles import role_table
+from lightning_lopt.rules.contract.untrained import untrained_warning
 
 _log = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from lightning_lopt.optim.stacking import StackedState, dense
 from lightning_lopt.optim.state_types import narrowed
 from lightning_lopt.optim.traced_steps import TracedSteps
 from lightning_lopt.rules.base import Params, State, StepContext, TensorState, UpdateRule
-from lightning_lopt.rules.stacks import Stack
+from lightning_lopt.rules.contract.stacks import Stack
 from lightning_lopt.tracing import tensors_of
 
 

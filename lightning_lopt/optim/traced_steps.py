@@ -17,7 +17,7 @@ from lightning_lopt.optim.precision import all_finite
 from lightning_lopt.optim.stack_steps import StackStep, step_of_stack, steps_of_stacks
 from lightning_lopt.optim.state_types import rounded_like, seen, widened
 from lightning_lopt.rules.base import Columns, StepContext, UpdateRule
-from lightning_lopt.rules.stacks import CPU_LIMIT, Stack
+from lightning_lopt.rules.contract.stacks import CPU_LIMIT, Stack
 from lightning_lopt.tracing import TracedFunction, UntraceableError, tensors_of
 
 _log = logging.getLogger(__name__)
@@ -36,9 +36,9 @@ class TracedSteps:
 
     A graph belongs to the number of tensors of a stack, their shape, type and role, the types of their state, their
     weight decay, and whether their step is a full one. One more computes what is the same for all tensors, and what
-    they get from one another. Stacks of more than :data:`~lightning_lopt.rules.stacks.CPU_LIMIT` entries are stepped as
-    they are, since their arithmetic takes longer than its calls. If something cannot be traced, the log says why once,
-    at level ``INFO``, and from then on everything is stepped as it is.
+    they get from one another. Stacks of more than :data:`~lightning_lopt.rules.contract.stacks.CPU_LIMIT` entries are
+    stepped as they are, since their arithmetic takes longer than its calls. If something cannot be traced, the log says
+    why once, at level ``INFO``, and from then on everything is stepped as it is.
 
     Attributes:
         failure: why nothing is traced any more; empty as long as it is.

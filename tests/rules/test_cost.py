@@ -5,7 +5,7 @@ import torch
 from rule_catalogue import CATALOGUE
 
 from lightning_lopt import AdafacMLPRule, AdamRule, Celo2Rule, LSTMRule, MLPRule, ResidualRule
-from lightning_lopt.rules.cost import cost, report
+from lightning_lopt.rules.contract.footprint import cost, report
 
 
 def test_state_bytes():

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lightning_lopt.rules.arithmetic import TINY, matrix_shape
+from lightning_lopt.rules.shared.arithmetic import TINY, matrix_shape
 
 LARGEST_SIDE = 1024  # a longer side of a matrix keeps its own axes: its basis would cost too much
 LARGEST_TURN = 0.5  # radians that any direction may turn in a step: from about 1 on, turns are chaotic (rounding grows)
@@ -89,8 +89,8 @@ def out_evened(x: Tensor, bases: Mapping[str, Tensor]) -> Tensor:
     r"""``x`` out of the bases of :func:`into_bases`, with singular values near 1 where only one side has a basis.
 
     This stands in for a basis of the long side. It approximates the nearest semi-orthogonal matrix, as
-    :func:`~lightning_lopt.rules.arithmetic.orthogonalise` does, but computes in the short side alone: for X of m rows,
-    which have the basis Q, and n columns, two steps of
+    :func:`~lightning_lopt.rules.shared.arithmetic.orthogonalise` does, but computes in the short side alone: for X of m
+    rows, which have the basis Q, and n columns, two steps of
 
     .. math:: A = X X^\top / \lVert (X X^\top)^2 \rVert_F^{1/2}, \qquad q = a I + b A + c A^2, \qquad
         W \leftarrow q W, \qquad A \leftarrow q A q

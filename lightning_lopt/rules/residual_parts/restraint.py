@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lightning_lopt.rules.arithmetic import TINY
 from lightning_lopt.rules.base import THETA_DTYPE
+from lightning_lopt.rules.shared.arithmetic import TINY
 
 RATE = 0.05  # of the running average that is the present size of gradients
 FIRST = 20  # gradients that count as they are

@@ -1,5 +1,6 @@
-r"""Second moments of matrices kept as their row and column means, as in Adafactor, at several decays at once.
+r"""What learned optimizers remember of a tensor: momenta, second moment and factored second moments, at their decays.
 
+A factored second moment is that of a matrix kept as its row and column means, as in Adafactor.
 For a tensor of shape s with its largest axis d0 and its second largest d1 (:func:`factored_axes`) and
 :math:`q = g^2 + 10^{-30}`,
 
@@ -17,14 +18,14 @@ of Metz et al. 2022, https://arxiv.org/abs/2203.11860.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_lopt.rules.accumulators import average
-from lightning_lopt.rules.arithmetic import TINY
+from lightning_lopt.rules.shared.arithmetic import TINY
+from lightning_lopt.rules.shared.averages import average
 
 FLOOR = 1e-9
 Ties = Literal["first", "last"]
@@ -73,3 +74,39 @@ def diagonal_factor(diagonal: Tensor) -> Tensor:
     """R L for rank < 2, from the averages (k, *s) of the square. The reference has the floor besides the 1e-9 added,
     which implies it."""
     return torch.rsqrt(diagonal + FLOOR)
+
+
+class Rates(NamedTuple):
+    """1 - d of the k momenta, (k,); of the second moment; of the k factored second moments, (k,)."""
+
+    momentum: Tensor
+    second_moment: float | Tensor
+    factored: Tensor
+
+
+def init_averages(param: Tensor, count: int, ties: Ties) -> dict[str, Tensor]:
+    """Zeros for a tensor of shape s, rank >= 1, at k = ``count`` decays.
+
+    Returns:
+        ``momentum`` (k, *s) and ``second_moment`` s; for rank >= 2 ``rows`` and ``columns`` of
+        :func:`init_factored`, else ``diagonal`` (k, *s).
+    """
+    own = {"momentum": param.new_zeros(count, *param.shape), "second_moment": torch.zeros_like(param)}
+    if param.ndim < 2:
+        return {**own, "diagonal": param.new_zeros(count, *param.shape)}
+    rows, columns = init_factored(param, factored_axes(param.shape, ties), count)
+    return {**own, "rows": rows, "columns": columns}
+
+
+def update_averages(old: Mapping[str, Tensor], grad: Tensor, rates: Rates, ties: Ties) -> dict[str, Tensor]:
+    """The averages with a gradient of shape s taken into them."""
+    square = grad.square()
+    new = {
+        "momentum": average(old["momentum"], grad, rates.momentum),
+        "second_moment": torch.lerp(old["second_moment"], square, rates.second_moment),
+    }
+    if grad.ndim < 2:
+        return {**new, "diagonal": average(old["diagonal"], square + TINY, rates.factored)}
+    axes = factored_axes(grad.shape, ties)
+    new["rows"], new["columns"] = update_factored(old["rows"], old["columns"], square, axes, rates.factored)
+    return new

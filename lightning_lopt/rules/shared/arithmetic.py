@@ -1,14 +1,25 @@
-"""Arithmetic that several rules share: normalisation, matrix form, orthogonalisation."""
+"""Arithmetic that several rules share: constants, normalisation, matrix form, orthogonalisation."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 TINY = 1e-30  # added to mean squares: a gradient keeps its direction down to an RMS of about 1e-15
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic coefficients of Jordan et al. 2024: steep at 0, fixed near 1
+
+
+def constants(values: Sequence[float], like: Tensor) -> Tensor:
+    """Numbers as a tensor, shape (k,), in the type of ``like`` and on its device.
+
+    A device is not waited for, and nothing is copied to it, which a CUDA graph would not take.
+    """
+    if like.device.type == "cpu":
+        return torch.tensor(values, dtype=like.dtype)
+    return torch.stack([torch.full((), value, dtype=like.dtype, device=like.device) for value in values])
 
 
 def rms(x: Tensor) -> Tensor:

@@ -9,18 +9,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_lopt.rules.accumulators import rates
-from lightning_lopt.rules.arguments import check_choice, check_decays, check_numbers, check_sizes
-from lightning_lopt.rules.arithmetic import view
-from lightning_lopt.rules.averages import Rates, init_averages, update_averages
 from lightning_lopt.rules.base import Columns, Role, StepContext, TensorInputs, TensorState, UpdateRule
-from lightning_lopt.rules.entry_network import EntryNetwork, Weights, apply_network
-from lightning_lopt.rules.factored import Matrix, Ties
-from lightning_lopt.rules.features import averaged_features, spread
-from lightning_lopt.rules.loss_buffer import init_losses, loss_features, update_losses
-from lightning_lopt.rules.recurrent import KEYS, remembered
-from lightning_lopt.rules.tensor_controller import TensorController
-from lightning_lopt.rules.time_features import progress
+from lightning_lopt.rules.checks import check_choice, check_decays, check_numbers, check_sizes
+from lightning_lopt.rules.shared.arithmetic import view
+from lightning_lopt.rules.shared.averages import rates
+from lightning_lopt.rules.shared.entry_network import EntryNetwork, Weights
+from lightning_lopt.rules.shared.fast_entry_network import apply_network
+from lightning_lopt.rules.shared.features import averaged_features, spread
+from lightning_lopt.rules.shared.loss_features import init_losses, loss_features, update_losses
+from lightning_lopt.rules.shared.moments import Matrix, Rates, Ties, init_averages, update_averages
+from lightning_lopt.rules.shared.recurrent import KEYS, remembered
+from lightning_lopt.rules.shared.tensor_controller import TensorController
+from lightning_lopt.rules.shared.time_features import progress
 
 NORM_EPS = 1e-5
 SECOND_MOMENT_EPS = 1e-6

@@ -7,9 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_lopt.rules.accumulators import constants
-from lightning_lopt.rules.arithmetic import TINY, matrix_shape
 from lightning_lopt.rules.base import ROLES, Role, StepContext
+from lightning_lopt.rules.shared.arithmetic import TINY, constants, matrix_shape
 
 LOSS_DECAYS = (0.9, 0.99)  # of the fast and the slow average of the loss
 SIGNALS = 11 + len(ROLES)

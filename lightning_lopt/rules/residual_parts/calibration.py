@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lightning_lopt.rules.arithmetic import TINY
 from lightning_lopt.rules.base import THETA_DTYPE
+from lightning_lopt.rules.shared.arithmetic import TINY
 
 PROMISE_LIMIT = 0.3  # one gradient says no more than that
 LOWEST, HIGHEST = math.log(1e-3), 1.0  # of the logarithm of the common factor

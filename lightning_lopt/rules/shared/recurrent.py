@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lopt.rules.base import THETA_DTYPE
-from lightning_lopt.rules.entry_network import initial_weight
+from lightning_lopt.rules.shared.entry_network import initial_weight
 
 KEYS = ("hidden", "cell", "started")
 

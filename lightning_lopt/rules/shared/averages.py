@@ -1,4 +1,4 @@
-"""Running averages of the gradient and of its square, several decays at once, and their bias correction."""
+"""Running averages at several decays at once, and their bias correction."""
 
 from __future__ import annotations
 
@@ -8,15 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-
-def constants(values: Sequence[float], like: Tensor) -> Tensor:
-    """Numbers as a tensor, shape (k,), in the type of ``like`` and on its device.
-
-    A device is not waited for, and nothing is copied to it, which a CUDA graph would not take.
-    """
-    if like.device.type == "cpu":
-        return torch.tensor(values, dtype=like.dtype)
-    return torch.stack([torch.full((), value, dtype=like.dtype, device=like.device) for value in values])
+from lightning_lopt.rules.shared.arithmetic import constants
 
 
 def rates(decays: Sequence[float], like: Tensor) -> Tensor:

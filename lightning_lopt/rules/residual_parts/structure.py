@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_lopt.rules.arithmetic import TINY, matrix_shape
-from lightning_lopt.rules.roles import Role
+from lightning_lopt.rules.contract.roles import Role
+from lightning_lopt.rules.shared.arithmetic import TINY, matrix_shape
 
 LARGEST_BLOCK = 1024  # rows and columns that are looked at: more tell little more, and their products take long
 SMALLEST_SIDE = 4  # fewer vectors tell nothing
@@ -84,12 +84,12 @@ def signs_of(param: Tensor, role: Role) -> Signs:
 def excess(x: Tensor) -> Tensor:
     r"""How much more alike the rows of a matrix are than independent ones, 0-dim: 0 at random initialisation.
 
-    Of the n vectors of the shorter side (of :func:`~lightning_lopt.rules.arithmetic.matrix_shape`'s matrix, at most
-    1024 x 1024 of it), with k entries each, it is :math:`k \, \mathrm{mean}_{i \ne j} \cos^2_{ij} - 1`: the mean square
-    of a cosine is 1 / k if entries are independent, whatever their distribution. Entries are taken relative to their
-    mean, and columns are brought to one length before, so that neither a uniform distribution on [0, 1] nor scales of
-    rows or columns look like training. It is negative for orthogonal matrices. Vectors and matrices with a side below 4
-    give 0.
+    Of the n vectors of the shorter side (of :func:`~lightning_lopt.rules.shared.arithmetic.matrix_shape`'s matrix, at
+    most 1024 x 1024 of it), with k entries each, it is :math:`k \, \mathrm{mean}_{i \ne j} \cos^2_{ij} - 1`: the mean
+    square of a cosine is 1 / k if entries are independent, whatever their distribution. Entries are taken relative to
+    their mean, and columns are brought to one length before, so that neither a uniform distribution on [0, 1] nor
+    scales of rows or columns look like training. It is negative for orthogonal matrices. Vectors and matrices with a
+    side below 4 give 0.
 
     >>> bool(excess(torch.randn(64, 32, generator=torch.Generator().manual_seed(0))) < 0.1)
     True

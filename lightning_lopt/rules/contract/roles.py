@@ -28,13 +28,6 @@ def role_of_shape(shape: tuple[int, ...]) -> Role:
     return "matrix" if len(shape) >= 2 else "vector"
 
 
-def check_role(role: object, where: str) -> Role:
-    """Return ``role`` if it is one, else raise ``ValueError`` naming ``where`` it came from."""
-    if role not in ROLES:
-        raise ValueError(f"{where} has role {role!r}; use one of {', '.join(map(repr, ROLES))}.")
-    return role
-
-
 def roles_of(module: nn.Module) -> dict[str, Role]:
     """Roles of a module's parameters by module type, keyed as ``module.named_parameters()``.
 

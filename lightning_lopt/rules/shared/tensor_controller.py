@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lightning_lopt.rules.recurrent import LSTM, Layer
+from lightning_lopt.rules.shared.recurrent import LSTM, Layer
 
 
 class TensorController(nn.Module):
@@ -13,7 +13,8 @@ class TensorController(nn.Module):
 
     .. math:: z = W_o x + b_o + \max_{\text{tensors}} \mathrm{relu}(W_p x + b_p)
 
-    goes into an :class:`~lightning_lopt.rules.recurrent.LSTM`; from its h' follow K shares and one step size, linearly.
+    goes into an :class:`~lightning_lopt.rules.shared.recurrent.LSTM`; from its h' follow K shares and one step size,
+    linearly.
 
     Attributes:
         pooled, own: layers from F signals to H.

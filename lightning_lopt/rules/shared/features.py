@@ -10,7 +10,7 @@ m                       k     momenta
 v                       1     second moment
 m / √(v + ε)            k     ε = 1e-8 for Celo2, 1e-6 for the others
 1 / √(v + ε)            1
-g R L                   k     gradient over its factored root mean square, :mod:`~lightning_lopt.rules.factored`
+g R L                   k     gradient over its factored root mean square, :mod:`~lightning_lopt.rules.shared.moments`
 g / √(v + ε)            1
 rows, columns           k, k  the factored second moment itself
 1 / √(rows + 1e-8)      k
@@ -19,8 +19,8 @@ m R L                   k
 ======================  ====  =================================================================================
 
 AdafacMLP has neither clip(g, ±0.1) nor g / √(v + ε). Rank < 2 has no factored second moment, and R L is that of
-:func:`~lightning_lopt.rules.factored.diagonal_factor`. For Celo2 its features end before the rows; for the others the
-averages q of the square stand for rows and columns alike, and the last feature is m / √(q + ε'), ε' = 1e-6 for
+:func:`~lightning_lopt.rules.shared.moments.diagonal_factor`. For Celo2 its features end before the rows; for the others
+the averages q of the square stand for rows and columns alike, and the last feature is m / √(q + ε'), ε' = 1e-6 for
 AdafacMLP and 0 for VeLO and Celo.
 
 Features stand on the first axis, so that the long axis of entries is contiguous. Those that vary by row or by column
@@ -35,7 +35,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from lightning_lopt.rules.factored import Ties, diagonal_factor, factored_axes, factors
+from lightning_lopt.rules.shared.moments import Ties, diagonal_factor, factored_axes, factors
 
 OUTER_EPS = 1e-8
 CLIP = 0.1
@@ -45,7 +45,7 @@ Feature = Tensor | tuple[Tensor, Tensor]  # a group of features, or two tensors 
 
 
 class EntryFeatures(Protocol):
-    """What :func:`~lightning_lopt.rules.entry_network.apply_network` takes: groups of features (f, *s) of a tensor."""
+    """Groups of features (f, *s) of a tensor of shape s, the inputs of a network."""
 
     @property
     def param(self) -> Tensor:
@@ -127,7 +127,7 @@ def averaged_features(
     Args:
         param: of shape s.
         grad: of shape s.
-        averages: :func:`~lightning_lopt.rules.averages.update_averages` after this gradient.
+        averages: :func:`~lightning_lopt.rules.shared.moments.update_averages` after this gradient.
         ties: which of two equal axes is factored as the larger.
         eps: ε.
         diagonal_eps: ε'; ``None`` to end the features of rank < 2 as Celo2 does.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from lightning_lopt.rules.roles import Role, role_of_shape
+from lightning_lopt.rules.contract.roles import Role, role_of_shape
 
 CPU_LIMIT = 2**15
 """Most entries of one stack on a CPU: there an operation on more of them costs more than its call."""

@@ -1,4 +1,7 @@
-r"""How the loss has been going: ten running averages over the horizon, and how each stands to the next slower one.
+r"""How the loss of a run has been going, as inputs of a rule, in two forms.
+
+**Horizon averages**, of VeLO and Celo: ten running averages over the horizon, and how each stands to the next slower
+one.
 
 .. math::
     \delta_j = e^{-1/\tau_j}, \quad \tau_j = 10^{1 + (\log_{10} T - 1)\, j / 9}, \quad
@@ -10,11 +13,22 @@ for the n-th loss L, cut off at twice the largest average before, and the featur
 .. math:: f_j = \mathrm{clip}\Big( \frac{\hat a_j - b_j}{\max(10^{-8}, \hat a_{j+1} - b_j)} - 1, -1, 1 \Big),
 
 zeros for the first two losses. References: Metz et al. 2022, https://arxiv.org/abs/2211.09760.
+
+**Whitened losses**, of RNN-MLP (:class:`LossStatistics`): losses in units of their running mean and variance.
+
+.. math::
+    \mu \leftarrow \beta \mu + (1-\beta) L, \quad s \leftarrow \beta s + (1-\beta) (\mu - L)^2, \quad
+    W(x) = \mathrm{clip}\Big( \frac{x - c \mu}{\sqrt{c s + 10^{-8}}}, -5, 5 \Big), \quad c = 1/(1 - \beta^n + 10^{-8})
+
+with the μ that is already new in s, and n the number of losses. References: Metz et al. 2020,
+https://arxiv.org/abs/2009.11243.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +36,7 @@ from torch import Tensor
 AVERAGES = 10
 FEATURES = AVERAGES - 1
 UNSEEN = 999999999999.0
+EPS = 1e-8
 
 
 def init_losses(like: Tensor) -> dict[str, Tensor]:
@@ -57,3 +72,27 @@ def _inverse_times(means: Tensor, horizon: Tensor) -> Tensor:
     """1/τ, shape (10,)."""
     share = torch.arange(AVERAGES, dtype=means.dtype, device=means.device) / (AVERAGES - 1)
     return torch.pow(10.0, -(1 + (torch.log10(horizon.to(means.dtype)) - 1) * share))
+
+
+class LossStatistics(NamedTuple):
+    """μ, s and n, all 0-dim."""
+
+    mean: Tensor
+    variance: Tensor
+    losses: Tensor
+
+    def updated(self, loss: Tensor, decay: float) -> LossStatistics:
+        """With a loss, 0-dim, taken into them at β = ``decay``."""
+        loss = loss.to(self.mean.dtype)
+        mean = torch.lerp(self.mean, loss, 1 - decay)
+        return LossStatistics(mean, torch.lerp(self.variance, (mean - loss).square(), 1 - decay), self.losses + 1)
+
+    def corrected(self, decay: float) -> Tensor:
+        """c; expm1 keeps it finite in float32 where n is 0, whatever a compiler reorders."""
+        return 1 / (EPS - torch.expm1(self.losses * math.log(decay)))
+
+    def whiten(self, x: Tensor, decay: float) -> Tensor:
+        """W(x), 0-dim."""
+        correction = self.corrected(decay)
+        scale = torch.rsqrt(self.variance * correction + EPS)
+        return ((x.to(self.mean.dtype) - self.mean * correction) * scale).clamp(-5.0, 5.0)
