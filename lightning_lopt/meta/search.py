@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -48,9 +48,14 @@ class Search:
         memory: ρ in [0, 1).
         seed: of the perturbations.
 
+    Attributes:
+        first_share: share of the run before the first round.
+
     Raises:
         ValueError: if a number is out of range, or no entry of θ has a name that fits.
     """
+
+    first_share: ClassVar[float] = 0.0
 
     def __init__(
         self,
@@ -198,6 +203,8 @@ class SequentialTest(Search):
         rule, entries, sigma: see :class:`Search`.
     """
 
+    first_share = 0.1
+
     def __init__(self, rule: UpdateRule, *, entries: Sequence[str] = WEIGHT_DECAY, sigma: float = 1.1) -> None:
         super().__init__(rule, entries=entries, sigma=sigma)
         self.needed = math.log(DOUBT)
@@ -230,6 +237,33 @@ class SequentialTest(Search):
 
     def _side(self, sign: int) -> Theta:
         return {name: value + sign * self.sigma for name, value in self.start.items()}
+
+
+def default_search(
+    rule: UpdateRule,
+    *,
+    entries: Sequence[str] | None = None,
+    sigma: float | None = None,
+    pairs: int | None = None,
+    seed: int | None = None,
+) -> Search:
+    """A :class:`SequentialTest` of the weight decay of a rule that calibrates its steps, else a :class:`Search` over
+    step sizes.
+
+    Args:
+        rule: whose θ is the start.
+        entries, sigma: of either; ``None`` for the default of its class.
+        pairs, seed: of :class:`Search`; a :class:`SequentialTest` has neither, since it draws nothing.
+
+    >>> from lightning_lopt import AdamRule, load_rule
+    >>> type(default_search(AdamRule())).__name__, type(default_search(load_rule("base"))).__name__
+    ('Search', 'SequentialTest')
+    """
+    given: dict[str, Any] = {"entries": entries, "sigma": sigma}
+    if not rule.calibrates_steps:
+        given |= {"pairs": pairs, "seed": seed}
+    kind = SequentialTest if rule.calibrates_steps else Search
+    return kind(rule, **{name: value for name, value in given.items() if value is not None})
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:

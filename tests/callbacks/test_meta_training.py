@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,16 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import lightning_lopt
-from lightning_lopt import AdamRule, LearnedOptimizer, LearnedOptimizerAdapter, MetaTraining, ResidualRule, load_rule
+from lightning_lopt import (
+    AdamRule,
+    LearnedOptimizer,
+    LearnedOptimizerAdapter,
+    MetaTraining,
+    OnlineMetaTraining,
+    ResidualRule,
+    load_rule,
+)
+from lightning_lopt.meta.search import SequentialTest
 
 SMALL = {"inner_steps": 2, "held_out": 1, "every_n_steps": 1, "max_share": 1.0}
 
@@ -318,6 +328,22 @@ def test_fits_it_cannot_follow_are_refused_in_one_sentence(tmp_path, module, set
 def test_bad_arguments_get_one_sentence(arguments, says):
     with pytest.raises(ValueError, match=says):
         MetaTraining("base", **arguments)
+
+
+def test_the_caller_chooses_the_search(tmp_path):
+    """One that is made for other rules, too; arguments of the default search would then have no effect."""
+    callback = adapting(tmp_path, search=partial(SequentialTest, entries=("*log_step_size",), sigma=0.3))
+    trained(callback, epochs=8)
+    assert type(callback.search) is SequentialTest
+    assert callback.search.rounds >= 1
+    assert list(callback.search.start) == ["constants.log_step_size"]
+    with pytest.raises(ValueError, match="search= makes the search, so pairs has no effect"):
+        adapting(tmp_path, search=SequentialTest, pairs=2)
+
+
+def test_the_former_name():
+    assert MetaTraining is OnlineMetaTraining
+    assert OnlineMetaTraining("base").state_key == "MetaTraining"  # as in checkpoints
 
 
 class Watch(Callback):

@@ -45,7 +45,7 @@ def test_awkward_modules_are_searched_and_train_as_without(name, tmp_path):
     fit(plain, data(), LearnedOptimizerAdapter(AdamRule(1e-2)))
     callback = adapting(tmp_path, sigma=1e-12)  # too small for float32 to feel
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", "MetaTraining stops")
+        warnings.filterwarnings("error", "OnlineMetaTraining stops")
         trainer = fit(watched, data(), callback)
     assert callback.search.rounds >= 2
     assert trainer.global_step == EPOCHS * BATCHES
@@ -101,7 +101,7 @@ def test_each_fit_begins_anew(tmp_path):
 @pytest.mark.parametrize("rule", [AdamRule(1e-2), "base"])
 def test_fast_dev_run_leaves_nothing_behind(tmp_path, rule):
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", "MetaTraining")
+        warnings.filterwarnings("error", "OnlineMetaTraining")
         fit(Plain(), loader(), MetaTraining(rule), fast_dev_run=True, default_root_dir=tmp_path)
     assert os.listdir(tmp_path) == []
 
@@ -182,7 +182,7 @@ def test_validation_sees_what_it_would_see_without(name, tmp_path):
     callback = adapting(tmp_path, sigma=1e-12)
     fit(watched, {"train_dataloaders": loader(), "val_dataloaders": VALIDATION[name]()}, callback)
     assert callback.search.rounds >= 2
-    assert callback._measured_on_validation
+    assert callback._recorder.on_validation
     assert same(plain.validated, watched.validated)
     assert same(parameters(plain), parameters(watched))
 
@@ -219,8 +219,8 @@ def test_batches_of_a_stream_are_in_the_checkpoint(tmp_path):
     first, second = adapting(tmp_path), adapting(tmp_path)
     straight = run(first, callbacks=[save], enable_checkpointing=True)
     resumed = run(second, ckpt_path=tmp_path / "step=4.ckpt")
-    assert first._measured_on_validation
-    assert second._measured_on_validation
+    assert first._recorder.on_validation
+    assert second._recorder.on_validation
     assert first.search.rounds == second.search.rounds >= 2
     assert first.search.evidence == second.search.evidence
     assert same(parameters(straight), parameters(resumed))
