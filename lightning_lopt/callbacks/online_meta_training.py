@@ -76,8 +76,8 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
         total_steps, lr, weight_decay, log: see :class:`~lightning_lopt.LearnedOptimizerAdapter`.
 
     Raises:
-        ValueError: if an argument is out of range, or ``search`` stands beside arguments of the default one; at the start
-            of training for manual optimization, several optimizers, an optimizer that is not learned, sharded or
+        ValueError: if an argument is out of range, or ``search`` stands beside arguments of the default one; at the
+            start of training for manual optimization, several optimizers, an optimizer that is not learned, sharded or
             half-precision parameters, or a rule without such entries.
     """
 

@@ -1,4 +1,4 @@
-"""Layouts: how others keep the θ of a rule, by which their files are recognised and checked."""
+"""Array formats: how others keep the θ of a rule, by which their files are recognised and checked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Shapes: TypeAlias = dict[str, tuple[int, ...]]
 Theta: TypeAlias = Mapping[str, Tensor]
 
 
-class Layout(NamedTuple):
+class ArrayFormat(NamedTuple):
     """Names and shapes of somebody's arrays, and ours made of them.
 
     Attributes:
@@ -35,7 +35,7 @@ class Layout(NamedTuple):
         """The arguments that arrays of the shapes ``found`` are for.
 
         Raises:
-            ValueError: with the difference, if they do not have this layout.
+            ValueError: with the difference, if they do not have this format.
         """
         missing, extra = sorted(self.names() - found.keys()), sorted(found.keys() - self.names())
         if missing or extra:
@@ -58,14 +58,14 @@ class Kind(NamedTuple):
 
     Attributes:
         rule: the class that they become.
-        layout: how they are kept.
+        format: how they are kept.
         arguments: those of the rule, beside the sizes, that differ from its defaults.
         asked: whether weights are taken for this kind only where it is asked for.
         note: for the card: how the rule differs from where the weights come from.
     """
 
     rule: type[UpdateRule]
-    layout: Layout
+    format: ArrayFormat
     arguments: Mapping[str, Any] = {}
     asked: bool = False
     note: str = ""
@@ -91,14 +91,14 @@ def recognise(
     for name, kind in kinds.items():
         if name == wanted or (wanted is None and not kind.asked):
             try:
-                fitting[name] = kind.layout.read_sizes(found)
+                fitting[name] = kind.format.read_sizes(found)
             except ValueError as error:
                 wrong[name] = str(error)
     if len(fitting) == 1:
         return next(iter(fitting.items()))
     if fitting:
         raise RuleFileError(f"{label} fits the rules {' and '.join(fitting)} alike; say which it is with --rule.")
-    nearest = max(wrong, key=lambda name: _overlap(kinds[name].layout.names(), set(found)))
+    nearest = max(wrong, key=lambda name: _overlap(kinds[name].format.names(), set(found)))
     only = "" if wanted is not None else " or any other that can be imported"
     raise RuleFileError(f"{label} does not hold the rule {nearest}{only} ({wrong[nearest]}); check where it is from.")
 
