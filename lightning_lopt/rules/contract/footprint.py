@@ -1,4 +1,4 @@
-"""What a rule costs where it is used: memory of its state, and computation, for each parameter it trains."""
+"""The footprint of a rule: memory of its state, and computation, for each parameter that it trains."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_lopt.rules.base import StepContext, UpdateRule
 EXAMPLES = {"matrix of 1024 x 1024": (1024, 1024), "vector of 1024": (1024,)}
 
 
-class Cost(NamedTuple):
+class Footprint(NamedTuple):
     """Of one step on one float32 tensor, for each of its entries.
 
     Attributes:
@@ -27,12 +27,12 @@ class Cost(NamedTuple):
     flops: float
 
 
-def cost(rule: UpdateRule, shape: tuple[int, ...]) -> Cost:
-    """The cost of a model that is one tensor of ``shape``, found without computing anything.
+def footprint(rule: UpdateRule, shape: tuple[int, ...]) -> Footprint:
+    """The footprint on a model that is one tensor of ``shape``, found without computing anything.
 
     >>> from lightning_lopt import SGDRule
-    >>> cost(SGDRule(), (8, 8))
-    Cost(state_bytes=4.0, flops=0.0)
+    >>> footprint(SGDRule(), (8, 8))
+    Footprint(state_bytes=4.0, flops=0.0)
     """
     without_values = copy.deepcopy(rule).to("meta")
     tensors = {"tensor": torch.empty(shape, device="meta")}
@@ -47,7 +47,7 @@ def cost(rule: UpdateRule, shape: tuple[int, ...]) -> Cost:
 
     entries = tensors["tensor"].numel()
     mean = sum(flops(phase) for phase in range(rule.period)) / rule.period
-    return Cost(sum(x.nbytes for x in tree_leaves(state)) / entries, mean / entries)
+    return Footprint(sum(x.nbytes for x in tree_leaves(state)) / entries, mean / entries)
 
 
 def reads(rule: UpdateRule) -> list[str]:
@@ -56,10 +56,10 @@ def reads(rule: UpdateRule) -> list[str]:
 
 
 def report(rule: UpdateRule) -> str:
-    """The cost as lines for people, with the number of meta-parameters and what the rule reads."""
-    found = {what: cost(rule, shape) for what, shape in EXAMPLES.items()}
-    memory = ", ".join(f"{each.state_bytes:.1f} ({what})" for what, each in found.items())
-    work = ", ".join(f"{each.flops:.0f} ({what})" for what, each in found.items())
+    """The footprint as lines for people, with the number of meta-parameters and what the rule reads."""
+    footprints = {what: footprint(rule, shape) for what, shape in EXAMPLES.items()}
+    memory = ", ".join(f"{each.state_bytes:.1f} ({what})" for what, each in footprints.items())
+    work = ", ".join(f"{each.flops:.0f} ({what})" for what, each in footprints.items())
     return (
         f"meta-parameters: {sum(parameter.numel() for parameter in rule.parameters())}\n"
         f"state bytes per parameter: {memory}\n"
