@@ -281,16 +281,8 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
                 parameters[name].copy_(value)
 
     def _log(self, trainer: L.Trainer, loss: Tensor, ahead: float) -> None:
-        search = self.rounds.begun
-        moved = [search.theta[name] - start for name, start in search.start.items()]
-        metrics = {
-            "meta_training/rounds": float(search.rounds),
-            "meta_training/loss": float(loss),
-            "meta_training/ahead": -ahead,
-            "meta_training/evidence": search.evidence,
-            "meta_training/moved": float(torch.cat([move.flatten() for move in moved]).mean()),
-            "meta_training/time_share": self.time_share,
-        }
+        numbers = self.rounds.metrics(loss, ahead) | {"time_share": self.time_share}
+        metrics = {f"meta_training/{name}": value for name, value in numbers.items()}
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         for logger in trainer.loggers if self.logs else []:
             logger.log_metrics(metrics, step=trainer.global_step)

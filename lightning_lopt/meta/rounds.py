@@ -2,13 +2,50 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from lightning_lopt.meta.search import Pace, Search
+from lightning_lopt.meta.search import Search
 
 LEAST_LOSS = 0.01  # share of the first loss that relative differences are at least relative to
+
+
+@dataclass(frozen=True)
+class RoundSchedule:
+    """When rounds are due: spread evenly over the logarithm of the step, within a budget.
+
+    The unit of cost is a training step. Early steps decide most of a run, and late ones tell what early ones cannot;
+    nothing is measured after half of the run.
+
+    Attributes:
+        total_steps: of the run.
+        share: of its work that all rounds may cost together.
+        window: steps it takes to record the batches of a round.
+        every: fewest steps between two rounds.
+        first: no round before this step.
+    """
+
+    total_steps: int
+    share: float
+    window: int
+    every: int
+    first: int = 0
+
+    def next_start(self, now: int, spent: float, cost: float) -> int | None:
+        """First step, ``now`` or later, at which recording for a round of this cost may begin; ``None`` for never."""
+        budget = self.share * self.total_steps
+        if spent + cost > budget:
+            return None
+        last = max(1.0, self.total_steps / 2)
+        unit = max(self.window, self.first)
+        reached = (1 + (last - self.first) / unit) ** (spent / budget)
+        earliest = now + self.every if spent else now
+        step = max(earliest, self.first + math.ceil((reached - 1) * unit))
+        return step if step + self.window <= last else None
 
 
 class Rounds:
@@ -82,8 +119,8 @@ class Rounds:
             self.next_start = None
             return False
         first = int(total_steps * self.begun.first_share)
-        pace = Pace(total_steps, self.max_share, self.inner_steps + self.held_out, self.every, first)
-        self.next_start = pace.next_start(step, self.spent, self.cost)
+        schedule = RoundSchedule(total_steps, self.max_share, self.inner_steps + self.held_out, self.every, first)
+        self.next_start = schedule.next_start(step, self.spent, self.cost)
         return self.next_start is not None
 
     def tell(self, losses: Tensor) -> float:
@@ -94,6 +131,18 @@ class Rounds:
         ahead = self.begun.tell(losses, LEAST_LOSS * (self.first_loss or 1.0))
         self.spent += cost
         return ahead
+
+    def metrics(self, loss: Tensor, ahead: float) -> dict[str, float]:
+        """What a person may want to see after a round: of the loss of θ, and how far that is ahead of the start."""
+        search = self.begun
+        moved = [search.theta[name] - start for name, start in search.start.items()]
+        return {
+            "rounds": float(search.rounds),
+            "loss": float(loss),
+            "ahead": -ahead,
+            "evidence": search.evidence,
+            "moved": float(torch.cat([move.flatten() for move in moved]).mean()),
+        }
 
     def stop(self) -> None:
         """Make no further round."""

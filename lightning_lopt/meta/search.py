@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
@@ -268,37 +267,3 @@ def default_search(
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-@dataclass(frozen=True)
-class Pace:
-    """When rounds are due: spread evenly over the logarithm of the step, within a budget.
-
-    The unit of cost is a training step. Early steps decide most of a run, and late ones tell what early ones cannot;
-    nothing is measured after half of the run.
-
-    Attributes:
-        total_steps: of the run.
-        share: of its work that all rounds may cost together.
-        window: steps it takes to record the batches of a round.
-        every: fewest steps between two rounds.
-        first: no round before this step.
-    """
-
-    total_steps: int
-    share: float
-    window: int
-    every: int
-    first: int = 0
-
-    def next_start(self, now: int, spent: float, cost: float) -> int | None:
-        """First step, ``now`` or later, at which recording for a round of this cost may begin; ``None`` for never."""
-        budget = self.share * self.total_steps
-        if spent + cost > budget:
-            return None
-        last = max(1.0, self.total_steps / 2)
-        unit = max(self.window, self.first)
-        reached = (1 + (last - self.first) / unit) ** (spent / budget)
-        earliest = now + self.every if spent else now
-        step = max(earliest, self.first + math.ceil((reached - 1) * unit))
-        return step if step + self.window <= last else None

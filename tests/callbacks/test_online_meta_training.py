@@ -1,4 +1,4 @@
-"""MetaTraining inside real fits: what it leaves alone, what it improves, how it stops, resumes and hands over."""
+"""OnlineMetaTraining inside real fits: what it leaves alone, what it improves, how it stops, resumes and hands over."""
 
 import json
 import math
@@ -36,7 +36,7 @@ def rule():
 
 
 def adapting(tmp_path, **arguments):
-    return MetaTraining(rule(), folder=tmp_path / "adapted", **{**SMALL, **arguments})
+    return OnlineMetaTraining(rule(), folder=tmp_path / "adapted", **{**SMALL, **arguments})
 
 
 class Dropping(Module):
@@ -76,7 +76,7 @@ def test_a_search_that_does_not_move_leaves_the_fit_alone(tmp_path, settings):
 def test_the_fit_goes_on_with_what_was_learned(tmp_path):
     given = rule()
     start = given.constants.log_step_size.detach().clone()
-    callback = MetaTraining(given, folder=tmp_path / "adapted", **SMALL)
+    callback = OnlineMetaTraining(given, folder=tmp_path / "adapted", **SMALL)
     plain, _ = trained(LearnedOptimizerAdapter(given))
     module, trainer = trained(callback)
     used = trainer.optimizers[0].rule.constants.log_step_size.detach()
@@ -88,7 +88,7 @@ def test_the_fit_goes_on_with_what_was_learned(tmp_path):
 
 def test_the_rule_of_the_modules_own_optimizer_is_adapted(tmp_path):
     module = Module(lambda module: LearnedOptimizer(module.parameters(), AdamRule(1e-2)))  # names are not the module's
-    callback = MetaTraining(folder=tmp_path / "adapted", **SMALL)
+    callback = OnlineMetaTraining(folder=tmp_path / "adapted", **SMALL)
     _, trainer = trained(callback, module)
     assert callback.search.rounds >= 2
     assert float(trainer.optimizers[0].rule.log_lr.detach()) != pytest.approx(math.log(1e-2))
@@ -103,7 +103,7 @@ def test_groups_frozen_parameters_and_clipping(tmp_path):
         return LearnedOptimizer(groups, rule())
 
     for algorithm in ("norm", "value"):
-        callback = MetaTraining(folder=tmp_path / algorithm, **SMALL)
+        callback = OnlineMetaTraining(folder=tmp_path / algorithm, **SMALL)
         trained(callback, Module(configured), gradient_clip_val=0.1, gradient_clip_algorithm=algorithm)
         assert callback.search.rounds >= 2
 
@@ -126,7 +126,7 @@ def test_stop_and_resume_is_no_stop(tmp_path, stop):
 
 def test_two_ranks_learn_the_same_and_resume(tmp_path):
     """In the middle of recording, too: each rank goes on with the batches it had."""
-    script = Path(__file__).with_name("two_ranks_meta_training.py")
+    script = Path(__file__).with_name("two_ranks_online_meta_training.py")
     environment = {**os.environ, "PYTHONPATH": str(Path(lightning_lopt.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, script, tmp_path], env=environment, capture_output=True, text=True, timeout=240
@@ -154,8 +154,8 @@ def test_rounds_keep_to_the_budget(tmp_path, share):
 
 
 def test_a_fit_too_short_for_a_round_says_so(tmp_path):
-    with pytest.warns(UserWarning, match="MetaTraining has no round in this fit"):
-        _, trainer = trained(MetaTraining(rule(), folder=tmp_path / "adapted"))
+    with pytest.warns(UserWarning, match="OnlineMetaTraining has no round in this fit"):
+        _, trainer = trained(OnlineMetaTraining(rule(), folder=tmp_path / "adapted"))
     assert load_rule(tmp_path / "adapted").config == trainer.optimizers[0].rule.config
 
 
@@ -185,7 +185,7 @@ def test_a_far_model_ends_lower(tmp_path):
     batches, finals = smooth_signal(500), {}
     for name, callback in (
         ("start", LearnedOptimizerAdapter(rule())),
-        ("adapted", MetaTraining(rule(), folder=tmp_path / "adapted", max_share=0.5)),
+        ("adapted", OnlineMetaTraining(rule(), folder=tmp_path / "adapted", max_share=0.5)),
     ):
         module, _ = trained(callback, Sines(), data=batches, epochs=1)
         with torch.no_grad():
@@ -202,7 +202,7 @@ def test_without_clear_evidence_a_calibrated_rule_trains_as_if_alone(tmp_path):
     calibrated = ResidualRule(direction=False, controller=False, calibrated=True)
     batches = smooth_signal(500)
     alone, _ = trained(LearnedOptimizerAdapter(calibrated), Sines(), data=batches, epochs=1)
-    callback = MetaTraining(calibrated, folder=tmp_path / "adapted", max_share=0.3)
+    callback = OnlineMetaTraining(calibrated, folder=tmp_path / "adapted", max_share=0.3)
     with pytest.warns(UserWarning, match="handed back as it was"):
         watched, _ = trained(callback, Sines(), data=batches, epochs=1)
     assert callback.search.rounds == 5
@@ -216,7 +216,7 @@ def test_too_much_weight_decay_of_a_calibrated_rule_is_found(tmp_path):
     batches, finals = smooth_signal(400), {}
     for name, callback in (
         ("alone", LearnedOptimizerAdapter(given)),
-        ("adapted", MetaTraining(given, folder=tmp_path / "adapted", max_share=1.0, every_n_steps=1)),
+        ("adapted", OnlineMetaTraining(given, folder=tmp_path / "adapted", max_share=1.0, every_n_steps=1)),
     ):
         module, _ = trained(callback, Sines(), data=batches, epochs=1)
         with torch.no_grad():
@@ -254,7 +254,7 @@ def test_pilots_are_measured_on_validation_batches_and_leave_the_fit_alone(tmp_p
 
 
 def test_what_was_no_improvement_is_handed_back(tmp_path):
-    class Against(MetaTraining):
+    class Against(OnlineMetaTraining):
         """The evidence turns at the end."""
 
         def on_train_end(self, trainer, pl_module):
@@ -291,7 +291,7 @@ def ragged():
 
 def test_what_cannot_be_a_task_ends_the_rounds_and_not_the_fit(tmp_path):
     data = ragged()
-    with pytest.warns(UserWarning, match="MetaTraining stops here, and the fit goes on: .*have the same shapes"):
+    with pytest.warns(UserWarning, match="OnlineMetaTraining stops here, and the fit goes on: .*have the same shapes"):
         _, trainer = trained(adapting(tmp_path), Module(lambda module: None), data=data)
     assert trainer.global_step == 4 * len(data)
     assert load_rule(tmp_path / "adapted").config == rule().config
@@ -312,7 +312,7 @@ def two(module):
 )
 def test_fits_it_cannot_follow_are_refused_in_one_sentence(tmp_path, module, settings, says):
     with pytest.raises(ValueError, match=says):
-        trained(MetaTraining(folder=tmp_path, **SMALL), module(), **settings)
+        trained(OnlineMetaTraining(folder=tmp_path, **SMALL), module(), **settings)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_fits_it_cannot_follow_are_refused_in_one_sentence(tmp_path, module, set
 )
 def test_bad_arguments_get_one_sentence(arguments, says):
     with pytest.raises(ValueError, match=says):
-        MetaTraining("base", **arguments)
+        OnlineMetaTraining("base", **arguments)
 
 
 def test_the_caller_chooses_the_search(tmp_path):

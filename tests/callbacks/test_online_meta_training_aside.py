@@ -1,4 +1,4 @@
-"""MetaTraining is a helper: it works on awkward modules, leaves streams and folders alone, and never ends a fit."""
+"""OnlineMetaTraining works on awkward modules, leaves streams and folders alone, and never ends a fit."""
 
 import os
 import warnings
@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from small_fits import StatefulLoader
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_lopt import AdamRule, LearnedOptimizerAdapter, MetaTraining, load_rule
+from lightning_lopt import AdamRule, LearnedOptimizerAdapter, OnlineMetaTraining, load_rule
 from lightning_lopt.callbacks.validation_batches import ValidationBatches
 
 SMALL = {"inner_steps": 2, "held_out": 1, "every_n_steps": 1, "max_share": 1.0}
@@ -19,7 +19,7 @@ EPOCHS = 3
 
 
 def adapting(tmp_path, **arguments):
-    return MetaTraining(AdamRule(1e-2), folder=tmp_path / "adapted", **{**SMALL, **arguments})
+    return OnlineMetaTraining(AdamRule(1e-2), folder=tmp_path / "adapted", **{**SMALL, **arguments})
 
 
 def fit(module, data, *callbacks, ckpt_path=None, **settings):
@@ -55,7 +55,7 @@ def test_awkward_modules_are_searched_and_train_as_without(name, tmp_path):
 
 def test_what_a_module_raises_ends_the_rounds_with_one_warning(tmp_path):
     callback, module, plain = adapting(tmp_path), Breaks(), Breaks()
-    with pytest.warns(UserWarning, match="MetaTraining") as seen:
+    with pytest.warns(UserWarning, match="OnlineMetaTraining") as seen:
         trainer = fit(module, loader(), callback)
     said = [str(warning.message) for warning in seen if "stops here" in str(warning.message)]
     assert len(said) == 1
@@ -102,7 +102,7 @@ def test_each_fit_begins_anew(tmp_path):
 def test_fast_dev_run_leaves_nothing_behind(tmp_path, rule):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "OnlineMetaTraining")
-        fit(Plain(), loader(), MetaTraining(rule), fast_dev_run=True, default_root_dir=tmp_path)
+        fit(Plain(), loader(), OnlineMetaTraining(rule), fast_dev_run=True, default_root_dir=tmp_path)
     assert os.listdir(tmp_path) == []
 
 
@@ -114,7 +114,7 @@ class FullDisk(CSVLogger):
 def test_a_logger_or_a_disk_that_fails_is_a_warning(tmp_path):
     (tmp_path / "adapted").write_text("a file where the folder should be")
     callback = adapting(tmp_path)
-    with pytest.warns(UserWarning, match="MetaTraining could not") as seen:
+    with pytest.warns(UserWarning, match="OnlineMetaTraining could not") as seen:
         trainer = fit(Plain(), loader(), callback, logger=FullDisk(tmp_path), log_every_n_steps=100)
     said = " ".join(str(warning.message) for warning in seen)
     assert "could not log its numbers (OSError: no space left on device)" in said

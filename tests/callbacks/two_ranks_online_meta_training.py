@@ -1,6 +1,6 @@
-"""Run by ``test_meta_training.py`` in a process of its own: MetaTraining on two gloo ranks, stopped and resumed.
+"""Run by ``test_online_meta_training.py`` in a process of its own: two gloo ranks, stopped and resumed.
 
-``python two_ranks_meta_training.py FOLDER`` leaves ``FOLDER/<fit>-<rank>.pt``.
+``python two_ranks_online_meta_training.py FOLDER`` leaves ``FOLDER/<fit>-<rank>.pt``.
 """
 
 import sys
@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from small_fits import Module, fit
 
-from lightning_lopt import MetaTraining, ResidualRule
+from lightning_lopt import OnlineMetaTraining, ResidualRule
 
 OUT = Path(sys.argv[1])
 ENTRY = "constants.log_step_size"
@@ -27,7 +27,7 @@ class Report(Callback):
         self.recorded += float(batch[0].sum())
 
     def on_train_end(self, trainer, pl_module):
-        (search,) = (callback.search for callback in trainer.callbacks if isinstance(callback, MetaTraining))
+        (search,) = (callback.search for callback in trainer.callbacks if isinstance(callback, OnlineMetaTraining))
         report = {
             "parameters": [param.detach().clone() for param in pl_module.parameters()],
             "theta": search.theta[ENTRY],
@@ -40,7 +40,9 @@ class Report(Callback):
 
 def adapted(name, epochs=8, **settings):
     rule = ResidualRule(direction=False, controller=False)
-    callback = MetaTraining(rule, folder=OUT / name, inner_steps=3, held_out=1, every_n_steps=1, max_share=1.0, pairs=1)
+    callback = OnlineMetaTraining(
+        rule, folder=OUT / name, inner_steps=3, held_out=1, every_n_steps=1, max_share=1.0, pairs=1
+    )
     strategy = DDPStrategy(start_method="fork", process_group_backend="gloo")
     callbacks = [Report(name), *settings.pop("callbacks", [])]
     fit(
