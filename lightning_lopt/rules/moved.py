@@ -14,7 +14,6 @@ MOVED = {
     "calibration": "residual_parts.calibration",
     "constants": "shared.schedules",
     "controller": "residual_parts.controller",
-    "cost": "contract.footprint",
     "direction": "residual_parts.direction",
     "eigenbasis": "residual_parts.eigenbasis",
     "entry_network": "shared.fast_entry_network",
