@@ -197,7 +197,8 @@ def main() -> None:
             f"{middle(result.accuracy):>9.3f}{reached:>15}{middle(result.seconds):>9.1f}"
         )
     kind = {"cnn": "convolutional network", "mlp": "perceptron"}[arguments.model]
-    title = f"{kind} on {os.path.basename(arguments.data)}, {arguments.seeds} seed(s), one machine"
+    runs = "one seed" if arguments.seeds == 1 else f"medians of {arguments.seeds} seeds"
+    title = f"A {kind} on {os.path.basename(arguments.data)}, {runs}"
     plot((learned, default, tuned), arguments.picture, title)
 
 

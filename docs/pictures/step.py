@@ -1,5 +1,6 @@
 """Draws the picture of one step of ``base``: python docs/pictures/step.py"""
 
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
@@ -41,7 +42,7 @@ def main() -> None:
             axes.text(left + WIDTH / 2, bottom + HEIGHT - 0.17, title, ha="center", va="center", weight="bold", size=10)
             axes.text(left + WIDTH / 2, bottom + 0.38, text, ha="center", va="center", size=9)
             centres.append((left, bottom))
-    for (left, bottom), (next_left, next_bottom) in zip(centres, centres[1:], strict=False):
+    for (left, bottom), (next_left, next_bottom) in pairwise(centres):
         if bottom == next_bottom:
             arrow(axes, (left + WIDTH + 0.05, bottom + HEIGHT / 2), (next_left - 0.05, bottom + HEIGHT / 2))
         else:  # from the end of the first row to the beginning of the second

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from recipes import STEPS, assert_equal, examples, model, plain, page_blocks
+from recipes import STEPS, assert_equal, examples, model, page_blocks, plain
 from torch import nn
 
 from lightning_lopt import LearnedOptimizer, LearnedTrainerMixin, ScheduleFreeAdamRule
