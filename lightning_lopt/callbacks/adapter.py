@@ -47,12 +47,12 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
     than planned, as after early stopping, a warning names both.
 
     **The swap.** With ``rule``, the optimizers that the module configures are replaced, in this Trainer alone: nothing
-    is left on the module. Groups keep their keys, and ratios of their rates; one at ``lr=0`` stays frozen. ``lr`` of a
-    group stays in the module's own unit: the steps of the rule are multiplied by ``lr`` over the largest configured
-    ``lr`` (``lr_unit`` of the group), so a warm-up by hand, or a callback that writes rates, does what it was written
-    for. Schedulers have no effect, since a rule schedules itself: they stay with the replaced optimizers, where the
-    module may step them and log their rate. A warning names them, and decay that differs by group. Roles of parameters
-    follow from the types of the module's layers, where a group does not set its ``role``.
+    is left on the module. Groups keep their keys, and ratios of their rates; one at ``lr=0`` beside others stays
+    frozen. ``lr`` of a group stays in the module's own unit: the steps of the rule are multiplied by ``lr`` over the
+    largest configured ``lr`` (``lr_unit`` of the group), so a warm-up by hand, or a callback that writes rates, does
+    what it was written for. Schedulers have no effect, since a rule schedules itself: they stay with the replaced
+    optimizers, where the module may step them and log their rate. A warning names them, and decay that differs by
+    group. Roles of parameters follow from the types of the module's layers, where a group does not set its ``role``.
 
     **What is logged**, every ``log_every_n_steps``, to the Trainer's loggers: relative step sizes by role (the RMS of
     updates over that of parameters), what the rule tells of itself, skipped steps, and whether the run is past its

@@ -85,8 +85,8 @@ def _carry_over(original: Optimizer, learned: LearnedOptimizer) -> list[str]:
     """Give the groups of ``learned`` the rates, decays and further keys of ``original``; says what cannot be kept.
 
     A group's ``lr`` stays in the module's own unit: it is what the module has configured, and ``lr_unit``, by which it
-    is divided, is the largest rate that the module has configured. So whatever writes rates later, by hand or as a
-    callback, writes them in the unit that it was written for.
+    is divided, is the largest rate that the module has configured, or 1 where all of them are 0. So whatever writes
+    rates later, by hand or as a callback, writes them in the unit that it was written for.
     """
     groups = original.param_groups
     if any(group.get("maximize") for group in groups):
@@ -97,10 +97,11 @@ def _carry_over(original: Optimizer, learned: LearnedOptimizer) -> list[str]:
     rates = [_configured_rate(group) for group in groups]
     decays = [float(group.get("weight_decay") or 0.0) for group in groups]
     factor, decay = learned.defaults["lr"], learned.defaults["weight_decay"]
-    top, most = max(rates), max(decays)
     lost = []
-    if top == 0.0:
-        lost.append("all groups have lr=0, so nothing is trained until something raises it to multiples of 1")
+    if max(rates) == 0.0:
+        lost.append("lr=0 in all groups, which is taken for no choice of a rate (one group among others stays frozen)")
+        rates = [factor] * len(rates)
+    top, most = max(rates), max(decays)
     unit = top / factor if top and factor else 1.0
     for group, old, rate, its_decay in zip(learned.param_groups, groups, rates, decays, strict=True):
         group["lr"] = rate if factor else 0.0

@@ -80,8 +80,7 @@ class ResidualRule(UpdateRule):
     - :math:`\eta = 0.02`, :math:`\rho = 0.03`, and further constants, per role (:class:`RoleConstants`), c and
       :math:`\omega` (0 before meta-training) among them, times what a recurrent :class:`Controller` sets for each
       tensor;
-    - if it is calibrated, all of it times factors that follow from the run itself (:class:`Calibration`), and if it is
-      restrained, the part without :math:`\lambda` times one that falls with the gradients (:class:`Restraint`).
+    - if it is calibrated, all of it times factors that follow from the run itself (:class:`Calibration`).
 
     The step is relative to the RMS of the tensor at initialisation: relative to the present one it would feed on
     itself. Multiplying the loss by a constant, or adding one to it, leaves the run unchanged: gradients are taken in a
@@ -104,10 +103,8 @@ class ResidualRule(UpdateRule):
         turn_every: one step in how many turns the eigenbases of rotated roles, >= 1; each of the first 20 does.
         careful: shorten the steps of tensors that look trained already
             (:mod:`~lightning_lopt.rules.residual_parts.structure`): the initial logarithm, for all roles, of what their
-            steps are divided by, >= 0; ``None`` treats all alike.
-        restrained: shorten steps, but not weight decay, where gradients vanish
-            (:class:`~lightning_lopt.rules.residual_parts.restraint.Restraint`): the initial power, >= 0; ``None`` never
-            does.
+            steps are divided by, >= 0; they shorten further where gradients vanish
+            (:class:`~lightning_lopt.rules.residual_parts.restraint.Restraint`). ``None`` treats all alike.
         longest_side: a side of a rotated tensor that is longer than this, and than the other side, has no basis, > 0;
             in the role ``matrix`` directions are orthogonalised then
             (:func:`~lightning_lopt.rules.residual_parts.eigenbasis.out_evened`).
@@ -142,7 +139,6 @@ class ResidualRule(UpdateRule):
         turn_every: int = 1,
         longest_side: int = 1024,
         careful: float | None = None,
-        restrained: float | None = None,
     ) -> None:
         super().__init__()
         check_sizes(direction_hidden=direction_hidden, controller_hidden=controller_hidden)
@@ -154,9 +150,8 @@ class ResidualRule(UpdateRule):
         for name, value in (("step_size", step_size), ("weight_decay", weight_decay)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {value!r}.")
-        for name, number in (("careful", careful), ("restrained", restrained)):
-            if number is not None and not 0 <= number < math.inf:
-                raise ValueError(f"{name} must be a number >= 0 or None, got {number!r}.")
+        if careful is not None and not 0 <= careful < math.inf:
+            raise ValueError(f"careful must be a number >= 0 or None, got {careful!r}.")
         both = sorted(set(orthogonalised) & set(rotated))
         if both:
             raise ValueError(f"orthogonalised and rotated both name {', '.join(both)}; a role can be one of them.")
@@ -175,7 +170,6 @@ class ResidualRule(UpdateRule):
             "turn_every": turn_every,
             "longest_side": longest_side,
             "careful": careful,
-            "restrained": restrained,
         }
         self.longest_side = longest_side
         self.period = turn_every
@@ -190,7 +184,7 @@ class ResidualRule(UpdateRule):
         self.direction = DirectionMLP(direction_hidden) if direction else None
         self.controller = Controller(SIGNALS, controller_hidden, step_range) if controller else None
         self.calibration = Calibration() if calibrated else None
-        self.restraint = None if restrained is None else Restraint(restrained)
+        self.restraint = None if careful is None else Restraint()
 
     def phase_of(self, step: int) -> int | None:
         return None if step < FIRST_TURNS else super().phase_of(step)
@@ -240,9 +234,8 @@ class ResidualRule(UpdateRule):
         grad = in_unit(grad, at.per_unit)
         if self.calibration is not None:
             columns["log_factor"], columns["promise"] = state["log_factor"], promise(grad, state["last_update"])
-        if self.restraint is not None:
-            columns["power"] = grad.square().sum()
         if self.log_careful is not None:
+            columns["power"] = grad.square().sum()
             columns["structure"] = state["structure"]
             columns["careful"] = self.log_careful[ROLES.index(inputs.role)].to(grad.dtype)
         if self.controller is not None:
@@ -272,11 +265,9 @@ class ResidualRule(UpdateRule):
             controls["log_factor"], controls["calibrated"] = factors, torch.exp(common + factors)
         if self.restraint is not None:
             log_norm = log_norm_of(columns["power"].sum(), at.per_unit)
-            factor, after["gradient_size"] = self.restraint(shared["gradient_size"], log_norm)
-            controls["restraint"] = factor.expand(len(columns["largest"]))
-        if self.log_careful is not None:
+            log_restraint, after["gradient_size"] = self.restraint(shared["gradient_size"], log_norm)
             shares = trained(Signs(*columns["structure"].unbind(-1)))
-            controls["careful"] = torch.exp(-columns["careful"] * shares)
+            controls["careful"] = torch.exp((log_restraint - columns["careful"]) * shares)
         return controls, after
 
     def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: Moment) -> tuple[Tensor, TensorState]:
@@ -291,8 +282,6 @@ class ResidualRule(UpdateRule):
             constants = constants._replace(step_size=constants.step_size * controls["careful"])
         direction, length = self._direction(param, grad, inside, state, inputs.role, constants)
         length = length * torch.maximum(state["initial_rms"], constants.rms_floor)
-        if self.restraint is not None:
-            length = length * controls["restraint"]
         decay = constants.step_size * (constants.weight_decay + inputs.weight_decay)
         update = torch.addcmul(direction * -length, param, -decay.to(param.dtype)).to(param.dtype)
         if self.calibration is not None:

@@ -48,6 +48,22 @@ def test_a_group_at_rate_0_is_frozen_and_ratios_hold():
     torch.testing.assert_close(second, both[1])
 
 
+def test_a_module_whose_rates_are_all_zero_is_trained_and_told():
+    """Who adds a rule wants training; a rate of 0 is what one writes who has no rate in mind."""
+
+    def weights(configured):
+        module = Module(configured)
+        trainer = fit(module, epochs=1, adapter=swap(lr=0.5))
+        return [param.detach() for param in module.parameters()], trainer.optimizers[0]
+
+    with pytest.warns(UserWarning, match="lr=0 in all groups, which is taken for no choice of a rate"):
+        found, optimizer = weights(lambda module: torch.optim.AdamW(module.parameters(), lr=0.0))
+    assert [multiplier(group) for group in optimizer.param_groups] == [0.5]
+    expected, _ = weights(lambda module: torch.optim.AdamW(module.parameters(), lr=1e-3))
+    for x, y in zip(found, expected, strict=True):
+        assert torch.equal(x, y)
+
+
 def test_rates_are_those_that_were_configured_where_the_scheduler_has_begun_a_warm_up():
     def configured(module):
         optimizer = groups_of(module, {"lr": 0.3}, {"lr": 0.1})

@@ -20,4 +20,4 @@ def test_whole_runs_and_pilots(monkeypatch):
     assert whole.shape == (len(names),)
     assert pilots[2].shape == (1, len(names))
     halved, doubled = (float(whole[names.index(f"step_size {label}")]) for label in ("/2", "x2"))
-    assert doubled < 0 < halved  # so short a run wants long steps
+    assert halved > 0.1 > abs(doubled)  # so short a run wants long steps, as long as they are or a little longer

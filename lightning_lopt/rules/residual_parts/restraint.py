@@ -1,4 +1,4 @@
-"""Shorter steps where the gradients of a run vanish, as they do where a network memorises its training set."""
+"""Shorter steps in fine-tuning where gradients vanish, as they do where a network has memorised a few examples."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ LIMIT = 7.0  # of the logarithm of that size, relative to the mean: a single gra
 
 
 class Restraint(nn.Module):
-    r"""A factor of at most 1 on all steps of a run, from the size of its gradients beside their geometric mean so far.
+    r"""The logarithm of a factor of at most 1 on steps, from the size of gradients beside their geometric mean so far.
 
     With the norm n of all gradients together, its running average and its mean in the logarithm are
 
     .. math::
         a_t = a_{t-1} + \max(1/t, 0.05) (\log n_t - a_{t-1}), \qquad
         b_t = b_{t-1} + (\log n_t - b_{t-1}) / t, \qquad
-        f = \exp(\rho \min(a_t - b_t, 0))
+        \log f = \rho \min(a_t - b_t, 0)
 
-    The direction of a step has the same size whatever the size of the gradient. Where a network has memorised its
-    training set, gradients vanish, and steps of full size drive outputs on without end. With the factor the decay of
-    weights, which it does not shorten, has something to balance, as in a loss with an L2 penalty. Gradients that
-    are noise, or fall by a power of the number of steps, are shortened little or not at all, since the mean falls with
-    them. Multiplying the loss by a constant changes nothing, and a step without a gradient counts for nothing.
+    A direction has the same size whatever the size of the gradient. Where a pretrained network has memorised the few
+    examples that it is fine-tuned on, gradients vanish, and steps of full size only drive it away from what it knew.
+    Gradients that are noise, or fall by a power of the number of steps, shorten steps little or not at all, since the
+    mean falls with them. Multiplying the loss by a constant changes nothing, and a step without a gradient counts for
+    nothing. A gradient counts as at most 1,000 times as large or as small as the mean, once there were 20.
 
     Args:
         power: initial :math:`\rho`, >= 0.
@@ -35,17 +35,17 @@ class Restraint(nn.Module):
     Example:
         >>> restraint, memory = Restraint(power=1.0), torch.zeros(3)
         >>> for size in [1.0, 1.0, 1.0, 1.0]:
-        ...     factor, memory = restraint(memory, torch.tensor(size).log())
-        >>> float(factor)
-        1.0
+        ...     log_factor, memory = restraint(memory, torch.tensor(size).log())
+        >>> log_factor.item()
+        0.0
     """
 
-    def __init__(self, power: float) -> None:
+    def __init__(self, power: float = 3.0) -> None:
         super().__init__()
         self.power = nn.Parameter(torch.tensor(power, dtype=THETA_DTYPE))
 
     def forward(self, memory: Tensor, log_norm: Tensor) -> tuple[Tensor, Tensor]:
-        """The factor, 0-dim, and what to remember.
+        """The logarithm of the factor, 0-dim, and what to remember.
 
         Args:
             memory: the number of gradients so far, the average and the mean of their logarithm, shape ``(3,)``; zeros
@@ -60,8 +60,8 @@ class Restraint(nn.Module):
         weight = 1 / count.clamp(min=1.0)
         average = torch.where(there, torch.lerp(average, size, weight.clamp(min=RATE)), average)
         mean = torch.where(there, torch.lerp(mean, size, weight), mean)
-        factor = torch.exp(self.power.to(memory.dtype) * (average - mean).clamp(-LIMIT, 0.0))
-        return factor, torch.stack([count, average, mean])
+        log_factor = self.power.to(memory.dtype) * (average - mean).clamp(max=0.0)
+        return log_factor, torch.stack([count, average, mean])
 
 
 def log_norm_of(power: Tensor, per_unit: Tensor) -> Tensor:
