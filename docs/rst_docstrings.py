@@ -1,7 +1,8 @@
 """mkdocstrings extension: the roles and formulas of Sphinx in docstrings become Markdown.
 
 ``:class:`~package.module.Name``` becomes ``Name`` in code type, ``:math:`x``` and ``.. math::`` become TeX between the
-delimiters of ``pymdownx.arithmatex``, two backticks become one, and doctests and simple tables become fenced blocks.
+delimiters of ``pymdownx.arithmatex``, two backticks become one, and doctests become fenced blocks, and simple tables
+tables of Markdown.
 """
 
 import re
@@ -23,7 +24,7 @@ def to_markdown(text: str) -> str:
     >>> to_markdown("See :class:`~a.b.C`, :math:`x^2` and ``code``.")
     'See `C`, \\(x^2\\) and `code`.'
     """
-    text = TABLE.sub(lambda match: _fenced(match, "text"), DOCTEST.sub(lambda match: _fenced(match, "pycon"), text))
+    text = TABLE.sub(_table, DOCTEST.sub(_fenced, text))
     text = DISPLAY.sub(_display, text)
     text = INLINE.sub(lambda match: rf"\({match[1]}\)", text)
     text = ROLE.sub(lambda match: f"`{_label(match[1])}`", text)
@@ -33,11 +34,25 @@ def to_markdown(text: str) -> str:
 
 def _display(match: re.Match[str]) -> str:
     tex = " ".join(line.strip() for line in match[2].splitlines() if line.strip())
-    return f"{match[1]}\\[{tex}\\]\n"
+    return f"{match[1]}\\[{tex}\\]"
 
 
-def _fenced(match: re.Match[str], language: str) -> str:
-    return f"{match[1]}```{language}\n{match[0]}\n{match[1]}```"
+def _fenced(match: re.Match[str]) -> str:
+    return f"{match[1]}```pycon\n{match[0]}\n{match[1]}```"
+
+
+def _table(match: re.Match[str]) -> str:
+    """A simple table of two columns, whose rows may go on in further lines, as a Markdown table without a head."""
+    lines = [line[len(match[1]) :] for line in match[0].splitlines()]
+    second = lines[0].index(" ") + 2
+    rows: list[list[str]] = []
+    for line in lines[1:-1]:
+        if line[:second].strip():
+            rows.append([line[:second].strip(), line[second:].strip()])
+        else:
+            rows[-1][1] += " " + line.strip()
+    cells = [[cell.replace("|", r"\vert ") for cell in row] for row in rows]
+    return "\n".join(f"{match[1]}| {first} | {rest} |" for first, rest in [["", ""], ["---", "---"], *cells])
 
 
 def _label(target: str) -> str:

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+import lightning_lopt
 import lightning_lopt.cli
 from lightning_lopt.evaluation.metrics.reported import REPORTED
 from lightning_lopt.evaluation.suites import SUITES
@@ -23,7 +24,8 @@ from lightning_lopt.tasks import mixtures
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+BUILT = sorted(DOCS.rglob("*.md"))
+PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md")), *BUILT]
 BLOCK = re.compile(r"^(?:<!-- ([\w ]+): (.*?) -->\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 REGISTRIES = (RULES, REPORTED, SUITES, mixtures.OTHER_FAMILIES, mixtures.MIXTURES)
 
@@ -85,6 +87,14 @@ def test_links_go_somewhere(page):
             assert (page.parent / target).exists(), target
 
 
+def test_the_index_of_examples_is_complete():
+    folder = ROOT / "examples"
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    named = {str(path.relative_to(folder)) for name in re.findall(r"`([\w/*.]+)`", text) for path in folder.glob(name)}
+    there = {str(path.relative_to(folder)) for kind in ("py", "sh", "yaml") for path in folder.rglob(f"*.{kind}")}
+    assert there <= named, there - named
+
+
 def test_every_page_is_in_the_menu():
     def leaves(node):
         if isinstance(node, str):
@@ -94,4 +104,10 @@ def test_every_page_is_in_the_menu():
                 yield from leaves(value)
 
     menu = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
-    assert sorted(leaves(menu)) == sorted(str(page.relative_to(DOCS)) for page in PAGES[1:])
+    assert sorted(leaves(menu)) == sorted(str(page.relative_to(DOCS)) for page in BUILT)
+
+
+def test_the_reference_has_every_public_name():
+    reference = "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "api").glob("*.md"))
+    names = {name for name in lightning_lopt.__all__ if not name.startswith("__")}
+    assert names <= set(re.findall(r"^::: lightning_lopt\.(\w+)$", reference, re.MULTILINE))
