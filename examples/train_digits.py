@@ -211,11 +211,11 @@ def plot(results: tuple[Result, ...], path: str, title: str) -> None:
     figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.8), sharey=True, layout="constrained")
     for result in results:
         curve = median_curve(result)
-        panels[0].semilogy(range(1, len(curve) + 1), curve, label=result.name)
-        panels[1].semilogy(median_times(result), curve)
+        panels[0].semilogy(range(1, len(curve) + 1), curve)
+        panels[1].semilogy(median_times(result), curve, label=result.name)
     panels[0].set(xlabel="steps", ylabel="training loss (mean of 20 steps)")
     panels[1].set(xlabel="seconds")
-    panels[0].legend(fontsize="small")
+    panels[1].legend(fontsize="small", loc="upper right")
     for axes in panels:
         axes.grid(alpha=0.3)
     figure.suptitle(title)
