@@ -5,10 +5,10 @@ python examples/meta_training.py --models siren --seeds 3 --steps 1000
 python examples/meta_training.py --models siren scaled --uncalibrated   # the constants of base alone
 
 Each model is trained twice for the same number of steps, on the same batches: with `base` as it comes, and with
-MetaTraining("base"). Printed are training and validation losses at the end, medians over seeds, on how many seeds
-MetaTraining ended lower (in validation where that is measured), on how many it handed the rule back as it was, the
-factor by which it changed what it searched (weight decay; without calibration step sizes), and the time it took. With
---validation a fifth of the examples are kept for validation, and MetaTraining measures on these.
+OnlineMetaTraining("base"). Printed are training and validation losses at the end, medians over seeds, on how many seeds
+OnlineMetaTraining ended lower (in validation where that is measured), on how many it handed the rule back as it was,
+the factor by which it changed what it searched (weight decay; without calibration step sizes), and the time it took.
+With --validation a fifth of the examples are kept for validation, and OnlineMetaTraining measures on these.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_lopt import LearnedOptimizerAdapter, MetaTraining, ResidualRule, load_rule
+from lightning_lopt import LearnedOptimizerAdapter, OnlineMetaTraining, ResidualRule, load_rule
 
 Examples = tuple[Tensor, ...]
 
@@ -156,7 +156,7 @@ class Model(L.LightningModule):
         return F.cross_entropy(outputs, batch[1]) if batch[1].dtype == torch.int64 else F.mse_loss(outputs, batch[1])
 
     def validation_step(self, batch: Examples, index: int) -> None:
-        pass  # MetaTraining measures on validation batches by the training_step
+        pass  # OnlineMetaTraining measures on validation batches by the training_step
 
     def configure_optimizers(self) -> None:
         return None  # the callbacks bring the optimizer
@@ -218,7 +218,7 @@ def main() -> None:
         plain, adapted, factors, shares, rounds, handed_back = [], [], [], [], 0, 0
         for seed in range(arguments.seeds):
             with tempfile.TemporaryDirectory() as folder:
-                callback = MetaTraining(rule, seed=seed)
+                callback = OnlineMetaTraining(rule, seed=seed)
                 plain.append(
                     train(name, seed, arguments.steps, LearnedOptimizerAdapter(rule), folder, arguments.validation)
                 )

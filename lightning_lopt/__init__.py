@@ -7,7 +7,7 @@ from lightning_lopt._lazy import lazily as _lazily
 
 if _typing.TYPE_CHECKING:
     from lightning_lopt.assessment import Assessment, assess
-    from lightning_lopt.callbacks import LearnedOptimizerAdapter, MetaTraining, MetaValidation
+    from lightning_lopt.callbacks import LearnedOptimizerAdapter, MetaTraining, MetaValidation, OnlineMetaTraining
     from lightning_lopt.interop import LearnedTrainerMixin
     from lightning_lopt.io import Card, available_rules, load_card, load_rule, save_rule
     from lightning_lopt.meta import (
@@ -73,6 +73,7 @@ __all__ = [
     "MuAdafacMLPRule",
     "MuonRule",
     "NNAdamRule",
+    "OnlineMetaTraining",
     "RNNMLPRule",
     "ResidualRule",
     "SGDRule",

@@ -72,7 +72,7 @@ def info(arguments: Sequence[str]) -> int:
     """Print a rule's card and numbers."""
     from lightning_lopt.evaluation.benchmark import rule_memory
     from lightning_lopt.io import RuleFileError, load_card, load_rule
-    from lightning_lopt.rules.cost import report
+    from lightning_lopt.rules.contract.footprint import report
     from lightning_lopt.terminal import say
 
     if len(arguments) != 1:

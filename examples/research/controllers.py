@@ -31,7 +31,7 @@ from lightning_lopt.evaluation.results import ProblemResult
 from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.evaluation.suites import make_suite
 from lightning_lopt.rules.base import ROLES
-from lightning_lopt.rules.controller import Controller, Controls
+from lightning_lopt.rules.residual_parts.controller import Controller, Controls
 from lightning_lopt.tasks.text import resolve_texts
 
 TASKS = "image_mlp+tabular_classification+tabular_regression+teacher+least_squares"

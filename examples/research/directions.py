@@ -30,12 +30,12 @@ from lightning_lopt.evaluation.results import ProblemResult
 from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.evaluation.suites import long_runs, make_suite
 from lightning_lopt.evaluation.suites.long import language_model, regression
-from lightning_lopt.meta.data import TaskMixture
-from lightning_lopt.rules.arithmetic import TINY, matrix_shape, orthogonalise, unit_rms
 from lightning_lopt.rules.base import Role, TensorState
-from lightning_lopt.rules.role_constants import Constants
+from lightning_lopt.rules.residual_parts.role_constants import Constants
+from lightning_lopt.rules.shared.arithmetic import TINY, matrix_shape, orthogonalise, unit_rms
 from lightning_lopt.tasks.data import resolve
 from lightning_lopt.tasks.mixtures import make_families
+from lightning_lopt.tasks.task_mixture import TaskMixture
 
 DECAY = 0.95  # of everything a variant remembers
 EXAMPLES = 3000

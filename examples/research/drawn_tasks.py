@@ -19,8 +19,8 @@ from lightning_lopt import ResidualRule, UpdateRule, load_rule
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.results import ProblemResult
 from lightning_lopt.evaluation.runs import run_rules
-from lightning_lopt.meta.data import TaskMixture
 from lightning_lopt.tasks.mixtures import make_families
+from lightning_lopt.tasks.task_mixture import TaskMixture
 
 
 def calibrated(rule: UpdateRule, shrink: float, grow: float, tolerance: float) -> ResidualRule:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import lightning.pytorch as L
+import torch
 
 from lightning_lopt._lightning import is_lightning
+from lightning_lopt.optim import LearnedOptimizer
 
 
 def check_callbacks(trainer: L.Trainer, kind: type) -> None:
@@ -17,7 +19,7 @@ def check_callbacks(trainer: L.Trainer, kind: type) -> None:
     if len(names) > 1:
         raise ValueError(
             f"the Trainer has {len(names)} adapters for learned optimizers, {' and '.join(names)}; keep one "
-            "(MetaTraining is a LearnedOptimizerAdapter itself)."
+            "(OnlineMetaTraining is a LearnedOptimizerAdapter itself)."
         )
 
 
@@ -37,3 +39,38 @@ def check_strategy(trainer: L.Trainer) -> None:
             "strategy='deepspeed' takes the optimizer into an engine of its own, which hides the loss and the shapes "
             "of parameters; use ModelParallelStrategy (FSDP2) or 'ddp'."
         )
+
+
+def only_learned_optimizer(trainer: L.Trainer, module: L.LightningModule) -> LearnedOptimizer:
+    """The one optimizer of the fit, checked to be one that pilots can follow.
+
+    Raises:
+        ValueError: for manual optimization, several optimizers, an optimizer that is not learned, sharded or
+            half-precision parameters, or parameters that are not the module's.
+    """
+    if not module.automatic_optimization:
+        raise ValueError(
+            f"{type(module).__name__} uses manual optimization, so OnlineMetaTraining cannot tell what a step is; set "
+            "automatic_optimization = True, or use LearnedOptimizerAdapter."
+        )
+    if is_lightning(trainer.strategy, "ModelParallelStrategy"):
+        raise ValueError("OnlineMetaTraining needs whole parameters on every rank; use 'ddp' or a single device.")
+    if len(trainer.optimizers) != 1 or not isinstance(trainer.optimizers[0], LearnedOptimizer):
+        names = ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers)
+        raise ValueError(
+            f"OnlineMetaTraining works beside one LearnedOptimizer, got {names or 'none'}; return one from "
+            "configure_optimizers, or give the callback a rule, as in OnlineMetaTraining('base')."
+        )
+    optimizer = trainer.optimizers[0]
+    of_module = set(module.parameters())
+    for param in (param for group in optimizer.param_groups for param in group["params"]):
+        if param.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"OnlineMetaTraining needs float32 parameters, got {param.dtype}; use precision='bf16-mixed' or "
+                "'32-true'."
+            )
+        if param not in of_module:
+            raise ValueError(
+                "OnlineMetaTraining needs the optimizer's parameters to be the module's own; some are not."
+            )
+    return optimizer

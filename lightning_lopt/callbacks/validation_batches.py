@@ -90,7 +90,7 @@ def _read_beside(trainer: Any, module: Any, limit: int) -> list[Any]:
         with untouched(), generators_kept(loader):
             return [move(convert(batch)) for batch in islice(_beside(loader), limit)]
     except Exception as error:
-        rank_zero_warn(f"MetaTraining goes without validation batches, which it cannot read ({named(error)}).")
+        rank_zero_warn(f"OnlineMetaTraining goes without validation batches, which it cannot read ({named(error)}).")
         return []
 
 

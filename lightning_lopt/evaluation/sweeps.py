@@ -15,7 +15,7 @@ from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.runs import RuleModels, SideBySide, measured_in_windows, run_rules
 from lightning_lopt.rules import AdamRule, MuonRule, ScheduleFreeAdamRule, SGDRule, UpdateRule
 from lightning_lopt.rules.base import StepContext, TensorState
-from lightning_lopt.rules.stacks import TensorInputs
+from lightning_lopt.rules.contract.stacks import TensorInputs
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks.base import Split, Task
 from lightning_lopt.tasks.finetune import head_alone

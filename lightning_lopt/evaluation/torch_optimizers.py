@@ -12,7 +12,7 @@ from lightning_lopt.evaluation.measurement import Measurement
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.runs import PerModel, measured_in_windows
 from lightning_lopt.rules.base import StepContext
-from lightning_lopt.rules.constants import schedule_factor
+from lightning_lopt.rules.shared.schedules import schedule_factor
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks.base import Batch, Split, Task
 

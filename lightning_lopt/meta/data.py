@@ -5,56 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import lightning.pytorch as L
-import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_lopt.seeding import generator
-from lightning_lopt.tasks.base import Task, TaskFamily
+from lightning_lopt.tasks.base import TaskFamily
 from lightning_lopt.tasks.data import DataLike
 from lightning_lopt.tasks.mixtures import make_families
+from lightning_lopt.tasks.task_mixture import TaskMixture
 from lightning_lopt.tasks.text import TextLike
-from lightning_lopt.tasks.transforms import Augmented, Transform, augment
+from lightning_lopt.tasks.transforms import Transform, augment
 
-
-class TaskMixture:
-    """Task families that are drawn with equal probability.
-
-    Args:
-        families: at least one; one that is there twice is drawn twice as often.
-    """
-
-    def __init__(self, families: Sequence[TaskFamily]) -> None:
-        if not families:
-            raise ValueError("a TaskMixture needs at least one task family, got none.")
-        self.families = tuple(families)
-
-    def sample(self, seed: int) -> Task:
-        """The task that belongs to ``seed``: the same seed always gives the same task."""
-        family, draws = self._draw(seed)
-        return family.sample(draws)
-
-    def family(self, seed: int) -> str:
-        """Name of the family that the task of ``seed`` comes from."""
-        return self._draw(seed)[0].name
-
-    @property
-    def trained_on(self) -> dict[str, list[str]]:
-        """Names of the families and of their data, for a rule's ``config.json``: what it can be said to have seen."""
-        names: set[str] = set()
-        data: set[str] = set()
-        for family in self.families:
-            plain = family.family if isinstance(family, Augmented) else family
-            # Celo4's tasks are perceptrons on images: who saw them saw what its parent class draws.
-            parents = (vars(kind).get("name") for kind in type(plain).__mro__)
-            names |= {plain.name, *(name for name in parents if isinstance(name, str))}
-            for key in ("data", "text"):
-                entry = plain.config.get(key, [])
-                data |= {entry} if isinstance(entry, str) else set(entry)
-        return {"families": sorted(names), "data": sorted(data)}
-
-    def _draw(self, seed: int) -> tuple[TaskFamily, torch.Generator]:
-        draws = generator(seed, "task")
-        return self.families[int(torch.randint(len(self.families), (), generator=draws))], draws
+__all__ = ["TaskDataModule", "TaskMixture"]
 
 
 class _Endless(IterableDataset[TaskMixture]):

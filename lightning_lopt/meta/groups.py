@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_lopt.meta.data import TaskMixture
 from lightning_lopt.meta.estimators.base import Estimator
 from lightning_lopt.meta.horizons import Horizons
 from lightning_lopt.meta.runs import InnerRuns, device_of, map_runs
 from lightning_lopt.rules.base import State, UpdateRule
 from lightning_lopt.seeding import derive_seed
+from lightning_lopt.tasks.task_mixture import TaskMixture
 
 
 @dataclass

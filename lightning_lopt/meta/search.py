@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -48,9 +47,14 @@ class Search:
         memory: ρ in [0, 1).
         seed: of the perturbations.
 
+    Attributes:
+        first_share: share of the run before the first round.
+
     Raises:
         ValueError: if a number is out of range, or no entry of θ has a name that fits.
     """
+
+    first_share: ClassVar[float] = 0.0
 
     def __init__(
         self,
@@ -198,6 +202,8 @@ class SequentialTest(Search):
         rule, entries, sigma: see :class:`Search`.
     """
 
+    first_share = 0.1
+
     def __init__(self, rule: UpdateRule, *, entries: Sequence[str] = WEIGHT_DECAY, sigma: float = 1.1) -> None:
         super().__init__(rule, entries=entries, sigma=sigma)
         self.needed = math.log(DOUBT)
@@ -232,39 +238,32 @@ class SequentialTest(Search):
         return {name: value + sign * self.sigma for name, value in self.start.items()}
 
 
+def default_search(
+    rule: UpdateRule,
+    *,
+    entries: Sequence[str] | None = None,
+    sigma: float | None = None,
+    pairs: int | None = None,
+    seed: int | None = None,
+) -> Search:
+    """A :class:`SequentialTest` of the weight decay of a rule that calibrates its steps, else a :class:`Search` over
+    step sizes.
+
+    Args:
+        rule: whose θ is the start.
+        entries, sigma: of either; ``None`` for the default of its class.
+        pairs, seed: of :class:`Search`; a :class:`SequentialTest` has neither, since it draws nothing.
+
+    >>> from lightning_lopt import AdamRule, load_rule
+    >>> type(default_search(AdamRule())).__name__, type(default_search(load_rule("base"))).__name__
+    ('Search', 'SequentialTest')
+    """
+    given: dict[str, Any] = {"entries": entries, "sigma": sigma}
+    if not rule.calibrates_steps:
+        given |= {"pairs": pairs, "seed": seed}
+    kind = SequentialTest if rule.calibrates_steps else Search
+    return kind(rule, **{name: value for name, value in given.items() if value is not None})
+
+
 def _fits(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-@dataclass(frozen=True)
-class Pace:
-    """When rounds are due: spread evenly over the logarithm of the step, within a budget.
-
-    The unit of cost is a training step. Early steps decide most of a run, and late ones tell what early ones cannot;
-    nothing is measured after half of the run.
-
-    Attributes:
-        total_steps: of the run.
-        share: of its work that all rounds may cost together.
-        window: steps it takes to record the batches of a round.
-        every: fewest steps between two rounds.
-        first: no round before this step.
-    """
-
-    total_steps: int
-    share: float
-    window: int
-    every: int
-    first: int = 0
-
-    def next_start(self, now: int, spent: float, cost: float) -> int | None:
-        """First step, ``now`` or later, at which recording for a round of this cost may begin; ``None`` for never."""
-        budget = self.share * self.total_steps
-        if spent + cost > budget:
-            return None
-        last = max(1.0, self.total_steps / 2)
-        unit = max(self.window, self.first)
-        reached = (1 + (last - self.first) / unit) ** (spent / budget)
-        earliest = now + self.every if spent else now
-        step = max(earliest, self.first + math.ceil((reached - 1) * unit))
-        return step if step + self.window <= last else None

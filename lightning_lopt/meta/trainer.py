@@ -16,7 +16,6 @@ from torch.nn.utils import get_total_norm
 
 from lightning_lopt.meta.allocator import keep_freed_memory
 from lightning_lopt.meta.checkpoint_io import AtomicCheckpointIO
-from lightning_lopt.meta.data import TaskMixture
 from lightning_lopt.meta.engine import Compiled, Eager, Execution, Recorded
 from lightning_lopt.meta.estimators.base import Estimator
 from lightning_lopt.meta.groups import Group, groups_of_rank, states_by_number
@@ -24,6 +23,7 @@ from lightning_lopt.meta.horizons import Horizons
 from lightning_lopt.meta.statistics import OuterStepStatistics, signal_to_noise, step_sizes
 from lightning_lopt.meta.theta import theta_row
 from lightning_lopt.rules.base import UpdateRule
+from lightning_lopt.tasks.task_mixture import TaskMixture
 
 
 class MetaTrainer(L.LightningModule):

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_lopt.compiling import CompiledFunction, own_copy
 from lightning_lopt.optim.stack_steps import StackStep, step_of_stack
 from lightning_lopt.rules.base import StepContext, UpdateRule
-from lightning_lopt.rules.stacks import Stack
+from lightning_lopt.rules.contract.stacks import Stack
 
 
 class CompiledSteps:

@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_lopt.optim.groups import Member
 from lightning_lopt.optim.sharding import is_shard
-from lightning_lopt.rules.structure import Signs, signs_of, trained
+from lightning_lopt.rules.residual_parts.structure import Signs, signs_of, trained
 
 SPREAD = 1e-3  # of the weights of a normalisation layer, above which they are not those of an initialisation
 
@@ -42,9 +42,10 @@ def looks_pretrained(module: nn.Module) -> str | None:
 
 @torch.no_grad()
 def trained_shares(members: Iterable[Member]) -> dict[str, float]:
-    """How trained each parameter looks, from 0 to 1: :func:`~lightning_lopt.rules.structure.trained` by name.
+    """How trained each parameter looks, from 0 to 1, by name.
 
-    Complex, frozen and sharded parameters are left out. Reading the answer waits for the device.
+    See :func:`~lightning_lopt.rules.residual_parts.structure.trained`. Complex, frozen and sharded parameters are left
+    out. Reading the answer waits for the device.
     """
     known = {m.name: (m.param.detach().float(), m.role) for m in members if _can_be_read(m.param)}
     if not known:

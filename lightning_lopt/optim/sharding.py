@@ -30,7 +30,7 @@ Tree = TypeVar("Tree")
 _ALIGNMENT = 16  # bytes, of the widest type: a piece of the bucket is viewed in its own type
 
 
-class Layout(NamedTuple):
+class ShardCut(NamedTuple):
     """How a sharded tensor is cut: into chunks along one dimension, the last of them shorter or empty.
 
     Attributes:
@@ -55,7 +55,7 @@ class Layout(NamedTuple):
         return -(-size // self.ranks)
 
 
-def layout_of(x: DTensor) -> Layout | None:
+def cut_of(x: DTensor) -> ShardCut | None:
     """How ``x`` is cut; ``None`` where each rank holds all of it.
 
     Raises:
@@ -72,18 +72,18 @@ def layout_of(x: DTensor) -> Layout | None:
             "Replicate on the other dimensions of the mesh, is needed; apply either fully_shard or tensor parallelism "
             "to it, not both."
         )
-    return Layout(mesh_dim, placement.dim % max(x.ndim, 1), mesh.size(mesh_dim), mesh.get_local_rank(mesh_dim))
+    return ShardCut(mesh_dim, placement.dim % max(x.ndim, 1), mesh.size(mesh_dim), mesh.get_local_rank(mesh_dim))
 
 
 def check_placements(params: Iterable[Tensor]) -> None:
     """Refuse sharded parameters that :func:`whole` cannot put together.
 
     Raises:
-        ValueError: see :func:`layout_of`; or if the shards have other sizes than ``torch.chunk`` gives them.
+        ValueError: see :func:`cut_of`; or if the shards have other sizes than ``torch.chunk`` gives them.
     """
     for param in params:
-        if is_shard(param) and (layout := layout_of(param)) is not None:
-            here, expected = param.to_local().shape[layout.dim], layout.span(param.shape[layout.dim])[1]
+        if is_shard(param) and (cut := cut_of(param)) is not None:
+            here, expected = param.to_local().shape[cut.dim], cut.span(param.shape[cut.dim])[1]
             if here != expected:
                 raise ValueError(
                     f"a parameter of shape {tuple(param.shape)} has {here} of its rows on this rank where even "
@@ -107,17 +107,17 @@ def whole(tree: Tree) -> Tree:
     All ranks must call it with the same tensors in the same order. Other tensors are handed through.
 
     Raises:
-        ValueError: see :func:`layout_of`.
+        ValueError: see :func:`cut_of`.
     """
     leaves, structure = tree_flatten(tree)
     buckets: dict[Any, list[int]] = {}
     for index, x in enumerate(leaves):
         if is_shard(x):
-            layout = layout_of(x)
-            if layout is None:
+            cut = cut_of(x)
+            if cut is None:
                 leaves[index] = x.to_local()
             else:
-                buckets.setdefault(x.device_mesh.get_group(layout.mesh_dim), []).append(index)
+                buckets.setdefault(x.device_mesh.get_group(cut.mesh_dim), []).append(index)
     for group, indices in buckets.items():
         for index, x in zip(indices, _gathered([leaves[index] for index in indices], group), strict=True):
             leaves[index] = x
@@ -127,10 +127,10 @@ def whole(tree: Tree) -> Tree:
 
 def _gathered(shards: Sequence[DTensor], group: Any) -> list[Tensor]:
     """Whole tensors from shards that are cut over the same group."""
-    layouts = [cast(Layout, layout_of(x)) for x in shards]
+    shard_cuts = [cast(ShardCut, cut_of(x)) for x in shards]
     shapes = [
-        [layout.chunk(size) if dim == layout.dim else size for dim, size in enumerate(x.shape)]
-        for x, layout in zip(shards, layouts, strict=True)
+        [cut.chunk(size) if dim == cut.dim else size for dim, size in enumerate(x.shape)]
+        for x, cut in zip(shards, shard_cuts, strict=True)
     ]
     lengths = [math.prod(shape) * x.dtype.itemsize for x, shape in zip(shards, shapes, strict=True)]
     starts = [0]
@@ -144,18 +144,18 @@ def _gathered(shards: Sequence[DTensor], group: Any) -> list[Tensor]:
 
     # the group works on the device of the mesh; with CPU offloading parameters lie elsewhere
     here = torch.zeros(starts[-1], dtype=torch.uint8, device=shards[0].device_mesh.device_type)
-    for number, (x, layout) in enumerate(zip(shards, layouts, strict=True)):
+    for number, (x, cut) in enumerate(zip(shards, shard_cuts, strict=True)):
         local = x.to_local()
-        piece(here, number).narrow(layout.dim, 0, local.shape[layout.dim]).copy_(local)
-    ranks = layouts[0].ranks
+        piece(here, number).narrow(cut.dim, 0, local.shape[cut.dim]).copy_(local)
+    ranks = shard_cuts[0].ranks
     bucket = here.new_empty(ranks * len(here))
     all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.13
     all_gather(bucket, here, group=group)
     rows = bucket.view(ranks, -1).unbind()
     result = []
-    for number, (x, layout) in enumerate(zip(shards, layouts, strict=True)):
-        padded = torch.cat([piece(row, number) for row in rows], layout.dim)
-        result.append(padded.narrow(layout.dim, 0, x.shape[layout.dim]).contiguous().to(x.to_local().device))
+    for number, (x, cut) in enumerate(zip(shards, shard_cuts, strict=True)):
+        padded = torch.cat([piece(row, number) for row in rows], cut.dim)
+        result.append(padded.narrow(cut.dim, 0, x.shape[cut.dim]).contiguous().to(x.to_local().device))
     return result
 
 
@@ -189,10 +189,10 @@ def part(x: Tensor, like: Tensor) -> Tensor:
 
     It is a view; ``x`` may have further dimensions.
     """
-    layout = layout_of(like) if is_shard(like) else None
-    if layout is None:
+    cut = cut_of(like) if is_shard(like) else None
+    if cut is None:
         return x
-    return x.narrow(layout.dim, *layout.span(x.shape[layout.dim]))
+    return x.narrow(cut.dim, *cut.span(x.shape[cut.dim]))
 
 
 def local(x: Tensor) -> Tensor:

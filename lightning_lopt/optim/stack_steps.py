@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_lopt.optim.precision import all_finite
 from lightning_lopt.optim.state_types import rounded_like, seen, widened
 from lightning_lopt.rules.base import StepContext, TensorState, UpdateRule
-from lightning_lopt.rules.stacks import Stack
+from lightning_lopt.rules.contract.stacks import Stack
 
 StackStep = tuple[Tensor, TensorState, Tensor]
 """The updates of a stack, its state after the step, and whether all updates are finite, 0-dim."""

@@ -14,7 +14,7 @@ from lightning_lopt.optim.guard_adamw import COPIES
 from lightning_lopt.optim.precision import real, wide
 from lightning_lopt.optim.state_types import narrowed
 from lightning_lopt.rules.base import StepContext, UpdateRule
-from lightning_lopt.rules.stacks import Stack, grouped, joined, joined_decay
+from lightning_lopt.rules.contract.stacks import Stack, grouped, joined, joined_decay
 
 States = MutableMapping[Tensor, dict[str, Tensor]]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_lopt.optim.guard_adamw import COPIES
 from lightning_lopt.optim.rounding import rounded
 from lightning_lopt.rules.base import UpdateRule
-from lightning_lopt.rules.stacks import Stack
+from lightning_lopt.rules.contract.stacks import Stack
 
 NARROW = torch.bfloat16
 

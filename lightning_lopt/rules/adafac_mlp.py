@@ -8,10 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_lopt.rules.accumulators import constants
-from lightning_lopt.rules.arguments import check_choice, check_decays, check_numbers, check_sizes
-from lightning_lopt.rules.arithmetic import view
-from lightning_lopt.rules.averages import Rates, init_averages, update_averages
 from lightning_lopt.rules.base import (
     THETA_DTYPE,
     Role,
@@ -21,10 +17,13 @@ from lightning_lopt.rules.base import (
     UpdateRule,
     register_rule,
 )
-from lightning_lopt.rules.entry_network import EntryNetwork, apply_network
-from lightning_lopt.rules.factored import Matrix, Ties
-from lightning_lopt.rules.features import averaged_features, spread
-from lightning_lopt.rules.time_features import TIMES, elapsed
+from lightning_lopt.rules.checks import check_choice, check_decays, check_numbers, check_sizes
+from lightning_lopt.rules.shared.arithmetic import constants, view
+from lightning_lopt.rules.shared.entry_network import EntryNetwork
+from lightning_lopt.rules.shared.fast_entry_network import apply_network
+from lightning_lopt.rules.shared.features import averaged_features, spread
+from lightning_lopt.rules.shared.moments import Matrix, Rates, Ties, init_averages, update_averages
+from lightning_lopt.rules.shared.time_features import TIMES, elapsed
 
 NORM_EPS = 1e-5
 SECOND_MOMENT_EPS = 1e-6
@@ -37,10 +36,10 @@ class AdafacMLPRule(UpdateRule):
 
     .. math:: \Delta p = -\eta\, (o_1 e^{\kappa o_2} + \lambda p)
 
-    with the outputs o of an :class:`~lightning_lopt.rules.entry_network.EntryNetwork` that sees momenta, second moments
-    and factored second moments (:mod:`~lightning_lopt.rules.features`), and the time in steps. θ also has an offset for
-    each decay d, :math:`1 - d = (1 - d_0)\, e^{10 \theta}`; d may become negative for momenta, while those of second
-    moments are cut off at 0.
+    with the outputs o of an :class:`~lightning_lopt.rules.shared.entry_network.EntryNetwork` that sees momenta, second
+    moments and factored second moments (:mod:`~lightning_lopt.rules.shared.features`), and the time in steps. θ also
+    has an offset for each decay d, :math:`1 - d = (1 - d_0)\, e^{10 \theta}`; d may become negative for momenta, while
+    those of second moments are cut off at 0.
 
     A tensor of rank > 2 is by default the matrix (out, everything else). The reference keeps weights as (in, out) and
     kernels as (height, width, in, out), and factors the two largest axes.

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, TypeVar, final
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
+from lightning_lopt.rules.contract.context import (
+    THETA_DTYPE,
+    Columns,
+    Params,
+    State,
+    StepContext,
+    TensorState,
+    Updates,
+)
+from lightning_lopt.rules.contract.registry import RULES, register_rule
+from lightning_lopt.rules.contract.roles import ROLES, Role, role_of_shape
+from lightning_lopt.rules.contract.stacks import Stack, TensorInputs, grouped, joined, joined_decay
 from lightning_lopt.rules.pickled import PickledAsData
-from lightning_lopt.rules.roles import ROLES, Role, role_of_shape
-from lightning_lopt.rules.stacks import Stack, TensorInputs, grouped, joined, joined_decay
 
 __all__ = [
     "ROLES",
@@ -29,61 +38,6 @@ __all__ = [
     "Updates",
     "register_rule",
 ]
-
-THETA_DTYPE = torch.float32
-"""Rules make θ in this type, whatever torch's default type is: under Lightning's 16-true and bf16-true it is half."""
-
-Params = dict[str, Tensor]
-Updates = dict[str, Tensor]
-TensorState = dict[str, Tensor]
-Columns = dict[str, Tensor]
-"""Numbers of each of n tensors, (n, ...), by what they are."""
-
-
-class State(NamedTuple):
-    """Everything a rule remembers between two inner steps. A pytree, so ``vmap`` maps over it.
-
-    Attributes:
-        tensors: for every parameter name its own state tensors by key, e.g. ``{"net.weight": {"momentum": ...}}``.
-        shared: state that belongs to no single parameter, e.g. running averages of the loss.
-    """
-
-    tensors: dict[str, dict[str, Tensor]]
-    shared: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class StepContext:
-    """What the gradient does not tell.
-
-    Attributes:
-        step: inner steps made before this one, 0-dim; 0 on the first call. It goes on past ``total_steps``.
-        total_steps: planned number of inner steps (the horizon), 0-dim.
-        loss: loss of this step before the update, 0-dim, in the unit of the task's loss; ``None`` if unknown
-            (only for rules with ``reads_loss = False``).
-        roles: role of each parameter; a name that is missing has :func:`~lightning_lopt.rules.role_of_shape`'s role.
-        weight_decay: extra decoupled weight decay asked for by the user, by parameter name; a name that is missing
-            has 0. A rule multiplies it by its own step size, as AdamW multiplies it by the learning rate.
-        phase: which stacks do in this step what need not be done at every step, as :meth:`UpdateRule.phase_of` says of
-            its number: all of them if ``None``, else those whose index i has (i + phase) % period = 0. Unlike what
-            tensors hold it is known without waiting for the device, so a rule may branch on it: compiled, that makes as
-            many graphs as there are phases.
-        scheduled: step at which schedules stand, 0-dim, where a horizon that changed during the run has moved it away
-            from ``step``; ``None`` where it is ``step``.
-    """
-
-    step: Tensor
-    total_steps: Tensor
-    loss: Tensor | None = None
-    roles: Mapping[str, Role] = field(default_factory=dict)
-    weight_decay: Mapping[str, float | Tensor] = field(default_factory=dict)
-    phase: int | None = None
-    scheduled: Tensor | None = None
-
-    @property
-    def scheduled_step(self) -> Tensor:
-        """The step for schedules, 0-dim: it stops at the last of the horizon, so schedules keep that value."""
-        return torch.minimum(self.step if self.scheduled is None else self.scheduled, self.total_steps - 1)
 
 
 class UpdateRule(PickledAsData, ABC):
@@ -321,26 +275,3 @@ class UpdateRule(PickledAsData, ABC):
     def validated(self, state: State, loss: Tensor) -> State:
         """The state with a validation loss, 0-dim, taken into ``state.shared``; a rule that reads it overrides this."""
         return state
-
-
-RULES: dict[str, type[UpdateRule]] = {}
-"""Rules that files may name: what :func:`~lightning_lopt.load_rule` is allowed to build."""
-
-_RuleClass = TypeVar("_RuleClass", bound=type[UpdateRule])
-
-
-def register_rule(name: str) -> Callable[[_RuleClass], _RuleClass]:
-    """Class decorator: make a rule loadable from a file under ``name``.
-
-    Raises:
-        ValueError: if another class already has that name.
-    """
-
-    def register(cls: _RuleClass) -> _RuleClass:
-        if name in RULES and RULES[name].__qualname__ != cls.__qualname__:
-            raise ValueError(f"rule name {name!r} is taken by {RULES[name].__qualname__}; choose another name.")
-        cls.rule_name = name
-        RULES[name] = cls
-        return cls
-
-    return register

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.rules.base import register_rule
-from lightning_lopt.rules.factored import Matrix
-from lightning_lopt.rules.mixture_rule import MixtureMoment, MixtureRule
-from lightning_lopt.rules.time_features import SHARES
+from lightning_lopt.rules.shared.mixture_rule import MixtureMoment, MixtureRule
+from lightning_lopt.rules.shared.moments import Matrix
+from lightning_lopt.rules.shared.time_features import SHARES
 
 
 @register_rule("celo")
@@ -21,12 +21,12 @@ class CeloRule(MixtureRule):
     .. math::
         \Delta p = -\eta\, \alpha\, \big( \sqrt{\mathrm{mean}(p^2) + 10^{-9}}\; o_1 e^{\kappa o_2} + \lambda p \big)
 
-    The outputs o are those of an :class:`~lightning_lopt.rules.entry_network.EntryNetwork` that sees momenta, second
-    moments and factored second moments of the gradient, clipped to ±1000 (:mod:`~lightning_lopt.rules.features`). Its
-    weights are the mean of K copies with the shares softmax(c). An LSTM
-    (:class:`~lightning_lopt.rules.tensor_controller.TensorController`) puts out c and :math:`\alpha = 0.1 e^a`; it
-    sees how far the run has come and how the loss has been going (:mod:`~lightning_lopt.rules.loss_buffer`), which is
-    the same for all tensors.
+    The outputs o are those of an :class:`~lightning_lopt.rules.shared.entry_network.EntryNetwork` that sees momenta,
+    second moments and factored second moments of the gradient, clipped to ±1000
+    (:mod:`~lightning_lopt.rules.shared.features`). Its weights are the mean of K copies with the shares softmax(c). An
+    LSTM (:class:`~lightning_lopt.rules.shared.tensor_controller.TensorController`) puts out c and :math:`\alpha = 0.1
+    e^a`; it sees how far the run has come and how the loss has been going
+    (:mod:`~lightning_lopt.rules.shared.loss_features`), which is the same for all tensors.
 
     The network is meta-trained in phase 1, in which α is 1. In phase 2 the LSTM is, with the network as it is:
     ``rule.networks.requires_grad_(False)``.

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lopt.rules.accumulators import bias_correction as correction
 from lightning_lopt.rules.base import Role, StepContext, TensorInputs, TensorState, register_rule
 from lightning_lopt.rules.celo2_base import Celo2BaseRule, Matrix
-from lightning_lopt.rules.roles import check_role
+from lightning_lopt.rules.checks import check_positive, check_role
+from lightning_lopt.rules.shared.averages import bias_correction as correction
 
 ADAM_EPS = 1e-8
 
@@ -65,8 +65,7 @@ class Celo2Rule(Celo2BaseRule):
             hidden, step_mult, rms_mult, exp_mult, weight_decay, orthogonalise, param_scale_mult, bias_correction,
             momentum_decays, second_moment_decay, factored_decays, matrix,
         )  # fmt: skip
-        if not 0 < adam_mult < float("inf"):
-            raise ValueError(f"adam_mult must be a positive number, got {adam_mult!r}.")
+        check_positive(adam_mult=adam_mult)
         if len(adam_betas) != 2 or not all(0 <= beta < 1 for beta in adam_betas):
             raise ValueError(f"adam_betas must be two numbers in [0, 1), got {list(adam_betas)}.")
         self.adam_roles = [check_role(role, "adam_roles") for role in adam_roles]

@@ -8,14 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_lopt.rules.accumulators import bias_correction, rates, unbiased
-from lightning_lopt.rules.arguments import check_choice, check_decays, check_numbers, check_sizes
-from lightning_lopt.rules.arithmetic import newton_schulz, view
-from lightning_lopt.rules.averages import Rates, init_averages, update_averages
 from lightning_lopt.rules.base import Role, StepContext, TensorInputs, TensorState, UpdateRule, register_rule
-from lightning_lopt.rules.entry_network import EntryNetwork, apply_network, inverse_rms, matrix_norm
-from lightning_lopt.rules.factored import Ties
-from lightning_lopt.rules.features import FeatureInputs, averaged_features
+from lightning_lopt.rules.checks import check_choice, check_decays, check_numbers, check_sizes
+from lightning_lopt.rules.shared.arithmetic import newton_schulz, view
+from lightning_lopt.rules.shared.averages import bias_correction, rates, unbiased
+from lightning_lopt.rules.shared.entry_network import EntryNetwork, inverse_rms, matrix_norm
+from lightning_lopt.rules.shared.fast_entry_network import apply_network
+from lightning_lopt.rules.shared.features import FeatureInputs, averaged_features
+from lightning_lopt.rules.shared.moments import Rates, Ties, init_averages, update_averages
 
 GRADIENT_LIMIT = 1000.0
 NORM_EPS = 1e-9
@@ -32,9 +32,9 @@ class Celo2BaseRule(UpdateRule):
     .. math:: u = o_1 e^{\kappa o_2}, \qquad
         \Delta p = -\eta \Big( \rho\, \frac{u}{\sqrt{\mathrm{mean}(u^2) + 10^{-9}}} + \lambda p \Big)
 
-    with the outputs o of an :class:`~lightning_lopt.rules.entry_network.EntryNetwork` that sees momenta, second moments
-    and factored second moments of the clipped gradient (:mod:`~lightning_lopt.rules.features`). Every matrix of the
-    step has RMS ηρ, whatever the network says; a tensor whose gradient is zero moves too.
+    with the outputs o of an :class:`~lightning_lopt.rules.shared.entry_network.EntryNetwork` that sees momenta, second
+    moments and factored second moments of the clipped gradient (:mod:`~lightning_lopt.rules.shared.features`). Every
+    matrix of the step has RMS ηρ, whatever the network says; a tensor whose gradient is zero moves too.
 
     A tensor of rank > 2 is by default the matrix (out, everything else). The reference keeps weights as (in, out) and
     kernels as (height, width, in, out), and takes the last two axes for the matrix, each for itself along the leading

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_lopt.rules.accumulators import bias_correction
-from lightning_lopt.rules.arithmetic import TINY
 from lightning_lopt.rules.base import (
     THETA_DTYPE,
     Role,
@@ -20,7 +18,10 @@ from lightning_lopt.rules.base import (
     UpdateRule,
     register_rule,
 )
-from lightning_lopt.rules.constants import not_negative, positive, schedule_factor, schedule_name, unit_interval
+from lightning_lopt.rules.checks import check_betas, check_choice, check_numbers, check_positive, check_unit_interval
+from lightning_lopt.rules.shared.arithmetic import TINY
+from lightning_lopt.rules.shared.averages import bias_correction
+from lightning_lopt.rules.shared.schedules import SCHEDULES, schedule_factor
 
 
 def init_adam(param: Tensor) -> dict[str, Tensor]:
@@ -74,13 +75,17 @@ class SGDRule(UpdateRule):
         schedule: str = "constant",
     ) -> None:
         super().__init__()
-        self.schedule = schedule_name(schedule)
+        check_positive(lr=lr)
+        check_unit_interval(momentum=momentum)
+        check_numbers(0.0, weight_decay=weight_decay)
+        check_choice("schedule", schedule, SCHEDULES)
+        self.schedule = schedule
         self.reads_horizon = schedule != "constant"
-        self.log_lr = nn.Parameter(torch.tensor(math.log(positive(lr, "lr")), dtype=THETA_DTYPE))
+        self.log_lr = nn.Parameter(torch.tensor(math.log(lr), dtype=THETA_DTYPE))
         self.initial_lr = lr
-        self.momentum = unit_interval(momentum, "momentum")
+        self.momentum = momentum
         self.nesterov = nesterov
-        self.weight_decay = not_negative(weight_decay, "weight_decay")
+        self.weight_decay = weight_decay
 
     @property
     def config(self) -> dict[str, Any]:
@@ -136,13 +141,17 @@ class AdamRule(UpdateRule):
         schedule: str = "constant",
     ) -> None:
         super().__init__()
-        self.schedule = schedule_name(schedule)
+        check_positive(lr=lr, eps=eps)
+        check_betas(betas)
+        check_numbers(0.0, weight_decay=weight_decay)
+        check_choice("schedule", schedule, SCHEDULES)
+        self.schedule = schedule
         self.reads_horizon = schedule != "constant"
-        self.log_lr = nn.Parameter(torch.tensor(math.log(positive(lr, "lr")), dtype=THETA_DTYPE))
+        self.log_lr = nn.Parameter(torch.tensor(math.log(lr), dtype=THETA_DTYPE))
         self.initial_lr = lr
-        self.betas = (unit_interval(betas[0], "betas[0]"), unit_interval(betas[1], "betas[1]"))
-        self.eps = positive(eps, "eps")
-        self.weight_decay = not_negative(weight_decay, "weight_decay")
+        self.betas = (betas[0], betas[1])
+        self.eps = eps
+        self.weight_decay = weight_decay
 
     @property
     def config(self) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_lopt.rules.arguments import check_numbers, check_sizes
 from lightning_lopt.rules.base import Role, StepContext, TensorInputs, TensorState, UpdateRule, register_rule
-from lightning_lopt.rules.recurrent import Cell, Layer
+from lightning_lopt.rules.checks import check_numbers, check_sizes
+from lightning_lopt.rules.shared.recurrent import Cell, Layer
 
 BLOCK = 2**15  # entries at a time: the gates of one take 16 H bytes
 
@@ -36,8 +36,8 @@ class LSTMRule(UpdateRule):
 
     .. math:: \Delta p = \eta\, (w \cdot h + b - \lambda p)
 
-    with h the hidden state of the last of the :class:`~lightning_lopt.rules.recurrent.Cell` s, which begin at 0; the
-    first sees :func:`log_and_sign` of the gradient, each further one the h of the one before.
+    with h the hidden state of the last of the :class:`~lightning_lopt.rules.shared.recurrent.Cell` s, which begin at 0;
+    the first sees :func:`log_and_sign` of the gradient, each further one the h of the one before.
 
     Args:
         hidden: size H of each cell.

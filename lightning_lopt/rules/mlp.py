@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_lopt.rules.accumulators import average, rates
-from lightning_lopt.rules.arguments import check_numbers, check_sizes
-from lightning_lopt.rules.arithmetic import view
 from lightning_lopt.rules.base import Role, StepContext, TensorInputs, TensorState, UpdateRule, register_rule
-from lightning_lopt.rules.entry_network import EntryNetwork, apply_network
-from lightning_lopt.rules.features import Feature, split_rows
-from lightning_lopt.rules.time_features import TIMES, elapsed
+from lightning_lopt.rules.checks import check_averages, check_numbers, check_sizes
+from lightning_lopt.rules.shared.arithmetic import view
+from lightning_lopt.rules.shared.averages import average, rates
+from lightning_lopt.rules.shared.entry_network import EntryNetwork
+from lightning_lopt.rules.shared.fast_entry_network import apply_network
+from lightning_lopt.rules.shared.moment_features import MomentumFeatures
+from lightning_lopt.rules.shared.time_features import TIMES, elapsed
 
 NORM_EPS = 1e-5
 GRADIENT_LIMIT = 1e15  # not in the reference: float32 holds the squares up to here
-
-
-class MomentumFeatures(NamedTuple):
-    """Gradient and parameter, (1, *s), and momenta, (k, *s)."""
-
-    grad: Tensor
-    param: Tensor
-    momentum: Tensor
-
-    def features(self) -> list[Feature]:
-        return list(self)
-
-    def parts(self, rows: int) -> list[MomentumFeatures]:
-        pieces = (split_rows(x, rows, self.param.shape[1]) for x in self)
-        return [MomentumFeatures(*each) for each in zip(*pieces, strict=True)]
 
 
 @register_rule("mlp")
@@ -42,8 +28,8 @@ class MLPRule(UpdateRule):
     .. math::
         m_j \leftarrow d_j m_j + (1 - d_j) g, \qquad \Delta p = -\eta\, (o_1 e^{\kappa o_2} + \lambda p)
 
-    with the outputs o of an :class:`~lightning_lopt.rules.entry_network.EntryNetwork` for g, p and the k momenta, each
-    normalised over its tensor, and :math:`\tanh(t/\tau - 1)` for eleven times τ. Shapes play no part.
+    with the outputs o of an :class:`~lightning_lopt.rules.shared.entry_network.EntryNetwork` for g, p and the k
+    momenta, each normalised over its tensor, and :math:`\tanh(t/\tau - 1)` for eleven times τ. Shapes play no part.
 
     Args:
         hidden: width of the network.
@@ -71,8 +57,7 @@ class MLPRule(UpdateRule):
         check_sizes(hidden=hidden)
         check_numbers(0.0, step_mult=step_mult)
         check_numbers(exp_mult=exp_mult)
-        if not momentum_decays or not all(0 <= decay < 1 for decay in momentum_decays):
-            raise ValueError(f"momentum_decays must be numbers in [0, 1), at least one, got {list(momentum_decays)}.")
+        check_averages("momentum_decays", momentum_decays)
         self.hidden, self.step_mult, self.exp_mult = hidden, step_mult, exp_mult
         self.momentum_decays = list(momentum_decays)
         self.network = EntryNetwork(2 + len(self.momentum_decays), 0, hidden, 2, len(TIMES))

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from lightning_lopt.rules.adafac_mlp import AdafacMLPRule
-from lightning_lopt.rules.arguments import check_sizes
-from lightning_lopt.rules.arithmetic import matrix_shape
 from lightning_lopt.rules.base import Role, register_rule
-from lightning_lopt.rules.factored import Matrix
+from lightning_lopt.rules.checks import check_sizes
+from lightning_lopt.rules.shared.arithmetic import matrix_shape
+from lightning_lopt.rules.shared.moments import Matrix
 
 
 @register_rule("mu_adafac_mlp")

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_lopt.rules.arithmetic import matrix_shape, orthogonalise
 from lightning_lopt.rules.base import (
     THETA_DTYPE,
     Role,
@@ -19,8 +18,10 @@ from lightning_lopt.rules.base import (
     UpdateRule,
     register_rule,
 )
-from lightning_lopt.rules.constants import not_negative, positive, schedule_factor, schedule_name, unit_interval
+from lightning_lopt.rules.checks import check_betas, check_choice, check_numbers, check_positive, check_unit_interval
 from lightning_lopt.rules.hand_designed import adam_direction, init_adam
+from lightning_lopt.rules.shared.arithmetic import matrix_shape, orthogonalise
+from lightning_lopt.rules.shared.schedules import SCHEDULES, schedule_factor
 
 ADJUSTMENTS = ("match_rms_adamw", "original")
 
@@ -34,10 +35,10 @@ class MuonRule(UpdateRule):
         \Delta W = -\eta \big( s\, \text{orth}((1-\mu) g + \mu m) + \lambda W \big)
 
     for tensors of role ``"matrix"`` and rank >= 2, as matrices (out, everything else), with orth as in
-    :func:`~lightning_lopt.rules.arithmetic.orthogonalise` and s = 0.2 √max(rows, columns), which gives the step the RMS
-    of AdamW's so that one learning rate serves both, or s = √max(1, rows / columns). Every other tensor is stepped by
-    :class:`~lightning_lopt.AdamRule`. Same numbers as ``torch.optim.Muon`` (but for its bfloat16 products) and
-    ``torch.optim.AdamW``.
+    :func:`~lightning_lopt.rules.shared.arithmetic.orthogonalise` and s = 0.2 √max(rows, columns), which gives the step
+    the RMS of AdamW's so that one learning rate serves both, or s = √max(1, rows / columns). Every other tensor is
+    stepped by :class:`~lightning_lopt.AdamRule`. Same numbers as ``torch.optim.Muon`` (but for its bfloat16 products)
+    and ``torch.optim.AdamW``.
 
     Args:
         lr: initial learning rate η of both, > 0; learnable through its logarithm.
@@ -65,17 +66,21 @@ class MuonRule(UpdateRule):
         schedule: str = "constant",
     ) -> None:
         super().__init__()
-        if adjustment not in ADJUSTMENTS:
-            raise ValueError(f"adjustment must be 'match_rms_adamw' or 'original', got {adjustment!r}.")
-        self.schedule = schedule_name(schedule)
+        check_positive(lr=lr, eps=eps)
+        check_unit_interval(momentum=momentum)
+        check_betas(betas)
+        check_numbers(0.0, weight_decay=weight_decay)
+        check_choice("adjustment", adjustment, ADJUSTMENTS)
+        check_choice("schedule", schedule, SCHEDULES)
+        self.schedule = schedule
         self.reads_horizon = schedule != "constant"
-        self.log_lr = nn.Parameter(torch.tensor(math.log(positive(lr, "lr")), dtype=THETA_DTYPE))
+        self.log_lr = nn.Parameter(torch.tensor(math.log(lr), dtype=THETA_DTYPE))
         self.initial_lr = lr
-        self.momentum = unit_interval(momentum, "momentum")
-        self.weight_decay = not_negative(weight_decay, "weight_decay")
+        self.momentum = momentum
+        self.weight_decay = weight_decay
         self.adjustment = adjustment
-        self.betas = (unit_interval(betas[0], "betas[0]"), unit_interval(betas[1], "betas[1]"))
-        self.eps = positive(eps, "eps")
+        self.betas = (betas[0], betas[1])
+        self.eps = eps
 
     @property
     def config(self) -> dict[str, Any]:

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_lopt.rules.accumulators import constants
-from lightning_lopt.rules.arguments import check_numbers, check_sizes
-from lightning_lopt.rules.arithmetic import variance
 from lightning_lopt.rules.base import Role, StepContext, TensorInputs, TensorState, UpdateRule, register_rule
-from lightning_lopt.rules.recurrent import LSTM, Layer, remembered
+from lightning_lopt.rules.checks import check_numbers, check_sizes
+from lightning_lopt.rules.shared.arithmetic import constants, variance
+from lightning_lopt.rules.shared.recurrent import LSTM, Layer, remembered
 
 GRADIENT_LIMIT = 1000.0
 SIGNALS = 19
@@ -32,9 +31,9 @@ class NNAdamRule(UpdateRule):
         z \leftarrow z + 0.01\, (W h + b)
 
     with g clipped to ±1000, :math:`z = \log(\alpha, 1 - \beta_1, 1 - \beta_2, \epsilon) / 10`, and h the output of an
-    :class:`~lightning_lopt.rules.recurrent.LSTM` that sees z, the rank of the tensor, and sizes and signs of means and
-    variances of g, m, v and p. Constants change after the step, within bounds: α in [1e-8, 1e3], ε in [1e-11, 1e4] and
-    1 - β in [e^-10, 1]. Before meta-training they stay as they are.
+    :class:`~lightning_lopt.rules.shared.recurrent.LSTM` that sees z, the rank of the tensor, and sizes and signs of
+    means and variances of g, m, v and p. Constants change after the step, within bounds: α in [1e-8, 1e3], ε in [1e-11,
+    1e4] and 1 - β in [e^-10, 1]. Before meta-training they stay as they are.
 
     Args:
         lr, beta1, beta2, eps: α, β₁, β₂ and ε that all tensors begin with, learned too.

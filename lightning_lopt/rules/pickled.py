@@ -1,4 +1,7 @@
-"""Rules as plain data inside checkpoints, so that ``torch.load(weights_only=True)`` reads those that hold one."""
+"""Rules as plain data inside checkpoints, so that ``torch.load(weights_only=True)`` reads those that hold one.
+
+Checkpoints name :func:`rebuilt_rule` by this module, so it stays where it is.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from lightning_lopt.rules.contract.registry import RULES
 
 
 class PickledAsData(nn.Module):
@@ -26,8 +31,6 @@ class PickledAsData(nn.Module):
         """Keyword arguments that build this rule again, JSON values only; θ is not part of it."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        from lightning_lopt.rules.base import RULES
-
         if RULES.get(self.rule_name) is not type(self):
             return super().__reduce_ex__(protocol)
         return rebuilt_rule, (self.rule_name, self.config, dict(self.state_dict()))
@@ -48,7 +51,6 @@ def rebuilt_rule(rule_name: str, config: dict[str, Any], theta: dict[str, Tensor
     from lightning_lopt.io.build import build_rule, check_arguments
     from lightning_lopt.io.files import RuleFileError, show
     from lightning_lopt.io.header import TensorSpec
-    from lightning_lopt.rules.base import RULES
 
     label = "the rule in a checkpoint"
     if rule_name not in RULES:

@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_lopt.rules.arguments import check_sizes
-from lightning_lopt.rules.arithmetic import TINY, mean_square, orthogonalise, rms, unit_rms
 from lightning_lopt.rules.base import (
     ROLES,
     THETA_DTYPE,
@@ -23,15 +21,22 @@ from lightning_lopt.rules.base import (
     UpdateRule,
     register_rule,
 )
-from lightning_lopt.rules.calibration import Calibration, promise
-from lightning_lopt.rules.controller import Controller, Controls
-from lightning_lopt.rules.direction import DirectionMLP
-from lightning_lopt.rules.eigenbasis import follow, init_bases, into_bases, out_evened, out_of_bases
-from lightning_lopt.rules.restraint import Restraint, log_norm_of
-from lightning_lopt.rules.role_constants import Constants, RoleConstants
-from lightning_lopt.rules.roles import check_role
-from lightning_lopt.rules.signals import LOSS_DECAYS, SIGNALS, average_loss, shared_signals, tensor_signals
-from lightning_lopt.rules.structure import Signs, signs_of, trained
+from lightning_lopt.rules.checks import check_role, check_sizes
+from lightning_lopt.rules.residual_parts.calibration import Calibration, promise
+from lightning_lopt.rules.residual_parts.controller import Controller, Controls
+from lightning_lopt.rules.residual_parts.direction import DirectionMLP
+from lightning_lopt.rules.residual_parts.eigenbasis import follow, init_bases, into_bases, out_evened, out_of_bases
+from lightning_lopt.rules.residual_parts.restraint import Restraint, log_norm_of
+from lightning_lopt.rules.residual_parts.role_constants import Constants, RoleConstants
+from lightning_lopt.rules.residual_parts.signals import (
+    LOSS_DECAYS,
+    SIGNALS,
+    average_loss,
+    shared_signals,
+    tensor_signals,
+)
+from lightning_lopt.rules.residual_parts.structure import Signs, signs_of, trained
+from lightning_lopt.rules.shared.arithmetic import TINY, mean_square, orthogonalise, rms, unit_rms
 
 FIRST_TURNS = 20  # steps that all turn the eigenbases, which are far from where they belong then
 TYPICAL_COHERENCE, LEAST_COHERENCE = 0.3, 0.01
@@ -65,7 +70,8 @@ class ResidualRule(UpdateRule):
 
     - :math:`d`, of RMS 1: for matrices the orthogonalised Nesterov momentum, for the other roles the bias-corrected
       Adam direction, or, where asked for, that direction in the eigenbases of the gradients' covariances
-      (:mod:`~lightning_lopt.rules.eigenbasis`); each after an optional correction by a per-parameter MLP;
+      (:mod:`~lightning_lopt.rules.residual_parts.eigenbasis`); each after an optional correction by a per-parameter
+      MLP;
     - in Adam's direction, entries of another sign than the gradient times 1 - c, as in cautious optimizers (Liang et
       al. 2024, https://arxiv.org/abs/2411.16085), but in the coordinates of its second moment;
     - :math:`r`, the coherence of the gradients: the RMS of Adam's direction, 1 where they agree and small where they
@@ -95,12 +101,13 @@ class ResidualRule(UpdateRule):
         weight_decay: λ before meta-training, for all roles, > 0.
         calibrated: let the run calibrate its steps.
         turn_every: one step in how many turns the eigenbases of rotated roles, >= 1; each of the first 20 does.
-        careful: shorten the steps of tensors that look trained already (:mod:`~lightning_lopt.rules.structure`): the
-            initial logarithm, for all roles, of what their steps are divided by, >= 0; they shorten further where
-            gradients vanish (:class:`~lightning_lopt.rules.restraint.Restraint`). ``None`` treats all alike.
+        careful: shorten the steps of tensors that look trained already
+            (:mod:`~lightning_lopt.rules.residual_parts.structure`): the initial logarithm, for all roles, of what their
+            steps are divided by, >= 0; they shorten further where gradients vanish
+            (:class:`~lightning_lopt.rules.residual_parts.restraint.Restraint`). ``None`` treats all alike.
         longest_side: a side of a rotated tensor that is longer than this, and than the other side, has no basis, > 0;
             in the role ``matrix`` directions are orthogonalised then
-            (:func:`~lightning_lopt.rules.eigenbasis.out_evened`).
+            (:func:`~lightning_lopt.rules.residual_parts.eigenbasis.out_evened`).
 
     Raises:
         ValueError: if a size or constant is not positive, ``step_range`` not above 1, or a role unknown or both

@@ -9,9 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_lopt.rules.accumulators import average, constants, rates
-from lightning_lopt.rules.arguments import check_choice, check_numbers, check_sizes
-from lightning_lopt.rules.arithmetic import view
 from lightning_lopt.rules.base import (
     Columns,
     Role,
@@ -22,17 +19,23 @@ from lightning_lopt.rules.base import (
     UpdateRule,
     register_rule,
 )
-from lightning_lopt.rules.entry_network import EntryNetwork, apply_network, initial_weight
-from lightning_lopt.rules.factored import Matrix
-from lightning_lopt.rules.loss_statistics import LossStatistics
-from lightning_lopt.rules.recurrent import LSTM, Layer, remembered
-from lightning_lopt.rules.rnn_mlp_signals import STATISTICS, Moments, clip_limit, clip_updated, tensor_statistics
-from lightning_lopt.rules.time_features import TIMES, waves
+from lightning_lopt.rules.checks import check_averages, check_choice, check_numbers, check_sizes
+from lightning_lopt.rules.shared.arithmetic import constants, variance, view
+from lightning_lopt.rules.shared.averages import average, rates
+from lightning_lopt.rules.shared.entry_network import EntryNetwork, initial_weight
+from lightning_lopt.rules.shared.fast_entry_network import apply_network
+from lightning_lopt.rules.shared.loss_features import LossStatistics
+from lightning_lopt.rules.shared.moment_features import MomentFeatures
+from lightning_lopt.rules.shared.moments import Matrix
+from lightning_lopt.rules.shared.recurrent import LSTM, Layer, remembered
+from lightning_lopt.rules.shared.time_features import TIMES, waves
 
 NORM_EPS = 1e-5
 FROM_NETWORK, FROM_LSTM, TO_NETWORK = 16, 18, 17  # numbers that are passed on, named by who sends or gets them
+AXES = 4
+STATISTICS = 12 + AXES
 SIGNALS = FROM_LSTM + FROM_NETWORK + STATISTICS + 2
-TRAIN_DECAY, VALID_DECAY = 0.9, 0.95
+TRAIN_DECAY, VALID_DECAY, CLIP_DECAY = 0.9, 0.95, 0.99
 
 
 class RNNMLPMoment(NamedTuple):
@@ -58,10 +61,11 @@ class RNNMLPRule(UpdateRule):
     r"""RNN-MLP: :math:`\Delta p = -\eta\, (o_1 e^{\kappa o_2} + \lambda p)`.
 
     - Gradients are clipped, entry by entry, at ten times their running size over all tensors.
-    - A :class:`~lightning_lopt.rules.recurrent.LSTM` sees of each tensor the logarithms, and signs, of sizes, means and
-      variances of gradient, momenta, second moments and parameter, its shape, the loss
-      (:mod:`~lightning_lopt.rules.loss_statistics`), what the network sent at the last step, and what all LSTMs did.
-    - An :class:`~lightning_lopt.rules.entry_network.EntryNetwork` sees of each entry gradient, parameter, its
+    - A :class:`~lightning_lopt.rules.shared.recurrent.LSTM` sees of each tensor the logarithms, and signs, of sizes,
+      means and variances of gradient, momenta, second moments and parameter, its shape, the loss
+      (:mod:`~lightning_lopt.rules.shared.loss_features`), what the network sent at the last step, and what all LSTMs
+      did.
+    - An :class:`~lightning_lopt.rules.shared.entry_network.EntryNetwork` sees of each entry gradient, parameter, its
       logarithm, momenta m, second moments v, m / √v and 1 / √v, normalised over the tensor, the time, the number and
       size of tensors, and what the LSTM sends; its further outputs, averaged, go to the LSTM.
 
@@ -97,8 +101,7 @@ class RNNMLPRule(UpdateRule):
         check_sizes(lstm_hidden=lstm_hidden, hidden=hidden)
         check_numbers(0.0, step_mult=step_mult)
         check_numbers(exp_mult=exp_mult)
-        if not decays or not all(0 <= decay < 1 for decay in decays):
-            raise ValueError(f"decays must be numbers in [0, 1), at least one, got {list(decays)}.")
+        check_averages("decays", decays)
         check_choice("matrix", matrix, ("flat", "stored"))
         self.lstm_hidden, self.hidden, self.decays, self.matrix = lstm_hidden, hidden, list(decays), matrix
         self.step_mult, self.exp_mult = step_mult, exp_mult
@@ -176,16 +179,16 @@ class RNNMLPRule(UpdateRule):
         }
         return -self.step_mult * move, state | remembered(controls["hidden"], controls["cell"], inputs.param)
 
-    def _moments(self, inputs: TensorInputs, at: RNNMLPMoment) -> Moments:
+    def _moments(self, inputs: TensorInputs, at: RNNMLPMoment) -> MomentFeatures:
         """The averages with the present gradient, clipped, taken into them."""
         limit = at.clip_limit.to(inputs.grad.dtype)
         grad = view(inputs.grad).clamp(-limit, limit)
         rate = rates(self.decays, grad)
         momentum = average(inputs.state["momentum"], grad, rate)
         second_moment = average(inputs.state["second_moment"], grad.square(), rate)
-        return Moments(grad[None], view(inputs.param)[None], momentum, second_moment)
+        return MomentFeatures(grad[None], view(inputs.param)[None], momentum, second_moment)
 
-    def _outputs(self, moments: Moments, sent: Tensor, count: Tensor, step: Tensor) -> Tensor:
+    def _outputs(self, moments: MomentFeatures, sent: Tensor, count: Tensor, step: Tensor) -> Tensor:
         """The network's outputs for a tensor of shape s, (2 + FROM_NETWORK, *s); ``count`` is that of all tensors."""
         param = moments.param
         size = constants([math.log(max(param.numel(), 1))], param)
@@ -197,3 +200,42 @@ class RNNMLPRule(UpdateRule):
     def _sizes(self, param: Tensor) -> list[int]:
         """Lengths of the axes in the order of the reference, in which a linear layer is (in, out)."""
         return list(view(param).shape[::-1] if self.matrix == "flat" else param.shape)
+
+
+def tensor_statistics(moments: MomentFeatures, rank: int, sizes: list[int]) -> Tensor:
+    """What the LSTM sees of a tensor by itself, shape (STATISTICS,), in the order of the reference.
+
+    Log norm of the gradient; whether its ``rank`` is 0, ±1; log and sign of the mean of momenta, of second moments and
+    of the parameter; its log norm; log sizes of four axes, those missing being 1; and, for the end of all signals, the
+    log variances of momenta, second moments and parameter.
+    """
+    grad, param, *averages = moments
+    means = [_mean(x) for x in (*averages, param)]
+    pairs = [x for mean in means for x in (_log(mean), mean.sign())]
+    variances = [_log(variance(x.flatten())) for x in (*averages, param)]
+    norms = [_log(torch.linalg.vector_norm(x)) for x in (grad, param)]
+    shape = constants([math.log(max(size, 1)) - 1 for size in (*sizes[:AXES], *[1] * (AXES - len(sizes)))], param)
+    scalar = constants([1.0 if rank == 0 else -1.0], param)
+    return torch.cat([norms[0][None], scalar, torch.stack([*pairs, norms[1]]), shape, torch.stack(variances)])
+
+
+def clip_limit(clip: Tensor) -> Tensor:
+    """Ten times the running size of gradients, 0-dim; ``clip`` holds that size and its count, (2,)."""
+    size, count = clip
+    limit: Tensor = 10 * size / -torch.expm1(count * math.log(CLIP_DECAY))
+    return limit
+
+
+def clip_updated(clip: Tensor, powers: Tensor) -> Tensor:
+    """Running size and count, (2,), with the mean squares of the clipped gradients of all tensors, (n,)."""
+    size, count = clip
+    size = torch.lerp(size, torch.sqrt(1e-8 + powers.mean()), 1 - CLIP_DECAY)
+    return torch.stack([size, count + 1])
+
+
+def _mean(x: Tensor) -> Tensor:
+    return x.mean()
+
+
+def _log(x: Tensor) -> Tensor:
+    return torch.log(1e-8 + x.abs()).clamp(-5.0, 5.0)

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_lopt.rules.accumulators import bias_correction
-from lightning_lopt.rules.arithmetic import TINY
 from lightning_lopt.rules.base import (
     THETA_DTYPE,
     Params,
@@ -22,7 +20,9 @@ from lightning_lopt.rules.base import (
     UpdateRule,
     register_rule,
 )
-from lightning_lopt.rules.constants import not_negative, positive, unit_interval
+from lightning_lopt.rules.checks import check_betas, check_numbers, check_positive, check_unit_interval
+from lightning_lopt.rules.shared.arithmetic import TINY
+from lightning_lopt.rules.shared.averages import bias_correction
 
 
 @register_rule("schedule_free_adam")
@@ -65,14 +65,18 @@ class ScheduleFreeAdamRule(UpdateRule):
         warmup: float = 0.05,
     ) -> None:
         super().__init__()
-        self.log_lr = nn.Parameter(torch.tensor(math.log(positive(lr, "lr")), dtype=THETA_DTYPE))
+        check_positive(lr=lr, eps=eps)
+        check_betas(betas)
+        check_numbers(0.0, weight_decay=weight_decay)
+        check_unit_interval(warmup=warmup)
+        self.log_lr = nn.Parameter(torch.tensor(math.log(lr), dtype=THETA_DTYPE))
         self.initial_lr = lr
-        self.betas = (unit_interval(betas[0], "betas[0]"), unit_interval(betas[1], "betas[1]"))
+        self.betas = (betas[0], betas[1])
         if betas[0] == 0:
             raise ValueError("betas[0] must lie in (0, 1), got 0: the average x could not be told from y.")
-        self.eps = positive(eps, "eps")
-        self.weight_decay = not_negative(weight_decay, "weight_decay")
-        self.warmup = unit_interval(warmup, "warmup")
+        self.eps = eps
+        self.weight_decay = weight_decay
+        self.warmup = warmup
         self.reads_horizon = warmup > 0
 
     @property

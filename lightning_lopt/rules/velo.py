@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lopt.rules.accumulators import constants
-from lightning_lopt.rules.arithmetic import variance
 from lightning_lopt.rules.base import StepContext, register_rule
-from lightning_lopt.rules.factored import Matrix
-from lightning_lopt.rules.mixture_rule import MixtureMoment, MixtureRule
-from lightning_lopt.rules.time_features import SHARES
+from lightning_lopt.rules.shared.arithmetic import constants, variance
+from lightning_lopt.rules.shared.mixture_rule import MixtureMoment, MixtureRule
+from lightning_lopt.rules.shared.moments import Matrix
+from lightning_lopt.rules.shared.time_features import SHARES
 
 RANKS = 5
 SHARE_SCALE = 100.0

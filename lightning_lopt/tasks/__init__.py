@@ -30,6 +30,7 @@ from lightning_lopt.tasks.policy_gradient import PolicyGradientTask
 from lightning_lopt.tasks.quadratic import Quadratic, QuadraticFamily
 from lightning_lopt.tasks.tables import Table, load_table
 from lightning_lopt.tasks.tabular import TabularClassification, TabularRegression, TabularTask
+from lightning_lopt.tasks.task_mixture import TaskMixture
 from lightning_lopt.tasks.teacher import Teacher, TeacherTask
 from lightning_lopt.tasks.text import Text, load_text
 from lightning_lopt.tasks.text_classifier import TextClassifierTask
@@ -94,6 +95,7 @@ __all__ = [
     "TabularTask",
     "Task",
     "TaskFamily",
+    "TaskMixture",
     "Teacher",
     "TeacherTask",
     "Text",

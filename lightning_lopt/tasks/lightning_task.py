@@ -17,7 +17,7 @@ from torch.func import grad_and_value, vmap
 
 from lightning_lopt._lightning import is_lightning
 from lightning_lopt.rules.base import Params
-from lightning_lopt.rules.roles import roles_of
+from lightning_lopt.rules.contract.roles import roles_of
 from lightning_lopt.seeding import generator as derived_generator
 from lightning_lopt.tasks._draw import integer
 from lightning_lopt.tasks.base import OWN, Batch, MissingSplitError, Split, Task

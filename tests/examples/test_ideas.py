@@ -8,9 +8,9 @@ import torch
 
 from lightning_lopt import load_rule
 from lightning_lopt.evaluation.runs import run_rules
-from lightning_lopt.meta.data import TaskMixture
 from lightning_lopt.rules.base import StepContext
 from lightning_lopt.tasks.mixtures import make_families
+from lightning_lopt.tasks.task_mixture import TaskMixture
 
 FOLDER = Path(__file__).parents[2] / "examples" / "research"
 CHANGES = [

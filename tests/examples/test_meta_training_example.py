@@ -1,4 +1,4 @@
-"""The example of MetaTraining runs, and its far model ends lower."""
+"""The example of OnlineMetaTraining runs, and its far model ends lower."""
 
 import importlib.util
 import sys

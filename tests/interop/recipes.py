@@ -1,4 +1,4 @@
-"""Recipes as README and the package's docstring print them, and the plain loop that they must equal."""
+"""Recipes as docs/other-loops.md and the package's docstring print them, and the plain loop that they must equal."""
 
 import copy
 import re
@@ -10,14 +10,13 @@ from torch import nn
 import lightning_lopt.interop
 from lightning_lopt import LearnedOptimizer
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "other-loops.md"
 STEPS = 6
 
 
-def readme_blocks():
-    """The Python blocks of the paragraph on other libraries."""
-    (section,) = re.findall(r"^### Fabric, Accelerate, transformers\n(.*?)^##", README.read_text(), re.M | re.S)
-    return re.findall(r"^```python\n(.*?)^```$", section, re.M | re.S)
+def page_blocks():
+    """The Python blocks of the page on other libraries: Fabric, Accelerate, transformers."""
+    return re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
 
 
 def docstring_blocks():

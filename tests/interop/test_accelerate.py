@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from recipes import STEPS, assert_equal, data, docstring_blocks, model, plain, readme_blocks
+from recipes import STEPS, assert_equal, data, docstring_blocks, model, page_blocks, plain
 from torch import nn
 
 from lightning_lopt import LearnedOptimizer
@@ -24,9 +24,9 @@ def accelerator():
     accelerate.state.GradientState._reset_state()
 
 
-@pytest.mark.parametrize("accumulated", [1, 4], ids=["README", "docstring"])
+@pytest.mark.parametrize("accumulated", [1, 4], ids=["page", "docstring"])
 def test_the_recipe(accelerator, accumulated):
-    code = readme_blocks()[1] if accumulated == 1 else docstring_blocks()[1]
+    code = page_blocks()[1] if accumulated == 1 else docstring_blocks()[1]
     names = {"accelerator": accelerator(), "Accelerator": accelerator, "LearnedOptimizer": LearnedOptimizer}
     names |= {"model": model(), "data": data(STEPS * accumulated), "loss_function": nn.functional.mse_loss}
     exec(compile(code, "recipe", "exec"), names)

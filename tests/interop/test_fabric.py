@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 from lightning.fabric import Fabric
-from recipes import STEPS, assert_equal, data, docstring_blocks, model, plain, readme_blocks
+from recipes import STEPS, assert_equal, data, docstring_blocks, model, page_blocks, plain
 from torch import nn
 
 from lightning_lopt import LearnedOptimizer, ResidualRule
@@ -20,9 +20,9 @@ def namespace(batches):
     return names | {"LearnedOptimizer": LearnedOptimizer}
 
 
-@pytest.mark.parametrize("accumulated", [1, 4], ids=["README", "docstring"])
+@pytest.mark.parametrize("accumulated", [1, 4], ids=["page", "docstring"])
 def test_the_recipe(accumulated):
-    code = readme_blocks()[0] if accumulated == 1 else docstring_blocks()[0]
+    code = page_blocks()[0] if accumulated == 1 else docstring_blocks()[0]
     names = namespace(STEPS * accumulated)
     exec(compile(code, "recipe", "exec"), names)
     expected, _ = plain(model(), list(data(STEPS * accumulated)), accumulated)

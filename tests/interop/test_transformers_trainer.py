@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from recipes import STEPS, assert_equal, examples, model, plain, readme_blocks
+from recipes import STEPS, assert_equal, examples, model, page_blocks, plain
 from torch import nn
 
 from lightning_lopt import LearnedOptimizer, LearnedTrainerMixin, ScheduleFreeAdamRule
@@ -174,6 +174,6 @@ def test_the_recipe(trainer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"model": Model(), "data": [{"x": x, "labels": y} for x, y in examples(32)]}
     before = [value.clone() for value in names["model"].parameters()]
-    exec(compile(readme_blocks()[2], "README.md", "exec"), names)
+    exec(compile(page_blocks()[2], "other-loops.md", "exec"), names)
     assert learned(names["trainer"]).steps_made == names["trainer"].state.max_steps == 12
     assert not any(torch.equal(x, y) for x, y in zip(before, names["model"].parameters(), strict=True))

@@ -44,14 +44,14 @@ LENGTHS = [0, 1, 2, 15, 16, 31, 127, 128, 255, 256, 2**15, 2**16 - 1, 2**24, 2**
 MARKS = [*range(0x80, 0xA0), *range(0xC0, 0xE0), 0, 0x7F, 0xA0, 0xBF, 0xFF]
 
 
-def tensors(layout, sizes):
+def tensors(array_format, sizes):
     draws = torch.Generator().manual_seed(0)
-    return {name: torch.randn(shape, generator=draws) for name, shape in layout.shapes(**sizes).items()}
+    return {name: torch.randn(shape, generator=draws) for name, shape in array_format.shapes(**sizes).items()}
 
 
 def flax_file(kind):
     """A tree of two levels, whose paths are those of the deeper trees of flax."""
-    flat, tree = tensors(FLAX_KINDS[kind].layout, FLAX[kind]), {}
+    flat, tree = tensors(FLAX_KINDS[kind].format, FLAX[kind]), {}
     for name, value in flat.items():
         top, _, rest = name.partition("/")
         if rest:
@@ -112,7 +112,7 @@ def main(folder, count):
     flax = [(kind, folder / "theta.state", flax_file(kind)) for kind in FLAX]
     pylo = []
     for kind, sizes in PYLO.items():
-        save_file(tensors(PYLO_KINDS[kind].layout, sizes), folder / "good.safetensors")
+        save_file(tensors(PYLO_KINDS[kind].format, sizes), folder / "good.safetensors")
         pylo.append((kind, folder / "model.safetensors", (folder / "good.safetensors").read_bytes()))
     for kind, path, data in flax + pylo:  # everything is loaded that will be needed
         path.write_bytes(data)

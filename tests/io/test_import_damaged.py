@@ -88,7 +88,7 @@ def test_bfloat16(tmp_path):
 def test_named_tuple_of_an_older_flax(tmp_path):
     draws = np.random.default_rng(0)
     kind = FLAX_KINDS["nn_adam"]
-    arrays = {path: draws.normal(size=shape).astype("f4") for path, shape in kind.layout.shapes(lstm_hidden=2).items()}
+    arrays = {path: draws.normal(size=shape).astype("f4") for path, shape in kind.format.shapes(lstm_hidden=2).items()}
     tree, state = {}, {}
     for path, value in arrays.items():
         top, _, rest = path.partition("/")

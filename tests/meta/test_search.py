@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lightning_lopt import AdamRule, ResidualRule
-from lightning_lopt.meta.search import DOUBT, Pace, Search, SequentialTest
+from lightning_lopt.meta.rounds import RoundSchedule
+from lightning_lopt.meta.search import DOUBT, Search, SequentialTest
 
 
 def rounds(search, loss, count, scale=1e-3):
@@ -181,7 +182,7 @@ def test_bad_arguments_get_one_sentence(arguments, says):
 @pytest.mark.parametrize("total", [100, 1000, 30_000])
 @pytest.mark.parametrize("share", [0.05, 0.1, 1.0])
 def test_rounds_keep_to_the_budget_and_to_the_first_half(total, share):
-    pace, cost, spent, now, starts = Pace(total, share, 22, 20), 70.0, 0.0, 0, []
+    pace, cost, spent, now, starts = RoundSchedule(total, share, 22, 20), 70.0, 0.0, 0, []
     while (start := pace.next_start(now, spent, cost)) is not None:
         starts.append(start)
         now, spent = start + 22, spent + cost
@@ -193,12 +194,15 @@ def test_rounds_keep_to_the_budget_and_to_the_first_half(total, share):
 
 
 def test_no_round_is_before_the_first():
-    assert Pace(3000, 0.1, 20, 20, first=300).next_start(0, 0.0, 30.0) == 300
-    assert Pace(3000, 0.1, 20, 20, first=300).next_start(350, 150.0, 30.0) == math.ceil(300 * 5**0.5)  # of 300 to 1500
+    """Rounds spread over the steps from 300 to 1500."""
+    assert RoundSchedule(3000, 0.1, 20, 20, first=300).next_start(0, 0.0, 30.0) == 300
+    assert RoundSchedule(3000, 0.1, 20, 20, first=300).next_start(350, 150.0, 30.0) == math.ceil(
+        300 * 5**0.5
+    )  # of 300 to 1500
 
 
 def test_rounds_are_spread_over_the_logarithm_of_the_step():
-    pace, spent, now, starts = Pace(30_000, 0.1, 22, 1), 0.0, 0, []
+    pace, spent, now, starts = RoundSchedule(30_000, 0.1, 22, 1), 0.0, 0, []
     while (start := pace.next_start(now, spent, 300.0)) is not None:
         starts.append(start + 22)
         now, spent = start + 22, spent + 300.0

@@ -117,7 +117,7 @@ class Looking(SGDRule):
 
 @pytest.mark.parametrize(("rule", "why"), [(Noisy, "draws random numbers"), (Counting, "other numbers"), (Looking, "")])
 def test_a_rule_that_cannot_be_traced_is_stepped_as_it_is(rule, why, caplog, monkeypatch):
-    monkeypatch.setattr("lightning_lopt.rules.stacks.CPU_FEWEST", 100)  # vmap refuses the first and the last
+    monkeypatch.setattr("lightning_lopt.rules.contract.stacks.CPU_FEWEST", 100)  # vmap refuses the first and the last
     with caplog.at_level(logging.INFO, logger="lightning_lopt"):
         traced_net, optimizer = build(rule())
         train(traced_net, optimizer, steps=2)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import lightning_lopt
+from lightning_lopt.rules import RULES
 
 PACKAGE = Path(lightning_lopt.__file__).parent
 LAYERS = ("rules", "tasks", "io", "optim", "meta", "evaluation", "assessment", "callbacks")
@@ -49,6 +50,24 @@ def test_no_import_runs_upward(layer):
         if other.split(".")[1:2] and other.split(".")[1] in higher
     }
     assert upward - EXCEPTIONS == set()
+
+
+def test_files_at_the_top_of_rules_are_rules():
+    """Beside the contract, checks, and what keeps checkpoints and former imports working."""
+    others = {"__init__", "base", "checks", "moved", "pickled"}
+    at_the_top = {path.stem for path in (PACKAGE / "rules").glob("*.py")} - others
+    assert at_the_top == {name.rpartition(".")[2] for name in rule_modules()}
+
+
+@pytest.mark.parametrize("folder", ["contract", "shared", "residual_parts"])
+def test_parts_of_rules_import_no_rule(folder):
+    parts = [name for name in FILES if name.startswith(f"lightning_lopt.rules.{folder}.")]
+    assert parts
+    assert {name for name in parts if imported(name, everywhere=True) & rule_modules()} == set()
+
+
+def rule_modules():
+    return {rule.__module__ for rule in RULES.values() if rule.__module__ in FILES}
 
 
 def test_there_is_no_circle():

@@ -7,7 +7,7 @@ import torch
 
 from lightning_lopt import ResidualRule
 from lightning_lopt.rules import StepContext
-from lightning_lopt.rules.calibration import HIGHEST, LEAST, LOWEST, MOST, Calibration, promise
+from lightning_lopt.rules.residual_parts.calibration import HIGHEST, LEAST, LOWEST, MOST, Calibration, promise
 
 ROLES = {"w": "vector", "m": "matrix"}
 

@@ -9,8 +9,8 @@ from golden_runs import Recording
 from reference_rules import reference_rule as recorded_rule
 
 from lightning_lopt import Celo2BaseRule, Celo2Rule, StepContext
-from lightning_lopt.rules import entry_network
-from lightning_lopt.rules.arithmetic import newton_schulz
+from lightning_lopt.rules.shared import fast_entry_network
+from lightning_lopt.rules.shared.arithmetic import newton_schulz
 
 # Outputs of the JAX implementation (github.com/amoudgl/celo, 66d97611) on ten tensors of ranks 0 to 4, with random θ.
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("celo2*.npz"))
@@ -166,7 +166,7 @@ def test_blocks_change_nothing(shape, monkeypatch):
     """Large tensors are worked on in blocks of rows, with the same numbers."""
     rule = trained(Celo2BaseRule, exp_mult=0.5)
     whole, state = run(rule, shape)
-    monkeypatch.setattr(entry_network, "BLOCK", 16)
+    monkeypatch.setattr(fast_entry_network, "BLOCK", 16)
     for recorded in (True, False):  # in memory of their own, or in the same memory one after the other
         with torch.set_grad_enabled(recorded):
             parts, part_state = run(rule, shape)

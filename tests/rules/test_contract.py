@@ -11,8 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from lightning_lopt import StepContext
-from lightning_lopt.rules import ROLES, RULES, role_of_shape, stacks
-from lightning_lopt.rules.stacks import grouped
+from lightning_lopt.rules import ROLES, RULES, role_of_shape
+from lightning_lopt.rules.contract import stacks
+from lightning_lopt.rules.contract.stacks import grouped
 
 SHAPES = {
     "scalar": (),

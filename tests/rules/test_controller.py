@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from lightning_lopt.rules.controller import Controller
+from lightning_lopt.rules.residual_parts.controller import Controller
 
 
 def moved(step_range=3.0, scale=0.5):

@@ -6,8 +6,7 @@ from torch.func import vmap
 
 from lightning_lopt import ResidualRule
 from lightning_lopt.rules import StepContext
-from lightning_lopt.rules.arithmetic import matrix_shape
-from lightning_lopt.rules.eigenbasis import (
+from lightning_lopt.rules.residual_parts.eigenbasis import (
     EVENING,
     LARGEST_SIDE,
     LARGEST_TURN,
@@ -18,6 +17,7 @@ from lightning_lopt.rules.eigenbasis import (
     out_of_bases,
     turned,
 )
+from lightning_lopt.rules.shared.arithmetic import matrix_shape
 
 
 def coupling(basis, covariance):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_lopt import AdamRule, ResidualRule, SGDRule, StepContext
-from lightning_lopt.rules.signals import LOSS_DECAYS, average_loss, shared_signals
+from lightning_lopt.rules.residual_parts.signals import LOSS_DECAYS, average_loss, shared_signals
 
 
 def context(step, total=5):

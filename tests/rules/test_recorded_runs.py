@@ -5,8 +5,8 @@ import torch
 from golden_runs import LEFT_OUT, NAMES, Recording, recording
 from reference_rules import reference_rule
 
-from lightning_lopt.rules import rnn_mlp_signals
-from lightning_lopt.rules.recurrent import LSTM
+from lightning_lopt.rules import rnn_mlp
+from lightning_lopt.rules.shared.recurrent import LSTM
 
 recorded = pytest.mark.parametrize("name", [name for names in NAMES.values() for name in names])
 
@@ -25,7 +25,7 @@ def reference_rounding(monkeypatch):
         cancelled = exact.abs() <= 1e-6 * x.abs().max()
         return torch.where(cancelled, -1e-12 * x.abs().max(), exact).to(x.dtype)
 
-    monkeypatch.setattr(rnn_mlp_signals, "_mean", mean)
+    monkeypatch.setattr(rnn_mlp, "_mean", mean)
 
 
 def opened(name):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_lopt import AdamRule, ResidualRule, SGDRule, StepContext
-from lightning_lopt.rules.arithmetic import orthogonalise, unit_rms
+from lightning_lopt.rules.shared.arithmetic import orthogonalise, unit_rms
 
 SHAPES = {
     "scalar": (),

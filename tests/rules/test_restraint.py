@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_lopt import LearnedOptimizer, ResidualRule, StepContext
-from lightning_lopt.rules.restraint import LIMIT, RATE, Restraint, log_norm_of
+from lightning_lopt.rules.residual_parts.restraint import LIMIT, RATE, Restraint, log_norm_of
 
 
 def factors(sizes, power=1.0):

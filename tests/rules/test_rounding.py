@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_lopt import LearnedOptimizer, ResidualRule, StepContext
-from lightning_lopt.rules.eigenbasis import turned
+from lightning_lopt.rules.residual_parts.eigenbasis import turned
 
 
 def perceptron(inputs):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_lopt import StepContext
-from lightning_lopt.rules.signals import SIGNALS, average_loss, shared_signals, tensor_signals
+from lightning_lopt.rules.residual_parts.signals import SIGNALS, average_loss, shared_signals, tensor_signals
 
 
 def clamp(x, limit):

@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import vmap
 
 from lightning_lopt import LearnedOptimizer, ResidualRule, StepContext, load_rule
-from lightning_lopt.rules.structure import Signs, chance, excess, signs_of, trained
+from lightning_lopt.rules.residual_parts.structure import Signs, chance, excess, signs_of, trained
 
 INITS = {
     "uniform": lambda x: nn.init.kaiming_uniform_(x, a=5**0.5),

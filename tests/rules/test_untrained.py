@@ -20,7 +20,7 @@ from lightning_lopt import (
     load_rule,
     save_rule,
 )
-from lightning_lopt.rules.untrained import untrained_warning
+from lightning_lopt.rules.contract.untrained import untrained_warning
 from lightning_lopt.tasks import QuadraticFamily
 
 SHAPES = {"vector": (7,), "matrix": (4, 5)}

@@ -14,7 +14,7 @@ from torch.func import grad_and_value, vmap
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_lopt import PES, AdamRule, MetaTrainer, ResidualRule, TaskDataModule
-from lightning_lopt.rules.roles import roles_of
+from lightning_lopt.rules.contract.roles import roles_of
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import FixedTask, LightningTask
 from lightning_lopt.tasks.transforms import AUGMENTATIONS, Augmented, NoisyGradientTask, SmallerBatchTask

@@ -18,7 +18,7 @@ from lightning_lopt.evaluation.benchmark.networks import (
     small_cnn,
 )
 from lightning_lopt.evaluation.step_cost import Leaves
-from lightning_lopt.rules.roles import roles_of
+from lightning_lopt.rules.contract.roles import roles_of
 
 
 @dataclass(frozen=True)

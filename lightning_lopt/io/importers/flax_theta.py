@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.io.files import TAKE_AGAIN, RuleFileError, show
-from lightning_lopt.io.importers.layout import Kind, Layout, Shapes, Theta
+from lightning_lopt.io.importers.array_format import ArrayFormat, Kind, Shapes, Theta
 from lightning_lopt.io.importers.msgpack import Array, Tree, read_tree
 from lightning_lopt.rules import (
     AdafacMLPRule,
@@ -139,9 +139,11 @@ def _mixture(theta: Theta) -> dict[str, Tensor]:
     return _stack("networks.", theta) | _lstm("controller.lstm.", theta) | _layers(layers, theta)
 
 
-def _mixture_layout(signals: int) -> Layout:
+def _mixture_format(signals: int) -> ArrayFormat:
     first = "ff_mod_stack/~/b0"
-    return Layout(LSTM_SIZE | {"copies": (first, 0), "hidden": (first, 1)}, partial(_mixture_shapes, signals), _mixture)
+    return ArrayFormat(
+        LSTM_SIZE | {"copies": (first, 0), "hidden": (first, 1)}, partial(_mixture_shapes, signals), _mixture
+    )
 
 
 def _rnn_mlp_shapes(lstm_hidden: int, hidden: int) -> Shapes:
@@ -170,23 +172,25 @@ def _nn_adam(theta: Theta) -> dict[str, Tensor]:
     return _lstm("lstm.", theta) | _layers(layers, theta) | {"initial": torch.stack([theta[x] for x in NN_ADAM_START])}
 
 
-ADAFAC = Layout({"hidden": ("nn/~/b0", 0)}, _adafac_shapes, _adafac)
-ELO = Layout(ADAFAC.sizes, partial(_adafac_shapes, offsets=False), _adafac)
-CELO2 = Layout({"hidden": ("ff_mod_stack/~/b0", 0)}, _celo2_shapes, partial(_stack, "network."))
-MLP = Layout({"hidden": ("mlp/~/linear_0/b", 0)}, partial(_perceptron_shapes, "", 19, 2), partial(_perceptron, "", 8))
-RNN_MLP = Layout(LSTM_SIZE | {"hidden": ("ffmod_params/mlp/~/linear_0/b", 0)}, _rnn_mlp_shapes, _rnn_mlp)
+ADAFAC = ArrayFormat({"hidden": ("nn/~/b0", 0)}, _adafac_shapes, _adafac)
+ELO = ArrayFormat(ADAFAC.sizes, partial(_adafac_shapes, offsets=False), _adafac)
+CELO2 = ArrayFormat({"hidden": ("ff_mod_stack/~/b0", 0)}, _celo2_shapes, partial(_stack, "network."))
+MLP = ArrayFormat(
+    {"hidden": ("mlp/~/linear_0/b", 0)}, partial(_perceptron_shapes, "", 19, 2), partial(_perceptron, "", 8)
+)
+RNN_MLP = ArrayFormat(LSTM_SIZE | {"hidden": ("ffmod_params/mlp/~/linear_0/b", 0)}, _rnn_mlp_shapes, _rnn_mlp)
 
 FLAX_KINDS = {
     "adafac_mlp": Kind(AdafacMLPRule, ADAFAC),
     "mu_adafac_mlp": Kind(MuAdafacMLPRule, ADAFAC, asked=True),
     "elo": Kind(AdafacMLPRule, ELO),
-    "celo": Kind(CeloRule, _mixture_layout(18)),
-    "velo": Kind(VeLORule, _mixture_layout(30)),
+    "celo": Kind(CeloRule, _mixture_format(18)),
+    "velo": Kind(VeLORule, _mixture_format(30)),
     "celo2": Kind(Celo2Rule, CELO2),
     "celo2_base": Kind(Celo2BaseRule, CELO2),
     "mlp": Kind(MLPRule, MLP),
     "rnn_mlp": Kind(RNNMLPRule, RNN_MLP),
-    "nn_adam": Kind(NNAdamRule, Layout(LSTM_SIZE, _nn_adam_shapes, _nn_adam)),
+    "nn_adam": Kind(NNAdamRule, ArrayFormat(LSTM_SIZE, _nn_adam_shapes, _nn_adam)),
 }
 
 

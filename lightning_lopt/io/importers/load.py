@@ -15,8 +15,8 @@ from torch import Tensor
 from lightning_lopt.io.build import build_rule, check_arguments
 from lightning_lopt.io.files import CARD, CONFIG, WEIGHTS, RuleFile, RuleFileError, decode_text, read_file, show
 from lightning_lopt.io.header import TensorSpec, read_header
+from lightning_lopt.io.importers.array_format import Kind, recognise
 from lightning_lopt.io.importers.flax_theta import FLAX_KINDS, read_theta, tensor_of
-from lightning_lopt.io.importers.layout import Kind, recognise
 from lightning_lopt.io.importers.pylo import PYLO_KINDS, check_config
 from lightning_lopt.io.sources import find_foreign
 from lightning_lopt.rules import UpdateRule
@@ -100,7 +100,7 @@ def import_with_origin(
     for path, tensor in theta.items():
         if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
             raise RuleFileError(f"{label} has values in {show(path)} that are not finite numbers; take other weights.")
-    values = {path: tensor.contiguous() for path, tensor in kind.layout.values(theta).items()}
+    values = {path: tensor.contiguous() for path, tensor in kind.format.values(theta).items()}
     specs = {path: TensorSpec(tensor.dtype, tuple(tensor.shape)) for path, tensor in values.items()}
     built = build_rule(kind.rule, defaults | chosen | sizes, specs, "the arguments", label)
     built.load_state_dict(values)

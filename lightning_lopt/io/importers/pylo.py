@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.io.files import RuleFileError, parse_json_object, show
+from lightning_lopt.io.importers.array_format import ArrayFormat, Kind, Shapes, Theta
 from lightning_lopt.io.importers.flax_theta import ADAFAC, CELO2, FLAX_KINDS, PARTS
-from lightning_lopt.io.importers.layout import Kind, Layout, Shapes, Theta
 from lightning_lopt.rules import AdafacMLPRule, Celo2BaseRule, Celo2Rule, MuAdafacMLPRule, VeLORule
 
 # The published weights of µLO were learned with these offsets of the decays, which its optimizers have as defaults.
@@ -80,7 +80,7 @@ def _stack_names(suffix: str) -> dict[str, str]:
 
 def _velo_shapes(lstm_hidden: int, copies: int, hidden: int) -> Shapes:
     bank = {"w0": (hidden, 30), "w1": (hidden, hidden), "w2": (3, hidden), "b0": (hidden,), "b1": (hidden,), "b2": (3,)}
-    theirs = FLAX_KINDS["velo"].layout.shapes(lstm_hidden, copies, hidden)
+    theirs = FLAX_KINDS["velo"].format.shapes(lstm_hidden, copies, hidden)
     shapes: Shapes = {name: (copies, *bank[layer]) for layer, name in _stack_names("_").items()}
     shapes |= {name: bank[layer] for layer, name in _stack_names("").items()}
     for name, path in CONTROLLER.items():
@@ -98,14 +98,14 @@ def _velo(theta: Theta) -> dict[str, Tensor]:
     for name, path in CONTROLLER.items():
         found[f"rnn_params/{path}/w"], found[f"rnn_params/{path}/b"] = theta[f"{name}.weight"].mT, theta[f"{name}.bias"]
     found |= {f"lstm_init_state/{part}": theta[f"lstm_init_state.{i}"] for i, part in enumerate(("hidden", "cell"))}
-    return FLAX_KINDS["velo"].layout.values(found)
+    return FLAX_KINDS["velo"].format.values(found)
 
 
 HIDDEN = {"hidden": ("network.input.bias", 0)}
-META_MLP = Layout(HIDDEN, _meta_mlp_shapes, _elo)
-META_MLP_OFFSETS = Layout(HIDDEN, _meta_mlp_shapes, _mu)
-CELO2_MLP = Layout({"hidden": ("b0", 0)}, _celo2_shapes, _celo2)
-VELO = Layout(
+META_MLP = ArrayFormat(HIDDEN, _meta_mlp_shapes, _elo)
+META_MLP_OFFSETS = ArrayFormat(HIDDEN, _meta_mlp_shapes, _mu)
+CELO2_MLP = ArrayFormat({"hidden": ("b0", 0)}, _celo2_shapes, _celo2)
+VELO = ArrayFormat(
     {"lstm_hidden": ("lstm_init_state.0", 1), "copies": ("input_bias_", 0), "hidden": ("input_bias_", 1)},
     _velo_shapes,
     _velo,

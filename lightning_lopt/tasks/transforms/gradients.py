@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_lopt.rules.arithmetic import TINY, rms
 from lightning_lopt.rules.base import Params
+from lightning_lopt.rules.shared.arithmetic import TINY, rms
 from lightning_lopt.seeding import generator as derived_generator
 from lightning_lopt.tasks._draw import check_names, choice, log_uniform
 from lightning_lopt.tasks.base import Batch, Split, Task

@@ -1,0 +1,297 @@
+"""A rule that goes on learning while it trains: meta-training on the very model that somebody's Trainer fits."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lightning_lopt.callbacks.adapted_rule import hand_over
+from lightning_lopt.callbacks.adapter import LearnedOptimizerAdapter
+from lightning_lopt.callbacks.batch_recorder import BatchRecorder
+from lightning_lopt.callbacks.checks import only_learned_optimizer
+from lightning_lopt.meta.fit_pilots import agreed, losses_of_round
+from lightning_lopt.meta.rounds import Rounds
+from lightning_lopt.meta.search import Search, default_search
+from lightning_lopt.optim import LearnedOptimizer
+from lightning_lopt.rules.base import UpdateRule
+from lightning_lopt.tasks.users_code import named
+
+if TYPE_CHECKING:
+    import lightning.pytorch as L
+
+
+class OnlineMetaTraining(LearnedOptimizerAdapter):
+    """Goes on meta-training the rule of a :class:`~lightning_lopt.LearnedOptimizer` on the model that it trains.
+
+    From time to time it keeps the coming batches as the fit consumes them, and then, from the model's present
+    parameters, makes a few inner steps on them with perturbed θ, with the present θ and with the θ of the start, all
+    side by side (:func:`~lightning_lopt.meta.pilot.pilot_losses`). Their losses, by ``training_step`` on validation
+    batches, or on coming batches that were kept apart where the fit has no validation batches of the same structure,
+    move θ (:class:`~lightning_lopt.meta.search.Search`). The fit goes on with it as long as they speak for it against
+    the start; otherwise with the rule as it was. Data, order of batches and random numbers of the fit are untouched.
+
+    A rule that calibrates its steps, as ``base`` does, leaves little to find: in pilots its step sizes and momentum
+    look best where they are far from best for the run. Weight decay does not, so that is what is tried: a third of it
+    or three times as much, from a tenth of the run on, kept only on evidence that is wrong in one fit of twenty at most
+    (:class:`~lightning_lopt.meta.search.SequentialTest`; six comparisons, so a fit has to be about 2,100 steps long).
+    Until then the fit is what it would be without this callback, bit for bit. Coming batches of an epoch that repeats
+    say nothing about validation, and a model that memorises its data wants less decay: give the fit a validation set.
+
+    All rounds together cost at most ``max_share`` of the planned steps, where an inner step of one θ counts as a step
+    of training and a measured batch as a third of one. Side by side they take less time than that; the share of the
+    clock is logged as ``meta_training/time_share``. Rounds depend on the number of steps alone, so a seeded fit repeats
+    bit for bit, and so does one that is resumed.
+
+    At the end of the fit the rule is saved in ``folder`` (rank 0) and logged as an artifact where Weights & Biases is
+    in use: the adapted one, or, with a warning, the one it began with if the evidence does not speak for the other.
+    Nothing is written under ``fast_dev_run``. Each fit begins anew, unless it resumes from a checkpoint.
+
+    Validation batches are had beside the fit's own validation or from it
+    (:class:`~lightning_lopt.callbacks.validation_batches.ValidationBatches`); no loader, sampler or random state that
+    the fit goes on with is moved. Whatever a module or its batches raise in a pilot ends the rounds with one warning,
+    and the fit goes on without them.
+
+    Under distributed strategies each rank makes its pilots on batches of its own, and all move θ by the mean of their
+    losses. Gradient clipping and accumulation are those of the fit; precision is that of the parameters.
+
+    Args:
+        rule: as for the adapter: ``None`` where the module configures a ``LearnedOptimizer`` itself.
+        folder: where the rule is saved at the end; ``None`` for ``adapted_rule`` in the Trainer's ``default_root_dir``.
+        max_share: largest share of the fit's work that meta-training may add, in (0, 1].
+        every_n_steps: fewest steps between two rounds, >= 1.
+        inner_steps: steps K of a pilot, >= 1.
+        held_out: batches on which pilots are measured, >= 1.
+        search: makes the search from the rule, for instance ``functools.partial(SequentialTest, sigma=0.7)``; by
+            default :func:`~lightning_lopt.meta.search.default_search`.
+        entries, sigma, pairs, seed: arguments of the default search, which takes those that it has; not together with
+            ``search``.
+        total_steps, lr, weight_decay, log: see :class:`~lightning_lopt.LearnedOptimizerAdapter`.
+
+    Raises:
+        ValueError: if an argument is out of range, or ``search`` stands beside arguments of the default one; at the
+            start of training for manual optimization, several optimizers, an optimizer that is not learned, sharded or
+            half-precision parameters, or a rule without such entries.
+    """
+
+    def __init__(
+        self,
+        rule: str | Path | UpdateRule | None = None,
+        *,
+        folder: str | os.PathLike[str] | None = None,
+        max_share: float = 0.1,
+        every_n_steps: int = 20,
+        inner_steps: int = 12,
+        held_out: int = 8,
+        search: Callable[[UpdateRule], Search] | None = None,
+        entries: Sequence[str] | None = None,
+        pairs: int | None = None,
+        sigma: float | None = None,
+        seed: int | None = None,
+        total_steps: int | None = None,
+        lr: float = 1.0,
+        weight_decay: float = 0.0,
+        log: bool = True,
+    ) -> None:
+        super().__init__(rule, total_steps=total_steps, lr=lr, weight_decay=weight_decay, log=log)
+        of_default: dict[str, Any] = {"entries": entries, "pairs": pairs, "sigma": sigma, "seed": seed}
+        given = [name for name, value in of_default.items() if value is not None]
+        if search is not None and given:
+            raise ValueError(f"search= makes the search, so {given[0]} has no effect; give it to the search itself.")
+        self.rounds = Rounds(inner_steps, held_out, max_share, every_n_steps)
+        self.folder = None if folder is None else Path(folder)
+        self._make_search, self._default_arguments = search, of_default
+        self._trainer: L.Trainer | None = None
+        self._optimizer: LearnedOptimizer | None = None
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Forget the fit before."""
+        self.rounds.reset()
+        self._recorder = BatchRecorder(4 * self.rounds.held_out)  # enough for rounds to differ
+        self.seconds = 0.0  # spent by the clock, in this process
+        self._began = 0.0
+
+    @property
+    def search(self) -> Search | None:
+        """The search, from the start of training on."""
+        return self.rounds.search
+
+    @property
+    def spent(self) -> float:
+        """What the rounds have cost so far, in training steps."""
+        return self.rounds.spent
+
+    @property
+    def time_share(self) -> float:
+        """Time spent in rounds, in units of the time the fit took without them so far, by the clock."""
+        return self.seconds / max(time.perf_counter() - self._began - self.seconds, 1e-9)
+
+    @property
+    def state_key(self) -> str:
+        """Checkpoints name the callback as it was called when they were first written."""
+        return "MetaTraining" if type(self) is OnlineMetaTraining else super().state_key
+
+    # -- the fit's hooks
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":  # a fit that resumes loads its state after this
+            self._begin_anew()
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if trainer.state.fn == "fit" and dataloader_idx == 0 and not self.rounds.is_over:
+            self._recorder.see_validation(batch)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._trainer = trainer
+        self._optimizer = optimizer = only_learned_optimizer(trainer, pl_module)
+        optimizer.rule = copy.deepcopy(optimizer.rule)  # ours to change
+        search = self._new_search(optimizer.rule)
+        if self.rounds.begin(search):
+            self._recorder.restore(trainer.global_rank, trainer.world_size)
+        self._use(search.chosen)
+        self._began = time.perf_counter()
+        if search.rounds == 0 and not self._recorder.window and not self.rounds.is_over:
+            has_round = self.rounds.plan(self._step, optimizer.total_steps)
+            if not has_round and not _keeps_nothing(trainer):
+                rank_zero_warn(
+                    f"OnlineMetaTraining has no round in this fit: one costs {self.rounds.cost:.0f} training steps, "
+                    f"and max_share={self.rounds.max_share:g} of {optimizer.total_steps} steps allows fewer; raise "
+                    "max_share or lower inner_steps."
+                )
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Record the batch, or make a round of pilots between two steps once enough batches were recorded."""
+        recorder, next_start = self._recorder, self.rounds.next_start
+        if not recorder.window and (next_start is None or self._step < next_start):
+            return
+        between_steps = (
+            trainer.fit_loop.epoch_loop.batch_progress.current.completed % trainer.accumulate_grad_batches == 0
+        )
+        if not between_steps and not recorder.window:
+            return
+        began = time.perf_counter()
+        leaves = recorder.copied(batch)
+        if not recorder.window:
+            recorder.choose_split(trainer, pl_module)
+        if between_steps and len(recorder.window) >= self._batches_of_round(trainer):
+            self._make_round(trainer, pl_module)
+        else:
+            recorder.window.append(leaves)
+        self.seconds += time.perf_counter() - began
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        search, optimizer = self.search, self._optimizer
+        if search is None or optimizer is None or _keeps_nothing(trainer):
+            return
+        if search.rounds and not search.improving:
+            rank_zero_warn(
+                f"OnlineMetaTraining found nothing better on this model in {search.rounds} rounds (evidence "
+                f"{search.evidence:+.3f}, where {search.needed:+.3f} or less was needed); the rule is handed "
+                "back as it was."
+            )
+        if trainer.is_global_zero:
+            folder = self.folder or Path(trainer.default_root_dir) / "adapted_rule"
+            try:
+                hand_over(trainer, optimizer.rule, search, self._step, folder)
+            except Exception as error:  # a full disk, a logger that fails
+                rank_zero_warn(f"OnlineMetaTraining could not hand over its rule ({named(error)}).")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), **self.rounds.state_dict(), **self._recorder.state_dict(self._trainer)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.rounds.load_state_dict(state_dict)
+        self._recorder.load_state_dict(state_dict)
+
+    # -- a round
+
+    def _new_search(self, rule: UpdateRule) -> Search:
+        if self._make_search is not None:
+            return self._make_search(rule)
+        return default_search(rule, **self._default_arguments)
+
+    @property
+    def _step(self) -> int:
+        """Steps of the fit so far."""
+        assert self._trainer is not None
+        return self._trainer.global_step - self._steps_before
+
+    def _batches_of_round(self, trainer: L.Trainer) -> int:
+        """Batches to record for a round, the same number on all ranks."""
+        measured_on = 0 if self._recorder.on_validation else self.rounds.held_out
+        return self.rounds.inner_steps * trainer.accumulate_grad_batches + measured_on
+
+    def _make_round(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert self._optimizer is not None
+        search = self.rounds.begun
+        losses, failure = agreed(
+            trainer, pl_module, lambda: self._losses_of_pilots(trainer, pl_module), search.particles
+        )
+        self._recorder.window = []
+        if failure:
+            rank_zero_warn(f"OnlineMetaTraining stops here, and the fit goes on: {failure}")
+            self.rounds.stop()
+            return
+        here = losses[search.here]
+        ahead = self.rounds.tell(losses)
+        self._use(search.chosen)
+        self.rounds.plan(self._step, self._optimizer.total_steps)
+        try:
+            self._log(trainer, here, ahead)
+        except Exception as error:  # of somebody's logger
+            rank_zero_warn(f"OnlineMetaTraining could not log its numbers ({named(error)}).")
+
+    def _losses_of_pilots(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Tensor:
+        """Losses of the pilots on this rank's batches."""
+        assert self._optimizer is not None
+        if self._recorder.trouble:
+            raise ValueError(f"{self._recorder.trouble}.")
+        return losses_of_round(
+            trainer,
+            pl_module,
+            self._optimizer,
+            self.rounds.begun,
+            step=self._step,
+            coming=self._recorder.recorded(),
+            validation=self._recorder.validation_batches(trainer, pl_module),
+            held_out=self.rounds.held_out,
+        )
+
+    def _use(self, theta: dict[str, Tensor]) -> None:
+        """Let the fit go on with these entries of θ."""
+        assert self._optimizer is not None
+        parameters = dict(self._optimizer.rule.named_parameters())
+        with torch.no_grad():
+            for name, value in theta.items():
+                parameters[name].copy_(value)
+
+    def _log(self, trainer: L.Trainer, loss: Tensor, ahead: float) -> None:
+        numbers = self.rounds.metrics(loss, ahead) | {"time_share": self.time_share}
+        metrics = {f"meta_training/{name}": value for name, value in numbers.items()}
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+        for logger in trainer.loggers if self.logs else []:
+            logger.log_metrics(metrics, step=trainer.global_step)
+
+
+def _keeps_nothing(trainer: Any) -> bool:
+    """Whether the fit is a trial of which nothing is meant to be kept."""
+    return bool(trainer.fast_dev_run)
+
+
+MetaTraining = OnlineMetaTraining
+"""The former name of the class."""

@@ -1,0 +1,162 @@
+"""The rounds of a search beside a run: when they are due, what they have cost, and what they have found."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.meta.search import Search
+
+LEAST_LOSS = 0.01  # share of the first loss that relative differences are at least relative to
+
+
+@dataclass(frozen=True)
+class RoundSchedule:
+    """When rounds are due: spread evenly over the logarithm of the step, within a budget.
+
+    The unit of cost is a training step. Early steps decide most of a run, and late ones tell what early ones cannot;
+    nothing is measured after half of the run.
+
+    Attributes:
+        total_steps: of the run.
+        share: of its work that all rounds may cost together.
+        window: steps it takes to record the batches of a round.
+        every: fewest steps between two rounds.
+        first: no round before this step.
+    """
+
+    total_steps: int
+    share: float
+    window: int
+    every: int
+    first: int = 0
+
+    def next_start(self, now: int, spent: float, cost: float) -> int | None:
+        """First step, ``now`` or later, at which recording for a round of this cost may begin; ``None`` for never."""
+        budget = self.share * self.total_steps
+        if spent + cost > budget:
+            return None
+        last = max(1.0, self.total_steps / 2)
+        unit = max(self.window, self.first)
+        reached = (1 + (last - self.first) / unit) ** (spent / budget)
+        earliest = now + self.every if spent else now
+        step = max(earliest, self.first + math.ceil((reached - 1) * unit))
+        return step if step + self.window <= last else None
+
+
+class Rounds:
+    """The rounds of one search within a budget. The unit of cost is a training step.
+
+    Args:
+        inner_steps: steps of a pilot, >= 1.
+        held_out: batches that a pilot is measured on, >= 1; one counts as a third of a step.
+        max_share: largest share of the work of the run that all rounds may cost together, in (0, 1].
+        every: fewest steps between two rounds, >= 1.
+
+    Attributes:
+        search: what chooses θ, once :meth:`begin` was called.
+        spent: cost of all rounds so far.
+        next_start: step at which recording for the next round begins; ``None`` if there is no further round.
+        first_loss: loss of the first round, without its sign; ``None`` before it.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+
+    def __init__(self, inner_steps: int, held_out: int, max_share: float, every: int) -> None:
+        for name, value in (("every_n_steps", every), ("inner_steps", inner_steps), ("held_out", held_out)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value!r}.")
+        if not 0 < max_share <= 1:
+            raise ValueError(f"max_share must lie in (0, 1], got {max_share!r}.")
+        self.inner_steps, self.held_out, self.max_share, self.every = inner_steps, held_out, max_share, every
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the run before."""
+        self.search: Search | None = None
+        self.spent = 0.0
+        self.next_start: int | None = 0
+        self.first_loss: float | None = None
+        self._saved_search: dict[str, Any] | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is no further round."""
+        return self.next_start is None
+
+    @property
+    def begun(self) -> Search:
+        """The search, which has begun."""
+        assert self.search is not None
+        return self.search
+
+    @property
+    def cost(self) -> float:
+        """Cost of the round to come."""
+        return self.begun.particles * (self.inner_steps + self.held_out / 3)
+
+    def begin(self, search: Search) -> bool:
+        """Begin with a search, or go on with the saved one; return whether there was a saved one."""
+        self.search = search
+        saved, self._saved_search = self._saved_search, None
+        if saved is not None:
+            search.load_state_dict(saved)
+        return saved is not None
+
+    def plan(self, step: int, total_steps: Any) -> bool:
+        """Choose the start of the next round, and return whether there is one.
+
+        Args:
+            step: steps of the run so far.
+            total_steps: planned steps of the run; without a number there is no round.
+        """
+        if not isinstance(total_steps, int):
+            self.next_start = None
+            return False
+        first = int(total_steps * self.begun.first_share)
+        schedule = RoundSchedule(total_steps, self.max_share, self.inner_steps + self.held_out, self.every, first)
+        self.next_start = schedule.next_start(step, self.spent, self.cost)
+        return self.next_start is not None
+
+    def tell(self, losses: Tensor) -> float:
+        """Take in the losses of a round, shape ``(N,)``, and return how far θ is ahead (:meth:`Search.tell`)."""
+        cost, here = self.cost, losses[self.begun.here]
+        if self.first_loss is None and here.isfinite():
+            self.first_loss = float(here.abs())
+        ahead = self.begun.tell(losses, LEAST_LOSS * (self.first_loss or 1.0))
+        self.spent += cost
+        return ahead
+
+    def metrics(self, loss: Tensor, ahead: float) -> dict[str, float]:
+        """What a person may want to see after a round: of the loss of θ, and how far that is ahead of the start."""
+        search = self.begun
+        moved = [search.theta[name] - start for name, start in search.start.items()]
+        return {
+            "rounds": float(search.rounds),
+            "loss": float(loss),
+            "ahead": -ahead,
+            "evidence": search.evidence,
+            "moved": float(torch.cat([move.flatten() for move in moved]).mean()),
+        }
+
+    def stop(self) -> None:
+        """Make no further round."""
+        self.next_start = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "search": self._saved_search if self.search is None else self.search.state_dict(),
+            "spent": self.spent,
+            "next": self.next_start,
+            "first_loss": self.first_loss,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave, before :meth:`begin`."""
+        self._saved_search = state["search"]
+        self.spent, self.next_start, self.first_loss = state["spent"], state["next"], state["first_loss"]

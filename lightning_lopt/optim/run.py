@@ -1,0 +1,152 @@
+"""The run of a rule as its optimizer knows it: counters, horizon, and the context of the next step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.optim import horizon
+from lightning_lopt.optim.checkpoint import COUNTERS
+from lightning_lopt.optim.groups import Labels, Member, members_of
+from lightning_lopt.optim.guard_run import Guard
+from lightning_lopt.optim.inputs import RunState, StepSignals, checked_horizon
+from lightning_lopt.rules.base import StepContext, UpdateRule
+from lightning_lopt.tracing import tensors_of
+
+
+class RunOptimizer(torch.optim.Optimizer):
+    """What :class:`~lightning_lopt.LearnedOptimizer` knows of its run.
+
+    The state of a parameter is ``state[param]``; everything else that a checkpoint needs is in the first parameter
+    group: the counters ``step``, ``skipped_steps`` and ``skipped_in_a_row`` (0-dim, int64), the rule's ``shared`` state
+    and, where the horizon has changed, ``schedule``.
+
+    Attributes:
+        rule: the update rule.
+        rule_label: what the user calls it.
+        labels: names and roles of parameters that may join later.
+        signals: what reaches a step from outside; shared with wrappers.
+    """
+
+    rule: UpdateRule
+    rule_label: str
+    labels: Labels
+    signals: StepSignals
+    _run: RunState
+    _guard: Guard | None
+
+    @property
+    def total_steps(self) -> int | Callable[[], int] | None:
+        """The planned number of steps, or a function that gives it at the first step."""
+        return self._run.total_steps
+
+    @total_steps.setter
+    def total_steps(self, total_steps: int | Callable[[], int] | None) -> None:
+        self._run.total_steps = total_steps
+
+    @property
+    def calls(self) -> int:
+        """Steps, skipped ones too: what is known without waiting for the device."""
+        return self._run.calls
+
+    @property
+    def steps_made(self) -> int:
+        """Steps that were made, without skipped ones; reading it waits for the device."""
+        return int(self.param_groups[0]["step"])
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that were skipped because the loss, a gradient or an update was not finite; reading it waits for the
+        device."""
+        return int(self.param_groups[0]["skipped_steps"])
+
+    @property
+    def guard_state(self) -> str:
+        """Of :class:`~lightning_lopt.LossGuard`: ``"off"``, ``"active"``, or when and why training switched."""
+        return "off" if self._guard is None else self._guard.state
+
+    @property
+    def _acting(self) -> UpdateRule:
+        """What makes the steps and made the state: the rule, or what a guard has put in its place."""
+        return self.rule if self._guard is None else self._guard.acting(self.rule)
+
+    def _members(self) -> list[Member]:
+        return list(members_of(self.param_groups, self.labels))
+
+    def _follow(self, members: Sequence[Member]) -> torch.device:
+        """Bring the rule, and the state that belongs to no parameter, to the device of the first parameter."""
+        device = members[0].param.device
+        own = self.param_groups[0]
+        if own["step"].device != device:
+            own.update({key: own[key].to(device) for key in (*COUNTERS, horizon.KEY) if key in own})
+            own["shared"] = {key: value.to(device) for key, value in own["shared"].items()}
+        if any(value.device != device for value in tensors_of(self.rule)):
+            self.rule.to(device)
+        return device
+
+    def _context(self, members: Sequence[Member], loss: Tensor | None) -> tuple[StepContext, Tensor]:
+        """The step's context, and whether its loss is finite."""
+        own = self.param_groups[0]
+        device = own["step"].device
+        if self._acting.reads_loss and loss is None:
+            self._miss_loss()
+        total = self._horizon()
+        finite = torch.ones((), dtype=torch.bool, device=device) if loss is None else torch.isfinite(loss)
+        # The type is named, since the default is half under "16-true". Unlike torch.tensor, no copy is waited for.
+        planned = torch.full((), float(total), dtype=torch.float32, device=device)
+        context = StepContext(
+            step=own["step"].float(),
+            total_steps=planned,
+            loss=loss,
+            roles={m.name: m.role for m in members},
+            weight_decay={m.name: m.group["weight_decay"] for m in members if m.group["weight_decay"]},
+            phase=None
+            if torch.compiler.is_compiling()
+            else self._acting.phase_of(self.calls),  # whose count stands still then
+            scheduled=horizon.scheduled(own, planned),
+        )
+        return context, finite
+
+    def _miss_loss(self) -> None:
+        how = (
+            "call step(loss), step(lambda: loss) or step(loss=loss), or set_loss(loss) before a step() that takes "
+            "none, and under Lightning add LearnedOptimizerAdapter() to Trainer(callbacks=[...])."
+        )
+        if self._acting.needs_loss:
+            raise ValueError(f"rule {self.rule_label!r} reads the loss, but none arrived; {how}")
+        if "loss" not in self.signals.warned:
+            self.signals.warned.add("loss")
+            warnings.warn(
+                f"rule {self.rule_label!r} reads the loss, but none arrived, so it goes on without; for better steps "
+                f"{how}",
+                stacklevel=7,
+            )
+
+    def _horizon(self) -> int:
+        """The number of planned steps; 1 for rules that do not read it and were not told."""
+        if callable(self.total_steps):
+            self.total_steps = checked_horizon(self.total_steps())
+        total, saved = self.total_steps, self._run.saved_total
+        if saved is not None and isinstance(total, int) and total != saved:
+            self.param_groups[0][horizon.KEY] = horizon.changed(self.param_groups[0], saved, total)
+        self._run.saved_total = None
+        if self._acting.reads_horizon and total is None:
+            raise ValueError(
+                f"rule {self.rule_label!r} needs the number of steps to come, but total_steps is None; pass "
+                "total_steps=..., or add LearnedOptimizerAdapter() to Trainer(callbacks=[...])."
+            )
+        if self._acting.reads_horizon and total is not None and self.calls >= total:
+            self._warn_past_horizon(total)
+        return total or 1
+
+    def _warn_past_horizon(self, total: int) -> None:
+        """Warn once that the planned steps are over, which waits for the device until it has happened."""
+        if "horizon" not in self.signals.warned and self.steps_made >= total:
+            self.signals.warned.add("horizon")
+            warnings.warn(
+                f"LearnedOptimizer is past its total_steps={total}; it goes on with its last step size.",
+                stacklevel=8,  # whoever called step, through torch's two wrappers
+            )

@@ -1,0 +1,158 @@
+"""What is measured and kept of a run: parameters for evaluation, and checkpoints of the optimizer."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.optim import horizon
+from lightning_lopt.optim.checkpoint import fitting_state
+from lightning_lopt.optim.groups import Member
+from lightning_lopt.optim.guard_checkpoint import KEY as GUARD
+from lightning_lopt.optim.guard_checkpoint import resumed, with_copies
+from lightning_lopt.optim.precision import wide
+from lightning_lopt.optim.sharding import cut_like, whole
+from lightning_lopt.optim.skips import SkipWatch
+from lightning_lopt.optim.state_types import converted, widened
+from lightning_lopt.optim.stepping import RuleOptimizer
+from lightning_lopt.rules.base import State, UpdateRule
+
+
+class SavedOptimizer(RuleOptimizer):
+    """What :class:`~lightning_lopt.LearnedOptimizer` says of the parameters to measure, and saves and restores.
+
+    Attributes:
+        total_steps_given: whether the user gave the horizon, which then wins over the Trainer's estimate.
+    """
+
+    total_steps_given: bool
+
+    @property
+    def is_in_eval(self) -> bool:
+        """Whether the parameters are those of :meth:`eval`; never so for rules that answer for the ones they train."""
+        return self._run.trained is not None
+
+    @torch.no_grad()
+    def evaluation_params(self) -> dict[Tensor, Tensor]:
+        """For each parameter the values to measure and to keep, in its type; empty where these are its own."""
+        if self.is_in_eval or type(self._acting).evaluation_params is UpdateRule.evaluation_params:
+            return {}
+        members = [member for member in self._members() if self.state.get(member.param)]
+        params, tensors = whole(({m.name: m.param for m in members}, {m.name: self.state[m.param] for m in members}))
+        params = {name: wide(param) for name, param in params.items()}
+        tensors = {name: widened(own, params[name].dtype) for name, own in tensors.items()}
+        values = self._acting.evaluation_params(params, State(tensors, self.param_groups[0]["shared"]))
+        return {m.param: cut_like(_in_type_of(m.param, values[m.name]), m.param) for m in members}
+
+    def trained_params(self) -> dict[Tensor, Tensor]:
+        """For each parameter the values that training goes on with, while they are not its own: after :meth:`eval`."""
+        return dict(self._run.trained or {})
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        """Put the parameters where the rule is to be measured, :meth:`UpdateRule.evaluation_params`.
+
+        Costs nothing and changes nothing for rules that are measured where they train. Modules of ``fully_shard`` may
+        hold copies from their last forward pass: call their ``reshard()`` before :meth:`eval` and :meth:`train`.
+        """
+        values = self.evaluation_params()
+        if values:
+            self._run.trained = {param: param.detach().clone() for param in values}
+            for param, value in values.items():
+                param.copy_(value)
+
+    @torch.no_grad()
+    def train(self) -> None:
+        """Put the parameters back where training goes on, bit for bit."""
+        for param, value in self.trained_params().items():
+            param.copy_(value)
+        self._run.trained = None
+
+    def state_dict(self) -> dict[str, Any]:
+        saved = super().state_dict()
+        # a snapshot: the steps to come write into the state, and tensors of one shape lie in one storage
+        saved["state"] = {key: {k: x.clone() for k, x in own.items()} for key, own in saved["state"].items()}
+        first = saved["param_groups"][0]
+        first["total_steps"] = None if callable(self.total_steps) else self.total_steps
+        # torch.distributed restores those keys alone that are there before: (0, 0) is no change of the horizon
+        first.setdefault(horizon.KEY, torch.zeros(2, dtype=torch.float32, device=first["step"].device))
+        if self._guard is not None:
+            first[GUARD] = self._guard.saved()
+        return saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore. Names, roles and a horizon already set here win over the saved ones, and so does ``state_dtype``;
+        tensors keep their saved type otherwise.
+
+        Parameters are matched by name where both sides have the same names, else by order. Where the horizon set here
+        is another one, schedules go on from where they stood.
+
+        Raises:
+            ValueError: if the checkpoint is of another optimizer, rule or model, or damaged; nothing has changed then.
+        """
+        members = self._members()
+        guard, plain, copies = resumed(self._guard, state_dict)
+        rule = self.rule if guard is None else guard.acting(self.rule)
+        fitting = fitting_state(plain, self.param_groups, members, rule)
+        before = self.state, [dict(group) for group in self.param_groups]
+        try:
+            self._restore(with_copies(fitting, copies, members), members, rule)
+        except Exception:
+            self.state, self.param_groups = before
+            raise
+        self._skips = SkipWatch()
+        self._guard = guard
+
+    def _restore(self, fitting: dict[str, Any], members: Sequence[Member], rule: UpdateRule) -> None:
+        """Take over a state that was checked against what ``rule`` keeps."""
+        kept = [
+            {key: list(group[key]) for key in ("names", "roles")} | {"role": group["role"]}
+            for group in self.param_groups
+        ]
+        super().load_state_dict(fitting)
+        for group, labels in zip(self.param_groups, kept, strict=True):
+            group.update(labels)
+        own = self.param_groups[0]
+        keys = [key for group in fitting["param_groups"] for key in group["params"]]
+        # from the saved types: torch has cast them to the parameter's
+        states = ((member.param, fitting["state"].get(key)) for key, member in zip(keys, members, strict=True))
+        self.state = defaultdict(dict)
+        for param, saved in states:
+            if saved:
+                moved = {k: v.detach().to(param.device, copy=True) for k, v in saved.items()}
+                typed = converted(moved, self.state_dtype, rule, wide(param.detach()).dtype)
+                self.state[param] = {k: cut_like(v, param) for k, v in typed.items()}
+        own.setdefault("skipped_in_a_row", torch.zeros((), dtype=torch.int64))
+        own.setdefault("shared", {})  # checkpoints of torch.distributed drop an empty one
+        if horizon.KEY in own and not bool(own[horizon.KEY].any()):
+            del own[horizon.KEY]
+        self._follow(members)
+        saved_total = own.pop("total_steps", None)
+        if callable(self.total_steps) and not self.total_steps_given:  # it stands in for the adapter's plan
+            self.total_steps = None
+        self._run.saved_total = saved_total if self.total_steps is not None else None
+        if self.total_steps is None:
+            self.total_steps = saved_total
+        self._run.calls = sum(int(fitting["param_groups"][0][key]) for key in ("step", "skipped_steps"))
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("rule", "rule_label", "total_steps_given", "_run", "_guard", "compiles", "state_dtype")
+        return {**super().__getstate__(), **{key: self.__dict__[key] for key in kept}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("_guard", None)
+        self.__dict__.setdefault("compiles", None)
+        self.__dict__.setdefault("state_dtype", None)
+        if "signals" not in self.__dict__:
+            self._begin_watching()
+            self.labels = {}
+
+
+def _in_type_of(param: Tensor, value: Tensor) -> Tensor:
+    """The inverse of :func:`wide`."""
+    return torch.view_as_complex(value).to(param.dtype) if param.is_complex() else value.to(param.dtype)

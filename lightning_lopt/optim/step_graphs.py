@@ -1,0 +1,154 @@
+"""Graphs of the parts of a step: what is the same for all tensors, and the step of one stack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NoReturn
+
+from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from lightning_lopt.optim.precision import all_finite
+from lightning_lopt.optim.stack_steps import StackStep
+from lightning_lopt.optim.state_types import rounded_like, seen, widened
+from lightning_lopt.rules.base import Columns, StepContext, UpdateRule
+from lightning_lopt.rules.contract.stacks import Stack
+from lightning_lopt.tracing import TracedFunction, UntraceableError
+
+
+@dataclass(frozen=True, eq=False)
+class TreeTemplate:
+    """What a tree is beside its tensors.
+
+    Attributes:
+        structure: of the tree.
+        leaves: numbers, texts and ``None`` in their places, ``...`` in those of tensors.
+        is_context: whether the tree stands for a :class:`StepContext`.
+        text: the same for equal templates.
+    """
+
+    structure: TreeSpec
+    leaves: list[Any]
+    is_context: bool
+    text: str
+
+    @classmethod
+    def of(cls, tree: Any) -> tuple[list[Tensor], TreeTemplate]:
+        """The tensors of a tree, and its template."""
+        is_context = isinstance(tree, StepContext)
+        leaves, structure = tree_flatten(_tensors_of(tree) if is_context else tree)
+        others = [... if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        if not all(leaf is ... or leaf is None or isinstance(leaf, bool | int | float | str) for leaf in others):
+            raise UntraceableError("the rule's at() returns more than tensors, numbers and texts")
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)], cls(
+            structure, others, is_context, f"{structure} {others}"
+        )
+
+    def tree(self, tensors: Iterable[Tensor]) -> Any:
+        """The inverse of :meth:`of`."""
+        rest = iter(tensors)
+        tree = tree_unflatten([next(rest) if leaf is ... else leaf for leaf in self.leaves], self.structure)
+        return StepContext(**tree) if self.is_context else tree
+
+
+class CommonInputs:
+    """What :meth:`UpdateRule.at` returned: its tensors, and the template that they fit into."""
+
+    def __init__(self, tensors: list[Tensor], template: TreeTemplate) -> None:
+        self.tensors, self.template = tensors, template
+
+    @cached_property
+    def tree(self) -> Any:
+        return self.template.tree(self.tensors)
+
+
+class PreludeGraph:
+    """:meth:`UpdateRule.at` and :meth:`UpdateRule.exchanged` as a graph.
+
+    What the graph does not depend on raises an error where it is read: names of parameters, their weight decay, and
+    what kind of step it is.
+    """
+
+    def __init__(
+        self, rule: UpdateRule, stacks: Sequence[Stack], shared: Mapping[str, Tensor], context: StepContext
+    ) -> None:
+        unread: Any = _Unread()
+        blank = [replace(stack, names=[""] * len(stack.names), weight_decay=unread, full=unread) for stack in stacks]
+
+        def prelude(*tensors: Tensor) -> list[Tensor]:
+            rest = iter(tensors)
+            inside = [_refilled(stack, rest) for stack in blank]
+            before = {key: next(rest) for key in shared}
+            times = {key: next(rest) for key in _tensors_of(context)}
+            now = StepContext(**times, roles=unread, weight_decay=unread, phase=unread)
+            at, self._template = TreeTemplate.of(rule.at(before, now))
+            controls, after = rule.exchanged([seen(stack) for stack in inside], self._template.tree(at), before, now)
+            self._controls, self._shared = [list(given) for given in controls], list(after)
+            return [*at, *(value for given in controls for value in given.values()), *after.values()]
+
+        self._graph = TracedFunction(prelude, self._arguments(stacks, shared, context))
+
+    def __call__(
+        self, stacks: Sequence[Stack], shared: Mapping[str, Tensor], context: StepContext
+    ) -> tuple[CommonInputs, list[Columns], dict[str, Tensor]]:
+        results = iter(self._graph(self._arguments(stacks, shared, context)))
+        at = CommonInputs([next(results) for leaf in self._template.leaves if leaf is ...], self._template)
+        controls = [{key: next(results) for key in keys} for keys in self._controls]
+        return at, controls, {key: next(results) for key in self._shared}
+
+    def _arguments(self, stacks: Sequence[Stack], shared: Mapping[str, Tensor], context: StepContext) -> list[Tensor]:
+        of_stacks = [x for stack in stacks for x in (stack.params, stack.grads, *stack.state.values())]
+        return [*of_stacks, *shared.values(), *_tensors_of(context).values()]
+
+
+class StepGraph:
+    """:meth:`UpdateRule.stepped` as a graph."""
+
+    def __init__(self, rule: UpdateRule, stack: Stack, controls: Columns, at: CommonInputs) -> None:
+        blank = replace(stack, names=[""] * len(stack.names), state=widened(stack.state, stack.params.dtype))
+
+        def step(*tensors: Tensor) -> list[Tensor]:
+            rest = iter(tensors)
+            inside = _refilled(blank, rest)
+            if isinstance(stack.weight_decay, Tensor):
+                inside = replace(inside, weight_decay=next(rest))
+            given = {key: next(rest) for key in controls}
+            update, after = rule.stepped(inside, given, at.template.tree(rest))
+            self._keys = list(after)
+            return [update, all_finite([update], update.device), *after.values()]
+
+        self._graph = TracedFunction(step, self._arguments(blank, controls, at))
+
+    def __call__(self, stack: Stack, controls: Columns, at: CommonInputs, seed: Tensor | None) -> StackStep:
+        before = stack if seed is None else replace(stack, state=widened(stack.state, stack.params.dtype))
+        update, finite, *values = self._graph(self._arguments(before, controls, at))
+        after = dict(zip(self._keys, values, strict=True))
+        return update, after if seed is None else rounded_like(after, before.state, stack.state, seed), finite
+
+    def _arguments(self, stack: Stack, controls: Columns, at: CommonInputs) -> list[Tensor]:
+        decay = [stack.weight_decay] if isinstance(stack.weight_decay, Tensor) else []
+        return [stack.params, stack.grads, *stack.state.values(), *decay, *controls.values(), *at.tensors]
+
+
+class _Unread:
+    """In place of something that must not be read while a function is traced."""
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise UntraceableError("the rule reads names, weight decay or the kind of a step where it looks at all tensors")
+
+    __bool__ = __getattr__ = __getitem__ = __iter__ = __len__ = __add__ = __radd__ = __mul__ = __rmul__ = _refuse
+
+
+def _refilled(stack: Stack, tensors: Iterator[Tensor]) -> Stack:
+    """A stack with other parameters, gradients and state."""
+    return replace(stack, params=next(tensors), grads=next(tensors), state={key: next(tensors) for key in stack.state})
+
+
+def _tensors_of(context: StepContext) -> dict[str, Tensor]:
+    """The tensors of a context by their names there."""
+    return {key: x for key in _TIMES if (x := getattr(context, key)) is not None}
+
+
+_TIMES = ("step", "total_steps", "loss", "scheduled")

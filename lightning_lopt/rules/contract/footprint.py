@@ -1,0 +1,68 @@
+"""The footprint of a rule: memory of its state, and computation, for each parameter that it trains."""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_lopt.rules.base import StepContext, UpdateRule
+
+EXAMPLES = {"matrix of 1024 x 1024": (1024, 1024), "vector of 1024": (1024,)}
+
+
+class Footprint(NamedTuple):
+    """Of one step on one float32 tensor, for each of its entries.
+
+    Attributes:
+        state_bytes: memory of the state, with what the rule keeps besides for each tensor and for all of them.
+        flops: operations in matrix products, a multiply-add counting as 2; what is done entry by entry is not counted.
+            Where only one step in :attr:`UpdateRule.period` is a full one, the mean over a period.
+    """
+
+    state_bytes: float
+    flops: float
+
+
+def footprint(rule: UpdateRule, shape: tuple[int, ...]) -> Footprint:
+    """The footprint on a model that is one tensor of ``shape``, found without computing anything.
+
+    >>> from lightning_lopt import SGDRule
+    >>> footprint(SGDRule(), (8, 8))
+    Footprint(state_bytes=4.0, flops=0.0)
+    """
+    without_values = copy.deepcopy(rule).to("meta")
+    tensors = {"tensor": torch.empty(shape, device="meta")}
+    number = torch.empty((), device="meta")
+    state = without_values.init_state(tensors, {})
+
+    def flops(phase: int | None) -> int:
+        at = StepContext(step=number, total_steps=number, loss=number, phase=phase)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            without_values(tensors, tensors, state, at)
+        return int(counter.get_total_flops())
+
+    entries = tensors["tensor"].numel()
+    mean = sum(flops(phase) for phase in range(rule.period)) / rule.period
+    return Footprint(sum(x.nbytes for x in tree_leaves(state)) / entries, mean / entries)
+
+
+def reads(rule: UpdateRule) -> list[str]:
+    """What the rule has to be given."""
+    return ["gradients"] + ["the loss"] * rule.reads_loss + ["the horizon"] * rule.reads_horizon
+
+
+def report(rule: UpdateRule) -> str:
+    """The footprint as lines for people, with the number of meta-parameters and what the rule reads."""
+    footprints = {what: footprint(rule, shape) for what, shape in EXAMPLES.items()}
+    memory = ", ".join(f"{each.state_bytes:.1f} ({what})" for what, each in footprints.items())
+    work = ", ".join(f"{each.flops:.0f} ({what})" for what, each in footprints.items())
+    return (
+        f"meta-parameters: {sum(parameter.numel() for parameter in rule.parameters())}\n"
+        f"state bytes per parameter: {memory}\n"
+        f"FLOPs per parameter and step, matrix products alone: {work}\n"
+        f"reads: {', '.join(reads(rule))}"
+    )

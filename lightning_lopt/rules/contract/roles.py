@@ -1,0 +1,89 @@
+"""Which parameter is a hidden matrix, a vector, an embedding or the head of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, cast
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
+
+Role = Literal["matrix", "vector", "embedding", "head"]
+ROLES: tuple[Role, ...] = ("matrix", "vector", "embedding", "head")
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_PROJECTIONS = (nn.Linear, nn.Bilinear, *_CONVOLUTIONS)
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_DIRECTIONS = ("weight", "weight_orig", "weight_v", "original", "original1")  # parts of a weight that have its shape
+_NORMS = ("weight_g", "original0")
+
+
+def role_of_shape(shape: tuple[int, ...]) -> Role:
+    """The role of a bare tensor: rank 2 and up is a matrix, the rest a vector.
+
+    >>> role_of_shape((32, 64)), role_of_shape((16, 3, 3, 3)), role_of_shape((32,)), role_of_shape(())
+    ('matrix', 'matrix', 'vector', 'vector')
+    """
+    return "matrix" if len(shape) >= 2 else "vector"
+
+
+def roles_of(module: nn.Module) -> dict[str, Role]:
+    """Roles of a module's parameters by module type, keyed as ``module.named_parameters()``.
+
+    Weights of ``nn.Embedding`` are embeddings (also where they are tied to an output layer); the weight of the last
+    registered linear or convolution layer is the head, if there is more than one such layer; every other tensor of
+    rank 2 and up is a matrix, the rest are vectors. Of a weight under spectral or weight normalisation the direction
+    has the role of the weight, and the norms are a vector. No weight is computed, so no normalisation is carried out.
+    A parameter of a lazy module whose shape is not known yet has no entry, unless the type of its layer says enough.
+
+    >>> roles_of(nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 9, bias=False)))
+    {'0.weight': 'embedding', '1.weight': 'matrix', '1.bias': 'vector', '2.weight': 'vector', '2.bias': 'vector', \
+'3.weight': 'head'}
+    """
+    special: dict[int, Role] = {}
+    projections = [layer for layer in module.modules() if isinstance(layer, _PROJECTIONS)]
+    for projection in projections:
+        is_head = len(projections) > 1 and projection is projections[-1]
+        special |= _roles_of_weight(projection, "head" if is_head else "matrix")
+    for layer in module.modules():
+        if isinstance(layer, _EMBEDDINGS):
+            special |= _roles_of_weight(layer, "embedding")
+    roles = {}
+    for name, param in module.named_parameters():
+        if id(param) in special:
+            roles[name] = special[id(param)]
+        elif not is_lazy(param):
+            roles[name] = role_of_shape(tuple(param.shape))
+    return roles
+
+
+def _roles_of_weight(layer: nn.Module, role: Role) -> dict[int, Role]:
+    """Roles by ``id`` of the tensors that a layer's weight is made of; the attribute ``weight`` is not read, since
+    reading it carries out a parametrization, which may change its buffers."""
+    tensors = dict(layer._parameters)
+    if is_parametrized(layer, "weight"):
+        tensors |= cast(nn.ModuleDict, layer.parametrizations)["weight"]._parameters
+    roles: dict[int, Role] = {}
+    for key in _DIRECTIONS:
+        if tensors.get(key) is not None:
+            roles[id(tensors[key])] = role
+    if tensors.get("original1") is not None or tensors.get("weight_v") is not None:  # weight normalisation
+        for key in _NORMS:
+            if tensors.get(key) is not None:
+                roles[id(tensors[key])] = "vector"
+    elif tensors.get("original0") is not None:
+        roles[id(tensors["original0"])] = role
+    return roles
+
+
+def role_table(params: Mapping[str, Tensor], roles: Mapping[str, Role]) -> str:
+    """The roles as a table for people: name, shape, role, one line a parameter."""
+    rows = [("parameter", "shape", "role")]
+    rows += [(name, _shape(param), roles[name]) for name, param in params.items()]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def _shape(param: Tensor) -> str:
+    return "unknown" if is_lazy(param) else "x".join(map(str, param.shape)) or "scalar"

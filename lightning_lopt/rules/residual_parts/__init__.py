@@ -1,0 +1,1 @@
+"""The parts of the flagship, :class:`~lightning_lopt.ResidualRule`."""

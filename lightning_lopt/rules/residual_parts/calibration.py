@@ -1,0 +1,99 @@
+"""Factors on the steps of a run that the run itself calibrates: were the last steps too long, or too short?"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lopt.rules.base import THETA_DTYPE
+from lightning_lopt.rules.shared.arithmetic import TINY
+
+PROMISE_LIMIT = 0.3  # one gradient says no more than that
+LOWEST, HIGHEST = math.log(1e-3), 1.0  # of the logarithm of the common factor
+LEAST, MOST = -4.0, 1.5  # of the logarithm of what one tensor has beside it
+
+
+class Calibration(nn.Module):
+    r"""A factor :math:`\gamma` on all updates and one on each tensor's, from what the last update now promises.
+
+    With u the last update and g the gradient after it, :math:`m_t = -\langle g_t, u_{t-1} \rangle` is the decrease of
+    the loss that repeating the last update promises, to first order. Above 0 the step stopped short, well below 0 it
+    went past the valley. Its unit is the sum R of what was promised so far, with early promises counting less and less;
+    it is about as much as the loss has fallen:
+
+    .. math::
+        R \leftarrow \frac{t}{t + 1} R + \max(m_t, 0), \qquad
+        a = \mathrm{clip}(m_t / R, \pm 0.3), \qquad
+        \log \gamma \leftarrow \log \gamma + \beta_- \min(a + \tau, 0) + \beta_+ \max(a, 0)
+
+    So a is the share of the run's own progress that one more step of this kind would add. It has no unit: multiplying
+    the loss by a constant changes nothing, and neither does a constant added to the loss, whose value is never read.
+    Where gradients are noise, R grows with the steps and a falls with their number, as the gain of a stochastic
+    approximation does. R at most doubles in a step, so one wrong gradient does not set it for the run.
+
+    What tensor i of n contributes, :math:`a_i` (clipped after multiplying it by n), moves its own factor
+    :math:`\gamma_i` by how it differs from the whole:
+
+    .. math:: \log \gamma_i \leftarrow \log \gamma_i + \beta (a_i - a)
+
+    The signal is that of hypergradient descent (Baydin et al. 2018, https://arxiv.org/abs/1703.04782), in the unit of
+    what it has promised before.
+
+    Args:
+        shrink: initial :math:`\beta_-`, > 0.
+        grow: initial :math:`\beta_+`, > 0.
+        tolerance: initial :math:`\tau`, > 0.
+        balance: initial :math:`\beta`, > 0.
+    """
+
+    def __init__(self, shrink: float = 0.3, grow: float = 0.1, tolerance: float = 0.03, balance: float = 0.2) -> None:
+        super().__init__()
+        self.log_shrink = nn.Parameter(torch.tensor(math.log(shrink), dtype=THETA_DTYPE))
+        self.log_grow = nn.Parameter(torch.tensor(math.log(grow), dtype=THETA_DTYPE))
+        self.log_tolerance = nn.Parameter(torch.tensor(math.log(tolerance), dtype=THETA_DTYPE))
+        self.log_balance = nn.Parameter(torch.tensor(math.log(balance), dtype=THETA_DTYPE))
+
+    def forward(
+        self, memory: Tensor, log_factors: Tensor, promises: Tensor, step: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The common factor's logarithm, and what to remember.
+
+        Args:
+            memory: logarithm of the common factor and R, shape ``(2,)``; zeros before the first step.
+            log_factors: logarithm of the factor of each of n tensors, shape ``(n,)``; zeros before the first step.
+            promises: of each tensor, :func:`promise`, shape ``(n,)``.
+            step: steps made before this one, 0-dim.
+
+        Returns:
+            the logarithm of the common factor, the new memory, and the new logarithms of the tensors' factors.
+        """
+        before, promised = memory.unbind()
+        promises = promises.to(memory.dtype)
+        kept = step.to(memory.dtype) / (step + 1).to(memory.dtype)
+        total = promises.sum()
+        promised = _promised(kept * promised, total)
+        promises = promises / torch.where(promised > 0, promised, total.abs() + TINY)  # the latter while there is no R
+        share = promises.sum().clamp(-PROMISE_LIMIT, PROMISE_LIMIT)
+        shrink = torch.exp(self.log_shrink) * (share + torch.exp(self.log_tolerance)).clamp(max=0.0)
+        grow = torch.exp(self.log_grow) * share.clamp(min=0.0)
+        common = (before + (shrink + grow).to(memory.dtype)).clamp(LOWEST, HIGHEST)
+        beside = (len(promises) * promises).clamp(-PROMISE_LIMIT, PROMISE_LIMIT) - share
+        moved = (log_factors + torch.exp(self.log_balance) * beside).clamp(LEAST, MOST)
+        return common, torch.stack([common, promised]), moved.to(log_factors.dtype)
+
+
+def promise(grad: Tensor, last_update: Tensor) -> Tensor:
+    r"""The decrease of the loss that repeating the last update of one tensor promises, 0-dim.
+
+    >>> promise(torch.tensor([1.0, 2.0]), torch.tensor([-0.5, 0.0]))
+    tensor(0.5000)
+    """
+    return -torch.dot(grad.reshape(-1), last_update.reshape(-1))
+
+
+def _promised(before: Tensor, promise: Tensor) -> Tensor:
+    """The sum of what was promised with one promise more, which at most doubles it; 0-dim."""
+    gain = promise.clamp(min=0.0)
+    return before + torch.where(before > 0, torch.minimum(gain, before), gain)

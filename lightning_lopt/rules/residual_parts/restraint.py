@@ -1,0 +1,77 @@
+"""Shorter steps in fine-tuning where gradients vanish, as they do where a network has memorised a few examples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lopt.rules.base import THETA_DTYPE
+from lightning_lopt.rules.shared.arithmetic import TINY
+
+RATE = 0.05  # of the running average that is the present size of gradients
+FIRST = 20  # gradients that count as they are
+LIMIT = 7.0  # of the logarithm of that size, relative to the mean: a single gradient counts as no smaller or larger
+
+
+class Restraint(nn.Module):
+    r"""The logarithm of a factor of at most 1 on steps, from the size of gradients beside their geometric mean so far.
+
+    With the norm n of all gradients together, its running average and its mean in the logarithm are
+
+    .. math::
+        a_t = a_{t-1} + \max(1/t, 0.05) (\log n_t - a_{t-1}), \qquad
+        b_t = b_{t-1} + (\log n_t - b_{t-1}) / t, \qquad
+        \log f = \rho \min(a_t - b_t, 0)
+
+    A direction has the same size whatever the size of the gradient. Where a pretrained network has memorised the few
+    examples that it is fine-tuned on, gradients vanish, and steps of full size only drive it away from what it knew.
+    Gradients that are noise, or fall by a power of the number of steps, shorten steps little or not at all, since the
+    mean falls with them. Multiplying the loss by a constant changes nothing, and a step without a gradient counts for
+    nothing. A gradient counts as at most 1,000 times as large or as small as the mean, once there were 20.
+
+    Args:
+        power: initial :math:`\rho`, >= 0.
+
+    Example:
+        >>> restraint, memory = Restraint(power=1.0), torch.zeros(3)
+        >>> for size in [1.0, 1.0, 1.0, 1.0]:
+        ...     log_factor, memory = restraint(memory, torch.tensor(size).log())
+        >>> log_factor.item()
+        0.0
+    """
+
+    def __init__(self, power: float = 3.0) -> None:
+        super().__init__()
+        self.power = nn.Parameter(torch.tensor(power, dtype=THETA_DTYPE))
+
+    def forward(self, memory: Tensor, log_norm: Tensor) -> tuple[Tensor, Tensor]:
+        """The logarithm of the factor, 0-dim, and what to remember.
+
+        Args:
+            memory: the number of gradients so far, the average and the mean of their logarithm, shape ``(3,)``; zeros
+                before the first.
+            log_norm: logarithm of the norm of all gradients, 0-dim; minus infinity if they are null.
+        """
+        count, average, mean = memory.unbind()
+        there = torch.isfinite(log_norm)
+        size = torch.where(there, log_norm, 0.0).to(memory.dtype)
+        size = torch.where(count > FIRST, torch.minimum(torch.maximum(size, mean - LIMIT), mean + LIMIT), size)
+        count = count + there
+        weight = 1 / count.clamp(min=1.0)
+        average = torch.where(there, torch.lerp(average, size, weight.clamp(min=RATE)), average)
+        mean = torch.where(there, torch.lerp(mean, size, weight), mean)
+        log_factor = self.power.to(memory.dtype) * (average - mean).clamp(max=0.0)
+        return log_factor, torch.stack([count, average, mean])
+
+
+def log_norm_of(power: Tensor, per_unit: Tensor) -> Tensor:
+    """The logarithm of the norm of gradients, 0-dim; minus infinity, and no derivative, if they are null.
+
+    Args:
+        power: sum of their squares, in a unit, 0-dim.
+        per_unit: 1 / unit, 0-dim.
+
+    >>> log_norm_of(torch.tensor(16.0), torch.tensor(0.5))  # 4 units of 2
+    tensor(2.0794)
+    """
+    return torch.where(power > 0, 0.5 * torch.log(power.clamp(min=TINY)) - torch.log(per_unit), -torch.inf)

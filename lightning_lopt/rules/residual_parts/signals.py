@@ -1,0 +1,75 @@
+"""What the controller sees: where the run is, how the loss and the gradients of a tensor have been behaving."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.rules.base import ROLES, Role, StepContext
+from lightning_lopt.rules.shared.arithmetic import TINY, constants, matrix_shape
+
+LOSS_DECAYS = (0.9, 0.99)  # of the fast and the slow average of the loss
+SIGNALS = 11 + len(ROLES)
+
+
+def average_loss(averages: Tensor, context: StepContext) -> Tensor:
+    """Exponential averages of the loss, shape (2,), not corrected for their start at zero."""
+    if context.loss is None:
+        raise ValueError("ResidualRule with a controller reads the loss, but StepContext.loss is None; pass the loss.")
+    loss = context.loss.to(averages.dtype)
+    pairs = zip(LOSS_DECAYS, averages.unbind(-1), strict=True)
+    return torch.stack([decay * average + (1 - decay) * loss for decay, average in pairs])
+
+
+def shared_signals(loss_averages: Tensor, context: StepContext) -> Tensor:
+    """The inputs that are the same for all tensors, shape (5,), each within about ±1.
+
+    In order: progress; warm-up done; log horizon; fast against slow loss average; loss against fast average.
+    """
+    dtype = loss_averages.dtype
+    step, total = context.scheduled_step.to(dtype), context.total_steps.to(dtype)
+    assert context.loss is not None
+    count = context.step.to(dtype) + 1
+    fast, slow = (average / (1 - decay**count) for decay, average in zip(LOSS_DECAYS, loss_averages, strict=True))
+    signals = [
+        step / total,
+        torch.clamp((step + 1) / (0.05 * total), max=1.0),
+        torch.log(total) / 10,
+        _contrast(fast, slow),
+        _contrast(context.loss.to(dtype), fast),
+    ]
+    return torch.stack(signals)
+
+
+def tensor_signals(
+    param: Tensor, grad: Tensor, momentum: Tensor, gradient_power: Tensor, initial_rms: Tensor, role: Role
+) -> Tensor:
+    """The inputs that concern one tensor, shape (10,), each within about ±1.
+
+    In order: log gradient power against its average; cosine of gradient and momentum; log share of the momentum in the
+    gradient power (signal-to-noise); log growth of the tensor since initialisation; log rows; log columns; role,
+    one-hot. All are unchanged when the loss is multiplied by a constant.
+    """
+    power, momentum_power = grad.square().mean(), momentum.square().mean()
+    cosine = (grad * momentum).mean() * torch.rsqrt(power * momentum_power + TINY)
+    growth = (param.square().mean() + TINY) / initial_rms.square()
+    temporal = [
+        _log_ratio(power, gradient_power),
+        cosine,
+        _log_ratio(momentum_power, gradient_power),
+        torch.clamp(torch.log(growth) / 4, -2.0, 2.0),
+    ]
+    height, width = matrix_shape(param.shape)
+    fixed = [math.log2(max(height, 1)) / 10, math.log2(max(width, 1)) / 10]
+    return torch.cat([torch.stack(temporal), constants([*fixed, *(float(role == known) for known in ROLES)], param)])
+
+
+def _contrast(a: Tensor, b: Tensor) -> Tensor:
+    """(a - b) relative to their size, within ±1, also for losses of any sign."""
+    return torch.clamp(4 * (a - b) / (a.abs() + b.abs() + TINY), -1.0, 1.0)
+
+
+def _log_ratio(a: Tensor, b: Tensor) -> Tensor:
+    return torch.clamp(torch.log((a + TINY) / (b + TINY)) / 4, -2.0, 2.0)

@@ -1,0 +1,153 @@
+"""Whether tensors look trained already: random initialisation leaves no structure in them, and training does."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.rules.contract.roles import Role
+from lightning_lopt.rules.shared.arithmetic import TINY, matrix_shape
+
+LARGEST_BLOCK = 1024  # rows and columns that are looked at: more tell little more, and their products take long
+SMALLEST_SIDE = 4  # fewer vectors tell nothing
+SMALLEST_GAIN = 8  # entries: of shorter vectors with random entries, some look like gains (one of 20,000 of this size)
+SIGNIFICANT = 4.0  # standard deviations that chance alone does not reach
+CLEAR = 0.3  # excess from which on a tensor counts as trained throughout: published weights have 0.5 to 300
+LARGEST = 1.0  # a single tensor counts no more than this excess in the mean over a model
+SURE = 3.0  # a model counts as trained throughout where its mean says so by a third
+SMALL_SIDE = 32.0  # so many vectors without excess are as likely of a trained matrix as of a new one
+NEW_HEAD = 0.5  # a head that does not look trained, or a bias of zeros, is new, but what it reads is not
+ROUNDING = 1e-6  # of entries, relative to their mean
+SPREAD = 1e-3  # of gains, relative to their mean, which are all equal at initialisation
+
+
+class Signs(NamedTuple):
+    """What one tensor shows, 0-dim each; :func:`trained` puts the signs of all tensors together.
+
+    Attributes:
+        excess: see :func:`excess`.
+        pairs: of vectors, whose cosines the excess is the mean of; 1 where there is no excess.
+        weight: in the mean of the excess over the model: ``pairs``, or 0 for other tensors than matrices, of which a
+            single one may come from elsewhere, as word vectors do.
+        as_matrices: how far the tensor is taken to be as trained as the matrices of the model, from 0 to 1.
+        as_gains: likewise as its gains are.
+        tells: 1 for a vector of 8 or more entries that are equal, as of new gains and new biases, or that are positive
+            and nearly equal, as of trained gains of normalisation layers; else 0.
+        moved: 1 for a vector of the second kind, else 0.
+    """
+
+    excess: Tensor
+    pairs: Tensor
+    weight: Tensor
+    as_matrices: Tensor
+    as_gains: Tensor
+    tells: Tensor
+    moved: Tensor
+
+
+def signs_of(param: Tensor, role: Role) -> Signs:
+    """What one tensor shows before its first step.
+
+    >>> signs_of(torch.ones(8), "vector").moved, signs_of(torch.linspace(0.9, 1.1, 8), "vector").moved
+    (tensor(0.), tensor(1.))
+    """
+    number = param.new_full
+    if param.ndim < 2:
+        one, none = number((), 1.0), number((), 0.0)
+        if not param.numel():
+            return Signs(none, one, none, one, one, none, none)
+        mean = param.mean()
+        equal = ((param - mean).abs() <= SPREAD * mean.abs()).all()
+        moved = (param > 0.5 * mean).all() & (param < 1.5 * mean).all() & ~equal
+        new = torch.where(equal, NEW_HEAD, one)
+        tells = float(param.numel() >= SMALLEST_GAIN)
+        return Signs(none, one, none, new, new, tells * (equal | moved), tells * moved)
+    count = min(*matrix_shape(param.shape), LARGEST_BLOCK)
+    tells = count >= SMALLEST_SIDE
+    pairs = count * (count - 1) / 2 if tells else 1.0
+    not_zero = (param != 0).any().to(param.dtype)
+    like = NEW_HEAD if role == "head" else 1.0
+    unsure = like if role == "head" or not tells else 1 / (1 + (count / SMALL_SIDE) ** 2)
+    return Signs(
+        excess(param),
+        number((), pairs),
+        number((), pairs if tells and role == "matrix" else 0.0),
+        unsure * not_zero,
+        like * not_zero,
+        *number((2,), 0.0).unbind(),
+    )
+
+
+def excess(x: Tensor) -> Tensor:
+    r"""How much more alike the rows of a matrix are than independent ones, 0-dim: 0 at random initialisation.
+
+    Of the n vectors of the shorter side (of :func:`~lightning_lopt.rules.shared.arithmetic.matrix_shape`'s matrix, at
+    most 1024 x 1024 of it), with k entries each, it is :math:`k \, \mathrm{mean}_{i \ne j} \cos^2_{ij} - 1`: the mean
+    square of a cosine is 1 / k if entries are independent, whatever their distribution. Entries are taken relative to
+    their mean, and columns are brought to one length before, so that neither a uniform distribution on [0, 1] nor
+    scales of rows or columns look like training. It is negative for orthogonal matrices. Vectors and matrices with a
+    side below 4 give 0.
+
+    >>> bool(excess(torch.randn(64, 32, generator=torch.Generator().manual_seed(0))) < 0.1)
+    True
+    >>> excess(torch.outer(torch.arange(64.0), torch.arange(32.0))) > 10
+    tensor(True)
+    """
+    rows, columns = (min(size, LARGEST_BLOCK) for size in matrix_shape(x.shape))
+    if x.ndim < 2 or min(rows, columns) < SMALLEST_SIDE:
+        return x.new_zeros(())
+    matrix = x.reshape(matrix_shape(x.shape))[:rows, :columns]
+    vectors = matrix if rows <= columns else matrix.mT
+    count, entries = vectors.shape
+    mean = vectors.mean()
+    vectors = torch.where((vectors - mean).abs() > ROUNDING * mean.abs(), vectors - mean, 0.0)
+    for axis in (0, 1):
+        vectors = vectors / torch.sqrt(vectors.square().sum(axis, keepdim=True) + TINY)
+    cosines = vectors @ vectors.mT
+    squares = cosines.square().sum() - cosines.diagonal().square().sum()
+    return squares / (count * (count - 1)) * entries - 1
+
+
+def trained(signs: Signs) -> Tensor:
+    r"""How trained each of N tensors looks, from 0 to 1, (N,), by itself and by all of them together.
+
+    An excess e shows :math:`\log(1 + \max(e - c, 0)) / \log 1.3`, cut off at 1, with the excess c that
+    :func:`chance` reaches. The weighted mean over all matrices, with e at most 1, shows three times that of itself. Of
+    the vectors that tell, those that have moved show by how much they outnumber the others: a network may be
+    initialised with random gains, but then its biases are zeros. Tensors that are like matrices and gains share in
+    both.
+
+    Args:
+        signs: of all tensors, (N,) each.
+
+    >>> embedding, gain = signs_of(torch.randn(50, 8), "embedding"), signs_of(torch.linspace(0.9, 1.1, 8), "vector")
+    >>> trained(Signs(*(torch.stack(pair) for pair in zip(embedding, gain))))
+    tensor([1., 1.])
+    """
+    total = signs.weight.sum()
+    mean = (signs.weight * signs.excess.clamp(max=LARGEST)).sum() / total.clamp(min=1.0)
+    matrices = (SURE * _shown(mean, total.clamp(min=1.0))).clamp(max=1.0)
+    gains = (2 * signs.moved.sum() / signs.tells.sum().clamp(min=1.0) - 1).clamp(min=0.0)
+    shared = torch.maximum(matrices * signs.as_matrices, gains * signs.as_gains)
+    return torch.maximum(_shown(signs.excess, signs.pairs), shared)
+
+
+def chance(pairs: Tensor) -> Tensor:
+    r"""The excess that so many pairs of random vectors do not reach, but for one draw in some 30,000.
+
+    The squared cosines add up to about a variable of the chi-squared distribution with P degrees of freedom, whose
+    quantiles are :math:`P (1 - 2 / 9P + z \sqrt{2 / 9P})^3` (Wilson and Hilferty 1931), with z = 4 here.
+
+    >>> chance(torch.tensor([6.0, 2016.0]))  # of 4 vectors, and of 64
+    tensor([4.2026, 0.1310])
+    """
+    part = 2 / (9 * pairs)
+    return (1 - part + SIGNIFICANT * part.sqrt()) ** 3 - 1
+
+
+def _shown(excess: Tensor, pairs: Tensor) -> Tensor:
+    beyond = (excess - chance(pairs)).clamp(min=0.0)
+    return (torch.log1p(beyond) / math.log1p(CLEAR)).clamp(max=1.0)

@@ -1,0 +1,1 @@
+"""What several rules share: arithmetic, averages, features of entries, of time and of the loss, networks."""

@@ -1,0 +1,110 @@
+"""Arithmetic that several rules share: constants, normalisation, matrix form, orthogonalisation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+TINY = 1e-30  # added to mean squares: a gradient keeps its direction down to an RMS of about 1e-15
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic coefficients of Jordan et al. 2024: steep at 0, fixed near 1
+
+
+def constants(values: Sequence[float], like: Tensor) -> Tensor:
+    """Numbers as a tensor, shape (k,), in the type of ``like`` and on its device.
+
+    A device is not waited for, and nothing is copied to it, which a CUDA graph would not take.
+    """
+    if like.device.type == "cpu":
+        return torch.tensor(values, dtype=like.dtype)
+    return torch.stack([torch.full((), value, dtype=like.dtype, device=like.device) for value in values])
+
+
+def rms(x: Tensor) -> Tensor:
+    """Root mean square over all entries, 0-dim; 1e-15 for a tensor of zeros, so it may be divided by."""
+    return torch.sqrt(mean_square(x) + TINY)
+
+
+def mean_square(x: Tensor) -> Tensor:
+    """Mean of the squares of all entries, 0-dim, in one pass over them; 0 for an empty tensor.
+
+    >>> mean_square(torch.tensor([[1.0, 3.0]]))
+    tensor(5.)
+    """
+    flat = x.reshape(-1)
+    return torch.dot(flat, flat) / max(flat.numel(), 1)
+
+
+def unit_rms(x: Tensor) -> Tensor:
+    """``x`` scaled to root mean square 1; zeros stay zeros.
+
+    >>> unit_rms(torch.tensor([3.0, 4.0])).square().mean()
+    tensor(1.)
+    """
+    return x / rms(x)
+
+
+def variance(x: Tensor) -> Tensor:
+    """Mean square distance from the mean, over the last axis; on a CPU ten times as fast as ``torch.var``.
+
+    >>> variance(torch.tensor([[0.0, 0.0, 2.0, 2.0], [5.0, 5.0, 5.0, 5.0]]))
+    tensor([1., 0.])
+    """
+    norm: Tensor = torch.linalg.vector_norm(x - x.mean(-1, keepdim=True), dim=-1)
+    return norm.square() / max(x.shape[-1], 1)
+
+
+def matrix_shape(shape: tuple[int, ...] | torch.Size) -> tuple[int, int]:
+    """The matrix a tensor of rank >= 2 stands for: (out, everything else), so a kernel is (out, in x kh x kw).
+
+    >>> matrix_shape((16, 8, 3, 3)), matrix_shape((5,)), matrix_shape(())
+    ((16, 72), (5, 1), (1, 1))
+    """
+    rows = shape[0] if len(shape) > 0 else 1
+    return rows, math.prod(shape[1:])
+
+
+def view(x: Tensor, *, flat: bool = True) -> Tensor:
+    """``x`` as most rules see it: of rank 1, or a matrix (:func:`matrix_shape`); not ``flat``, rank > 2 stays.
+
+    >>> view(torch.zeros(())).shape, view(torch.zeros(16, 8, 3, 3)).shape
+    (torch.Size([1]), torch.Size([16, 72]))
+    """
+    if x.ndim < 2:
+        return x.reshape(-1)
+    return x.reshape(matrix_shape(x.shape)) if flat else x
+
+
+def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
+    r"""The nearest semi-orthogonal matrix, roughly: :math:`U V^\top` of :math:`x = U S V^\top`, by Newton-Schulz.
+
+    .. math:: X \leftarrow a X + (b\, X X^\top + c\, (X X^\top)^2) X, \qquad X_0 = x / \lVert x \rVert_F
+
+    Singular values end between 0.7 and 1.2 where they were above about 1e-3 of the norm. Tensors of rank > 2 are
+    taken as :func:`matrix_shape`'s matrix. The smaller Gram matrix is formed, so the cost is
+    :math:`2 (2 r^2 n + r^3)` FLOPs a step for an r x n matrix, r <= n.
+
+    Args:
+        x: tensor of rank >= 2, any scale.
+        steps: number of iterations.
+    Returns:
+        tensor of the shape of ``x``; zeros for zeros.
+    References: Bernstein and Newhouse 2024, https://arxiv.org/abs/2409.20325; Jordan et al. 2024 (Muon).
+    """
+    rows, columns = matrix_shape(x.shape)
+    matrix = x.reshape(rows, columns)
+    matrix = matrix / (rms(matrix) * math.sqrt(rows * columns))
+    return newton_schulz(matrix, steps).reshape(x.shape)
+
+
+def newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
+    """The iteration of :func:`orthogonalise` alone, on matrices (..., rows, columns) of Frobenius norm at most 1."""
+    a, b, c = NEWTON_SCHULZ
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return x.mT if tall else x

@@ -1,0 +1,41 @@
+"""Running averages at several decays at once, and their bias correction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.rules.shared.arithmetic import constants
+
+
+def rates(decays: Sequence[float], like: Tensor) -> Tensor:
+    """1 - d for each of k decays, shape (k,), as :func:`constants`."""
+    return constants([1 - decay for decay in decays], like)
+
+
+def average(old: Tensor, new: Tensor, rates: Tensor) -> Tensor:
+    r"""One step of k exponential averages, :math:`a_j \leftarrow a_j + (1 - d_j) (x - a_j)`.
+
+    Args:
+        old: the averages, shape (k, *shape).
+        new: x, of that shape.
+        rates: 1 - d, shape (k,).
+    """
+    return torch.lerp(old, new, rates.reshape(-1, *[1] * new.ndim))
+
+
+def bias_correction(decay: float, count: Tensor) -> Tensor | float:
+    """1 - d^count, what an average that began at 0 is divided by.
+
+    ``expm1`` keeps the digits that float32 loses where the power is close to 1.
+    """
+    return -torch.expm1(count * math.log(decay)) if decay > 0 else 1.0
+
+
+def unbiased(averages: Tensor, decays: Sequence[float], count: Tensor) -> Tensor:
+    """Averages of shape (k, *shape) divided by their bias correction after ``count`` steps, a 0-dim tensor."""
+    corrected = [average / bias_correction(decay, count) for average, decay in zip(averages, decays, strict=True)]
+    return torch.stack(corrected)

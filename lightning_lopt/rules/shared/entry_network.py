@@ -1,0 +1,155 @@
+"""The network of the per-entry rules: three small layers applied to every entry of a tensor.
+
+:func:`apply_plainly` writes its equation down; rules use
+:func:`~lightning_lopt.rules.shared.fast_entry_network.apply_network`, which is tested against it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lopt.rules.base import THETA_DTYPE
+from lightning_lopt.rules.shared.features import EntryFeatures, made
+
+
+def matrix_norm(x: Tensor, ndim: int) -> Tensor:
+    """Euclidean norm of each matrix, the last two axes of a tensor of rank ``ndim`` (the last for rank 1); kept as 1.
+
+    ``x`` may have further axes in front.
+    """
+    norm: Tensor = torch.linalg.vector_norm(x, dim=tuple(range(-min(ndim, 2), 0)), keepdim=True)
+    return norm
+
+
+def inverse_rms(norm: Tensor, shape: torch.Size, eps: float) -> Tensor:
+    r""":math:`1 / \sqrt{\mathrm{mean}(x^2) + \epsilon}` from the :func:`matrix_norm` of x; ``shape`` that of x."""
+    entries = math.prod(shape[-2:])
+    return norm.square().add_(entries * eps).rsqrt_() * math.sqrt(entries)
+
+
+class Weights(NamedTuple):
+    """θ of an :class:`EntryNetwork` in the type to compute in."""
+
+    inner_0: Tensor
+    outer_0: Tensor | None
+    bias_0: Tensor
+    weight_1: Tensor
+    bias_1: Tensor
+    weight_2: Tensor
+    bias_2: Tensor
+
+    def to(self, dtype: torch.dtype) -> Weights:
+        """The same in another type."""
+        return Weights(*(None if x is None else x.to(dtype) for x in self))  # type: ignore[arg-type]
+
+
+class EntryNetwork(nn.Module):
+    r"""A perceptron of two hidden layers with ReLU; its inputs are the features of one entry, normalised.
+
+    .. math:: o = W_2\, \mathrm{relu}(W_1\, \mathrm{relu}(W_0 x + b_0) + b_1) + b_2, \qquad
+        x_i = f_i \,\big/ \sqrt{\mathrm{mean}(f_i^2) + \epsilon}
+
+    The mean is over the matrix that the tensor is, each for itself where there are leading axes. The normaliser
+    multiplies the weights instead of the features; outer features pass the first layer before they are spread, and
+    constants, the same number for every entry of a tensor, which are not normalised, are added to the bias.
+
+    Args:
+        inner: number of inner features.
+        outer: number of outer features, a multiple of 4, or 0.
+        constant: number of constants.
+        hidden: width of both hidden layers.
+        outputs: number of outputs.
+        copies: number K of networks side by side, all parameters with this first axis; ``None`` for a single one.
+
+    Attributes:
+        inner_0: first layer for the inner features in their order, (hidden, inner).
+        outer_0: first layer for rows, their inverse roots, columns, and their inverse roots, (hidden, outer).
+        constant_0: first layer for the constants, (hidden, constant).
+        weight_1: (hidden, hidden).
+        weight_2: (outputs, hidden), in most rules for direction, magnitude, and an output that nothing reads.
+        bias_0, bias_1, bias_2: (hidden), (hidden), (outputs).
+    """
+
+    def __init__(
+        self, inner: int, outer: int, hidden: int, outputs: int = 3, constant: int = 0, copies: int | None = None
+    ) -> None:
+        super().__init__()
+        inputs, lead = inner + outer + constant, () if copies is None else (copies,)
+        self.inner_0 = initial_weight(*lead, hidden, inner, fan_in=inputs)
+        self.outer_0 = initial_weight(*lead, hidden, outer, fan_in=inputs) if outer else None
+        self.constant_0 = initial_weight(*lead, hidden, constant, fan_in=inputs) if constant else None
+        self.bias_0 = nn.Parameter(torch.zeros(*lead, hidden, dtype=THETA_DTYPE))
+        self.weight_1 = initial_weight(*lead, hidden, hidden, fan_in=hidden)
+        self.bias_1 = nn.Parameter(torch.zeros(*lead, hidden, dtype=THETA_DTYPE))
+        self.weight_2 = initial_weight(*lead, outputs, hidden, fan_in=hidden)
+        self.bias_2 = nn.Parameter(torch.zeros(*lead, outputs, dtype=THETA_DTYPE))
+
+    def weights(self, dtype: torch.dtype, outputs: int, constants: Tensor | None = None) -> Weights:
+        """θ in another type, with the first ``outputs`` outputs, for the constants (constant,) of a tensor.
+
+        Biases are columns.
+        """
+        inner_0, weight_1, weight_2 = (x.to(dtype) for x in (self.inner_0, self.weight_1, self.weight_2[:outputs]))
+        outer_0 = None if self.outer_0 is None else self.outer_0.to(dtype)
+        bias_0, bias_1, bias_2 = (x.to(dtype)[:, None] for x in (self.bias_0, self.bias_1, self.bias_2[:outputs]))
+        if self.constant_0 is not None:
+            assert constants is not None
+            bias_0 = bias_0 + self.constant_0.to(dtype) @ constants.to(dtype)[:, None]
+        return Weights(inner_0, outer_0, bias_0, weight_1, bias_1, weight_2, bias_2)
+
+    def mixtures(self, shares: Tensor, outputs: int) -> dict[str, Tensor]:
+        """The weighted means of the K copies, without constants: one network for each of n rows of ``shares``.
+
+        Args:
+            shares: weight of each copy, (n, K), divided by K here.
+            outputs: number of outputs to keep.
+
+        Returns:
+            the fields of :class:`Weights`, with an axis n in front.
+        """
+        shares = shares / shares.shape[-1]
+        banks = {
+            "inner_0": self.inner_0,
+            "bias_0": self.bias_0[..., None],
+            "weight_1": self.weight_1,
+            "bias_1": self.bias_1[..., None],
+            "weight_2": self.weight_2[:, :outputs],
+            "bias_2": self.bias_2[:, :outputs, None],
+        }
+        if self.outer_0 is not None:
+            banks["outer_0"] = self.outer_0
+        return {name: (shares @ bank.flatten(1)).reshape(-1, *bank.shape[1:]) for name, bank in banks.items()}
+
+
+def apply_plainly(weights: Weights, inputs: EntryFeatures, outer: Sequence[Tensor], eps: float) -> Tensor:
+    """The network's outputs for every entry of a tensor, by the equation of :class:`EntryNetwork`.
+
+    All features are spread over the tensor and held in memory at once, 4 bytes each per entry.
+
+    Args:
+        weights: of :meth:`EntryNetwork.weights`.
+        inputs: inner features of a tensor of shape s, rank >= 1.
+        outer: groups of outer features, (f, *s) with size 1 where they are constant.
+        eps: ε.
+
+    Returns:
+        shape ``(outputs, *s)``.
+    """
+    shape = inputs.param.shape[1:]
+    features = torch.cat([group.expand(-1, *shape) for group in (*made(inputs.features()), *outer)])
+    features = features * inverse_rms(matrix_norm(features, len(shape)), shape, eps)
+    weight_0 = weights.inner_0 if weights.outer_0 is None else torch.cat([weights.inner_0, weights.outer_0], 1)
+    hidden = torch.relu(weight_0 @ features.flatten(1) + weights.bias_0)
+    hidden = torch.relu(weights.weight_1 @ hidden + weights.bias_1)
+    return (weights.weight_2 @ hidden + weights.bias_2).reshape(-1, *shape)
+
+
+def initial_weight(*shape: int, fan_in: int) -> nn.Parameter:
+    """Normal with standard deviation 1/√fan_in, cut at two of them."""
+    cut_at = 2 * fan_in**-0.5
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(shape, dtype=THETA_DTYPE), 0.0, cut_at / 2, -cut_at, cut_at))

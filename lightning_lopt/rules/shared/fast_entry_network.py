@@ -1,0 +1,159 @@
+"""The network of the per-entry rules, evaluated fast: in blocks that stay in the cache, outer features never spread."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.rules.shared.entry_network import EntryNetwork, Weights, inverse_rms, matrix_norm
+from lightning_lopt.rules.shared.features import EntryFeatures, Feature, made, split_rows
+
+__all__ = ["EntryNetwork", "apply_network"]  # what a rule needs of the network
+
+BLOCK = 2**16  # entries whose features are in memory at a time: on a CPU they stay in its cache
+DEVICE_BLOCK = 2**22
+
+
+def apply_network(weights: Weights, inputs: EntryFeatures, outer: Sequence[Tensor], eps: float) -> Tensor:
+    """The network's outputs for every entry of a tensor of shape s, (outputs, *s); ``outer`` are outer features."""
+    shape = inputs.param.shape[1:]
+    first, *others = _outer_layer(weights, outer, len(shape), eps)
+    beside = [*_shifts(weights, first), *others]
+    rows = _rows_at_a_time(inputs.param[0])
+    if rows >= shape[0]:
+        features = _gathered(inputs.features(), None)
+        return _layers(weights, features, inverse_rms(matrix_norm(features, len(shape)), shape, eps), beside)
+    # The features are made twice: kept, they would take 4 (6 + 4 k) bytes per entry.
+    parts = inputs.parts(rows)
+    workspaces = {part.param.shape[1]: _workspace(part, weights) for part in (parts[0], parts[-1])}
+    workspace_of = [workspaces[part.param.shape[1]] for part in parts]
+    norms = [
+        torch.cat(
+            [matrix_norm(x, len(shape)) for x in made(part.features(), None if workspace is None else workspace.groups)]
+        )
+        for part, workspace in zip(parts, workspace_of, strict=True)
+    ]
+    scale = inverse_rms(torch.linalg.vector_norm(torch.stack(norms), dim=0), shape, eps)
+    pieces = zip(*(split_rows(x, rows, shape[0]) for x in beside), strict=True)
+    done = [
+        _layers(weights, _gathered(part.features(), workspace), scale, x, workspace)
+        for part, workspace, x in zip(parts, workspace_of, pieces, strict=True)
+    ]
+    return torch.cat(done, 1)
+
+
+class _Workspace(NamedTuple):
+    """Memory for one block, used by all blocks of that size one after the other, so that it stays in the cache.
+
+    Attributes:
+        features: (F, *s).
+        groups: the same by groups.
+        plain: how many groups come before the first product.
+        hidden: two layers, (hidden, entries) each.
+    """
+
+    features: Tensor
+    groups: Sequence[Tensor]
+    plain: int
+    hidden: Sequence[Tensor]
+
+
+def _gathered(groups: Sequence[Feature], workspace: _Workspace | None) -> Tensor:
+    """All features, (F, *s)."""
+    if workspace is None:
+        return torch.cat(made(groups))
+    first = groups[: workspace.plain]
+    torch.cat(made(first), out=workspace.features[: sum(map(len, first))])
+    for group, place in zip(groups[workspace.plain :], workspace.groups[workspace.plain :], strict=True):
+        if isinstance(group, Tensor):
+            place.copy_(group)
+        else:
+            torch.mul(*group, out=place)
+    return workspace.features
+
+
+def _workspace(part: EntryFeatures, weights: Weights) -> _Workspace | None:
+    """For blocks like ``part``; ``None`` where gradients are recorded or functions transformed, which forbid it."""
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        return None
+    groups, like = part.features(), part.param
+    sizes = [len(group) if isinstance(group, Tensor) else max(map(len, group)) for group in groups]
+    plain = [isinstance(group, Tensor) for group in groups]
+    features = like.new_empty(sum(sizes), *like.shape[1:])
+    hidden = like.new_empty(2, len(weights.weight_1), like.numel())
+    return _Workspace(features, torch.split(features, sizes), (*plain, False).index(False), hidden.unbind(0))
+
+
+def _outer_layer(weights: Weights, outer: Sequence[Tensor], ndim: int, eps: float) -> list[Tensor]:
+    """What outer features and bias add in the first layer, each (hidden, *s) with size 1 where it is constant."""
+    added: list[Tensor] = []
+    for index, features in enumerate(outer):
+        assert weights.outer_0 is not None
+        weight = weights.outer_0[:, index * len(features) : (index + 1) * len(features)]
+        x = _weighted_sum(weight, features, inverse_rms(matrix_norm(features, ndim), features.shape[1:], eps))
+        added.append((x if added else x + weights.bias_0).reshape(-1, *features.shape[1:]))
+    return added or [weights.bias_0.reshape(-1, *[1] * ndim)]
+
+
+def _shifts(weights: Weights, first: Tensor) -> list[Tensor]:
+    r"""How what is added beside the first layer, e.g. a bias, passes the network without being spread over the tensor.
+
+    As :math:`\mathrm{relu}(x + b) = \max(x, -b) + b`, a layer takes the larger of x and -b, and b goes to the next one.
+
+    Args:
+        first: b of the first layer, (hidden, *s) with size 1 where it is constant.
+
+    Returns:
+        -b of the two hidden layers, and what is added to the outputs, of sizes like those of ``first``.
+    """
+    size = first.shape[1:]
+    second = weights.weight_1 @ first.flatten(1) + weights.bias_1
+    last = weights.weight_2 @ second + weights.bias_2
+    return [-first, -second.reshape(-1, *size), last.reshape(-1, *size)]
+
+
+def _layers(
+    weights: Weights, features: Tensor, scale: Tensor, beside: Sequence[Tensor], workspace: _Workspace | None = None
+) -> Tensor:
+    """Outputs (o, *s) from inner features (F, *s), what to multiply them with, and what goes beside them.
+
+    That is :func:`_shifts`, and what else is added in the first layer.
+    """
+    shape, (floor_1, floor_2, last, *others) = features.shape[1:], beside
+    hidden = (None, None) if workspace is None else workspace.hidden
+    x = _weighted_sum(weights.inner_0[:, : len(features)], features, scale, hidden[0]).reshape(-1, *shape)
+    for added in others:
+        x = x.add_(added)
+    x = torch.mm(weights.weight_1, _raised(x, floor_1, workspace).flatten(1), out=hidden[1]).reshape(-1, *shape)
+    x = torch.mm(weights.weight_2, _raised(x, floor_2, workspace).flatten(1)).reshape(-1, *shape)
+    return x.add_(last)
+
+
+def _raised(x: Tensor, floor: Tensor, workspace: _Workspace | None) -> Tensor:
+    """The larger of the two, in place of ``x`` where there is a workspace."""
+    return torch.maximum(x, floor) if workspace is None else torch.maximum(x, floor, out=x)
+
+
+def _weighted_sum(weight: Tensor, features: Tensor, scale: Tensor, out: Tensor | None = None) -> Tensor:
+    """``weight`` (h, F) times ``features`` (F, *s) scaled by ``scale``, (F, *leading axes, 1, 1): (h, entries)."""
+    if scale.numel() == len(scale):
+        weight = weight * scale.reshape(1, -1)
+    else:  # matrices with leading axes, each with its own scale
+        features = features * scale
+    return torch.mm(weight, features.flatten(1), out=out)
+
+
+def _rows_at_a_time(x: Tensor) -> int:
+    """Entries along the first axis of a tensor of rank 1 or 2 that make up a block.
+
+    All of them for a tensor that is small, has leading axes, or is compiled (the compiler fuses what blocks keep in
+    the cache).
+    """
+    if x.ndim > 2 or torch.compiler.is_compiling():
+        return len(x)
+    block = BLOCK if x.device.type == "cpu" else DEVICE_BLOCK
+    return max(1, block // math.prod(x.shape[1:])) if x.numel() > 2 * block else len(x)

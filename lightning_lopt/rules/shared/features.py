@@ -1,0 +1,181 @@
+r"""What the per-entry networks of AdafacMLP, VeLO, Celo and Celo2 see of a tensor.
+
+With k decays there are 6 + 8 k features (k = 3: 30), in the order of the reference:
+
+======================  ====  =================================================================================
+g                       1     gradient, clipped to ±1000 beforehand
+clip(g, ±0.1)           1
+p                       1     parameter
+m                       k     momenta
+v                       1     second moment
+m / √(v + ε)            k     ε = 1e-8 for Celo2, 1e-6 for the others
+1 / √(v + ε)            1
+g R L                   k     gradient over its factored root mean square, :mod:`~lightning_lopt.rules.shared.moments`
+g / √(v + ε)            1
+rows, columns           k, k  the factored second moment itself
+1 / √(rows + 1e-8)      k
+1 / √(columns + 1e-8)   k
+m R L                   k
+======================  ====  =================================================================================
+
+AdafacMLP has neither clip(g, ±0.1) nor g / √(v + ε). Rank < 2 has no factored second moment, and R L is that of
+:func:`~lightning_lopt.rules.shared.moments.diagonal_factor`. For Celo2 its features end before the rows; for the others
+the averages q of the square stand for rows and columns alike, and the last feature is m / √(q + ε'), ε' = 1e-6 for
+AdafacMLP and 0 for VeLO and Celo.
+
+Features stand on the first axis, so that the long axis of entries is contiguous. Those that vary by row or by column
+alone are never spread over the tensor: they are the *outer* features, the others the *inner* ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.rules.shared.moments import Ties, diagonal_factor, factored_axes, factors
+
+OUTER_EPS = 1e-8
+CLIP = 0.1
+
+
+Feature = Tensor | tuple[Tensor, Tensor]  # a group of features, or two tensors whose product it is
+
+
+class EntryFeatures(Protocol):
+    """Groups of features (f, *s) of a tensor of shape s, the inputs of a network."""
+
+    @property
+    def param(self) -> Tensor:
+        """The tensor, (1, *s)."""
+
+    def features(self) -> list[Feature]:
+        """The groups, made anew."""
+
+    def parts(self, rows: int) -> Sequence[EntryFeatures]:
+        """The same for ``rows`` entries at a time along the first axis of the tensor."""
+
+
+def made(groups: Sequence[Feature], places: Sequence[Tensor] | None = None) -> list[Tensor]:
+    """The groups of features, products being written to their ``places`` if there are any."""
+    where: Sequence[Tensor | None] = [None] * len(groups) if places is None else places
+    return [x if isinstance(x, Tensor) else torch.mul(*x, out=to) for x, to in zip(groups, where, strict=True)]
+
+
+class FeatureInputs(NamedTuple):
+    """What the inner features of one tensor of shape s, rank >= 1, are made of, each with one more axis in front.
+
+    Attributes:
+        param: (1, *s).
+        grad: (1, *s).
+        second_moment: (1, *s).
+        root: 1 / √(v + 1e-8), (1, *s).
+        momentum: (k, *s).
+        factors: R and L, whose product is broadcastable to (k, *s); the diagonal factor alone for rank < 2.
+        momentum_factors: R and L of the feature m R L if they are others; else empty. For rank < 2, where there is
+            no such feature if it is empty, the factor.
+        gradient_forms: whether clip(g) and g / √v are among the features.
+    """
+
+    param: Tensor
+    grad: Tensor
+    second_moment: Tensor
+    root: Tensor
+    momentum: Tensor
+    factors: tuple[Tensor, ...]
+    momentum_factors: tuple[Tensor, ...] = ()
+    gradient_forms: bool = True
+
+    def features(self) -> list[Feature]:
+        """Groups (f, *s) of inner features, in order, m R L last."""
+        grad, momentum, root = self.grad, self.momentum, self.root
+        factor = _product(self.factors)
+        groups: list[Feature] = [grad, grad.clamp(-CLIP, CLIP)] if self.gradient_forms else [grad]
+        groups += [self.param, momentum, self.second_moment, (momentum, root), root, (grad, factor)]
+        if self.gradient_forms:
+            groups.append((grad, root))
+        if grad.ndim > 2 or self.momentum_factors:
+            groups.append((momentum, _product(self.momentum_factors) if self.momentum_factors else factor))
+        return groups
+
+    def parts(self, rows: int) -> list[FeatureInputs]:
+        total = self.param.shape[1]
+        several = [split_rows(x, rows, total) for x in (*self[:5], *self.factors, *self.momentum_factors)]
+        end = len(self.factors)
+        parts = []
+        for param, grad, second_moment, root, momentum, *others in zip(*several, strict=True):
+            groups = tuple(others[:end]), tuple(others[end:])
+            parts.append(FeatureInputs(param, grad, second_moment, root, momentum, *groups, self.gradient_forms))
+        return parts
+
+
+def averaged_features(
+    param: Tensor,
+    grad: Tensor,
+    averages: Mapping[str, Tensor],
+    ties: Ties,
+    *,
+    eps: float,
+    diagonal_eps: float | None,
+    gradient_forms: bool = True,
+    seen: Mapping[str, Tensor] | None = None,
+) -> tuple[FeatureInputs, list[Tensor]]:
+    """What the inner features of a tensor of rank >= 1 are made of, and its outer features.
+
+    Args:
+        param: of shape s.
+        grad: of shape s.
+        averages: :func:`~lightning_lopt.rules.shared.moments.update_averages` after this gradient.
+        ties: which of two equal axes is factored as the larger.
+        eps: ε.
+        diagonal_eps: ε'; ``None`` to end the features of rank < 2 as Celo2 does.
+        gradient_forms: whether clip(g) and g / √v are among the features.
+        seen: what stands for ``averages`` in all features but g R L, if that is something else.
+    """
+    other = averages if seen is None else seen
+    momentum, second_moment = other["momentum"], other["second_moment"]
+    inputs = param[None], grad[None], second_moment[None], (second_moment + eps).rsqrt_()[None], momentum
+    if param.ndim < 2:
+        diagonal = averages["diagonal"]
+        if diagonal_eps is None:
+            return FeatureInputs(*inputs, (diagonal_factor(diagonal),), (), gradient_forms), []
+        # Where m is 0 the feature is, too; 1 in the place of q then keeps the derivative of the root finite.
+        last = torch.rsqrt(torch.where(momentum == 0, 1.0, diagonal) + diagonal_eps)
+        own = FeatureInputs(*inputs, (diagonal_factor(diagonal),), (last,), gradient_forms)
+        return own, outer_features(diagonal, diagonal)
+    axes = factored_axes(param.shape, ties)
+    own_factors = factors(averages["rows"], averages["columns"], axes)
+    others = () if seen is None else factors(other["rows"], other["columns"], axes)
+    own = FeatureInputs(*inputs, own_factors, others, gradient_forms)
+    return own, outer_features(other["rows"], other["columns"])
+
+
+def spread(inputs: FeatureInputs, outer: Sequence[Tensor]) -> tuple[FeatureInputs, list[Tensor]]:
+    """The same entries as a tensor of rank 1, so that there are no matrices in it with a scale of their own each."""
+    size = inputs.param.shape[1:]
+    if len(size) < 3:
+        return inputs, list(outer)
+    factor = _spread(_product(inputs.factors), size)
+    param, grad, second_moment, root, momentum = (x.flatten(1) for x in inputs[:5])
+    flat = FeatureInputs(param, grad, second_moment, root, momentum, (factor,), (factor,), inputs.gradient_forms)
+    return flat, [_spread(group, size) for group in outer]
+
+
+def _spread(x: Tensor, size: torch.Size) -> Tensor:
+    return x.expand(-1, *size).flatten(1)
+
+
+def split_rows(x: Tensor, rows: int, total: int) -> Sequence[Tensor]:
+    """``x`` of shape (f, total, ...) in pieces of ``rows``; (f, 1, ...), which is constant there, once for each."""
+    return [x] * -(-total // rows) if x.shape[1] == 1 else torch.split(x, rows, 1)
+
+
+def outer_features(rows: Tensor, columns: Tensor) -> list[Tensor]:
+    """Rows and their inverse roots, (2 k, *s) with size 1 where they are constant, and the same of the columns."""
+    return [torch.cat([group, torch.rsqrt(group + OUTER_EPS)]) for group in (rows, columns)]
+
+
+def _product(factors: tuple[Tensor, ...]) -> Tensor:
+    return factors[0] * factors[1] if len(factors) > 1 else factors[0]

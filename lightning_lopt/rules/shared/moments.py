@@ -1,0 +1,112 @@
+r"""What learned optimizers remember of a tensor: momenta, second moment and factored second moments, at their decays.
+
+A factored second moment is that of a matrix kept as its row and column means, as in Adafactor.
+For a tensor of shape s with its largest axis d0 and its second largest d1 (:func:`factored_axes`) and
+:math:`q = g^2 + 10^{-30}`,
+
+.. math::
+    r_j \leftarrow c_j r_j + (1 - c_j)\,\mathrm{mean}_{d0}(q), \quad
+    l_j \leftarrow c_j l_j + (1 - c_j)\,\mathrm{mean}_{d1}(q), \quad
+    \frac{g}{\sqrt{q}} \approx g\, R_j L_j, \quad
+    R_j = \max\Big(\frac{r_j}{\mathrm{mean}_{d1}(r_j) + 10^{-9}}, 10^{-9}\Big)^{-1/2}, \quad
+    L_j = \max(l_j, 10^{-9})^{-1/2}.
+
+Tensors of rank < 2 keep the whole second moment. Rows and columns stay broadcastable to s: the axis that was averaged
+over is kept with size 1. References: Shazeer and Stern 2018, https://arxiv.org/abs/1804.04235; the constants are those
+of Metz et al. 2022, https://arxiv.org/abs/2203.11860.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.rules.shared.arithmetic import TINY
+from lightning_lopt.rules.shared.averages import average
+
+FLOOR = 1e-9
+Ties = Literal["first", "last"]
+Matrix = Literal["flat", "stored"]  # tensors of rank > 2 as (out, everything else), or as the reference has them stored
+
+
+def factored_axes(shape: Sequence[int], ties: Ties) -> tuple[int, int]:
+    """(d1, d0): the axes of the second largest and of the largest size, for rank >= 2.
+
+    Of two axes of the same size, ``ties="last"`` takes the last for the larger one, as the reference does with its
+    (in, out) matrices; ``"first"`` is the same choice for the transposed, (out, in).
+
+    >>> factored_axes((6, 5), "last"), factored_axes((4, 4), "last"), factored_axes((4, 4), "first")
+    ((1, 0), (0, 1), (1, 0))
+    """
+    sign = 1 if ties == "last" else -1
+    order = sorted(range(len(shape)), key=lambda axis: (shape[axis], sign * axis))
+    return order[-2], order[-1]
+
+
+def init_factored(like: Tensor, axes: tuple[int, int], count: int) -> tuple[Tensor, Tensor]:
+    """Zeros for ``count`` decays: rows, shape (k, *s) with 1 in the place of axis d0, and columns, with 1 for d1."""
+    d1, d0 = axes
+    rows = [1 if axis == d0 else size for axis, size in enumerate(like.shape)]
+    columns = [1 if axis == d1 else size for axis, size in enumerate(like.shape)]
+    return like.new_zeros(count, *rows), like.new_zeros(count, *columns)
+
+
+def update_factored(
+    rows: Tensor, columns: Tensor, square: Tensor, axes: tuple[int, int], rates: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Rows and columns with the squared gradient, shape s, taken into them at the k ``rates`` 1 - c."""
+    d1, d0 = axes
+    rows = average(rows, square.mean(d0, keepdim=True) + TINY, rates)
+    return rows, average(columns, square.mean(d1, keepdim=True) + TINY, rates)
+
+
+def factors(rows: Tensor, columns: Tensor, axes: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """R and L, of the shapes of ``rows`` and ``columns``: g R L is the gradient over its factored root mean square."""
+    d1, _ = axes
+    relative = rows / (rows.mean(d1 + 1, keepdim=True) + FLOOR)
+    return torch.rsqrt(relative.clamp(min=FLOOR)), torch.rsqrt(columns.clamp(min=FLOOR))
+
+
+def diagonal_factor(diagonal: Tensor) -> Tensor:
+    """R L for rank < 2, from the averages (k, *s) of the square. The reference has the floor besides the 1e-9 added,
+    which implies it."""
+    return torch.rsqrt(diagonal + FLOOR)
+
+
+class Rates(NamedTuple):
+    """1 - d of the k momenta, (k,); of the second moment; of the k factored second moments, (k,)."""
+
+    momentum: Tensor
+    second_moment: float | Tensor
+    factored: Tensor
+
+
+def init_averages(param: Tensor, count: int, ties: Ties) -> dict[str, Tensor]:
+    """Zeros for a tensor of shape s, rank >= 1, at k = ``count`` decays.
+
+    Returns:
+        ``momentum`` (k, *s) and ``second_moment`` s; for rank >= 2 ``rows`` and ``columns`` of
+        :func:`init_factored`, else ``diagonal`` (k, *s).
+    """
+    own = {"momentum": param.new_zeros(count, *param.shape), "second_moment": torch.zeros_like(param)}
+    if param.ndim < 2:
+        return {**own, "diagonal": param.new_zeros(count, *param.shape)}
+    rows, columns = init_factored(param, factored_axes(param.shape, ties), count)
+    return {**own, "rows": rows, "columns": columns}
+
+
+def update_averages(old: Mapping[str, Tensor], grad: Tensor, rates: Rates, ties: Ties) -> dict[str, Tensor]:
+    """The averages with a gradient of shape s taken into them."""
+    square = grad.square()
+    new = {
+        "momentum": average(old["momentum"], grad, rates.momentum),
+        "second_moment": torch.lerp(old["second_moment"], square, rates.second_moment),
+    }
+    if grad.ndim < 2:
+        return {**new, "diagonal": average(old["diagonal"], square + TINY, rates.factored)}
+    axes = factored_axes(grad.shape, ties)
+    new["rows"], new["columns"] = update_factored(old["rows"], old["columns"], square, axes, rates.factored)
+    return new

@@ -1,0 +1,34 @@
+"""The part of VeLO and Celo that looks at whole tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lopt.rules.shared.recurrent import LSTM, Layer
+
+
+class TensorController(nn.Module):
+    r"""Each tensor's LSTM, which also sees the others' inputs, and what it puts out.
+
+    .. math:: z = W_o x + b_o + \max_{\text{tensors}} \mathrm{relu}(W_p x + b_p)
+
+    goes into an :class:`~lightning_lopt.rules.shared.recurrent.LSTM`; from its h' follow K shares and one step size,
+    linearly.
+
+    Attributes:
+        pooled, own: layers from F signals to H.
+        share, step: layers from H to K shares and to one step size.
+    """
+
+    def __init__(self, signals: int, hidden: int, copies: int) -> None:
+        super().__init__()
+        self.lstm = LSTM(hidden, hidden)
+        self.pooled, self.own = Layer(signals, hidden), Layer(signals, hidden)
+        self.share, self.step = Layer(hidden, copies), Layer(hidden, 1)
+
+    def forward(self, signals: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Shares (n, K), step sizes (n,), and new h and c, (n, H), from signals (n, F) and the old ones."""
+        pooled = torch.relu(self.pooled(signals)).amax(0)
+        hidden, cell = self.lstm(self.own(signals) + pooled, hidden, cell)
+        return self.share(hidden), self.step(hidden)[:, 0], hidden, cell
