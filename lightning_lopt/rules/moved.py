@@ -23,7 +23,6 @@ MOVED = {
     "loss_statistics": "shared.loss_features",
     "mixture_rule": "shared.mixture_rule",
     "recurrent": "shared.recurrent",
-    "restraint": "residual_parts.restraint",
     "role_constants": "residual_parts.role_constants",
     "roles": "contract.roles",
     "rnn_mlp_signals": "rnn_mlp",
