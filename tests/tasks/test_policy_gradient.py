@@ -5,7 +5,7 @@ import torch
 from task_helpers import check_draws
 from torch.func import grad, vmap
 
-from lightning_lopt.evaluation.metrics.levels import FLOOR
+from lightning_lopt.evaluation.metrics import FLOOR
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import PolicyGradientTask
 from lightning_lopt.tasks.policy_gradient import draw_visits, played
