@@ -23,7 +23,7 @@ import torch
 from lightning_lopt import load_rule
 from lightning_lopt.evaluation.baselines import BASELINES
 from lightning_lopt.evaluation.measurement import Measurement
-from lightning_lopt.evaluation.metrics.levels import final_loss
+from lightning_lopt.evaluation.metrics import final_loss
 from lightning_lopt.evaluation.metrics.speedup import step_speedup
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.runs import run_rules
