@@ -96,7 +96,7 @@ def test_info_says_what_a_rule_is(capsys):
     assert main(["info", "base"]) == 0
     printed = capsys.readouterr().out
     assert "# base" in printed
-    assert "meta-parameters: 68" in printed
+    assert "meta-parameters: 69" in printed
     assert "reads: gradients, the horizon" in printed
     assert re.search(
         r"char_transformer .*: state [\d.]+ and peak of a step beyond it [\d.]+ \(float32 state\)", printed

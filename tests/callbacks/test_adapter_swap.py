@@ -224,7 +224,7 @@ def test_the_trainer_keeps_no_trace_either():
 
 
 def test_two_adapters_are_refused_in_a_sentence():
-    with pytest.raises(ValueError, match=r"2 adapters .*LearnedOptimizerAdapter and MetaTraining; keep one"):
+    with pytest.raises(ValueError, match=r"2 adapters .*LearnedOptimizerAdapter and OnlineMetaTraining; keep one"):
         fit(Plain(), adapter=swap(), callbacks=[MetaTraining(RULE)])
 
 

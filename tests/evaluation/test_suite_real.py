@@ -179,7 +179,7 @@ def test_a_report_has_steps_and_seconds_of_both_splits(problems):
     (problem,) = results.problems
     assert problem.gradient_seconds > 0
     assert problem.step_seconds.keys() == {"adam", "adam_default"}
-    assert problem.contest("adam", "adam_default").step_cost > 0
+    assert problem.paired_runs("adam", "adam_default").step_cost > 0
     found = numbers(results)
     assert {"speedup", "wall_clock", "train_ratio", "valid_ratio"} <= {number.metric for number in found}
     assert "suite real, 1 problems, 1 seeds each" in page(results, found, {})
