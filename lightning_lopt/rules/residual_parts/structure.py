@@ -29,9 +29,9 @@ class Signs(NamedTuple):
 
     Attributes:
         excess: see :func:`excess`.
-        pairs: of vectors, whose cosines the excess is the mean of; 1 where there is no excess.
-        weight: in the mean of the excess over the model: ``pairs``, or 0 for other tensors than matrices, of which a
-            single one may come from elsewhere, as word vectors do.
+        alone: how trained the excess alone shows the tensor to be, from 0 to 1.
+        weight: in the mean of the excess over the model: the number of pairs of vectors that it is the mean of, or 0
+            for other tensors than matrices, of which a single one may come from elsewhere, as word vectors do.
         as_matrices: how far the tensor is taken to be as trained as the matrices of the model, from 0 to 1.
         as_gains: likewise as its gains are.
         tells: 1 for a vector of 8 or more entries that are equal, as of new gains and new biases, or that are positive
@@ -40,7 +40,7 @@ class Signs(NamedTuple):
     """
 
     excess: Tensor
-    pairs: Tensor
+    alone: Tensor
     weight: Tensor
     as_matrices: Tensor
     as_gains: Tensor
@@ -58,22 +58,25 @@ def signs_of(param: Tensor, role: Role) -> Signs:
     if param.ndim < 2:
         one, none = number((), 1.0), number((), 0.0)
         if not param.numel():
-            return Signs(none, one, none, one, one, none, none)
+            return Signs(none, none, none, one, one, none, none)
         mean = param.mean()
         equal = ((param - mean).abs() <= SPREAD * mean.abs()).all()
         moved = (param > 0.5 * mean).all() & (param < 1.5 * mean).all() & ~equal
         new = torch.where(equal, NEW_HEAD, one)
         tells = float(param.numel() >= SMALLEST_GAIN)
-        return Signs(none, one, none, new, new, tells * (equal | moved), tells * moved)
+        return Signs(
+            none, none, none, new, new, (tells * (equal | moved)).to(param.dtype), (tells * moved).to(param.dtype)
+        )
     count = min(*matrix_shape(param.shape), LARGEST_BLOCK)
     tells = count >= SMALLEST_SIDE
     pairs = count * (count - 1) / 2 if tells else 1.0
     not_zero = (param != 0).any().to(param.dtype)
     like = NEW_HEAD if role == "head" else 1.0
     unsure = like if role == "head" or not tells else 1 / (1 + (count / SMALL_SIDE) ** 2)
+    measured = excess(param)
     return Signs(
-        excess(param),
-        number((), pairs),
+        measured,
+        _shown(measured, number((), pairs)),
         number((), pairs if tells and role == "matrix" else 0.0),
         unsure * not_zero,
         like * not_zero,
@@ -127,12 +130,12 @@ def trained(signs: Signs) -> Tensor:
     >>> trained(Signs(*(torch.stack(pair) for pair in zip(embedding, gain))))
     tensor([1., 1.])
     """
-    total = signs.weight.sum()
-    mean = (signs.weight * signs.excess.clamp(max=LARGEST)).sum() / total.clamp(min=1.0)
-    matrices = (SURE * _shown(mean, total.clamp(min=1.0))).clamp(max=1.0)
+    total = signs.weight.sum().clamp(min=1.0)
+    mean = (signs.weight * signs.excess.clamp(max=LARGEST)).sum() / total
+    matrices = (SURE * _shown(mean, total)).clamp(max=1.0)
     gains = (2 * signs.moved.sum() / signs.tells.sum().clamp(min=1.0) - 1).clamp(min=0.0)
     shared = torch.maximum(matrices * signs.as_matrices, gains * signs.as_gains)
-    return torch.maximum(_shown(signs.excess, signs.pairs), shared)
+    return torch.maximum(signs.alone, shared)
 
 
 def chance(pairs: Tensor) -> Tensor:
