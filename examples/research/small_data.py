@@ -22,6 +22,7 @@ from constants import changed, configured
 from torch import Tensor, nn
 
 from lightning_lopt import LearnedOptimizer, UpdateRule
+from lightning_lopt.tasks.finetune.synthetic_images import draw_images
 from lightning_lopt.tasks.text import resolve_texts
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -365,21 +366,16 @@ def linear_table(draws: torch.Generator) -> Problem:
 
 def few_images(draws: torch.Generator) -> Problem:
     """A convolutional network with batch norm and dropout on 400 noisy drawn images of 8 classes."""
-    from lightning_lopt.tasks.finetune.synthetic_images import draw_images
-
     images = draw_images(draws, 8, 1000, parts=8, noise=1.2)
-    x = images.inputs.reshape(len(images.inputs), -1)
-    side = math.isqrt(x.shape[1])
-    x = x[:, : side * side].view(-1, 1, side, side) if side * side == x.shape[1] else x.view(-1, 3, 16, 16)
 
     def conv(i: int, o: int, stride: int) -> nn.Module:
         return nn.Sequential(nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU())
 
     model = nn.Sequential(
-        conv(x.shape[1], 12, 1), conv(12, 24, 2), conv(24, 32, 2), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        conv(1, 12, 1), conv(12, 24, 2), conv(24, 32, 2), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
         nn.Dropout(0.2), nn.Linear(128, 8),
     )  # fmt: skip
-    train, valid = split(400, x, images.targets)
+    train, valid = split(400, images.inputs, images.targets)
     return Problem(model, classified, train, valid, 32, 300)
 
 

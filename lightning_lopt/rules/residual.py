@@ -235,7 +235,7 @@ class ResidualRule(UpdateRule):
         if self.calibration is not None:
             columns["log_factor"], columns["promise"] = state["log_factor"], promise(grad, state["last_update"])
         if self.log_careful is not None:
-            columns["power"] = grad.square().sum()
+            columns["power"] = mean_square(grad) * grad.numel()
             columns["structure"] = state["structure"]
             columns["careful"] = self.log_careful[ROLES.index(inputs.role)].to(grad.dtype)
         if self.controller is not None:
