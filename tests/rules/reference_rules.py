@@ -66,7 +66,7 @@ def reference_rule(recording, dtype=torch.float64):
     """Our rule for a recorded run, with its θ."""
     kind = FLAX_KINDS[KINDS[recording.config["cls"]]]
     theta = {tree_path(name): value for name, value in recording.theta().items()}
-    sizes = kind.layout.read_sizes({path: tuple(value.shape) for path, value in theta.items()})
+    sizes = kind.format.read_sizes({path: tuple(value.shape) for path, value in theta.items()})
     rule = kind.rule(**sizes, **reference_arguments(recording.config))
-    rule.load_state_dict(kind.layout.values(theta))
+    rule.load_state_dict(kind.format.values(theta))
     return rule.to(dtype)
