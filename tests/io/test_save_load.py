@@ -410,7 +410,7 @@ def test_rules_that_are_not_registered_are_not_saved(folder, own_rule):
     refused(nn.Linear(1, 1), folder, r"Linear \(rule name None\) is not a registered rule")
 
 
-@pytest.mark.parametrize("value", [float("nan"), {1}, torch.zeros(1), object()], ids=repr)
+@pytest.mark.parametrize("value", [float("nan"), {1}, torch.zeros(1), object()], ids=["nan", "set", "tensor", "object"])
 def test_what_is_no_json_is_not_saved(value, folder):
     refused(SGDRule(), folder, "is not JSON", meta_training={"a": value})
     refused(SGDRule(), folder, "is not JSON", meta_training=[value])

@@ -86,7 +86,7 @@ def test_a_loss_of_the_user_is_reduced_over_ranks_and_that_of_the_adapter_is_not
     assert optimizer.rule.seen == [10.0, 20.0, 3.0]
 
 
-@pytest.mark.parametrize("loss", ["much", object(), [1.0, "a"]], ids=str)
+@pytest.mark.parametrize("loss", ["much", object(), [1.0, "a"]], ids=["words", "object", "list"])
 def test_what_is_no_number_is_named(loss):
     with pytest.raises(TypeError, match=r"the loss must be a number or a tensor of one entry, got a \w+; call step"):
         build().step(loss)
