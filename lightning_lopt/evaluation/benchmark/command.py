@@ -43,9 +43,7 @@ def benchmark_command(arguments: Sequence[str]) -> int:
     try:
         device = _device(given.device)
         contenders = _contenders(given)
-        limits = measured_limits(device)
-        rates = ", ".join(f"{1e-9 * rate:.4g} GFLOP/s in {dtype} products" for dtype, rate in limits.products.items())
-        say(f"{given.device}, threads {given.threads}: {rates}, {1e-9 * limits.bandwidth:.3g} GB/s of memory\n")
+        limits = None  # measured once the first model is, so that bad arguments are named at once
         with tqdm(disable=None, bar_format="{desc}", leave=False) as bar:
             for name in given.models:
                 workload = _workload(name, given, device)
@@ -56,6 +54,9 @@ def benchmark_command(arguments: Sequence[str]) -> int:
                 results.append(result)
                 del workload  # before the next one is built
                 bar.clear()
+                if limits is None:
+                    limits = measured_limits(device)
+                    say(f"{given.device}, threads {given.threads}: {_rates(limits)}\n")
                 say(text(result, limits) + "\n")
                 if given.out is not None:  # after each model, so that a run which is stopped has given something
                     _write(Path(given.out), results, limits, ["benchmark", *arguments], device)
@@ -80,6 +81,11 @@ def _write(
     }
     write_json(folder / "benchmark.json", content)
     write_whole(folder / "benchmark.png", png(picture(results, limits)))
+
+
+def _rates(limits: DeviceLimits) -> str:
+    products = [f"{1e-9 * rate:.4g} GFLOP/s in {dtype} products" for dtype, rate in limits.products.items()]
+    return ", ".join([*products, f"{1e-9 * limits.bandwidth:.3g} GB/s of memory"])
 
 
 def _device(name: str) -> torch.device:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -12,6 +13,8 @@ from lightning_lopt.evaluation.timing import synchronised_clock
 PRODUCT_SIDE = {"cpu": 1024, "cuda": 8192}
 SCALED_BYTES = {"cpu": 2**27, "cuda": 2**30}
 REPEATS = 7
+LONGEST = 1.0
+"""Seconds after which a measurement is not repeated: some processors take seconds for a product in bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +66,18 @@ def measured_limits(device: torch.device, *, side: int | None = None, scaled: in
     for dtype in (torch.float32, torch.bfloat16):
         left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         out = torch.empty_like(left)
-        best = float("inf")
-        for _ in range(REPEATS):
-            begin = clock()
-            torch.mm(left, right, out=out)
-            best = min(best, clock() - begin)
-        products[str(dtype).removeprefix("torch.")] = 2 * side**3 / max(best, 1e-9)
+        seconds = _least_seconds(partial(torch.mm, left, right, out=out), clock)
+        products[str(dtype).removeprefix("torch.")] = 2 * side**3 / seconds
     tensor = torch.ones(scaled // 4, device=device)
-    best = float("inf")
-    for _ in range(REPEATS):
+    return DeviceLimits(products, 2 * tensor.nbytes / _least_seconds(partial(tensor.mul_, 1.0), clock))
+
+
+def _least_seconds(operation: Callable[[], object], clock: Callable[[], float]) -> float:
+    """The least time of a few repetitions of an operation."""
+    start = clock()
+    durations: list[float] = []
+    while not durations or (len(durations) < REPEATS and clock() - start < LONGEST):
         begin = clock()
-        tensor.mul_(1.0)
-        best = min(best, clock() - begin)
-    return DeviceLimits(products, 2 * tensor.nbytes / max(best, 1e-9))
+        operation()
+        durations.append(clock() - begin)
+    return max(min(durations), 1e-9)
