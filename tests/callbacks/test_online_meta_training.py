@@ -124,6 +124,7 @@ def test_stop_and_resume_is_no_stop(tmp_path, stop):
     assert first.search.evidence == second.search.evidence
 
 
+@pytest.mark.slow
 def test_two_ranks_learn_the_same_and_resume(tmp_path):
     """In the middle of recording, too: each rank goes on with the batches it had."""
     script = Path(__file__).with_name("two_ranks_online_meta_training.py")
@@ -181,6 +182,7 @@ def smooth_signal(steps):
     return DataLoader([(x, torch.sin(9 * x[:, :1] * x[:, 1:] + 3 * x[:, :1])) for x in xs], batch_size=None)
 
 
+@pytest.mark.slow
 def test_a_far_model_ends_lower(tmp_path):
     batches, finals = smooth_signal(500), {}
     for name, callback in (

@@ -61,6 +61,7 @@ def test_evaluate_a_suite_of_a_file(name, tmp_path, capsys):
     assert f"suite my_module.py:{name}, 1 problems" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_processes_know_the_classes_of_the_file(tmp_path):
     arguments = ["evaluate", "base", "--suite", "my_module.py:suite", "--against", "adam_default", "--seeds", "1"]
     assert main([*arguments, "--workers", "2", "--out", "two"]) == 0

@@ -27,7 +27,9 @@ def test_without_calibration_the_constants_are_the_same(example):
         assert value.equal(rule.get_parameter(name))
 
 
-@pytest.mark.parametrize("options", [[], ["--validation"]], ids=["", "validation"])
+@pytest.mark.parametrize(
+    "options", [[], pytest.param(["--validation"], marks=pytest.mark.slow)], ids=["", "validation"]
+)
 def test_a_line_for_each_model(example, monkeypatch, capsys, options):
     monkeypatch.setattr(sys, "argv", ["", "--models", "mlp", "--seeds", "1", "--steps", "300", *options])
     example.main()

@@ -1,4 +1,4 @@
-"""Twelve thousand damaged files of others, ten thousand of flax among them: nothing hangs, grows or runs."""
+"""Damaged files of others, five of six of them of flax: nothing hangs, grows or runs."""
 
 import json
 import subprocess
@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).with_name("import_fuzz.py")
-COUNT = 12_000
-
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is limited as Linux does")
 
 
@@ -17,16 +15,18 @@ def python(*arguments, timeout=300):
     return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=timeout)
 
 
-def test_random_damage(tmp_path):
-    done = python(SCRIPT, tmp_path, COUNT)
+@pytest.mark.parametrize("count", [1_200, pytest.param(12_000, marks=pytest.mark.slow)])
+def test_random_damage(tmp_path, count):
+    done = python(SCRIPT, tmp_path, count)
     assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-500:]
     found = json.loads(done.stdout)
-    assert found["refused"] + found["imported"] == COUNT
-    assert found["refused"] > COUNT / 2
-    assert found["imported"] > COUNT / 50  # damage to the numbers alone
+    assert found["refused"] + found["imported"] == count
+    assert found["refused"] > count / 2
+    assert found["imported"] > count / 50  # damage to the numbers alone
     assert found["longest"] < 2.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "error"),
     [

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from matrix_cells import (
     AXES,
     EPOCHS,
@@ -55,14 +56,26 @@ def tolerance(cell):
 def on_two_ranks(request, tmp_path_factory):
     """What each rank found, by cell, of all cells that this session runs on two: few processes for all of them."""
     chosen = [item.callspec.params["cell"] for item in request.session.items if _has_ranks(item)]
+    # the workers of one test run share this folder, and the first that comes makes the fits for all
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    folder = tmp_path_factory.getbasetemp().parent if is_worker else tmp_path_factory.mktemp("cells")
     found = {}
-    for part in [chosen[start : start + 200] for start in range(0, len(chosen), 200)]:
-        found |= fit_on_two_ranks(part, tmp_path_factory.mktemp("cells"))
+    for first in range(0, len(chosen), 200):
+        found |= fit_on_two_ranks(chosen[first : first + 200], folder / f"cells-{first}")
     return found
 
 
 def fit_on_two_ranks(cells, folder, epochs=EPOCHS):
     """What each of two processes found, by cell."""
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "lock"):
+        if not (folder / "done").exists():
+            _start_two_ranks(cells, folder, epochs)
+            (folder / "done").touch()
+    return {cell: [torch.load(folder / f"{n}-{rank}.pt") for rank in (0, 1)] for n, cell in enumerate(cells)}
+
+
+def _start_two_ranks(cells, folder, epochs):
     (folder / "cells.json").write_text(json.dumps([asdict(cell) for cell in cells]))
     package = str(Path(lightning_lopt.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": package, "OMP_NUM_THREADS": "1"}
@@ -70,7 +83,6 @@ def fit_on_two_ranks(cells, folder, epochs=EPOCHS):
     limit = 120 + 2 * epochs * len(cells)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit)
     assert done.returncode == 0, done.stderr[-3000:]
-    return {cell: [torch.load(folder / f"{n}-{rank}.pt") for rank in (0, 1)] for n, cell in enumerate(cells)}
 
 
 def _has_ranks(item):

@@ -66,7 +66,7 @@ def smoothed(persistent, truncated=False):
     return derivative(mean_loss, np.log(LR))
 
 
-SETTINGS = {"pairs": 256, "sigma": SIGMA, "meta_loss": UNCAPPED}
+SETTINGS = {"pairs": 1024, "sigma": SIGMA, "meta_loss": UNCAPPED}
 CASES = {
     "full_es": (FullES(**SETTINGS), smoothed(persistent=False)),
     "pes": (PES(TRUNCATION, **SETTINGS), smoothed(persistent=True)),
@@ -80,7 +80,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_mean_is_what_it_should_be(case):
     estimator, exact = CASES[case]
-    averages = run_averages(estimator, bowl(), HORIZON, draws=60)
+    averages = run_averages(estimator, bowl(), HORIZON, draws=15)
     standard_error = averages.std(ddof=1) / len(averages) ** 0.5
     assert abs(averages.mean() - exact) < 4 * standard_error
     assert standard_error < 0.05 * abs(exact)  # so that a bias of 20 % would be seen
@@ -119,9 +119,9 @@ def test_truncated_backprop_is_the_chain_rule_within_a_truncation(clip):
 @pytest.mark.parametrize(
     "estimator",
     [
-        TruncatedES(8, pairs=512, sigma=0.05, meta_loss=UNCAPPED),
-        TruncatedBackprop(8, runs=1024, meta_loss=UNCAPPED),
-        NRES(8, pairs=512, sigma=0.05, meta_loss=UNCAPPED),
+        TruncatedES(8, pairs=1024, sigma=0.05, meta_loss=UNCAPPED),
+        TruncatedBackprop(8, runs=2048, meta_loss=UNCAPPED),
+        NRES(8, pairs=1024, sigma=0.05, meta_loss=UNCAPPED),
     ],
     ids=lambda estimator: estimator.name,
 )
@@ -134,7 +134,7 @@ def test_short_horizon_bias(estimator):
     )
     task.loss_scale = 1.0
     exact = derivative(lambda theta: float(task.expected_losses(float(np.exp(theta)), horizon)[:-1].mean()), np.log(lr))
-    averages = run_averages(estimator, task, horizon, draws=16, lr=lr)
+    averages = run_averages(estimator, task, horizon, draws=8, lr=lr)
     standard_error = averages.std(ddof=1) / len(averages) ** 0.5
     assert exact < -0.01
     if isinstance(estimator, NRES):

@@ -72,6 +72,7 @@ def kill_at_random(folder, kills, steps):
         assert saved >= made - EVERY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kills", "steps"), [(3, 60), pytest.param(20, 400, marks=pytest.mark.slow)], ids=["3", "20"])
 def test_random_kills(tmp_path, kills, steps):
     train(tmp_path / "straight", steps)

@@ -97,7 +97,9 @@ def relative(a, b):
     return float((a - b).norm() / b.norm())
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), pytest.param(torch.float32, 1e-6, marks=pytest.mark.slow)], ids=str
+)
 def test_gradient_does_not_depend_on_the_number_of_processes(tmp_path, dtype, tolerance):
     records = {ranks: fit(tmp_path / str(ranks), ranks, 3, dtype) for ranks in (1, 2, 4)}
     first = records[1]["gradients"][0]
@@ -107,7 +109,7 @@ def test_gradient_does_not_depend_on_the_number_of_processes(tmp_path, dtype, to
         assert relative(records[ranks]["gradients"][2], records[1]["gradients"][2]) < 100 * tolerance
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("before", "after"), [pytest.param(2, 1, marks=pytest.mark.slow), (1, 2)])
 def test_resume_on_another_number_of_processes(tmp_path, before, after):
     straight = fit(tmp_path / "straight", before, 7)
     resumed = fit(tmp_path / "resumed", after, 7, ckpt=tmp_path / "straight" / "step=3.ckpt")

@@ -10,6 +10,8 @@ from lightning_lopt.meta import NRES, ESSingle, TruncatedBackprop, TruncatedES
 from lightning_lopt.meta.groups import Group
 from lightning_lopt.tasks import ImageMLP, QuadraticFamily
 
+IN_EVERY_RUN = PES, TruncatedBackprop
+
 
 def fit(path, estimator, max_steps, ckpt=None, rule=None, callbacks=(), **settings):
     torch.manual_seed(0)
@@ -31,14 +33,16 @@ def fit(path, estimator, max_steps, ckpt=None, rule=None, callbacks=(), **settin
 @pytest.mark.parametrize(
     "estimator",
     [
-        PES(4, pairs=2),
-        FullES(pairs=2),
-        NRES(4, pairs=2),
-        ESSingle(4, pairs=2),
-        TruncatedES(4, pairs=2, shaping="rank"),
-        TruncatedBackprop(4, runs=2, clip=1.0),
+        pytest.param(estimator, id=estimator.name, marks=() if type(estimator) in IN_EVERY_RUN else pytest.mark.slow)
+        for estimator in (
+            PES(4, pairs=2),
+            FullES(pairs=2),
+            NRES(4, pairs=2),
+            ESSingle(4, pairs=2),
+            TruncatedES(4, pairs=2, shaping="rank"),
+            TruncatedBackprop(4, runs=2, clip=1.0),
+        )
     ],
-    ids=lambda estimator: estimator.name,
 )
 def test_stop_and_resume_is_no_stop(tmp_path, estimator):
     straight, trainer = fit(tmp_path, estimator, 8)

@@ -25,7 +25,7 @@ def trained(build, compiled, **how):
     return [param.detach() for param in module.parameters()]
 
 
-@pytest.mark.parametrize("build", [SGDRule, ResidualRule])
+@pytest.mark.parametrize("build", [SGDRule, pytest.param(ResidualRule, marks=pytest.mark.slow)])
 def test_traced_steps_are_the_same_bits(build):
     for traced, plain in zip(trained(build, True, backend="eager"), trained(build, False), strict=True):
         assert torch.equal(traced, plain)
