@@ -110,7 +110,10 @@ def _advance(
         loss = torch.stack([part[1] for part in parts]).mean()
         grads = _clipped(grads, snapshot)
         updates, after = functional_call(rule, theta, (params, grads, state, replace(context, loss=loss)))
-        return {name: value + snapshot.lr.get(name, 1.0) * updates[name] for name, value in params.items()}, after
+        rates = {name: snapshot.lr.get(name, 1.0) for name in params}
+        tensors = {name: rule.at_rates(kept, [rates[name]]) for name, kept in after.tensors.items()}
+        moved = {name: value + rates[name] * updates[name] for name, value in params.items()}
+        return moved, State(tensors, after.shared)
 
     new, after = vmap(one)(particles, params, state, batches)
     return new, after

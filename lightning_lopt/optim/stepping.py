@@ -135,6 +135,7 @@ class RuleOptimizer(RunOptimizer):
         rates = [multiplier(member.group) for member in members]
         if any(not isinstance(rate, float) or rate != 1.0 for rate in rates):
             moves = [move * rate for move, rate in zip(moves, rates, strict=True)]
+            after = self._acting.at_rates(after, rates)
         places = [real(local(member.param)) for member in members]
         # the sum is made in the wider type, rounded once
         torch._foreach_add_(places, [part(move, member.param) for move, member in zip(moves, members, strict=True)])

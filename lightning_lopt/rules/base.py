@@ -60,6 +60,8 @@ class UpdateRule(PickledAsData, ABC):
             every step, >= 1.
         exact_state: keys of state that is never kept in a narrower type: positions, beside which a step is small, where
             averages and moments are not hurt.
+        update_state: keys of state that hold the last update; what makes the step multiplies them by the learning rate
+            of the tensor, as it does the update itself.
         starts_random: whether a new rule of this class steps at random until θ is meta-trained or loaded.
         trained: whether θ of this rule was meta-trained or loaded; set to ``True`` by ``load_state_dict`` (and so by
             :func:`~lightning_lopt.load_rule`) and :class:`~lightning_lopt.MetaTrainer`.
@@ -71,6 +73,7 @@ class UpdateRule(PickledAsData, ABC):
     calibrates_steps: bool = False
     period: int = 1
     exact_state: ClassVar[frozenset[str]] = frozenset()
+    update_state: ClassVar[frozenset[str]] = frozenset()
     starts_random: ClassVar[bool] = False
     trained: bool = False
     _exchanges: ClassVar[bool] = False
@@ -267,6 +270,22 @@ class UpdateRule(PickledAsData, ABC):
             parameters of the same names and shapes; by default ``params`` themselves.
         """
         return params
+
+    def at_rates(self, after: TensorState, rates: Sequence[float | Tensor]) -> TensorState:
+        """The state after a step whose updates were multiplied by learning rates, so that what it remembers of the
+        updates is what was added to the parameters.
+
+        Args:
+            after: state of n tensors that are stepped as one, (n, ...) each, or of a single tensor, without an axis n.
+            rates: n numbers or 0-dim tensors.
+        """
+        scaled = dict(after)
+        for key in self.update_state & after.keys():
+            if len(rates) == 1:
+                scaled[key] = after[key] * rates[0]
+            else:
+                scaled[key] = torch.stack([part * rate for part, rate in zip(after[key], rates, strict=True)])
+        return scaled
 
     def diagnostics(self, state: State) -> dict[str, Tensor]:
         """Numbers of the state that tell a person how the run goes, 0-dim each, by name; none by default."""

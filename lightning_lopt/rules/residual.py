@@ -122,6 +122,7 @@ class ResidualRule(UpdateRule):
     """
 
     reads_horizon = True
+    update_state = frozenset({"last_update"})
 
     def __init__(
         self,
