@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,16 @@ from lightning_lopt.rules.base import (
     UpdateRule,
     register_rule,
 )
-from lightning_lopt.rules.checks import check_role, check_sizes
+from lightning_lopt.rules.checks import check_numbers, check_positive, check_role, check_sizes
 from lightning_lopt.rules.residual_parts.calibration import Calibration, promise
 from lightning_lopt.rules.residual_parts.controller import Controller, Controls
 from lightning_lopt.rules.residual_parts.direction import DirectionMLP
-from lightning_lopt.rules.residual_parts.eigenbasis import follow, init_bases, into_bases, out_evened, out_of_bases
+from lightning_lopt.rules.residual_parts.eigenbasis import init_bases
+from lightning_lopt.rules.residual_parts.gradient_unit import in_unit, largest_of, per_unit_of, unit_of
+from lightning_lopt.rules.residual_parts.moment import Moment
 from lightning_lopt.rules.residual_parts.restraint import Restraint, log_norm_of
-from lightning_lopt.rules.residual_parts.role_constants import Constants, RoleConstants
+from lightning_lopt.rules.residual_parts.role_constants import RoleConstants
+from lightning_lopt.rules.residual_parts.running_averages import accumulate, gradient_power, momentum_of
 from lightning_lopt.rules.residual_parts.signals import (
     LOSS_DECAYS,
     SIGNALS,
@@ -35,31 +38,11 @@ from lightning_lopt.rules.residual_parts.signals import (
     shared_signals,
     tensor_signals,
 )
+from lightning_lopt.rules.residual_parts.step_direction import direction_of
 from lightning_lopt.rules.residual_parts.structure import Signs, signs_of, trained
-from lightning_lopt.rules.shared.arithmetic import TINY, mean_square, orthogonalise, rms, unit_rms
+from lightning_lopt.rules.shared.arithmetic import mean_square, rms
 
 FIRST_TURNS = 20  # steps that all turn the eigenbases, which are far from where they belong then
-TYPICAL_COHERENCE, LEAST_COHERENCE = 0.3, 0.01
-NULL = 1e-10  # second moments below this share of a tensor's largest may be rounding: such entries take no step
-OPPOSED = 0.01  # direction times gradient, both by _inverse_root, at which caution is in full force: less may be noise
-GRADIENT_LIMIT = 1e15  # entries are clipped here, in the run's own unit, so that squares stay finite in float32
-SMALLEST_UNIT = 2.0**-100  # of gradients
-
-
-class Moment(NamedTuple):
-    """What is the same for all tensors in a step.
-
-    Attributes:
-        constants: of each role.
-        per_unit: 1 / unit of the gradients before the step, 0-dim.
-        loss_averages: with the loss of this step, (2,); for a controller.
-        signals: what a controller sees of the run, (5,).
-    """
-
-    constants: Mapping[Role, Constants]
-    per_unit: Tensor
-    loss_averages: Tensor | None = None
-    signals: Tensor | None = None
 
 
 @register_rule("residual")
@@ -146,13 +129,11 @@ class ResidualRule(UpdateRule):
         check_sizes(turn_every=turn_every, longest_side=longest_side)
         if not 1 < step_range < math.inf:
             raise ValueError(f"step_range must be a number above 1, got {step_range!r}.")
-        if horizon_power is not None and not math.isfinite(horizon_power):
-            raise ValueError(f"horizon_power must be a number or None, got {horizon_power!r}.")
-        for name, value in (("step_size", step_size), ("weight_decay", weight_decay)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} must be a positive number, got {value!r}.")
-        if careful is not None and not 0 <= careful < math.inf:
-            raise ValueError(f"careful must be a number >= 0 or None, got {careful!r}.")
+        check_positive(step_size=step_size, weight_decay=weight_decay)
+        if horizon_power is not None:
+            check_numbers(horizon_power=horizon_power)
+        if careful is not None:
+            check_numbers(0.0, careful=careful)
         both = sorted(set(orthogonalised) & set(rotated))
         if both:
             raise ValueError(f"orthogonalised and rotated both name {', '.join(both)}; a role can be one of them.")
@@ -231,7 +212,7 @@ class ResidualRule(UpdateRule):
 
     def summary(self, inputs: TensorInputs, at: Moment) -> Columns:
         param, grad, state = inputs.param, inputs.grad, inputs.state
-        columns = {"largest": _largest(grad)}
+        columns = {"largest": largest_of(grad)}
         grad = in_unit(grad, at.per_unit)
         if self.calibration is not None:
             columns["log_factor"], columns["promise"] = state["log_factor"], promise(grad, state["last_update"])
@@ -242,8 +223,8 @@ class ResidualRule(UpdateRule):
         if self.controller is not None:
             assert at.signals is not None
             constants = at.constants[inputs.role]
-            momentum = torch.lerp(_momentum(state), grad, constants.momentum_rate.to(grad.dtype))
-            seen = param, grad, momentum, _gradient_power(state, grad, constants), state["initial_rms"], inputs.role
+            momentum = torch.lerp(momentum_of(state), grad, constants.momentum_rate.to(grad.dtype))
+            seen = param, grad, momentum, gradient_power(state, grad, constants), state["initial_rms"], inputs.role
             columns["hidden"] = state["hidden"]
             columns["signals"] = torch.cat([at.signals, tensor_signals(*seen).to(at.signals.dtype)])
         return columns
@@ -273,15 +254,24 @@ class ResidualRule(UpdateRule):
 
     def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: Moment) -> tuple[Tensor, TensorState]:
         param, grad, constants = inputs.param, in_unit(inputs.grad, controls["per_unit"]), at.constants[inputs.role]
-        state, inside = self._accumulate(grad, inputs.state, constants, inputs.full)
+        state, inside = accumulate(grad, inputs.state, constants, turn=inputs.full)
         if self.controller is not None:
-            constants = _controlled(constants, Controls(*(controls[name] for name in Controls._fields)))
+            constants = Controls(*(controls[name] for name in Controls._fields)).applied_to(constants)
             state["hidden"] = controls["hidden"].to(state["hidden"].dtype)
         if self.calibration is not None:
             constants = constants._replace(step_size=constants.step_size * controls["calibrated"])
         if self.log_careful is not None:
             constants = constants._replace(step_size=constants.step_size * controls["careful"])
-        direction, length = self._direction(param, grad, inside, state, inputs.role, constants)
+        direction, length = direction_of(
+            param,
+            grad,
+            inside,
+            state,
+            constants,
+            is_evened=inputs.role == "matrix",
+            is_orthogonal=_has_role(param, inputs.role, self.orthogonalised),
+            correction=self.direction,
+        )
         length = length * torch.maximum(state["initial_rms"], constants.rms_floor)
         decay = constants.step_size * (constants.weight_decay + inputs.weight_decay)
         update = torch.addcmul(direction * -length, param, -decay.to(param.dtype)).to(param.dtype)
@@ -299,124 +289,6 @@ class ResidualRule(UpdateRule):
         if structures:
             found["trained"] = trained(Signs(*torch.stack(structures).unbind(-1))).mean()
         return found
-
-    def _accumulate(
-        self, grad: Tensor, old: Mapping[str, Tensor], at: Constants, turn: bool
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """The tensor's state with this gradient taken into its running averages, and the bases turned where asked; and
-        the gradient in the coordinates of the direction."""
-        moment_rate = at.moment_rate.to(grad.dtype)
-        new, inside = dict(old), grad
-        momentum_rate = at.momentum_rate.to(grad.dtype)
-        if "momentum" in old:
-            new["momentum"] = torch.lerp(old["momentum"], grad, momentum_rate)
-        if "second_moment" in old:
-            new["second_moment"] = torch.lerp(old["second_moment"], grad.square(), moment_rate)
-        if "rotated_moment" in old:
-            rate = at.rotated_rate.to(grad.dtype)
-            new |= follow(old, grad, rate, turn=turn)
-            inside = into_bases(grad, new)
-            new["rotated_momentum"] = torch.lerp(new["rotated_momentum"], inside, momentum_rate)
-            new["rotated_moment"] = torch.lerp(old["rotated_moment"], inside.square(), rate)
-        if "gradient_power" in old:
-            new["gradient_power"] = _gradient_power(old, grad, at)
-        return new, inside
-
-    def _direction(
-        self, param: Tensor, grad: Tensor, inside: Tensor, state: Mapping[str, Tensor], role: Role, at: Constants
-    ) -> tuple[Tensor, Tensor]:
-        """The direction of the step, and what it is multiplied with for the length of the step, 0-dim."""
-        orthogonal, rotated = _has_role(param, role, self.orthogonalised), "rotated_moment" in state
-        dtype, length = grad.dtype, at.step_size
-        direction = torch.lerp(
-            inside, state["rotated_momentum" if rotated else "momentum"], at.momentum_share.to(dtype)
-        )
-        if not orthogonal:
-            scale = _inverse_root(state["rotated_moment" if rotated else "second_moment"])
-            direction = direction * scale
-            # Above 1 is momentum of a time of larger gradients, long forgotten by the second moment.
-            unbiased = (at.rotated_root if rotated else at.moment_root) * at.mix_factor / TYPICAL_COHERENCE
-            coherence = (rms(direction) * unbiased).clamp(LEAST_COHERENCE / TYPICAL_COHERENCE, 1 / TYPICAL_COHERENCE)
-            length = length * torch.pow(coherence, at.coherence_power)
-            opposed = (direction * (inside * scale)).clamp(-OPPOSED, 0.0)
-            direction = torch.addcmul(direction, opposed * (at.caution / OPPOSED).to(dtype), direction)
-        if rotated:
-            direction = (out_evened if role == "matrix" else out_of_bases)(direction, state)
-        if self.direction is not None:
-            direction = unit_rms(direction)
-            momentum = out_of_bases(state["rotated_momentum"], state) if rotated else state["momentum"]
-            own_scale = _inverse_root(state["second_moment"])
-            adam = torch.lerp(grad, momentum, at.momentum_share.to(dtype)) * own_scale
-            gradient = grad * own_scale
-            correction = self.direction((direction, unit_rms(adam), unit_rms(gradient), unit_rms(param)))
-            alive = mean_square(direction)  # 1, or 0 without a gradient, which must not become a step
-            direction = direction + alive * correction
-        if orthogonal:
-            direction = orthogonalise(direction)
-        return direction, length / rms(direction)
-
-
-def unit_of(largest: Tensor, unit: Tensor) -> Tensor:
-    """The unit of the gradients of a run: the power of two below their largest entry, once that was above 0; 0-dim.
-
-    Squares then do not underflow in float32 where the loss is small, and no digit changes.
-
-    Args:
-        largest: the largest entry of the present gradients, 0-dim.
-        unit: the unit before, 0 as long as there is none.
-
-    >>> unit_of(torch.tensor(5.0), torch.tensor(0.0)), unit_of(torch.tensor(5.0), torch.tensor(2.0))
-    (tensor(4.), tensor(2.))
-    """
-    largest = largest.detach()
-    power = torch.exp2(torch.floor(torch.log2(largest.clamp(SMALLEST_UNIT, 1 / SMALLEST_UNIT))))
-    return torch.where((unit == 0) & (largest > 0), power.to(unit.dtype), unit)
-
-
-def per_unit_of(unit: Tensor) -> Tensor:
-    """1 / unit, or 1 as long as there is none; 0-dim."""
-    return 1 / torch.where(unit == 0, 1.0, unit)
-
-
-def in_unit(grad: Tensor, per_unit: Tensor) -> Tensor:
-    """A gradient in the unit of its run, cut off where squares are no longer finite in float32."""
-    return (grad * per_unit.to(grad.dtype)).clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT)
-
-
-def _largest(grad: Tensor) -> Tensor:
-    """The largest absolute value, 0-dim; 0 for an empty tensor."""
-    if not grad.numel():
-        return grad.new_zeros(())
-    low, high = torch.aminmax(grad)
-    return torch.maximum(high, -low)
-
-
-def _momentum(state: Mapping[str, Tensor]) -> Tensor:
-    """The momentum of a tensor in its own coordinates."""
-    return out_of_bases(state["rotated_momentum"], state) if "rotated_momentum" in state else state["momentum"]
-
-
-def _gradient_power(old: Mapping[str, Tensor], grad: Tensor, at: Constants) -> Tensor:
-    return torch.lerp(old["gradient_power"], grad.square().mean(), at.moment_rate.to(grad.dtype))
-
-
-def _controlled(at: Constants, controls: Controls) -> Constants:
-    """The constants as the controller changes them for one tensor."""
-    at = at.with_momentum(at.momentum_mix + controls.mix_shift, at.momentum_weight)
-    return at._replace(
-        step_size=at.step_size * controls.step_factor, weight_decay=at.weight_decay * controls.decay_factor
-    )
-
-
-def _inverse_root(moment: Tensor) -> Tensor:
-    r"""What Adam's direction is multiplied with: :math:`\sqrt{v} / (v + \epsilon \max v)`.
-
-    That is :math:`1 / \sqrt{v}`, but falls to 0 where v is null beside the tensor's largest: float32 rounds to 1e-7 of
-    the largest gradient, and rounding must not become an entry of full size.
-    """
-    largest = moment.amax() if moment.numel() else moment.new_zeros(())
-    # TINY: the root has a derivative where no gradient has been
-    return torch.sqrt(moment + TINY) / (moment + (NULL * largest + TINY))
 
 
 def _has_role(param: Tensor, role: Role, roles: frozenset[str]) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lopt.rules.base import THETA_DTYPE
+from lightning_lopt.rules.residual_parts.role_constants import Constants
 
 
 class Controls(NamedTuple):
@@ -17,6 +18,11 @@ class Controls(NamedTuple):
     step_factor: Tensor
     decay_factor: Tensor
     mix_shift: Tensor
+
+    def applied_to(self, at: Constants) -> Constants:
+        """The constants of one tensor as these controls of the tensor, 0-dim each, change them."""
+        at = at.with_momentum(at.momentum_mix + self.mix_shift, at.momentum_weight)
+        return at._replace(step_size=at.step_size * self.step_factor, weight_decay=at.weight_decay * self.decay_factor)
 
 
 class Controller(nn.Module):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lopt.rules.base import THETA_DTYPE
+from lightning_lopt.rules.shared.arithmetic import mean_square, unit_rms
 
 FEATURES = 4  # besides a constant, which carries the bias
 
@@ -36,3 +37,17 @@ class DirectionMLP(nn.Module):
         x = torch.relu_(self.weight_0 @ x)
         x = torch.relu_(self.weight_1 @ x)
         return (self.output_weight @ x).reshape(shape).to(dtype)
+
+    def corrected(self, direction: Tensor, adam: Tensor, gradient: Tensor, param: Tensor) -> Tensor:
+        """The direction, of RMS 1, plus the correction; all arguments have the shape of the tensor.
+
+        Args:
+            direction: without the correction.
+            adam: Adam's direction in the tensor's own coordinates.
+            gradient: the gradient, scaled as in ``adam``.
+            param: the tensor before the step.
+        """
+        direction = unit_rms(direction)
+        correction: Tensor = self((direction, unit_rms(adam), unit_rms(gradient), unit_rms(param)))
+        alive = mean_square(direction)  # 1, or 0 without a gradient, which must not become a step
+        return direction + alive * correction

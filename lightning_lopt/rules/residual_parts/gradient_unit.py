@@ -1,0 +1,44 @@
+"""The unit in which a run's gradients are taken, so that the scale of the loss does not matter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+GRADIENT_LIMIT = 1e15  # entries are clipped here, in the run's own unit, so that squares stay finite in float32
+SMALLEST_UNIT = 2.0**-100  # of gradients
+
+
+def unit_of(largest: Tensor, unit: Tensor) -> Tensor:
+    """The unit of the gradients of a run: the power of two below their largest entry, once that was above 0; 0-dim.
+
+    Squares then do not underflow in float32 where the loss is small, and no digit changes.
+
+    Args:
+        largest: the largest entry of the present gradients, 0-dim.
+        unit: the unit before, 0 as long as there is none.
+
+    >>> unit_of(torch.tensor(5.0), torch.tensor(0.0)), unit_of(torch.tensor(5.0), torch.tensor(2.0))
+    (tensor(4.), tensor(2.))
+    """
+    largest = largest.detach()
+    power = torch.exp2(torch.floor(torch.log2(largest.clamp(SMALLEST_UNIT, 1 / SMALLEST_UNIT))))
+    return torch.where((unit == 0) & (largest > 0), power.to(unit.dtype), unit)
+
+
+def per_unit_of(unit: Tensor) -> Tensor:
+    """1 / unit, or 1 as long as there is none; 0-dim."""
+    return 1 / torch.where(unit == 0, 1.0, unit)
+
+
+def in_unit(grad: Tensor, per_unit: Tensor) -> Tensor:
+    """A gradient in the unit of its run, cut off where squares are no longer finite in float32."""
+    return (grad * per_unit.to(grad.dtype)).clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT)
+
+
+def largest_of(grad: Tensor) -> Tensor:
+    """The largest absolute value, 0-dim; 0 for an empty tensor."""
+    if not grad.numel():
+        return grad.new_zeros(())
+    low, high = torch.aminmax(grad)
+    return torch.maximum(high, -low)

@@ -1,0 +1,27 @@
+"""What :class:`ResidualRule` knows in a step that is the same for all tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from lightning_lopt.rules.contract.roles import Role
+from lightning_lopt.rules.residual_parts.role_constants import Constants
+
+
+class Moment(NamedTuple):
+    """What is the same for all tensors in a step.
+
+    Attributes:
+        constants: of each role.
+        per_unit: 1 / unit of the gradients before the step, 0-dim.
+        loss_averages: with the loss of this step, (2,); for a controller.
+        signals: what a controller sees of the run, (5,).
+    """
+
+    constants: Mapping[Role, Constants]
+    per_unit: Tensor
+    loss_averages: Tensor | None = None
+    signals: Tensor | None = None

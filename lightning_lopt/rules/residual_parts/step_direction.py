@@ -1,0 +1,62 @@
+"""The direction of a step of :class:`ResidualRule`, and the length of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_lopt.rules.residual_parts.adam_direction import cautious, coherence_factor, inverse_root
+from lightning_lopt.rules.residual_parts.direction import DirectionMLP
+from lightning_lopt.rules.residual_parts.eigenbasis import out_evened, out_of_bases
+from lightning_lopt.rules.residual_parts.role_constants import Constants
+from lightning_lopt.rules.residual_parts.running_averages import momentum_of
+from lightning_lopt.rules.shared.arithmetic import orthogonalise, rms
+
+
+def direction_of(
+    param: Tensor,
+    grad: Tensor,
+    inside: Tensor,
+    state: Mapping[str, Tensor],
+    at: Constants,
+    *,
+    is_evened: bool,
+    is_orthogonal: bool,
+    correction: DirectionMLP | None,
+) -> tuple[Tensor, Tensor]:
+    """The direction of the step of a tensor of shape s, and what the direction is multiplied by.
+
+    Args:
+        param: the tensor before the step, s.
+        grad: in the unit of the run, s.
+        inside: the gradient in the coordinates of the eigenbases where the tensor has them, else ``grad``; s.
+        state: the tensor's state after this gradient.
+        at: constants of the tensor.
+        is_evened: whether a rotated tensor with one basis is orthogonalised along its other side.
+        is_orthogonal: whether the direction is the orthogonalised momentum instead of Adam's direction.
+        correction: what meta-training adds to the direction.
+
+    Returns:
+        the direction, s; and the length of the step divided by the RMS of the direction, 0-dim.
+    """
+    is_rotated = "rotated_moment" in state
+    dtype, length = grad.dtype, at.step_size
+    momentum = state["rotated_momentum" if is_rotated else "momentum"]
+    direction = torch.lerp(inside, momentum, at.momentum_share.to(dtype))
+    if not is_orthogonal:
+        scale = inverse_root(state["rotated_moment" if is_rotated else "second_moment"])
+        direction = direction * scale
+        unbiased = (at.rotated_root if is_rotated else at.moment_root) * at.mix_factor
+        length = length * coherence_factor(direction, unbiased, at.coherence_power)
+        direction = cautious(direction, inside * scale, at.caution.to(dtype))
+    if is_rotated:
+        direction = (out_evened if is_evened else out_of_bases)(direction, state)
+    if correction is not None:
+        scale = inverse_root(state["second_moment"])
+        adam = torch.lerp(grad, momentum_of(state), at.momentum_share.to(dtype)) * scale
+        direction = correction.corrected(direction, adam, grad * scale, param)
+    if is_orthogonal:
+        direction = orthogonalise(direction)
+    return direction, length / rms(direction)
