@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from lightning_lopt import ResidualRule
 from lightning_lopt.rules.base import ROLES, Role, StepContext, TensorState
-from lightning_lopt.rules.residual_parts.moment import Moment
 from lightning_lopt.rules.residual_parts.eigenbasis import into_bases, out_of_bases
+from lightning_lopt.rules.residual_parts.moment import Moment
 from lightning_lopt.rules.residual_parts.role_constants import BEND, TYPICAL, Constants, RoleConstants, _grown, _weight
 from lightning_lopt.rules.shared.arithmetic import TINY, orthogonalise, rms
 

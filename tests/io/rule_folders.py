@@ -30,6 +30,7 @@ from lightning_lopt import (
     UpdateRule,
     VeLORule,
 )
+from lightning_lopt.rules import RULES
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
@@ -56,6 +57,11 @@ RULES_TO_SAVE: dict[str, Callable[[], UpdateRule]] = {
     "nn_adam": NNAdamRule,
     "residual-rotated": lambda: ResidualRule(orthogonalised=[], rotated=["matrix"], horizon_power=0.3),
     "residual-heads": lambda: ResidualRule(orthogonalised=["matrix", "head", "embedding"]),
+}
+RULES_TO_SAVE |= {  # a rule that is added to the package comes here by itself
+    name: rule
+    for name, rule in RULES.items()
+    if rule.__module__.startswith("lightning_lopt.") and name not in {key.split("-")[0] for key in RULES_TO_SAVE}
 }
 
 
