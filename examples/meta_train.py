@@ -14,7 +14,7 @@ from pathlib import Path
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_lopt import (
@@ -33,6 +33,7 @@ from lightning_lopt import (
 from lightning_lopt.evaluation.baselines import Baselines
 from lightning_lopt.evaluation.suites import make_suite
 from lightning_lopt.io import Card
+from lightning_lopt.meta.outer_progress import OuterProgress
 from lightning_lopt.tasks.mixtures import MIXTURES, TEXT_FAMILIES
 from lightning_lopt.tasks.text import resolve_texts
 
@@ -145,7 +146,7 @@ def main() -> None:
                 save_last=True,
                 enable_version_counter=False,  # last.ckpt is the last, in a folder that was moved too
             ),
-            TQDMProgressBar(refresh_rate=1),
+            OuterProgress(),
             *([validation] if arguments.validate_every else []),
         ],
     )

@@ -106,7 +106,7 @@ def _rule_class(config: dict[str, Any], label: str) -> type[UpdateRule]:
     if version > FORMAT_VERSION:
         raise RuleFileError(
             f"{label} was made by a newer lightning_lopt (format version {show(version)}, this one reads up to "
-            f"{FORMAT_VERSION}); upgrade with 'pip install -U lightning-lopt'."
+            f"{FORMAT_VERSION}); take a newer lightning_lopt."
         )
     if not isinstance(name, str) or name not in RULES:
         raise RuleFileError(

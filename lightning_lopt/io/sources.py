@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_lopt import pretrained
+from lightning_lopt.extras import how_to_install
 from lightning_lopt.io.files import (
     CARD,
     CONFIG,
@@ -92,7 +93,7 @@ class _Repository:
             self._hub: Any = importlib.import_module("huggingface_hub")
         except ImportError:
             raise RuleFileError(
-                f"{source} is on the Hugging Face Hub; run 'pip install huggingface_hub' first."
+                f"{source} is on the Hugging Face Hub, which needs huggingface_hub; {how_to_install('hub')}."
             ) from None
         self.source, self.repo, self._revision = source, match["repo"], match["revision"]
         self.sizes: dict[str, int | None] | None = None

@@ -52,5 +52,5 @@ def test_end_to_end(user_file, capsys, tmp_path):
 )
 def test_errors_are_sentences(user_file, capsys, monkeypatch, address, message):
     monkeypatch.chdir(user_file)
-    assert main(["assess", address, "--total-steps", "10"]) == 1
-    assert message in capsys.readouterr().out
+    assert main(["assess", address, "--total-steps", "10"]) == 2
+    assert message in capsys.readouterr().err
