@@ -63,7 +63,7 @@ def meta_train(arguments: Sequence[str]) -> int:
 
 
 def info(arguments: Sequence[str]) -> int:
-    """Print a rule's card and numbers."""
+    """Print what is known of a rule; see :mod:`lightning_lopt.info`."""
     parser = CommandParser(
         "info",
         "Show what is known of a rule: key numbers first, then what it costs and reads, then its card.",
@@ -72,15 +72,9 @@ def info(arguments: Sequence[str]) -> int:
     parser.add_argument("rule", metavar="RULE", help="embedded rule, folder or hf:// address")
     source = parser.parse_args(arguments).rule
 
-    from lightning_lopt.evaluation.benchmark import rule_memory
-    from lightning_lopt.io import load_card, load_rule
-    from lightning_lopt.rules.contract.footprint import report
+    from lightning_lopt.info import print_info
 
-    rule, card = load_rule(source), load_card(source)
-    say(card.rstrip())
-    say(f"\nrule: {rule.rule_name}, {type(rule).__name__}({', '.join(f'{k}={v!r}' for k, v in rule.config.items())})")
-    say(report(rule))
-    say(rule_memory.report(rule))
+    print_info(source)
     return 0
 
 

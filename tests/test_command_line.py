@@ -12,10 +12,13 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 
 import lightning_lopt
-from lightning_lopt import MetaTrainer, TaskDataModule
+from lightning_lopt import AdamRule, MetaTrainer, TaskDataModule, load_card, load_rule, save_rule
 from lightning_lopt.cli import COMMANDS, main
 from lightning_lopt.command_line import CommandError, CommandParser
+from lightning_lopt.evaluation.benchmark import rule_memory
+from lightning_lopt.io.card import key_numbers_of
 from lightning_lopt.meta import command as meta_command
+from lightning_lopt.rules.contract.footprint import footprint
 
 CONFIGS = sorted((Path(__file__).parents[1] / "examples" / "configs").glob("*.yaml"))
 TINY = """
@@ -98,15 +101,52 @@ def test_ready_configs_build_what_they_say(path):
     assert cli.datamodule.mixture.sample(0).name
 
 
-def test_info_says_what_a_rule_is(capsys):
+def test_info_begins_with_key_numbers(capsys, monkeypatch):
+    monkeypatch.setattr(rule_memory, "rule_memory", lambda rule: {"float32": (28.0, 4.0)})
     assert main(["info", "base"]) == 0
     printed = capsys.readouterr().out
-    assert "# base" in printed
+    keys = printed.split("\n\n")[1]
+    for words in ("- constants: 69", "bytes per parameter", "a step of the optimizer", "suite `small`", "it loses"):
+        assert words in keys
     assert "meta-parameters: 69" in printed
     assert "reads: gradients, the horizon" in printed
-    assert re.search(
-        r"char_transformer .*: state [\d.]+ and peak of a step beyond it [\d.]+ \(float32 state\)", printed
+    assert printed.index("- constants") < printed.index("class: ResidualRule(") < printed.index("# base")
+    assert printed.count("- constants: 69") == 1
+    assert "license:" not in printed
+    assert "char_transformer (" in printed
+    assert "state 28.0 and peak of a step beyond it 4.0 (float32 state)" in printed
+
+
+def test_key_numbers_of_base_are_those_of_its_results_and_its_rule():
+    keys, card = key_numbers_of(load_card("base"))
+    rule = load_rule("base")
+    assert f"constants: {sum(value.numel() for value in rule.parameters())}," in keys
+    assert f"state: {footprint(rule, (1024, 1024)).state_bytes:.0f} bytes" in keys
+    results = " ".join(card.split())
+    found = re.findall(
+        r"lower on (\d+) of 14.*?on (\d+) of 14.*?speed-up of ([\d.]+) in steps, ([\d.]+) in seconds", keys
     )
+    assert len(found) == 2
+    adamw, muon = found
+    assert "lower on {} of 14 in training and on {} of 14 in validation".format(*adamw) in results
+    assert f"a speed-up of {adamw[2]} in steps" in results
+    assert f"{adamw[3]} in seconds" in results
+    assert "Against tuned Muon: {} of 14 and {} of 14, {} in steps".format(*muon) in results
+    assert f"{muon[3]} in seconds" in results
+
+
+def test_info_of_a_rule_without_key_numbers(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(rule_memory, "rule_memory", lambda rule: {})
+    folder = save_rule(AdamRule(), tmp_path / "rule")
+    assert main(["info", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{folder}: the rule 'adam'\n\n- how good it is: its card has no key numbers\n")
+    assert "meta-parameters: " in printed
+
+
+def test_memory_of_a_rule_is_measured():
+    measured = rule_memory.rule_memory(AdamRule(), "mlp")
+    assert measured["float32"][0] == pytest.approx(8.0, rel=0.05)
 
 
 def test_version(capsys):

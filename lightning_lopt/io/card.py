@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+KEY_NUMBERS = "Key numbers"
+"""Heading of the section that :func:`lightning_lopt.cli.info` prints first."""
 SECTIONS = {
     "recipe": "Recipe",
     "tasks": "Tasks it was meta-trained on",
@@ -12,6 +14,8 @@ SECTIONS = {
     "results": "Results",
     "limitations": "Limitations",
 }
+_FRONT_MATTER = re.compile(r"\A---\r?\n.*?^---\r?\n", re.MULTILINE | re.DOTALL)
+_KEY_SECTION = re.compile(rf"^## {KEY_NUMBERS}\r?\n(?P<body>.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,8 @@ class Card:
     Args:
         title: heading, on one line.
         summary: what the rule is, in a sentence or two.
+        key_numbers: the few lines that a reader needs first, as a list: size, costs, how good it is and where it loses.
+            Without them the card has no such section.
         recipe: the command that makes the weights again.
         tasks: the task distribution of meta-training.
         cost: hardware and hours of meta-training.
@@ -40,6 +46,7 @@ class Card:
     results: str = ""
     limitations: str = ""
     licence: str = "Apache-2.0"
+    key_numbers: str = ""
 
     def __post_init__(self) -> None:
         if not self.title.strip() or len(self.title.splitlines()) != 1:
@@ -63,6 +70,21 @@ class Card:
         lines += ["- learned-optimizer", "---", "", f"# {self.title.strip()}", ""]
         if self.summary.strip():
             lines += [self.summary.strip(), ""]
+        if self.key_numbers.strip():
+            lines += [f"## {KEY_NUMBERS}", "", self.key_numbers.strip(), ""]
         for field, heading in SECTIONS.items():
             lines += [f"## {heading}", "", getattr(self, field).strip() or "Not recorded.", ""]
         return "\n".join([*lines, "## Licence", "", self.licence, ""])
+
+
+def key_numbers_of(markdown: str) -> tuple[str, str]:
+    """The section with the key numbers of a card, and the rest without it and without the front matter.
+
+    >>> key_numbers_of(Card("Adam", key_numbers="- constants: 4").render())[0]
+    '- constants: 4'
+    """
+    text = _FRONT_MATTER.sub("", markdown, count=1)
+    section = _KEY_SECTION.search(text)
+    if section is None:
+        return "", text.strip()
+    return section["body"].strip(), (text[: section.start()] + text[section.end() :]).strip()
