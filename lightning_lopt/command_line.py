@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -93,6 +94,9 @@ def run(command: Command, arguments: Sequence[str], *, traceback: bool = False) 
             raise
         complain("lightning-lopt: stopped.")
         return STOPPED
+    except BrokenPipeError:  # the reader has gone, as in "lightning-lopt info base | head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except (CommandError, ValueError, ImportError, OSError) as error:
         if traceback:
             raise

@@ -89,7 +89,7 @@ def test_licence_is_an_identifier(licence):
 
 def test_examples_in_docstrings():
     results = doctest.testmod(card)
-    assert results.attempted == 1
+    assert results.attempted == 2
     assert results.failed == 0
 
 
