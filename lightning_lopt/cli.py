@@ -14,6 +14,7 @@ USAGE = """usage: lightning-lopt COMMAND ...
   meta-train   meta-train a rule; --config FILE, --print_config, --ckpt_path FILE to resume;
                a config is code (it names what is built): only run those you trust
   convert SRC DST  a rule saved by others (flax, PyLO; file, folder or hf://owner/name@revision) in our format
+  push FOLDER OWNER/NAME  a saved rule to the Hugging Face Hub
   info RULE    what an embedded rule or a folder holds: key numbers, what it costs and reads, its card
   evaluate RULE  how it does beside tuned baselines: --suite NAME (or FILE.py:NAME, your own) --against NAMES --out DIR
   compare A B ... the same for several rules on one report; RULE@start is a rule before meta-training
@@ -85,6 +86,27 @@ def convert(arguments: Sequence[str]) -> int:
     return convert_main(arguments)
 
 
+def push(arguments: Sequence[str]) -> int:
+    """Upload a saved rule; see :func:`lightning_lopt.io.push_rule`."""
+    parser = CommandParser(
+        "push",
+        "Upload a saved rule to the Hugging Face Hub: weights (safetensors), config (JSON) and card, nothing else. The "
+        "token is that of 'hf auth login', or of HF_TOKEN.",
+        example="lightning-lopt push my_rule user/my-rule --private",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="a folder that save_rule, meta-training or convert has made")
+    parser.add_argument("name", metavar="OWNER/NAME", help="of the repository; made if it does not exist")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--message", default="Upload a rule", help="of the commit")
+    given = parser.parse_args(arguments)
+
+    from lightning_lopt.io import push_rule
+
+    address = push_rule(given.folder, given.name, private=given.private, message=given.message)
+    say(f"pushed; load it with load_rule({address!r})")
+    return 0
+
+
 def baselines(arguments: Sequence[str]) -> int:
     """Tune baselines; see :mod:`lightning_lopt.evaluation.baselines_command`."""
     from lightning_lopt.evaluation.baselines_command import main as tune
@@ -123,6 +145,7 @@ def benchmark(arguments: Sequence[str]) -> int:
 COMMANDS: dict[str, Command] = {
     "meta-train": meta_train,
     "convert": convert,
+    "push": push,
     "info": info,
     "evaluate": evaluate,
     "compare": compare,

@@ -14,7 +14,7 @@ SECTIONS = {
     "results": "Results",
     "limitations": "Limitations",
 }
-_FRONT_MATTER = re.compile(r"\A---\r?\n.*?^---\r?\n", re.MULTILINE | re.DOTALL)
+_FRONT_MATTER = re.compile(r"\A---\r?\n(?P<text>.*?)^---[ \t]*(?:\r?\n|\Z)", re.MULTILINE | re.DOTALL)
 _KEY_SECTION = re.compile(rf"^## {KEY_NUMBERS}\r?\n(?P<body>.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 
 
@@ -57,17 +57,19 @@ class Card:
     def render(self) -> str:
         """The card as markdown, with the front matter that the Hugging Face Hub reads.
 
-        >>> print(Card("Adam", licence="MIT").render()[:71])
+        >>> print(Card("Adam", licence="MIT").render()[:87])
         ---
         license: mit
         library_name: lightning_lopt
         tags:
         - learned-optimizer
+        metrics:
+        - loss
         """
         # The Hub writes licence identifiers in lower case, and has words of its own for what is none.
         licence = {"LicenseRef-unknown": "unknown"}.get(self.licence, self.licence.lower())
         lines = ["---", f"license: {licence}", "library_name: lightning_lopt", "tags:"]
-        lines += ["- learned-optimizer", "---", "", f"# {self.title.strip()}", ""]
+        lines += ["- learned-optimizer", "metrics:", "- loss", "---", "", f"# {self.title.strip()}", ""]
         if self.summary.strip():
             lines += [self.summary.strip(), ""]
         if self.key_numbers.strip():
@@ -83,8 +85,28 @@ def key_numbers_of(markdown: str) -> tuple[str, str]:
     >>> key_numbers_of(Card("Adam", key_numbers="- constants: 4").render())[0]
     '- constants: 4'
     """
-    text = _FRONT_MATTER.sub("", markdown, count=1)
+    text = with_front_matter(markdown, None)
     section = _KEY_SECTION.search(text)
     if section is None:
         return "", text.strip()
     return section["body"].strip(), (text[: section.start()] + text[section.end() :]).strip()
+
+
+def front_matter_of(markdown: str) -> str | None:
+    """The YAML between the lines ``---`` at the top of a card; ``None`` where there is none.
+
+    >>> front_matter_of("---\\nlicense: mit\\n---\\n# Adam\\n")
+    'license: mit\\n'
+    """
+    found = _FRONT_MATTER.match(markdown)
+    return None if found is None else found["text"]
+
+
+def with_front_matter(markdown: str, text: str | None) -> str:
+    """A card with another front matter, or without one.
+
+    >>> with_front_matter("# Adam\\n", "license: mit\\n")
+    '---\\nlicense: mit\\n---\\n\\n# Adam\\n'
+    """
+    body = _FRONT_MATTER.sub("", markdown, count=1)
+    return body if text is None else f"---\n{text}---\n\n{body.lstrip()}"

@@ -31,6 +31,15 @@ _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]|\.(?!\.)){0,95}"
 _HUB_SOURCE = re.compile(rf"hf://(?P<repo>{_PART}/{_PART})(?:@(?P<revision>{_PART}(?:/{_PART})*))?")
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether this is ``owner/name``, a repository on the Hub.
+
+    >>> is_hub_name("user/my-rule"), is_hub_name("my-rule"), is_hub_name("user/my-rule@main")
+    (True, False, False)
+    """
+    return isinstance(name, str) and re.fullmatch(f"{_PART}/{_PART}", name) is not None
+
+
 def available_rules() -> list[str]:
     """Names of the rules whose weights are embedded in the package."""
     return sorted(folder.name for folder in pretrained.ROOT.iterdir() if (folder / CONFIG).is_file())
