@@ -71,3 +71,6 @@ def test_it_becomes_a_page(monkeypatch):
     assert page.startswith("# First steps\n")
     assert page.index("(first_steps.ipynb)") < page.index("```python\nimport logging\n")
     assert page.count("```python\n") == len(source("code"))
+    other, own = (types.SimpleNamespace(file=types.SimpleNamespace(generated_by=by)) for by in (None, "notebooks"))
+    assert hook.on_page_markdown("[a](first_steps.ipynb)", other) == "[a](first_steps.md)"
+    assert hook.on_page_markdown("[a](first_steps.ipynb)", own) == "[a](first_steps.ipynb)"

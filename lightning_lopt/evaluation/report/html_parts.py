@@ -42,7 +42,7 @@ white-space: pre-wrap; overflow-wrap: anywhere; } li { max-width: 60rem; }
 body { margin: 1rem auto; padding: 0 0.6rem; } h1 { font-size: 1.3rem; overflow-wrap: anywhere; }
 p.verdict { font-size: 1rem; } div.row { grid-template-columns: 1fr; }
 div.split { grid-template-columns: 4.7rem 1fr 1fr 7.2rem; } div.wide img { max-width: none; width: 44rem; }
-th, td { padding: 0.25rem 0.4rem; } td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 5rem; }
+th, td { padding: 0.25rem 0.4rem; } td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
 }
 """
 
