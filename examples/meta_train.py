@@ -9,8 +9,12 @@ The command that made the embedded ``base`` is in its card (``lightning_lopt/pre
 from __future__ import annotations
 
 import argparse
+import sys
 from datetime import timedelta
 from pathlib import Path
+
+if __name__ == "__main__":
+    print("loading PyTorch and Lightning", file=sys.stderr, flush=True)  # which takes seconds
 
 import lightning.pytorch as L
 import torch

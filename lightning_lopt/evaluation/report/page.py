@@ -100,7 +100,7 @@ def _sections(results: Results, found: Sequence[Number], pictures: Mapping[str, 
         "Problem by problem": [
             "<p>Loss after the last step, training / validation, medians over seeds. "
             "The first sign is for training, the second for validation, by the median of the seeds' ratios: "
-            '<span class="win">✔</span> lower than every baseline, <span class="loss">✘</span> higher than one of them, '
+            '<span class="win">✔</span> lower than every baseline, <span class="loss">✘</span> higher than one, '
             "= within 0.1 % of the hardest.</p>",
             table(finals(results.problems, [*results.rules, *results.against]), marks=_final_marks(results)),
             '<p>Speed-up in steps, median over seeds [smallest, largest]. <span class="win">✔</span> faster, '
