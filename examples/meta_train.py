@@ -9,12 +9,16 @@ The command that made the embedded ``base`` is in its card (``lightning_lopt/pre
 from __future__ import annotations
 
 import argparse
+import sys
 from datetime import timedelta
 from pathlib import Path
 
+if __name__ == "__main__":
+    print("loading PyTorch and Lightning", file=sys.stderr, flush=True)  # which takes seconds
+
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_lopt import (
@@ -33,6 +37,7 @@ from lightning_lopt import (
 from lightning_lopt.evaluation.baselines import Baselines
 from lightning_lopt.evaluation.suites import make_suite
 from lightning_lopt.io import Card
+from lightning_lopt.meta.outer_progress import OuterProgress
 from lightning_lopt.tasks.mixtures import MIXTURES, TEXT_FAMILIES
 from lightning_lopt.tasks.text import resolve_texts
 
@@ -145,7 +150,7 @@ def main() -> None:
                 save_last=True,
                 enable_version_counter=False,  # last.ckpt is the last, in a folder that was moved too
             ),
-            TQDMProgressBar(refresh_rate=1),
+            OuterProgress(),
             *([validation] if arguments.validate_every else []),
         ],
     )

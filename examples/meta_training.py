@@ -19,9 +19,13 @@ import itertools
 import logging
 import math
 import statistics
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+
+if __name__ == "__main__":
+    print("loading PyTorch and Lightning", file=sys.stderr, flush=True)  # which takes seconds
 
 import lightning.pytorch as L
 import torch
@@ -31,6 +35,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_lopt import LearnedOptimizerAdapter, OnlineMetaTraining, ResidualRule, load_rule
+from lightning_lopt.progress import Progress
 
 Examples = tuple[Tensor, ...]
 
@@ -210,19 +215,29 @@ def main() -> None:
     warnings.filterwarnings("ignore", ".*(does not have many workers|handed back).*")
 
     rule = uncalibrated("base") if arguments.uncalibrated else "base"
+    print(
+        f"Training {', '.join(arguments.models)} for {arguments.steps} steps, with base and with OnlineMetaTraining, "
+        f"{arguments.seeds} seeds.",
+        flush=True,
+    )
     print("          training              validation", flush=True)
     print(
         f"{'model':8} {'base':>9} {'adapted':>9}  {'base':>9} {'adapted':>9}  lower on  handed back factor rounds  time"
     )
+    progress = Progress("training", len(arguments.models) * arguments.seeds * 2, "runs")
     for name in arguments.models:
         plain, adapted, factors, shares, rounds, handed_back = [], [], [], [], 0, 0
         for seed in range(arguments.seeds):
             with tempfile.TemporaryDirectory() as folder:
+                progress.doing(f"{name}, seed {seed}, base")
                 callback = OnlineMetaTraining(rule, seed=seed)
                 plain.append(
                     train(name, seed, arguments.steps, LearnedOptimizerAdapter(rule), folder, arguments.validation)
                 )
+                progress.advance()
+                progress.doing(f"{name}, seed {seed}, OnlineMetaTraining")
                 adapted.append(train(name, seed, arguments.steps, callback, folder, arguments.validation))
+                progress.advance()
             if callback.search is not None:
                 chosen, start = (torch.cat(list(t.values())) for t in (callback.search.chosen, callback.search.start))
                 factors.append(float((chosen - start).mean().exp()))
@@ -231,12 +246,14 @@ def main() -> None:
                 handed_back += not callback.search.improving
         wins = sum(a[arguments.validation] < b[arguments.validation] for a, b in zip(adapted, plain, strict=True))
         medians = [statistics.median(loss[split] for loss in losses) for split in (0, 1) for losses in (plain, adapted)]
+        progress.clear()
         print(
             f"{name:8} {medians[0]:9.5f} {medians[1]:9.5f}  {medians[2]:9.5f} {medians[3]:9.5f}  "
             f"{f'{wins} of {arguments.seeds}':8}  {f'{handed_back} of {arguments.seeds}':11} "
             f"{statistics.median(factors):6.2f} {rounds:6} {statistics.median(shares):+6.1%}",
             flush=True,
         )
+    progress.close()
 
 
 if __name__ == "__main__":

@@ -1,15 +1,21 @@
-"""Will a rule that never saw MNIST beat tuned Adam on it? Predict it from a few short pilots, then find out.
+"""Will a learned rule beat tuned Adam on handwritten digits? Predict it from a few short pilots, then find out.
 
 The embedded rule was meta-trained on image classification (scikit-learn's 8x8 digits) and on tables and other synthetic
-data, with nine kinds of small tasks. It saw handwritten digits, then, but none of MNIST, whose images are 28x28 and
-come from other writers.
+data, with nine kinds of small tasks. Without arguments the example trains on those digits. MNIST is the harder test:
+28x28 images of other writers, none of which the rule saw.
 
+python examples/mnist.py                    # scikit-learn's digits, which come with the package
+python examples/mnist.py --data mnist       # MNIST through torchvision, if it is installed, which downloads it
+python examples/mnist.py --data FOLDER      # MNIST's IDX files
 python examples/mnist.py --data FILE.npz    # arrays called images and labels, x_train and y_train, ...
-python examples/mnist.py --data FOLDER      # IDX files, as MNIST is published
-python examples/mnist.py                    # through torchvision, if it is installed, which downloads them
 """
 
 from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":
+    print("loading PyTorch and Lightning", file=sys.stderr, flush=True)  # which takes seconds
 
 import torch.nn.functional as F
 from side_by_side import Data, Module, parser_for, predict_and_race
@@ -51,21 +57,23 @@ class Convolutional(Perceptron):
         )
 
 
-def load(path: str | None) -> LabelledImages:
-    """Images from a file or folder, or MNIST by torchvision."""
-    if path is not None:
-        return load_images(path)
+def load(source: str) -> LabelledImages:
+    """Images by name, from a file or a folder, or MNIST by torchvision."""
+    if source != "mnist":
+        return load_images(source)
     try:
         from torchvision.datasets import MNIST
     except ImportError:
-        raise SystemExit("give --data FILE.npz or --data FOLDER with IDX files, or install torchvision.") from None
+        raise SystemExit(
+            "--data mnist needs torchvision, which is not installed; install it, or give --data FOLDER with IDX files."
+        ) from None
     mnist = MNIST("data", download=True)
     return LabelledImages.from_arrays(mnist.data.numpy(), mnist.targets.numpy(), "mnist")
 
 
 def main() -> None:
     parser = parser_for(__doc__, steps=300, picture="mnist.png")
-    parser.add_argument("--data", default=None, help="npz file or folder of IDX files; without it, torchvision")
+    parser.add_argument("--data", default="digits", help="digits, mnist, npz file or folder of IDX files")
     parser.add_argument("--model", choices=("mlp", "cnn"), default="mlp")
     arguments = parser.parse_args()
     train, valid = load(arguments.data).standardised().split(0.2, generator(0, "split"), max_valid=2000)

@@ -1,15 +1,27 @@
-"""Where the learned optimizer loses to Adam, and how a few short pilots see it coming.
+"""Where the learned optimizer loses to tuned AdamW, and how a few short pilots see it coming.
 
-Progression of diabetes in 442 patients (scikit-learn's data) from ten measurements, by a perceptron. The targets are as
-they were recorded, between 25 and 346, and nobody has standardised them. The rule makes steps in proportion to how
+Progression of diabetes in 442 patients from ten measurements, by a perceptron, on the numbers that scikit-learn's
+``load_diabetes()`` returns: inputs around 0.05, targets between 25 and 346. The rule makes steps in proportion to how
 large a tensor was when training began, which is the right size where data are standardised, as in all of its
-meta-training; here the outputs have to grow a thousandfold first. AdamW with a large learning rate gets there in time.
+meta-training; here the outputs have to grow ten-thousandfold first. AdamW with a large learning rate gets there in
+time, AdamW at its default does not. Losses after 150 steps, medians of 3 seeds, training / validation:
 
-python examples/out_of_distribution.py                  # the targets as they are
+- base: 5346 / 5011
+- AdamW, best of seven rates (0.1) with a cosine schedule: 2789 / 3213
+- Adam at PyTorch's default: 23453 / 20611
+
+Standardised, base ends at 0.56 times AdamW's loss in training and 1.10 times in validation.
+
+python examples/out_of_distribution.py                  # the numbers as they are
 python examples/out_of_distribution.py --standardise    # and with the cure
 """
 
 from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":
+    print("loading PyTorch and Lightning", file=sys.stderr, flush=True)  # which takes seconds
 
 import torch
 import torch.nn.functional as F
@@ -33,12 +45,12 @@ class Regressor(Module):
 
 
 def load(standardise: bool) -> Data:
-    """Inputs standardised, targets if asked for; a fifth of the patients is for validation."""
+    """Numbers as they are shipped, or standardised; a fifth of the patients is for validation."""
     from sklearn.datasets import load_diabetes
 
     inputs, targets = (torch.from_numpy(values).float() for values in load_diabetes(return_X_y=True))
-    inputs = (inputs - inputs.mean(0)) / inputs.std(0)
     if standardise:
+        inputs = (inputs - inputs.mean(0)) / inputs.std(0)
         targets = (targets - targets.mean()) / targets.std()
     order = torch.randperm(len(inputs), generator=generator(0, "split"))
     valid, train = order[: len(order) // 5], order[len(order) // 5 :]
@@ -46,11 +58,11 @@ def load(standardise: bool) -> Data:
 
 
 def main() -> None:
-    parser = parser_for(__doc__, steps=150, picture="out_of_distribution.png", budget="5s")
-    parser.add_argument("--standardise", action="store_true", help="give the targets mean 0 and standard deviation 1")
+    parser = parser_for(__doc__, steps=150, picture="out_of_distribution.png")
+    parser.add_argument("--standardise", action="store_true", help="give inputs and targets mean 0 and deviation 1")
     arguments = parser.parse_args()
     data = load(arguments.standardise)
-    title = f"Diabetes, targets {'standardised' if arguments.standardise else 'as recorded'}"
+    title = f"Diabetes, numbers {'standardised' if arguments.standardise else 'as shipped'}"
     predict_and_race(lambda: Regressor(data.train[0].shape[1]), data, arguments, title)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_lopt import Assessment, LearnedOptimizerAdapter, assess
+from lightning_lopt.progress import Progress
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 TIE = 0.02  # losses that differ by less than this share are equal
@@ -77,13 +78,13 @@ class _Curve(L.Callback):
         self.losses.append(outputs["loss"].detach())
 
 
-def parser_for(description: str, steps: int, picture: str, budget: str = "20s") -> argparse.ArgumentParser:
+def parser_for(description: str, steps: int, picture: str) -> argparse.ArgumentParser:
     """The flags that the examples have in common."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rule", default="base", help="embedded weights, or a folder that examples/meta_train.py made")
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--budget", default=budget, help="of the prediction: 20s, 10%% or 400steps of the run")
+    parser.add_argument("--budget", default="20s", help="of the prediction: 20s, 10%% or 400steps of the run")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--picture", default=picture)
     return parser
@@ -94,16 +95,22 @@ def predict_and_race(build: Callable[[], Module], data: Data, arguments: argpars
     torch.set_num_threads(arguments.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    print("== predicted\n")
-    found = assess(build, data, arguments.rule, total_steps=arguments.steps, budget=arguments.budget)
+    print(f"{title}: short pilots predict, then {arguments.seeds * (2 + len(RATES))} runs show what happens.")
+    print("== predicted\n", flush=True)
+    with Progress("assess") as progress:
+        steps, budget = arguments.steps, arguments.budget
+        found = assess(build, data, arguments.rule, total_steps=steps, budget=budget, tell=progress.doing)
     print(f"{found}\n\n== what happened\n", flush=True)
     learned, plain = Result("LearnedOptimizer, nothing tuned"), Result("Adam, PyTorch's default")
     sweep = [Result(f"AdamW, best of {len(RATES)} rates + cosine (lr={lr:g})") for lr in RATES]
-    for seed in range(arguments.seeds):
-        fit(learned, build, data, arguments, seed, rule=arguments.rule)
-        fit(plain, build, data, arguments, seed)
-        for lr, result in zip(RATES, sweep, strict=True):
-            fit(result, build, data, arguments, seed, lr=lr)
+    with Progress("training", arguments.seeds * (2 + len(RATES)), "runs") as progress:
+        for seed in range(arguments.seeds):
+            runs = [(learned, {"rule": arguments.rule}), (plain, {})]
+            runs += [(result, {"lr": lr}) for lr, result in zip(RATES, sweep, strict=True)]
+            for result, optimizer in runs:
+                progress.doing(f"{result.name}, seed {seed}")
+                fit(result, build, data, arguments, seed, **optimizer)
+                progress.advance()
     tuned = min(sweep, key=lambda result: statistics.median(_finite(result.valid)))
     results = (learned, plain, tuned)
     print(table(results))
@@ -165,12 +172,13 @@ def table(results: tuple[Result, ...]) -> str:
 def comparison(found: Assessment, learned: Result, tuned: Result) -> str:
     """Prediction and outcome in two sentences."""
     ratios = [a / b for a, b in zip(_finite(learned.valid), _finite(tuned.valid), strict=True)]
-    ratio = statistics.median(ratios)
+    ratio, of_training = statistics.median(ratios), statistics.median(learned.train) / statistics.median(tuned.train)
     happened = "lost to" if ratio > 1 + TIE else "beat" if ratio < 1 - TIE else "was as good as"
     wins = sum(one < 1 for one in ratios)
     return (
         f'Predicted: "{found.verdict}". What happened: the learned optimizer {happened} tuned AdamW; its validation '
-        f"loss was {ratio:.2f} times AdamW's (median of {len(ratios)} seeds, lower with {wins} of them)."
+        f"loss was {ratio:.2f} times AdamW's (median of {len(ratios)} seeds, lower with {wins} of them), its training "
+        f"loss {of_training:.2f} times."
     )
 
 

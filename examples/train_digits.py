@@ -1,7 +1,8 @@
 """Train a network on handwritten digits three ways: a learned optimizer, AdamW as it comes, and AdamW tuned.
 
 python examples/train_digits.py                    # scikit-learn's digits, about a minute on two cores
-python examples/train_digits.py --data DIR         # MNIST as IDX files or npz
+python examples/train_digits.py --model mlp        # a perceptron
+python examples/train_digits.py --data DIR         # a folder with MNIST's IDX files, or an npz file of images
 python examples/train_digits.py --seeds 5 --wandb  # medians of 5 seeds, curves to Weights & Biases (offline)
 
 It prints a table and draws two panels, the training loss against steps and against seconds. Seconds are those of whole
@@ -15,9 +16,13 @@ import logging
 import math
 import os
 import statistics
+import sys
 import time
 import warnings
 from dataclasses import dataclass, field
+
+if __name__ == "__main__":
+    print("loading PyTorch and Lightning", file=sys.stderr, flush=True)  # which takes seconds
 
 import lightning.pytorch as L
 import torch
@@ -27,6 +32,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_lopt import LearnedOptimizer, LearnedOptimizerAdapter
+from lightning_lopt.progress import Progress
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import load_images
 
@@ -108,7 +114,18 @@ class Result:
     times: list[list[float]] = field(default_factory=list)  # seconds from the start of a fit to the end of each step
 
 
-def fit(result: Result, data, arguments, optimizer: str, lr: float | None, seed: int) -> None:
+class Steps(L.Callback):
+    """Moves the bar at each training step."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def on_train_batch_end(self, *_: object) -> None:
+        self.progress.advance()
+
+
+def fit(result: Result, data, arguments, optimizer: str, lr: float | None, seed: int, progress: Progress) -> None:
+    progress.doing(f"{result.name}, seed {seed}")
     L.seed_everything(seed, verbose=False)
     train, valid = data
     module = DigitClassifier(train.shape, train.classes, arguments.model, optimizer, lr)
@@ -130,7 +147,7 @@ def fit(result: Result, data, arguments, optimizer: str, lr: float | None, seed:
         enable_model_summary=False,
         check_val_every_n_epoch=None,
         val_check_interval=arguments.steps,
-        callbacks=[LearnedOptimizerAdapter()] if optimizer == "learned" else [],
+        callbacks=[Steps(progress), *([LearnedOptimizerAdapter()] if optimizer == "learned" else [])],
     )
     trainer.fit(module, loader, held_out)
     result.seconds.append(module.times[-1])
@@ -180,11 +197,18 @@ def main() -> None:
 
     learned, default = Result("LearnedOptimizer, nothing tuned"), Result("AdamW, PyTorch's default")
     sweep = [Result(f"AdamW, best of 7 rates + cosine (lr={lr:g})") for lr in LEARNING_RATES]
-    for seed in range(arguments.seeds):
-        fit(learned, data, arguments, "learned", None, seed)
-        fit(default, data, arguments, "adamw", None, seed)
-        for lr, result in zip(LEARNING_RATES, sweep, strict=True):
-            fit(result, data, arguments, "adamw", lr, seed)
+    fits = arguments.seeds * (2 + len(sweep))
+    print(
+        f"Training {fits} networks for {arguments.steps} steps each on {len(data[0]):,} images of {arguments.data}: "
+        f"with {arguments.rule}, with AdamW as it comes, and with AdamW at {len(sweep)} learning rates.",
+        flush=True,
+    )
+    with Progress("training", fits * arguments.steps) as progress:
+        for seed in range(arguments.seeds):
+            fit(learned, data, arguments, "learned", None, seed, progress)
+            fit(default, data, arguments, "adamw", None, seed, progress)
+            for lr, result in zip(LEARNING_RATES, sweep, strict=True):
+                fit(result, data, arguments, "adamw", lr, seed, progress)
     tuned = min(sweep, key=lambda result: statistics.median(result.final))
 
     target = median_curve(tuned)[-1]

@@ -3,90 +3,79 @@
 from __future__ import annotations
 
 import sys
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+
+from lightning_lopt.__about__ import __version__
+from lightning_lopt.command_line import BAD_INPUT, Command, CommandParser, run
+from lightning_lopt.terminal import complain, say
 
 USAGE = """usage: lightning-lopt COMMAND ...
 
-  meta-train   meta-train a rule; --config FILE, --print_config, --ckpt_path FILE to resume, --help for all options;
+  meta-train   meta-train a rule; --config FILE, --print_config, --ckpt_path FILE to resume;
                a config is code (it names what is built): only run those you trust
-  convert SRC DST  a rule saved by others (flax, PyLO; file, folder or hf://owner/name@revision) in our format; --help
-  info RULE    what an embedded rule or a folder holds: its card, its size, what it costs and reads
-  evaluate RULE  how it does beside tuned baselines: --suite NAME (or FILE.py:NAME, your own) --against NAMES --out DIR;
-               --help for all options
+  convert SRC DST  a rule saved by others (flax, PyLO; file, folder or hf://owner/name@revision) in our format
+  push FOLDER OWNER/NAME  a saved rule to the Hugging Face Hub
+  info RULE    what an embedded rule or a folder holds: key numbers, what it costs and reads, its card
+  evaluate RULE  how it does beside tuned baselines: --suite NAME (or FILE.py:NAME, your own) --against NAMES --out DIR
   compare A B ... the same for several rules on one report; RULE@start is a rule before meta-training
-  baselines    tune hand-designed optimizers on suites of problems, --suite NAMES --out FILE; --help for all options
-  assess FILE.py:MODEL --total-steps N   is a rule to be trusted with your module? --help for all options
-  benchmark MODEL ...  what a step costs in time and memory, beside AdamW's; --help for models and options
+  baselines    tune hand-designed optimizers on suites of problems, --suite NAMES --out FILE
+  assess FILE.py:MODEL --total-steps N   is a rule to be trusted with your module?
+  benchmark MODEL ...  what a step costs in time and memory, beside AdamW's
+
+lightning-lopt COMMAND --help   all options of a command, and an example
+lightning-lopt --version
+lightning-lopt --traceback COMMAND ...   show where an error comes from
+
+Exit status: 0; 1 where the machine lacks something (a package, space on the disk); 2 for bad input; of assess 3 for
+the verdict "don't".
 """
-
-
-CONFIGS_ARE_CODE = (
-    "A config is code: the classes and functions that its class_path entries name are imported and called with the "
-    "arguments beside them, as in every LightningCLI. Only run configs that you trust. (Folders of rules are data: "
-    "nothing in them is run.)"
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in ("-h", "--help") or given[0] not in COMMANDS:
-        unknown = bool(given) and given[0] not in ("-h", "--help")
-        print(f"lightning-lopt: there is no command {given[0]!r}.\n\n{USAGE}" if unknown else USAGE)
-        return 2 if unknown or not given else 0
-    return COMMANDS[given[0]](given[1:])
+    traceback = given[:1] == ["--traceback"]
+    given = given[1:] if traceback else given
+    if given[:1] == ["--version"]:
+        say(f"lightning-lopt {__version__}")
+        return 0
+    if given[:1] in (["-h"], ["--help"]):
+        print(USAGE)
+        return 0
+    if not given:
+        print(USAGE, file=sys.stderr)
+        return BAD_INPUT
+    if given[0] not in COMMANDS:
+        complain(
+            f"lightning-lopt: there is no command {given[0]!r}; use one of {', '.join(COMMANDS)}, or 'lightning-lopt "
+            "--help'."
+        )
+        return BAD_INPUT
+    if given[0] in LONG and not {"-h", "--help"} & {*given}:
+        complain(f"lightning-lopt {given[0]}: loading PyTorch and Lightning")  # which takes seconds
+    return run(COMMANDS[given[0]], given[1:], traceback=traceback)
 
 
 def meta_train(arguments: Sequence[str]) -> int:
-    """Fit a :class:`MetaTrainer` as LightningCLI does: everything by flags or in a YAML file.
+    """Meta-train a rule; see :mod:`lightning_lopt.meta.command`."""
+    from lightning_lopt.meta.command import meta_train_main
 
-    A config is code: whatever class or function its ``class_path`` entries name is imported and called.
-
-    Raises:
-        ImportError: if jsonargparse is not installed.
-    """
-    try:
-        import jsonargparse  # noqa: F401
-    except ImportError as error:
-        raise ImportError('the command needs jsonargparse; run pip install "lightning-lopt[cli]".') from error
-    from lightning.pytorch.cli import LightningCLI
-
-    from lightning_lopt.meta import MetaTrainer, TaskDataModule
-
-    # Only args can be given here: DDP starts further processes with sys.argv as it is.
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-    LightningCLI(
-        MetaTrainer,
-        TaskDataModule,
-        args=["fit", *arguments],
-        seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
-        auto_configure_optimizers=False,
-        parser_kwargs={"fit": {"epilog": CONFIGS_ARE_CODE}},
-    )
-    return 0
+    return meta_train_main(arguments)
 
 
 def info(arguments: Sequence[str]) -> int:
-    """Print a rule's card and numbers."""
-    from lightning_lopt.evaluation.benchmark import rule_memory
-    from lightning_lopt.io import RuleFileError, load_card, load_rule
-    from lightning_lopt.rules.contract.footprint import report
-    from lightning_lopt.terminal import say
+    """Print what is known of a rule; see :mod:`lightning_lopt.info`."""
+    parser = CommandParser(
+        "info",
+        "Show what is known of a rule: key numbers first, then what it costs and reads, then its card.",
+        example="lightning-lopt info base",
+    )
+    parser.add_argument("rule", metavar="RULE", help="embedded rule, folder or hf:// address")
+    source = parser.parse_args(arguments).rule
 
-    if len(arguments) != 1:
-        print("usage: lightning-lopt info RULE")
-        return 2
-    try:
-        rule, card = load_rule(arguments[0]), load_card(arguments[0])
-    except RuleFileError as error:
-        say(f"lightning-lopt: {error}")
-        return 1
-    say(card.rstrip())
-    say(f"\nrule: {rule.rule_name}, {type(rule).__name__}({', '.join(f'{k}={v!r}' for k, v in rule.config.items())})")
-    say(report(rule))
-    say(rule_memory.report(rule))
+    from lightning_lopt.info import print_info
+
+    print_info(source)
     return 0
 
 
@@ -95,6 +84,27 @@ def convert(arguments: Sequence[str]) -> int:
     from lightning_lopt.io.importers.convert import convert_main
 
     return convert_main(arguments)
+
+
+def push(arguments: Sequence[str]) -> int:
+    """Upload a saved rule; see :func:`lightning_lopt.io.push_rule`."""
+    parser = CommandParser(
+        "push",
+        "Upload a saved rule to the Hugging Face Hub: weights (safetensors), config (JSON) and card, nothing else. The "
+        "token is that of 'hf auth login', or of HF_TOKEN.",
+        example="lightning-lopt push my_rule user/my-rule --private",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="a folder that save_rule, meta-training or convert has made")
+    parser.add_argument("name", metavar="OWNER/NAME", help="of the repository; made if it does not exist")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--message", default="Upload a rule", help="of the commit")
+    given = parser.parse_args(arguments)
+
+    from lightning_lopt.io import push_rule
+
+    address = push_rule(given.folder, given.name, private=given.private, message=given.message)
+    say(f"pushed; load it with load_rule({address!r})")
+    return 0
 
 
 def baselines(arguments: Sequence[str]) -> int:
@@ -132,9 +142,10 @@ def benchmark(arguments: Sequence[str]) -> int:
     return benchmark_command(arguments)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+COMMANDS: dict[str, Command] = {
     "meta-train": meta_train,
     "convert": convert,
+    "push": push,
     "info": info,
     "evaluate": evaluate,
     "compare": compare,
@@ -142,3 +153,5 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "assess": assess,
     "benchmark": benchmark,
 }
+LONG = ("meta-train", "evaluate", "compare", "baselines", "assess", "benchmark")
+"""Commands that take longer than a few seconds, and show how far they are."""

@@ -26,3 +26,19 @@ def kept_on(value: Tensor, device: torch.device) -> Tensor:
     if device not in copies:
         copies[device] = value.to(device)
     return copies[device]
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        ValueError: if no tensor can be made there.
+
+    >>> usable_device("cpu")
+    device(type='cpu')
+    """
+    try:
+        return torch.empty(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"no device {name!r} can be used here ({reason}); leave --device out for the CPU.") from error

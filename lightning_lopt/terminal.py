@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import TextIO
 
 
 def printable(text: str) -> str:
@@ -18,5 +19,14 @@ def printable(text: str) -> str:
 
 def say(text: str) -> None:
     """Print ``text``, made printable, in what the terminal's encoding has."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    print(printable(text).encode(encoding, "replace").decode(encoding), flush=True)
+    _write(text, sys.stdout)
+
+
+def complain(text: str) -> None:
+    """Print ``text`` as :func:`say` does, to standard error."""
+    _write(text, sys.stderr)
+
+
+def _write(text: str, stream: TextIO) -> None:
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    print(printable(text).encode(encoding, "replace").decode(encoding), file=stream, flush=True)

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from lightning_lopt import AdamRule, save_rule
-from lightning_lopt.cli import CONFIGS_ARE_CODE, main
+from lightning_lopt.cli import main
+from lightning_lopt.meta.command import CONFIGS_ARE_CODE
 from lightning_lopt.terminal import printable, say
 
 HOSTILE = {
@@ -66,10 +67,10 @@ def test_errors_with_hostile_names(command, tmp_path, capsys):
     (folder / "config.json").write_text(json.dumps(config | {"rule": EVERYTHING}))
     for source in (str(folder), str(tmp_path / "\x1b[2J\u202e")):
         arguments = [command, source] + ([str(tmp_path / "out")] if command == "convert" else [])
-        assert main(arguments) == 1
-        printed = capsys.readouterr().out
-        assert printed.startswith("lightning-lopt: ")
-        assert printed.count("\n") == 1
+        assert main(arguments) == 2
+        printed = capsys.readouterr().err
+        assert printed.splitlines()[-1].startswith("lightning-lopt: ")
+        assert printed.count("lightning-lopt: ") == 1
         assert harmless(printed)
 
 

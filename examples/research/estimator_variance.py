@@ -153,7 +153,7 @@ def plot(results: dict[str, dict[str, list[tuple[float, float, float]]]], exacts
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ImportError('plotting needs matplotlib: pip install "lightning-lopt[examples]"') from error
+        raise ImportError('plotting needs matplotlib: pip install -e ".[examples]"') from error
 
     figure, axes = plt.subplots(2, len(results), figsize=(11, 7), sharex=True, squeeze=False)
     for column, (problem, rows_by_name) in enumerate(results.items()):

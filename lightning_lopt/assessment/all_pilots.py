@@ -31,7 +31,7 @@ class AllPilots:
         cost: of a training step.
         whole: time of the assessment.
         against: names of baselines.
-        tell: is given a line when something has been done.
+        tell: is given a line when something begins, or has been done.
     """
 
     rule: UpdateRule
@@ -75,6 +75,7 @@ class AllPilots:
         )
 
     def _same_time(self, task: PilotTask, found: PilotFindings) -> None:
+        self.tell("AdamW in the time of the rule")
         found.longer = longer_runs(
             self.rule,
             task,
@@ -87,6 +88,7 @@ class AllPilots:
             self.tell(f"AdamW made {found.longer.steps} steps, in the time of {found.longer.horizon} of the rule")
 
     def _planned_passes(self, task: PilotTask, length: int | None, found: PilotFindings) -> None:
+        self.tell("pilots that see each batch as often as the planned run")
         found.matched = with_planned_passes(
             self.rule,
             task,
@@ -102,6 +104,7 @@ class AllPilots:
     def _other_batches(
         self, size: int | None, resized: Callable[[float], PilotTask | None], found: PilotFindings
     ) -> None:
+        self.tell("pilots with other batch sizes")
         tasks = [(f, int((size or 0) * f), other) for f in FACTORS if (other := resized(f)) is not None]
         if len(tasks) < len(FACTORS):
             found.notes.append("not all other batch sizes could be tried: batches are too few or no stacks of examples")
@@ -112,6 +115,7 @@ class AllPilots:
     def _baselines(self, task: PilotTask, found: PilotFindings) -> None:
         if not self.against:
             return
+        self.tell(f"baselines: {', '.join(self.against)}")
         found.baselines = baseline_pilots(
             self.against,
             task,

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_lopt.assessment.assessment_html import assessment_html
 from lightning_lopt.assessment.findings import Findings, PilotFindings, TrainingCost
 from lightning_lopt.assessment.pilots import DEFAULT, Level, learning_rate
 from lightning_lopt.evaluation.measurement import six_digits
@@ -27,7 +28,7 @@ LossesBySplit = Mapping[Split, Tensor]
 class Assessment:
     """Whether to train a module with a rule.
 
-    ``print`` shows it as a compact text that ends in one paragraph.
+    ``print`` shows it as a compact text that begins with the verdict, a notebook as a table.
 
     Attributes:
         verdict: ``"use it"``, ``"use it with care"`` or ``"don't"``.
@@ -59,6 +60,8 @@ class Assessment:
         found, seconds = self.findings, self.findings.seconds
         batches = f"batches of {found.batch_size}" if found.batch_size else "batches of no known size"
         lines = [
+            textwrap.fill(self.paragraph, 120),
+            "",
             f"{found.module}: {found.parameters:,} parameters, {batches}, {found.total_steps:,} steps planned, rule "
             f"{found.rule}",
             *_cost_lines(found.cost),
@@ -66,8 +69,6 @@ class Assessment:
             *(f"note: {note}" for note in found.pilots.notes),
             f"this took {seconds.taken:.1f} s of {seconds.budget:.1f} s allowed ({seconds.allowance}); the planned run "
             f"takes about {seconds.planned:.1f} s",
-            "",
-            textwrap.fill(self.paragraph, 120),
         ]
         return "\n".join(lines)
 
@@ -75,6 +76,10 @@ class Assessment:
     def paragraph(self) -> str:
         """The verdict and its reasons in sentences."""
         return " ".join(f"{part[0].upper()}{part[1:]}." for part in (self.verdict, *self.reasons))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the verdict, the reasons, and the rest folded."""
+        return assessment_html(self.verdict, self.reasons, str(self), self.findings.pilots.levels)
 
 
 def _cost_lines(cost: TrainingCost) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lightning_lopt.command_line import CommandParser
+from lightning_lopt.devices import usable_device
+from lightning_lopt.progress import Progress
 from lightning_lopt.terminal import say
 
 VERDICTS = {"use it": 0, "use it with care": 0, "don't": 3}
@@ -15,10 +16,13 @@ VERDICTS = {"use it": 0, "use it with care": 0, "don't": 3}
 
 def assess_command(arguments: Sequence[str]) -> int:
     """Print an assessment; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="lightning-lopt assess",
-        description="Find out before a long training run whether a rule is to be trusted with your module.",
-        epilog="The file you name is imported. Exit status: 3 for the verdict don't, 0 for others, 1 and 2 for errors.",
+    parser = CommandParser(
+        "assess",
+        "Find out before a long training run whether a rule is to be trusted with your module.",
+        notes=[
+            "The file you name is imported. Exit status: 3 for the verdict don't, 0 for others, 1 and 2 for errors."
+        ],
+        example="lightning-lopt assess my_module.py:Model --datamodule my_module.py:Data --total-steps 20000",
     )
     parser.add_argument("model", help="FILE.py:NAME, a LightningModule class or a function that builds one")
     parser.add_argument("--datamodule", help="FILE.py:NAME, likewise; without it, the module's own dataloaders")
@@ -40,7 +44,10 @@ def assess_command(arguments: Sequence[str]) -> int:
     from lightning_lopt.tasks.users_code import users_code
     from lightning_lopt.user_files import load_object
 
-    try:
+    with Progress("assess") as progress:
+        progress.doing(f"importing {given.model}")
+        if given.device is not None:
+            usable_device(given.device)
         model = load_object(given.model)
         data = None
         if given.datamodule is not None:
@@ -54,13 +61,10 @@ def assess_command(arguments: Sequence[str]) -> int:
             total_steps=given.total_steps,
             budget=given.budget,
             against=[name for name in given.against.split(",") if name],
-            tell=lambda line: print(line, file=sys.stderr, flush=True),
+            tell=progress.line,
         )
-        if given.json is not None:
-            found.save(given.json)
-    except (ValueError, OSError, ImportError) as error:
-        say(f"lightning-lopt assess: {error}")
-        return 1
+    if given.json is not None:
+        found.save(given.json)
     say(str(found))
     return VERDICTS[found.verdict]
 

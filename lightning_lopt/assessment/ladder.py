@@ -67,7 +67,7 @@ def climb(
         seconds_per_step: of one step of one run, where nothing has been measured yet.
         until: what ``time.perf_counter()`` should show at the end.
         at_most: what it may show if the machine becomes slower meanwhile; a level that takes longer is lost.
-        tell: is given a line after each level.
+        tell: is given a line before and after each level.
 
     Returns:
         the levels that were finished, possibly none.
@@ -79,6 +79,7 @@ def climb(
         exponents, horizon = SWEEPS[-1], min(SHORTEST, total_steps)
     while horizon:
         seeds = SEEDS if levels else 1
+        tell(f"pilots of {horizon} steps begin")
         try:
             levels.append(run_level(rule, task, exponents, horizon=horizon, until=at_most, seeds=seeds))
         except OutOfTime:

@@ -64,7 +64,7 @@ def assess(
         valid: validation batches, where ``data`` is no data module; ``training_step`` gives their loss too.
         against: names of baselines (``"soap_3e-3"``, ``"prodigy"``) that run beside the pilots too, for the reader: the
             verdict compares with AdamW alone.
-        tell: is given a line when something has been done.
+        tell: is given a line when something begins, or has been done.
 
     Raises:
         ImportError: if a baseline is of a package that is not installed.
@@ -113,7 +113,7 @@ class _Plan:
         budget: as :func:`assess` takes it.
         began: what ``time.perf_counter()`` showed at the start.
         against: names of baselines.
-        tell: is given a line when something has been done.
+        tell: is given a line when something begins, or has been done.
     """
 
     rule: UpdateRule
@@ -128,8 +128,10 @@ class _Plan:
     def assess(self, subject: Subject) -> Assessment:
         """All phases, one after the other."""
         self.rule.to(subject.device)
+        self.tell("measuring what a training step costs")
         cost = self._measure_cost(subject)
         deadline = self._deadline(cost)
+        self.tell("reading batches")
         subject.read(min(MOST, self.total_steps), deadline.at(FOR_READING), FOR_READING_VALIDATION * deadline.seconds)
         pilots = AllPilots(self.rule, self.total_steps, cost, deadline, self.against, self.tell).run(subject)
         missing = self._gaps(subject, cost, pilots.notes)

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 
 import torch
 
+from lightning_lopt.command_line import CommandError, CommandParser, whole_number
+from lightning_lopt.devices import usable_device
 from lightning_lopt.evaluation.baselines import BASELINES, FINE_TUNING_BASELINES, Baselines, sweep_of
 from lightning_lopt.evaluation.evaluate_command import SUITE_HELP, problems_of, suite_argument
 from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.report.tables import plain
+from lightning_lopt.progress import Progress
 from lightning_lopt.terminal import say
 
 
 def main(arguments: Sequence[str]) -> int:
     """Compute what ``--out`` does not hold yet, one entry after the other; stopped, it goes on where it was."""
     known = BASELINES | FINE_TUNING_BASELINES
-    parser = argparse.ArgumentParser(
-        "lightning-lopt baselines",
-        description="Tune hand-designed optimizers on suites of problems; what the file holds already is left alone.",
-        epilog="; ".join(f"{name}: {sweep.description}" for name, sweep in known.items()),
+    parser = CommandParser(
+        "baselines",
+        "Tune hand-designed optimizers on suites of problems; what the file holds already is left alone.",
+        notes=["optimizers:\n" + "\n".join(f"  {name}: {sweep.description}" for name, sweep in known.items())],
+        example="lightning-lopt baselines --suite tiny --optimizer adamw muon --out baselines.json",
     )
     parser.add_argument("--suite", nargs="+", type=suite_argument, metavar="SUITE", default=["small"], help=SUITE_HELP)
     parser.add_argument("--data", nargs="+", default=None, help="digits, npz files or folders of IDX files")
@@ -31,31 +35,32 @@ def main(arguments: Sequence[str]) -> int:
         default=[name for name, sweep in BASELINES.items() if sweep.available],
         help="default: all whose packages are installed, but not those of fine-tuning",
     )
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=whole_number, default=3, help="models of each optimizer on each problem")
     parser.add_argument("--out", required=True, help="JSON file to add to")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="where everything runs")
+    parser.add_argument("--threads", type=whole_number, default=1, help="of PyTorch")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
 
-    try:
+    with Progress(f"baselines of {', '.join(options.suite)}", unit="baselines") as progress:
+        progress.doing("reading problems")
+        usable_device(options.device)
         problems = [problem for suite in options.suite for problem in problems_of(suite, options.data)]
         wanted = [(problem, name) for problem in problems for name in options.optimizer]
         baselines = Baselines(options.out, options.seeds, shipped=False, device=options.device)
         for problem, name in wanted:
             if baselines.find(problem, name) is None:
                 sweep_of(name).require()
-    except (ValueError, ImportError) as error:
-        say(f"lightning-lopt: {error}")
-        return 1
-    begin = time.monotonic()
-    for number, (problem, name) in enumerate(wanted, 1):
-        found = baselines.find(problem, name) is not None
-        baselines(problem, name)
-        if baselines.not_kept:
-            say(f"lightning-lopt: baselines were not kept ({baselines.not_kept}); free space or give another --out.")
-            return 1
-        say(f"[{number}/{len(wanted)}] {time.monotonic() - begin:.0f} s: {_line(baselines, problem, name, found)}")
+        begin = time.monotonic()
+        for number, (problem, name) in enumerate(wanted, 1):
+            progress.to(number - 1, len(wanted), plain(f"{name} on {problem.name}"))
+            found = baselines.find(problem, name) is not None
+            baselines(problem, name)
+            if baselines.not_kept:
+                raise CommandError(f"baselines were not kept ({baselines.not_kept}); free space or give another --out.")
+            progress.clear()
+            say(f"[{number}/{len(wanted)}] {time.monotonic() - begin:.0f} s: {_line(baselines, problem, name, found)}")
+            progress.advance()
     return 0
 
 

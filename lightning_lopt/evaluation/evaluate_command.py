@@ -10,8 +10,9 @@ from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
+from lightning_lopt.command_line import CommandError, CommandParser, whole_number
+from lightning_lopt.devices import usable_device
 from lightning_lopt.evaluation.baselines import BASELINES, FINE_TUNING_BASELINES, Baselines
 from lightning_lopt.evaluation.evaluator import evaluate
 from lightning_lopt.evaluation.problem import Problem, load_problems
@@ -24,6 +25,7 @@ from lightning_lopt.evaluation.results import Results, RuleRecord
 from lightning_lopt.evaluation.suites import SUITES, make_suite
 from lightning_lopt.io import load_meta_training, load_rule
 from lightning_lopt.io.files import cause
+from lightning_lopt.progress import Progress
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.terminal import say
 
@@ -49,13 +51,16 @@ def compare_main(arguments: Sequence[str]) -> int:
 def _main(command: str, arguments: Sequence[str]) -> int:
     options = _parser(command).parse_args(arguments)
     torch.set_num_threads(options.threads)
+    named, suite = ", ".join(options.rules), options.suite
     try:
-        rules, records = _load(options.rules)
-        against = [name for name in options.against.split(",") if name]
-        problems = _chosen(problems_of(options.suite, options.data), options.only)
-        folder = Path(options.out or _folder_name(options.rules, options.suite))
-        baselines = Baselines(options.baselines or folder / "baselines.json", options.seeds, device=options.device)
-        with tqdm(total=1, unit="run", dynamic_ncols=True) as bar:
+        with Progress(f"{named} on {suite}", unit="measurements") as progress:
+            progress.doing("reading rules and problems")
+            usable_device(options.device)
+            rules, records = _load(options.rules)
+            against = [name for name in options.against.split(",") if name]
+            problems = _chosen(problems_of(suite, options.data), options.only)
+            folder = Path(options.out or _folder_name(options.rules, suite))
+            baselines = Baselines(options.baselines or folder / "baselines.json", options.seeds, device=options.device)
             results = evaluate(
                 rules,
                 problems,
@@ -64,20 +69,16 @@ def _main(command: str, arguments: Sequence[str]) -> int:
                 folder=folder / "measured",
                 workers=options.workers,
                 records=records,
-                suite=options.suite,
+                suite=suite,
                 command=shlex.join(["lightning-lopt", command, *arguments]),
-                progress=lambda done, total, last: _show(bar, done, total, last),
+                progress=lambda done, total, last: progress.to(done, total, plain(last)),
             )
-        page = write_report(results, folder)
-    except (ValueError, ImportError) as error:
-        say(f"lightning-lopt: {error}")
-        return 1
+            progress.doing("writing the report")
+            page = write_report(results, folder)
     except OSError as error:
-        say(f"lightning-lopt: a file could not be read or written ({cause(error)}); {KEPT}")
-        return 1
-    except BrokenExecutor:
-        say(f"lightning-lopt: a process that measures was killed, or was out of memory; {KEPT}")
-        return 1
+        raise CommandError(f"a file could not be read or written ({cause(error)}); {KEPT}") from error
+    except BrokenExecutor as error:
+        raise CommandError(f"a process that measures was killed, or was out of memory; {KEPT}") from error
     _print(results)
     if options.wandb is not None:
         _log(results, folder, options.wandb)
@@ -85,14 +86,16 @@ def _main(command: str, arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser(command: str) -> argparse.ArgumentParser:
+def _parser(command: str) -> CommandParser:
     several = command == "compare"
     known = BASELINES | FINE_TUNING_BASELINES
-    parser = argparse.ArgumentParser(
-        f"lightning-lopt {command}",
-        description=f"Measure {'several rules' if several else 'a rule'} beside tuned baselines on a suite of "
-        "problems, and write a report. Rules are used as they are. Stopped, it goes on where it was.",
-        epilog="baselines: " + "; ".join(f"{name}: {sweep.description}" for name, sweep in known.items()),
+    rules = "base base@start" if several else "base"
+    parser = CommandParser(
+        command,
+        f"Measure {'several rules' if several else 'a rule'} beside tuned baselines on a suite of problems, and write "
+        "a report. Rules are used as they are. Stopped, it goes on where it was.",
+        notes=["baselines:\n" + "\n".join(f"  {name}: {sweep.description}" for name, sweep in known.items())],
+        example=f"lightning-lopt {command} {rules} --suite tiny --against adamw,muon --out report",
     )
     parser.add_argument(
         "rules",
@@ -103,10 +106,10 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser.add_argument("--suite", type=suite_argument, metavar="SUITE", default="small", help=SUITE_HELP)
     parser.add_argument("--only", nargs="+", default=None, metavar="PROBLEM", help="names of problems; default: all")
     parser.add_argument("--against", default="adamw", help="names of baselines, joined by commas")
-    parser.add_argument("--seeds", type=int, default=3, help="models of each optimizer on each problem")
+    parser.add_argument("--seeds", type=whole_number, default=3, help="models of each optimizer on each problem")
     parser.add_argument("--out", default=None, help="folder of the report; default: named after rule and suite")
-    parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
-    parser.add_argument("--threads", type=int, default=1, help="of this process")
+    parser.add_argument("--workers", type=whole_number, default=1, help="processes, one thread each")
+    parser.add_argument("--threads", type=whole_number, default=1, help="of this process")
     parser.add_argument("--device", default="cpu", help="where everything runs")
     parser.add_argument("--data", nargs="+", default=None, help="digits, npz files or folders of IDX files")
     parser.add_argument("--baselines", default=None, help="JSON file of tuned baselines; default: one in the folder")
@@ -167,12 +170,6 @@ def _load(names: Sequence[str]) -> tuple[dict[str, UpdateRule], dict[str, RuleRe
 
 def _folder_name(rules: Sequence[str], suite: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", "-".join((*rules, suite))).strip("-") + "-report"
-
-
-def _show(bar: tqdm[None], done: int, total: int, last: str) -> None:
-    bar.total = total
-    bar.n = done
-    bar.set_description_str(plain(last), refresh=True)
 
 
 def _print(results: Results) -> None:

@@ -33,6 +33,9 @@ from lightning_lopt.evaluation.timing import environment_of
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.user_files import import_again, imported_files
 
+Job = tuple[int, str]
+"""Number of a problem, and name of the optimizer that is measured on it."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -51,6 +54,10 @@ class Work:
     def is_stored(self, name: str) -> bool:
         """Whether the file of baselines has what was measured last, so that it need not be stored once more."""
         return name not in self.rules and self.baselines.path is not None and not self.baselines.not_kept
+
+    def describe(self, job: Job) -> str:
+        """A job in words."""
+        return f"{job[1]} on {self.problems[job[0]].name}"
 
     def measure(self, number: int, name: str) -> Measurement:
         """What the optimizer ``name`` does on problem ``number``, all its seeds side by side."""
@@ -92,7 +99,7 @@ def evaluate(
         records: what is known of the rules; ``None`` for what can be seen of rules in memory.
         suite: name of the problems, for the report.
         command: command line that makes these results, for the report.
-        progress: called with how much is done, how much there is, and what was last.
+        progress: called with how much is done, how much there is, and what was last or has begun.
 
     Returns:
         the results, for :func:`~lightning_lopt.evaluation.report.write_report`.
@@ -120,11 +127,11 @@ def evaluate(
             sweep_of(name).require()
     if measurements:
         report(len(measurements), "measured before")
-    for job, measurement, is_stored in _measured(work, missing, workers):
+    for job, measurement, is_stored in _measured(work, missing, workers, lambda what: report(len(measurements), what)):
         if not is_stored:
             store.keep_measurement(keys[job], measurement)
         measurements[job] = measurement
-        report(len(measurements), f"{job[1]} on {problems[job[0]].name}")
+        report(len(measurements), work.describe(job))
     if torch.get_num_threads() > 1 and workers > 1:
         rank_zero_warn("workers measure with one thread each, whatever this process has.")
     threads = torch.get_num_threads() if workers == 1 else 1
@@ -135,6 +142,7 @@ def evaluate(
         key = cost_key(marks[number], {name: keys[number, name] for name in runs}, environment)
         costs = store.costs(key)
         if costs is None:  # by this process alone, once the others are done
+            report(len(keys) + number, f"cost of a step on {problem.name}")
             costs = step_costs(problem, rules, against, device=baselines.device)
             store.keep_costs(key, costs)
         results.append(replace(ProblemResult.of(problem, runs), gradient_seconds=costs[0], step_seconds=costs[1]))
@@ -143,10 +151,6 @@ def evaluate(
     return Results(
         {name: records[name] for name in rules}, tuple(against), tuple(results), suite, SEED, environment, command
     )
-
-
-Job = tuple[int, str]
-"""Number of a problem, and name of the optimizer that is measured on it."""
 
 
 def _keys(work: Work, marks: Sequence[list[Any]], against: Sequence[str]) -> dict[Job, str]:
@@ -201,14 +205,18 @@ def _packages(against: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _measured(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Measurement, bool]]:
-    """Measurements as they come, each with whether the file of baselines has it."""
+def _measured(
+    work: Work, jobs: Sequence[Job], workers: int, begins: Callable[[str], None]
+) -> Iterator[tuple[Job, Measurement, bool]]:
+    """Measurements as they come, each with whether the file of baselines has it; ``begins`` is told what comes."""
     workers = min(workers, len(jobs))
     if workers <= 1:
         for job in jobs:
+            begins(work.describe(job))
             measurement = work.measure(*job)
             yield job, measurement, work.is_stored(job[1])
         return
+    begins(f"{len(jobs)} measurements in {workers} processes")
     # Long runs first, so that no process is left alone with one at the end.
     ordered = sorted(jobs, key=lambda job: (-work.problems[job[0]].horizon, job))
     context = multiprocessing.get_context("spawn")  # after a fork, torch's threads hang

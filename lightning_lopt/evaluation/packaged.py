@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.evaluation.torch_optimizers import TorchModels, switch
+from lightning_lopt.extras import how_to_install
 from lightning_lopt.tasks.base import Task
 
 
@@ -66,8 +67,7 @@ class PackagedOptimizer:
         """
         if self.installed_version is None:
             raise ImportError(
-                f"{self.name} comes with the package {self.package}, which is not installed; run "
-                'pip install "lightning-lopt[peers]".'
+                f"{self.name} comes with the package {self.package}, which is not installed; {how_to_install('peers')}."
             )
 
     def build(self, params: list[Tensor], horizon: int) -> torch.optim.Optimizer:

@@ -7,6 +7,7 @@ from lightning_lopt.io.card import Card
 from lightning_lopt.io.files import RuleFileError
 from lightning_lopt.io.identity import load_meta_training, weights_sha256
 from lightning_lopt.io.load import load_card, load_rule
+from lightning_lopt.io.push import push_rule
 from lightning_lopt.io.save import save_rule
 from lightning_lopt.io.sources import available_rules
 
@@ -22,6 +23,7 @@ __all__ = [
     "load_card",
     "load_meta_training",
     "load_rule",
+    "push_rule",
     "save_rule",
     "weights_sha256",
 ]

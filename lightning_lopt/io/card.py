@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+KEY_NUMBERS = "Key numbers"
+"""Heading of the section that :func:`lightning_lopt.cli.info` prints first."""
 SECTIONS = {
     "recipe": "Recipe",
     "tasks": "Tasks it was meta-trained on",
@@ -12,6 +14,8 @@ SECTIONS = {
     "results": "Results",
     "limitations": "Limitations",
 }
+_FRONT_MATTER = re.compile(r"\A---\r?\n(?P<text>.*?)^---[ \t]*(?:\r?\n|\Z)", re.MULTILINE | re.DOTALL)
+_KEY_SECTION = re.compile(rf"^## {KEY_NUMBERS}\r?\n(?P<body>.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,8 @@ class Card:
     Args:
         title: heading, on one line.
         summary: what the rule is, in a sentence or two.
+        key_numbers: the few lines that a reader needs first, as a list: size, costs, how good it is and where it loses.
+            Without them the card has no such section.
         recipe: the command that makes the weights again.
         tasks: the task distribution of meta-training.
         cost: hardware and hours of meta-training.
@@ -40,6 +46,7 @@ class Card:
     results: str = ""
     limitations: str = ""
     licence: str = "Apache-2.0"
+    key_numbers: str = ""
 
     def __post_init__(self) -> None:
         if not self.title.strip() or len(self.title.splitlines()) != 1:
@@ -50,19 +57,56 @@ class Card:
     def render(self) -> str:
         """The card as markdown, with the front matter that the Hugging Face Hub reads.
 
-        >>> print(Card("Adam", licence="MIT").render()[:71])
+        >>> print(Card("Adam", licence="MIT").render()[:87])
         ---
         license: mit
         library_name: lightning_lopt
         tags:
         - learned-optimizer
+        metrics:
+        - loss
         """
         # The Hub writes licence identifiers in lower case, and has words of its own for what is none.
         licence = {"LicenseRef-unknown": "unknown"}.get(self.licence, self.licence.lower())
         lines = ["---", f"license: {licence}", "library_name: lightning_lopt", "tags:"]
-        lines += ["- learned-optimizer", "---", "", f"# {self.title.strip()}", ""]
+        lines += ["- learned-optimizer", "metrics:", "- loss", "---", "", f"# {self.title.strip()}", ""]
         if self.summary.strip():
             lines += [self.summary.strip(), ""]
+        if self.key_numbers.strip():
+            lines += [f"## {KEY_NUMBERS}", "", self.key_numbers.strip(), ""]
         for field, heading in SECTIONS.items():
             lines += [f"## {heading}", "", getattr(self, field).strip() or "Not recorded.", ""]
         return "\n".join([*lines, "## Licence", "", self.licence, ""])
+
+
+def key_numbers_of(markdown: str) -> tuple[str, str]:
+    """The section with the key numbers of a card, and the rest without it and without the front matter.
+
+    >>> key_numbers_of(Card("Adam", key_numbers="- constants: 4").render())[0]
+    '- constants: 4'
+    """
+    text = with_front_matter(markdown, None)
+    section = _KEY_SECTION.search(text)
+    if section is None:
+        return "", text.strip()
+    return section["body"].strip(), (text[: section.start()] + text[section.end() :]).strip()
+
+
+def front_matter_of(markdown: str) -> str | None:
+    """The YAML between the lines ``---`` at the top of a card; ``None`` where there is none.
+
+    >>> front_matter_of("---\\nlicense: mit\\n---\\n# Adam\\n")
+    'license: mit\\n'
+    """
+    found = _FRONT_MATTER.match(markdown)
+    return None if found is None else found["text"]
+
+
+def with_front_matter(markdown: str, text: str | None) -> str:
+    """A card with another front matter, or without one.
+
+    >>> with_front_matter("# Adam\\n", "license: mit\\n")
+    '---\\nlicense: mit\\n---\\n\\n# Adam\\n'
+    """
+    body = _FRONT_MATTER.sub("", markdown, count=1)
+    return body if text is None else f"---\n{text}---\n\n{body.lstrip()}"

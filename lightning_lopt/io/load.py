@@ -51,7 +51,7 @@ def load_rule(source: str | os.PathLike[str]) -> UpdateRule:
     rule_class = _rule_class(config, label)
     arguments = check_arguments(rule_class, config.get("config"), label)
 
-    data, digest = _read_weights(files[WEIGHTS], config.get("weights_sha256"))
+    data, digest = read_weights(files[WEIGHTS], config.get("weights_sha256"))
     specs = read_header(data, weights)
     if config.get("weights_sha256") != digest:
         raise RuleFileError(
@@ -74,8 +74,16 @@ def load_rule(source: str | os.PathLike[str]) -> UpdateRule:
     return rule
 
 
-def _read_weights(file: RuleFile, wanted: Any) -> tuple[bytes, str]:
-    """The weights and their SHA-256; where ``save_rule`` was cut short, those that ``config.json`` already means."""
+def read_weights(file: RuleFile, wanted: Any) -> tuple[bytes, str]:
+    """The weights and their SHA-256; where ``save_rule`` was cut short, those that ``config.json`` already means.
+
+    Args:
+        file: ``model.safetensors``.
+        wanted: the SHA-256 that ``config.json`` names.
+
+    Raises:
+        RuleFileError: if the file is missing, too large or unreadable.
+    """
     data = read_file(file)
     digest = hashlib.sha256(data).hexdigest()
     pending = file.path.with_name(PENDING)
@@ -106,7 +114,7 @@ def _rule_class(config: dict[str, Any], label: str) -> type[UpdateRule]:
     if version > FORMAT_VERSION:
         raise RuleFileError(
             f"{label} was made by a newer lightning_lopt (format version {show(version)}, this one reads up to "
-            f"{FORMAT_VERSION}); upgrade with 'pip install -U lightning-lopt'."
+            f"{FORMAT_VERSION}); take a newer lightning_lopt."
         )
     if not isinstance(name, str) or name not in RULES:
         raise RuleFileError(

@@ -17,6 +17,7 @@ from lightning_lopt.io.card import Card
 from lightning_lopt.io.files import CARD, CONFIG, PENDING, WEIGHTS, RuleFileError, cause, show
 from lightning_lopt.io.header import DTYPES
 from lightning_lopt.io.load import FORMAT, FORMAT_VERSION, load_card, load_rule
+from lightning_lopt.io.push import check_hub, push_rule
 from lightning_lopt.io.whole import draft_folder, remove_abandoned
 from lightning_lopt.rules import RULES, UpdateRule
 
@@ -27,6 +28,7 @@ def save_rule(
     *,
     card: Card | str | None = None,
     meta_training: Mapping[str, Any] | None = None,
+    push_to_hub: str | None = None,
 ) -> Path:
     """Write ``rule`` as ``model.safetensors``, ``config.json`` and ``README.md``; the same rule gives the same bytes.
 
@@ -38,15 +40,27 @@ def save_rule(
         folder: where to; made if it does not exist, with its parents.
         card: the model card, as :class:`Card` or markdown.
         meta_training: JSON values to keep in ``config.json``, for instance outer steps and meta-loss.
+        push_to_hub: a repository ``owner/name`` on the Hugging Face Hub to upload the folder to, see
+            :func:`~lightning_lopt.io.push_rule`.
 
     Returns:
         ``folder`` as a path.
 
     Raises:
         RuleFileError: if the rule is not registered, has weights that are not finite, would not load again, or cannot
-            be written.
+            be written; with ``push_to_hub`` also if the folder was written but not pushed.
+        ImportError: if ``push_to_hub`` needs ``huggingface_hub`` and it is not installed; nothing was written.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_lopt import AdamRule
+        >>> folder = save_rule(AdamRule(), f"{tempfile.mkdtemp()}/my_rule")
+        >>> sorted(path.name for path in folder.iterdir())
+        ['README.md', 'config.json', 'model.safetensors']
     """
     target = Path(folder)
+    if push_to_hub is not None:
+        check_hub(push_to_hub)
     name = getattr(rule, "rule_name", None)
     if not isinstance(rule, UpdateRule) or RULES.get(rule.rule_name) is not type(rule):
         raise RuleFileError(
@@ -67,6 +81,8 @@ def save_rule(
         raise
     except (OSError, RuntimeError, ValueError) as error:  # the last two for a loop of links and a null byte
         raise RuleFileError(f"{target} could not be written ({cause(error)}); choose another folder.") from error
+    if push_to_hub is not None:
+        push_rule(Path(folder).resolve(), push_to_hub)
     return Path(folder)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_lopt import pretrained
+from lightning_lopt.extras import how_to_install
 from lightning_lopt.io.files import (
     CARD,
     CONFIG,
@@ -28,6 +29,15 @@ from lightning_lopt.rules import RULES
 HUB = "hf://"
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]|\.(?!\.)){0,95}"
 _HUB_SOURCE = re.compile(rf"hf://(?P<repo>{_PART}/{_PART})(?:@(?P<revision>{_PART}(?:/{_PART})*))?")
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether this is ``owner/name``, a repository on the Hub.
+
+    >>> is_hub_name("user/my-rule"), is_hub_name("my-rule"), is_hub_name("user/my-rule@main")
+    (True, False, False)
+    """
+    return isinstance(name, str) and re.fullmatch(f"{_PART}/{_PART}", name) is not None
 
 
 def available_rules() -> list[str]:
@@ -92,7 +102,7 @@ class _Repository:
             self._hub: Any = importlib.import_module("huggingface_hub")
         except ImportError:
             raise RuleFileError(
-                f"{source} is on the Hugging Face Hub; run 'pip install huggingface_hub' first."
+                f"{source} is on the Hugging Face Hub, which needs huggingface_hub; {how_to_install('hub')}."
             ) from None
         self.source, self.repo, self._revision = source, match["repo"], match["revision"]
         self.sizes: dict[str, int | None] | None = None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+from lightning_lopt.extras import how_to_install
 from lightning_lopt.tasks.image_files import Part, from_idx, from_npz, is_idx_folder
 from lightning_lopt.tasks.labelled_images import LabelledImages
 
@@ -25,7 +26,7 @@ def load_digits_data() -> LabelledImages:
     except ImportError as error:
         raise ImportError(
             "the handwritten digits come with scikit-learn, which is not installed; "
-            'run pip install "lightning-lopt[examples]", or pass data of your own (a .npz file, an IDX folder).'
+            f"{how_to_install('examples')}, or pass data of your own (a .npz file, an IDX folder)."
         ) from error
     digits = load_digits()
     return LabelledImages.from_arrays((digits.images / 16).astype("float32"), digits.target, "digits")

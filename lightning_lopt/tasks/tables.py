@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_lopt.extras import how_to_install
 from lightning_lopt.tasks._draw import split_indices
 
 CLASS_TABLES = ("breast_cancer", "wine", "iris")
@@ -122,8 +123,8 @@ def load_table(name: str) -> Table:
         raise ValueError(f"there is no table {name!r}; use one of {known}, 'synthetic', or Table.from_arrays.")
     if importlib.util.find_spec("sklearn") is None:
         raise ImportError(
-            f"the table {name!r} comes with scikit-learn, which is not installed; run "
-            'pip install "lightning-lopt[examples]", or use "synthetic" tables.'
+            f"the table {name!r} comes with scikit-learn, which is not installed; "
+            f"{how_to_install('examples')}, or use 'synthetic' tables."
         )
     loaded = getattr(importlib.import_module("sklearn.datasets"), f"load_{name}")()
     return Table.from_arrays(loaded.data, loaded.target, name)

@@ -1,6 +1,7 @@
 """The verdict agrees with what is known of a rule, within the budget, and nothing of the user's changes."""
 
 import copy
+import html
 import random
 
 import lightning.pytorch as L
@@ -37,7 +38,9 @@ def test_verdict(rule, verdict, reason):
     assert reason in found.paragraph
     assert found.numbers["pilots"][-1]["horizon"] == STEPS
     assert {pilot["size"] for pilot in found.numbers["other_batches"]} == {8, 32}
-    assert str(found).splitlines()[-1] == found.paragraph[-len(str(found).splitlines()[-1]) :]
+    assert str(found).splitlines()[0].lower().startswith(f"{verdict}. ")
+    assert " ".join(str(found).split()).startswith(found.paragraph)
+    assert found.reasons[0][1:] in html.unescape(found._repr_html_())
 
 
 def test_pilots_are_what_a_plain_loop_gives():

@@ -87,15 +87,16 @@ def test_whatever_it_raises_is_one_sentence(model, data, sentence):
         assess(model, data(), RULE, total_steps=20, budget=1)
 
 
-def test_the_command_ends_with_status_1(tmp_path, capsys):
+def test_the_command_ends_with_status_2(tmp_path, capsys):
     (tmp_path / "mine.py").write_text(
         "from awkward_modules import Breaks, loader\n\n\nclass Mine(Breaks):\n    def train_dataloader(self):\n"
         "        return loader()\n"
     )
-    assert main(["assess", f"{tmp_path}/mine.py:Mine", "--total-steps", "10"]) == 1
+    assert main(["assess", f"{tmp_path}/mine.py:Mine", "--total-steps", "10"]) == 2
     printed = capsys.readouterr()
-    assert printed.out.count("\n") == 1
-    assert "Mine.training_step fails" in printed.out
+    assert printed.out == ""
+    assert printed.err.count("lightning-lopt: ") == 1
+    assert "Mine.training_step fails" in printed.err
 
 
 def test_losses_in_the_text_are_those_in_the_table():

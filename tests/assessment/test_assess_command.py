@@ -29,7 +29,10 @@ def test_end_to_end(user_file, capsys, tmp_path):
     written = json.loads(out.read_text())
     assert written["verdict"] in ("use it", "use it with care", "don't")
     assert status == (3 if written["verdict"] == "don't" else 0)
-    assert printed.out.startswith("Model: 7 parameters, batches of 16, 40 steps planned, rule base")
+    assert printed.out.lower().startswith(f"{written['verdict']}. ")
+    assert "\nModel: 7 parameters, batches of 16, 40 steps planned, rule base" in printed.out
+    assert printed.err.startswith("lightning-lopt assess: loading PyTorch and Lightning\nassess")
+    assert "measuring what a training step costs" in printed.err
     assert "pilots of 40 steps" in printed.err
     last = written["numbers"]["pilots"][-1]
     assert last["horizon"] == 40
@@ -52,5 +55,5 @@ def test_end_to_end(user_file, capsys, tmp_path):
 )
 def test_errors_are_sentences(user_file, capsys, monkeypatch, address, message):
     monkeypatch.chdir(user_file)
-    assert main(["assess", address, "--total-steps", "10"]) == 1
-    assert message in capsys.readouterr().out
+    assert main(["assess", address, "--total-steps", "10"]) == 2
+    assert message in capsys.readouterr().err

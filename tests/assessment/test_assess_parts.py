@@ -1,6 +1,8 @@
 """The parts of an assessment beside closed forms and hand-counted examples."""
 
+import html
 import math
+import re
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from assessed import Model
 from torch import nn
 
 from lightning_lopt import load_rule
+from lightning_lopt.assessment.assessment_html import assessment_html
 from lightning_lopt.assessment.budget import Deadline
 from lightning_lopt.assessment.coverage import _LAYERS, gaps, meta_training_of
 from lightning_lopt.assessment.ladder import SWEEPS, PilotSeconds, _first, next_horizon
@@ -244,3 +247,19 @@ def test_what_a_task_lacks_is_an_error_of_its_own():
     again, reason = task.on(batches[:1], [torch.ones(2, 6), torch.ones(3, 6), "text"])
     assert "valid" not in again.data
     assert reason
+
+
+@pytest.mark.parametrize(("verdict", "sign"), [(USE, "✔"), (CARE, "!"), (DONT, "✘")])
+def test_a_notebook_shows_verdict_reasons_and_pilots(verdict, sign):
+    """The verdict is a word and a sign, not a colour alone; texts of the user stay texts."""
+    levels = [level(10, -0.5), level(40, 0.2)]
+    shown = assessment_html(verdict, ["after <b> it rose", "slow"], "all\n<script>", levels)
+    assert shown.index(f"{sign} {html.escape(verdict.capitalize())}.") < shown.index(
+        "<li>After &lt;b&gt; it rose.</li>"
+    )
+    assert "<script>" not in shown
+    rows = re.findall(r"<tr>(.*?)</tr>", shown)
+    cells = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in rows]
+    assert cells[0] == ["steps", "rule", "AdamW, best rate", "AdamW, default rate"]
+    assert cells[1:] == [["10", "0.2993", "0.5", "0.5"], ["40", "0.6129", "0.5", "0.5"]]
+    assert "<table>" not in assessment_html(verdict, [], "all", [])

@@ -104,7 +104,8 @@ def test_every_page_is_in_the_menu():
                 yield from leaves(value)
 
     menu = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
-    assert sorted(leaves(menu)) == sorted(str(page.relative_to(DOCS)) for page in BUILT)
+    pages = [*BUILT, *(path.with_suffix(".md") for path in DOCS.rglob("*.ipynb"))]  # notebooks become pages
+    assert sorted(leaves(menu)) == sorted(str(page.relative_to(DOCS)) for page in pages)
 
 
 def test_the_reference_has_every_public_name():

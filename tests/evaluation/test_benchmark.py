@@ -219,5 +219,5 @@ def test_command(tmp_path, capsys, monkeypatch):
     ],
 )
 def test_errors_are_sentences(arguments, says, capsys):
-    assert main(["benchmark", *arguments]) == 1
-    assert says in capsys.readouterr().out
+    assert main(["benchmark", *arguments]) == 2
+    assert says in capsys.readouterr().err

@@ -70,6 +70,13 @@ def test_measurements_are_those_of_the_runs_themselves():
     assert results.environment["torch"] == torch.__version__
 
 
+def test_progress_says_what_begins():
+    begun = []
+    measured(rules={"slow": RULES["slow"]}, progress=lambda *now: begun.append(now))
+    assert begun[:3] == [(0, 8, "slow on round"), (1, 8, "slow on round"), (1, 8, "adamw on round")]
+    assert begun[-2:] == [(7, 8, "cost of a step on long"), (8, 8, "cost of a step on long")]
+
+
 def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch):
     calls = []
     original = Work.measure
@@ -217,8 +224,8 @@ def test_compare_command_with_a_rule_at_its_start(tmp_path, capsys):
         (["evaluate", "base", "--against", "lion"], "there is no baseline 'lion'"),
         (["evaluate", "base", "--data", "nowhere.npz"], "no such file"),
     ):
-        assert main(arguments) == 1
-        assert says in capsys.readouterr().out
+        assert main(arguments) == 2
+        assert says in capsys.readouterr().err
 
 
 def test_files_for_other_loggers(tmp_path):

@@ -47,10 +47,13 @@ def disk(monkeypatch):
 
 
 def sentence(printed):
-    """What was printed, which has to be one line."""
-    assert printed.count("\n") == 1
-    assert "Traceback" not in printed
-    return printed
+    """The error that was printed to standard error, which has to be one line, the last one."""
+    assert printed.out == ""
+    assert printed.err.count("lightning-lopt: ") == 1
+    assert "Traceback" not in printed.err
+    (last,) = [line for line in printed.err.splitlines() if line.startswith("lightning-lopt: ")]
+    assert printed.err.endswith(f"{last}\n")
+    return last
 
 
 def test_a_disk_that_fills_up_costs_nothing_that_was_measured(tmp_path, monkeypatch, capsys, disk):
@@ -59,16 +62,16 @@ def test_a_disk_that_fills_up_costs_nothing_that_was_measured(tmp_path, monkeypa
     disk(1)  # the measurement of base; neither the baseline nor its measurement
     with pytest.warns(UserWarning, match="baselines were computed but not kept"):
         assert main(EVALUATE) == 1
-    said = sentence(capsys.readouterr().out)
+    said = sentence(capsys.readouterr())
     assert "No space left on device" in said
     assert "measurements so far are kept" in said
     assert jobs == [(0, "base"), (0, "adam_default")]
     disk(2)  # the baseline and costs; nothing of the report
     assert main(EVALUATE) == 1
-    assert "results.json" in sentence(capsys.readouterr().out)
+    assert "results.json" in sentence(capsys.readouterr())
     disk(2)  # results and page
     assert main(EVALUATE) == 1
-    assert ".png" in sentence(capsys.readouterr().out)
+    assert ".png" in sentence(capsys.readouterr())
     assert Results.load(out / "results.json").problems[0].name == "bowl"
     assert sorted(path.name for path in out.glob("[!.]*")) == [
         "baselines.json",
@@ -87,13 +90,13 @@ def test_a_disk_that_fills_up_costs_nothing_that_was_measured(tmp_path, monkeypa
 def test_a_folder_without_write_permission(tmp_path, capsys):
     tmp_path.chmod(0o500)
     assert main(EVALUATE) == 1
-    assert "Permission denied" in sentence(capsys.readouterr().out)
+    assert "Permission denied" in sentence(capsys.readouterr())
 
 
 def test_a_file_where_the_folder_should_be(tmp_path, capsys):
     (tmp_path / "out").write_text("mine")
     assert main(EVALUATE) == 1
-    assert "out" in sentence(capsys.readouterr().out)
+    assert "out" in sentence(capsys.readouterr())
     assert (tmp_path / "out").read_text() == "mine"
 
 
@@ -103,7 +106,7 @@ def test_a_process_that_was_killed_is_one_sentence(monkeypatch, capsys):
 
     monkeypatch.setattr(Work, "measure", die)
     assert main(EVALUATE) == 1
-    assert "was killed, or was out of memory" in sentence(capsys.readouterr().out)
+    assert "was killed, or was out of memory" in sentence(capsys.readouterr())
 
 
 def test_the_command_that_makes_baselines_ends_where_it_cannot_keep_them(tmp_path, capsys, disk):
@@ -111,7 +114,7 @@ def test_the_command_that_makes_baselines_ends_where_it_cannot_keep_them(tmp_pat
     command = ["baselines", "--suite", "tiny", "--optimizer", "adam_default", "--seeds", "1", "--out", "all.json"]
     with pytest.warns(UserWarning, match="baselines were computed but not kept"):
         assert main(command) == 1
-    assert "all.json" in sentence(capsys.readouterr().out)
+    assert "all.json" in sentence(capsys.readouterr())
     (tmp_path / "all.json").write_text("{")
-    assert main(command) == 1
-    assert "is not a file of baselines" in sentence(capsys.readouterr().out)
+    assert main(command) == 2
+    assert "is not a file of baselines" in sentence(capsys.readouterr())

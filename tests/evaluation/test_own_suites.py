@@ -91,15 +91,16 @@ def test_baselines_of_a_suite_of_a_file(tmp_path, capsys):
     ],
 )
 def test_a_bad_reference_is_one_sentence(suite, says, capsys):
-    assert main(["evaluate", "base", "--suite", suite]) == 1
-    printed = capsys.readouterr().out
-    assert says in printed
-    assert printed.count("\n") == 1
+    assert main(["evaluate", "base", "--suite", suite]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert says in printed.err
+    assert printed.err.count("lightning-lopt: ") == 1
 
 
 def test_what_else_can_be_wrong(capsys):
-    assert main(["evaluate", "base", "--suite", "my_module.py:suite", "--data", "digits"]) == 1
-    assert "my_module.py:suite brings its own data" in capsys.readouterr().out
+    assert main(["evaluate", "base", "--suite", "my_module.py:suite", "--data", "digits"]) == 2
+    assert "my_module.py:suite brings its own data" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
         main(["evaluate", "base", "--suite", "huge"])
     assert stopped.value.code == 2

@@ -1,6 +1,7 @@
 """The report: its numbers against a recomputation with numpy from results.json, its page, its pictures."""
 
 import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -12,8 +13,10 @@ from lightning_lopt.evaluation.metrics import DivergenceRate
 from lightning_lopt.evaluation.metrics.reported import REPORTED, ReportedMetric
 from lightning_lopt.evaluation.report import write_report
 from lightning_lopt.evaluation.report.defeats import defeats
-from lightning_lopt.evaluation.report.numbers import BEST, best_baseline, groups, numbers
+from lightning_lopt.evaluation.report.html_parts import STYLE
+from lightning_lopt.evaluation.report.numbers import BEST, Number, best_baseline, groups, numbers
 from lightning_lopt.evaluation.report.tables import finals
+from lightning_lopt.evaluation.report.verdict import verdicts
 from lightning_lopt.evaluation.results import Results, RuleRecord
 
 
@@ -291,7 +294,8 @@ def test_the_page_is_whole_and_needs_nothing_else(folder, page):
     images = [attrs["src"] for tag, attrs in page.tags if tag == "img"]
     assert len(images) == 5
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in images)
-    assert not any(tag in ("link", "iframe", "a") for tag, _ in page.tags)
+    assert not any(tag in ("link", "iframe") for tag, _ in page.tags)
+    assert all(attrs["href"].startswith("#") for tag, attrs in page.tags if tag == "a")
     assert "http://" not in text
     assert "https://" not in text
     assert ("meta", "default-src 'none'; img-src data:; style-src 'unsafe-inline'") in [
@@ -304,6 +308,142 @@ def test_the_page_is_whole_and_needs_nothing_else(folder, page):
     names = sorted(path.name for path in folder.iterdir())
     assert names == [*(f"curves_0{index}.png" for index in range(1, 5)), "profile.png", "report.html", "results.json"]
     assert all((folder / name).read_bytes()[:4] == b"\x89PNG" for name in names if name.endswith(".png"))
+
+
+def test_the_page_begins_with_verdict_and_chart_then_contents(folder, page):
+    """Everything is checked against results.json."""
+    text = (folder / "report.html").read_text()
+    order = [text.index(part) for part in ('<p class="verdict', '<div class="chart">', "<nav", '<h2 id="section-1">')]
+    assert order == sorted(order)
+    links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
+    sections = [f"#{attrs['id']}" for tag, attrs in page.tags if tag == "h2"]
+    assert links == sections == [f"#section-{number}" for number in range(1, len(page.texts["h2"]) + 1)]
+    assert page.texts["a"] == page.texts["h2"]
+
+
+def test_verdicts_by_hand(page, content):
+    said = [paragraph for paragraph in page.texts["p"] if paragraph[:2] in ("✔ ", "≈ ", "✘ ")]
+    labels = {"adamw": "tuned AdamW", "muon": "tuned Muon"}
+    found = {
+        (n["rule"], n["against"], n["metric"]): n["value"] for n in numbers_of(page) if n["group"] == "all problems"
+    }
+    wanted = []
+    for rule in ("ours", "other"):
+        for against in ("adamw", "muon"):
+            lower = [
+                sum(hand_ratio(problem, rule, against, split) < 1 for problem in content["problems"])
+                for split in ("train", "valid")
+            ]
+            sign = "✘" if max(lower) < 2 else "≈"
+            steps, seconds = found[rule, against, "speedup"], found[rule, against, "wall_clock"]
+            wanted.append(
+                (
+                    sign,
+                    f"{lower[0]} of 4 problems in training and on {lower[1]} of 4 in validation",
+                    f"{steps:.2f} in steps, {seconds:.2f} in seconds",
+                )
+            )
+            assert f"{labels[against]}" in said[len(wanted) - 1]
+    assert len(said) == 4
+    for sentence, (sign, counts, speeds) in zip(said, wanted, strict=True):
+        assert sentence.startswith(sign)
+        assert counts in sentence
+        assert speeds in sentence
+        assert ("1 run of it diverged." in sentence) == sentence.startswith(("✘ other ", "≈ other "))
+    assert {sentence[0] for sentence in said} == {"✘", "≈"}
+
+
+def hand_ratio(problem, rule, against, split):
+    ours, theirs = (level(ends(problem["measurements"][name], split), 2.0) + 0.01 for name in (rule, against))
+    return np.median(ours / theirs)
+
+
+@pytest.mark.parametrize(
+    ("level", "seconds", "standing", "words"),
+    [
+        (
+            1e-3,
+            0.5,
+            "mixed",
+            "is ahead of tuned AdamW in as many steps, and behind it by the clock: it ends lower on 4",
+        ),
+        (1e-3, 1.5, "ahead", "is ahead of tuned AdamW: it ends lower on 4 of 4"),
+        (1e-3, None, "ahead", "is ahead of tuned AdamW: it ends lower on 4 of 4"),
+        (1.9, 1.5, "behind", "is behind tuned AdamW: it ends lower on 0 of 4"),
+    ],
+)
+def test_a_win_in_steps_that_is_none_by_the_clock_is_no_win(level, seconds, standing, words):
+    results = made_results()
+    changed = tuple(
+        replace(one, measurements=one.measurements | {"ours": noisy_run("ours", 1, level=level, horizon=one.horizon)})
+        for one in results.problems
+    )
+    results = replace(results, rules={"ours": results.rules["ours"]}, problems=changed)
+    metrics = {"speedup": 2.0} | ({} if seconds is None else {"wall_clock": seconds})
+    found = [
+        Number("ours", against, "all problems", metric, 4, value, value, value)
+        for against in results.against
+        for metric, value in metrics.items()
+    ]
+    first = verdicts(results, found)[0]
+    assert first.standing == standing
+    assert first.text.startswith(f"ours {words}")
+    assert first.text.endswith("2.00 in steps." if seconds is None else f"2.00 in steps, {seconds:.2f} in seconds.")
+
+
+def test_the_chart_shows_each_ratio_with_a_sign_and_a_word(folder, content):
+    """Colours never stand alone; wins and losses are drawn to different sides, and losses are hatched."""
+    text = (folder / "report.html").read_text()
+    assert text.count('<div class="chart">') == 4
+    chart = text.split('<div class="chart">')[1].split("<details>")[0]
+    form = (
+        r'<div class="split"><div>(\w+)</div><div class="left">(.*?)</div><div>(.*?)</div>'
+        r'<div class="result (\w+)">(.*?)</div>'
+    )
+    rows = [
+        (name, re.findall(form, bars))
+        for name, bars in re.findall(r'<div class="name">(.*?)</div>(.*?</div></div>)</div>', chart, re.S)
+    ]
+    assert len(rows) == 4
+    seen = set()
+    for name, bars in rows:
+        (problem,) = [problem for problem in content["problems"] if problem["name"] == name]
+        assert [bar[0] for bar in bars] == ["training", "validation"]
+        for (_, left, right, kind, words), split in zip(bars, ("train", "valid"), strict=True):
+            ratio = hand_ratio(problem, "ours", "adamw", split)
+            wanted = ("win", "✔", "lower") if ratio < 1 else ("loss", "✘", "higher")
+            assert (kind, *words.split(" ")[::2]) == (wanted[0], wanted[1], wanted[2])
+            assert float(words.split(" ")[1].rstrip(",")) == pytest.approx(ratio, abs=0.006)
+            bar = left if ratio < 1 else right
+            assert f'class="bar {kind}"' in bar
+            width = min(abs(np.log(ratio)) / np.log(4), 1)
+            assert float(re.search(r"width: (\d+)%", bar)[1]) == pytest.approx(100 * width, abs=1)
+            assert (right if ratio < 1 else left) == ""
+            seen.add(kind)
+    assert seen == {"win", "loss"}
+    assert "i.bar.loss { background: repeating-linear-gradient(" in STYLE
+
+
+def test_cells_of_wins_and_losses_are_marked(folder):
+    text = (folder / "report.html").read_text()
+    table = text[text.index("<th>ours over tuned AdamW</th>") :].split("</table>")[0]
+    cells = re.findall(r'<td>([\d.]+) \[[^]]*\]<span class="(\w+)" title="(\w+)"> (.)</span></td>', table)
+    assert len(cells) == 16
+    for value, kind, word, sign in cells:
+        assert (kind, word, sign) == (("win", "faster", "✔") if float(value) > 1 else ("loss", "slower", "✘"))
+    assert {kind for _, kind, _, _ in cells} == {"win", "loss"}
+
+
+def test_it_is_made_for_narrow_windows(folder):
+    """Nothing but what scrolls by itself is wider than the window; words that are too long are broken."""
+    text = (folder / "report.html").read_text()
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
+    assert "@media (max-width: 600px)" in text
+    assert "div.wide { overflow-x: auto; }" in text
+    for tag in ("<table>", "<img "):
+        assert text.count(tag) == text.count(f'<div class="wide">{tag}')
+    narrow = STYLE.split("@media (max-width: 600px) {")[1]
+    assert "div.row { grid-template-columns: 1fr; }" in narrow
 
 
 def test_the_summary_says_what_the_numbers_say(page):

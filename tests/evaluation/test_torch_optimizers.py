@@ -171,7 +171,7 @@ def peer(monkeypatch):
     return installed
 
 
-SENTENCE = r"SGD comes with the package made_up_peer, .* run pip install \"lightning-lopt\[peers\]\"\."
+SENTENCE = r"SGD comes with the package made_up_peer, .* run pip install -e .\.\[peers\]. in the checkout"
 
 
 def test_known_results_need_no_package(peer, tmp_path):
@@ -200,7 +200,7 @@ def test_a_missing_package_is_said_before_anything_is_measured(peer, tmp_path, m
         ["baselines", "--suite", "tiny", "--optimizer", "soap", "--out", str(tmp_path / "file.json")],
     ):
         assert main(command) == 1
-        assert "which is not installed; run pip install" in capsys.readouterr().out
+        assert "which is not installed; run pip install" in capsys.readouterr().err
 
 
 def test_version_and_settings_are_part_of_the_key(peer, monkeypatch):

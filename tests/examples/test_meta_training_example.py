@@ -33,7 +33,10 @@ def test_without_calibration_the_constants_are_the_same(example):
 def test_a_line_for_each_model(example, monkeypatch, capsys, options):
     monkeypatch.setattr(sys, "argv", ["", "--models", "mlp", "--seeds", "1", "--steps", "300", *options])
     example.main()
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mlp")]
+    printed = capsys.readouterr()
+    (line,) = [line for line in printed.out.splitlines() if line.startswith("mlp")]
+    assert "training 0/2 runs" in printed.err
+    assert "OnlineMetaTraining 2/2 runs" in printed.err
     assert "1 of 1" in line  # too short to be anything but handed back
     assert line.endswith("%")
     assert ("nan" in line) == (not options)

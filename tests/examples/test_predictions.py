@@ -1,6 +1,8 @@
 """The examples that predict and then train, run as a user runs them, at tiny size."""
 
+import argparse
 import importlib
+import logging
 import os
 import subprocess
 import sys
@@ -43,15 +45,44 @@ def test_prediction_and_outcome(script, images, tmp_path):
     verdict = happened.split('Predicted: "')[1].split('"')[0]
     assert verdict.lower() in predicted.lower()
     assert "the learned optimizer" in happened
+    assert done.stderr.startswith("loading PyTorch and Lightning\nassess [00:00]\n")
+    assert "training: AdamW, best of 7 rates + cosine (lr=0.1), seed 0 9/9 runs" in done.stderr
     assert (tmp_path / script.replace(".py", ".png")).stat().st_size > 10_000
 
 
-def test_without_data_it_says_what_to_do(monkeypatch):
+def test_the_loss_is_one(monkeypatch):
+    """Far behind AdamW at the rate that the sweep finds, in training and in validation; one seed, as shipped."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    shared, module = importlib.import_module("side_by_side"), importlib.import_module("out_of_distribution")
+    data, given = module.load(standardise=False), argparse.Namespace(steps=150)
+    base, adamw = shared.Result("base"), shared.Result("AdamW")
+    for result, optimizer in ((base, {"rule": "base"}), (adamw, {"lr": 0.1})):
+        shared.fit(result, lambda: module.Regressor(10), data, given, 0, **optimizer)
+    assert base.train[0] > 1.5 * adamw.train[0]
+    assert base.valid[0] > 1.3 * adamw.valid[0]
+
+
+def test_digits_are_trained_three_ways(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train_digits.py", "--steps", "3"])
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "level", logging.INFO)  # put back afterwards
+    importlib.import_module("train_digits").main()
+    printed = capsys.readouterr()
+    assert printed.out.startswith("Training 9 networks for 3 steps each on 1,438 images of digits: with base, ")
+    shown = [line for line in printed.err.splitlines() if line.startswith("training")]
+    assert shown[0] == "training 0/27 steps [00:00<?]"
+    assert "27/27 steps" in shown[-1]
+    assert (tmp_path / "train_digits.png").stat().st_size > 10_000
+
+
+def test_without_torchvision_it_says_what_to_do(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)  # importing it raises ImportError
     module = importlib.import_module("mnist")
-    with pytest.raises(SystemExit, match=r"give --data FILE\.npz"):
-        module.load(None)
+    with pytest.raises(SystemExit, match="needs torchvision, which is not installed; install it, or give --data"):
+        module.load("mnist")
+    assert module.load("digits").name == "digits"
 
 
 def test_prediction_and_outcome_are_compared_by_seed():
@@ -61,7 +92,7 @@ def test_prediction_and_outcome_are_compared_by_seed():
     finally:
         sys.path.remove(str(EXAMPLES))
     found = Assessment("don't", [], {})
-    learned, tuned = Result("a", valid=[2.0, 3.0, 1.0]), Result("b", valid=[1.0, 2.0, float("nan")])
+    learned, tuned = Result("a", [2.0], [2.0, 3.0, 1.0]), Result("b", [1.0], [1.0, 2.0, float("nan")])
     said = comparison(found, learned, tuned)
     assert said.startswith('Predicted: "don\'t". What happened: the learned optimizer lost to tuned AdamW')
-    assert "1.50 times AdamW's (median of 3 seeds, lower with 1 of them)" in said
+    assert "1.50 times AdamW's (median of 3 seeds, lower with 1 of them), its training loss 2.00 times." in said

@@ -27,6 +27,8 @@ license: mit
 library_name: lightning_lopt
 tags:
 - learned-optimizer
+metrics:
+- loss
 ---
 
 # A rule
@@ -89,7 +91,7 @@ def test_licence_is_an_identifier(licence):
 
 def test_examples_in_docstrings():
     results = doctest.testmod(card)
-    assert results.attempted == 1
+    assert results.attempted == 4
     assert results.failed == 0
 
 

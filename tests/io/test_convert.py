@@ -73,7 +73,7 @@ def test_licences(card, option, licence, shown, theirs, tmp_path):
     assert ("The licence of these weights is unknown: ask their authors" in written) is (shown == "unknown")
 
 
-def test_refusals_are_one_line_and_status_1(theirs, tmp_path, capsys):
+def test_refusals_are_one_line_and_status_2(theirs, tmp_path, capsys):
     ours = str(tmp_path / "ours")
     cases = {
         "fits the rules celo2 and celo2_base and elo_celo2 alike; say which it is with --rule.": [],
@@ -83,13 +83,13 @@ def test_refusals_are_one_line_and_status_1(theirs, tmp_path, capsys):
         "--set step_mult is not valid JSON": ["--rule", "celo2", "--set", "step_mult=one"],
     }
     for wrong, options in cases.items():
-        assert main(["convert", str(theirs), ours, *options]) == 1
-        message = capsys.readouterr().out
+        assert main(["convert", str(theirs), ours, *options]) == 2
+        message = capsys.readouterr().err
         assert message.startswith("lightning-lopt: ")
         assert wrong in message
         assert message.count("\n") == 1
-    assert main(["convert", str(theirs), str(theirs), "--rule", "celo2"]) == 1
-    assert "is what is to be converted; choose another folder to write." in capsys.readouterr().out
+    assert main(["convert", str(theirs), str(theirs), "--rule", "celo2"]) == 2
+    assert "is what is to be converted; choose another folder to write." in capsys.readouterr().err
     assert not (tmp_path / "ours").exists()
 
 

@@ -176,4 +176,7 @@ def test_other_addresses_are_refused_before_anything_is_asked(address, hub):
 def test_without_the_library_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     message = refusal("hf://owner/rule")
-    assert message == "hf://owner/rule is on the Hugging Face Hub; run 'pip install huggingface_hub' first."
+    assert message == (
+        'hf://owner/rule is on the Hugging Face Hub, which needs huggingface_hub; run pip install -e ".[hub]" in the '
+        "checkout of lightning_lopt."
+    )

@@ -266,7 +266,7 @@ def test_digits():
 
 def test_missing_scikit_learn_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match=r'pip install "lightning-lopt\[examples\]"'):
+    with pytest.raises(ImportError, match=r'pip install -e "\.\[examples\]"'):
         load_digits_data()
 
 

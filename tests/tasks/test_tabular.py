@@ -89,7 +89,9 @@ def test_without_scikit_learn_tables_are_synthetic(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert TabularRegression().config["data"] == ["synthetic"]
-    with pytest.raises(ImportError, match=r'pip install "lightning-lopt\[examples\]", or use "synthetic"'):
+    with pytest.raises(
+        ImportError, match=r'pip install -e "\.\[examples\]" in the checkout of lightning_lopt, or use .synthetic.'
+    ):
         TabularClassification("wine")
 
 

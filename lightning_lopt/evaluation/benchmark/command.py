@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from lightning_lopt.command_line import CommandParser, whole_number
+from lightning_lopt.devices import usable_device
 from lightning_lopt.evaluation.benchmark.device_limits import DeviceLimits, measured_limits
 from lightning_lopt.evaluation.benchmark.measure import measure
 from lightning_lopt.evaluation.benchmark.optimizers import (
@@ -22,13 +23,21 @@ from lightning_lopt.evaluation.benchmark.optimizers import (
 )
 from lightning_lopt.evaluation.benchmark.report import picture, text
 from lightning_lopt.evaluation.benchmark.results import ModelResult
-from lightning_lopt.evaluation.benchmark.workloads import RECIPES, Workload, named_workload, users_workload
+from lightning_lopt.evaluation.benchmark.workloads import (
+    RECIPES,
+    Workload,
+    check_recipe,
+    named_workload,
+    users_workload,
+)
 from lightning_lopt.evaluation.json_files import write_json
 from lightning_lopt.evaluation.report.figures import png
 from lightning_lopt.evaluation.timing import environment_of
 from lightning_lopt.io.whole import write_whole
+from lightning_lopt.progress import Progress
 from lightning_lopt.rules.base import RULES
 from lightning_lopt.terminal import say
+from lightning_lopt.user_files import load_object
 
 PLANNED = 10_000  # steps of the runs that rules are told of
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -40,31 +49,29 @@ def benchmark_command(arguments: Sequence[str]) -> int:
     torch.set_num_threads(given.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = given.tf32
     results = []
-    try:
-        device = _device(given.device)
+    with Progress("benchmark", total=len(given.models), unit="models") as progress:
+        progress.doing(f"what {given.device} can do")
+        device = usable_device(given.device)
         contenders = _contenders(given)
-        limits = None  # measured once the first model is, so that bad arguments are named at once
-        with tqdm(disable=None, bar_format="{desc}", leave=False) as bar:
-            for name in given.models:
-                workload = _workload(name, given, device)
-                autocast = TYPES[given.autocast] if given.autocast else None
-                result = measure(
-                    workload, contenders, repeats=given.repeats, autocast=autocast, tell=bar.set_description_str
-                )
-                results.append(result)
-                del workload  # before the next one is built
-                bar.clear()
-                if limits is None:
-                    limits = measured_limits(device)
-                    say(f"{given.device}, threads {given.threads}: {_rates(limits)}\n")
-                say(text(result, limits) + "\n")
-                if given.out is not None:  # after each model, so that a run which is stopped has given something
-                    _write(Path(given.out), results, limits, ["benchmark", *arguments], device)
-        if given.out is not None:
-            say(f"written: {given.out}/benchmark.json, {given.out}/benchmark.png")
-    except (ValueError, OSError, ImportError) as error:
-        say(f"lightning-lopt benchmark: {error}")
-        return 1
+        _check(given)
+        limits = measured_limits(device)
+        rates = ", ".join(f"{1e-9 * rate:.4g} GFLOP/s in {dtype} products" for dtype, rate in limits.products.items())
+        progress.clear()
+        say(f"{given.device}, threads {given.threads}: {rates}, {1e-9 * limits.bandwidth:.3g} GB/s of memory\n")
+        for name in given.models:
+            progress.doing(name)
+            workload = _workload(name, given, device)
+            autocast = TYPES[given.autocast] if given.autocast else None
+            result = measure(workload, contenders, repeats=given.repeats, autocast=autocast, tell=progress.doing)
+            results.append(result)
+            del workload  # before the next one is built
+            progress.clear()
+            say(text(result, limits) + "\n")
+            progress.advance()
+            if given.out is not None:  # after each model, so that a run which is stopped has given something
+                _write(Path(given.out), results, limits, ["benchmark", *arguments], device)
+    if given.out is not None:
+        say(f"written: {given.out}/benchmark.json, {given.out}/benchmark.png")
     return 0
 
 
@@ -83,17 +90,15 @@ def _write(
     write_whole(folder / "benchmark.png", png(picture(results, limits)))
 
 
-def _rates(limits: DeviceLimits) -> str:
-    products = [f"{1e-9 * rate:.4g} GFLOP/s in {dtype} products" for dtype, rate in limits.products.items()]
-    return ", ".join([*products, f"{1e-9 * limits.bandwidth:.3g} GB/s of memory"])
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return torch.empty(1, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"no device {name!r} can be used here ({reason}); leave --device out for the CPU.") from error
+def _check(given: argparse.Namespace) -> None:
+    """Refuse what can be seen to be wrong before anything is measured."""
+    if given.repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {given.repeats}.")
+    for name in given.models:
+        if ":" in name:
+            load_object(name)
+        else:
+            check_recipe(name, given.length)
 
 
 def _contenders(given: argparse.Namespace) -> dict[str, Contender]:
@@ -119,13 +124,13 @@ def _workload(name: str, given: argparse.Namespace, device: torch.device) -> Wor
     return named_workload(name, device, dtype=TYPES[given.dtype], batch=given.batch, length=given.length)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lightning-lopt benchmark",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Measure what a step of an optimizer costs: time beside AdamW's and beside the least that\n"
-        "operations and bytes take on this device, its share of a training step, and memory.",
-        epilog="models:\n" + "\n".join(f"  {name:17s} {recipe.about}" for name, recipe in RECIPES.items()),
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "benchmark",
+        "Measure what a step of an optimizer costs: time beside AdamW's and beside the least that operations and bytes "
+        "take on this device, its share of a training step, and memory.",
+        notes=["models:\n" + "\n".join(f"  {name:17s} {recipe.about}" for name, recipe in RECIPES.items())],
+        example="lightning-lopt benchmark mlp cnn --optimizers adamw_fused",
     )
     parser.add_argument(
         "models", nargs="*", metavar="MODEL", default=["char_transformer"], help="named below, or FILE.py:NAME"
@@ -142,12 +147,14 @@ def _parser() -> argparse.ArgumentParser:
         "--optimizers", nargs="*", choices=tuple(PEERS), default=list(PEERS), help="beside AdamW foreach; default: all"
     )
     parser.add_argument("--device", default="cpu", help="where everything runs")
-    parser.add_argument("--threads", type=int, default=1, help="of PyTorch; with 1 on the CPU, processor time counts")
+    parser.add_argument(
+        "--threads", type=whole_number, default=1, help="of PyTorch; with 1 on the CPU, processor time counts"
+    )
     parser.add_argument(
         "--repeats", type=int, default=40, help="timed steps, after 40 that are not; whole periods of 4, 5, 8, 10"
     )
-    parser.add_argument("--batch", type=int, help="examples in a mini-batch of a named model")
-    parser.add_argument("--length", type=int, help="tokens of each text of a named text model")
+    parser.add_argument("--batch", type=whole_number, help="examples in a mini-batch of a named model")
+    parser.add_argument("--length", type=whole_number, help="tokens of each text of a named text model")
     parser.add_argument("--dtype", choices=tuple(TYPES), default="float32", help="of a named model's parameters")
     parser.add_argument("--autocast", choices=("bfloat16",), help="of forward and backward passes, as in bf16-mixed")
     parser.add_argument("--tf32", action="store_true", help="products of float32 in TF32, on a GPU")

@@ -125,6 +125,18 @@ RECIPES: dict[str, Recipe] = {
 """Named workloads."""
 
 
+def check_recipe(name: str, length: int | None = None) -> None:
+    """Do nothing where a recipe can be built.
+
+    Raises:
+        ValueError: if there is no such recipe, or it has no length.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"there is no model {name!r}; use FILE.py:NAME or one of {', '.join(map(repr, RECIPES))}.")
+    if length is not None and RECIPES[name].symbols is None:
+        raise ValueError(f"the model {name!r} reads no text; leave the length out.")
+
+
 def named_workload(
     name: str,
     device: torch.device,
@@ -147,11 +159,8 @@ def named_workload(
     Raises:
         ValueError: if there is no such recipe, or it has no length.
     """
-    if name not in RECIPES:
-        raise ValueError(f"there is no model {name!r}; use FILE.py:NAME or one of {', '.join(map(repr, RECIPES))}.")
+    check_recipe(name, length)
     recipe = RECIPES[name]
-    if length is not None and recipe.symbols is None:
-        raise ValueError(f"the model {name!r} reads no text; leave the length out.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = recipe.build().to(device, dtype)

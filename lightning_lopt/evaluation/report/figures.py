@@ -14,6 +14,7 @@ from lightning_lopt.evaluation.measurement import CHECKPOINTS, window_ends
 from lightning_lopt.evaluation.metrics import CAP, FLOOR, final_loss, relative, step_speedup
 from lightning_lopt.evaluation.report.tables import label, plain
 from lightning_lopt.evaluation.results import ProblemResult, Results
+from lightning_lopt.extras import how_to_install
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +33,7 @@ def empty_figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('pictures need matplotlib; run pip install "lightning-lopt[examples]".') from error
+        raise ImportError(f"pictures need matplotlib; {how_to_install('examples')}.") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -89,17 +89,30 @@ def log_ratios(results: Results) -> TextTable:
     :class:`~lightning_lopt.MetaValidation` scores rules with.
     """
     rows = []
-    for rule in results.rules:
-        for other in (*results.rules, *results.against):
-            if other == rule:
-                continue
-            cells = []
-            for split in ("train", "valid"):
-                ratios = [problem.log_ratio(rule, other, split) for problem in results.problems]
-                lower = sum(ratio < 0 for ratio in ratios)
-                cells.append(f"lower on {lower} of {len(ratios)}, mean log-ratio {fmean(ratios):+.3f}")
-            rows.append([label(rule), label(other), *cells])
+    for rule, other in _log_ratio_pairs(results):
+        cells = []
+        for split in ("train", "valid"):
+            ratios = [problem.log_ratio(rule, other, split) for problem in results.problems]
+            lower = sum(ratio < 0 for ratio in ratios)
+            cells.append(f"lower on {lower} of {len(ratios)}, mean log-ratio {fmean(ratios):+.3f}")
+        rows.append([label(rule), label(other), *cells])
     return TextTable(["rule", "against", "training", "validation"], rows)
+
+
+def mean_log_ratios(results: Results) -> list[tuple[float, ...]]:
+    """The mean log-ratios of :func:`log_ratios`, for training and validation, a tuple for each row."""
+    return [
+        tuple(
+            fmean(problem.log_ratio(rule, other, split) for problem in results.problems) for split in ("train", "valid")
+        )
+        for rule, other in _log_ratio_pairs(results)
+    ]
+
+
+def _log_ratio_pairs(results: Results) -> list[tuple[str, str]]:
+    """Each rule and every other optimizer, the other rules too."""
+    names = (*results.rules, *results.against)
+    return [(rule, other) for rule in results.rules for other in names if other != rule]
 
 
 def finals(problems: Sequence[ProblemResult], names: Sequence[str]) -> TextTable:
@@ -129,6 +142,20 @@ def bests(results: Results) -> TextTable:
             cells.append(short(_median(problem, name, "best_valid")) + extra)
         rows.append([plain(problem.name), *cells])
     return TextTable(["problem", *(label(name) for name in names)], rows)
+
+
+def median_speedups(results: Results) -> list[list[float]]:
+    """The medians of :func:`speedups`, a list for each problem."""
+    return [
+        [
+            float(
+                step_speedup(problem.measurements[rule], problem.measurements[other], problem.loss_scale).quantile(0.5)
+            )
+            for rule in results.rules
+            for other in results.against
+        ]
+        for problem in results.problems
+    ]
 
 
 def speedups(results: Results) -> TextTable:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
@@ -10,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_lopt.command_line import CommandParser
 from lightning_lopt.io.card import Card
 from lightning_lopt.io.files import RuleFileError, parse_json_object
 from lightning_lopt.io.importers.flax_theta import FLAX_KINDS
@@ -82,10 +82,11 @@ def _plain(text: str) -> str:
 def convert_main(arguments: Sequence[str]) -> int:
     """The command; returns the exit status."""
     kinds = sorted({*FLAX_KINDS, *PYLO_KINDS})
-    parser = argparse.ArgumentParser(
-        "lightning-lopt convert",
-        description="Write a rule that others have saved in our format: theta.state of Celo and Celo2, checkpoints of "
+    parser = CommandParser(
+        "convert",
+        "Write a rule that others have saved in our format: theta.state of Celo and Celo2, checkpoints of "
         "google/learned_optimization, safetensors of PyLO. Pickles are not opened.",
+        example="lightning-lopt convert theta.state my_rule --rule celo2",
     )
     parser.add_argument("sources", nargs="+", metavar="SRC", help="file, folder or hf://owner/name@revision")
     parser.add_argument("folder", metavar="DST", help="folder to write")
@@ -99,18 +100,14 @@ def convert_main(arguments: Sequence[str]) -> int:
         help="an argument of the rule, such as step_mult=0.01",
     )
     options = parser.parse_args(arguments)
-    try:
-        chosen: dict[str, Any] = {}
-        for text in options.set:
-            name, sign, value = text.partition("=")
-            if not sign:
-                raise RuleFileError(f"--set {text!r} is not of the form NAME=JSON; write for instance step_mult=0.01.")
-            chosen |= parse_json_object(f"{{{json.dumps(name)}: {value}}}".encode(), f"--set {name}")
-        folder = convert_rule(
-            *options.sources, to=options.folder, rule=options.rule, arguments=chosen, licence=options.licence
-        )
-    except RuleFileError as error:
-        say(f"lightning-lopt: {error}")
-        return 1
+    chosen: dict[str, Any] = {}
+    for text in options.set:
+        name, sign, value = text.partition("=")
+        if not sign:
+            raise RuleFileError(f"--set {text!r} is not of the form NAME=JSON; write for instance step_mult=0.01.")
+        chosen |= parse_json_object(f"{{{json.dumps(name)}: {value}}}".encode(), f"--set {name}")
+    folder = convert_rule(
+        *options.sources, to=options.folder, rule=options.rule, arguments=chosen, licence=options.licence
+    )
     say(f"wrote {folder}; load it with load_rule({str(folder)!r})")
     return 0

@@ -1,0 +1,108 @@
+"""What all commands share: parsers whose help ends in an example, and one way in which errors reach the shell."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from lightning_lopt.terminal import complain
+
+FAILED, BAD_INPUT, STOPPED = 1, 2, 130
+"""Exit statuses: the machine lacks something (a package, space); the call is wrong; somebody pressed Ctrl-C."""
+_WIDTH = 100  # columns of texts in helps
+
+Command = Callable[[Sequence[str]], int]
+
+
+class CommandError(Exception):
+    """An error in one sentence for the shell.
+
+    Args:
+        sentence: what is wrong, what arrived and what to do.
+        status: exit status of the command.
+    """
+
+    def __init__(self, sentence: str, status: int = FAILED) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+def whole_number(text: str) -> int:
+    """The type of an argument that is a whole number of at least 1.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is none.
+
+    >>> whole_number("3")
+    3
+    """
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The arguments of one command; its help ends in an example, and a wrong argument is one sentence.
+
+    Args:
+        command: its name, behind ``lightning-lopt``.
+        description: what it does, in sentences.
+        example: a whole command line.
+        notes: texts between the options and the example; one with line breaks is shown as it is.
+
+    >>> CommandParser("info", "Show a rule.", example="lightning-lopt info base").format_help().splitlines()[-1]
+    'example: lightning-lopt info base'
+    """
+
+    def __init__(self, command: str, description: str, *, example: str, notes: Sequence[str] = ()) -> None:
+        texts = [note if "\n" in note else textwrap.fill(note, _WIDTH) for note in (*notes, f"example: {example}")]
+        super().__init__(
+            f"lightning-lopt {command}",
+            description=textwrap.fill(description, _WIDTH),
+            epilog="\n\n".join(texts),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """End the process with one sentence and the status of bad input."""
+        complain(f"{self.prog}: {message.rstrip('.')}; '{self.prog} --help' shows all arguments.")
+        sys.exit(BAD_INPUT)
+
+
+def run(command: Command, arguments: Sequence[str], *, traceback: bool = False) -> int:
+    """Run a command; returns the exit status.
+
+    What it raises becomes one sentence on standard error: a ``ValueError`` is bad input, status 2; an ``ImportError``
+    or ``OSError`` is something that the machine lacks, status 1. Other exceptions are errors of this package, and pass.
+
+    Args:
+        command: takes arguments and returns a status.
+        arguments: from the shell.
+        traceback: let all exceptions pass.
+
+    >>> run(lambda arguments: len(arguments), ["a", "b", "c"])
+    3
+    """
+    try:
+        return command(arguments)
+    except KeyboardInterrupt:
+        if traceback:
+            raise
+        complain("lightning-lopt: stopped.")
+        return STOPPED
+    except BrokenPipeError:  # the reader has gone, as in "lightning-lopt info base | head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except (CommandError, ValueError, ImportError, OSError) as error:
+        if traceback:
+            raise
+        text = " ".join(str(error).split())
+        text = f"a file could not be read or written ({text.rstrip('.')})." if isinstance(error, OSError) else text
+        complain(f"lightning-lopt: {text}")
+        if isinstance(error, CommandError):
+            return error.status
+        return BAD_INPUT if isinstance(error, ValueError) else FAILED
