@@ -74,6 +74,12 @@ def assess(
     Example::
 
         print(assess(Model(), DataModule(), total_steps=20_000))
+
+    Example:
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> assessment = assess(BoringModel, total_steps=100, budget=1)  # the data are those of the module
+        >>> assessment.verdict in ("use it", "use it with care", "don't")
+        True
     """
     began = time.perf_counter()
     check_baselines(against)

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lightning_lopt.callbacks.checks import check_callbacks, check_strategy
+from lightning_lopt.callbacks.checks import ErrorWithoutBrackets, check_callbacks, check_strategy
 from lightning_lopt.callbacks.horizon import TrainerHorizon
 from lightning_lopt.callbacks.logs import Logs, say_at_the_end
 from lightning_lopt.callbacks.losses import MeanLoss, SummedLosses, unscaled
@@ -24,15 +24,7 @@ from lightning_lopt.rules.base import UpdateRule
 TRAINED = "lightning_lopt_trained_parameters"
 
 
-class _NotAnInstance(type):
-    """Lets the Trainer say what is wrong with ``callbacks=[LearnedOptimizerAdapter]``: it asks for ``state_key``."""
-
-    @property
-    def state_key(cls) -> str:
-        raise TypeError(f"callbacks=[...] holds the class {cls.__name__}; write {cls.__name__}(), with brackets.")
-
-
-class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
+class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
     """Feeds every :class:`~lightning_lopt.LearnedOptimizer` the loss of each step and the horizon of the fit.
 
     **Loss.** In automatic optimization it is the mean over the accumulation window. In manual optimization gradients
@@ -120,6 +112,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
     # -- set-up
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Called before ``configure_optimizers``: checks the strategy, and prepares the swap of optimizers."""
         check_strategy(trainer)
         if stage != "fit":
             return
@@ -148,11 +141,15 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
         )
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Called once the optimizers exist: gives them names and roles of the module's parameters."""
         labels = labels_of(pl_module)
         for optimizer in _learned(trainer):
             optimizer.relabel(labels)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Called after a checkpoint was restored, before the first batch: plans the horizons, and begins to collect
+        losses, to watch steps and to log.
+        """
         learned = _learned(trainer)
         if not learned:
             raise ValueError(
@@ -180,6 +177,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
     # -- a step
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        """Called before each backward pass: remembers its loss, and asks for what is to be logged."""
         value = unscaled(loss, getattr(trainer.precision_plugin, "scaler", None))
         if pl_module.automatic_optimization:
             value = value * trainer.accumulate_grad_batches
@@ -192,14 +190,17 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
     def on_before_zero_grad(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
+        """Called before gradients are set to zero: forgets the losses that they belong to."""
         self._losses.gradients_gone()
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Called after each backward pass: adds its loss to the optimizers whose gradients it changed."""
         self._losses.after_backward()
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
+        """Called before each step: plans the horizon again, and hands the optimizer its loss, the mean over ranks."""
         if self._horizons is not None:
             self._horizons.before_step(optimizer)
         loss = self._losses.take(optimizer)
@@ -211,30 +212,40 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Called after each batch: warns if another optimizer trains the parameters, and writes to the loggers."""
         self._steps.look()
         if self._logs is not None:
             self._logs.write(self._scaler.skipped)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Called after the batches of an epoch: notes how many steps were made in it."""
         if self._horizons is not None:
             self._horizons.epoch_ends()
 
     # -- parameters to measure and to keep
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Called before validation: puts the evaluation weights of the rule, if it has any, into the module."""
         if trainer.state.fn == TrainerFn.FITTING:
             evaluation_weights.to_evaluation(pl_module, _learned(trainer))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Called after validation: puts the trained parameters back into the module."""
         if trainer.state.fn == TrainerFn.FITTING:
             evaluation_weights.to_training(pl_module, _learned(trainer))
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Called for each checkpoint: puts the evaluation weights into its ``state_dict``, and the trained parameters
+        into an entry of their own.
+        """
         trained = evaluation_weights.put_into(checkpoint["state_dict"], pl_module, _learned(trainer))
         if trained:
             checkpoint[TRAINED] = trained
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Called when a fit resumes: keeps the trained parameters until training starts, and leaves horizons to the
+        optimizer states that are loaded next.
+        """
         self._trained = checkpoint.get(TRAINED, {})
         self._resumes = True
         for optimizer in _learned(trainer):
@@ -242,22 +253,26 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
                 optimizer.total_steps = None
 
     def state_dict(self) -> dict[str, Any]:
+        """Called for each checkpoint: steps made before the first of the optimizers, and the planned horizons."""
         horizons = self._saved_horizons if self._horizons is None else self._horizons.state_dict()
         return {"steps_before": self._steps_before, "horizons": horizons}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Called when a fit resumes, before training starts: takes over what :meth:`state_dict` returned."""
         self._steps_before = state_dict["steps_before"]
         self._saved_horizons = state_dict.get("horizons", {})
 
     # -- the end
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Called after the last batch: puts evaluation weights into the module, warns of skipped or missing steps."""
         self._steps.look_at_the_end(trainer.fit_loop.epoch_loop.batch_progress.total.ready)
         evaluation_weights.to_evaluation(pl_module, _learned(trainer))
         for optimizer in _learned(trainer):
             say_at_the_end(optimizer, self._scaler.skipped.get(optimizer, 0))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Called at the end of a fit: takes back what :meth:`setup` and :meth:`on_train_start` have attached."""
         for optimizer in _learned(trainer):
             optimizer.signals.reduce = None
         self._undo_setup()
@@ -267,6 +282,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
         self._losses, self._scaler, self._steps = MeanLoss(), ScalerWatch(), StepWatch([])
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Called when a fit fails: does what :meth:`teardown` does, since Lightning does not call that."""
         self.teardown(trainer, pl_module, "fit")
 
     def _undo_setup(self) -> None:

@@ -9,6 +9,14 @@ from lightning_lopt._lightning import is_lightning
 from lightning_lopt.optim import LearnedOptimizer
 
 
+class ErrorWithoutBrackets(type):
+    """Raises an error for ``callbacks=[LearnedOptimizerAdapter]``: the Trainer asks callbacks for ``state_key``."""
+
+    @property
+    def state_key(cls) -> str:
+        raise TypeError(f"callbacks=[...] holds the class {cls.__name__}; write {cls.__name__}(), with brackets.")
+
+
 def check_callbacks(trainer: L.Trainer, kind: type) -> None:
     """Refuse several adapters.
 

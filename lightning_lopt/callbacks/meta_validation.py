@@ -52,6 +52,21 @@ class MetaValidation(L.Callback):
 
     Raises:
         ValueError: if a number is out of range, or in ``setup`` if the module is no ``MetaTrainer``.
+
+    Example:
+        >>> import tempfile
+        >>> import lightning.pytorch as L
+        >>> from lightning_lopt import AdamRule, MetaTrainer, PES, TaskDataModule
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Problem("bowl", Quadratic(torch.tensor([1.0, 4.0])), horizon=10)
+        >>> baselines = Baselines(seeds=1, shipped=False)
+        >>> silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     validation = MetaValidation([bowl], folder, every_n_steps=2, baselines=baselines)
+        ...     trainer = L.Trainer(max_steps=2, callbacks=[validation], **silent)
+        ...     trainer.fit(MetaTrainer(AdamRule(), PES(truncation=5), horizons=10), TaskDataModule("quadratic"))
+        >>> trainer.callback_metrics["meta_validation/score"].item() < 0  # better than the rule at the start
+        True
     """
 
     def __init__(
@@ -83,6 +98,7 @@ class MetaValidation(L.Callback):
         self._meta_losses: list[float | torch.Tensor] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Called before a checkpoint is restored: keeps a copy of the rule at the start, and adds the long problems."""
         if not isinstance(pl_module, MetaTrainer):
             raise ValueError(f"MetaValidation works beside a MetaTrainer, got a {type(pl_module).__name__}.")
         if self._start is None:  # before a checkpoint is restored, so a resumed run compares with the same start
@@ -96,6 +112,7 @@ class MetaValidation(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Called after each outer step: notes the meta-loss, and measures the rule if that is due."""
         if "meta_loss" in trainer.callback_metrics:
             self._meta_losses.append(trainer.callback_metrics["meta_loss"].clone())
         last = trainer.global_step == trainer.max_steps
@@ -180,9 +197,11 @@ class MetaValidation(L.Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
+        """Called for each checkpoint: the scores so far, and the meta-losses since the last measurement."""
         return {"history": self.history, "meta_losses": list(map(float, self._meta_losses))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Called when meta-training resumes: takes over what :meth:`state_dict` returned."""
         self.history = list(state_dict["history"])
         self._meta_losses = list(state_dict["meta_losses"])
 

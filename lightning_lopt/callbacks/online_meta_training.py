@@ -31,36 +31,33 @@ if TYPE_CHECKING:
 class OnlineMetaTraining(LearnedOptimizerAdapter):
     """Goes on meta-training the rule of a :class:`~lightning_lopt.LearnedOptimizer` on the model that it trains.
 
-    From time to time it keeps the coming batches as the fit consumes them, and then, from the model's present
-    parameters, makes a few inner steps on them with perturbed θ, with the present θ and with the θ of the start, all
-    side by side (:func:`~lightning_lopt.meta.pilot.pilot_losses`). Their losses, by ``training_step`` on validation
-    batches, or on coming batches that were kept apart where the fit has no validation batches of the same structure,
-    move θ (:class:`~lightning_lopt.meta.search.Search`). The fit goes on with it as long as they speak for it against
-    the start; otherwise with the rule as it was. Data, order of batches and random numbers of the fit are untouched.
+    In each round it records the coming batches, and makes a few inner steps on them from the model's present parameters
+    (a *pilot*) with perturbed θ, with the present θ and with the θ of the start, all side by side
+    (:func:`~lightning_lopt.meta.pilot.pilot_losses`). The losses of the pilots by ``training_step`` on validation
+    batches change θ (:class:`~lightning_lopt.meta.search.Search`); without validation batches of the same structure,
+    some of the coming batches are kept apart and take their place. The fit uses the changed θ as long as the losses are
+    lower than with the θ of the start, and that θ otherwise. The fit's batches, their order, and its random numbers
+    stay as they are.
 
-    A rule that calibrates its steps, as ``base`` does, leaves little to find: in pilots its step sizes and momentum
-    look best where they are far from best for the run. Weight decay does not, so that is what is tried: a third of it
-    or three times as much, from a tenth of the run on, kept only on evidence that is wrong in one fit of twenty at most
-    (:class:`~lightning_lopt.meta.search.SequentialTest`; six comparisons, so a fit has to be about 2,100 steps long).
-    Until then the fit is what it would be without this callback, bit for bit. Coming batches of an epoch that repeats
-    say nothing about validation, and a model that memorises its data wants less decay: give the fit a validation set.
+    For a rule that calibrates its steps, as ``base`` does, only weight decay is searched: the step sizes and momenta
+    that are best in pilots are far from the best ones for the run. A third of the decay and three times the decay are
+    tried after a tenth of the run, and kept only if a sequential test with an error rate of 5 % per fit says so
+    (:class:`~lightning_lopt.meta.search.SequentialTest`; its six comparisons need a fit of about 2,100 steps). Until
+    then the fit is bit for bit the one without this callback. Give the fit a validation set: batches of an epoch that
+    repeats do not show whether a model memorises its data, and such a model needs less decay.
 
-    All rounds together cost at most ``max_share`` of the planned steps, where an inner step of one θ counts as a step
-    of training and a measured batch as a third of one. Side by side they take less time than that; the share of the
-    clock is logged as ``meta_training/time_share``. Rounds depend on the number of steps alone, so a seeded fit repeats
-    bit for bit, and so does one that is resumed.
+    All rounds together cost at most ``max_share`` of the planned steps. An inner step of one θ counts as a step of
+    training, a measured batch as a third of one; the share of the time by the clock is smaller and is logged as
+    ``meta_training/time_share``. Rounds depend on the number of steps alone, so seeded and resumed fits repeat bit for
+    bit. Each fit begins anew, unless it resumes from a checkpoint.
 
-    At the end of the fit the rule is saved in ``folder`` (rank 0) and logged as an artifact where Weights & Biases is
-    in use: the adapted one, or, with a warning, the one it began with if the evidence does not speak for the other.
-    Nothing is written under ``fast_dev_run``. Each fit begins anew, unless it resumes from a checkpoint.
+    At the end of the fit rank 0 saves the rule in ``folder``, and logs it as an artifact where Weights & Biases is in
+    use; without evidence for the changed θ this is the rule of the start, and a warning says so. Nothing is written
+    under ``fast_dev_run``. If a module or its batches raise an error in a pilot, there are no further rounds, and the
+    fit goes on with one warning.
 
-    Validation batches are had beside the fit's own validation or from it
-    (:class:`~lightning_lopt.callbacks.validation_batches.ValidationBatches`); no loader, sampler or random state that
-    the fit goes on with is moved. Whatever a module or its batches raise in a pilot ends the rounds with one warning,
-    and the fit goes on without them.
-
-    Under distributed strategies each rank makes its pilots on batches of its own, and all move θ by the mean of their
-    losses. Gradient clipping and accumulation are those of the fit; precision is that of the parameters.
+    Under distributed strategies each rank makes its pilots on its own batches, and all ranks change θ by the mean of
+    the losses. Pilots clip and accumulate gradients as the fit does, and have the precision of the parameters.
 
     Args:
         rule: as for the adapter: ``None`` where the module configures a ``LearnedOptimizer`` itself.
@@ -79,6 +76,18 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
         ValueError: if an argument is out of range, or ``search`` stands beside arguments of the default one; at the
             start of training for manual optimization, several optimizers, an optimizer that is not learned, sharded or
             half-precision parameters, or a rule without such entries.
+
+    Example:
+        >>> import tempfile
+        >>> import lightning.pytorch as L
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_lopt import AdamRule
+        >>> silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        >>> with tempfile.TemporaryDirectory() as folder:  # this fit is short, so its rounds get a larger share of it
+        ...     callback = OnlineMetaTraining(AdamRule(), folder=folder, max_share=1.0, inner_steps=2, held_out=1)
+        ...     L.Trainer(max_steps=60, callbacks=[callback], **silent).fit(BoringModel())
+        >>> callback.search.rounds
+        2
     """
 
     def __init__(
@@ -116,7 +125,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
         """Forget the fit before."""
         self.rounds.reset()
         self._recorder = BatchRecorder(4 * self.rounds.held_out)  # enough for rounds to differ
-        self.seconds = 0.0  # spent by the clock, in this process
+        self.seconds = 0.0  # spent in rounds, in this process
         self._began = 0.0
 
     @property
@@ -142,6 +151,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
     # -- the fit's hooks
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Called before ``configure_optimizers``: does what the adapter does, and forgets the fit before."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":  # a fit that resumes loads its state after this
             self._begin_anew()
@@ -149,10 +159,12 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
+        """Called before each validation batch: keeps it for pilots, if it is one of the first dataloader."""
         if trainer.state.fn == "fit" and dataloader_idx == 0 and not self.rounds.is_over:
             self._recorder.see_validation(batch)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Called after a checkpoint was restored, before the first batch: begins the search and plans a round."""
         super().on_train_start(trainer, pl_module)
         self._trainer = trainer
         self._optimizer = optimizer = only_learned_optimizer(trainer, pl_module)
@@ -164,7 +176,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
         self._began = time.perf_counter()
         if search.rounds == 0 and not self._recorder.window and not self.rounds.is_over:
             has_round = self.rounds.plan(self._step, optimizer.total_steps)
-            if not has_round and not _keeps_nothing(trainer):
+            if not has_round and not trainer.fast_dev_run:  # type: ignore[attr-defined]
                 rank_zero_warn(
                     f"OnlineMetaTraining has no round in this fit: one costs {self.rounds.cost:.0f} training steps, "
                     f"and max_share={self.rounds.max_share:g} of {optimizer.total_steps} steps allows fewer; raise "
@@ -174,7 +186,9 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Record the batch, or make a round of pilots between two steps once enough batches were recorded."""
+        """Called before each training batch: records it, or makes a round of pilots between two steps once enough
+        batches are recorded.
+        """
         recorder, next_start = self._recorder, self.rounds.next_start
         if not recorder.window and (next_start is None or self._step < next_start):
             return
@@ -194,26 +208,19 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
         self.seconds += time.perf_counter() - began
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Called at the end of the fit: saves the chosen rule, and warns if it is the one that the fit began with."""
         search, optimizer = self.search, self._optimizer
-        if search is None or optimizer is None or _keeps_nothing(trainer):
+        if search is None or optimizer is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        if search.rounds and not search.improving:
-            rank_zero_warn(
-                f"OnlineMetaTraining found nothing better on this model in {search.rounds} rounds (evidence "
-                f"{search.evidence:+.3f}, where {search.needed:+.3f} or less was needed); the rule is handed "
-                "back as it was."
-            )
-        if trainer.is_global_zero:
-            folder = self.folder or Path(trainer.default_root_dir) / "adapted_rule"
-            try:
-                hand_over(trainer, optimizer.rule, search, self._step, folder)
-            except Exception as error:  # a full disk, a logger that fails
-                rank_zero_warn(f"OnlineMetaTraining could not hand over its rule ({named(error)}).")
+        folder = self.folder or Path(trainer.default_root_dir) / "adapted_rule"
+        hand_over(trainer, optimizer.rule, search, self._step, folder)
 
     def state_dict(self) -> dict[str, Any]:
+        """Called for each checkpoint, on all ranks: the adapter's state, the search, and the recorded batches."""
         return {**super().state_dict(), **self.rounds.state_dict(), **self._recorder.state_dict(self._trainer)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Called when a fit resumes, before training starts: takes over what :meth:`state_dict` returned."""
         super().load_state_dict(state_dict)
         self.rounds.load_state_dict(state_dict)
         self._recorder.load_state_dict(state_dict)
@@ -286,11 +293,6 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         for logger in trainer.loggers if self.logs else []:
             logger.log_metrics(metrics, step=trainer.global_step)
-
-
-def _keeps_nothing(trainer: Any) -> bool:
-    """Whether the fit is a trial of which nothing is meant to be kept."""
-    return bool(trainer.fast_dev_run)
 
 
 MetaTraining = OnlineMetaTraining

@@ -45,6 +45,14 @@ class Baselines:
 
     Raises:
         ValueError: if the file is not one of baselines.
+
+    Example:
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Problem("bowl", Quadratic(torch.tensor([1.0, 4.0])), horizon=10)
+        >>> baselines = Baselines(seeds=1, shipped=False)  # with path="baselines.json" they are kept in that file
+        >>> measurement = baselines(bowl, "adamw")
+        >>> measurement.optimizer, measurement.learning_rate  # the best rate of the sweep
+        ('adamw', 0.1)
     """
 
     def __init__(

@@ -30,6 +30,16 @@ def compare(
         baselines: where tuned baselines come from; its number of seeds is used for the rules too.
         against: names of baselines.
         seed: of models and mini-batches of the rules.
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.evaluation import Baselines, Problem
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl, rules = Problem("bowl", Quadratic(torch.tensor([1.0, 4.0])), horizon=10), {"mine": AdamRule(0.1)}
+        >>> baselines = Baselines(seeds=1, shipped=False)
+        >>> for result in compare(rules, [bowl], baselines=baselines, against=["adam_default"]):
+        ...     print(result.name, result.log_ratio("mine", "adam_default") < 0)
+        bowl True
     """
     for problem in problems:
         measured: dict[str, Measurement] = {}

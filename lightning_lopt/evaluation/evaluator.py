@@ -100,6 +100,18 @@ def evaluate(
     Raises:
         ValueError: if there is nothing to measure, or a name is unknown or taken twice.
         ImportError: if a baseline has to be measured, and is of a package that is not installed; nothing was measured.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.evaluation import Baselines, Problem
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Problem("bowl", Quadratic(torch.tensor([1.0, 4.0])), horizon=10)
+        >>> rules, baselines = {"slow": AdamRule(0.01), "fast": AdamRule(0.1)}, Baselines(seeds=1, shipped=False)
+        >>> with tempfile.TemporaryDirectory() as folder:  # keeps the measurements, for a later call
+        ...     results = evaluate(rules, [bowl], ["adam_default"], baselines=baselines, folder=folder)
+        >>> results.problems[0].log_ratio("fast", "slow") < 0
+        True
     """
     baselines = Baselines() if baselines is None else baselines
     _check(rules, problems, against, workers)

@@ -20,6 +20,12 @@ class Problem:
         family: name of the task family it could have been drawn from (``"image_mlp"``), as cards list what a rule was
             meta-trained on; empty where there is none.
         data: name of the data (``"digits"``), likewise.
+
+    Example:
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Problem("bowl", Quadratic(torch.tensor([1.0, 4.0])), horizon=100)
+        >>> bowl.task.roles, bowl.horizon
+        ({'x': 'vector'}, 100)
     """
 
     name: str

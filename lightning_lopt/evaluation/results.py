@@ -45,6 +45,16 @@ class ProblemResult:
         parameters: of the model.
         gradient_seconds: what forward and backward of one mini-batch take; ``None`` where not measured.
         step_seconds: what one step of an optimizer takes, as it is deployed, where measured.
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.evaluation import Baselines, evaluate
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Problem("bowl", Quadratic(torch.tensor([1.0, 4.0])), horizon=10)
+        >>> baselines = Baselines(seeds=1, shipped=False)
+        >>> (result,) = evaluate({"mine": AdamRule(0.1)}, [bowl], ["adam_default"], baselines=baselines).problems
+        >>> result.name, sorted(result.measurements), result.log_ratio("mine", "adam_default") < 0
+        ('bowl', ['adam_default', 'mine'], True)
     """
 
     name: str
@@ -144,6 +154,20 @@ class Results:
         seed: of initial models and mini-batches.
         environment: machine and versions, by name.
         command: the command line that makes these results.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.evaluation import Baselines, evaluate
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Problem("bowl", Quadratic(torch.tensor([1.0, 4.0])), horizon=10)
+        >>> baselines = Baselines(seeds=1, shipped=False)
+        >>> results = evaluate({"mine": AdamRule(0.1)}, [bowl], ["adam_default"], baselines=baselines)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     results.save(f"{folder}/results.json")
+        ...     again = Results.load(f"{folder}/results.json")
+        >>> again.against, again.seeds, list(again.rules)
+        (('adam_default',), 1, ['mine'])
     """
 
     rules: dict[str, RuleRecord]

@@ -25,6 +25,12 @@ class RuleRecord:
             shortest and the longest; ``chosen_on``, names of the problems on which it was chosen among others; empty
             where the rule does not say.
         source: name or folder it was loaded from, empty for a rule in memory.
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> record = RuleRecord.of(AdamRule(), {"families": ["image_mlp"], "horizons": [100, 1000]})
+        >>> record.rule, record.meta_parameters, record.trained_on
+        ('adam', 1, {'families': ['image_mlp'], 'horizons': [100, 1000]})
     """
 
     rule: str

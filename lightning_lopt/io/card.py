@@ -30,6 +30,15 @@ class Card:
 
     Raises:
         ValueError: if ``title`` is empty or has several lines, or ``licence`` is not an identifier.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_lopt import AdamRule, load_card, save_rule
+        >>> card = Card("Adam at 0.01", recipe="tuned by hand", limitations="It was tried on one model.", licence="MIT")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     text = load_card(save_rule(AdamRule(0.01), folder, card=card))
+        >>> "# Adam at 0.01" in text.splitlines()
+        True
     """
 
     title: str

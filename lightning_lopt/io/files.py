@@ -41,6 +41,14 @@ class RuleFileError(ValueError):
     """A rule's file is missing, damaged, foreign or newer.
 
     The message is one sentence on one line: which file, what is wrong with it, what arrived and what to do.
+
+    Example:
+        >>> from lightning_lopt import load_rule
+        >>> try:
+        ...     load_rule("bose")
+        ... except RuleFileError as error:
+        ...     print(error)
+        'bose' is neither a folder nor an embedded rule; use a folder or one of: base.
     """
 
     def __init__(self, message: str) -> None:

@@ -17,6 +17,11 @@ def weights_sha256(rule: UpdateRule) -> str:
 
     Raises:
         RuleFileError: if they could not be saved, for instance because they are not finite.
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> weights_sha256(AdamRule(0.01)) == weights_sha256(AdamRule(0.01)) != weights_sha256(AdamRule(0.02))
+        True
     """
     return hashlib.sha256(weights_bytes(rule, rule.rule_name)).hexdigest()
 
@@ -26,6 +31,13 @@ def load_meta_training(source: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         RuleFileError: if the file is missing or damaged.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_lopt import AdamRule, save_rule
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     load_meta_training(save_rule(AdamRule(), folder, meta_training={"outer_steps": 100}))
+        {'outer_steps': 100}
     """
     file = find_files(source, (CONFIG,))[CONFIG]
     found = parse_json_object(read_file(file), file.label).get("meta_training", {})

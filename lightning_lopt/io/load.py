@@ -44,6 +44,11 @@ def load_rule(source: str | os.PathLike[str]) -> UpdateRule:
 
     Raises:
         RuleFileError: if anything is missing, damaged, foreign, newer or does not fit together.
+
+    Example:
+        >>> rule = load_rule("base")
+        >>> rule.rule_name, rule.trained, sum(value.numel() for value in rule.parameters())
+        ('residual', True, 69)
     """
     files = find_files(source, (CONFIG, WEIGHTS))
     label, weights = files[CONFIG].label, files[WEIGHTS].label
@@ -91,6 +96,10 @@ def load_card(source: str | os.PathLike[str]) -> str:
 
     Raises:
         RuleFileError: if there is none, or it is not text.
+
+    Example:
+        >>> print(load_card("base").split("---")[2].strip().splitlines()[0])
+        # base
     """
     file = find_files(source, (CARD,))[CARD]
     return decode_text(read_file(file), file.label)

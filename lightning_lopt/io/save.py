@@ -45,6 +45,16 @@ def save_rule(
     Raises:
         RuleFileError: if the rule is not registered, has weights that are not finite, would not load again, or cannot
             be written.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_lopt import AdamRule, load_rule
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = save_rule(AdamRule(0.01), folder, meta_training={"outer_steps": 100})
+        ...     print(sorted(file.name for file in path.iterdir()))
+        ...     print(f"{load_rule(path).log_lr.exp().item():.3f}")
+        ['README.md', 'config.json', 'model.safetensors']
+        0.010
     """
     target = Path(folder)
     name = getattr(rule, "rule_name", None)

@@ -31,7 +31,12 @@ _HUB_SOURCE = re.compile(rf"hf://(?P<repo>{_PART}/{_PART})(?:@(?P<revision>{_PAR
 
 
 def available_rules() -> list[str]:
-    """Names of the rules whose weights are embedded in the package."""
+    """Names of the rules whose weights are embedded in the package.
+
+    Example:
+        >>> available_rules()
+        ['base']
+    """
     return sorted(folder.name for folder in pretrained.ROOT.iterdir() if (folder / CONFIG).is_file())
 
 

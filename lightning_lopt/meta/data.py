@@ -39,6 +39,12 @@ class TaskDataModule(L.LightningDataModule):
 
     Raises:
         ValueError: if a name is unknown or data cannot be loaded.
+
+    Example:
+        >>> data_module = TaskDataModule("quadratic+least_squares", augmentation="broad")
+        >>> mixture = next(iter(data_module.train_dataloader()))
+        >>> [family.name for family in mixture.families]
+        ['quadratic', 'least_squares']
     """
 
     def __init__(

@@ -29,6 +29,13 @@ class Horizons:
 
     Raises:
         ValueError: if a number is out of range.
+
+    Example:
+        >>> from lightning_lopt import AdamRule, MetaTrainer, PES
+        >>> horizons = Horizons(100, 1000, curriculum=500)
+        >>> meta_trainer = MetaTrainer(AdamRule(), PES(truncation=50), horizons=horizons)
+        >>> horizons.longest_at(0), horizons.longest_at(250), horizons.longest_at(500)
+        (100.0, 316.22776601683796, 1000.0)
     """
 
     shortest: int

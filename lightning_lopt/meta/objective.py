@@ -37,6 +37,13 @@ class MetaLoss:
 
     Raises:
         ValueError: if an argument is out of range.
+
+    Example:
+        >>> from lightning_lopt import PES
+        >>> estimator = PES(truncation=50, meta_loss=MetaLoss("log", split="valid", last=0.25))
+        >>> losses = torch.tensor([0.1, 1.0, float("nan")])  # in units of the task's loss_scale
+        >>> estimator.meta_loss.of_losses(losses)
+        tensor([-2.2073,  0.0100,  0.4121])
     """
 
     scale: Literal["linear", "log"] = "linear"

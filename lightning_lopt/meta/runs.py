@@ -35,6 +35,13 @@ class InnerRuns:
         truncations: how many times an estimator has advanced them.
         noise_sum: perturbations of θ added up since the runs began, shape ``(P, entries of θ)`` (for PES, which
             derives them from ``seed`` again where this is ``None``, as after a checkpoint).
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> runs = start_runs(AdamRule(), Quadratic(torch.tensor([1.0, 4.0])), pairs=3, horizon=10, seed=0)
+        >>> runs.count, runs.pairs, runs.step, tuple(runs.params["x"].shape)
+        (6, 3, 0, (6, 2))
     """
 
     task: Task
@@ -67,7 +74,15 @@ class InnerRuns:
 
 
 def start_runs(rule: UpdateRule, task: Task, *, pairs: int, horizon: int, seed: int, copies: int = 2) -> InnerRuns:
-    """Inner runs before their first step; pair ``p`` is initialised from ``(seed, "init", p)`` alone."""
+    """Inner runs before their first step; pair ``p`` is initialised from ``(seed, "init", p)`` alone.
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> runs = start_runs(AdamRule(), Quadratic(torch.tensor([1.0, 4.0])), pairs=3, horizon=10, seed=0, copies=1)
+        >>> sorted(runs.state.tensors["x"]), tuple(runs.state.tensors["x"]["momentum"].shape)
+        (['count', 'momentum', 'second_moment'], (3, 2))
+    """
     inits = [task.init(generator(seed, "init", pair)) for pair in range(pairs)]
     device = device_of(rule)
     params = {name: sent(torch.stack([init[name] for init in inits] * copies), device) for name in inits[0]}

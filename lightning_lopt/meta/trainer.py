@@ -70,6 +70,15 @@ class MetaTrainer(L.LightningModule):
 
     Raises:
         ValueError: if a number is out of range, or no parameter has a name in ``frozen``.
+
+    Example:
+        >>> import lightning.pytorch as L
+        >>> from lightning_lopt import AdamRule, PES, TaskDataModule
+        >>> meta_trainer = MetaTrainer(AdamRule(), PES(truncation=5, pairs=2), groups=1, horizons=20)
+        >>> trainer = L.Trainer(max_steps=3, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        >>> trainer.fit(meta_trainer, TaskDataModule("quadratic"))
+        >>> meta_trainer.trained_on
+        {'families': ['quadratic'], 'data': [], 'horizons': [20, 20]}
     """
 
     def __init__(

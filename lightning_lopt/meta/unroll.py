@@ -43,6 +43,17 @@ def unroll(
 
     Returns:
         the runs after it, and losses before each step, shape ``(splits, steps made, copies x P)``.
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.meta import start_runs
+        >>> from lightning_lopt.meta.theta import stacked_theta
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> rules, bowl = [AdamRule(lr) for lr in (0.01, 0.1, 0.5)], Quadratic(torch.tensor([1.0, 4.0]))
+        >>> runs = start_runs(rules[0], bowl, pairs=1, horizon=10, seed=0, copies=3)
+        >>> runs, losses = unroll(rules[0], stacked_theta(rules, 1), runs, 10, torch.Generator())
+        >>> losses[0, -1]  # the loss before the last step at each of the three learning rates
+        tensor([2.0714e+00, 5.8971e-02, 3.4472e-04])
     """
     return _unroll_together(rule, particles, [runs], steps, [draws], splits, execution)[0]
 

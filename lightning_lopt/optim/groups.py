@@ -37,6 +37,11 @@ def labels_of(module: nn.Module) -> dict[Tensor, tuple[str, Role | None]]:
     """Name and role of every parameter of a module, frozen ones too; roles follow from the types of its layers.
 
     The role is ``None`` where it follows from a shape that is not known yet (lazy modules).
+
+    Example:
+        >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9))
+        >>> list(labels_of(model).values())
+        [('0.weight', 'embedding'), ('1.weight', 'matrix'), ('1.bias', 'vector')]
     """
     roles = roles_of(module)
     return {param: (name, roles.get(name)) for name, param in module.named_parameters()}
@@ -68,6 +73,15 @@ def named_groups(
     Raises:
         TypeError: if a parameter is no tensor, the parameters have no order, or a class came in place of a module.
         ValueError: if a group's role is unknown.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2, bias=False))
+        >>> (group,) = named_groups(model)
+        >>> list(zip(group["names"], group["roles"]))
+        [('0.weight', 'matrix'), ('0.bias', 'vector'), ('2.weight', 'head')]
+        >>> (group,) = named_groups([{"params": [torch.ones(3, 3)], "lr": 0.5}])
+        >>> group["names"], group["roles"], group["lr"]
+        (['group0.0'], ['matrix'], 0.5)
     """
     if isinstance(params, type):
         raise TypeError(f"got the class {params.__name__} where parameters are needed; pass {params.__name__}(...).")

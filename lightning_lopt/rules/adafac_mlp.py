@@ -58,6 +58,14 @@ class AdafacMLPRule(UpdateRule):
 
     State bytes per parameter (float32, k = 3): 16, and 12 (rows + columns) per matrix; rank < 2: 28.
     References: Metz et al. 2022, https://arxiv.org/abs/2203.11860.
+
+    Example:
+        >>> rule = AdafacMLPRule(hidden=8)
+        >>> state = rule.init_tensor(torch.zeros(64, 32), "matrix")
+        >>> {name: tuple(value.shape) for name, value in state.items()}
+        {'momentum': (3, 64, 32), 'second_moment': (64, 32), 'rows': (3, 1, 32), 'columns': (3, 64, 1)}
+        >>> sum(value.numel() for value in rule.parameters())  # numbers in θ
+        417
     """
 
     starts_random = True

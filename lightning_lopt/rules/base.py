@@ -63,6 +63,22 @@ class UpdateRule(PickledAsData, ABC):
         starts_random: whether a new rule of this class steps at random until θ is meta-trained or loaded.
         trained: whether θ of this rule was meta-trained or loaded; set to ``True`` by ``load_state_dict`` (and so by
             :func:`~lightning_lopt.load_rule`) and :class:`~lightning_lopt.MetaTrainer`.
+
+    Example:
+        >>> from lightning_lopt import LearnedOptimizer
+        >>> class SignRule(UpdateRule):
+        ...     rule_name = "sign"
+        ...     config = {}
+        ...     def init_tensor(self, param, role):
+        ...         return {}
+        ...     def step(self, inputs, controls, at):
+        ...         return -0.01 * inputs.grad.sign(), {}
+        >>> weight = nn.Parameter(torch.zeros(3))
+        >>> optimizer = LearnedOptimizer([weight], SignRule(), total_steps=10)
+        >>> weight.sum().backward()
+        >>> optimizer.step()
+        >>> weight.detach()
+        tensor([-0.0100, -0.0100, -0.0100])
     """
 
     rule_name: ClassVar[str] = ""

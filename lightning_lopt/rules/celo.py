@@ -49,6 +49,12 @@ class CeloRule(MixtureRule):
 
     State bytes per parameter (float32, k = 3): 16, and 12 (rows + columns) + 8 H per matrix; rank < 2: 28.
     References: Moudgil et al. 2025, https://arxiv.org/abs/2501.12670.
+
+    Example:
+        >>> rule = CeloRule(lstm_hidden=16, phase=2)
+        >>> _ = rule.networks.requires_grad_(False)
+        >>> sorted({name.split(".")[0] for name, value in rule.named_parameters() if value.requires_grad})
+        ['controller']
     """
 
     def __init__(

@@ -40,6 +40,13 @@ class Celo2Rule(Celo2BaseRule):
 
     State bytes per parameter (float32): 8 where Adam is used, else as in :class:`Celo2BaseRule`.
     References: Moudgil et al. 2026, https://arxiv.org/abs/2602.19142.
+
+    Example:
+        >>> rule = Celo2Rule(adam_roles=("vector", "embedding", "head"))
+        >>> sorted(rule.init_tensor(torch.zeros(10, 64), "head"))  # Adam updates the head
+        ['momentum', 'second_moment']
+        >>> sorted(rule.init_tensor(torch.zeros(64, 64), "matrix"))
+        ['columns', 'momentum', 'rows', 'second_moment']
     """
 
     def __init__(

@@ -59,6 +59,16 @@ class Celo2BaseRule(UpdateRule):
 
     State bytes per parameter (float32, k = 3): 16, and 12 (rows + columns) per matrix; rank < 2: 28.
     References: Moudgil et al. 2026, https://arxiv.org/abs/2602.19142.
+
+    Example:
+        >>> from lightning_lopt import LearnedOptimizer
+        >>> layer = nn.Linear(8, 4, bias=False)
+        >>> before = layer.weight.detach().clone()
+        >>> optimizer = LearnedOptimizer(layer, Celo2BaseRule(step_mult=0.01), total_steps=100)
+        >>> layer(torch.ones(3, 8)).square().mean().backward()
+        >>> optimizer.step()
+        >>> round((layer.weight - before).square().mean().sqrt().item(), 4)  # RMS of the step: step_mult · rms_mult
+        0.01
     """
 
     starts_random = True

@@ -64,6 +64,15 @@ class SGDRule(UpdateRule):
 
     Raises:
         ValueError: if a constant lies outside its range.
+
+    Example:
+        >>> from lightning_lopt import StepContext
+        >>> rule = SGDRule(lr=0.1, momentum=0.9)
+        >>> params, grads = {"w": torch.ones(2)}, {"w": torch.tensor([1.0, -2.0])}
+        >>> context = StepContext(step=torch.tensor(0), total_steps=torch.tensor(10))
+        >>> updates, state = rule(params, grads, rule.init_state(params, roles={}), context)
+        >>> updates["w"].detach()  # what to add to the parameter
+        tensor([-0.1000,  0.2000])
     """
 
     def __init__(
@@ -130,6 +139,15 @@ class AdamRule(UpdateRule):
 
     References: Kingma and Ba 2015, https://arxiv.org/abs/1412.6980; Loshchilov and Hutter 2019,
     https://arxiv.org/abs/1711.05101.
+
+    Example:
+        >>> from lightning_lopt import LearnedOptimizer
+        >>> model = nn.Linear(4, 2)
+        >>> optimizer = LearnedOptimizer(model, AdamRule(lr=0.01, weight_decay=0.1, schedule="cosine"), total_steps=100)
+        >>> model(torch.ones(3, 4)).square().mean().backward()
+        >>> optimizer.step()
+        >>> sorted(optimizer.state[model.weight])
+        ['count', 'momentum', 'second_moment']
     """
 
     def __init__(

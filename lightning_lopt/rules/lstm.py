@@ -50,6 +50,12 @@ class LSTMRule(UpdateRule):
 
     State bytes per parameter (float32): 8 H per layer, by default 320.
     References: Andrychowicz et al. 2016, https://arxiv.org/abs/1606.04474.
+
+    Example:
+        >>> rule = LSTMRule(hidden=4, layers=2)
+        >>> state = rule.init_tensor(torch.zeros(10, 3), "matrix")
+        >>> {name: tuple(value.shape) for name, value in state.items()}
+        {'hidden': (2, 30, 4), 'cell': (2, 30, 4)}
     """
 
     starts_random = True

@@ -42,6 +42,13 @@ class MLPRule(UpdateRule):
 
     State bytes per parameter (float32, k = 6): 24.
     References: Metz et al. 2019, https://arxiv.org/abs/1810.10180.
+
+    Example:
+        >>> from lightning_lopt import MetaTrainer, PES
+        >>> rule = MLPRule(hidden=16)
+        >>> meta_trainer = MetaTrainer(rule, PES(truncation=50), horizons=(100, 1000))  # L.Trainer().fit(...) trains θ
+        >>> sum(value.numel() for value in rule.parameters()), rule.trained
+        (626, False)
     """
 
     starts_random = True

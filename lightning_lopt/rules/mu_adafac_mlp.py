@@ -38,6 +38,16 @@ class MuAdafacMLPRule(AdafacMLPRule):
     State bytes per parameter: as in :class:`AdafacMLPRule`.
     References: Thérien et al. 2024, https://arxiv.org/abs/2406.00153; Yang et al. 2022,
     https://arxiv.org/abs/2203.03466, table 3 (Adam).
+
+    Example:
+        >>> from lightning_lopt import StepContext
+        >>> mu, plain = MuAdafacMLPRule(base_width=128), AdafacMLPRule(hidden=32)
+        >>> _ = plain.load_state_dict(mu.state_dict())
+        >>> params, grads = {"w": torch.ones(4, 512)}, {"w": torch.randn(4, 512)}
+        >>> context = StepContext(step=torch.tensor(0), total_steps=torch.tensor(10))
+        >>> steps = [rule(params, grads, rule.init_state(params, roles={}), context)[0]["w"] for rule in (mu, plain)]
+        >>> torch.allclose(steps[0], steps[1] / 4)  # 512 inputs are four times the base width
+        True
     """
 
     def __init__(

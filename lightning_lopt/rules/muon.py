@@ -53,6 +53,15 @@ class MuonRule(UpdateRule):
 
     References: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; Liu et al. 2025,
     https://arxiv.org/abs/2502.16982 (the RMS of the step).
+
+    Example:
+        >>> from lightning_lopt import LearnedOptimizer
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> optimizer = LearnedOptimizer(model, MuonRule(lr=0.01, schedule="cosine"), total_steps=100)
+        >>> model(torch.ones(3, 4)).square().mean().backward()
+        >>> optimizer.step()
+        >>> sorted(optimizer.state[model[0].weight]), sorted(optimizer.state[model[2].weight])  # a matrix, and the head
+        (['momentum'], ['count', 'momentum', 'second_moment'])
     """
 
     def __init__(

@@ -46,6 +46,15 @@ class NNAdamRule(UpdateRule):
 
     State bytes per parameter (float32): 8, and 8 H + 20 per tensor.
     References: the reference implementation is that of Metz et al. 2020, https://arxiv.org/abs/2009.11243.
+
+    Example:
+        >>> from lightning_lopt import StepContext
+        >>> rule = NNAdamRule(lr=0.1)
+        >>> params, grads = {"w": torch.ones(2)}, {"w": torch.tensor([1.0, -0.5])}
+        >>> context = StepContext(step=torch.tensor(0), total_steps=torch.tensor(10))
+        >>> updates, state = rule(params, grads, rule.init_state(params, roles={}), context)
+        >>> {name: tuple(value.shape) for name, value in state.tensors["w"].items()}
+        {'momentum': (2,), 'second_moment': (2,), 'constants': (4,), 'hidden': (32,), 'cell': (32,), 'started': ()}
     """
 
     def __init__(

@@ -83,6 +83,14 @@ class RNNMLPRule(UpdateRule):
 
     State bytes per parameter (float32, k = 5): 40, and 8 H + 68 per tensor.
     References: Metz et al. 2020, https://arxiv.org/abs/2009.11243.
+
+    Example:
+        >>> from lightning_lopt import LearnedOptimizer
+        >>> model = nn.Linear(4, 2)
+        >>> optimizer = LearnedOptimizer(model, RNNMLPRule(lstm_hidden=8, hidden=8), total_steps=100)
+        >>> loss = model(torch.ones(3, 4)).square().mean()
+        >>> loss.backward()
+        >>> optimizer.step(loss=loss)  # the rule reads the loss
     """
 
     starts_random = True

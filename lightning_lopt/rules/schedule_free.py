@@ -52,6 +52,19 @@ class ScheduleFreeAdamRule(UpdateRule):
         ValueError: if a constant lies outside its range.
 
     References: Defazio et al. 2024, Algorithm 1, https://arxiv.org/abs/2405.15682
+
+    Example:
+        >>> from lightning_lopt import LearnedOptimizer
+        >>> model = nn.Linear(4, 2)
+        >>> optimizer = LearnedOptimizer(model, ScheduleFreeAdamRule(), total_steps=10)
+        >>> for _ in range(10):
+        ...     optimizer.zero_grad()
+        ...     model(torch.ones(3, 4)).square().mean().backward()
+        ...     optimizer.step()
+        >>> trained = model.weight.detach().clone()
+        >>> optimizer.eval()  # the model now holds x, for evaluation; optimizer.train() brings y back
+        >>> torch.equal(model.weight, trained)
+        False
     """
 
     exact_state = frozenset({"z"})

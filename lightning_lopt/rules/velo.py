@@ -55,6 +55,15 @@ class VeLORule(MixtureRule):
 
     State bytes per parameter (float32, k = 3): 16, and 12 (rows + columns) + 8 H per matrix; rank < 2: 28.
     References: Metz et al. 2022, https://arxiv.org/abs/2211.09760.
+
+    Example:
+        >>> from lightning_lopt import LearnedOptimizer
+        >>> model = nn.Linear(4, 2)
+        >>> rule = VeLORule(lstm_hidden=16, copies=4)  # the published weights have 512 and 256
+        >>> optimizer = LearnedOptimizer(model, rule, total_steps=100)
+        >>> loss = model(torch.ones(3, 4)).square().mean()
+        >>> loss.backward()
+        >>> optimizer.step(loss=loss)  # the rule reads the loss
     """
 
     def __init__(

@@ -32,6 +32,22 @@ class Task(ABC):
         loss_scale: loss of a model that knows nothing (e.g. ``log(classes)``), > 0: what losses of different tasks
             are divided by before they are averaged.
         config: everything that was drawn for this task, JSON values only.
+
+    Example:
+        >>> class Bowl(Task):
+        ...     name, roles, config = "bowl", {"x": "vector"}, {}
+        ...     def init(self, generator):
+        ...         return {"x": torch.randn(3, generator=generator)}
+        ...     def draw(self, generator, *lead, split="train"):
+        ...         return {"noise": torch.randn(*lead, 3, generator=generator)}
+        ...     def full_batch(self, split):
+        ...         return {"noise": torch.zeros(3)}
+        ...     def loss(self, params, batch):
+        ...         return (params["x"] + 0.1 * batch["noise"]).square().mean()
+        >>> bowl = Bowl()
+        >>> gradient, loss, _ = bowl.gradient({"x": torch.ones(3)}, bowl.full_batch("train"))
+        >>> gradient["x"], loss.item()
+        (tensor([0.6667, 0.6667, 0.6667]), 1.0)
     """
 
     name: str
@@ -91,6 +107,17 @@ class TaskFamily(ABC):
 
     Attributes:
         name: as it is written in a mixture, a log and a card.
+
+    Example:
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> class Bowls(TaskFamily):
+        ...     name = "bowls"
+        ...     def sample(self, generator):
+        ...         return Quadratic(torch.rand(2, generator=generator) + 0.1)
+        >>> family = Bowls()
+        >>> first, again = (family.sample(torch.Generator().manual_seed(0)) for _ in range(2))
+        >>> torch.equal(first.curvature, again.curvature)
+        True
     """
 
     name: str

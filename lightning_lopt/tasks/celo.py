@@ -21,6 +21,12 @@ class Celo4(ImageMLP):
         options: ``valid_fraction``, ``max_valid``; all else is fixed.
 
     References: Moudgil et al. 2025, https://arxiv.org/abs/2501.12670
+
+    Example:
+        >>> from lightning_lopt.tasks import LabelledImages
+        >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10, "mine")
+        >>> Celo4(images).sample(torch.Generator().manual_seed(0)).name
+        'celo4/mine/64-32-10/relu/b64'
     """
 
     name = "celo4"

@@ -38,6 +38,16 @@ class CharTask(Task):
 
     Raises:
         ValueError: if a split is not longer than T.
+
+    Example:
+        >>> class Bigrams(CharTask):
+        ...     def logits(self, params, tokens):
+        ...         return nn.functional.one_hot(tokens, 5).float() @ params["head.weight"].mT + params["head.bias"]
+        >>> tokens, layout = torch.arange(200) % 5, Layout()
+        >>> layout.linear("head", 5, 5, role="head")
+        >>> task = Bigrams(tokens[:150], tokens[150:], vocabulary=5, layout=layout, length=8, batch_size=4)
+        >>> round(task.loss(task.init(torch.Generator().manual_seed(0)), task.full_batch("valid")).item(), 1)
+        1.6
     """
 
     MAX_WINDOWS: ClassVar[int] = 128
@@ -111,6 +121,14 @@ class CharFamily(ModelFamily):
 
     Raises:
         ValueError: if a list is empty, an entry is unknown, or a text cannot be loaded.
+
+    Example:
+        >>> from lightning_lopt.tasks import CharRNN, CharTransformer, Text
+        >>> text = Text.from_string("to be or not to be, that is the question. " * 200, "hamlet")
+        >>> sizes = {"lengths": (16,), "vocabularies": (16,), "excerpts": (1000, 2000)}
+        >>> families = [CharRNN(text, **sizes), CharTransformer(text, **sizes)]
+        >>> [family.sample(torch.Generator().manual_seed(0)).length for family in families]
+        [16, 16]
     """
 
     task_class: ClassVar[Callable[..., CharTask]]

@@ -19,6 +19,11 @@ def load_digits_data() -> LabelledImages:
 
     Raises:
         ImportError: if scikit-learn is not installed.
+
+    Example:
+        >>> digits = load_digits_data()
+        >>> len(digits), digits.shape, digits.classes
+        (1797, (1, 8, 8), 10)
     """
     try:
         from sklearn.datasets import load_digits
@@ -41,6 +46,11 @@ def load_images(source: str | Path, part: Part = "train") -> LabelledImages:
     Raises:
         ValueError: if nothing usable is found there, or what is found is damaged.
         ImportError: if ``"digits"`` needs scikit-learn and it is not installed.
+
+    Example:
+        >>> digits = load_images("digits")  # or a path: "mnist.npz", a folder of IDX files
+        >>> len(digits), digits.shape
+        (1797, (1, 8, 8))
     """
     if source == "digits":
         return load_digits_data()

@@ -45,6 +45,18 @@ class ExamplesTask(Task):
         batch_size: B >= 1 examples in a mini-batch.
         name: name of the task.
         config: everything that was drawn for this task, JSON values only.
+
+    Example:
+        >>> from lightning_lopt.tasks import Layout
+        >>> class Line(ExamplesTask):
+        ...     def loss(self, params, batch):
+        ...         return (batch["x"] @ params["line.weight"].mT + params["line.bias"] - batch["y"]).square().mean()
+        >>> layout, x = Layout(), torch.linspace(-1, 1, 20)[:, None]
+        >>> layout.linear("line", 1, 1)
+        >>> points = {"x": x, "y": 2 * x + 1}
+        >>> task = Line({"train": points, "valid": points}, layout, loss_scale=1.0, batch_size=4)
+        >>> tuple(task.batch(torch.Generator(), 3)["x"].shape)  # three mini-batches of four examples
+        (3, 4, 1)
     """
 
     def __init__(
@@ -88,6 +100,20 @@ class RandomExamplesTask(ExamplesTask):
 
     Attributes:
         random_when_measured: whether whole splits have random numbers too, the same at every call.
+
+    Example:
+        >>> from lightning_lopt.tasks import Layout
+        >>> class NoisyLine(RandomExamplesTask):
+        ...     def random_entries(self, examples, generator):
+        ...         return {"noise": torch.randn(*examples, 1, generator=generator)}
+        ...     def loss(self, params, batch):
+        ...         errors = batch["x"] @ params["line.weight"].mT + params["line.bias"] - batch["y"]
+        ...         return (errors - 0.1 * batch["noise"]).square().mean()
+        >>> layout, points = Layout(), {"x": torch.linspace(-1, 1, 20)[:, None], "y": torch.ones(20, 1)}
+        >>> layout.linear("line", 1, 1)
+        >>> task = NoisyLine({"train": points, "valid": points}, layout, loss_scale=1.0, batch_size=4)
+        >>> {name: tuple(value.shape) for name, value in task.batch(torch.Generator()).items()}
+        {'x': (4, 1), 'y': (4, 1), 'noise': (4, 1)}
     """
 
     random_when_measured: ClassVar[bool] = True
@@ -126,6 +152,17 @@ class ClassificationTask(ExamplesTask):
         valid: held-out examples, with the same shape and classes.
         layout: the parameters.
         options: ``batch_size``, ``name``, ``config`` of :class:`ExamplesTask`.
+
+    Example:
+        >>> from lightning_lopt.tasks import LabelledImages, Layout
+        >>> class LogisticRegression(ClassificationTask):
+        ...     def logits(self, params, inputs):
+        ...         return inputs.flatten(-3) @ params["head.weight"].mT + params["head.bias"]
+        >>> images, layout = LabelledImages.from_arrays(torch.rand(60, 4, 4), torch.arange(60) % 3), Layout()
+        >>> layout.linear("head", 16, 3, role="head")
+        >>> task = LogisticRegression(images, images, layout, batch_size=8)
+        >>> sorted(task.metrics(task.init(torch.Generator()), task.batch(torch.Generator())))
+        ['accuracy']
     """
 
     def __init__(self, train: Labelled, valid: Labelled, layout: Layout, **options: Any) -> None:

@@ -14,6 +14,14 @@ class FixedTask(TaskFamily):
 
     Args:
         task: what :meth:`sample` returns.
+
+    Example:
+        >>> from lightning_lopt import TaskDataModule
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Quadratic(torch.tensor([1.0, 4.0]))
+        >>> data_module = TaskDataModule(FixedTask(bowl))  # for meta-training on this one task
+        >>> data_module.mixture.sample(seed=0) is bowl
+        True
     """
 
     def __init__(self, task: Task) -> None:

@@ -35,6 +35,16 @@ class ImageFamily(ModelFamily):
     Raises:
         ValueError: if a list is empty, an entry is unknown, or data cannot be loaded.
         ImportError: if ``data`` is ``None`` and scikit-learn is not installed.
+
+    Example:
+        >>> from lightning_lopt.tasks import ImageMLPTask, LabelledImages
+        >>> class LinearModels(ImageFamily):  # a subclass draws the architecture
+        ...     name, task_class = "linear", ImageMLPTask
+        ...     def _draw(self, train, generator):
+        ...         return {"widths": ()}, "linear"
+        >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10, "mine")
+        >>> LinearModels(images).sample(torch.Generator().manual_seed(0)).name
+        'linear/mine~1fa1ded3/linear/silu/b64'
     """
 
     task_class: ClassVar[Callable[..., ExamplesTask]]

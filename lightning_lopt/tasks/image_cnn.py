@@ -36,6 +36,14 @@ class ImageCNNTask(ClassificationTask):
         scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
         init_scale: factor on the initial weights (biases excepted).
         options: ``batch_size``, ``name``, ``config``.
+
+    Example:
+        >>> from lightning_lopt.tasks import LabelledImages
+        >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10)
+        >>> train, valid = images.split(0.2, torch.Generator().manual_seed(0))
+        >>> task = ImageCNNTask(train, valid, channels=(4, 8), batch_size=16)
+        >>> {name: tuple(value.shape) for name, value in task.init(torch.Generator()).items() if "weight" in name}
+        {'convs.0.weight': (4, 1, 3, 3), 'convs.1.weight': (8, 4, 3, 3), 'head.weight': (10, 8)}
     """
 
     def __init__(
@@ -95,6 +103,13 @@ class ImageCNN(ImageFamily):
 
     Raises:
         ValueError: if a list is empty, an entry is unknown, or data cannot be loaded.
+
+    Example:
+        >>> from lightning_lopt.tasks import LabelledImages
+        >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10, "mine")
+        >>> family = ImageCNN(images, channels=(4, 8), variety=False)
+        >>> family.sample(torch.Generator().manual_seed(0)).name
+        'image_cnn/mine/c8-stride-flatten-10/silu/b64'
     """
 
     name = "image_cnn"

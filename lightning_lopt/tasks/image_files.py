@@ -42,6 +42,15 @@ def from_npz(path: str | Path, part: Part = "train") -> LabelledImages:
 
     Raises:
         ValueError: if the file is missing, damaged, holds Python objects, or lacks such arrays.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.savez(f"{folder}/mine.npz", x_train=np.zeros((4, 8, 8), np.uint8), y_train=np.array([0, 1, 2, 1]))
+        ...     images = from_npz(f"{folder}/mine.npz")
+        >>> images.name, images.shape, images.targets.tolist()
+        ('mine', (1, 8, 8), [0, 1, 2, 1])
     """
     path = Path(path)
     if not path.is_file():
@@ -100,6 +109,15 @@ def from_idx(folder: str | Path, part: Part = "train") -> LabelledImages:
 
     Raises:
         ValueError: if a file is missing, there are several of a kind, or one is damaged.
+
+    Example:
+        >>> import struct, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:  # four images of 8×8 pixels
+        ...     images, labels = (Path(folder, f"train-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
+        ...     _ = images.write_bytes(struct.pack(">IIII", 2051, 4, 8, 8) + bytes(4 * 8 * 8))
+        ...     _ = labels.write_bytes(struct.pack(">II", 2049, 4) + bytes([0, 1, 2, 1]))
+        ...     from_idx(folder).targets
+        tensor([0, 1, 2, 1])
     """
     folder = Path(folder)
     prefix = _IDX_PREFIX[part]

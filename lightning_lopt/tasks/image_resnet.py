@@ -45,6 +45,13 @@ class ImageResNetTask(ClassificationTask):
         options: ``batch_size``, ``name``, ``config``.
 
     References: He et al. 2015, https://arxiv.org/abs/1512.03385; Wu and He 2018, https://arxiv.org/abs/1803.08494
+
+    Example:
+        >>> from lightning_lopt.tasks import LabelledImages
+        >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10)
+        >>> task = ImageResNetTask(images, images, channels=(4, 8), blocks=1, norm="group")
+        >>> tuple(task.logits(task.init(torch.Generator()), images.inputs).shape)
+        (60, 10)
     """
 
     def __init__(
@@ -117,6 +124,13 @@ class ImageResNet(ImageFamily):
 
     Raises:
         ValueError: if a list is empty, an entry is unknown, or data cannot be loaded.
+
+    Example:
+        >>> from lightning_lopt.tasks import LabelledImages
+        >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10, "mine")
+        >>> family = ImageResNet(images, stages=(2,), widths=(4,), variety=False)
+        >>> family.sample(torch.Generator().manual_seed(0)).name
+        'image_resnet/mine/group-w4-s2-b2/silu/b16'
     """
 
     name = "image_resnet"

@@ -34,6 +34,13 @@ class ImageVAETask(ReconstructionTask):
         options: see :class:`~lightning_lopt.tasks.reconstruction.ReconstructionTask`.
 
     References: Kingma and Welling 2013, https://arxiv.org/abs/1312.6114
+
+    Example:
+        >>> from lightning_lopt.tasks import LabelledImages
+        >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10)
+        >>> task = ImageVAETask(images, images, widths=(16,), code=2, batch_size=8)
+        >>> {name: tuple(value.shape) for name, value in task.batch(torch.Generator()).items()}
+        {'inputs': (8, 64), 'noise': (8, 2)}
     """
 
     def __init__(
@@ -74,6 +81,13 @@ class ImageVAE(ReconstructionFamily):
 
     Raises:
         ValueError: if a list is empty, an entry is unknown or out of range, or data cannot be loaded.
+
+    Example:
+        >>> from lightning_lopt.tasks import LabelledImages
+        >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10, "mine")
+        >>> family = ImageVAE(images, depths=(1,), widths=(16,), codes=(2,), variety=False)
+        >>> family.sample(torch.Generator().manual_seed(0)).name
+        'image_vae/mine/64-16-2-s0.5/silu/b64'
     """
 
     name = "image_vae"

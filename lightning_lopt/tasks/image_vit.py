@@ -42,6 +42,13 @@ class ImageViTTask(ClassificationTask):
         ValueError: if ``heads`` does not divide ``width``.
 
     References: Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929
+
+    Example:
+        >>> from lightning_lopt.tasks import LabelledImages
+        >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10)
+        >>> task = ImageViTTask(images, images, grid=2, width=16, depth=1, pooling="token")
+        >>> tuple(task.logits(task.init(torch.Generator()), images.inputs).shape)
+        (60, 10)
     """
 
     def __init__(
@@ -91,6 +98,13 @@ class ImageViT(PatchFamily):
 
     Raises:
         ValueError: if a list is empty, an entry is unknown, or data cannot be loaded.
+
+    Example:
+        >>> from lightning_lopt.tasks import LabelledImages
+        >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10, "mine")
+        >>> family = ImageViT(images, grids=(2,), widths=(16,), depths=(1,), variety=False)
+        >>> family.sample(torch.Generator().manual_seed(0)).name
+        'image_vit/mine/g2-w16-d1-h4-token-pre/silu/b32'
     """
 
     name = "image_vit"

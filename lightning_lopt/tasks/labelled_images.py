@@ -31,6 +31,12 @@ class LabelledImages:
 
     Raises:
         ValueError: if one of these does not hold.
+
+    Example:
+        >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10, "mine")
+        >>> train, valid = images.standardised().split(0.2, torch.Generator().manual_seed(0))
+        >>> len(train), len(valid), images.shape, images.classes
+        (48, 12, (1, 8, 8), 10)
     """
 
     inputs: Tensor

@@ -33,6 +33,13 @@ class LeastSquaresTask(ExamplesTask):
         scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
         init_scale: factor on the initial weights.
         options: ``batch_size``, ``name``, ``config``.
+
+    Example:
+        >>> inputs = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+        >>> rows = {"inputs": inputs, "targets": inputs @ torch.tensor([[1.0], [2.0], [3.0]])}
+        >>> task = LeastSquaresTask(rows, rows, batch_size=8)
+        >>> task.loss({"weight": torch.tensor([[1.0, 2.0, 3.0]])}, task.full_batch("valid")).item()
+        0.0
     """
 
     def __init__(
@@ -74,6 +81,12 @@ class LeastSquares(ModelFamily):
 
     Raises:
         ValueError: if a list is empty or an entry is out of range.
+
+    Example:
+        >>> family = LeastSquares(dims=(8,), outputs=(1,), conditions=(100.0,))
+        >>> task = family.sample(torch.Generator().manual_seed(0))
+        >>> task.name, tuple(task.full_batch("train")["inputs"].shape)
+        ('least_squares/d8x1/k100-a0.5-r16-n0.01~a1ded3/he/b64', (128, 8))
     """
 
     name = "least_squares"

@@ -68,6 +68,19 @@ class LightningTask(Task):
 
     Raises:
         ValueError: with one sentence, for a module or batches that cannot be used.
+
+    Example:
+        >>> import lightning.pytorch as L
+        >>> class Model(L.LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layer = nn.Linear(4, 1)
+        ...     def training_step(self, batch, batch_idx):
+        ...         return nn.functional.mse_loss(self.layer(batch[0]), batch[1])
+        >>> batches = [(torch.randn(8, 4), torch.randn(8, 1)) for _ in range(4)]
+        >>> task = LightningTask(Model, batches, loss_scale=1.0)
+        >>> task.roles, task.vmapped
+        ({'layer.weight': 'matrix', 'layer.bias': 'vector'}, True)
     """
 
     def __init__(

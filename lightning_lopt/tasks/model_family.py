@@ -29,6 +29,18 @@ class ModelFamily(TaskFamily):
 
     Raises:
         ValueError: if a list is empty or an entry is unknown.
+
+    Example:
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> class Bowls(ModelFamily):  # a family of one's own: its lists join those that all families have
+        ...     name = "bowls"
+        ...     def __init__(self, curvatures=(1.0, 10.0), **options):
+        ...         super().__init__(activations=None, **options)
+        ...         self.ranges["curvatures"] = tuple(curvatures)
+        ...     def sample(self, generator):
+        ...         return Quadratic(torch.tensor([1.0, self.pick("curvatures", generator)]))
+        >>> list(Bowls(batch_sizes=(16,)).config)
+        ['name', 'batch_sizes', 'schemes', 'init_scales', 'curvatures']
     """
 
     def __init__(

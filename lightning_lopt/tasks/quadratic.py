@@ -31,6 +31,13 @@ class Quadratic(Task):
 
     Raises:
         ValueError: if a shape or range does not hold.
+
+    Example:
+        >>> bowl = Quadratic(torch.tensor([1.0, 4.0]), noise=0.1)
+        >>> params, batch = bowl.init(torch.Generator()), bowl.full_batch("train")
+        >>> gradient, loss, _ = bowl.gradient(params, batch)
+        >>> gradient["x"], loss.item()
+        (tensor([1., 4.]), 2.5)
     """
 
     def __init__(
@@ -129,6 +136,11 @@ class QuadraticFamily(TaskFamily):
 
     Raises:
         ValueError: if a list is empty or an entry out of range.
+
+    Example:
+        >>> family = QuadraticFamily(dims=(4,), conditions=(10.0,), noises=(0.0,))
+        >>> family.sample(torch.Generator().manual_seed(0)).curvature
+        tensor([1.0000, 0.4927, 0.2322, 0.1000])
     """
 
     name = "quadratic"

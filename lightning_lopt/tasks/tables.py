@@ -28,6 +28,13 @@ class Table:
         targets: classes, int64 of shape ``(N,)`` in ``[0, classes)``, or values, float32 of shape ``(N, K)``, finite.
         classes: number of classes, >= 2; 0 where the targets are values.
         name: short, for task names and messages.
+
+    Example:
+        >>> inputs, classes = [[1.0, 2.0], [3.0, 4.0], [5.0, 7.0], [0.0, 1.0]], [0, 1, 1, 0]
+        >>> table = Table.from_arrays(inputs, classes, "mine")
+        >>> train, valid = table.split(0.25, torch.Generator().manual_seed(0), max_valid=None)
+        >>> len(train), len(valid), table.classes
+        (3, 1, 2)
     """
 
     inputs: Tensor
@@ -116,6 +123,11 @@ def load_table(name: str) -> Table:
     Raises:
         ValueError: if it is none of these.
         ImportError: if scikit-learn is not installed.
+
+    Example:
+        >>> wine = load_table("wine")
+        >>> tuple(wine.inputs.shape), wine.classes
+        ((178, 13), 3)
     """
     if name not in CLASS_TABLES + VALUE_TABLES:
         known = ", ".join(map(repr, CLASS_TABLES + VALUE_TABLES))

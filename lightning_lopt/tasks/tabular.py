@@ -44,6 +44,14 @@ class TabularTask(ExamplesTask):
         scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
         init_scale: factor on the initial weights (biases excepted).
         options: ``batch_size``, ``name``, ``config``.
+
+    Example:
+        >>> from lightning_lopt.tasks import Table
+        >>> table = Table.from_arrays(torch.randn(60, 5), torch.randn(60, 2), "mine")
+        >>> train, valid = table.split(0.3, torch.Generator().manual_seed(0), max_valid=None)
+        >>> task = TabularTask(train, valid, widths=(16,), objective="huber", batch_size=8)
+        >>> {name: tuple(value.shape) for name, value in task.batch(torch.Generator()).items()}
+        {'inputs': (8, 5), 'targets': (8, 2)}
     """
 
     def __init__(
@@ -171,7 +179,15 @@ class TabularFamily(ModelFamily):
 
 
 class TabularClassification(TabularFamily):
-    """Classes of rows: synthetic clusters, and scikit-learn's tables. Arguments: :class:`TabularFamily`."""
+    """Classes of rows: synthetic clusters, and scikit-learn's tables. Arguments: :class:`TabularFamily`.
+
+    Example:
+        >>> from lightning_lopt.tasks import Table
+        >>> table = Table.from_arrays(torch.randn(60, 5), torch.arange(60) % 3, "mine")
+        >>> task = TabularClassification(table, depths=(1,), widths=(16,)).sample(torch.Generator().manual_seed(0))
+        >>> task.name
+        'tabular_classification/mine~b29a58/5-16-3-cross_entropy/silu/b64'
+    """
 
     name = "tabular_classification"
     embedded = CLASS_TABLES
@@ -182,7 +198,14 @@ class TabularClassification(TabularFamily):
 
 
 class TabularRegression(TabularFamily):
-    """Values of rows: synthetic functions, and scikit-learn's tables. Arguments: :class:`TabularFamily`."""
+    """Values of rows: synthetic functions, and scikit-learn's tables. Arguments: :class:`TabularFamily`.
+
+    Example:
+        >>> family = TabularRegression("synthetic", depths=(1,), widths=(16,))
+        >>> task = family.sample(torch.Generator().manual_seed(0))
+        >>> task.name
+        'tabular_regression/synthetic~9d98a7/16-16-1-norm-huber/silu/b32'
+    """
 
     name = "tabular_regression"
     embedded = VALUE_TABLES

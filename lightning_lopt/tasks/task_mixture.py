@@ -16,6 +16,13 @@ class TaskMixture:
 
     Args:
         families: at least one; one that is there twice is drawn twice as often.
+
+    Example:
+        >>> from lightning_lopt.tasks import LeastSquares, QuadraticFamily
+        >>> mixture = TaskMixture([QuadraticFamily(), LeastSquares(), LeastSquares()])
+        >>> names = [mixture.family(seed) for seed in range(300)]
+        >>> names.count("quadratic"), mixture.sample(seed=0).name
+        (115, 'quadratic/d2/k10/n0.1/fb4963')
     """
 
     def __init__(self, families: Sequence[TaskFamily]) -> None:

@@ -27,6 +27,15 @@ class TeacherTask(TabularTask):
             does at these parameters; a wider one can, and a narrower one cannot.
         arguments: those of :class:`~lightning_lopt.tasks.tabular.TabularTask`.
         options: likewise.
+
+    Example:
+        >>> from lightning_lopt.tasks import Table
+        >>> teacher = {"layers.0.weight": torch.ones(1, 3), "layers.0.bias": torch.zeros(1)}
+        >>> inputs = torch.randn(40, 3)
+        >>> table = Table.from_arrays(inputs, inputs.sum(1), "sums")
+        >>> task = TeacherTask(teacher, table, table, widths=(), objective="squared")
+        >>> task.loss(teacher, task.full_batch("train")).item() < 1e-10  # a student with these parameters is perfect
+        True
     """
 
     def __init__(self, teacher: Params, *arguments: Any, **options: Any) -> None:
@@ -73,6 +82,11 @@ class Teacher(ModelFamily):
 
     Raises:
         ValueError: if a list is empty or an entry is unknown or out of range.
+
+    Example:
+        >>> family = Teacher(dims=(4,), outputs=(1,), depths=(1,), widths=(8,), examples=(500, 600))
+        >>> family.sample(torch.Generator().manual_seed(0)).name
+        'teacher/4-8-1~b29a58/16-huber/relu/b16'
     """
 
     name = "teacher"

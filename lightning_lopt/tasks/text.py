@@ -65,6 +65,11 @@ class Text:
         tokens: int64, shape ``(N,)``: for each character its rank in the alphabet.
         alphabet: the characters, most frequent first.
         name: short, for task names and messages.
+
+    Example:
+        >>> text = Text.from_string("a rose is a rose is a rose " * 100, "rose")
+        >>> text.alphabet, text.tokens[:6].tolist()
+        (' saeori', [2, 0, 5, 4, 1, 3])
     """
 
     tokens: Tensor
@@ -115,6 +120,15 @@ def load_text(path: str | Path) -> Text:
 
     Raises:
         ValueError: if there is no such file, it is not text, or too short or long.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "rose.txt")
+        ...     _ = path.write_text("a rose is a rose is a rose " * 100, encoding="utf-8")
+        ...     text = load_text(path)
+        >>> text.name, len(text)
+        ('rose', 2700)
     """
     path = Path(path)
     if not path.is_file():

@@ -31,6 +31,14 @@ class Variety:
         shift: what is added to the images: the inputs need not be centred.
         spread: standard deviation of the logarithm of a factor for each pixel: badly conditioned inputs.
         pixel_noise: standard deviation of noise added once to each image.
+
+    Example:
+        >>> from lightning_lopt.tasks import LabelledImages
+        >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10)
+        >>> variety = Variety(seed=0, classes=4, inverted=True, contrast=0.5)
+        >>> train, valid = variety.apply(images.standardised(), valid_fraction=0.2, max_valid=None)
+        >>> train.classes, len(train), len(valid)
+        (4, 19, 5)
     """
 
     seed: int

@@ -31,6 +31,10 @@ def make_suite(name: str, data: DataLike | None = None) -> list[Problem]:
     Raises:
         ValueError: if there is no such suite, or data cannot be loaded.
         ImportError: if data or a table comes with scikit-learn, and that is not installed.
+
+    Example:
+        >>> [(problem.name, problem.horizon) for problem in make_suite("tiny")]
+        [('digits-mlp-tiny', 200), ('digits-cnn-tiny', 100), ('argparse-transformer-tiny', 150)]
     """
     if name not in SUITES:
         raise ValueError(f"there is no suite {name!r}; use one of {', '.join(map(repr, SUITES))}.")

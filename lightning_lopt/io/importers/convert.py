@@ -38,6 +38,19 @@ def convert_rule(
 
     Raises:
         RuleFileError: if the sources cannot be imported, or the folder not be written.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_lopt import load_rule
+        >>> from safetensors.torch import save_file
+        >>> layers = {"input": (32, 39), "linear_0": (32, 32), "output": (2, 32)}  # PyLO's names and shapes
+        >>> tensors = {f"network.{name}.weight": torch.zeros(shape) for name, shape in layers.items()}
+        >>> tensors |= {f"network.{name}.bias": torch.zeros(shape[0]) for name, shape in layers.items()}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file(tensors, f"{folder}/model.safetensors")
+        ...     rule = load_rule(convert_rule(folder, to=f"{folder}/converted", rule="elo", licence="MIT"))
+        >>> rule.rule_name, rule.trained
+        ('adafac_mlp', True)
     """
     if any(os.path.realpath(source) == os.path.realpath(to) for source in sources):
         raise RuleFileError(f"{Path(to)} is what is to be converted; choose another folder to write.")

@@ -48,7 +48,20 @@ class Imported(NamedTuple):
 def import_rule(
     *sources: str | os.PathLike[str], rule: str | None = None, arguments: Mapping[str, Any] | None = None
 ) -> UpdateRule:
-    """The rule that others have saved at ``sources``; see :func:`import_with_origin`."""
+    """The rule that others have saved at ``sources``; see :func:`import_with_origin`.
+
+    Example:
+        >>> import tempfile
+        >>> from safetensors.torch import save_file
+        >>> layers = {"input": (32, 39), "linear_0": (32, 32), "output": (2, 32)}  # PyLO's names and shapes
+        >>> tensors = {f"network.{name}.weight": torch.zeros(shape) for name, shape in layers.items()}
+        >>> tensors |= {f"network.{name}.bias": torch.zeros(shape[0]) for name, shape in layers.items()}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file(tensors, f"{folder}/model.safetensors")
+        ...     rule = import_rule(folder, rule="elo")
+        >>> rule.rule_name, rule.hidden
+        ('adafac_mlp', 32)
+    """
     return import_with_origin(*sources, rule=rule, arguments=arguments).rule
 
 

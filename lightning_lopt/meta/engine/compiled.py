@@ -30,6 +30,18 @@ class Compiled(Execution):
 
     Args:
         backend: as in ``torch.compile``.
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.meta import start_runs, unroll
+        >>> from lightning_lopt.meta.theta import stacked_theta
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> rule, bowl = AdamRule(), Quadratic(torch.tensor([1.0, 4.0]))
+        >>> runs = start_runs(rule, bowl, pairs=1, horizon=10, seed=0, copies=1)
+        >>> compiled = Compiled(backend="eager")  # "inductor" for speed; "eager" needs no compiler
+        >>> runs, losses = unroll(rule, stacked_theta([rule], 1), runs, 3, torch.Generator(), execution=compiled)
+        >>> tuple(losses.shape)
+        (1, 3, 1)
     """
 
     def __init__(self, backend: str | Callable[..., Any] = "inductor") -> None:

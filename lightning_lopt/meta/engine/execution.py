@@ -29,7 +29,23 @@ class Advanced(NamedTuple):
 
 
 class Execution(Protocol):
-    """How inner steps are computed. Every implementation gives the numbers of :class:`Eager`, up to rounding."""
+    """How inner steps are computed. Every implementation gives the numbers of :class:`Eager`, up to rounding.
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.meta import Eager, PES
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> class Counted(Eager):  # an execution of one's own: it counts the inner steps
+        ...     made = 0
+        ...     def steps(self, rule, theta, groups, draws, steps):
+        ...         Counted.made += steps
+        ...         return super().steps(rule, theta, groups, draws, steps)
+        >>> rule, estimator = AdamRule(), PES(truncation=5, pairs=4)
+        >>> runs = estimator.start(rule, Quadratic(torch.tensor([1.0, 4.0])), horizon=20, seed=0)
+        >>> _ = estimator.estimate(rule, [runs], execution=Counted())
+        >>> Counted.made
+        5
+    """
 
     def step(self, *arguments: Any) -> Stepped:
         """One step of all runs side by side; arguments as of :func:`~lightning_lopt.meta.engine.step.advance_runs`."""

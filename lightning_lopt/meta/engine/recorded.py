@@ -38,6 +38,17 @@ class Recorded(Execution):
     Args:
         execution: whose steps are recorded: :class:`~lightning_lopt.meta.engine.Eager` by default, or
             :class:`~lightning_lopt.meta.engine.Compiled`.
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.meta import start_runs, unroll
+        >>> from lightning_lopt.meta.theta import stacked_theta
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> rule, bowl = AdamRule(0.1), Quadratic(torch.tensor([1.0, 4.0]))
+        >>> runs = start_runs(rule, bowl, pairs=1, horizon=10, seed=0, copies=1)  # on the device of the rule
+        >>> runs, losses = unroll(rule, stacked_theta([rule], 1), runs, 3, torch.Generator(), execution=Recorded())
+        >>> losses.flatten()  # on the CPU the steps are made by Eager
+        tensor([2.5000, 2.0250, 1.6016])
     """
 
     def __init__(self, execution: Execution | None = None) -> None:

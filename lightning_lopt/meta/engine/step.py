@@ -30,6 +30,17 @@ def inner_step(
     """One step of one inner run: new parameters, new state, and losses before the step. Pure.
 
     ``batches["train"]`` is trained on; of others the loss is measured.
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> rule, bowl = AdamRule(0.1), Quadratic(torch.tensor([1.0, 4.0]))
+        >>> params = bowl.init(torch.Generator())
+        >>> state, theta = rule.init_state(params, bowl.roles), dict(rule.named_parameters())
+        >>> batches, step = {"train": bowl.full_batch("train")}, torch.tensor(0.0)
+        >>> params, state, losses = inner_step(rule, theta, bowl, params, state, batches, step, torch.tensor(10.0))
+        >>> params["x"].detach(), losses["train"].item()
+        (tensor([0.9000, 0.9000]), 2.5)
     """
     grads, loss, carried = task.gradient(params, batches["train"])
     trained = {name: params[name] for name in grads}

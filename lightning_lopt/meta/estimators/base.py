@@ -30,6 +30,16 @@ class Estimate(NamedTuple):
         failures: for each group, inner runs that met a loss that is not finite, shape ``(G,)``; they count as its cap.
         powers: for each group, the mean squared norm of the independent terms that its gradient is the mean of, shape
             ``(G,)``: with the squared norm of the mean it tells the standard error of the estimate.
+
+    Example:
+        >>> from lightning_lopt import AdamRule, PES
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> rule, estimator = AdamRule(), PES(truncation=5, pairs=4)
+        >>> bowl = Quadratic(torch.tensor([1.0, 4.0]))
+        >>> groups = [estimator.start(rule, bowl, horizon=20, seed=seed) for seed in range(3)]
+        >>> estimate = estimator.estimate(rule, groups)
+        >>> tuple(estimate.gradient.shape), tuple(estimate.meta_losses.shape), estimate.failures.tolist()
+        ((1,), (3,), [0, 0, 0])
     """
 
     gradient: Tensor
@@ -65,6 +75,18 @@ class Estimator(ABC):
         particles: inner runs in one group.
         terms: independent terms in one estimate (pairs, or runs without pairs).
         meta_loss: what is minimised.
+
+    Example:
+        >>> from lightning_lopt import AdamRule, PES
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> rule, estimator = AdamRule(0.001), PES(truncation=10, pairs=4)
+        >>> runs = estimator.start(rule, Quadratic(torch.tensor([1.0, 4.0])), horizon=50, seed=0)
+        >>> while not runs.finished:  # an outer loop of one's own: gradient descent on θ
+        ...     estimate = estimator.estimate(rule, [runs])
+        ...     _ = rule.log_lr.data.sub_(0.1 * estimate.gradient.sign()[0])
+        ...     (runs,) = estimate.groups
+        >>> rule.log_lr.exp().item() > 0.001
+        True
     """
 
     name: ClassVar[str]

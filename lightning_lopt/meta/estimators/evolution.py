@@ -45,6 +45,18 @@ class EvolutionStrategies(Estimator):
 
     Raises:
         ValueError: if a number is out of range or ``shaping`` unknown.
+
+    Example:
+        >>> from lightning_lopt.meta.estimators.evolution import pair_noise
+        >>> class HalfRuns(EvolutionStrategies):  # a subclass says how long a piece is, and how it is perturbed
+        ...     name = "half_runs"
+        ...     def _steps(self, runs):
+        ...         return runs.horizon // 2
+        ...     def _perturb(self, theta, runs):
+        ...         noise = pair_noise(theta, self.pairs, self.sigma, runs.seed, runs.truncations)
+        ...         return noise, noise
+        >>> HalfRuns(pairs=4, sigma=0.1).particles
+        8
     """
 
     def __init__(

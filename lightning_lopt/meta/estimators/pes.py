@@ -22,6 +22,16 @@ class PES(TruncatedEvolutionStrategies):
     own inner run from one truncation to the next. The variance grows with the number of truncations in a run.
 
     References: Vicol et al. 2021, https://arxiv.org/abs/2112.13835.
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> rule, estimator = AdamRule(), PES(truncation=5, pairs=4)
+        >>> runs = estimator.start(rule, Quadratic(torch.tensor([1.0, 4.0])), horizon=20, seed=0)
+        >>> while not runs.finished:
+        ...     gradient, _, (runs,), _, _ = estimator.estimate(rule, [runs])
+        >>> runs.truncations, tuple(gradient.shape)  # θ of AdamRule is one number, the logarithm of the learning rate
+        (4, (1,))
     """
 
     name = "pes"

@@ -44,6 +44,15 @@ class TruncatedBackprop(Estimator):
 
     References: Werbos 1990; Wu et al. 2018, https://arxiv.org/abs/1803.02021 (the bias); Metz et al. 2021,
     https://arxiv.org/abs/2111.05803 (chaos).
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> rule, estimator = AdamRule(), TruncatedBackprop(truncation=5, runs=1)
+        >>> runs = estimator.start(rule, Quadratic(torch.tensor([1.0, 4.0])), horizon=20, seed=0)
+        >>> estimate = estimator.estimate(rule, [runs])
+        >>> bool(estimate.gradient < 0), estimate.groups[0].step  # a larger learning rate lowers the meta-loss
+        (True, 5)
     """
 
     name = "truncated_backprop"

@@ -20,6 +20,16 @@ class TruncatedES(TruncatedEvolutionStrategies):
 
     References: Metz et al. 2019, https://arxiv.org/abs/1810.10180; Wu et al. 2018, https://arxiv.org/abs/1803.02021
     (the bias).
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> rule, estimator = AdamRule(), TruncatedES(truncation=5, pairs=4)
+        >>> runs = estimator.start(rule, Quadratic(torch.tensor([1.0, 4.0])), horizon=20, seed=0)
+        >>> (runs,) = estimator.estimate(rule, [runs]).groups
+        >>> plus, minus = runs.params["x"].chunk(2)
+        >>> torch.equal(plus, minus)  # both particles of a pair begin the next truncation at the same parameters
+        True
     """
 
     name = "truncated_es"

@@ -27,6 +27,12 @@ class State(NamedTuple):
     Attributes:
         tensors: for every parameter name its own state tensors by key, e.g. ``{"net.weight": {"momentum": ...}}``.
         shared: state that belongs to no single parameter, e.g. running averages of the loss.
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> state = AdamRule().init_state({"w": torch.ones(2)}, roles={"w": "vector"})
+        >>> state.tensors["w"]["momentum"], state.shared
+        (tensor([0., 0.]), {})
     """
 
     tensors: dict[str, dict[str, Tensor]]
@@ -51,6 +57,11 @@ class StepContext:
             many graphs as there are phases.
         scheduled: step at which schedules stand, 0-dim, where a horizon that changed during the run has moved it away
             from ``step``; ``None`` where it is ``step``.
+
+    Example:
+        >>> context = StepContext(step=torch.tensor(120), total_steps=torch.tensor(100), roles={"w": "head"})
+        >>> context.scheduled_step  # schedules stay at the last step of the horizon
+        tensor(99)
     """
 
     step: Tensor

@@ -34,6 +34,12 @@ class FineTuneStudents(FineTuneFamily[Params]):
 
     Raises:
         ValueError: if a list is empty or an entry is unknown or out of range.
+
+    Example:
+        >>> family = FineTuneStudents(dims=(4,), depths=(1,), widths=(8,), rows=(20, 30), bodies=1, steps=5)
+        >>> task = family.sample(torch.Generator().manual_seed(0))
+        >>> sorted(task.init(torch.Generator()))  # pretrains the network at the first call
+        ['layers.0.weight.lora_a', 'layers.0.weight.lora_b', 'layers.1.bias', 'layers.1.weight']
     """
 
     name = "finetune_student"

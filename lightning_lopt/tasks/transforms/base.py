@@ -78,6 +78,16 @@ class Transform(ABC):
 
     Attributes:
         probability: share of tasks that are changed, in [0, 1].
+
+    Example:
+        >>> from lightning_lopt.tasks import QuadraticFamily
+        >>> @dataclass(frozen=True)
+        ... class Renamed(Transform):
+        ...     name = "renamed"
+        ...     def apply(self, task, generator):
+        ...         return TransformedTask(task, self.name, {"name": self.name})
+        >>> Augmented(QuadraticFamily(dims=(2,)), [Renamed()]).sample(torch.Generator().manual_seed(0)).name
+        'quadratic/d2/k1000/n0.1/e57d67+renamed'
     """
 
     name: ClassVar[str]
@@ -111,6 +121,14 @@ class Augmented(TaskFamily):
     Args:
         family: where tasks come from.
         transforms: what is applied to each, in this order.
+
+    Example:
+        >>> from lightning_lopt.tasks import QuadraticFamily
+        >>> from lightning_lopt.tasks.transforms import GradientNoise
+        >>> family = Augmented(QuadraticFamily(), [GradientNoise(probability=1.0)])
+        >>> task = family.sample(torch.Generator().manual_seed(0))
+        >>> task.name
+        'quadratic/d2/k1000/n0.1/e57d67+noise(0.1839)'
     """
 
     def __init__(self, family: TaskFamily, transforms: Sequence[Transform]) -> None:

@@ -36,6 +36,12 @@ def augment(families: Sequence[TaskFamily], augmentation: str | Sequence[Transfo
 
     Raises:
         ValueError: if the name is unknown.
+
+    Example:
+        >>> from lightning_lopt.tasks import make_families
+        >>> (family,) = augment(make_families("quadratic"), "celo")
+        >>> family.config["transforms"]
+        [{'name': 'reparametrise', 'probability': 1.0, 'low': 0.001, 'high': 1000.0, 'per_tensor': False}]
     """
     if augmentation is None:
         return list(families)
