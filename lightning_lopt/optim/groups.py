@@ -18,12 +18,12 @@ _NUMBERED = re.compile(r"group\d+\.\d+")  # the name of a bare tensor
 
 
 class Member(NamedTuple):
-    """A parameter, and what its group says of it.
+    """A parameter with its group, name and role.
 
     Attributes:
         group: the parameter group.
-        name: unique in the optimizer.
-        role: of the tensor; its shape's where nothing else is known.
+        name: name of the parameter, unique in the optimizer.
+        role: role of the tensor; the role that follows from its shape where nothing else is known.
         param: the tensor.
     """
 
@@ -48,7 +48,7 @@ def labels_of(module: nn.Module) -> dict[Tensor, tuple[str, Role | None]]:
 
 
 def members_of(groups: Iterable[dict[str, Any]], labels: Labels) -> Iterator[Member]:
-    """All parameters of an optimizer in order; those that somebody appended to a group by hand get names here."""
+    """All parameters of an optimizer in order; parameters that were appended to a group later get names here."""
     for number, group in enumerate(groups):
         names, roles = group["names"], group["roles"]
         for index, param in enumerate(group["params"]):
@@ -117,8 +117,8 @@ def _named(group: Mapping[str, Any], number: int, labels: Labels) -> dict[str, A
         return dict(group)
     if group.get("role") is not None:
         check_role(group["role"], f"parameter group {number}")
-    given = group["params"]
-    members = [given] if isinstance(given, Tensor) else list(_ordered(given))
+    group_params = group["params"]
+    members = [group_params] if isinstance(group_params, Tensor) else list(_ordered(group_params))
     params, names, roles = [], [], []
     for index, member in enumerate(members):
         name, param = member if isinstance(member, tuple) and len(member) == 2 else (None, member)
