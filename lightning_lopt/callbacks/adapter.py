@@ -1,4 +1,4 @@
-"""Where a rule meets somebody's Trainer: loss and horizon in, and the optimizer swapped if asked to."""
+"""The callback that connects a rule to a Trainer: it passes loss and horizon, and can replace the optimizers."""
 
 from __future__ import annotations
 
@@ -25,39 +25,41 @@ TRAINED = "lightning_lopt_trained_parameters"
 
 
 class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
-    """Feeds every :class:`~lightning_lopt.LearnedOptimizer` the loss of each step and the horizon of the fit.
+    """Passes the loss of each step and the horizon of the fit to every :class:`~lightning_lopt.LearnedOptimizer`.
 
-    **Loss.** In automatic optimization it is the mean over the accumulation window. In manual optimization gradients
-    add up until a step, and so do the losses; with several optimizers each gets the losses that reached its parameters.
-    It is the mean over ranks, without the gradient scaler's factor; one that is passed to ``step(loss=...)`` in manual
-    optimization is averaged over ranks too.
+    **Loss.** In automatic optimization it is the mean over the accumulation window. In manual optimization the losses
+    of all backward passes since the last step add up, as their gradients do; with several optimizers each gets the
+    losses that changed its gradients. The loss is the mean over ranks, without the factor of a gradient scaler; a loss
+    that is passed to ``step(loss=...)`` in manual optimization is averaged over ranks too.
 
     **Horizon.** In automatic optimization it is the number of steps that the Trainer is going to make, a
-    ``GradientAccumulationScheduler`` included. In manual optimization it follows from how often an optimizer steps, and
-    is corrected at its steps as more is known. A fit that goes on from a checkpoint with other batches, devices or
-    epochs takes over its new horizon without a jump of the schedule, and says so. Where another number of steps is made
-    than planned, as after early stopping, a warning names both.
+    ``GradientAccumulationScheduler`` included. In manual optimization it is estimated from how often an optimizer
+    steps, and corrected at later steps. A fit that resumes with other batches, devices or epochs gets its new horizon
+    without a jump of the schedule, and a message says so. Where another number of steps is made than planned, as after
+    early stopping, a warning names both numbers.
 
-    **The swap.** With ``rule``, the optimizers that the module configures are replaced, in this Trainer alone: nothing
-    is left on the module. Groups keep their keys, and ratios of their rates; one at ``lr=0`` beside others stays
-    frozen. ``lr`` of a group stays in the module's own unit: the steps of the rule are multiplied by ``lr`` over the
-    largest configured ``lr`` (``lr_unit`` of the group), so a warm-up by hand, or a callback that writes rates, does
-    what it was written for. Schedulers have no effect, since a rule schedules itself: they stay with the replaced
+    **The swap.** With ``rule``, the optimizers that the module configures are replaced, in this Trainer only; the
+    module is not changed. Groups keep their keys and the ratios of their rates; a group with ``lr=0`` beside others
+    stays frozen. The ``lr`` of a group keeps the unit of the module: the steps of the rule are multiplied by ``lr``
+    divided by the largest configured ``lr`` (``lr_unit`` of the group), so a warm-up by hand, or a callback that sets
+    rates, works as before. Schedulers have no effect, since a rule schedules itself: they stay with the replaced
     optimizers, where the module may step them and log their rate. A warning names them, and decay that differs by
     group. Roles of parameters follow from the types of the module's layers, where a group does not set its ``role``.
 
-    **What is logged**, every ``log_every_n_steps``, to the Trainer's loggers: relative step sizes by role (the RMS of
-    updates over that of parameters), what the rule tells of itself, skipped steps, and whether the run is past its
-    horizon; name, revision and hash of the rule as hyperparameters. ``LearningRateMonitor`` shows the constant 1.0 for
-    an optimizer of the module's own, since ``lr`` multiplies the steps of a rule, which schedules itself; after a swap
-    it shows the configured rate, and that of schedulers without effect.
+    **Logs.** Every ``log_every_n_steps`` the Trainer's loggers get relative step sizes by role (the RMS of updates over
+    that of parameters), the diagnostics of the rule, skipped steps, and whether the run is past its horizon; name,
+    revision and hash of the rule are hyperparameters. ``LearningRateMonitor`` shows the constant 1.0 for a
+    ``LearnedOptimizer`` from the module, since ``lr`` multiplies the steps of a rule; after a swap it shows the
+    configured rate, and that of schedulers without effect.
 
-    A rule that answers for other parameters than it trains, as averages of iterates do, has them in the model during
-    validation, after the fit, and in the ``state_dict`` of checkpoints; for resuming, checkpoints hold the trained ones
-    besides. Checkpoints of weights alone (``save_weights_only``) and of shards (directories) have the trained ones.
+    **Evaluation weights.** If the weights for evaluation of a rule are not the trained ones (averages of iterates, for
+    instance), the module has them during validation, after the fit, and in the ``state_dict`` of checkpoints; for
+    resuming, checkpoints hold the trained weights too. Checkpoints of weights alone (``save_weights_only``) and of
+    shards (directories) have the trained weights.
 
     Args:
-        rule: ``None`` to feed only; a rule, or what ``LearnedOptimizer`` takes for one, to replace the optimizers.
+        rule: ``None`` to replace nothing; a rule, or any value that ``LearnedOptimizer`` takes for one, to replace the
+            optimizers.
         total_steps: horizon of each optimizer, where the Trainer has no end (``max_time`` alone), or another one is
             wanted.
         lr: see :class:`~lightning_lopt.LearnedOptimizer`; used with ``rule`` only, for the groups with the largest
@@ -100,8 +102,8 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
         self.logs = log  # Lightning sets callback.log
         self._after_setup: AfterSetup | None = None
         self._resumes = False
-        self._trained: dict[str, Tensor] = {}  # from a checkpoint, until the fit goes on with them
-        self._steps_before = 0  # of the Trainer, before the first step of the optimizers
+        self._trained: dict[str, Tensor] = {}  # trained parameters of a checkpoint, until training starts
+        self._steps_before = 0  # steps of the Trainer before the first step of the optimizers
         self._losses: MeanLoss | SummedLosses = MeanLoss()
         self._saved_horizons: dict[str, Any] = {}
         self._horizons: Plan | None = None
@@ -222,7 +224,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
         if self._horizons is not None:
             self._horizons.epoch_ends()
 
-    # -- parameters to measure and to keep
+    # -- evaluation weights and checkpoints
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Called before validation: puts the evaluation weights of the rule, if it has any, into the module."""
@@ -249,7 +251,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
         self._trained = checkpoint.get(TRAINED, {})
         self._resumes = True
         for optimizer in _learned(trainer):
-            if isinstance(optimizer.total_steps, TrainerHorizon):  # that of the checkpoint comes next
+            if isinstance(optimizer.total_steps, TrainerHorizon):  # the horizon of the checkpoint replaces it
                 optimizer.total_steps = None
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A rule that goes on learning while it trains: meta-training on the very model that somebody's Trainer fits."""
+"""Online meta-training: a rule is adapted to the model that a Trainer fits, during the fit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class OnlineMetaTraining(LearnedOptimizerAdapter):
-    """Goes on meta-training the rule of a :class:`~lightning_lopt.LearnedOptimizer` on the model that it trains.
+    """Continues the meta-training of the rule of a :class:`~lightning_lopt.LearnedOptimizer` on the model it trains.
 
     In each round it records the coming batches, and makes a few inner steps on them from the model's present parameters
     (a *pilot*) with perturbed θ, with the present θ and with the θ of the start, all side by side
@@ -111,9 +111,11 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
     ) -> None:
         super().__init__(rule, total_steps=total_steps, lr=lr, weight_decay=weight_decay, log=log)
         of_default: dict[str, Any] = {"entries": entries, "pairs": pairs, "sigma": sigma, "seed": seed}
-        given = [name for name, value in of_default.items() if value is not None]
-        if search is not None and given:
-            raise ValueError(f"search= makes the search, so {given[0]} has no effect; give it to the search itself.")
+        search_arguments = [name for name, value in of_default.items() if value is not None]
+        if search is not None and search_arguments:
+            raise ValueError(
+                f"search= makes the search, so {search_arguments[0]} has no effect; give it to the search itself."
+            )
         self.rounds = Rounds(inner_steps, held_out, max_share, every_n_steps)
         self.folder = None if folder is None else Path(folder)
         self._make_search, self._default_arguments = search, of_default
@@ -122,9 +124,9 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
         self._begin_anew()
 
     def _begin_anew(self) -> None:
-        """Forget the fit before."""
+        """Delete the state of the last fit."""
         self.rounds.reset()
-        self._recorder = BatchRecorder(4 * self.rounds.held_out)  # enough for rounds to differ
+        self._recorder = BatchRecorder(4 * self.rounds.held_out)  # enough for different batches in each round
         self.seconds = 0.0  # spent in rounds, in this process
         self._began = 0.0
 
@@ -135,17 +137,17 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
 
     @property
     def spent(self) -> float:
-        """What the rounds have cost so far, in training steps."""
+        """Cost of the rounds so far, in training steps."""
         return self.rounds.spent
 
     @property
     def time_share(self) -> float:
-        """Time spent in rounds, in units of the time the fit took without them so far, by the clock."""
+        """Time spent in rounds, divided by the time of the fit so far without them."""
         return self.seconds / max(time.perf_counter() - self._began - self.seconds, 1e-9)
 
     @property
     def state_key(self) -> str:
-        """Checkpoints name the callback as it was called when they were first written."""
+        """Checkpoints use the former name of the class, so that old ones can be loaded."""
         return "MetaTraining" if type(self) is OnlineMetaTraining else super().state_key
 
     # -- the fit's hooks
@@ -168,7 +170,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
         super().on_train_start(trainer, pl_module)
         self._trainer = trainer
         self._optimizer = optimizer = only_learned_optimizer(trainer, pl_module)
-        optimizer.rule = copy.deepcopy(optimizer.rule)  # ours to change
+        optimizer.rule = copy.deepcopy(optimizer.rule)  # the search changes θ of the copy
         search = self._new_search(optimizer.rule)
         if self.rounds.begin(search):
             self._recorder.restore(trainer.global_rank, trainer.world_size)
@@ -254,12 +256,12 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
             rank_zero_warn(f"OnlineMetaTraining stops here, and the fit goes on: {failure}")
             self.rounds.stop()
             return
-        here = losses[search.here]
+        present_loss = losses[search.here]
         ahead = self.rounds.tell(losses)
         self._use(search.chosen)
         self.rounds.plan(self._step, self._optimizer.total_steps)
         try:
-            self._log(trainer, here, ahead)
+            self._log(trainer, present_loss, ahead)
         except Exception as error:  # of somebody's logger
             rank_zero_warn(f"OnlineMetaTraining could not log its numbers ({named(error)}).")
 
@@ -280,7 +282,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
         )
 
     def _use(self, theta: dict[str, Tensor]) -> None:
-        """Let the fit go on with these entries of θ."""
+        """Set these entries of θ in the rule of the fit."""
         assert self._optimizer is not None
         parameters = dict(self._optimizer.rule.named_parameters())
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Muon for hidden matrices beside AdamW for everything else, as they are used together."""
+"""Muon for hidden matrices, together with AdamW for all other tensors."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class MuonRule(UpdateRule):
         momentum: μ, in [0, 1).
         weight_decay: decoupled weight decay λ of both, >= 0; ``context.weight_decay`` is added to it.
         adjustment: s: ``"match_rms_adamw"`` or ``"original"``, as ``torch.optim.Muon`` names them.
-        betas, eps: of AdamW.
-        schedule: of the learning rate over the horizon, ``"constant"`` or ``"cosine"`` (to 0).
+        betas, eps: constants of AdamW.
+        schedule: schedule of the learning rate over the horizon, ``"constant"`` or ``"cosine"`` (to 0).
 
     Raises:
         ValueError: if a constant lies outside its range.

@@ -1,4 +1,4 @@
-"""The rules that files may name."""
+"""The registry of rules: the names that files may use."""
 
 from __future__ import annotations
 
