@@ -156,7 +156,7 @@ def shipped_entries() -> list[BaselineRecord]:
 def fingerprint(task: Task) -> list[float]:
     """Numbers that tell tasks of the same shapes apart: a machine changes their last digits, another task the first.
 
-    The loss of a model that knows nothing, losses of one initial model on both splits, its loss at twice the weights,
+    The loss of an uninformed model, losses of one initial model on both splits, its loss at twice the weights,
     and for one mini-batch the loss and the RMS of the gradient.
     """
     params = task.init(generator(SEED, "key"))

@@ -38,7 +38,7 @@ class ProblemResult:
     Attributes:
         name: unique among the results.
         horizon: inner steps of every run.
-        loss_scale: loss of a model that knows nothing.
+        loss_scale: loss of an uninformed model.
         measurements: by optimizer; all have the same seeds.
         family: task family it could be drawn from, empty where there is none.
         data: name of its data, empty where it has none.

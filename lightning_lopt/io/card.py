@@ -1,4 +1,4 @@
-"""The model card of a rule: where it comes from, what it cost, how good it is, and under which licence it is."""
+"""The model card of a rule: its origin, cost, results and licence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECTIONS = {
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says. Each text is markdown; what is left empty is printed as not recorded.
+    """The contents of a model card. Each text is markdown; an empty one is printed as "not recorded".
 
     Args:
         title: heading, on one line.
@@ -66,7 +66,7 @@ class Card:
         tags:
         - learned-optimizer
         """
-        # The Hub writes licence identifiers in lower case, and has words of its own for what is none.
+        # The Hub writes licence identifiers in lower case, and has words of its own for other licences.
         licence = {"LicenseRef-unknown": "unknown"}.get(self.licence, self.licence.lower())
         lines = ["---", f"license: {licence}", "library_name: lightning_lopt", "tags:"]
         lines += ["- learned-optimizer", "---", "", f"# {self.title.strip()}", ""]

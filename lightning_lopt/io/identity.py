@@ -1,4 +1,4 @@
-"""Which rule is this, and what does it say it was meta-trained on?"""
+"""The identity of a rule: the hash of its weights, and its record of meta-training."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lightning_lopt.rules import UpdateRule
 
 
 def weights_sha256(rule: UpdateRule) -> str:
-    """The hash that ``config.json`` would have for the weights of ``rule``.
+    """The SHA-256 of the weights of ``rule``, as ``config.json`` records it.
 
     Raises:
-        RuleFileError: if they could not be saved, for instance because they are not finite.
+        RuleFileError: if the weights could not be saved, for instance because they are not finite.
 
     Example:
         >>> from lightning_lopt import AdamRule
@@ -27,7 +27,7 @@ def weights_sha256(rule: UpdateRule) -> str:
 
 
 def load_meta_training(source: str | os.PathLike[str]) -> dict[str, Any]:
-    """What ``config.json`` of the rule at ``source`` says about its meta-training; empty where it says nothing.
+    """The record of meta-training in ``config.json`` of the rule at ``source``; empty if there is none.
 
     Raises:
         RuleFileError: if the file is missing or damaged.
@@ -40,7 +40,9 @@ def load_meta_training(source: str | os.PathLike[str]) -> dict[str, Any]:
         {'outer_steps': 100}
     """
     file = find_files(source, (CONFIG,))[CONFIG]
-    found = parse_json_object(read_file(file), file.label).get("meta_training", {})
-    if not isinstance(found, dict):
-        raise RuleFileError(f"{file.label} has the meta_training {show(found)} instead of an object; correct it.")
-    return found
+    meta_training = parse_json_object(read_file(file), file.label).get("meta_training", {})
+    if not isinstance(meta_training, dict):
+        raise RuleFileError(
+            f"{file.label} has the meta_training {show(meta_training)} instead of an object; correct it."
+        )
+    return meta_training

@@ -1,4 +1,4 @@
-"""Unrolls: inner runs of one task or of several advanced by some steps, each run with its own θ."""
+"""Unrolls: several inner steps of inner runs of one or more tasks, each run with its own θ."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def unroll(
 
     Args:
         rule: the rule; its own parameters are replaced by ``particles``.
-        particles: θ for each run, leading axis ``copies x P``, for the names that are perturbed;
-            others are the rule's own.
-        runs: where to go on.
-        steps: inner steps to make; fewer are made where the horizon comes first.
-        draws: where the mini-batches come from, P at a time, each shown to all copies.
-        splits: of what to measure the loss: the batches that are trained on, fresh ones held out, or both.
+        particles: θ for each run, leading axis ``copies x P``, for the perturbed names; other entries of θ are those
+            of the rule.
+        runs: the inner runs to advance.
+        steps: inner steps to make; fewer are made if the horizon comes first.
+        draws: random generator of the mini-batches, P at a time, each for all copies.
+        splits: batches whose loss is measured: those that are trained on, fresh held-out ones, or both.
         execution: how the steps are computed.
 
     Returns:
-        the runs after it, and losses before each step, shape ``(splits, steps made, copies x P)``.
+        the runs after these steps, and losses before each step, shape ``(splits, steps made, copies x P)``.
 
     Example:
         >>> from lightning_lopt import AdamRule
@@ -69,9 +69,9 @@ def unroll_groups(
 ) -> list[tuple[InnerRuns, Tensor]]:
     """:func:`unroll` of several groups of inner runs, each with ``draws`` of its own.
 
-    They advance as one where they can (:func:`~lightning_lopt.meta.runs.together`; runs whose horizon comes first then
-    wait for the others), else one after the other, on CUDA beside each other. θ of all of them comes in ``particles``,
-    one after the other.
+    Groups that can be batched (:func:`~lightning_lopt.meta.runs.together`) advance as one; runs at their horizon then
+    wait for the others. Other groups advance one after the other, on CUDA on parallel streams. ``particles`` has θ of
+    all groups, concatenated along the leading axis.
     """
     if together(rule, groups):
         return _unroll_together(rule, particles, groups, steps, draws, splits, execution)

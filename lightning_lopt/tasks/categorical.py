@@ -1,4 +1,4 @@
-"""Classification of rows of categories through an embedding table: gradients that are zero for most rows of it."""
+"""Classification of rows of categories through an embedding table, most of whose rows have zero gradients in a step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LATENT = 4
 
 
 class CategoricalTask(ClassificationTask):
-    """An ``embedding`` of each column's category, joined, through a perceptron ``layers.0`` and so on.
+    """A perceptron ``layers.0`` and so on, whose input combines an ``embedding`` of the category of each column.
 
     Args:
         train: rows to train on; inputs are int64, shape ``(N, F)``: rows of the embedding table, one for each of F

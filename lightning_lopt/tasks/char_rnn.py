@@ -22,7 +22,7 @@ CELLS = ("gru", "lstm")
 class CharRNNTask(CharTask):
     """An ``embedding`` of characters, recurrent layers ``cells.i.input`` and ``cells.i.hidden``, a linear ``head``.
 
-    Every window begins with a state of zeros. Gates are in PyTorch's order.
+    The state is zero at the start of every window. Gates have PyTorch's order.
 
     Args:
         train: tokens to train on.
@@ -97,7 +97,7 @@ class CharRNN(CharFamily):
     """Recurrent character models of different cell, width and depth on excerpts of text.
 
     Args:
-        text: where characters come from; see :class:`~lightning_lopt.tasks.char_lm.CharFamily`, also for ``options``.
+        text: sources of text; see :class:`~lightning_lopt.tasks.char_lm.CharFamily`, also for ``options``.
         cells: some of :data:`CELLS`.
         embeddings: features of a character to draw from.
         widths: features of a recurrent layer to draw from.

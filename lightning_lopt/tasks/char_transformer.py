@@ -87,7 +87,7 @@ class CharTransformer(CharFamily):
     """Causal transformers of different size and make on excerpts of text.
 
     Args:
-        text: where characters come from; see :class:`~lightning_lopt.tasks.char_lm.CharFamily`, also for ``options``.
+        text: sources of text; see :class:`~lightning_lopt.tasks.char_lm.CharFamily`, also for ``options``.
         widths: features of a token to draw from.
         depths: numbers of blocks to draw from.
         heads: numbers of attention heads to draw from; each must divide every width.

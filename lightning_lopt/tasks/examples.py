@@ -1,4 +1,4 @@
-"""Tasks on a fixed set of examples: how batches are drawn, and what classification adds."""
+"""Tasks on a fixed set of examples, and classification tasks."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ class Labelled(Protocol):
 
 
 class ExamplesTask(Task):
-    """A network trained on a fixed set of examples; a batch takes some of them, with replacement.
+    """A network trained on a fixed set of examples; mini-batches are drawn from it with replacement.
 
     Args:
         splits: tensors by name, examples along the first axis, for ``"train"`` and, held out, for ``"valid"``.
         layout: the parameters.
-        loss_scale: loss of a model that knows nothing.
+        loss_scale: loss of an uninformed model.
         batch_size: B >= 1 examples in a mini-batch.
         name: name of the task.
-        config: everything that was drawn for this task, JSON values only.
+        config: settings that were drawn for this task, JSON values only.
 
     Example:
         >>> from lightning_lopt.tasks import Layout
@@ -96,10 +96,10 @@ class ExamplesTask(Task):
 
 
 class RandomExamplesTask(ExamplesTask):
-    """Examples with random numbers of their own in every mini-batch; a subclass says which.
+    """Examples with additional random entries in every mini-batch, which a subclass defines.
 
     Attributes:
-        random_when_measured: whether whole splits have random numbers too, the same at every call.
+        random_when_measured: whether whole splits have these entries too, the same at every call.
 
     Example:
         >>> from lightning_lopt.tasks import Layout
@@ -124,7 +124,7 @@ class RandomExamplesTask(ExamplesTask):
 
         Args:
             examples: leading axes of the entries, the axis of the examples last.
-            generator: on the CPU.
+            generator: random generator on the CPU.
         """
 
     def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
@@ -143,12 +143,12 @@ class RandomExamplesTask(ExamplesTask):
 
 
 class ClassificationTask(ExamplesTask):
-    """Cross-entropy on labelled examples; a subclass brings logits.
+    """Cross-entropy on labelled examples; a subclass defines the logits.
 
     A batch is ``{"inputs": (*lead, B, ...), "targets": (*lead, B) int64}``; images are (C, H, W) float32.
 
     Args:
-        train: what mini-batches come from by default.
+        train: examples of mini-batches for training.
         valid: held-out examples, with the same shape and classes.
         layout: the parameters.
         options: ``batch_size``, ``name``, ``config`` of :class:`ExamplesTask`.

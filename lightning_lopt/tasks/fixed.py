@@ -10,10 +10,10 @@ from lightning_lopt.tasks.base import Task, TaskFamily
 
 
 class FixedTask(TaskFamily):
-    """Always the same task, for instance a :class:`~lightning_lopt.tasks.LightningTask`, where a family is asked for.
+    """A family with one task, for instance a :class:`~lightning_lopt.tasks.LightningTask`.
 
     Args:
-        task: what :meth:`sample` returns.
+        task: the task that :meth:`sample` returns.
 
     Example:
         >>> from lightning_lopt import TaskDataModule

@@ -18,15 +18,15 @@ from lightning_lopt.tasks.reconstruction import ReconstructionFamily, Reconstruc
 
 
 class ImageAutoencoderTask(ReconstructionTask):
-    r"""Mean squared error of a perceptron with a narrow middle, on images whose pixels may have noise added.
+    r"""Mean squared error of an autoencoder with a narrow middle layer; its inputs may have noise added.
 
     .. math:: L = \frac1D \lVert x - d(e(x + s\,\varepsilon)) \rVert^2, \qquad \varepsilon \sim \mathcal N(0, 1)
 
     Args:
-        train: images to train on; labels are left aside.
+        train: images to train on; labels are not used.
         valid: held-out images.
         widths: hidden layers of the encoder; the decoder has them in reverse.
-        code: width of the middle, which has no activation.
+        code: width of the middle layer, which has no activation.
         corruption: s >= 0.
         options: see :class:`~lightning_lopt.tasks.reconstruction.ReconstructionTask`.
 

@@ -32,7 +32,7 @@ class ImageCNNTask(ClassificationTask):
         channels: output channels of each convolution, at least one.
         activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
         downsampling: how images shrink: ``"stride"`` of the convolution, ``"max"`` or ``"mean"`` over 2×2 pixels.
-        readout: what the head reads: ``"mean"`` over the image, or all of it (``"flatten"``).
+        readout: input of the head: ``"mean"`` over the image, or all of it (``"flatten"``).
         scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
         init_scale: factor on the initial weights (biases excepted).
         options: ``batch_size``, ``name``, ``config``.
@@ -92,10 +92,10 @@ class ImageCNNTask(ClassificationTask):
 
 
 class ImageCNN(ImageFamily):
-    """Convolutional networks of different depth, width and make on (varied) images.
+    """Convolutional networks of different depth, width and layers on (varied) images.
 
     Args:
-        data: where images come from; see :class:`~lightning_lopt.tasks.image.ImageFamily`, also for ``options``.
+        data: sources of images; see :class:`~lightning_lopt.tasks.image.ImageFamily`, also for ``options``.
         depths: numbers of convolutions to draw from.
         channels: channels to draw from, for each convolution anew.
         downsamplings: some of :data:`DOWNSAMPLINGS`.

@@ -66,7 +66,7 @@ class ImageMLP(ImageFamily):
     """Perceptrons of different depth, width and activation on (varied) images.
 
     Args:
-        data: where images come from; see :class:`~lightning_lopt.tasks.image.ImageFamily`, also for ``options``.
+        data: sources of images; see :class:`~lightning_lopt.tasks.image.ImageFamily`, also for ``options``.
         depths: numbers of hidden layers to draw from.
         widths: widths to draw from, for each hidden layer anew.
 

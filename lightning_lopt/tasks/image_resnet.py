@@ -116,7 +116,7 @@ class ImageResNet(ImageFamily):
     """Residual networks of different depth, width and normalisation on (varied) images.
 
     Args:
-        data: where images come from; see :class:`~lightning_lopt.tasks.image.ImageFamily`, also for ``options``.
+        data: sources of images; see :class:`~lightning_lopt.tasks.image.ImageFamily`, also for ``options``.
         stages: numbers of stages to draw from.
         widths: channels of the first stage to draw from; each further stage has twice as many.
         blocks: blocks in a stage to draw from.

@@ -23,10 +23,10 @@ class ImageVAETask(ReconstructionTask):
         \text{KL}\big(\mathcal N(\mu, \sigma^2) \,\Vert\, \mathcal N(0, 1)\big)\Big), \qquad
         z = \mu + \sigma\varepsilon, \quad [\mu, \log\sigma^2] = e(x)
 
-    The noise ε comes in the batch, shape ``(B, code)``.
+    The noise ε is an entry of the batch, shape ``(B, code)``.
 
     Args:
-        train: images to train on; labels are left aside.
+        train: images to train on; labels are not used.
         valid: held-out images.
         widths: hidden layers of the encoder; the decoder has them in reverse.
         code: dimensions of z.
@@ -96,7 +96,7 @@ class ImageVAE(ReconstructionFamily):
     def __init__(
         self, data: DataLike | None = None, deviations: Sequence[float] = (0.3, 0.5, 1.0), **options: Any
     ) -> None:
-        # log σ² is exponentiated: in nets that begin with larger numbers, single images make the loss a thousandfold
+        # log σ² is exponentiated: with larger initial weights, single images make the loss a thousand times larger
         super().__init__(data, **{"schemes": ("uniform", "lecun"), "init_scales": (0.5, 1.0), **options})
         self.ranges["deviations"] = check_numbers(deviations, "deviations", 0.01)
 

@@ -31,7 +31,7 @@ class ImageViTTask(ClassificationTask):
         width: features of a token W.
         depth: number of blocks.
         heads: attention heads; divides ``width``.
-        pooling: what the head reads: the ``"mean"`` of all tokens, or an extra first ``"token"`` named ``class.token``.
+        pooling: input of the head: the ``"mean"`` of all tokens, or an extra first ``"token"`` named ``class.token``.
         prenorm, expansion: see :class:`~lightning_lopt.tasks.attention.Transformer`.
         activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
         scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
@@ -88,7 +88,7 @@ class ImageViTTask(ClassificationTask):
 
 
 class ImageViT(PatchFamily):
-    """Vision transformers of different size and make on (varied) images.
+    """Vision transformers of different size and pooling on (varied) images.
 
     Args:
         data: as for :class:`~lightning_lopt.tasks.patches.PatchFamily`, as are ``grids``, ``widths`` and ``depths``

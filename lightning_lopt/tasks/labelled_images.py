@@ -1,4 +1,4 @@
-"""Labelled images as a checked value: what image tasks are made from."""
+"""Labelled images, the checked data of image tasks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MAX_CHANNELS = 4
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
-    """Images with one class each, checked once so that nothing downstream has to.
+    """Images with one class each, checked when they are made.
 
     Attributes:
         inputs: float32, shape ``(N, C, H, W)``, finite.
@@ -146,7 +146,7 @@ class LabelledImages:
 
         Args:
             valid_fraction: share of the images that goes to validation, in (0, 1); at least one goes to each part.
-            generator: on the CPU.
+            generator: random generator on the CPU.
             max_valid: upper bound on the number of validation images; the rest is for training.
 
         Raises:
@@ -179,7 +179,7 @@ def _images(x: np.ndarray[Any, Any], name: str) -> Tensor:
             f"with 1 to {_MAX_CHANNELS} channels."
         )
     scale = 255.0 if x.dtype == np.uint8 else 1.0
-    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused as that
+    with np.errstate(over="ignore"):  # an overflow gives an infinite value, which is refused
         return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)) / scale
 
 

@@ -1,4 +1,4 @@
-"""What the parameters of a task are: name, shape, role and how each begins, written down in one place."""
+"""The layout of the parameters of a task: name, shape, role and initial distribution of each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Initial:
     Attributes:
         shape: its shape.
         role: its role.
-        law: ``"uniform"`` in ±size, ``"normal"`` of deviation size cut at two deviations, or ``"constant"``.
+        law: ``"uniform"`` in ±size, ``"normal"`` of deviation size truncated at two deviations, or ``"constant"``.
         size: a number; the value itself for a constant.
     """
 
@@ -53,7 +53,7 @@ class Layout:
 
     Args:
         scheme: name in :data:`SCHEMES`.
-        scale: factor on initial weights and tables; biases and normalisations are left alone.
+        scale: factor on initial weights and tables, not on biases and normalisations.
 
     Raises:
         ValueError: if the scheme is unknown.

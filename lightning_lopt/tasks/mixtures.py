@@ -77,8 +77,8 @@ def make_families(
     """Families from names: of a family, of a mixture, or several of these joined by ``+``.
 
     Args:
-        families: for instance ``"image_mlp"``, ``"image+quadratic"``, or a list of names and families; a name that is
-            there twice counts twice.
+        families: for instance ``"image_mlp"``, ``"image+quadratic"``, or a list of names and families; a name that
+            occurs twice counts twice.
         data: images for the families that need them, as for :class:`~lightning_lopt.tasks.ImageMLP`, loaded once.
         text: text for the families that need it, as for :class:`~lightning_lopt.tasks.CharRNN`, loaded once.
 

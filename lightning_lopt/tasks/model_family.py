@@ -1,4 +1,4 @@
-"""What families of networks draw in the same way: activation, batch size, initial weights."""
+"""The common part of families of networks: draws of activation, batch size and initial weights."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class ModelFamily(TaskFamily):
         return round(log_uniform(low, high, generator))
 
     def draw_common(self, generator: torch.Generator) -> dict[str, Any]:
-        """Settings that every network has, as keyword arguments of its task."""
+        """Draw the settings that every network has, as keyword arguments of its task."""
         settings: dict[str, Any] = {}
         if "activations" in self.ranges:
             settings["activation"] = self.pick("activations", generator)

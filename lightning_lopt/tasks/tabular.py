@@ -32,7 +32,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 class TabularTask(ExamplesTask):
     """A perceptron with parameters ``layers.0.weight`` (out, in), ``layers.0.bias`` (out,) and so on, on a table.
 
-    A model that knows nothing gives all classes the same probability, or answers the mean of the training values.
+    An uninformed model gives all classes the same probability, or predicts the mean of the training values.
 
     Args:
         train: rows to train on.
@@ -101,10 +101,10 @@ def with_noise(table: Table, noise: float, generator: torch.Generator) -> Table:
 
 
 class TabularFamily(ModelFamily):
-    """What families on tables draw in the same way: the table, the scales of its columns, noise, the perceptron.
+    """The common part of families on tables: draws of the table, the scales of its columns, noise, the perceptron.
 
-    Columns are standardised, then multiplied by factors of their own (log-normal) in half of the tasks, and mixed with
-    their neighbour in some. Noise is in training targets only.
+    Columns are standardised; in half of the tasks they are then multiplied by one log-normal factor each, and in some
+    tasks they are mixed with their neighbour. Noise is in training targets only.
 
     Args:
         data: tables, their names, or ``"synthetic"``; see :func:`~lightning_lopt.tasks.tables.resolve_tables`. Half of

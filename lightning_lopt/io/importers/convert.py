@@ -1,4 +1,4 @@
-"""``lightning-lopt convert``: a rule that others have saved, in our format, with a card that says where it is from."""
+"""``lightning-lopt convert``: converts a rule from a foreign format, with a card that names its source."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def convert_rule(
     Args:
         sources, rule, arguments: as in :func:`import_rule`.
         to: the folder to write, none of ``sources``.
-        licence: SPDX identifier; by default what the sources' cards name, and else unknown, which the card then says.
+        licence: SPDX identifier; by default that of the cards of the sources. If they name none, the card says
+            "unknown".
 
     Returns:
         ``to`` as a path.
@@ -54,32 +55,32 @@ def convert_rule(
     """
     if any(os.path.realpath(source) == os.path.realpath(to) for source in sources):
         raise RuleFileError(f"{Path(to)} is what is to be converted; choose another folder to write.")
-    found = import_with_origin(*sources, rule=rule, arguments=arguments)
+    imported = import_with_origin(*sources, rule=rule, arguments=arguments)
     if licence is None:
-        named = {source.licence for source in found.sources}
+        named = {source.licence for source in imported.sources}
         licence = (named.pop() if len(named) == 1 else None) or UNKNOWN_LICENCE
     try:
-        card = _card(found, arguments or {}, licence)
+        card = _card(imported, arguments or {}, licence)
     except ValueError as error:
         raise RuleFileError(f"{Path(to)} was not written: {error}") from None
-    origin = [{"source": source.origin, "sha256": source.sha256} for source in found.sources]
-    return save_rule(found.rule, to, card=card, meta_training={"imported_from": origin, "licence": licence})
+    origin = [{"source": source.origin, "sha256": source.sha256} for source in imported.sources]
+    return save_rule(imported.rule, to, card=card, meta_training={"imported_from": origin, "licence": licence})
 
 
-def _card(found: Imported, arguments: Mapping[str, Any], licence: str) -> Card:
-    origins = [_plain(source.origin) for source in found.sources]
-    lines = [f"Its weights were meta-trained elsewhere and imported as `{found.kind}`:", ""]
-    lines += [f"- `{origin}`, SHA-256 `{x.sha256}`" for origin, x in zip(origins, found.sources, strict=True)]
+def _card(imported: Imported, arguments: Mapping[str, Any], licence: str) -> Card:
+    origins = [_plain(source.origin) for source in imported.sources]
+    lines = [f"Its weights were meta-trained elsewhere and imported as `{imported.kind}`:", ""]
+    lines += [f"- `{origin}`, SHA-256 `{x.sha256}`" for origin, x in zip(origins, imported.sources, strict=True)]
     if licence == UNKNOWN_LICENCE:
         lines += ["", "The licence of these weights is unknown: ask their authors before you use or pass them on."]
-    if found.note:
-        lines += ["", found.note]
-    options = ["--rule", found.kind]
+    if imported.note:
+        lines += ["", imported.note]
+    options = ["--rule", imported.kind]
     for name, value in arguments.items():
         options += ["--set", f"{name}={json.dumps(value)}"]
     command = shlex.join(["lightning-lopt", "convert", *origins, "FOLDER", *options])
     return Card(
-        title=f"Update rule {found.rule.rule_name} from {' and '.join(origins)}",
+        title=f"Update rule {imported.rule.rule_name} from {' and '.join(origins)}",
         summary="\n".join(lines),
         recipe=f"```sh\n{command}\n```",
         limitations="Step sizes, decays and the like are not in the imported files; `config.json` has those used here.",
@@ -88,7 +89,7 @@ def _card(found: Imported, arguments: Mapping[str, Any], licence: str) -> Card:
 
 
 def _plain(text: str) -> str:
-    """A path or address that can stand on one line of markdown, between backticks."""
+    """A path or address without characters that would end a line of markdown or its backticks."""
     return "".join(x if x.isprintable() and x != "`" else "?" for x in text)
 
 

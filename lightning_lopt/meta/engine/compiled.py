@@ -17,9 +17,9 @@ from lightning_lopt.rules.base import UpdateRule
 class Compiled(Execution):
     """Inner steps compiled: the numbers of :class:`~lightning_lopt.meta.engine.Eager` up to rounding, in fewer kernels.
 
-    What is compiled is one inner step of all runs, anew for each architecture of a task (shapes, batch size,
-    activation): worth it where few architectures see many steps. Where compiling fails, that architecture stays eager,
-    as :class:`~lightning_lopt.compiling.CompiledFunction` says.
+    One inner step of all runs is compiled, once for each architecture of a task (shapes, batch size, activation). It
+    pays off for few architectures with many steps each. If compiling fails, the steps of that architecture are eager
+    (:class:`~lightning_lopt.compiling.CompiledFunction`).
 
     On CUDA, kernels that do not depend on each other are combined: 59 instead of 88 in a step of Celo2's rule.
 

@@ -1,4 +1,4 @@
-"""Inner steps as PyTorch runs them by itself, kernel by kernel."""
+"""Eager inner steps: PyTorch launches kernel by kernel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_lopt.rules.base import UpdateRule
 
 
 class Eager(Execution):
-    """Inner steps that are neither compiled nor recorded: what the other executions are compared with.
+    """Inner steps that are neither compiled nor recorded; tests compare the other executions with them.
 
     Example:
         >>> from lightning_lopt import AdamRule

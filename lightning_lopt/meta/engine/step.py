@@ -27,9 +27,9 @@ def inner_step(
     total_steps: Tensor,
     phase: int | None = None,
 ) -> Stepped:
-    """One step of one inner run: new parameters, new state, and losses before the step. Pure.
+    """One step of one inner run: new parameters, new state, and losses before the step. A pure function.
 
-    ``batches["train"]`` is trained on; of others the loss is measured.
+    ``batches["train"]`` makes the step; for batches of other splits only the loss is measured.
 
     Example:
         >>> from lightning_lopt import AdamRule
@@ -63,8 +63,8 @@ def advance_runs(
 ) -> Stepped:
     """:func:`inner_step` for all runs side by side: leading axis N on θ, parameters, state, batches, and the losses.
 
-    Step and horizon are 0-dim where all runs have the same, or of shape ``(N,)``: then those at their horizon stay as
-    they are.
+    Step and horizon are 0-dim if they are the same for all runs, or have the shape ``(N,)``; then runs at their horizon
+    do not change.
     """
     shared = step.ndim == 0
 

@@ -1,4 +1,4 @@
-"""Evolution strategies that keep one perturbation for a whole inner run, estimated piece by piece."""
+"""Evolution strategies with one perturbation for a whole inner run, and an estimate after each piece of it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class NRES(TruncatedEvolutionStrategies):
 
 
 class ESSingle(NRES):
-    """ES-Single: the estimate of :class:`NRES`, found independently and published under this name.
+    """ES-Single: the estimate of :class:`NRES`, published independently under this name.
 
     References: Vicol 2023, "Low-variance gradient estimation in unrolled computation graphs with ES-Single", ICML.
 

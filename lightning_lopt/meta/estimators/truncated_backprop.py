@@ -27,17 +27,17 @@ class TruncatedBackprop(Estimator):
 
     .. math:: g = \frac1R \sum_r \nabla_\theta\, \tfrac1K \sum_{t} L_{tr}
 
-    with R inner runs side by side, all at θ. What lies before the truncation counts as a constant: the short-horizon
-    bias. Exact where ``truncation`` is the whole horizon, but there a chaotic run has gradients that explode, and the
-    non-smooth losses that evolution strategies blur are taken as they are. Memory grows with ``truncation``, not with
-    the horizon. A run whose gradient is not finite takes no part.
+    with R inner runs side by side, all at θ. The state before the truncation counts as a constant, which gives the
+    short-horizon bias. The gradient is exact if ``truncation`` is the whole horizon; but then the gradients of a
+    chaotic run explode, and losses that are not smooth are not smoothed, as they are by evolution strategies. Memory
+    grows with ``truncation``, not with the horizon. A run whose gradient is not finite is left out.
 
     Args:
         truncation: inner steps K of one piece, >= 1.
         runs: number R of inner runs, >= 1.
         meta_loss: what is minimised; the mean training loss by default. Above its cap the gradient is 0.
         clip: largest norm of the gradient that flows from one inner step to the step before it, over all parameters
-            and state of a run, > 0; ``None`` for none. Makes a chaotic run bearable at the price of a bias.
+            and state of a run, > 0; ``None`` for none. Limits the gradients of a chaotic run at the price of a bias.
 
     Raises:
         ValueError: if a number is out of range.
@@ -127,7 +127,7 @@ def _clip_backward(runs: InnerRuns, limit: float) -> InnerRuns:
     tensors: list[Tensor] = []
 
     def collect(tensor: Tensor) -> Tensor:
-        if tensor.is_floating_point():  # a task may carry whole numbers along
+        if tensor.is_floating_point():  # a task may carry integers from step to step
             tensors.append(tensor)
         return tensor
 

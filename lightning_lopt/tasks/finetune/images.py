@@ -1,4 +1,4 @@
-"""Fine-tuning on images: other classes, other images, and classifiers that begin as autoencoders."""
+"""Fine-tuning on images: other classes, other images, and classifiers whose body is that of an autoencoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fine-tuning on synthetic tables: students of a random network that get another one with the same hidden layers."""
+"""Fine-tuning on synthetic tables: students of a random network get a new teacher with the same hidden layers."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ OLD_ROWS, OLD_OUTPUTS, VALID = 6000, 32, 512  # as many outputs as hidden units:
 
 
 class FineTuneStudents(FineTuneFamily[Params]):
-    """Perceptrons pretrained on the values of a random network, and few rows of another with the same hidden layers.
+    """Perceptrons pretrained on the outputs of a random network, and few rows of another with the same hidden layers.
 
-    A new task has values to match, or classes (the largest output) to tell apart; some have noise in
-    the training targets.
+    The targets of a new task are values or classes (the largest output); some tasks have noise in the training targets.
 
     Args:
         dims: numbers of inputs to draw from.

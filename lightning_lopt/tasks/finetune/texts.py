@@ -1,4 +1,4 @@
-"""Fine-tuning on text: character models that were trained on one text, and a little of another."""
+"""Fine-tuning on text: character models that were pretrained on one text, and a short part of another."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def augment(families: Sequence[TaskFamily], augmentation: str | Sequence[Transfo
         return list(families)
     if isinstance(augmentation, str):
         if augmentation not in AUGMENTATIONS:
-            known = ", ".join(map(repr, AUGMENTATIONS))
-            raise ValueError(f"there is no augmentation {augmentation!r}; use one of {known}, or a list of transforms.")
+            names = ", ".join(map(repr, AUGMENTATIONS))
+            raise ValueError(f"there is no augmentation {augmentation!r}; use one of {names}, or a list of transforms.")
         augmentation = AUGMENTATIONS[augmentation]
     return [Augmented(family, augmentation) for family in families]
