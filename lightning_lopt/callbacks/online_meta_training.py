@@ -35,9 +35,8 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
     (a *pilot*) with perturbed θ, with the present θ and with the θ of the start, all side by side
     (:func:`~lightning_lopt.meta.pilot.pilot_losses`). The losses of the pilots by ``training_step`` on validation
     batches change θ (:class:`~lightning_lopt.meta.search.Search`); without validation batches of the same structure,
-    some of the coming batches are kept apart and take their place. The fit uses the changed θ as long as the losses are
-    lower than with the θ of the start, and that θ otherwise. The fit's batches, their order, and its random numbers
-    stay as they are.
+    some of the coming batches replace them. The fit uses the changed θ as long as its losses are lower than those of
+    the θ of the start, and that θ otherwise. Batches, their order, and random numbers of the fit do not change.
 
     For a rule that calibrates its steps, as ``base`` does, only weight decay is searched: the step sizes and momenta
     that are best in pilots are far from the best ones for the run. A third of the decay and three times the decay are
@@ -73,7 +72,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
         total_steps, lr, weight_decay, log: see :class:`~lightning_lopt.LearnedOptimizerAdapter`.
 
     Raises:
-        ValueError: if an argument is out of range, or ``search`` stands beside arguments of the default one; at the
+        ValueError: if an argument is out of range, or ``search`` is given with arguments of the default one; at the
             start of training for manual optimization, several optimizers, an optimizer that is not learned, sharded or
             half-precision parameters, or a rule without such entries.
 

@@ -1,4 +1,4 @@
-"""``lightning-lopt evaluate`` and ``lightning-lopt compare``: rules beside tuned baselines on a suite, as a report."""
+"""``lightning-lopt evaluate`` and ``lightning-lopt compare``: a report on rules and tuned baselines on a suite."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
 
 def suite_argument(text: str) -> str:
-    """Check the name of a suite; the address ``FILE.py:NAME`` of one of the user's own is looked at when it is read.
+    """Check the name of a suite; an address ``FILE.py:NAME`` of a user's suite is checked when it is read.
 
     Raises:
         argparse.ArgumentTypeError: if it is neither.
@@ -143,10 +143,11 @@ def problems_of(suite: str, data: Sequence[str] | None) -> list[Problem]:
 
 def _chosen(problems: list[Problem], names: Sequence[str] | None) -> list[Problem]:
     """The problems of these names, in the order of the suite."""
-    known = [problem.name for problem in problems]
+    names_in_suite = [problem.name for problem in problems]
     for name in names or ():
-        if name not in known:
-            raise ValueError(f"there is no problem {name!r} in the suite; use some of {', '.join(map(repr, known))}.")
+        if name not in names_in_suite:
+            available = ", ".join(map(repr, names_in_suite))
+            raise ValueError(f"there is no problem {name!r} in the suite; use some of {available}.")
     return [problem for problem in problems if names is None or problem.name in names]
 
 
@@ -176,13 +177,13 @@ def _show(bar: tqdm[None], done: int, total: int, last: str) -> None:
 
 
 def _print(results: Results) -> None:
-    found = numbers(results)
+    report_numbers = numbers(results)
     say("\n" + finals(results.problems, [*results.rules, *results.against]).markdown())
-    say("\n" + overall(found, "shell", ALL).markdown() + "\n")
+    say("\n" + overall(report_numbers, "shell", ALL).markdown() + "\n")
     say(log_ratios(results).markdown() + "\n")
     if (table := untuned_table(results)).rows:
         say(f"Untuned against untuned:\n\n{table.markdown()}\n")
-    for paragraph in summary(results, found):
+    for paragraph in summary(results, report_numbers):
         say(paragraph)
 
 
@@ -192,7 +193,7 @@ def _log(results: Results, folder: Path, project: str) -> None:
 
     from lightning_lopt.evaluation.report import PAGE, RESULTS, log_media
 
-    # absolute, since the process that writes may have started in another folder
+    # absolute, since the process that writes may have another working directory
     logger = WandbLogger(project=project, save_dir=folder.resolve(), job_type="evaluation")
     logger.log_hyperparams({"command": results.command, **results.environment})
     logger.log_metrics(

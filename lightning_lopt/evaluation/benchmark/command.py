@@ -30,37 +30,37 @@ from lightning_lopt.io.whole import write_whole
 from lightning_lopt.rules.base import RULES
 from lightning_lopt.terminal import say
 
-PLANNED = 10_000  # steps of the runs that rules are told of
+PLANNED = 10_000  # horizon for the rules
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def benchmark_command(arguments: Sequence[str]) -> int:
-    """Print a table for each model, and write JSON and a picture where asked for; returns the exit status."""
-    given = _parser().parse_args(arguments)
-    torch.set_num_threads(given.threads)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = given.tf32
+    """Print a table for each model, and write JSON and a picture if ``--out`` is given; return the exit status."""
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
     results = []
     try:
-        device = _device(given.device)
-        contenders = _contenders(given)
+        device = _device(options.device)
+        contenders = _contenders(options)
         limits = measured_limits(device)
         rates = ", ".join(f"{1e-9 * rate:.4g} GFLOP/s in {dtype} products" for dtype, rate in limits.products.items())
-        say(f"{given.device}, threads {given.threads}: {rates}, {1e-9 * limits.bandwidth:.3g} GB/s of memory\n")
+        say(f"{options.device}, threads {options.threads}: {rates}, {1e-9 * limits.bandwidth:.3g} GB/s of memory\n")
         with tqdm(disable=None, bar_format="{desc}", leave=False) as bar:
-            for name in given.models:
-                workload = _workload(name, given, device)
-                autocast = TYPES[given.autocast] if given.autocast else None
+            for name in options.models:
+                workload = _workload(name, options, device)
+                autocast = TYPES[options.autocast] if options.autocast else None
                 result = measure(
-                    workload, contenders, repeats=given.repeats, autocast=autocast, tell=bar.set_description_str
+                    workload, contenders, repeats=options.repeats, autocast=autocast, tell=bar.set_description_str
                 )
                 results.append(result)
                 del workload  # before the next one is built
                 bar.clear()
                 say(text(result, limits) + "\n")
-                if given.out is not None:  # after each model, so that a run which is stopped has given something
-                    _write(Path(given.out), results, limits, ["benchmark", *arguments], device)
-        if given.out is not None:
-            say(f"written: {given.out}/benchmark.json, {given.out}/benchmark.png")
+                if options.out is not None:  # after each model, so that a stopped run leaves results
+                    _write(Path(options.out), results, limits, ["benchmark", *arguments], device)
+        if options.out is not None:
+            say(f"written: {options.out}/benchmark.json, {options.out}/benchmark.png")
     except (ValueError, OSError, ImportError) as error:
         say(f"lightning-lopt benchmark: {error}")
         return 1
@@ -90,27 +90,27 @@ def _device(name: str) -> torch.device:
         raise ValueError(f"no device {name!r} can be used here ({reason}); leave --device out for the CPU.") from error
 
 
-def _contenders(given: argparse.Namespace) -> dict[str, Contender]:
-    options: dict[str, object] = {}
-    if given.state_dtype is not None:
-        options["state_dtype"] = TYPES[given.state_dtype]
-    if given.compile:
-        options["compile"] = True
-    peers = {name: PEERS[name] for name in dict.fromkeys([REFERENCE, *given.optimizers])}
-    rules = {name: rule_contender(rule_named(name), PLANNED, **options) for name in given.rules}
-    if given.plain:
-        options["compile"] = False
-        rules |= {f"{name}_plain": rule_contender(rule_named(name), PLANNED, **options) for name in given.rules}
+def _contenders(options: argparse.Namespace) -> dict[str, Contender]:
+    arguments: dict[str, object] = {}
+    if options.state_dtype is not None:
+        arguments["state_dtype"] = TYPES[options.state_dtype]
+    if options.compile:
+        arguments["compile"] = True
+    peers = {name: PEERS[name] for name in dict.fromkeys([REFERENCE, *options.optimizers])}
+    rules = {name: rule_contender(rule_named(name), PLANNED, **arguments) for name in options.rules}
+    if options.plain:
+        arguments["compile"] = False
+        rules |= {f"{name}_plain": rule_contender(rule_named(name), PLANNED, **arguments) for name in options.rules}
     twice = next((name for name in rules if name in peers), None)
     if twice is not None:
         raise ValueError(f"a rule and another optimizer are both called {twice!r}; leave one of them out.")
     return peers | rules
 
 
-def _workload(name: str, given: argparse.Namespace, device: torch.device) -> Workload:
+def _workload(name: str, options: argparse.Namespace, device: torch.device) -> Workload:
     if ":" in name:
-        return users_workload(name, given.datamodule, device)
-    return named_workload(name, device, dtype=TYPES[given.dtype], batch=given.batch, length=given.length)
+        return users_workload(name, options.datamodule, device)
+    return named_workload(name, device, dtype=TYPES[options.dtype], batch=options.batch, length=options.length)
 
 
 def _parser() -> argparse.ArgumentParser:

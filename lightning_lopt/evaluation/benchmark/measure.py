@@ -1,4 +1,4 @@
-"""One model, all optimizers: seconds, operations and bytes, in one process."""
+"""Measures all optimizers on one model in one process: seconds, operations and bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OF_RULES, OF_OTHERS = 3, 12
 
 
 class _Training:
-    """A workload's gradients, and its parameters as they were at first: no optimizer depends on what another does."""
+    """Computes the gradients of a workload, and restores its initial parameters, so that optimizers are independent."""
 
     def __init__(self, workload: Workload, autocast: torch.dtype | None) -> None:
         self.workload, self.autocast = workload, autocast
@@ -67,16 +67,16 @@ def measure(
 ) -> ModelResult:
     """Benchmark optimizers on a model.
 
-    All train the same parameters with the same gradients, new ones at every step, and take turns. The first 40 steps
-    are not timed; within these, steps of small networks are traced. Optimizers that fail or are not installed are left
-    out, with the reason in the result.
+    The optimizers take turns on the same parameters with the same gradients, new ones at every step. The first 40 steps
+    are not timed; among them, steps of small networks are traced. Optimizers that fail or are not installed are left
+    out, and the result contains the reason.
 
     Args:
-        workload: what is trained; its parameters are as before afterwards.
-        contenders: optimizers by name, :data:`~lightning_lopt.evaluation.benchmark.optimizers.REFERENCE` among them.
+        workload: the model and its batches; its parameters are restored at the end.
+        contenders: optimizers by name, including :data:`~lightning_lopt.evaluation.benchmark.optimizers.REFERENCE`.
         repeats: timed steps, >= 1.
-        autocast: type of forward and backward passes under ``torch.autocast``; ``None``: without.
-        tell: is given a line now and then.
+        autocast: type of forward and backward passes under ``torch.autocast``; ``None`` for none.
+        tell: function that gets lines about the progress.
 
     Raises:
         ValueError: if the reference is missing or fails, or ``repeats`` is below 1.
@@ -103,7 +103,9 @@ def measure(
                 )
             except NotAvailableError as error:
                 left_out[name] = str(error)
-            except Exception as error:  # an optimizer of others may fail in any way, and the rest goes on
+            except (
+                Exception
+            ) as error:  # an optimizer of another package may fail in any way; the others are still measured
                 left_out[name] = f"{type(error).__name__}: {error}"
             if name in steps and training.lacks_gradients:
                 del steps[name]
