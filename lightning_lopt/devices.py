@@ -16,7 +16,7 @@ def sent(value: Tensor, device: torch.device) -> Tensor:
     return value.pin_memory().to(device, non_blocking=True)  # a copy from memory that is not pinned would wait
 
 
-def kept_on(value: Tensor, device: torch.device) -> Tensor:
+def cached_on(value: Tensor, device: torch.device) -> Tensor:
     """``value`` on ``device``, the same cached copy each time; it must not be changed."""
     if value.device == device:
         return value

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 WARM_UP = 2
-"""Calls of a function before the one that is recorded."""
+"""Number of calls of a function before its recording."""
 
 
 def record(function: Callable[[], None]) -> Callable[[], object]:

@@ -18,11 +18,7 @@ from lightning_lopt.meta.runs import device_of
 from lightning_lopt.rules.base import UpdateRule
 
 FOR_BASELINES = 0.25  # share of the time for named baselines
-UNTIL_SAME_TIME, UNTIL_PASSES, UNTIL_BATCHES = (
-    0.72,
-    0.87,
-    0.98,
-)  # shares of the time from the start to the end of each part
+UNTIL_SAME_TIME, UNTIL_PASSES, UNTIL_BATCHES = 0.72, 0.87, 0.98  # share of the time at the end of each part
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ _LAYERS: dict[str, tuple[tuple[type[nn.Module], ...], frozenset[str]]] = {
         frozenset({"categorical", "char_rnn", "char_transformer"}),
     ),
 }
-"""Kinds of layers: the classes that show them, and the task families that have them."""
+"""Kinds of layers: the classes of their layers, and the task families that contain them."""
 
 
 def meta_training_of(rule: str | os.PathLike[str] | UpdateRule) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.tasks.base import Task
 
 SWEEPS = (tuple(range(-9, -1)), (-8, -6, -4, -2), (DEFAULT,))
-"""Exponents of the first level: learning rates from 3e-5 to 1e-1 half a decade apart, or, where there is less time, a
-decade apart, or the default one alone."""
+"""Exponents of the first level: learning rates from 3e-5 to 1e-1 in steps of half a decade, or, with less time, of a
+decade, or only the default rate."""
 SHORTEST = 5  # fewest steps of a pilot
 LEVELS = 4
 LARGEST_GROWTH = 8.0
@@ -135,9 +135,7 @@ def next_horizon(cost: PilotSeconds, seconds: float, before: int, levels: int, r
     if before == 0:  # later levels have about 1.6 times as many runs
         for count in range(levels, 0, -1):
             first = int(room(count) / (1 + 1.6 * sum(2**level for level in range(1, count))))
-            if (
-                first >= SHORTEST
-            ):  # an eighth of the time, since the speed is only a guess so far; later levels use the rest
+            if first >= SHORTEST:  # an eighth of the time, since the speed is a guess; later levels use the rest
                 return min(total_steps, max(SHORTEST, min(first // 8, total_steps >> (levels - 1))))
         return 0
     if total_steps <= 2 * before:

@@ -20,11 +20,11 @@ from lightning_lopt.assessment.outlook import outlook
 from lightning_lopt.assessment.pilots import Level
 from lightning_lopt.assessment.same_time import in_the_same_time
 from lightning_lopt.assessment.subject import Subject
-from lightning_lopt.assessment.verdict import judge, nobody_learns, troubles
+from lightning_lopt.assessment.verdict import judge, no_optimizer_learns, troubles
 from lightning_lopt.io import load_rule
 from lightning_lopt.optim.inputs import checked_horizon
 from lightning_lopt.rules.base import UpdateRule
-from lightning_lopt.tasks.side_effects import generators_kept, untouched
+from lightning_lopt.tasks.side_effects import generators_restored, random_states_restored
 from lightning_lopt.tasks.users_code import named
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def assess(
     used = copy.deepcopy(rule) if isinstance(rule, UpdateRule) else load_rule(rule)
     name = rule.rule_name if isinstance(rule, UpdateRule) else str(rule)
     plan = _Plan(used, name, meta_training, steps, budget, began, against, tell)
-    with untouched(), generators_kept(model, data, valid):
+    with random_states_restored(), generators_restored(model, data, valid):
         try:
             return plan.assess(Subject(model, data, valid, steps))
         except (ValueError, OSError):  # their messages are sentences already
@@ -146,7 +146,7 @@ class _Plan:
             outlooks["default"],
             in_the_same_time=outlooks["in_the_same_time"],
             troubles=troubles(pilots.levels, pilots.others),
-            hopeless=bool(pilots.levels) and nobody_learns(pilots.levels),
+            hopeless=bool(pilots.levels) and no_optimizer_learns(pilots.levels),
             gaps=missing,
             slowdown=cost.slowdown,
             pretrained=subject.pretrained,

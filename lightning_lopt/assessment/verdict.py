@@ -135,7 +135,7 @@ def troubles(levels: Sequence[Level], others: Sequence[OtherBatches]) -> list[st
     return sentences
 
 
-def nobody_learns(levels: Sequence[Level]) -> bool:
+def no_optimizer_learns(levels: Sequence[Level]) -> bool:
     """Whether on the longest level neither the rule nor AdamW at any rate lowered the loss."""
     level = levels[-1]
     ends = [level.rule["train"].median(), *(losses["train"].median() for losses in level.adamw.values())]

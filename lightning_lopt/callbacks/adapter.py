@@ -12,11 +12,11 @@ from torch import Tensor
 
 from lightning_lopt.callbacks.checks import ErrorWithoutBrackets, check_callbacks, check_strategy
 from lightning_lopt.callbacks.horizon import TrainerHorizon
-from lightning_lopt.callbacks.logs import Logs, say_at_the_end
+from lightning_lopt.callbacks.logs import Logs, warn_at_the_end
 from lightning_lopt.callbacks.losses import MeanLoss, SummedLosses, unscaled
 from lightning_lopt.callbacks.planning import AutomaticPlan, ManualPlan, Plan
 from lightning_lopt.callbacks.swap import AfterSetup, swap_optimizers
-from lightning_lopt.callbacks.watch import ScalerWatch, StepWatch, speak_of_pretrained
+from lightning_lopt.callbacks.watch import ScalerWatch, StepWatch, warn_if_pretrained
 from lightning_lopt.optim import LearnedOptimizer, LossGuard, evaluation_weights, labels_of
 from lightning_lopt.optim.inputs import checked_horizon
 from lightning_lopt.rules.base import UpdateRule
@@ -160,7 +160,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
             )
         if all(optimizer.calls == 0 for optimizer in learned):
             self._steps_before = trainer.global_step  # not 0 in a second fit, which has fresh optimizers
-            speak_of_pretrained(pl_module, learned)
+            warn_if_pretrained(pl_module, learned)
         for optimizer in learned:
             # clone: some strategies reduce in place, and this is the user's tensor
             optimizer.signals.reduce = lambda loss: trainer.strategy.reduce(loss.clone(), reduce_op="mean")
@@ -271,7 +271,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
         self._steps.look_at_the_end(trainer.fit_loop.epoch_loop.batch_progress.total.ready)
         evaluation_weights.to_evaluation(pl_module, _learned(trainer))
         for optimizer in _learned(trainer):
-            say_at_the_end(optimizer, self._scaler.skipped.get(optimizer, 0))
+            warn_at_the_end(optimizer, self._scaler.skipped.get(optimizer, 0))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Called at the end of a fit: takes back what :meth:`setup` and :meth:`on_train_start` have attached."""

@@ -94,7 +94,7 @@ def identity(optimizer: LearnedOptimizer) -> dict[str, Any]:
         return entries
 
 
-def say_at_the_end(optimizer: LearnedOptimizer, scaler_skipped: int) -> None:
+def warn_at_the_end(optimizer: LearnedOptimizer, scaler_skipped: int) -> None:
     """Warn if steps were skipped, or more or fewer were made than planned; this waits for the device."""
     made, skipped, planned = optimizer.steps_made, optimizer.skipped_steps, optimizer.total_steps
     clauses = []

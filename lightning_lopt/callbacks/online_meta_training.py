@@ -126,7 +126,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
         """Delete the state of the last fit."""
         self.rounds.reset()
         self._recorder = BatchRecorder(4 * self.rounds.held_out)  # enough for different batches in each round
-        self.seconds = 0.0  # spent in rounds, in this process
+        self.seconds = 0.0  # seconds spent in rounds, in this process
         self._began = 0.0
 
     @property
@@ -261,7 +261,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
         self.rounds.plan(self._step, self._optimizer.total_steps)
         try:
             self._log(trainer, present_loss, ahead)
-        except Exception as error:  # of somebody's logger
+        except Exception as error:  # an error of a logger
             rank_zero_warn(f"OnlineMetaTraining could not log its numbers ({named(error)}).")
 
     def _losses_of_pilots(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Tensor:

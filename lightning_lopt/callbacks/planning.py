@@ -136,7 +136,7 @@ class AutomaticPlan(Plan):
 
 
 class ManualPlan(Plan):
-    """Manual optimization: each optimizer has a pace of its own, and is planned for at its steps."""
+    """Manual optimization: each optimizer has its own pace, and its horizon is planned at its steps."""
 
     def begin(self, saved: dict[str, Any]) -> None:
         self._check_end(progress_of(self._trainer).is_open)
@@ -163,7 +163,7 @@ class ManualPlan(Plan):
             if math.isfinite(left):
                 total, before = pace.total + int(left), optimizer.total_steps
                 surprising = not isinstance(before, int) or abs(total - before) > 0.1 * before
-                # what was given may know of a short last window, which is seen at the end of an epoch
+                # the user's number may include a short last window, which is counted only at the end of an epoch
                 counted = pace.whole_epoch >= 0 or math.isinf(at.length)
                 seen = counted if optimizer in self._given else pace.stepping > 1
                 self._set(optimizer, total, announce=seen and surprising)

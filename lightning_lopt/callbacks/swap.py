@@ -13,7 +13,13 @@ from torch.optim import Optimizer
 from lightning_lopt.optim import LearnedOptimizer, labels_of, named_groups
 from lightning_lopt.rules.base import ROLES
 
-SCHEDULERS_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")  # what schedulers leave in groups
+SCHEDULERS_KEYS = (
+    "initial_lr",
+    "max_lr",
+    "min_lr",
+    "base_momentum",
+    "max_momentum",
+)  # keys that schedulers add to groups
 
 Build = Callable[[Any], LearnedOptimizer]
 
@@ -72,7 +78,7 @@ def swap_optimizers(trainer: L.Trainer, build: Build) -> None:
         original._opt_called = True  # type: ignore[attr-defined]  # its scheduler asks, and warns without
     schedulers = [type(config.scheduler).__name__ for config in strategy.lr_scheduler_configs]
     if schedulers:
-        lost.append(f"{', '.join(schedulers)}, which goes on computing a rate that nothing reads")
+        lost.append(f"{', '.join(schedulers)}, whose rate is computed but not used")
     strategy.optimizers = list(learned)
     if lost:
         rank_zero_warn(
@@ -99,7 +105,7 @@ def _carry_over(original: Optimizer, learned: LearnedOptimizer) -> list[str]:
     factor, decay = learned.defaults["lr"], learned.defaults["weight_decay"]
     lost = []
     if max(rates) == 0.0:
-        lost.append("lr=0 in all groups, which is taken for no choice of a rate (one group among others stays frozen)")
+        lost.append("lr=0 in all groups, which counts as no choice of a rate (one group among others stays frozen)")
         rates = [factor] * len(rates)
     top, most = max(rates), max(decays)
     unit = top / factor if top and factor else 1.0

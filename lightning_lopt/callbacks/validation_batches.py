@@ -24,7 +24,7 @@ from torch.utils.data import (
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks.lightning_batches import PLAIN
 from lightning_lopt.tasks.lightning_classes import overrides
-from lightning_lopt.tasks.side_effects import generators_kept, untouched
+from lightning_lopt.tasks.side_effects import generators_restored, random_states_restored
 from lightning_lopt.tasks.users_code import named
 
 HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
@@ -87,7 +87,7 @@ def _read_beside(trainer: Any, module: Any, limit: int) -> list[Any]:
         return []
     convert, move = trainer.precision_plugin.convert_input, trainer.strategy.batch_to_device
     try:
-        with untouched(), generators_kept(loader):
+        with random_states_restored(), generators_restored(loader):
             return [move(convert(batch)) for batch in islice(_beside(loader), limit)]
     except Exception as error:
         rank_zero_warn(f"OnlineMetaTraining goes without validation batches, which it cannot read ({named(error)}).")

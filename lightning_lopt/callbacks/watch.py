@@ -70,7 +70,7 @@ class StepWatch:
         return sum(param._version for group in groups for param in group["params"])
 
 
-def speak_of_pretrained(module: nn.Module, optimizers: Sequence[LearnedOptimizer]) -> None:
+def warn_if_pretrained(module: nn.Module, optimizers: Sequence[LearnedOptimizer]) -> None:
     """Warn if the steps of a rule are relative to the size of a tensor and the module looks pretrained.
 
     For a rule that shortens the steps of such tensors by itself (``careful``) it is a message instead of a warning.

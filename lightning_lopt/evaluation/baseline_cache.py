@@ -18,11 +18,11 @@ from lightning_lopt.io.whole import write_whole
 
 FORMAT = 1
 LIMIT = 64 * MIB
-"""The most bytes that are read; an entry takes some 4 KiB."""
+"""Largest number of bytes that are read; an entry takes some 4 KiB."""
 TOLERANCE = 2e-3
-"""Relative differences of fingerprints up to here are those of machines and versions."""
+"""Largest relative difference of fingerprints between machines and versions."""
 LOCK_SECONDS = 60.0
-"""How long to wait for other processes, which need a fraction of a second each."""
+"""Longest wait for other processes, each of which needs a fraction of a second."""
 
 
 @dataclass(frozen=True)

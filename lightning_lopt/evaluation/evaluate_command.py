@@ -28,7 +28,7 @@ from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.terminal import say
 
 START = "@start"
-"""Behind the name of a rule: the same class and config at the θ that it begins meta-training with."""
+"""Suffix of the name of a rule: the same class and config with the θ at the start of meta-training."""
 SUITE_HELP = (
     f"one of {', '.join(SUITES)}; or FILE.py:NAME, a list of lightning_lopt.evaluation.Problem in a file of yours, "
     "or a function without arguments that returns one (the file is run)"
@@ -91,7 +91,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         f"lightning-lopt {command}",
         description=f"Measure {'several rules' if several else 'a rule'} beside tuned baselines on a suite of "
-        "problems, and write a report. Rules are used as they are. Stopped, it goes on where it was.",
+        "problems, and write a report. Rules are used as they are. If it is stopped, run it again to continue.",
         epilog="baselines: " + "; ".join(f"{name}: {sweep.description}" for name, sweep in known.items()),
     )
     parser.add_argument(

@@ -138,7 +138,7 @@ def evaluate(
         measurements[job] = measurement
         report(len(measurements), f"{job[1]} on {problems[job[0]].name}")
     if torch.get_num_threads() > 1 and workers > 1:
-        rank_zero_warn("workers measure with one thread each, whatever this process has.")
+        rank_zero_warn("workers measure with one thread each; the other threads of this process are not used.")
     threads = torch.get_num_threads() if workers == 1 else 1
     environment = environment_of(torch.device(baselines.device), threads) | {"workers": workers} | _packages(against)
     results = []

@@ -82,7 +82,7 @@ IN_TORCH: dict[str, Callable[[Leaves], Step]] = {
     "adam_default": lambda leaves: torch.optim.Adam(tensors_of(leaves), foreach=True).step,
     "sgd": lambda leaves: torch.optim.SGD(tensors_of(leaves), momentum=0.9, nesterov=True, lr=1e-3, foreach=True).step,
 }
-"""Baselines of :mod:`~lightning_lopt.evaluation.sweeps` as ``torch.optim`` has them."""
+"""Baselines of :mod:`~lightning_lopt.evaluation.sweeps` as optimizers of ``torch.optim``."""
 if hasattr(torch.optim, "Muon"):  # from torch 2.9 on
     IN_TORCH["muon"] = MuonWithAdamW
 

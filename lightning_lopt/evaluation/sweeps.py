@@ -22,7 +22,7 @@ from lightning_lopt.tasks.finetune import head_alone
 
 SEED = 0  # seed of models and mini-batches, the same as for the rules
 SIDE_BY_SIDE = 50_000_000
-"""Entries of parameters that are trained at once at most; beyond, learning rates take turns."""
+"""Largest number of entries of parameters that are trained at once; otherwise learning rates take turns."""
 HALF_DECADES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
 
 
@@ -223,7 +223,7 @@ FINE_TUNING_BASELINES: dict[str, Sweep] = {
         lambda lr: AdamRule(lr, weight_decay=0.01), (1e-3,), "AdamW as PyTorch has it: learning rate 1e-3, constant"
     ),
 }
-"""Baselines for fine-tuning by name: few examples are learned by heart, so validation chooses the learning rate."""
+"""Baselines for fine-tuning by name: models memorise few examples, so the validation loss chooses the learning rate."""
 
 
 def sweep_of(name: str) -> Sweep:

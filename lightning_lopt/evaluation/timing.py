@@ -13,7 +13,7 @@ import torch
 from lightning_lopt.__about__ import __version__
 
 BEGINNING = 20
-"""First steps of a run, which may cost something else than later ones: rules set up what they keep."""
+"""First steps of a run, which may have other costs than later ones, since rules create their state."""
 TRACING = 20
 """Steps after these in which :class:`~lightning_lopt.LearnedOptimizer` traces steps of small stacks, once in a run."""
 STEADY = BEGINNING + TRACING

@@ -16,16 +16,16 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
 PENDING = WEIGHTS + ".next"
-"""Where new weights wait while ``save_rule`` replaces those of an existing folder."""
+"""Name of the new weights while ``save_rule`` replaces those of an existing folder."""
 
 THETA = "theta.state"
 CHECKPOINT = "params"
 FOREIGN = (THETA, CHECKPOINT, WEIGHTS)
-"""How others call the file with θ: Celo and Celo2, google/learned_optimization, PyLO."""
+"""Names of the file with θ in foreign formats: Celo and Celo2, google/learned_optimization, PyLO."""
 
 MIB = 2**20
 LIMITS = {CONFIG: 1 * MIB, WEIGHTS: 256 * MIB, CARD: 1 * MIB, THETA: 64 * MIB, CHECKPOINT: 64 * MIB}
-"""The most bytes that are read of each file; the largest published rules (VeLO) are a few MiB."""
+"""Largest number of bytes that are read of each file; the largest published rules (VeLO) are a few MiB."""
 
 TAKE_AGAIN = "take the folder again from where it came from"
 

@@ -23,7 +23,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""What rules consist of: floats for θ, the others for buffers."""
+"""Types of the tensors of rules: floats for θ, the others for buffers."""
 
 LFS_POINTER = b"version https://git-lfs"
 

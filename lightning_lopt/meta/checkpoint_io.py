@@ -32,8 +32,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             try:
                 torch.save(checkpoint, file)
             except RuntimeError as error:
-                if isinstance(
-                    error.__context__, OSError
-                ):  # a full disk; torch raises another error at the end of the file
+                if isinstance(error.__context__, OSError):  # a full disk; torch raises another error afterwards
                     raise error.__context__ from None
                 raise

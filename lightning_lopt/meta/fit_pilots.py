@@ -19,7 +19,7 @@ from lightning_lopt.rules.base import State
 from lightning_lopt.tasks.base import Split
 from lightning_lopt.tasks.lightning_batches import StackedBatches
 from lightning_lopt.tasks.lightning_task import LightningTask
-from lightning_lopt.tasks.side_effects import untouched
+from lightning_lopt.tasks.side_effects import random_states_restored
 from lightning_lopt.tasks.users_code import named
 
 
@@ -51,7 +51,7 @@ def losses_of_round(
         Exception: any exception of the module's code.
     """
     kind = type(module).__name__
-    with untouched():
+    with random_states_restored():
         stacked = StackedBatches(coming, f"{kind}, coming batches")
         measured = StackedBatches(validation, f"{kind}, validation batches") if validation else None
         accumulated = trainer.accumulate_grad_batches

@@ -9,7 +9,7 @@ import torch
 from lightning_lopt.seeding import generator
 
 LONGEST = 20_000
-"""Horizons are refused from here on."""
+"""Largest horizon."""
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def map_runs(runs: InnerRuns, function: Callable[[Tensor], Tensor]) -> InnerRuns
     return replace(runs, params=params, state=state)
 
 
-def together(rule: UpdateRule, groups: Sequence[InnerRuns]) -> bool:
+def can_batch(rule: UpdateRule, groups: Sequence[InnerRuns]) -> bool:
     """Whether these inner runs can be batched: the same computation, equal shapes, and full steps only."""
     first = groups[0]
     if len(groups) == 1:

@@ -171,7 +171,7 @@ class MetaTrainer(L.LightningModule):
         bar = self.trainer.progress_bar_callback is not None  # a progress bar waits for the numbers that it shows
         self.log("meta_loss", step_statistics.meta_loss, prog_bar=bar, batch_size=1)
         if self._reports:
-            steps, failures = torch.stack(self._since).sum(0).tolist()  # waits for the device
+            steps, failures = torch.stack(self._since).sum(0).tolist()  # this waits for the device
             now = time.perf_counter()
             self.log("inner_steps_per_second", steps / (now - self._counted_from), prog_bar=bar, batch_size=1)
             self.log_dict({"failures": failures, **step_statistics.by_family(), **step_sizes(self.rule)}, batch_size=1)

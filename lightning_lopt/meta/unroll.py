@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_lopt.meta.batches import BatchDraws
 from lightning_lopt.meta.engine import Eager, Execution
 from lightning_lopt.meta.engine.streams import side_by_side
-from lightning_lopt.meta.runs import InnerRuns, together
+from lightning_lopt.meta.runs import InnerRuns, can_batch
 from lightning_lopt.meta.theta import Theta
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.tasks.base import Split
@@ -69,11 +69,11 @@ def unroll_groups(
 ) -> list[tuple[InnerRuns, Tensor]]:
     """:func:`unroll` of several groups of inner runs, each with ``draws`` of its own.
 
-    Groups that can be batched (:func:`~lightning_lopt.meta.runs.together`) advance as one; runs at their horizon then
+    Groups that can be batched (:func:`~lightning_lopt.meta.runs.can_batch`) advance as one; runs at their horizon then
     wait for the others. Other groups advance one after the other, on CUDA on parallel streams. ``particles`` has θ of
     all groups, concatenated along the leading axis.
     """
-    if together(rule, groups):
+    if can_batch(rule, groups):
         return _unroll_together(rule, particles, groups, steps, draws, splits, execution)
     ends = torch.tensor([runs.count for runs in groups]).cumsum(0).tolist()
     calls: list[Callable[[], list[tuple[InnerRuns, Tensor]]]] = []

@@ -105,7 +105,7 @@ def _warn(optimizer: LearnedOptimizer) -> None:
     if "evaluation weights" not in optimizer.signals.warned:
         optimizer.signals.warned.add("evaluation weights")
         warnings.warn(
-            "a checkpoint of shards holds the weights that training goes on with, not the averages that this rule is "
-            "measured at; for these save a single file, with ModelParallelStrategy(save_distributed_checkpoint=False).",
+            "a checkpoint of shards holds the trained weights, not the evaluation weights of this rule; to save these, "
+            "write a single file, with ModelParallelStrategy(save_distributed_checkpoint=False).",
             stacklevel=3,
         )

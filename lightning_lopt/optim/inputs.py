@@ -48,7 +48,7 @@ class RunState:
     saved_total: int | None = None
 
 
-def one_number(loss: Any, device: torch.device) -> Tensor:
+def scalar_loss(loss: Any, device: torch.device) -> Tensor:
     """A loss as a float32 tensor of no dimensions, without its graph, on ``device``.
 
     Raises:

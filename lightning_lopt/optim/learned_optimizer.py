@@ -19,7 +19,7 @@ from lightning_lopt.optim.groups import Labels, labels_of, named_groups, relabel
 from lightning_lopt.optim.guard import LossGuard
 from lightning_lopt.optim.guard_run import checked_guard
 from lightning_lopt.optim.habits import SMALL, warn_of_small_rate
-from lightning_lopt.optim.inputs import RunState, checked_horizon, one_number
+from lightning_lopt.optim.inputs import RunState, checked_horizon, scalar_loss
 from lightning_lopt.optim.precision import autocast_disabled, wide
 from lightning_lopt.optim.saved import SavedOptimizer
 from lightning_lopt.optim.sharding import check_placements, is_shard
@@ -200,7 +200,7 @@ class LearnedOptimizer(SavedOptimizer):
         Args:
             loss: one number; in distributed training see :meth:`step`.
         """
-        self.signals.given = one_number(loss, self.param_groups[0]["step"].device)
+        self.signals.given = scalar_loss(loss, self.param_groups[0]["step"].device)
 
     def set_horizon(self, total_steps: int) -> None:
         """Take over another number of planned steps; in a run that has begun, schedules go on without a jump.
@@ -229,7 +229,7 @@ class LearnedOptimizer(SavedOptimizer):
             )
             first_group["shared"] = self._acting.init_state({first_member.name: wide(blank)}, {}).shared
         first_group["shared"] = self._acting.validated(
-            State({}, first_group["shared"]), one_number(loss, first_group["step"].device)
+            State({}, first_group["shared"]), scalar_loss(loss, first_group["step"].device)
         ).shared
 
     @torch.no_grad()
@@ -268,7 +268,7 @@ class LearnedOptimizer(SavedOptimizer):
             return result
         device = self._follow(members)
         source = delivered_loss if given_loss is None else given_loss
-        value = None if source is None else one_number(source, device)
+        value = None if source is None else scalar_loss(source, device)
         if given_loss is not None and signals.reduce is not None:
             value = signals.reduce(cast(Tensor, value))
         with autocast_disabled(device):

@@ -11,7 +11,7 @@ from lightning_lopt.optim.precision import known
 
 LARGEST = torch.finfo(torch.bfloat16).max
 COLUMNS = 4096
-"""Entries that one row of random numbers serves: the columns stay in the cache of a processor."""
+"""Length of a row of random numbers, which stays in the cache of a processor."""
 _LOW, _HALF = 2**32 - 1, 2**16 - 1
 
 
@@ -56,7 +56,7 @@ def rounded(tensors: Sequence[Tensor], seed: Tensor) -> list[Tensor]:
     words = _mixed(torch.arange(width + sum(rows), device=device) ^ seed.to(device))
     columns, *factors = torch.split((words - 2**31).int() | 1, [width, *rows])
     extremes = torch.stack([extreme for x in values for extreme in torch.aminmax(x)])
-    is_ordinary = known((extremes.abs() <= LARGEST).all()) is True  # no inf, no NaN, nothing that would become inf
+    is_ordinary = known((extremes.abs() <= LARGEST).all()) is True  # no inf, no NaN, no number that would become inf
     results = []
     for x, factor in zip(values, factors, strict=True):
         noise = (factor[:, None] * columns).bitwise_right_shift_(16).bitwise_and_(_HALF)

@@ -31,11 +31,7 @@ from lightning_lopt.rules.shared.recurrent import LSTM, Layer, remembered
 from lightning_lopt.rules.shared.time_features import TIMES, waves
 
 NORM_EPS = 1e-5
-FROM_NETWORK, FROM_LSTM, TO_NETWORK = (
-    16,
-    18,
-    17,
-)  # sizes of the vectors that LSTM and network exchange, named by sender or receiver
+FROM_NETWORK, FROM_LSTM, TO_NETWORK = 16, 18, 17  # sizes of the vectors that LSTM and network exchange
 AXES = 4
 STATISTICS = 12 + AXES
 SIGNALS = FROM_LSTM + FROM_NETWORK + STATISTICS + 2

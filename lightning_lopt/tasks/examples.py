@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_lopt.devices import kept_on
+from lightning_lopt.devices import cached_on
 from lightning_lopt.rules.base import Params
 from lightning_lopt.seeding import generator as derived_generator
 from lightning_lopt.tasks.accelerations import in_one_call
@@ -19,7 +19,7 @@ from lightning_lopt.tasks.base import Batch, Split, Task
 from lightning_lopt.tasks.layout import Layout
 
 INDEX = "index"
-"""Name of the numbers of examples among what is drawn."""
+"""Name of the entry of a draw with the numbers of examples."""
 
 
 class Labelled(Protocol):
@@ -86,7 +86,7 @@ class ExamplesTask(Task):
 
     def look_up(self, drawn: Batch, split: Split = "train") -> Batch:
         indices = drawn[INDEX]
-        data = {key: kept_on(value, indices.device) for key, value in self.splits[split].items()}
+        data = {key: cached_on(value, indices.device) for key, value in self.splits[split].items()}
         shape, flat = indices.shape, indices.flatten()
         # index_select of flat indices is several times faster than value[indices] with leading axes
         return {key: value.index_select(0, flat).reshape(*shape, *value.shape[1:]) for key, value in data.items()}

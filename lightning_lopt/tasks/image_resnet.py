@@ -21,7 +21,7 @@ from lightning_lopt.tasks.layout import Layout
 
 NORMS = ("batch", "group")
 LARGE = 12
-"""Images with a shorter side of this many pixels or more are halved by the first convolution."""
+"""Shorter side in pixels from which on the first convolution halves the image."""
 
 
 class ImageResNetTask(ClassificationTask):

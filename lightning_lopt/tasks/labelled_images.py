@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_lopt.tasks._draw import split_indices
 
 MAX_CLASSES = 10_000
-"""Labels from here on are refused: they are more likely identifiers than classes, and a head would not fit."""
+"""Largest number of classes; larger labels are more likely identifiers, and a head for them would be huge."""
 
 _MAX_CHANNELS = 4
 
@@ -63,7 +63,7 @@ class LabelledImages:
             )
         if not 2 <= self.classes <= MAX_CLASSES:
             raise ValueError(
-                f"{self.name}: {self.classes} classes; labels must tell apart between 2 and {MAX_CLASSES} classes."
+                f"{self.name}: {self.classes} classes; labels must have between 2 and {MAX_CLASSES} classes."
             )
         low, high = int(self.targets.min()), int(self.targets.max())
         if low < 0 or high >= self.classes:

@@ -17,7 +17,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
 }
 EPS = 1e-5
-"""What normalisations add to a variance, as in PyTorch."""
+"""Number that normalisations add to a variance, as in PyTorch."""
 
 
 def linear(params: Params, name: str, x: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from lightning_lopt.rules.base import Params, Role
 
 Law = Literal["uniform", "normal", "constant"]
 SCHEMES = ("uniform", "lecun", "he")
-"""How weights begin. ``"uniform"``: in ±1/√fan_in, biases too, as PyTorch does. ``"lecun"``: normal of deviation
-1/√fan_in, cut at two deviations, biases 0, as Flax and Haiku do. ``"he"``: the same, times √2 where an activation
-follows."""
+"""Distributions of initial weights. ``"uniform"``: in ±1/√fan_in, also for biases, as in PyTorch. ``"lecun"``: normal
+of deviation 1/√fan_in, truncated at two deviations, biases 0, as in Flax and Haiku. ``"he"``: the same, times √2 where
+an activation follows."""
 
 _INSIDE = math.erf(math.sqrt(2.0))  # share of a normal distribution within two standard deviations
 

@@ -21,7 +21,7 @@ from lightning_lopt.tasks.seeded_random import uniform
 from lightning_lopt.tasks.teacher import draw_teacher
 
 MASKS = f"{OWN}masks"
-"""Name of the seeds of dropout masks in a mini-batch; without it nothing is dropped."""
+"""Name of the seeds of dropout masks in a mini-batch; without them there is no dropout."""
 MAX_EMBEDDING = 16
 
 

@@ -47,10 +47,8 @@ def independent_copy(module: M) -> tuple[M, list[str]]:
 def _uncopyable(module: nn.Module, shared_by_id: Mapping[int, Any]) -> dict[str, Any]:
     """Attributes of the module and its children, by dotted name, on which ``copy.deepcopy`` fails."""
     uncopyable = {}
-    memo = {
-        **shared_by_id,
-        **{id(child): child for child in module.modules()},
-    }  # an attribute may point back at the module
+    # an attribute may refer to the module
+    memo = {**shared_by_id, **{id(child): child for child in module.modules()}}
     for path, child in module.named_modules():
         for name, value in vars(child).items():
             if name in _TENSORS or name == "_trainer":

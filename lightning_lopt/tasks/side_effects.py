@@ -18,7 +18,7 @@ DEEPEST = 5  # depth to which attributes of attributes are searched for generato
 
 
 @contextmanager
-def untouched() -> Iterator[None]:
+def random_states_restored() -> Iterator[None]:
     """Restore the global random states of torch on all devices, of NumPy and Python; gradients are enabled inside."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices), isolated(0), torch.enable_grad():
@@ -26,12 +26,12 @@ def untouched() -> Iterator[None]:
 
 
 @contextmanager
-def generators_kept(*owners: Any) -> Iterator[None]:
+def generators_restored(*owners: Any) -> Iterator[None]:
     """Restore the states of the generators of torch, NumPy and Python in datasets, samplers and loaders.
 
     Example:
         >>> draws = torch.Generator().manual_seed(0)
-        >>> with generators_kept([draws]):
+        >>> with generators_restored([draws]):
         ...     inside = torch.rand(1, generator=draws)
         >>> bool(torch.rand(1, generator=draws) == inside)
         True

@@ -16,7 +16,7 @@ from lightning_lopt.tasks._draw import split_indices
 
 CLASS_TABLES = ("breast_cancer", "wine", "iris")
 VALUE_TABLES = ("diabetes",)
-"""Tables inside scikit-learn with classes, and with values."""
+"""Tables of scikit-learn with classes, and with values."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,7 +54,7 @@ OTHER_MODULES = (
     "functools",
     "socket",
 )
-"""Further ones, 20 to 230 kB each, for suites alone: no family reads them, so no rule was meta-trained on them."""
+"""Further modules, 20 to 230 kB each, only for suites: no family reads them, so no rule was meta-trained on them."""
 
 
 @dataclass(frozen=True, eq=False)

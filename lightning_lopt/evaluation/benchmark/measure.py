@@ -18,7 +18,7 @@ from lightning_lopt.evaluation.step_cost import Step
 from lightning_lopt.evaluation.timing import STEADY, time_in_turns
 
 OF_RULES, OF_OTHERS = 3, 12
-"""Steps in which memory is recorded: a rule does all its work in each of the first; others have periods of up to 10."""
+"""Steps in which memory is recorded: first steps of a rule are full ones; other optimizers have periods of up to 10."""
 
 
 class _Training:
@@ -103,9 +103,7 @@ def measure(
                 )
             except NotAvailableError as error:
                 left_out[name] = str(error)
-            except (
-                Exception
-            ) as error:  # an optimizer of another package may fail in any way; the others are still measured
+            except Exception as error:  # optimizers of other packages may fail in any way
                 left_out[name] = f"{type(error).__name__}: {error}"
             if name in steps and training.lacks_gradients:
                 del steps[name]

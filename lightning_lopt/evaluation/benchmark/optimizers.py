@@ -15,7 +15,7 @@ from lightning_lopt.io import load_rule
 from lightning_lopt.rules.base import RULES, UpdateRule
 
 Loss = Callable[[], Tensor]
-"""Gives the loss of the coming step, 0-dim."""
+"""Returns the loss of the next step, 0-dim."""
 REFERENCE = "adamw_foreach"
 
 
@@ -83,7 +83,7 @@ PEERS: dict[str, Contender] = {
     "soap_pytorch_optimizer": Contender(_soap_of_pytorch_optimizer, period=10),
     "pylo": Contender(_pylo),
 }
-"""Optimizers by hand and of other packages, each as it comes but for its parameters."""
+"""Hand-designed optimizers, also of other packages, with their default settings."""
 
 
 def rule_named(name: str) -> UpdateRule:

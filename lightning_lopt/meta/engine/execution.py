@@ -58,7 +58,7 @@ class Execution(Protocol):
         Args:
             rule: the rule; its own parameters are replaced by ``theta``.
             theta: θ of each run by name, leading axis N.
-            groups: inner runs that can be batched, see :func:`~lightning_lopt.meta.runs.together`.
+            groups: inner runs that can be batched, see :func:`~lightning_lopt.meta.runs.can_batch`.
             draws: draws for the mini-batches of each group.
             steps: number of steps, >= 1.
         """

@@ -87,9 +87,7 @@ class Recorded(Execution):
         try:
             recording = recording or Recording(rule, theta, groups, splits)
             recording.prepare(self.execution.step, first.task, first.step, steps)
-        except (
-            Exception
-        ) as error:  # an error of the step itself is raised again when the step is made without a recording
+        except Exception as error:  # the step without a recording raises an error of the step again
             rank_zero_warn(f"inner steps of {first.task.name}: not recorded: {type(error).__name__}: {error}")
             recording = None
         if recording is not None and computation is not None:

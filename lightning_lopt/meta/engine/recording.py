@@ -20,13 +20,13 @@ from lightning_lopt.seeding import generator
 from lightning_lopt.tasks.base import Split, Task
 
 SMALL = 2**24
-"""Parameters of all runs together up to which launching kernels costs more than running them."""
+"""Largest number of parameters of all runs together for which launching kernels takes longer than running them."""
 
 CHUNK = 2**26
 """Bytes of the batches that are made at once, unless a single step takes more."""
 
 MOST = 200
-"""Steps that batches are made for at once, at most."""
+"""Largest number of steps whose batches are made at once."""
 
 
 def recordable(tensors: Iterable[Tensor]) -> bool:

@@ -50,7 +50,7 @@ class Estimate(NamedTuple):
     powers: Tensor
 
 
-class Judged(NamedTuple):
+class MetaLossValues(NamedTuple):
     """Values of the meta-loss for one truncation of G groups of inner runs.
 
     Attributes:
@@ -115,7 +115,7 @@ class Estimator(ABC):
             execution: how inner steps are computed.
         """
 
-    def _judge(self, losses: Sequence[Tensor], groups: Sequence[InnerRuns]) -> Judged:
+    def _meta_loss_values(self, losses: Sequence[Tensor], groups: Sequence[InnerRuns]) -> MetaLossValues:
         """Values of the meta-loss for losses of shape ``(splits, T, N)`` of the T steps that follow ``groups``."""
         rows, steps = torch.stack(list(losses)), losses[0].shape[1]
         scales = torch.tensor([[runs.task.loss_scale] for runs in groups]).expand(-1, steps)
@@ -124,7 +124,7 @@ class Estimator(ABC):
         rows = rows / scales[:, None, :, None]
         failed = ~rows.detach().isfinite().all(1).all(1)
         values = self.meta_loss.of_losses(rows).mean(1)
-        return Judged(values * weights[..., None], values.detach().nanmean((1, 2)), failed)
+        return MetaLossValues(values * weights[..., None], values.detach().nanmean((1, 2)), failed)
 
 
 def squared_norms(rows: Iterable[Tensor]) -> Tensor:

@@ -119,7 +119,7 @@ class EvolutionStrategies(Estimator):
 
     def _terms(self, groups: Sequence[InnerRuns], losses: Sequence[Tensor], credited: Sequence[Tensor]) -> list[_Terms]:
         """Gradient, meta-loss, failed particles and power of each of several groups with the same number of steps."""
-        values, means, failed = self._judge(losses, groups)
+        values, means, failed = self._meta_loss_values(losses, groups)
         plus, minus = values.chunk(2, dim=2)
         delta = (plus - minus).sum(1) / self._steps(groups[0])
         delta = shape_differences(torch.where(delta.isfinite(), delta, 0.0), self.shaping)

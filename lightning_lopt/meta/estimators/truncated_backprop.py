@@ -93,7 +93,7 @@ class TruncatedBackprop(Estimator):
                 if self.clip is not None:
                     after = _clip_backward(after, self.clip)
                 pieces.append(losses)
-            (values,), (mean,), (failed,) = self._judge([torch.cat(pieces, dim=1)], [runs])
+            (values,), (mean,), (failed,) = self._meta_loss_values([torch.cat(pieces, dim=1)], [runs])
             total = torch.nan_to_num(values).sum() / self.truncation
         rows = torch.zeros_like(theta)
         if total.requires_grad:  # the first loss of a truncation does not depend on θ

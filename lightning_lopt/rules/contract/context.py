@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_lopt.rules.contract.roles import Role
 
 THETA_DTYPE = torch.float32
-"""Rules make θ in this type, whatever torch's default type is: under Lightning's 16-true and bf16-true it is half."""
+"""Type of θ, for any default type of torch, which is half under Lightning's 16-true and bf16-true."""
 
 Params = dict[str, Tensor]
 Updates = dict[str, Tensor]

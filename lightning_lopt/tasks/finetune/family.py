@@ -17,7 +17,7 @@ from lightning_lopt.tasks.finetune.task import FineTuneTask
 from lightning_lopt.tasks.model_family import ModelFamily
 
 TRAINED = ("all", "part", "adapters")
-"""What is trained beside the head: the whole body, all but its first layers, or low-rank adapters of its matrices."""
+"""The part trained besides the head: the whole body, all but its first layers, or low-rank adapters of its matrices."""
 
 Source = TypeVar("Source")
 

@@ -26,7 +26,7 @@ NETWORKS: dict[str, Callable[..., Task]] = {
     "vit": ImageViTTask,
     "autoencoder": ImageMLPTask,
 }
-"""The classifiers; one of ``"autoencoder"`` has the hidden layers of a denoising autoencoder's encoder."""
+"""Names of classifiers; the body of ``"autoencoder"`` is the encoder of a denoising autoencoder."""
 
 MAX_SIDE = 16
 MAX_OLD = 5000  # images for pretraining

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from lightning_lopt.devices import kept_on
+from lightning_lopt.devices import cached_on
 from lightning_lopt.rules.base import Params
 from lightning_lopt.seeding import generator as derived_generator
 from lightning_lopt.tasks.base import Batch, Task
@@ -123,7 +123,7 @@ class FineTuneTask(TransformedTask):
     def inner(self, params: Params) -> Params:
         """All tensors of the network: trained ones, frozen ones, and matrices with their adapters."""
         device = next(iter(params.values())).device
-        frozen = {name: kept_on(self.start[name], device) for name in self.frozen}
+        frozen = {name: cached_on(self.start[name], device) for name in self.frozen}
         trained = {name: value for name, value in params.items() if name in self.task.roles}
         return frozen | trained | adapted({name: frozen[name] for name in self.matrices}, params)
 
@@ -138,7 +138,7 @@ class FineTuneTask(TransformedTask):
         """Distance of the body's weights from their pretrained values, 0-dim, divided by the norm of those values."""
         now = self.inner(params)
         weights = [name for name in self.body if self.task.roles[name] != "vector"]
-        start = {name: kept_on(self.start[name], now[name].device) for name in weights}
+        start = {name: cached_on(self.start[name], now[name].device) for name in weights}
         moved = torch.stack([(now[name] - start[name]).square().sum() for name in weights]).sum()
         return (moved / torch.stack([start[name].square().sum() for name in weights]).sum()).sqrt()
 

@@ -24,7 +24,7 @@ AUGMENTATIONS: dict[str, tuple[Transform, ...]] = {
     ),
 }
 """``"celo"``: one scale for all tensors of each task, log-uniform in [1e-3, 1e3], as Celo and Celo2 were trained;
-``"broad"``: each transform for some of the tasks, about one task in five left as it is."""
+``"broad"``: each transform for some of the tasks, about one task in five is not changed."""
 
 
 def augment(families: Sequence[TaskFamily], augmentation: str | Sequence[Transform] | None) -> list[TaskFamily]:
