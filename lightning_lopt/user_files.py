@@ -88,7 +88,7 @@ def _imported(file: Path) -> Any:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise ValueError(
-            f"{file} cannot be imported ({type(error).__name__}: {error}); run it by itself first."
+            f"{file} cannot be imported ({type(error).__name__}: {error}); run it with python first."
         ) from error
     finally:
         if folder in sys.path:

@@ -34,7 +34,7 @@ class PilotTask(LightningTask):
         train.tensors = {name: value[:count] for name, value in train.tensors.items()}
         return self._with({**self.data, "train": train})
 
-    def on(self, train: list[Any], valid: list[Any]) -> tuple[PilotTask, str]:
+    def with_batches(self, train: list[Any], valid: list[Any]) -> tuple[PilotTask, str]:
         """The same module with other batches, without another test of ``vmap``.
 
         Args:

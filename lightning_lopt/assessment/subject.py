@@ -57,14 +57,14 @@ class Subject(ModuleWithData):
             notes: list that gets a sentence if there is no validation loss.
         """
         train, valid = self.moved(self.train.batches), self._held_out_batches()
-        task, reason = self.task.on(train, valid)
+        task, reason = self.task.with_batches(train, valid)
         if reason:
             notes.append(f"no validation loss: {reason}")
 
         def resized(factor: float) -> PilotTask | None:
             size = int((self.size or 0) * factor)
             batches = regrouped(train, size) if size else None
-            return None if batches is None else task.on(batches, valid if "valid" in task.data else [])[0]
+            return None if batches is None else task.with_batches(batches, valid if "valid" in task.data else [])[0]
 
         return task, resized
 

@@ -62,12 +62,11 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
             optimizers.
         total_steps: horizon of each optimizer, where the Trainer has no end (``max_time`` alone), or another one is
             wanted.
-        lr: see :class:`~lightning_lopt.LearnedOptimizer`; used with ``rule`` only, for the groups with the largest
-            configured rate.
-        weight_decay: likewise, for the groups with the largest configured decay.
-        guard: ``True`` or a :class:`~lightning_lopt.LossGuard`: see :class:`~lightning_lopt.LearnedOptimizer`; used
-            with ``rule`` only.
-        compile, state_dtype: likewise.
+        lr: argument of :class:`~lightning_lopt.LearnedOptimizer`; used with ``rule`` only, for the groups with the
+            largest configured rate.
+        weight_decay: argument of ``LearnedOptimizer``; used with ``rule`` only, for the groups with the largest
+            configured decay.
+        guard, compile, state_dtype: arguments of ``LearnedOptimizer``; used with ``rule`` only.
         log: whether to log.
 
     Raises:

@@ -50,7 +50,7 @@ class BatchRecorder:
     def see_validation(self, batch: Any) -> None:
         """Record a batch of the validation of the fit."""
         try:
-            self.validation.see(batch)
+            self.validation.record(batch)
         except Exception as error:  # a tensor that cannot be cloned
             self.trouble = named(error)
 

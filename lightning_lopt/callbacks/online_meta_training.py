@@ -246,7 +246,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
 
     def _make_round(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert self._optimizer is not None
-        search = self.rounds.begun
+        search = self.rounds.current_search
         losses, failure = agreed(
             trainer, pl_module, lambda: self._losses_of_pilots(trainer, pl_module), search.particles
         )
@@ -273,7 +273,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
             trainer,
             pl_module,
             self._optimizer,
-            self.rounds.begun,
+            self.rounds.current_search,
             step=self._step,
             coming=self._recorder.recorded(),
             validation=self._recorder.validation_batches(trainer, pl_module),

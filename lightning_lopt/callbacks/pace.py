@@ -67,8 +67,8 @@ class Pace:
 
     def steps_within(self, batches: float) -> int:
         """Remaining steps in the batch of the last step and in ``batches`` batches after it."""
-        rest = max(round(self.at_once) - self.now, 0)
-        return rest + round(self.at_once * math.floor(batches / self.period + 1e-9))
+        in_last_batch = max(round(self.at_once) - self.now, 0)
+        return in_last_batch + round(self.at_once * math.floor(batches / self.period + 1e-9))
 
     def steps_left(self, length: int, done: int, epochs: int) -> int:
         """Remaining steps after the present one, in a fit that ends with an epoch.

@@ -49,7 +49,7 @@ class ValidationBatches:
         self._structure: Any = None  # tree structure of the batches in ``seen``
         self._read: list[Any] | None = None
 
-    def see(self, batch: Any) -> None:
+    def record(self, batch: Any) -> None:
         """Record a batch of the validation of the fit, if there is room and it consists of tensors and plain values."""
         if len(self.seen) >= self.limit or self._read:
             return

@@ -47,7 +47,7 @@ def run_rules(
     task, planned = (problem.task, problem.horizon) if isinstance(problem, Problem) else (problem, None)
     steps = planned if horizon is None else horizon
     if steps is None:
-        raise ValueError(f"{task.name} is a task, which has no horizon of its own; give horizon, or a Problem.")
+        raise ValueError(f"{task.name} is a task, which has no horizon; give horizon, or a Problem.")
     if not rules or seeds < 1 or steps < 1:
         raise ValueError(f"got {len(rules)} rules, {seeds} seeds and {steps} steps; give at least one of each.")
     return measured_in_windows(RuleModels(rules, task, steps, seeds, seed), task, steps, copies=len(rules))

@@ -96,10 +96,10 @@ def mean_of_run(seconds: Sequence[float], horizon: int, period: int = 1) -> floa
     """
     early, later = seconds[:BEGINNING], seconds[STEADY:]
     steady = statistics.fmean(statistics.median(later[place::period]) for place in range(period))
-    begun = min(horizon, BEGINNING)
+    early_steps = min(horizon, BEGINNING)
     tracing = seconds[BEGINNING : max(BEGINNING, min(horizon, STEADY))]
-    rest = horizon - begun - len(tracing)
-    return (begun * statistics.median(early) + sum(tracing) + rest * steady) / horizon
+    steady_steps = horizon - early_steps - len(tracing)
+    return (early_steps * statistics.median(early) + sum(tracing) + steady_steps * steady) / horizon
 
 
 def environment_of(device: torch.device, threads: int) -> dict[str, str | int]:

@@ -107,7 +107,7 @@ def _advance(
 ) -> tuple[Params, State]:
     """One step of all pilots; values that a task carries from step to step do not change."""
 
-    def one(theta: Theta, params: Params, state: State, batches: list[Batch]) -> tuple[Params, State]:
+    def pilot_step(theta: Theta, params: Params, state: State, batches: list[Batch]) -> tuple[Params, State]:
         parts = [task.gradient(params, batch) for batch in batches]
         grads = {name: torch.stack([part[0][name] for part in parts]).mean(0) for name in params}
         loss = torch.stack([part[1] for part in parts]).mean()
@@ -115,7 +115,7 @@ def _advance(
         updates, after = functional_call(rule, theta, (params, grads, state, replace(context, loss=loss)))
         return {name: value + snapshot.lr.get(name, 1.0) * updates[name] for name, value in params.items()}, after
 
-    new, after = vmap(one)(particles, params, state, batches)
+    new, after = vmap(pilot_step)(particles, params, state, batches)
     return new, after
 
 

@@ -90,15 +90,15 @@ class Rounds:
         return self.next_start is None
 
     @property
-    def begun(self) -> Search:
-        """The search, which has begun."""
+    def current_search(self) -> Search:
+        """The search; there is one from the first round on."""
         assert self.search is not None
         return self.search
 
     @property
     def cost(self) -> float:
         """Cost of the next round."""
-        return self.begun.particles * (self.inner_steps + self.held_out / 3)
+        return self.current_search.particles * (self.inner_steps + self.held_out / 3)
 
     def begin(self, search: Search) -> bool:
         """Begin with a search, restored from a saved state if there is one; return whether there was one."""
@@ -118,23 +118,23 @@ class Rounds:
         if not isinstance(total_steps, int):
             self.next_start = None
             return False
-        first = int(total_steps * self.begun.first_share)
+        first = int(total_steps * self.current_search.first_share)
         schedule = RoundSchedule(total_steps, self.max_share, self.inner_steps + self.held_out, self.every, first)
         self.next_start = schedule.next_start(step, self.spent, self.cost)
         return self.next_start is not None
 
     def tell(self, losses: Tensor) -> float:
         """Take in the losses of a round, shape ``(N,)``, and return how far θ is ahead (:meth:`Search.tell`)."""
-        cost, present_loss = self.cost, losses[self.begun.here]
+        cost, present_loss = self.cost, losses[self.current_search.here]
         if self.first_loss is None and present_loss.isfinite():
             self.first_loss = float(present_loss.abs())
-        ahead = self.begun.tell(losses, LEAST_LOSS * (self.first_loss or 1.0))
+        ahead = self.current_search.tell(losses, LEAST_LOSS * (self.first_loss or 1.0))
         self.spent += cost
         return ahead
 
     def metrics(self, loss: Tensor, ahead: float) -> dict[str, float]:
         """Numbers for the logs after a round, from the loss of θ and its difference to the start."""
-        search = self.begun
+        search = self.current_search
         moved = [search.theta[name] - start for name, start in search.start.items()]
         return {
             "rounds": float(search.rounds),

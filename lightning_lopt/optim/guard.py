@@ -66,7 +66,7 @@ class LossGuard:
         ...         loss.backward()
         ...         optimizer.step(loss)
         >>> optimizer.guard_state
-        'switched at step 10, because its steps were next to nothing beside those of AdamW'
+        'switched at step 10, because its steps were negligible next to those of AdamW'
     """
 
     lr: float = ADAMW_RATE

@@ -53,10 +53,10 @@ _SENTENCES = {
     Cause.BROKEN: f"its updates were not finite in {BROKEN_IN_A_ROW} steps in a row",
     Cause.LOST: f"after its steps the loss or the gradients were not finite in {LOST_IN_A_ROW} steps in a row",
     Cause.UPHILL: "its steps went along the gradients instead of against them",
-    Cause.FROZEN: "its steps were next to nothing beside those of AdamW",
-    Cause.LONG: "its steps were too long beside the parameters, and the loss did not fall as they promised",
+    Cause.FROZEN: "its steps were negligible next to those of AdamW",
+    Cause.LONG: "its steps were too long for the size of the parameters, and the loss did not fall as predicted",
     Cause.DIVERGED: "the loss rose above where it began",
-    Cause.BEHIND: "the loss lost half of what it had gained, and stayed there",
+    Cause.BEHIND: "the loss rose by half of its earlier fall and stayed there",
 }
 
 _NUMBERS = ("broken", "lost", "promised", "reference", "size", "best", "above")

@@ -135,8 +135,8 @@ class Readings:
     def restore(self, saved: Tensor, device: torch.device) -> None:
         """Take over the readings of :meth:`saved`, on ``device``."""
         self._block = (saved[:BLOCK].cpu(), None) if len(saved) >= BLOCK else None
-        rest = saved[BLOCK:] if len(saved) >= BLOCK else saved
-        self._rows = list(rest.to(device).unbind())
+        rows = saved[BLOCK:] if len(saved) >= BLOCK else saved
+        self._rows = list(rows.to(device).unbind())
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_rows": self._rows, "_block": self._block and (torch.tensor(_arrived(self._block)), None)}

@@ -137,9 +137,9 @@ class Guard:
         warnings.warn(f"LossGuard: training {self.state}. It goes on with AdamW.{place}", stacklevel=7)
 
     def _may_try_again(self, horizon: int | None) -> bool:
-        rest = max(LEAST_REST, REST * horizon if horizon else 0)
+        calls_before_retry = max(LEAST_REST, REST * horizon if horizon else 0)
         tries_left = self.cause is not None and self.cause.may_pass and self.tries < self.settings.retries
-        return tries_left and self.calls - self.switched_at >= rest
+        return tries_left and self.calls - self.switched_at >= calls_before_retry
 
     def _try_again(self, members: Sequence[Member], state: dict[Tensor, Any], shared: dict[str, Tensor]) -> None:
         for member in members:

@@ -132,10 +132,10 @@ class TrainingStep(nn.Module):
         """
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(loss, Tensor) or loss.numel() != 1:
-            got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            returned = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(
-                f"{self.kind}.training_step gave {got} for the loss; return one number for every batch, as a tensor or "
-                'under "loss".'
+                f"{self.kind}.training_step gave {returned} for the loss; return one number for every batch, as a "
+                'tensor or under "loss".'
             )
         return loss.reshape(())
 
@@ -197,5 +197,5 @@ def _silence(module: nn.Module) -> None:
         vars(module).update(log=_nothing, log_dict=_nothing, print=_nothing)
     elif isinstance(module, Metric | MetricCollection):
         value = _no_numbers if isinstance(module, MetricCollection) else _nan
-        held = {name: vars(module)[name] for name in ("update", "compute") if name in vars(module)}
-        vars(module).update(update=_nothing, forward=value, compute=value, _own=held)
+        overridden = {name: vars(module)[name] for name in ("update", "compute") if name in vars(module)}
+        vars(module).update(update=_nothing, forward=value, compute=value, _own=overridden)

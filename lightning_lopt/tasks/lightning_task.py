@@ -162,8 +162,8 @@ class LightningTask(Task):
             return self._step.loss(params, tree)
         seed = batch.get(_SEED)
         # functions that SeededRandom does not replace draw from global state, which only a loop can seed
-        rest = isolated(0 if seed is None else int(seed)) if self.strays else nullcontext()
-        with SeededRandom(seed), rest:
+        global_random = isolated(0 if seed is None else int(seed)) if self.strays else nullcontext()
+        with SeededRandom(seed), global_random:
             return self._step.loss(params, tree)
 
     def _data(self, split: Split) -> StackedBatches:
@@ -255,8 +255,9 @@ class LightningTask(Task):
             text = " ".join(str(cause).split())[:160]
             return f"vmap of training_step fails{_place(cause)} ({type(cause).__name__}: {text}...)"
         for index in range(2):
-            one = {name: value[index] for name, value in batch.items()}
-            expected, loss = grad_and_value(self._loss)({name: value[index] for name, value in pair.items()}, one)
+            params_of_run = {name: value[index] for name, value in pair.items()}
+            batch_of_run = {name: value[index] for name, value in batch.items()}
+            expected, loss = grad_and_value(self._loss)(params_of_run, batch_of_run)
             wrong = [name for name, value in expected.items() if not _close(grads[name][index], value)]
             if wrong or not (_close(losses[index], loss) and _close(measured[index], loss)):
                 return f"vmap of training_step gives other numbers than a loop (for {', '.join(wrong) or 'the loss'})"

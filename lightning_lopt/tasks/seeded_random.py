@@ -133,8 +133,8 @@ def _dropout(spatial: int | None) -> Callable[..., Tensor]:
         if not mode.dropout:
             mode.calls += 1
             return input
-        kept = input.ndim if spatial is None else input.ndim - spatial
-        return mode._dropout(input, (*input.shape[:kept], *[1] * (input.ndim - kept)), p)
+        masked_dims = input.ndim if spatial is None else input.ndim - spatial
+        return mode._dropout(input, (*input.shape[:masked_dims], *[1] * (input.ndim - masked_dims)), p)
 
     return replacement
 

@@ -98,12 +98,12 @@ def convert_main(arguments: Sequence[str]) -> int:
     kinds = sorted({*FLAX_KINDS, *PYLO_KINDS})
     parser = argparse.ArgumentParser(
         "lightning-lopt convert",
-        description="Write a rule that others have saved in our format: theta.state of Celo and Celo2, checkpoints of "
-        "google/learned_optimization, safetensors of PyLO. Pickles are not opened.",
+        description="Convert a rule of another project to the format of lightning_lopt: theta.state of Celo "
+        "and Celo2, checkpoints of google/learned_optimization, safetensors of PyLO. Pickles are not opened.",
     )
     parser.add_argument("sources", nargs="+", metavar="SRC", help="file, folder or hf://owner/name@revision")
     parser.add_argument("folder", metavar="DST", help="folder to write")
-    parser.add_argument("--rule", choices=kinds, help="what it is, where the weights do not tell")
+    parser.add_argument("--rule", choices=kinds, help="kind of rule, where the weights do not show it")
     parser.add_argument("--licence", help="SPDX identifier, where the source's card names none")
     parser.add_argument(
         "--set",

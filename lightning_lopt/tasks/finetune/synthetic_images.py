@@ -94,12 +94,12 @@ def few_of_each(
     """
     order = torch.randperm(len(data), generator=generator)
     targets = data.targets[order]
-    few, rest = [], []
+    train_parts, other_parts = [], []
     for label in range(data.classes):
         members = order[targets == label]
         count = min(shots, len(members) // 2)
-        few.append(members[:count])
-        rest.append(members[count:])
-    held_out = torch.cat(rest)
+        train_parts.append(members[:count])
+        other_parts.append(members[count:])
+    held_out = torch.cat(other_parts)
     held_out = held_out[torch.randperm(len(held_out), generator=generator)[:max_valid]]
-    return data.take(torch.cat(few)), data.take(held_out)
+    return data.take(torch.cat(train_parts)), data.take(held_out)

@@ -59,9 +59,9 @@ class SmallerBatchTask(TransformedTask):
         rows = (first[:, None] + order.reshape(groups, self.batch_size)).flatten()
 
         def part(value: Tensor) -> Tensor:
-            rest = value.shape[len(lead) + 1 :]
-            part_rows = value.reshape(groups * self.available, *rest).index_select(0, rows)
-            return part_rows.reshape(*lead, self.batch_size, *rest)
+            item_shape = value.shape[len(lead) + 1 :]
+            part_rows = value.reshape(groups * self.available, *item_shape).index_select(0, rows)
+            return part_rows.reshape(*lead, self.batch_size, *item_shape)
 
         batch = super().look_up(self.without_own(drawn), split)
         return {name: value if name.startswith(OWN) else part(value) for name, value in batch.items()}
