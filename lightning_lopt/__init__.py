@@ -94,7 +94,7 @@ __all__ = [
     "save_rule",
 ]
 
-# Layers by what they cost: an optimizer and its adapter need the first three.
+# The order is that of import times: an optimizer and its adapter need the first three.
 __getattr__ = _lazily(
     __name__, ("rules", "optim", "callbacks", "io", "interop", "tasks", "meta", "assessment", "evaluation")
 )

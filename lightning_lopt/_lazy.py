@@ -1,4 +1,4 @@
-"""Public names that are imported when they are first asked for, so that what is not used costs nothing."""
+"""Lazy public names: they are imported at their first use, so that unused parts cost no time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class _LazyPackage(ModuleType):
-    """A package in which a public name means the same whether or not a submodule of that name was imported.
+    """A package whose public names are not replaced by submodules of the same name.
 
     Python's import system assigns a submodule to its package after it was imported. That would replace the function
     ``evaluate`` of a package by its submodule ``evaluate``.
@@ -22,23 +22,23 @@ class _LazyPackage(ModuleType):
 
 
 def lazily(package: str, modules: Sequence[str]) -> Callable[[str], Any]:
-    """A package's ``__getattr__`` (PEP 562): names in the ``__all__`` of ``package``, looked for in its ``modules``.
+    """The ``__getattr__`` of a package (PEP 562), which searches names in its ``__all__`` in its ``modules``.
 
     Args:
-        package: its full name.
-        modules: names below it, in the order in which they are imported until one has the name; each of them is itself
-            an attribute of the package.
+        package: full name of the package.
+        modules: names of submodules, imported in this order until one has the name; each submodule is an attribute of
+            the package, too.
     """
     sys.modules[package].__class__ = _LazyPackage
 
     def __getattr__(name: str) -> Any:
-        own = sys.modules[package].__dict__
-        if name in own["__all__"]:
+        namespace = sys.modules[package].__dict__
+        if name in namespace["__all__"]:
             for module in modules:
-                found = getattr(import_module(f"{package}.{module}"), name, None)
-                if found is not None:
-                    own[name] = found
-                    return found
+                value = getattr(import_module(f"{package}.{module}"), name, None)
+                if value is not None:
+                    namespace[name] = value
+                    return value
         elif name in modules:
             return import_module(f"{package}.{name}")
         raise AttributeError(f"module {package!r} has no attribute {name!r}")

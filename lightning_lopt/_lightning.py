@@ -1,6 +1,6 @@
 """Recognises Lightning's classes in both packages, ``lightning.pytorch`` and ``pytorch_lightning``.
 
-The two packages hold different classes of the same names, so ``isinstance`` across them is always false.
+The two packages have different classes with the same names, so ``isinstance`` across them is always false.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ def is_lightning(value: Any, *names: str) -> bool:
     """Whether ``value`` is an instance of a Lightning class with one of ``names``, from either package.
 
     Args:
-        value: any object; a class is no instance.
-        names: of classes, as ``"FSDPStrategy"`` or ``"LightningModule"``; subclasses count.
+        value: any object; for a class the result is false.
+        names: names of classes, for instance ``"FSDPStrategy"`` or ``"LightningModule"``; subclasses count, too.
 
     Example:
         >>> import lightning.pytorch as L

@@ -1,4 +1,4 @@
-"""A function through ``torch.compile``, and the function itself where compiling fails."""
+"""Functions compiled by ``torch.compile``, which are called as they are if compiling fails."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _copies = count()
 
 
 class CompiledFunction(Generic[Result]):
-    """A function compiled as a whole, anew for each set of shapes: the same numbers up to rounding, in fewer kernels.
+    """A function compiled as one graph for each set of shapes: the same numbers up to rounding, in fewer kernels.
 
-    Where compiling fails (an operation that cannot be traced, no C++ compiler, more sets of shapes than
+    If compiling fails (an operation that cannot be traced, no C++ compiler, more sets of shapes than
     ``torch._dynamo.config.recompile_limit``), the function itself is called from then on for that set of shapes, and
-    the reason is given once as a warning. Where it succeeds, the time it took is logged once, at level ``INFO``.
+    one warning gives the reason. If it succeeds, the time for compiling is logged once, at level ``INFO``.
 
     Compiling fails before anything is computed, so the function may write into its arguments. An error of the function
-    itself is raised by the call that is not compiled.
+    itself is raised by the call without compiling.
 
     On CUDA, kernels that do not depend on each other are combined.
 
     Args:
-        function: what to compile; a graph break counts as a failure.
+        function: the function to compile; a graph break counts as a failure.
         backend: as in ``torch.compile``.
 
     Attributes:
@@ -60,8 +60,8 @@ class CompiledFunction(Generic[Result]):
         """``function(*arguments)``.
 
         Args:
-            signature: what a compiled graph depends on, in particular shapes: see :func:`signature_of`.
-            what: the beginning of the log line, for instance ``"inner steps of image_mlp"``.
+            signature: the properties of the arguments that a compiled graph depends on, see :func:`signature_of`.
+            what: beginning of the log line, for instance ``"inner steps of image_mlp"``.
         """
         if signature in self.uncompiled:
             return self.function(*arguments)
@@ -87,7 +87,7 @@ def signature_of(*groups: Mapping[str, Tensor]) -> tuple[Hashable, ...]:
 
 
 def own_copy(function: Callable[..., Result]) -> Callable[..., Result]:
-    """A copy of a function of Python whose graphs ``torch.compile`` counts, looks up and limits apart from others.
+    """A copy of a Python function, whose graphs ``torch.compile`` counts, finds and limits separately.
 
     >>> own_copy(signature_of)({}) == signature_of({})
     True

@@ -1,4 +1,4 @@
-"""Tensors on other devices: sent there without waiting, or kept there."""
+"""Copies of tensors on other devices: made without a wait, or cached."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-_COPIES = WeakTensorKeyDictionary()  # of a tensor on other devices, by device; they live as long as it
+_COPIES = WeakTensorKeyDictionary()  # copies of a tensor, by device; they are deleted with the tensor
 
 
 def sent(value: Tensor, device: torch.device) -> Tensor:
-    """``value`` on ``device``; on the way to a GPU nothing waits for what was launched there before."""
+    """``value`` on ``device``; a copy to a GPU does not wait for kernels that were launched before."""
     if device.type != "cuda" or value.is_cuda:
         return value.to(device)
-    return value.pin_memory().to(device, non_blocking=True)  # from other memory the copy itself would wait
+    return value.pin_memory().to(device, non_blocking=True)  # a copy from memory that is not pinned would wait
 
 
-def kept_on(value: Tensor, device: torch.device) -> Tensor:
-    """``value`` on ``device``, the same copy each time: for what is read only."""
+def cached_on(value: Tensor, device: torch.device) -> Tensor:
+    """``value`` on ``device``, the same cached copy each time; it must not be changed."""
     if value.device == device:
         return value
     if value not in _COPIES:

@@ -1,4 +1,4 @@
-"""CUDA graphs: what a function does on the GPU, recorded once and replayed with one launch instead of hundreds."""
+"""CUDA graphs: the kernels of a function, recorded once and replayed with one launch instead of hundreds."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 WARM_UP = 2
-"""Calls of a function before the one that is recorded."""
+"""Number of calls of a function before its recording."""
 
 
 def record(function: Callable[[], None]) -> Callable[[], object]:
-    """A function of no arguments that does on the GPU what ``function`` does there, without Python.
+    """A function without arguments that launches the kernels of ``function`` on the GPU, without Python.
 
-    ``function`` is called ``WARM_UP`` times, so that whatever is set up once is set up before the recording, and once
-    more to be recorded. It must read from and write to the same memory at each call, and must neither copy from the CPU
-    nor wait for the GPU. What it writes during the first calls stays written; the recorded call writes nothing.
+    ``function`` is called ``WARM_UP`` times, so that one-time setup is finished before the recording, and once more for
+    the recording. It must read from and write to the same memory at each call, and must neither copy from the CPU nor
+    wait for the GPU. The first calls write to that memory; the recorded call writes nothing.
 
     Raises:
-        RuntimeError: if ``function`` does what cannot be recorded.
+        RuntimeError: if ``function`` cannot be recorded.
     """
     stream = _recording_stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -37,9 +37,9 @@ def record(function: Callable[[], None]) -> Callable[[], object]:
 
 
 def overwrite(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Copy the second of each pair into the memory of the first, as if all were copied at once.
+    """Copy the second tensor of each pair into the memory of the first one, as if all were copied at once.
 
-    A value may be the memory, or a view of the memory, that another value is copied to.
+    A value may be, or may be a view of, memory that another value is copied to.
     """
     moved = [(place, value) for place, value in pairs if value is not place]
     storages = {place.untyped_storage().data_ptr() for place, _ in pairs}
@@ -57,11 +57,11 @@ def cloned(tree: Any) -> Any:
 
 
 def stream_number() -> int:
-    """The handle of the current CUDA stream; 0 where there is no GPU. A graph is replayed on one stream alone."""
+    """The handle of the current CUDA stream; 0 without a GPU. A graph is replayed only on one stream."""
     return torch.cuda.current_stream().cuda_stream if torch.cuda.is_available() else 0
 
 
 @cache
 def _recording_stream() -> torch.cuda.Stream:
-    """Where functions are recorded: always the same stream, since what ``torch.compile`` makes is for one stream."""
+    """The stream for recordings, always the same one, since code of ``torch.compile`` is for one stream."""
     return torch.cuda.Stream()  # type: ignore[no-untyped-call]

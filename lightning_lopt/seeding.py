@@ -1,4 +1,4 @@
-"""Randomness as an argument: generators derived from a seed and a path of names, never from global state."""
+"""Random generators derived from a seed and a path of names, without global state."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def derive_seed(seed: int, *path: int | str) -> int:
 
 
 def generator(seed: int, *path: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A fresh generator for one purpose, for instance ``generator(seed, outer_step, rank, "noise")``.
+    """A new generator for one purpose, for instance ``generator(seed, outer_step, rank, "noise")``.
 
-    Since the seed is derived and not drawn, there is no generator state to save: a resumed run asks for the same
-    path and gets the same numbers.
+    Since the seed is derived and not drawn, there is no generator state to save: a resumed run gets the same numbers
+    from the same path.
     """
     return torch.Generator(device=device).manual_seed(derive_seed(seed, *path))

@@ -1,4 +1,4 @@
-"""What commands print: texts from outside (cards, names, paths) must not command the terminal."""
+"""Printing of texts from outside (cards, names, paths) without their control sequences for the terminal."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import TextIO
 
 
 def printable(text: str) -> str:
-    """``text`` without what moves a cursor, clears a screen, writes to a clipboard or turns the reading direction.
+    """``text`` without characters that move a cursor, clear a screen, write to a clipboard or turn the text direction.
 
-    Line breaks and tabs stay; other white space becomes a blank, whatever else cannot be printed a question mark.
+    Line breaks and tabs stay; other white space becomes a blank, other characters that cannot be printed become a
+    question mark.
 
     >>> printable("a\\x1b[2Jb\\r\\nc\\u202ed")
     'a?[2Jb \\nc?d'
@@ -18,7 +19,7 @@ def printable(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """Print ``text``, made printable, in what the terminal's encoding has."""
+    """Print ``text`` after :func:`printable`, with the characters that the encoding of the terminal has."""
     _write(text, sys.stdout)
 
 

@@ -1,4 +1,4 @@
-"""A function of tensors as a graph, which the interpreter of TorchScript runs without Python."""
+"""Graphs of functions of tensors, which the interpreter of TorchScript runs without Python."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _ALIASES = {aten.view.default, aten._unsafe_view.default, aten.detach.default, a
 
 
 class UntraceableError(Exception):
-    """A function that a graph cannot stand for; the message says why."""
+    """A function cannot be represented by a graph; the message says why."""
 
 
 class TracedFunction:
-    """The operations that a function made on given tensors, to be made on others: the same kernels, so the same bits,
-    at about a third of the cost of calling small operations from Python.
+    """The recorded operations of a function on given tensors, for calls with other tensors: the same kernels, so the
+    same bits, at about a third of the cost of calling small operations from Python.
 
-    ``vmap`` and whatever else wraps tensors is gone from the graph. Tensors that the function reads beside its
-    arguments, as θ is, are read anew at each call, so they may change in place. Numbers and branches are those of the
-    recording. No generator of random numbers is touched.
+    The graph contains no ``vmap`` and no other wrapper of tensors. Tensors that the function reads besides its
+    arguments, for instance θ, are read anew at each call, so they may change in place. Numbers and branches are those
+    of the recording. No random generator is used.
 
     Args:
-        function: of tensors, to tensors; it writes into none that it did not make.
-        arguments: tensors of the shapes and types of all later ones.
+        function: function from tensors to tensors; it must not write into tensors that it has not made.
+        arguments: tensors with the shapes and types of all later arguments.
 
     Raises:
         UntraceableError: if the function draws random numbers, reads the value of a tensor, or otherwise cannot be
@@ -56,17 +56,17 @@ class TracedFunction:
                     results = function(*arguments)
                 self._compile(recording, results)
                 bits_are_equal = all(map(_same_bits, self(arguments), expected))
-        except Exception as error:  # whatever the function does that cannot be recorded
+        except Exception as error:  # any error of an operation that cannot be recorded
             raise UntraceableError(f"{type(error).__name__}: {error}") from error
         if not bits_are_equal:
             raise UntraceableError("what was traced gives other numbers than the function itself")
 
     def __call__(self, arguments: Sequence[Tensor]) -> list[Tensor]:
-        """The results of the function; one that is an argument is that very tensor."""
-        given = [arguments[index] for index in self._read]
+        """The results of the function; a result that is an argument is the same tensor object."""
+        inputs = [arguments[index] for index in self._read]
         # no optimisation, which may change bits, and nothing of autograd, which every operation would pass through
         with optimized_execution(False), torch._C._AutoDispatchBelowAutograd():
-            computed = self._script(*given, *self._beside) if self._computes else ()
+            computed = self._script(*inputs, *self._beside) if self._computes else ()
         return [arguments[index] if is_argument else computed[index] for is_argument, index in self._results]
 
     def _compile(self, recording: _Recording, results: Sequence[Tensor]) -> None:
@@ -112,7 +112,7 @@ class _Operation(NamedTuple):
 
     Attributes:
         function: the operator.
-        arguments: positional ones and those by name, with places for tensors.
+        arguments: positional and keyword arguments, with places for tensors.
         results: places of the tensors that it returns.
         mutates: whether it writes into one of its arguments.
     """
@@ -124,12 +124,12 @@ class _Operation(NamedTuple):
 
 
 class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the calls of operators, below ``vmap`` and autograd.
+    """Records the calls of operators, below ``vmap`` and autograd.
 
     Attributes:
-        tensors: all that occur, the arguments first, by place; since they are kept, no id comes twice.
+        tensors: all tensors, the arguments first, by place; references to them ensure that ids are unique.
         count: number of arguments.
-        beside: places of tensors that are no arguments and that no operator has made.
+        beside: places of tensors that are neither arguments nor results of an operator.
         operations: the calls in their order.
     """
 
@@ -144,7 +144,7 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operations: list[_Operation] = []
 
     def place_of(self, tensor: Tensor) -> int:
-        """The place of a tensor, which is a new one beside the arguments if it was not seen before."""
+        """The place of a tensor; a tensor without one gets a new place in ``beside``."""
         if id(tensor) not in self._places:
             self.beside.append(self._add(tensor))
         return self._places[id(tensor)]
@@ -175,7 +175,7 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def tensors_of(module: nn.Module) -> list[Tensor]:
-    """Parameters and buffers, in a third of the time of ``module.parameters()``."""
+    """Parameters and buffers of a module, in a third of the time of ``module.parameters()``."""
     holders = [holder for part in module.modules() for holder in (part._parameters, part._buffers) if holder]
     return [x for holder in holders for x in holder.values() if x is not None]
 

@@ -1,4 +1,4 @@
-"""``module.py:name``: a class, a function or a value in a Python file of the user."""
+"""Addresses ``module.py:name`` of a class, a function or a value in a Python file of the user."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-_imported_files: dict[str, Path] = {}  # by the name of the module that was made of each
+_imported_files: dict[str, Path] = {}  # files by the name of their module
 
 
 def load_named(address: str) -> Any:
@@ -46,7 +46,7 @@ def load_object(address: str) -> Callable[[], Any]:
 
 
 def check_no_arguments(value: Callable[..., Any], address: str) -> None:
-    """Do nothing where the class or function at ``address`` can be called without arguments.
+    """Check that the class or function at ``address`` can be called without arguments.
 
     Raises:
         ValueError: if a parameter has no default.
@@ -61,7 +61,7 @@ def check_no_arguments(value: Callable[..., Any], address: str) -> None:
 
 
 def imported_files() -> dict[str, Path]:
-    """The files that this process has imported, by the name of the module that was made of each."""
+    """The files that this process has imported, by the name of their module."""
     return dict(_imported_files)
 
 
@@ -69,7 +69,7 @@ def import_again(files: Mapping[str, Path]) -> None:
     """Import the :func:`imported_files` of another process, so that objects of their classes can be unpickled.
 
     Raises:
-        ValueError: if a file has gone or fails.
+        ValueError: if a file does not exist any more, or fails.
     """
     for file in files.values():
         _imported(file)
@@ -83,12 +83,12 @@ def _imported(file: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # for pickling and dataclasses
     folder = str(file.resolve().parent)
-    sys.path.insert(0, folder)  # as when the file is run: it may import its neighbours
+    sys.path.insert(0, folder)  # as if the file were run: it may import files in its folder
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise ValueError(
-            f"{file} cannot be imported ({type(error).__name__}: {error}); run it by itself first."
+            f"{file} cannot be imported ({type(error).__name__}: {error}); run it with python first."
         ) from error
     finally:
         if folder in sys.path:

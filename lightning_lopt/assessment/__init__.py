@@ -1,4 +1,4 @@
-"""Before a run: is a rule to be trusted with somebody's own LightningModule?"""
+"""Assessment of a rule on a user's LightningModule before a long run."""
 
 from lightning_lopt.assessment.assessment import Assessment
 from lightning_lopt.assessment.run import assess

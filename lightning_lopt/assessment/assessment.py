@@ -34,6 +34,14 @@ class Assessment:
         verdict: ``"use it"``, ``"use it with care"`` or ``"don't"``.
         reasons: why, the most important one first.
         findings: everything that was measured.
+
+    Example:
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_lopt import assess
+        >>> assessment = assess(BoringModel, total_steps=100, budget=1)
+        >>> findings = assessment.findings
+        >>> findings.module, findings.total_steps, len(assessment.reasons) > 0  # print(assessment) shows all
+        ('BoringModel', 100, True)
     """
 
     verdict: str

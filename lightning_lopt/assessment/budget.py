@@ -1,4 +1,4 @@
-"""How long an assessment may take, and when each of its parts has to end."""
+"""The time of an assessment and the deadlines of its parts."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import time
 from dataclasses import dataclass
 
 SHARE = 0.05
-LEAST = 20.0  # seconds: less is not enough for pilots that say anything
+LEAST = 20.0  # seconds; with less time, pilots are too short for conclusions
 _UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
 
 @dataclass(frozen=True)
 class Deadline:
-    """The time that something may take, on the clock ``time.perf_counter()``.
+    """A time limit, on the clock ``time.perf_counter()``.
 
     Attributes:
-        began: what the clock showed at the start.
-        seconds: that all of it may take.
-        allowance: in words, where these seconds come from.
+        began: clock at the start.
+        seconds: seconds until the end.
+        allowance: source of these seconds, in words.
     """
 
     began: float
@@ -27,11 +27,11 @@ class Deadline:
     allowance: str = ""
 
     def at(self, share: float) -> float:
-        """What the clock shows when this share of the time is over."""
+        """Clock at the end of this share of the time."""
         return self.began + share * self.seconds
 
     def shortened(self, share: float) -> Deadline:
-        """The same start with a share of the time."""
+        """A deadline with the same start and a share of the time."""
         return Deadline(self.began, share * self.seconds, self.allowance)
 
     @property
@@ -41,13 +41,13 @@ class Deadline:
 
 
 def budget_seconds(budget: float | str | None, step_seconds: float, total_steps: int) -> tuple[float, str]:
-    """Seconds, and in words where they come from.
+    """The seconds of a budget, and their source in words.
 
     Args:
         budget: seconds, or a text such as ``"90s"``, ``"5min"``, ``"10%"`` of the planned run or ``"400steps"`` of it;
             ``None`` for 5 %, and 20 seconds at least.
-        step_seconds: of one training step of the planned run.
-        total_steps: of the planned run.
+        step_seconds: seconds of one training step of the planned run.
+        total_steps: steps of the planned run.
 
     Raises:
         ValueError: if it is none of these or not positive.

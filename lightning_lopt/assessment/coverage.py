@@ -1,4 +1,4 @@
-"""What meta-training covered, as the rule's config.json records it, beside what the user plans."""
+"""Comparison of the user's plan with the record of meta-training in the rule's config.json."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import nn
 from lightning_lopt.io import load_meta_training
 from lightning_lopt.rules.base import UpdateRule
 
-FAR = 2.0  # beyond the longest horizon or the largest batch by more than this
-FAR_LARGER = 10.0  # likewise for the number of parameters
+FAR = 2.0  # factor beyond the longest horizon or the largest batch that counts as a gap
+FAR_LARGER = 10.0  # the same for the number of parameters
 
 _LAYERS: dict[str, tuple[tuple[type[nn.Module], ...], frozenset[str]]] = {
     "convolutions": ((nn.modules.conv._ConvNd,), frozenset({"image_cnn", "image_resnet"})),
@@ -26,11 +26,11 @@ _LAYERS: dict[str, tuple[tuple[type[nn.Module], ...], frozenset[str]]] = {
         frozenset({"categorical", "char_rnn", "char_transformer"}),
     ),
 }
-"""Kinds of layers: the classes that show them, and the task families that have them."""
+"""Kinds of layers: the classes of their layers, and the task families that contain them."""
 
 
 def meta_training_of(rule: str | os.PathLike[str] | UpdateRule) -> dict[str, Any]:
-    """What ``config.json`` says under ``meta_training``; empty for a rule in memory, which has no such file.
+    """The entry ``meta_training`` of ``config.json``; empty for a rule in memory, which has no such file.
 
     Raises:
         RuleFileError: if the file is missing or damaged.
@@ -46,33 +46,34 @@ def gaps(
     batch_size: int | None,
     parameters: int,
 ) -> list[str]:
-    """One sentence for each thing that is planned and that meta-training did not cover.
+    """One sentence for each property of the plan that meta-training did not cover.
 
     Args:
-        meta_training: may hold ``"horizons"`` and ``"batch_sizes"`` (pairs, shortest and longest),
-            ``"largest_parameters"`` and ``"families"`` (names); what it does not hold in this form is not judged.
+        meta_training: may contain ``"horizons"`` and ``"batch_sizes"`` (pairs, shortest and longest),
+            ``"largest_parameters"`` and ``"families"`` (names); missing entries, and entries of another form, are
+            ignored.
     """
-    found = []
+    sentences = []
     horizons = _pair(meta_training.get("horizons"))
     if horizons and total_steps > FAR * horizons[1]:
-        found.append(f"{total_steps} steps are planned, meta-training went up to {horizons[1]:g}")
+        sentences.append(f"{total_steps} steps are planned, meta-training went up to {horizons[1]:g}")
     sizes = _pair(meta_training.get("batch_sizes"))
     if sizes and batch_size is not None and not sizes[0] / FAR <= batch_size <= sizes[1] * FAR:
-        found.append(f"batches of {batch_size}, meta-training had {sizes[0]:g} to {sizes[1]:g}")
+        sentences.append(f"batches of {batch_size}, meta-training had {sizes[0]:g} to {sizes[1]:g}")
     largest = meta_training.get("largest_parameters")
     if isinstance(largest, int | float) and _number(largest) and parameters > FAR_LARGER * largest:
-        found.append(f"{parameters:,} parameters, the largest model it was measured on had {largest:,}")
+        sentences.append(f"{parameters:,} parameters, the largest model it was measured on had {largest:,}")
     families = meta_training.get("families")
     if isinstance(families, list) and all(isinstance(name, str) for name in families):
         children = list(module.modules())
         for kind, (classes, having) in _LAYERS.items():
             if any(isinstance(child, classes) for child in children) and not having & set(families):
-                found.append(f"{kind}, which no task of meta-training had")
-    return found
+                sentences.append(f"{kind}, which no task of meta-training had")
+    return sentences
 
 
 def unrecorded(meta_training: Mapping[str, Any]) -> list[str]:
-    """What the rule does not say of its meta-training."""
+    """The entries that are missing in the record of meta-training."""
     named = {"horizons": "horizons", "batch_sizes": "batch sizes", "largest_parameters": "sizes", "families": "tasks"}
     return [words for key, words in named.items() if key not in meta_training]
 

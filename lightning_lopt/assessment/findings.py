@@ -1,4 +1,4 @@
-"""Everything that an assessment measures, and its form as JSON."""
+"""The measurements of an assessment, and their form as JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TrainingCost:
     """Seconds of a whole training step, with the learned optimizer and with AdamW.
 
     Attributes:
-        data: to get a batch.
+        data: seconds to get a batch.
         module: forward and backward pass, and the steps of both optimizers.
     """
 
@@ -36,7 +36,7 @@ class TrainingCost:
 
     @property
     def slowdown(self) -> float:
-        """Time of a training step with the learned optimizer over that with AdamW."""
+        """Time of a training step with the learned optimizer, divided by that with AdamW."""
         return self.module.slowdown(self.data)
 
     @property
@@ -64,11 +64,11 @@ class PilotFindings:
 
     Attributes:
         levels: pilots of the rule and of AdamW at growing horizons.
-        longer: AdamW in as much time as the rule takes; ``None`` where that was not run.
-        matched: pilots with as many passes over the data as planned; ``None`` where they were not run.
+        longer: AdamW with as much time as the rule takes; ``None`` if it was not run.
+        matched: pilots with as many passes over the data as planned; ``None`` if they were not run.
         others: pilots with other batch sizes.
-        baselines: pilots of baselines by name.
-        notes: sentences about what could not be run.
+        baselines: pilots of named baselines.
+        notes: sentences about pilots that could not be run.
     """
 
     levels: list[Level] = field(default_factory=list)
@@ -94,10 +94,10 @@ class Seconds:
     """Times of an assessment.
 
     Attributes:
-        planned: of the planned run with AdamW.
-        budget: that the assessment might take.
-        allowance: where these come from, in words.
-        taken: by the assessment.
+        planned: seconds of the planned run with AdamW.
+        budget: seconds that the assessment was allowed to take.
+        allowance: source of these, in words.
+        taken: seconds that the assessment took.
     """
 
     planned: float
@@ -108,21 +108,21 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that an assessment measured.
+    """All measurements of an assessment.
 
     Attributes:
         module: name of the module's class.
         rule: name of the rule.
         batch_size: examples in a batch, ``None`` where that is unknown.
-        total_steps: of the planned run.
-        batches_read: of training.
+        total_steps: steps of the planned run.
+        batches_read: number of training batches that were read.
         pretrained: why the module looks trained already, ``None`` if it does not.
-        cost: of a training step.
-        pilots: losses.
-        outlooks: for the planned run by split, against AdamW ``"tuned"``, at the ``"default"`` rate and
+        cost: cost of a training step.
+        pilots: losses of all pilots.
+        outlooks: outlooks for the planned run, by split, compared with AdamW ``"tuned"``, at the ``"default"`` rate and
             ``"in_the_same_time"``.
-        gaps: sentences about what meta-training did not cover.
-        seconds: of the assessment and of the planned run.
+        gaps: sentences about properties of the plan that meta-training did not cover.
+        seconds: times of the assessment and of the planned run.
     """
 
     module: str

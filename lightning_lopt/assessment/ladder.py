@@ -1,4 +1,4 @@
-"""Pilots at growing horizons, as long as time allows, while AdamW's learning rate is swept ever more finely."""
+"""Pilots at growing horizons, as long as there is time, with a finer sweep of AdamW's learning rate at each level."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.tasks.base import Task
 
 SWEEPS = (tuple(range(-9, -1)), (-8, -6, -4, -2), (DEFAULT,))
-"""Exponents of the first level: learning rates from 3e-5 to 1e-1 half a decade apart, or, where there is less time, a
-decade apart, or the default one alone."""
-SHORTEST = 5  # steps of a pilot: fewer say nothing
+"""Exponents of the first level: learning rates from 3e-5 to 1e-1 in steps of half a decade, or, with less time, of a
+decade, or only the default rate."""
+SHORTEST = 5  # fewest steps of a pilot
 LEVELS = 4
 LARGEST_GROWTH = 8.0
 
@@ -24,8 +24,8 @@ class PilotSeconds:
     """Seconds of a pilot.
 
     Attributes:
-        step: for each step of one run.
-        run: for each run, whatever its length.
+        step: seconds for each step of one run.
+        run: further seconds for each run of any length.
     """
 
     step: float
@@ -33,15 +33,15 @@ class PilotSeconds:
 
     @classmethod
     def of(cls, level: Level) -> PilotSeconds:
-        """As it was on a level."""
+        """The seconds that were measured on a level."""
         return cls((level.seconds - level.measuring) / (level.horizon * level.runs), level.measuring / level.runs)
 
     def seconds(self, horizon: int, runs: int) -> float:
-        """What ``runs`` runs of ``horizon`` steps take."""
+        """Seconds of ``runs`` runs of ``horizon`` steps."""
         return runs * (horizon * self.step + self.run)
 
     def horizon(self, seconds: float, runs: int) -> int:
-        """The longest horizon of ``runs`` runs that four fifths of ``seconds`` are enough for."""
+        """The longest horizon of ``runs`` runs for which four fifths of ``seconds`` are enough."""
         return int((0.8 * seconds / runs - self.run) / self.step)
 
 
@@ -55,22 +55,22 @@ def climb(
     at_most: float,
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[Level]:
-    """Levels of pilots from short to long, in the time there is.
+    """Levels of pilots from short to long, in the available time.
 
-    The first level sweeps AdamW's learning rate over 3.5 decades with one seed, or as much of that as there is time
-    for; the default rate alone is tried even where that takes until ``at_most``. Each of the next tries, with three
-    seeds, the best rate of the one before, its two neighbours, half a decade away, and torch's default. Horizons grow
-    at least twofold from level to level and so that the last level ends shortly before ``until``, by the speed measured
-    so far; none exceeds ``total_steps``.
+    The first level sweeps AdamW's learning rate over 3.5 decades with one seed, or over the part of them for which
+    there is time; the default rate alone is run even if that takes until ``at_most``. Each later level has three seeds,
+    and runs the best rate of the level before, its two neighbours (half a decade away), and torch's default. From level
+    to level the horizon grows at least by a factor of 2; it is chosen such that the last level ends shortly before
+    ``until``, by the speed measured so far. No horizon exceeds ``total_steps``.
 
     Args:
-        seconds_per_step: of one step of one run, where nothing has been measured yet.
-        until: what ``time.perf_counter()`` should show at the end.
-        at_most: what it may show if the machine becomes slower meanwhile; a level that takes longer is lost.
-        tell: is given a line before and after each level.
+        seconds_per_step: seconds of one step of one run, for the first level.
+        until: planned end, on the clock ``time.perf_counter()``.
+        at_most: latest end, if the machine becomes slower; a level that takes longer is lost.
+        tell: function that gets a line before and after each level.
 
     Returns:
-        the levels that were finished, possibly none.
+        the finished levels, possibly none.
     """
     levels: list[Level] = []
     cost = PilotSeconds(seconds_per_step, 2 * MEASURED * seconds_per_step / 3)  # a forward pass is a third of a step
@@ -98,7 +98,7 @@ def climb(
 
 
 def _first(cost: PilotSeconds, seconds: float, total_steps: int) -> tuple[Sequence[int], int]:
-    """Rates and horizon of the first level: as many rates as there is time for."""
+    """Rates and horizon of the first level, with as many rates as there is time for."""
     for exponents in SWEEPS:
         horizon = next_horizon(cost, seconds, 0, LEVELS, len(exponents) + 1, total_steps)
         if horizon:
@@ -109,15 +109,15 @@ def _first(cost: PilotSeconds, seconds: float, total_steps: int) -> tuple[Sequen
 def next_horizon(cost: PilotSeconds, seconds: float, before: int, levels: int, runs: int, total_steps: int) -> int:
     """Horizon of the next level; 0 if there is no time for one twice as long as the one before.
 
-    As many more levels are planned as there is time for, the time in which they are measured included.
+    As many levels are planned as there is time for, including the time for measuring losses.
 
     Args:
-        cost: of a pilot, as far as it is known.
-        seconds: that there are for this and later levels; a fifth of it is a reserve.
+        cost: measured or estimated cost of a pilot.
+        seconds: seconds for this and later levels; a fifth of it is a reserve.
         before: horizon of the level before, 0 if there is none.
-        levels: how many more there should be, >= 1.
-        runs: how many there are on the next level.
-        total_steps: no horizon is longer.
+        levels: largest number of further levels, >= 1.
+        runs: number of runs on the next level.
+        total_steps: largest horizon.
 
     >>> second = PilotSeconds(step=1.0, run=0.0)
     >>> next_horizon(second, 15 * 100, 25, 1, 15, 1000)  # the last level takes four fifths of what is left
@@ -129,14 +129,14 @@ def next_horizon(cost: PilotSeconds, seconds: float, before: int, levels: int, r
     """
 
     def room(count: int) -> float:
-        """Steps of each of the next level's runs, if there were no level but this; ``count`` levels are measured."""
+        """Steps of each run of the next level, if all remaining time were its; ``count`` levels are measured."""
         measuring = cost.run * (runs + (count - 1) * 5 * SEEDS)
         return (0.8 * seconds - measuring) / (cost.step * runs)
 
     if before == 0:  # later levels have about 1.6 times as many runs
         for count in range(levels, 0, -1):
             first = int(room(count) / (1 + 1.6 * sum(2**level for level in range(1, count))))
-            if first >= SHORTEST:  # an eighth of it, since the speed is a guess so far, and later levels make up for it
+            if first >= SHORTEST:  # an eighth of the time, since the speed is a guess; later levels use the rest
                 return min(total_steps, max(SHORTEST, min(first // 8, total_steps >> (levels - 1))))
         return 0
     if total_steps <= 2 * before:

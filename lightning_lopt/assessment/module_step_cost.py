@@ -1,4 +1,4 @@
-"""What a step of the learned optimizer costs beside AdamW's, on the user's module: seconds and bytes."""
+"""Cost of a step of the learned optimizer and of AdamW on the user's module: seconds and bytes."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from lightning_lopt.tasks.lightning_module import TrainingStep
 
 Tree = Any
 ROUNDS = 20
-QUICK = 0.1  # seconds that are spent in any case, since a single step may be slow by chance
+QUICK = 0.1  # least seconds of measuring, since a single step may be slow by chance
 
 
 @dataclass(frozen=True)
 class ModuleStepCost:
-    """Seconds of a training step outside a Trainer, the fastest of some, and bytes of state for each trained parameter.
+    """Seconds of the fastest of several training steps outside a Trainer, and bytes of state per trained parameter.
 
-    The fastest, because whatever else the machine does can only make a step slower.
+    The fastest step is used, because other work on the machine only makes steps slower.
 
     Attributes:
         gradient: forward and backward pass.
         learned: ``LearnedOptimizer.step``.
         adamw: ``torch.optim.AdamW(foreach=True).step``.
         learned_bytes: state of ``LearnedOptimizer``, bytes per parameter.
-        adamw_bytes: likewise.
+        adamw_bytes: state of AdamW, bytes per parameter.
         parameters: number of trained parameters.
     """
 
@@ -44,7 +44,7 @@ class ModuleStepCost:
     parameters: int
 
     def slowdown(self, data: float) -> float:
-        """Time of a whole training step with the learned optimizer over that with AdamW.
+        """Time of a whole training step with the learned optimizer, divided by that with AdamW.
 
         Args:
             data: seconds to get a batch.
@@ -61,22 +61,22 @@ def module_step_cost(
 ) -> ModuleStepCost:
     """Train two copies of a module for a few steps and time them.
 
-    This is not :func:`~lightning_lopt.evaluation.step_cost.step_costs`, which times a chosen number of steps on one
-    mini-batch of a problem and gives means over a horizon. Here the module is the user's, each step has a batch of its
-    own, the time is limited, and the fastest step counts, since other work on the machine only makes steps slower.
+    This differs from :func:`~lightning_lopt.evaluation.step_cost.step_costs`, which times a chosen number of steps on
+    one mini-batch of a problem and gives means over a horizon. Here the module is the user's, each step has another
+    batch, the time is limited, and the fastest step counts.
 
-    A rule that does more at one step in a few (``UpdateRule.period``) counts with the mean over such a period.
+    For a rule with a ``period`` (:attr:`UpdateRule.period`), the result is the mean over a period.
 
     Args:
-        steps: of two copies of the module, which are trained.
+        steps: training steps of two copies of the module, which are trained.
         batches: at least one.
-        rule: let alone.
-        total_steps: of the planned run.
-        seconds: from seconds of one training step to seconds that may be spent here; a period and one step are made
-            with each optimizer at least, the first of which does not count.
+        rule: the rule; it is not changed.
+        total_steps: steps of the planned run.
+        seconds: function from seconds of one training step to the seconds for this measurement; each optimizer makes at
+            least a period and one step, of which the first does not count.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of skipped steps: pilots show what comes of them
+        warnings.simplefilter("ignore")  # warnings of skipped steps; pilots show their effect
         return _timed(steps[0], steps[1], batches, rule, total_steps, seconds)
 
 
@@ -124,7 +124,7 @@ def _timed(
 
 
 def _mean_of_period(times: list[float], period: int) -> float:
-    """The fastest at each place of the period, and of these the mean.
+    """The mean over the positions in the period of the fastest step at each position.
 
     >>> _mean_of_period([1.0, 1.0, 1.0, 9.0, 2.0, 1.0, 1.0, 5.0], 4)
     2.0
@@ -139,7 +139,7 @@ def _now(device: torch.device) -> float:
 
 
 def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    tensors = [v for own in optimizer.state.values() for v in own.values() if isinstance(v, Tensor)]
+    tensors = [v for tensor_state in optimizer.state.values() for v in tensor_state.values() if isinstance(v, Tensor)]
     shared = [group.get("shared", {}) for group in optimizer.param_groups]
-    tensors += [value for own in shared for value in own.values()]
+    tensors += [value for tensor_state in shared for value in tensor_state.values()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,4 +1,4 @@
-"""Baselines by name on the user's module, beside the pilots of the rule: for the reader, not for the verdict."""
+"""Pilots of named baselines on the user's module, for the reader; the verdict does not depend on them."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from lightning_lopt.rules.base import Params
 from lightning_lopt.tasks.base import Batch, MissingSplitError, Split, Task
 from lightning_lopt.tasks.users_code import named
 
-SHARE = 0.8  # of the time of a baseline that its run may take by the speed of a short one
+SHARE = 0.8  # share of the time of a baseline for its run, by the speed of a short run
 
 
 @dataclass(frozen=True)
 class BaselinePilot:
-    """A baseline after as many steps as the rule on one level, on the same models and batches.
+    """Losses of a baseline after as many steps as the rule on one level, on the same models and batches.
 
     Attributes:
-        name: of the baseline.
-        horizon: steps.
-        learning_rate: the one whose median training loss is lowest; ``None`` where nothing is tuned.
-        losses: after the last step by split, shape ``(S,)`` for S seeds.
-        rule: those of the rule, likewise.
+        name: name of the baseline.
+        horizon: number of steps.
+        learning_rate: the learning rate with the lowest median training loss; ``None`` without tuning.
+        losses: losses after the last step by split, shape ``(S,)`` for S seeds.
+        rule: losses of the rule, by split, shape ``(S,)``.
     """
 
     name: str
@@ -51,11 +51,11 @@ class BaselinePilot:
 
 
 def check_baselines(names: Sequence[str]) -> None:
-    """Nothing, where every baseline can be run here.
+    """Check that every baseline can be run here.
 
     Raises:
         ValueError: if there is no such baseline.
-        ImportError: if it is of a package that is not installed.
+        ImportError: if its package is not installed.
     """
     for name in names:
         if name not in BASELINES:
@@ -72,19 +72,19 @@ def baseline_pilots(
     until: float,
     notes: list[str],
 ) -> list[BaselinePilot]:
-    """Each baseline at the longest of the levels' horizons that there is time for.
+    """Pilots of each baseline, at the longest horizon of the levels for which there is time.
 
     Args:
-        names: of baselines.
+        names: names of baselines.
         task: the user's module.
-        levels: of the rule, at least one; those with fewer seeds than the last are left out.
-        device: where the module is.
-        until: what ``time.perf_counter()`` may show at the end.
-        notes: is given a sentence for each baseline that could not be run.
+        levels: levels of the rule, at least one; levels with fewer seeds than the last one are left out.
+        device: device of the module.
+        until: latest end, on the clock ``time.perf_counter()``.
+        notes: list that gets a sentence for each baseline that could not be run.
     """
     seeds = len(levels[-1].rule["train"])
     levels = [level for level in levels if len(level.rule["train"]) == seeds]
-    found = []
+    pilots = []
     for index, name in enumerate(names):
         end = time.perf_counter() + (until - time.perf_counter()) / (len(names) - index)
         try:
@@ -94,16 +94,16 @@ def baseline_pilots(
         except Exception as error:
             notes.append(f"the baseline {name} fails on this module ({named(error)})")
         else:
-            found.append(pilot)
-    return found
+            pilots.append(pilot)
+    return pilots
 
 
 def _pilot(name: str, task: Task, levels: Sequence[Level], device: torch.device, until: float) -> BaselinePilot:
     sweep, seeds = BASELINES[name], len(levels[-1].rule["train"])
     began = time.perf_counter()
     _final(sweep.start(task, SHORTEST, seeds=seeds, device=device), task, SHORTEST, until)
-    step, left = (time.perf_counter() - began) / SHORTEST, SHARE * (until - time.perf_counter())
-    level = next((level for level in reversed(levels) if level.horizon * step < left), None)
+    seconds_per_step, seconds_left = (time.perf_counter() - began) / SHORTEST, SHARE * (until - time.perf_counter())
+    level = next((level for level in reversed(levels) if level.horizon * seconds_per_step < seconds_left), None)
     if level is None:
         raise OutOfTime
     models = sweep.start(task, level.horizon, seeds=seeds, device=device)
@@ -120,7 +120,7 @@ def _pilot(name: str, task: Task, levels: Sequence[Level], device: torch.device,
 
 
 def _final(models: SideBySide, task: Task, horizon: int, until: float) -> dict[Split, Tensor]:
-    """Train models to their end; their losses by split, shape ``(models,)``."""
+    """Train models to their last step; return their losses by split, shape ``(models,)``."""
 
     def loss(params: Params, batch: Batch) -> Batch:
         return {"loss": task.loss(params, batch)}

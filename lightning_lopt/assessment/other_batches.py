@@ -1,4 +1,4 @@
-"""Pilots on other batches than the planned ones: other batch sizes, and as many passes over the data as planned."""
+"""Pilots on other batches: with other batch sizes, and with the planned number of passes over the data."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.tasks.base import Task
 from lightning_lopt.tasks.users_code import named
 
-FACTORS = (0.5, 2.0)  # of the batch size; 1 is what the levels have
-FEW = 1.5  # passes over the data in which nothing is memorised
+FACTORS = (0.5, 2.0)  # factors on the batch size; the levels have 1
+FEW = 1.5  # number of passes over the data without memorising
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class OtherBatches:
     """Pilots with another batch size.
 
     Attributes:
-        factor: batch size over the planned one.
+        factor: batch size divided by the planned one.
         size: the batch size.
-        level: pilots of the rule and of AdamW at the rate that was best with the planned batches.
+        level: pilots of the rule, and of AdamW at the rate that was best with the planned batches.
     """
 
     factor: float
@@ -45,13 +45,13 @@ def with_other_batches(
     until: float,
     notes: list[str],
 ) -> list[OtherBatches]:
-    """The pilots of the longest level that fits, once for each ``(factor, size, task)``, in the time there is.
+    """Pilots as on the longest level for which there is time, for each ``(factor, size, task)``.
 
     Args:
-        notes: is given a sentence where the module fails with other batches.
-        until: what ``time.perf_counter()`` may show at the end.
+        notes: list that gets a sentence if the module fails with other batches.
+        until: latest end, on the clock ``time.perf_counter()``.
     """
-    found: list[OtherBatches] = []
+    results: list[OtherBatches] = []
     last = levels[-1]
     for index, (factor, size, task) in enumerate(tasks):
         if time.perf_counter() > until:
@@ -67,14 +67,14 @@ def with_other_batches(
         except Exception as error:
             notes.append(f"pilots with batches of {size} fail ({named(error)})")
             continue
-        found.append(OtherBatches(factor, size, level))
-    return found
+        results.append(OtherBatches(factor, size, level))
+    return results
 
 
 def batches_for(horizon: int, *, total_steps: int, length: int | None) -> int | None:
-    """How many batches a pilot needs to go over them as often as ``total_steps`` go over ``length``.
+    """Number of batches with which a pilot has as many passes over its data as ``total_steps`` over ``length`` batches.
 
-    ``None`` where that is unknown, or so few passes are planned that it does not matter.
+    It is ``None`` if ``length`` is unknown, or if so few passes are planned that it does not matter.
 
     >>> batches_for(100, total_steps=1000, length=200), batches_for(100, total_steps=1000, length=900)
     (20, None)
@@ -94,21 +94,21 @@ def with_planned_passes(
     until: float,
     at_most: float,
 ) -> Level | None:
-    """Pilots about as long as the last level's on so few batches that they go over them as often as the planned run.
+    """Pilots about as long as those of the last level, with as many passes over their (fewer) batches as planned.
 
     Args:
         length: batches of the training data, ``None`` if unknown.
-        until: what ``time.perf_counter()`` may show at the end if all goes well.
-        at_most: what it may show.
+        until: planned end, on the clock ``time.perf_counter()``.
+        at_most: latest end.
 
     Returns:
-        ``None`` where they would say nothing new, or there is no time.
+        the pilots; ``None`` if they would be the same as those of the level, or there is no time.
     """
     last = levels[-1]
     if last.horizon == total_steps or "valid" not in last.rule:
         return None
     best = last.best("valid")
-    exponents = [best - 1, best, best + 1]  # memorising wants smaller steps, fewer data larger ones
+    exponents = [best - 1, best, best + 1]  # the best rate may be lower (memorising) or higher (fewer data)
     horizon = min(
         last.horizon, PilotSeconds.of(last).horizon(until - time.perf_counter(), SEEDS * (1 + len(exponents)))
     )

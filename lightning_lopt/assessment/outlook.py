@@ -1,4 +1,4 @@
-"""From short pilots to the planned run: how far the rule will be ahead of AdamW, and how little that is known."""
+"""Extrapolation from short pilots to the planned run: the lead of the rule over AdamW, with its uncertainty."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lightning_lopt.assessment.pilots import DEFAULT, Level
 from lightning_lopt.evaluation.metrics import CAP, log_ratio
 from lightning_lopt.tasks.base import Split
 
-DRIFT = 0.03  # of the log-ratio for each doubling of the horizon, beyond what its trend says
-DRIFT_UNKNOWN = 0.2  # likewise where a single horizon was tried
-GAP_DRIFT = 0.02  # more of it for each thing that meta-training did not cover
-NOISE = 2.0  # standard errors
-SINGLE = 0.1  # standard error of a single seed
-SLOWEST = 0.8  # a change shrinks to at most this for each doubling
+DRIFT = 0.03  # uncertainty of the log-ratio per doubling of the horizon, besides that of its trend
+DRIFT_UNKNOWN = 0.2  # the same for a single horizon
+GAP_DRIFT = 0.02  # further uncertainty per gap of meta-training
+NOISE = 2.0  # standard errors in the interval
+SINGLE = 0.1  # assumed standard error of a single seed
+SLOWEST = 0.8  # a change shrinks at least by this factor per doubling
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Outlook:
 
     Attributes:
         pilots: ``(horizon, log-ratio)`` of each level, means over seeds.
-        expected: for the planned run.
+        expected: expected log-ratio of the planned run.
         uncertainty: half the width of the interval around it.
-        doublings: from the longest pilot to the planned run.
+        doublings: doublings of the horizon from the longest pilot to the planned run.
         losses: of the rule and of AdamW in the longest pilot, medians over seeds.
         positive: whether all losses are; if not, see :func:`level_log_ratio`.
     """
@@ -59,23 +59,23 @@ def outlook(
     default: bool = False,
     matched: Level | None = None,
 ) -> Outlook:
-    r"""Follow the log-ratio :math:`y` over horizons to ``total_steps``.
+    r"""Extrapolate the log-ratio :math:`y` over horizons to ``total_steps``.
 
-    Short runs favour large steps, so that a rule whose steps are limited starts behind and comes closer (Wu et al.,
-    2018, "Understanding short-horizon bias"). The change of y for each doubling of the horizon is taken to go on,
-    shrinking from doubling to doubling as it did between the last three levels. Where it changed its sign, a lead that
-    began to shrink is taken to go on shrinking, and other changes are taken for noise. The uncertainty is
+    Short runs favour large steps, so a rule with limited steps is behind at first and comes closer at longer horizons
+    (Wu et al., 2018, "Understanding short-horizon bias"). The change of y per doubling of the horizon is extrapolated
+    such that it shrinks from doubling to doubling as between the last three levels. If the change has changed its sign,
+    a lead that began to shrink is assumed to go on shrinking, and other changes count as noise. The uncertainty is
 
     .. math:: \sqrt{(2\,\mathrm{se})^2 + (\tfrac12 |\hat y - y_{last}| + d\,n)^2}
 
-    with se the standard error over seeds, n the doublings and d a drift for each: 0.03 where there are three levels,
-    with two half of the change between them, with one 0.2; and 0.02 more for each gap.
-    In validation, a pilot that goes over its data as often as the planned run counts instead where it is less
-    favourable, with half of the difference as a further part of the uncertainty.
+    with se the standard error over seeds, n the doublings and d the drift per doubling: 0.03 for three levels, half of
+    the change between them for two, 0.2 for one; and 0.02 more for each gap. In validation, a pilot with as many passes
+    over its data as the planned run is used instead if it is less favourable, and half of the difference is added to
+    the uncertainty.
 
     Args:
         levels: at least one, from short to long.
-        gaps: how many things there are that meta-training did not cover.
+        gaps: number of properties of the plan that meta-training did not cover.
         default: compare with torch's default learning rate instead of the best one.
         matched: the pilot with the planned number of passes, if there is one.
     """
@@ -109,9 +109,9 @@ def level_log_ratio(level: Level, split: Split, *, default: bool = False) -> Ten
     r"""For each seed :math:`\log \frac{L + f s}{R + f s}`, L the rule's loss, R AdamW's, s that of the start.
 
     This is :func:`~lightning_lopt.evaluation.metrics.log_ratio`, with its floor f and its cap, in units of the loss at
-    the start, since nobody knows the loss of a user's module that knows nothing.
-    Where a loss may be negative (a density's), it is :math:`(L - R) / (s - R)` instead, of medians over seeds in the
-    denominator: how much of AdamW's way the rule is short of.
+    the start, since the uninformed loss of a user's module is not known. If a loss may be negative (that of a density),
+    the result is :math:`(L - R) / (s - R)` instead, with medians over seeds in the denominator: the share of AdamW's
+    decrease of the loss by which the rule is behind.
     """
     start = level.start[split].double()
     rule, adamw, positive = _losses(level, split, default)
@@ -129,15 +129,15 @@ def _drift(points: Sequence[tuple[int, float]]) -> float:
 
 
 def _losses(level: Level, split: Split, default: bool) -> tuple[Tensor, Tensor, bool]:
-    """Of the rule, of AdamW, and whether all of these and those at the start are positive."""
+    """Losses of the rule and of AdamW, and whether all of these and those at the start are positive."""
     exponent = DEFAULT if default else level.best(split)
-    found = level.rule[split].double(), level.adamw[exponent][split].double()
-    everything = torch.cat([level.start[split].double(), *found])
-    return *found, bool((everything[everything.isfinite()] > 0).all())
+    pair = level.rule[split].double(), level.adamw[exponent][split].double()
+    all_losses = torch.cat([level.start[split].double(), *pair])
+    return *pair, bool((all_losses[all_losses.isfinite()] > 0).all())
 
 
 def _change(points: Sequence[tuple[int, float]], doublings: float) -> float:
-    """How far y goes on over ``doublings``."""
+    """The extrapolated change of y over ``doublings``."""
     if len(points) < 3 or doublings <= 0:
         return 0.0
     slopes, widths = [], []

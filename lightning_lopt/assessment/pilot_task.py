@@ -14,35 +14,35 @@ from lightning_lopt.tasks.lightning_batches import NotStackableError, StackedBat
 from lightning_lopt.tasks.lightning_task import LightningTask
 
 Tree = Any
-MEASURED = 6  # batches on which a final loss is measured
+MEASURED = 6  # number of batches for measuring a final loss
 
 
 class PilotTask(LightningTask):
-    """A LightningTask whose losses are measured on its first few batches, and that can be had with other batches."""
+    """A LightningTask whose losses are measured on its first batches, and whose batches can be replaced."""
 
     @property
     def batches(self) -> int:
-        """How many batches of training there are."""
+        """Number of training batches."""
         return len(self.data["train"])
 
     def full_batch(self, split: Split) -> Batch:
         return {name: value[:MEASURED] for name, value in super().full_batch(split).items()}
 
     def fewer(self, count: int) -> PilotTask:
-        """The same with the first ``count`` batches of training."""
+        """The same task with only the first ``count`` training batches."""
         train = copy.copy(self.data["train"])
         train.tensors = {name: value[:count] for name, value in train.tensors.items()}
         return self._with({**self.data, "train": train})
 
-    def on(self, train: list[Any], valid: list[Any]) -> tuple[PilotTask, str]:
-        """The same module with other batches, which is not tried out again.
+    def with_batches(self, train: list[Any], valid: list[Any]) -> tuple[PilotTask, str]:
+        """The same module with other batches, without another test of ``vmap``.
 
         Args:
-            train: at least one.
-            valid: may be empty.
+            train: training batches, at least one.
+            valid: validation batches, possibly none.
 
         Returns:
-            the task, and why it has no validation batches; empty if it has.
+            the task, and why it has no validation batches; empty if it has some.
 
         Raises:
             NotStackableError: if the training batches do not stack.
@@ -75,10 +75,10 @@ def examples_in(batch: Tree) -> int | None:
 
 
 def regrouped(batches: list[Tree], size: int) -> list[Tree] | None:
-    """The same examples in the same order, ``size`` to a batch; what is left over is dropped.
+    """The same examples in the same order, in batches of ``size``, without an incomplete last batch.
 
-    ``None`` where that cannot be done: tensors without a common first axis, examples of different shapes, or fewer
-    examples than ``size``.
+    The result is ``None`` for tensors without a common first axis, examples of different shapes, or fewer examples than
+    ``size``.
 
     >>> [batch.tolist() for batch in regrouped([torch.tensor([1, 2, 3]), torch.tensor([4, 5])], 2)]
     [[1, 2], [3, 4]]
@@ -87,11 +87,11 @@ def regrouped(batches: list[Tree], size: int) -> list[Tree] | None:
         return None
     flat = [pytree.tree_flatten(batch) for batch in batches]
     leaves, structure = flat[0]
-    shapes = [[tuple(leaf.shape[1:]) if isinstance(leaf, Tensor) else None for leaf in found] for found, _ in flat]
+    shapes = [[tuple(leaf.shape[1:]) if isinstance(leaf, Tensor) else None for leaf in tensors] for tensors, _ in flat]
     if any(other != structure for _, other in flat) or any(shape != shapes[0] for shape in shapes):
         return None
     columns = [
-        torch.cat([found[place] for found, _ in flat]) if isinstance(leaf, Tensor) else leaf
+        torch.cat([tensors[place] for tensors, _ in flat]) if isinstance(leaf, Tensor) else leaf
         for place, leaf in enumerate(leaves)
     ]
     count = max(len(column) for column in columns if isinstance(column, Tensor)) // size

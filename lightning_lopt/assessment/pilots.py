@@ -1,8 +1,8 @@
 """Pilots: complete short runs of a rule and of AdamW at several learning rates, on the same models and batches.
 
-A pilot is not a measurement (:func:`~lightning_lopt.evaluation.runs.run_rules`), which keeps curves, has all the time
-it needs and reads losses at the rule's evaluation weights. A pilot ends when its time is over, keeps the losses before
-the first and after the last step alone, and reads them at the weights that the rule trains.
+A pilot differs from a measurement (:func:`~lightning_lopt.evaluation.runs.run_rules`), which has no time limit, stores
+curves, and uses the evaluation weights of the rule. A pilot has a time limit, stores only the losses before the first
+and after the last step, and uses the trained weights.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from lightning_lopt.seeding import generator
 from lightning_lopt.tasks.base import MissingSplitError, Split, Task
 
 SEEDS = 3
-WEIGHT_DECAY = 0.01  # torch.optim.AdamW's
-DEFAULT = -6  # exponent of torch.optim.AdamW's learning rate, in half decades
+WEIGHT_DECAY = 0.01  # default of torch.optim.AdamW
+DEFAULT = -6  # exponent of the default learning rate of torch.optim.AdamW, in half decades
 
 
 class OutOfTime(Exception):
-    """The clock showed the end before a pilot was finished."""
+    """The time was over before a pilot was finished."""
 
 
 def learning_rate(exponent: int) -> float:
-    """Half decades: 10^(exponent / 2).
+    """The learning rate 10^(exponent / 2); exponents count half decades.
 
     >>> [f"{learning_rate(exponent):.2g}" for exponent in (-6, -5, -4)]
     ['0.001', '0.0032', '0.01']
@@ -45,15 +45,15 @@ def learning_rate(exponent: int) -> float:
 
 @dataclass(frozen=True)
 class Level:
-    """Pilots of one horizon.
+    """Pilots with one horizon.
 
     Attributes:
-        horizon: steps of each, with a schedule to zero over them.
+        horizon: steps of each pilot, with a schedule to zero over them.
         start: loss before the first step by split, shape ``(S,)`` for S seeds.
-        rule: loss after the last step by split, shape ``(S,)``.
-        adamw: by the learning rate's exponent, likewise.
-        seconds: what the level took.
-        measuring: of these, how many went into losses before the first and after the last step.
+        rule: loss of the rule after the last step by split, shape ``(S,)``.
+        adamw: loss of AdamW after the last step, by the exponent of the learning rate and by split, shape ``(S,)``.
+        seconds: seconds of the level.
+        measuring: the part of them for the losses before the first and after the last step.
     """
 
     horizon: int
@@ -68,7 +68,7 @@ class Level:
         return (1 + len(self.adamw)) * len(self.rule["train"])
 
     def best(self, split: Split) -> int:
-        """Exponent of the learning rate whose median loss is lowest."""
+        """Exponent of the learning rate with the lowest median loss."""
         return min(self.adamw, key=lambda exponent: float(_capped(self.adamw[exponent][split]).median()))
 
     def to_json(self) -> dict[str, Any]:
@@ -92,22 +92,22 @@ def run_level(
     seeds: int = SEEDS,
     seed: int = 0,
 ) -> Level:
-    """Run the pilots of one horizon, all of one optimizer side by side.
+    """Run the pilots of one horizon, all pilots of one optimizer side by side.
 
     Args:
-        until: what ``time.perf_counter()`` may show at the end.
-        seeds: models and orders of batches, >= 1.
-        seed: where they come from.
+        until: latest end, on the clock ``time.perf_counter()``.
+        seeds: number of models and orders of batches, >= 1.
+        seed: seed of models and orders.
 
     Raises:
-        OutOfTime: if it gets later than ``until``; nothing is kept.
+        OutOfTime: if it gets later than ``until``; there are no results then.
     """
     began = time.perf_counter()
     clock = [0.0]
     start = _final(task, start_runs(rule, task, pairs=seeds, horizon=horizon, seed=seed, copies=1).params, clock)
-    found = _runs([rule], task, horizon, until, seeds, seed, clock)[0]
+    rule_losses = _runs([rule], task, horizon, until, seeds, seed, clock)[0]
     adamw = adamw_runs(rule, task, exponents, horizon=horizon, until=until, seeds=seeds, seed=seed, clock=clock)
-    return Level(horizon, start, found, adamw, time.perf_counter() - began, clock[0])
+    return Level(horizon, start, rule_losses, adamw, time.perf_counter() - began, clock[0])
 
 
 def adamw_runs(
@@ -125,19 +125,19 @@ def adamw_runs(
     :func:`run_level`, whose rule says on which device.
     """
     adams = [AdamRule(learning_rate(e), weight_decay=WEIGHT_DECAY, schedule="cosine") for e in exponents]
-    found = _runs([adam.to(device_of(rule)) for adam in adams], task, horizon, until, seeds, seed, clock or [0.0])
-    return dict(zip(exponents, found, strict=True))
+    losses = _runs([adam.to(device_of(rule)) for adam in adams], task, horizon, until, seeds, seed, clock or [0.0])
+    return dict(zip(exponents, losses, strict=True))
 
 
 def losses_json(adamw: dict[int, dict[Split, Tensor]]) -> dict[str, Any]:
     """Losses by learning rate as JSON values."""
-    return {f"{learning_rate(exponent):.3g}": losses_by_split_json(found) for exponent, found in adamw.items()}
+    return {f"{learning_rate(exponent):.3g}": losses_by_split_json(losses) for exponent, losses in adamw.items()}
 
 
 def _runs(
     rules: Sequence[UpdateRule], task: Task, horizon: int, until: float, seeds: int, seed: int, clock: list[float]
 ) -> list[dict[Split, Tensor]]:
-    """Final losses by split for each of several rules that differ in θ alone."""
+    """Final losses by split for each of several rules of one class and config."""
     theta = stacked_theta(rules, seeds)
     runs = start_runs(rules[0], task, pairs=seeds, horizon=horizon, seed=seed, copies=len(rules))
     draws = generator(seed, "batches")
@@ -154,7 +154,7 @@ def _runs(
 
 
 def _final(task: Task, params: dict[str, Tensor], clock: list[float]) -> dict[Split, Tensor]:
-    """Loss on the measuring batches of each split, shape ``(runs,)``; ``clock[0]`` goes on by the seconds it takes."""
+    """Loss on the batches for measuring, by split, shape ``(runs,)``; adds the seconds for it to ``clock[0]``."""
     began = time.perf_counter()
     device = next(iter(params.values())).device
     measured: dict[Split, Tensor] = {}
@@ -176,5 +176,5 @@ def _capped(losses: Tensor) -> Tensor:
 
 
 def losses_by_split_json(losses: dict[Split, Tensor]) -> dict[str, list[float | None]]:
-    """Losses by split as JSON values; what is not finite becomes ``None``."""
+    """Losses by split as JSON values; losses that are not finite become ``None``."""
     return {split: [six_digits(value) for value in values.tolist()] for split, values in losses.items()}

@@ -20,18 +20,18 @@ from lightning_lopt.assessment.outlook import outlook
 from lightning_lopt.assessment.pilots import Level
 from lightning_lopt.assessment.same_time import in_the_same_time
 from lightning_lopt.assessment.subject import Subject
-from lightning_lopt.assessment.verdict import judge, nobody_learns, troubles
+from lightning_lopt.assessment.verdict import judge, no_optimizer_learns, troubles
 from lightning_lopt.io import load_rule
 from lightning_lopt.optim.inputs import checked_horizon
 from lightning_lopt.rules.base import UpdateRule
-from lightning_lopt.tasks.side_effects import generators_kept, untouched
+from lightning_lopt.tasks.side_effects import generators_restored, random_states_restored
 from lightning_lopt.tasks.users_code import named
 
 if TYPE_CHECKING:
     import lightning.pytorch as L
 
-MOST = 200  # batches that are read at all
-FOR_COST, FOR_READING, FOR_READING_VALIDATION = 0.1, 0.2, 0.1  # of the budget
+MOST = 200  # largest number of batches that are read
+FOR_COST, FOR_READING, FOR_READING_VALIDATION = 0.1, 0.2, 0.1  # shares of the budget
 
 
 def assess(
@@ -45,35 +45,42 @@ def assess(
     against: Sequence[str] = (),
     tell: Callable[[str], None] = lambda line: None,
 ) -> Assessment:
-    """Find out before a long training run whether a rule is to be trusted with it.
+    """Assess before a long training run whether a rule is suited for it.
 
-    Pilots, short complete runs with schedules to zero, compare the rule with AdamW at a swept and at the default
-    learning rate, with three seeds each; the longest one is repeated with half and twice the batch size. AdamW also
-    gets as much time as the rule takes, hence more steps. Trends over growing horizons are followed to ``total_steps``,
-    with an uncertainty. Besides: what a step costs in time and memory, and what of this meta-training covered. Model,
-    data and global random state are left as they are; ``self.trainer`` is a stand-in that answers and does nothing.
+    Pilots are short complete runs with schedules to zero. They compare the rule with AdamW at a swept and at the
+    default learning rate, with three seeds each; the longest ones are repeated with half and twice the batch size.
+    AdamW also gets as much time as the rule takes, and so more steps. Trends over growing horizons are extrapolated to
+    ``total_steps``, with an uncertainty. The assessment also measures time and memory of a step, and compares the plan
+    with the record of meta-training. Model, data and global random state are not changed; ``self.trainer`` is a
+    stand-in that does nothing.
 
     Args:
-        model: a module with automatic optimization and one optimizer, where pilots start from its present parameters;
+        model: a module with automatic optimization and one optimizer, whose present parameters are the start of pilots;
             or a function without arguments that builds one (a class), called for each seed.
-        data: a data module or batches of training; ``None`` for the module's own dataloaders.
-        rule: what :class:`~lightning_lopt.LearnedOptimizer` takes.
+        data: a data module or training batches; ``None`` for the dataloaders of the module.
+        rule: any value that :class:`~lightning_lopt.LearnedOptimizer` takes for a rule.
         total_steps: optimizer steps of the planned run.
-        budget: seconds all of this may take, or a text such as ``"5min"``, ``"10%"`` or ``"400steps"`` of the planned
-            run; ``None`` for 5 % of it, and 20 seconds at least.
+        budget: seconds for the assessment, or a text such as ``"5min"``, ``"10%"`` or ``"400steps"`` of the planned
+            run; ``None`` for 5 % of it, and at least 20 seconds.
         valid: validation batches, where ``data`` is no data module; ``training_step`` gives their loss too.
-        against: names of baselines (``"soap_3e-3"``, ``"prodigy"``) that run beside the pilots too, for the reader: the
-            verdict compares with AdamW alone.
-        tell: is given a line when something begins, or has been done.
+        against: names of baselines (``"soap_3e-3"``, ``"prodigy"``) for further pilots, for the reader; the verdict
+            depends on AdamW alone.
+        tell: function that gets a line when something begins, or has been done.
 
     Raises:
-        ImportError: if a baseline is of a package that is not installed.
-        ValueError: with one sentence, for a module, data, a rule or a number that cannot be used, and for whatever the
-            module or its data raise.
+        ImportError: if the package of a baseline is not installed.
+        ValueError: with one sentence, for a module, data, a rule or a number that cannot be used, and for any error of
+            the module or its data.
 
     Example::
 
         print(assess(Model(), DataModule(), total_steps=20_000))
+
+    Example:
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> assessment = assess(BoringModel, total_steps=100, budget=1)  # the data are those of the module
+        >>> assessment.verdict in ("use it", "use it with care", "don't")
+        True
     """
     began = time.perf_counter()
     check_baselines(against)
@@ -84,10 +91,10 @@ def assess(
     used = copy.deepcopy(rule) if isinstance(rule, UpdateRule) else load_rule(rule)
     name = rule.rule_name if isinstance(rule, UpdateRule) else str(rule)
     plan = _Plan(used, name, meta_training, steps, budget, began, against, tell)
-    with untouched(), generators_kept(model, data, valid):
+    with random_states_restored(), generators_restored(model, data, valid):
         try:
             return plan.assess(Subject(model, data, valid, steps))
-        except (ValueError, OSError):  # sentences
+        except (ValueError, OSError):  # their messages are sentences already
             raise
         except Exception as error:
             module = name_of(model)
@@ -103,17 +110,17 @@ def name_of(model: Any) -> str:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is to be assessed on a module, and the phases in which that is done.
+    """The settings and the phases of an assessment.
 
     Attributes:
-        rule: is moved to the module's device.
-        name: of the rule.
-        meta_training: what the rule's config records of its meta-training.
-        total_steps: of the planned run.
-        budget: as :func:`assess` takes it.
-        began: what ``time.perf_counter()`` showed at the start.
+        rule: the rule; it is moved to the module's device.
+        name: name of the rule.
+        meta_training: record of meta-training in the rule's config.
+        total_steps: steps of the planned run.
+        budget: argument of :func:`assess`.
+        began: clock ``time.perf_counter()`` at the start.
         against: names of baselines.
-        tell: is given a line when something begins, or has been done.
+        tell: function that gets a line when something begins, or has been done.
     """
 
     rule: UpdateRule
@@ -126,7 +133,7 @@ class _Plan:
     tell: Callable[[str], None]
 
     def assess(self, subject: Subject) -> Assessment:
-        """All phases, one after the other."""
+        """Run all phases, one after the other."""
         self.rule.to(subject.device)
         self.tell("measuring what a training step costs")
         cost = self._measure_cost(subject)
@@ -141,7 +148,7 @@ class _Plan:
             outlooks["default"],
             in_the_same_time=outlooks["in_the_same_time"],
             troubles=troubles(pilots.levels, pilots.others),
-            hopeless=bool(pilots.levels) and nobody_learns(pilots.levels),
+            hopeless=bool(pilots.levels) and no_optimizer_learns(pilots.levels),
             gaps=missing,
             slowdown=cost.slowdown,
             pretrained=subject.pretrained,
@@ -173,13 +180,13 @@ class _Plan:
         )
 
     def _deadline(self, cost: TrainingCost) -> Deadline:
-        """The time of all of it, now that a step of the planned run is known."""
+        """The deadline of the assessment, which depends on the time of a step of the planned run."""
         seconds, allowance = budget_seconds(self.budget, cost.with_adamw, self.total_steps)
         self.tell(f"a training step with AdamW takes {1000 * cost.with_adamw:.2f} ms; {seconds:.1f} s for this")
         return Deadline(self.began, seconds, allowance)
 
     def _gaps(self, subject: Subject, cost: TrainingCost, notes: list[str]) -> list[str]:
-        """What meta-training did not cover; what it does not record becomes a note."""
+        """Gaps of meta-training; entries that are missing in its record become a note."""
         unknown = unrecorded(self.meta_training)
         if unknown:
             notes.append(f"the rule does not record of its meta-training: {', '.join(unknown)}")

@@ -1,4 +1,4 @@
-"""What AdamW reaches in the time that the rule takes: a verdict counts seconds."""
+"""Losses of AdamW in the time that the rule takes, since a verdict counts seconds."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from lightning_lopt.assessment.pilots import Level, OutOfTime, adamw_runs, losse
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.tasks.base import Split, Task
 
-SAME = 1.05  # times the time of a step up to which nothing changes: clocks are no better
+SAME = 1.05  # slowdown below which times count as equal, since clocks are not more exact
 
 
 @dataclass(frozen=True)
 class LongerRuns:
-    """Runs of AdamW that take as much time as those of the rule on one level.
+    """Runs of AdamW that take as much time as the runs of the rule on one level.
 
     Attributes:
         horizon: steps of the rule.
         steps: steps of AdamW in the same time.
-        adamw: losses by the learning rate's exponent and split, shape ``(S,)``.
+        adamw: losses by the exponent of the learning rate and by split, shape ``(S,)``.
     """
 
     horizon: int
@@ -39,7 +39,7 @@ class LongerRuns:
 
 
 def time_for_levels(seconds: float, slowdown: float) -> float:
-    """How much of ``seconds`` the levels may take, so that longer runs of AdamW fit in behind them."""
+    """The part of ``seconds`` for the levels, such that there is time for longer runs of AdamW after them."""
     if slowdown < SAME:
         return seconds
     # in steps of AdamW: three seeds of the rule and of four rates, and then of three rates that are as slow as the rule
@@ -49,16 +49,17 @@ def time_for_levels(seconds: float, slowdown: float) -> float:
 def longer_runs(
     rule: UpdateRule, task: Task, levels: Sequence[Level], *, slowdown: float, until: float, at_most: float
 ) -> LongerRuns | None:
-    """Runs of AdamW with ``slowdown`` times the steps of the longest level for which there is time, at the learning
-    rate that was best on the last level and its neighbours.
+    """Runs of AdamW with ``slowdown`` times the steps of the longest level for which there is time.
+
+    The learning rates are the best one of the last level and its neighbours.
 
     Args:
-        slowdown: time of a training step with the rule over that with AdamW.
-        until: what ``time.perf_counter()`` should show at the end.
-        at_most: what it may show.
+        slowdown: time of a training step with the rule, divided by that with AdamW.
+        until: planned end, on the clock ``time.perf_counter()``.
+        at_most: latest end.
 
     Returns:
-        ``None`` where the rule takes no longer, or there is no time.
+        the runs; ``None`` if the rule is not slower, or there is no time.
     """
     if slowdown < SAME:
         return None
@@ -73,19 +74,20 @@ def longer_runs(
         if cost.horizon(until - time.perf_counter(), len(exponents) * seeds) < steps:
             continue
         try:
-            found = adamw_runs(rule, task, exponents, horizon=steps, until=at_most, seeds=seeds)
+            adamw_losses = adamw_runs(rule, task, exponents, horizon=steps, until=at_most, seeds=seeds)
         except OutOfTime:
             return None
-        return LongerRuns(level.horizon, steps, found)
+        return LongerRuns(level.horizon, steps, adamw_losses)
     return None
 
 
 def in_the_same_time(levels: Sequence[Level], longer: LongerRuns | None, slowdown: float) -> list[Level]:
-    r"""The levels with AdamW as it is after ``slowdown`` times as many steps, where that is known.
+    r"""The levels, with the losses of AdamW after ``slowdown`` times as many steps, where these can be interpolated.
 
-    AdamW's loss at the best rate is known at the horizons of the levels and of the longer runs; in between it is
-    interpolated over the logarithm of the horizon (in its logarithm too where all losses are positive, so a power law
-    :math:`h^{-a}` is met). Fewer steps are allowed in the same time, so no loss is higher than that of the level.
+    AdamW's loss at the best rate was measured at the horizons of the levels and of the longer runs. Between them it is
+    interpolated over the logarithm of the horizon; if all losses are positive, their logarithm is interpolated, which
+    is exact for a power law :math:`h^{-a}`. No loss is higher than that of the level, since AdamW may also make fewer
+    steps.
 
     Args:
         levels: from short to long.
@@ -96,37 +98,37 @@ def in_the_same_time(levels: Sequence[Level], longer: LongerRuns | None, slowdow
         return list(levels)
     timed = []
     for level in levels:
-        found: dict[Split, Tensor] = {}
+        losses_by_split: dict[Split, Tensor] = {}
         for split in level.rule:
             losses = _after(levels, longer, level, split, slowdown)
             if losses is not None:
-                found[split] = losses
-        if found.keys() == level.rule.keys():
-            timed.append(replace(level, adamw={0: found}))
+                losses_by_split[split] = losses
+        if losses_by_split.keys() == level.rule.keys():
+            timed.append(replace(level, adamw={0: losses_by_split}))
     return timed
 
 
 def _after(
     levels: Sequence[Level], longer: LongerRuns | None, level: Level, split: Split, slowdown: float
 ) -> Tensor | None:
-    """AdamW's losses by seed after ``slowdown`` times the level's steps, or after its steps where they are lower."""
-    here = level.adamw[level.best(split)][split]
+    """AdamW's losses by seed after ``slowdown`` times the steps of the level, or after its steps if they are lower."""
+    same_steps = level.adamw[level.best(split)][split]
     if longer is not None and longer.horizon == level.horizon:
-        there = _best(longer.adamw, split)
-        return there if _middle(there) < _middle(here) else here
+        same_time = _best(longer.adamw, split)
+        return same_time if _middle(same_time) < _middle(same_steps) else same_steps
     curve = {other.horizon: _middle(other.adamw[other.best(split)][split]) for other in levels}
     if longer is not None:
         curve[longer.steps] = _middle(_best(longer.adamw, split))
-    middle = _middle(here)
+    middle = _middle(same_steps)
     end = _interpolated(curve, level.horizon * slowdown)
     if end is None or not math.isfinite(middle):
         return None
     end = min(end, middle)
-    return here * (end / middle) if middle > 0 and end > 0 else here + (end - middle)
+    return same_steps * (end / middle) if middle > 0 and end > 0 else same_steps + (end - middle)
 
 
 def _best(adamw: dict[int, dict[Split, Tensor]], split: Split) -> Tensor:
-    return min((found[split] for found in adamw.values()), key=_middle)
+    return min((losses[split] for losses in adamw.values()), key=_middle)
 
 
 def _middle(losses: Tensor) -> float:
@@ -134,7 +136,7 @@ def _middle(losses: Tensor) -> float:
 
 
 def _interpolated(curve: dict[int, float], at: float) -> float | None:
-    """The loss at a horizon; ``None`` beyond the longest.
+    """The interpolated loss at a horizon; ``None`` beyond the longest one.
 
     >>> round(_interpolated({10: 1.0, 1000: 0.01}, 100.0), 6)
     0.1

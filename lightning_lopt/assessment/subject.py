@@ -1,4 +1,4 @@
-"""What is assessed: the user's module, and its data as far as it was read."""
+"""The subject of an assessment: the user's module and the batches that were read."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from lightning_lopt.tasks.module_with_data import ModuleWithData
 
 
 class Subject(ModuleWithData):
-    """A module that can be assessed, checked and tried out on its first batches.
+    """A module for an assessment, after a check and a test on its first batches.
 
     Args:
         model: a module, or a function that builds one; it is not changed.
         data, valid: see :func:`~lightning_lopt.assessment.assess`.
-        total_steps: of the planned run.
+        total_steps: steps of the planned run.
 
     Attributes:
         size: examples in a batch, ``None`` where that is unknown.
         pretrained: why the module looks trained already, ``None`` if it does not.
 
     Raises:
-        ValueError: with one sentence, for a module or data that cannot be used, and for whatever they raise.
+        ValueError: with one sentence, for a module or data that cannot be used, and for any error of theirs.
     """
 
     task_class: ClassVar[type[LightningTask]] = PilotTask
@@ -40,36 +40,36 @@ class Subject(ModuleWithData):
         self.pretrained = looks_pretrained(self.module) or looks_pretrained(host)
 
     def read(self, limit: int, until: float, seconds_for_validation: float) -> None:
-        """Read on, at most ``limit`` batches of training and those of validation that are measured.
+        """Read further batches, at most ``limit`` for training, and those of validation for measuring.
 
         Args:
-            until: what ``time.perf_counter()`` may show at the end.
-            seconds_for_validation: of these, how many are kept for validation.
+            until: latest end, on the clock ``time.perf_counter()``.
+            seconds_for_validation: the part of this time that is reserved for validation batches.
         """
         self.train.take(limit, until - (0 if self.held_out is None else seconds_for_validation))
         if self.held_out is not None:
             self.held_out.take(MEASURED, until)
 
     def pilot_tasks(self, notes: list[str]) -> tuple[PilotTask, Callable[[float], PilotTask | None]]:
-        """The module on all batches that were read, and a function that gives it with batches larger by a factor.
+        """The module on all batches that were read, and a function that returns it with batches larger by a factor.
 
         Args:
-            notes: is given a sentence where there is no validation loss.
+            notes: list that gets a sentence if there is no validation loss.
         """
         train, valid = self.moved(self.train.batches), self._held_out_batches()
-        task, reason = self.task.on(train, valid)
+        task, reason = self.task.with_batches(train, valid)
         if reason:
             notes.append(f"no validation loss: {reason}")
 
         def resized(factor: float) -> PilotTask | None:
             size = int((self.size or 0) * factor)
             batches = regrouped(train, size) if size else None
-            return None if batches is None else task.on(batches, valid if "valid" in task.data else [])[0]
+            return None if batches is None else task.with_batches(batches, valid if "valid" in task.data else [])[0]
 
         return task, resized
 
     def _held_out_batches(self) -> list[Any]:
-        """At most ``MEASURED`` validation batches, of the training batches' size where that can be had."""
+        """At most ``MEASURED`` validation batches, of the size of the training batches if possible."""
         if self.held_out is None or not self.held_out.batches:
             return []
         same = regrouped(self.held_out.batches, self.size) if self.size else None
@@ -79,7 +79,7 @@ class Subject(ModuleWithData):
 def _check_optimizers(host: Any) -> None:
     try:
         configured = host.configure_optimizers()
-    except Exception:  # it may need more than there is, and what it would return is not needed
+    except Exception:  # it may fail without a real Trainer, and its result is not needed
         return
     count = len(optimizers_in(configured))
     if count > 1:

@@ -1,4 +1,4 @@
-"""From what was measured to three words, and why: outlooks, and whether runs diverged."""
+"""The verdict and its reasons, from outlooks and from runs that diverged."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from lightning_lopt.assessment.pilots import Level, learning_rate
 from lightning_lopt.tasks.base import Split
 
 USE, CARE, DONT = "use it", "use it with care", "don't"
-SLOWER = 1.25  # times the time of a training step that are worth a sentence
-RISE = 1.05  # a run that ends above this multiple of its first loss has got nowhere
-TREND = 3  # horizons that show one
+SLOWER = 1.25  # slowdown from which on a sentence mentions it
+RISE = 1.05  # a run that ends above this multiple of its first loss has failed
+TREND = 3  # number of horizons that show a trend
 
 
 def judge(
@@ -31,23 +31,23 @@ def judge(
 ) -> tuple[str, list[str]]:
     """The verdict and its reasons, the most important one first.
 
-    - "don't": it diverged where AdamW did not, or will end above the swept AdamW beyond doubt, with as many steps or in
-      the same time; or the module is pretrained, and pilots do not show the opposite;
-    - "use it": it will end below the swept AdamW beyond doubt, with as many steps and in the same time; of a slower
-      rule pilots have shown the latter at the planned end or, as a trend, at three horizons;
-    - "use it with care": all else.
+    - "don't": the rule diverged where AdamW did not, or the interval of the outlook is above the swept AdamW, with as
+      many steps or in the same time; or the module is pretrained, and pilots do not show the opposite;
+    - "use it": the interval of the outlook is below the swept AdamW, with as many steps and in the same time; for a
+      slower rule pilots have shown the latter at the planned end or, as a trend, at three horizons;
+    - "use it with care": all other cases.
 
-    The loss is that of validation if there is one, else of training.
+    The loss is that of validation if there is one, otherwise that of training.
 
     Args:
         against_tuned: outlook by split against AdamW at the best learning rate; empty if there was no pilot.
-        against_default: against torch's default learning rate.
-        in_the_same_time: against AdamW at the best learning rate with ``slowdown`` times as many steps; empty where
-            nothing is known of that.
+        against_default: outlook by split against torch's default learning rate.
+        in_the_same_time: outlook by split against AdamW at the best learning rate with ``slowdown`` times as many
+            steps; empty if it could not be computed.
         troubles: sentences about instability.
-        hopeless: no optimizer lowered the loss.
-        gaps: sentences about what meta-training did not cover.
-        slowdown: of a whole training step.
+        hopeless: whether no optimizer lowered the loss.
+        gaps: sentences about gaps of meta-training.
+        slowdown: time of a training step with the rule, divided by that with AdamW.
         pretrained: why the module looks trained already, as a clause.
     """
     reasons: list[str] = list(troubles)
@@ -69,8 +69,8 @@ def judge(
     compared = [_sentence(tuned, split, "an AdamW with a swept learning rate")]
     if slowdown >= SLOWER or (timed is not None and timed.ahead != tuned.ahead):
         more = f"an AdamW that makes {slowdown:.1f} times as many in the same time"
-        known = timed is not None and (seen or timed.behind)
-        compared.append(_sentence(timed, split, more) if timed is not None and known else _unknown(slowdown))
+        is_known = timed is not None and (seen or timed.behind)
+        compared.append(_sentence(timed, split, more) if timed is not None and is_known else _unknown(slowdown))
     if timed is not None and timed.behind and not tuned.behind:
         compared.reverse()
     reasons += compared
@@ -84,7 +84,7 @@ def judge(
 
 
 def _is_seen(timed: Outlook, tuned: Outlook, slowdown: float) -> bool:
-    """Whether the longest pilots show what AdamW reaches in the same time, at the planned end or with a trend."""
+    """Whether the longest pilots show the loss of AdamW in the same time, at the planned end or with a trend."""
     longest = timed.pilots[-1][0] == tuned.pilots[-1][0]
     return longest and (slowdown < SLOWER or timed.doublings == 0 or len(timed.pilots) >= TREND)
 
@@ -118,7 +118,7 @@ def _slow_reasons(slowdown: float) -> list[str]:
 
 def troubles(levels: Sequence[Level], others: Sequence[OtherBatches]) -> list[str]:
     """One sentence for each set of pilots in which the rule diverged or ended above its start, and AdamW did not."""
-    found = []
+    sentences = []
     seen = [(level, "") for level in levels] + [(other.level, f" with batches of {other.size}") for other in others]
     for level, where in seen:
         start = level.start["train"]
@@ -128,16 +128,16 @@ def troubles(levels: Sequence[Level], others: Sequence[OtherBatches]) -> list[st
         if bad.any() and bool((adamw <= limit).all()):
             rose = level.rule["train"][bad]
             how = "diverged" if not bool(rose.isfinite().all()) else "ended above its first loss"
-            found.append(
+            sentences.append(
                 f"in pilots of {level.horizon} steps{where} it {how} with {int(bad.sum())} of {len(bad)} seeds, where "
                 f"AdamW at {learning_rate(level.best('train')):.2g} did not"
             )
-    return found
+    return sentences
 
 
-def nobody_learns(levels: Sequence[Level]) -> bool:
+def no_optimizer_learns(levels: Sequence[Level]) -> bool:
     """Whether on the longest level neither the rule nor AdamW at any rate lowered the loss."""
     level = levels[-1]
-    ends = [level.rule["train"].median(), *(found["train"].median() for found in level.adamw.values())]
+    ends = [level.rule["train"].median(), *(losses["train"].median() for losses in level.adamw.values())]
     lowest = min((float(end) for end in ends if math.isfinite(end)), default=math.inf)
     return lowest >= float(level.start["train"].median())

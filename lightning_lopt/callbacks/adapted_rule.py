@@ -1,29 +1,44 @@
-"""The rule that meta-training beside a fit leaves behind: in a folder, and as an artifact of Weights & Biases."""
+"""What online meta-training leaves behind: the rule in a folder, and as an artifact of Weights & Biases."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_lopt._lightning import is_lightning
 from lightning_lopt.evaluation.report.loggers import log_artifact
 from lightning_lopt.io import Card, save_rule
 from lightning_lopt.meta.search import Search
 from lightning_lopt.rules.base import UpdateRule
+from lightning_lopt.tasks.users_code import named
 
 
 def hand_over(trainer: Any, rule: UpdateRule, search: Search, steps: int, folder: Path) -> None:
-    """Save ``rule`` in ``folder``, and log it.
+    """Save and log the rule on rank 0, and warn if the search has not changed it; a failure is a warning too.
 
     Args:
         trainer: of the fit.
-        rule: with the θ that the search has chosen.
-        search: what it was adapted by.
-        steps: of the fit.
-        folder: where to.
+        rule: the rule with the θ that the search has chosen.
+        search: the search that has adapted the rule.
+        steps: number of steps of the fit.
+        folder: folder of the rule.
     """
+    if search.rounds and not search.improving:
+        rank_zero_warn(
+            f"OnlineMetaTraining found nothing better on this model in {search.rounds} rounds (evidence "
+            f"{search.evidence:+.3f}, where {search.needed:+.3f} or less was needed); the rule is handed "
+            "back as it was."
+        )
+    if trainer.is_global_zero:
+        try:
+            _save_and_log(trainer, rule, search, steps, folder)
+        except Exception as error:  # a full disk, a logger that fails
+            rank_zero_warn(f"OnlineMetaTraining could not hand over its rule ({named(error)}).")
+
+
+def _save_and_log(trainer: Any, rule: UpdateRule, search: Search, steps: int, folder: Path) -> None:
     record = {
         "adapted_to": type(trainer.lightning_module).__name__,
         "steps": steps,

@@ -1,4 +1,4 @@
-"""Where a rule meets somebody's Trainer: loss and horizon in, and the optimizer swapped if asked to."""
+"""The callback that connects a rule to a Trainer: it passes loss and horizon, and can replace the optimizers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lightning_lopt.callbacks.checks import check_callbacks, check_strategy
+from lightning_lopt.callbacks.checks import ErrorWithoutBrackets, check_callbacks, check_strategy
 from lightning_lopt.callbacks.horizon import TrainerHorizon
-from lightning_lopt.callbacks.logs import Logs, say_at_the_end
+from lightning_lopt.callbacks.logs import Logs, warn_at_the_end
 from lightning_lopt.callbacks.losses import MeanLoss, SummedLosses, unscaled
 from lightning_lopt.callbacks.planning import AutomaticPlan, ManualPlan, Plan
 from lightning_lopt.callbacks.swap import AfterSetup, swap_optimizers
-from lightning_lopt.callbacks.watch import ScalerWatch, StepWatch, speak_of_pretrained
+from lightning_lopt.callbacks.watch import ScalerWatch, StepWatch, warn_if_pretrained
 from lightning_lopt.optim import LearnedOptimizer, LossGuard, evaluation_weights, labels_of
 from lightning_lopt.optim.inputs import checked_horizon
 from lightning_lopt.rules.base import UpdateRule
@@ -24,56 +24,49 @@ from lightning_lopt.rules.base import UpdateRule
 TRAINED = "lightning_lopt_trained_parameters"
 
 
-class _NotAnInstance(type):
-    """Lets the Trainer say what is wrong with ``callbacks=[LearnedOptimizerAdapter]``: it asks for ``state_key``."""
+class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
+    """Passes the loss of each step and the horizon of the fit to every :class:`~lightning_lopt.LearnedOptimizer`.
 
-    @property
-    def state_key(cls) -> str:
-        raise TypeError(f"callbacks=[...] holds the class {cls.__name__}; write {cls.__name__}(), with brackets.")
-
-
-class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
-    """Feeds every :class:`~lightning_lopt.LearnedOptimizer` the loss of each step and the horizon of the fit.
-
-    **Loss.** In automatic optimization it is the mean over the accumulation window. In manual optimization gradients
-    add up until a step, and so do the losses; with several optimizers each gets the losses that reached its parameters.
-    It is the mean over ranks, without the gradient scaler's factor; one that is passed to ``step(loss=...)`` in manual
-    optimization is averaged over ranks too.
+    **Loss.** In automatic optimization it is the mean over the accumulation window. In manual optimization the losses
+    of all backward passes since the last step add up, as their gradients do; with several optimizers each gets the
+    losses that changed its gradients. The loss is the mean over ranks, without the factor of a gradient scaler; a loss
+    that is passed to ``step(loss=...)`` in manual optimization is averaged over ranks too.
 
     **Horizon.** In automatic optimization it is the number of steps that the Trainer is going to make, a
-    ``GradientAccumulationScheduler`` included. In manual optimization it follows from how often an optimizer steps, and
-    is corrected at its steps as more is known. A fit that goes on from a checkpoint with other batches, devices or
-    epochs takes over its new horizon without a jump of the schedule, and says so. Where another number of steps is made
-    than planned, as after early stopping, a warning names both.
+    ``GradientAccumulationScheduler`` included. In manual optimization it is estimated from how often an optimizer
+    steps, and corrected at later steps. A fit that resumes with other batches, devices or epochs gets its new horizon
+    without a jump of the schedule, and a message says so. Where another number of steps is made than planned, as after
+    early stopping, a warning names both numbers.
 
-    **The swap.** With ``rule``, the optimizers that the module configures are replaced, in this Trainer alone: nothing
-    is left on the module. Groups keep their keys, and ratios of their rates; one at ``lr=0`` beside others stays
-    frozen. ``lr`` of a group stays in the module's own unit: the steps of the rule are multiplied by ``lr`` over the
-    largest configured ``lr`` (``lr_unit`` of the group), so a warm-up by hand, or a callback that writes rates, does
-    what it was written for. Schedulers have no effect, since a rule schedules itself: they stay with the replaced
+    **The swap.** With ``rule``, the optimizers that the module configures are replaced, in this Trainer only; the
+    module is not changed. Groups keep their keys and the ratios of their rates; a group with ``lr=0`` beside others
+    stays frozen. The ``lr`` of a group keeps the unit of the module: the steps of the rule are multiplied by ``lr``
+    divided by the largest configured ``lr`` (``lr_unit`` of the group), so a warm-up by hand, or a callback that sets
+    rates, works as before. Schedulers have no effect, since a rule schedules itself: they stay with the replaced
     optimizers, where the module may step them and log their rate. A warning names them, and decay that differs by
     group. Roles of parameters follow from the types of the module's layers, where a group does not set its ``role``.
 
-    **What is logged**, every ``log_every_n_steps``, to the Trainer's loggers: relative step sizes by role (the RMS of
-    updates over that of parameters), what the rule tells of itself, skipped steps, and whether the run is past its
-    horizon; name, revision and hash of the rule as hyperparameters. ``LearningRateMonitor`` shows the constant 1.0 for
-    an optimizer of the module's own, since ``lr`` multiplies the steps of a rule, which schedules itself; after a swap
-    it shows the configured rate, and that of schedulers without effect.
+    **Logs.** Every ``log_every_n_steps`` the Trainer's loggers get relative step sizes by role (the RMS of updates over
+    that of parameters), the diagnostics of the rule, skipped steps, and whether the run is past its horizon; name,
+    revision and hash of the rule are hyperparameters. ``LearningRateMonitor`` shows the constant 1.0 for a
+    ``LearnedOptimizer`` from the module, since ``lr`` multiplies the steps of a rule; after a swap it shows the
+    configured rate, and that of schedulers without effect.
 
-    A rule that answers for other parameters than it trains, as averages of iterates do, has them in the model during
-    validation, after the fit, and in the ``state_dict`` of checkpoints; for resuming, checkpoints hold the trained ones
-    besides. Checkpoints of weights alone (``save_weights_only``) and of shards (directories) have the trained ones.
+    **Evaluation weights.** If the weights for evaluation of a rule are not the trained ones (averages of iterates, for
+    instance), the module has them during validation, after the fit, and in the ``state_dict`` of checkpoints; for
+    resuming, checkpoints hold the trained weights too. Checkpoints of weights alone (``save_weights_only``) and of
+    shards (directories) have the trained weights.
 
     Args:
-        rule: ``None`` to feed only; a rule, or what ``LearnedOptimizer`` takes for one, to replace the optimizers.
+        rule: ``None`` to replace nothing; a rule, or any value that ``LearnedOptimizer`` takes for one, to replace the
+            optimizers.
         total_steps: horizon of each optimizer, where the Trainer has no end (``max_time`` alone), or another one is
             wanted.
-        lr: see :class:`~lightning_lopt.LearnedOptimizer`; used with ``rule`` only, for the groups with the largest
-            configured rate.
-        weight_decay: likewise, for the groups with the largest configured decay.
-        guard: ``True`` or a :class:`~lightning_lopt.LossGuard`: see :class:`~lightning_lopt.LearnedOptimizer`; used
-            with ``rule`` only.
-        compile, state_dtype: likewise.
+        lr: argument of :class:`~lightning_lopt.LearnedOptimizer`; used with ``rule`` only, for the groups with the
+            largest configured rate.
+        weight_decay: argument of ``LearnedOptimizer``; used with ``rule`` only, for the groups with the largest
+            configured decay.
+        guard, compile, state_dtype: arguments of ``LearnedOptimizer``; used with ``rule`` only.
         log: whether to log.
 
     Raises:
@@ -108,8 +101,8 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
         self.logs = log  # Lightning sets callback.log
         self._after_setup: AfterSetup | None = None
         self._resumes = False
-        self._trained: dict[str, Tensor] = {}  # from a checkpoint, until the fit goes on with them
-        self._steps_before = 0  # of the Trainer, before the first step of the optimizers
+        self._trained: dict[str, Tensor] = {}  # trained parameters of a checkpoint, until training starts
+        self._steps_before = 0  # steps of the Trainer before the first step of the optimizers
         self._losses: MeanLoss | SummedLosses = MeanLoss()
         self._saved_horizons: dict[str, Any] = {}
         self._horizons: Plan | None = None
@@ -120,6 +113,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
     # -- set-up
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Called before ``configure_optimizers``: checks the strategy, and prepares the swap of optimizers."""
         check_strategy(trainer)
         if stage != "fit":
             return
@@ -148,11 +142,15 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
         )
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Called once the optimizers exist: gives them names and roles of the module's parameters."""
         labels = labels_of(pl_module)
         for optimizer in _learned(trainer):
             optimizer.relabel(labels)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Called after a checkpoint was restored, before the first batch: plans the horizons, and begins to collect
+        losses, to watch steps and to log.
+        """
         learned = _learned(trainer)
         if not learned:
             raise ValueError(
@@ -161,7 +159,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
             )
         if all(optimizer.calls == 0 for optimizer in learned):
             self._steps_before = trainer.global_step  # not 0 in a second fit, which has fresh optimizers
-            speak_of_pretrained(pl_module, learned)
+            warn_if_pretrained(pl_module, learned)
         for optimizer in learned:
             # clone: some strategies reduce in place, and this is the user's tensor
             optimizer.signals.reduce = lambda loss: trainer.strategy.reduce(loss.clone(), reduce_op="mean")
@@ -180,6 +178,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
     # -- a step
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        """Called before each backward pass: remembers its loss, and asks for what is to be logged."""
         value = unscaled(loss, getattr(trainer.precision_plugin, "scaler", None))
         if pl_module.automatic_optimization:
             value = value * trainer.accumulate_grad_batches
@@ -192,14 +191,17 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
     def on_before_zero_grad(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
+        """Called before gradients are set to zero: forgets the losses that they belong to."""
         self._losses.gradients_gone()
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Called after each backward pass: adds its loss to the optimizers whose gradients it changed."""
         self._losses.after_backward()
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
+        """Called before each step: plans the horizon again, and hands the optimizer its loss, the mean over ranks."""
         if self._horizons is not None:
             self._horizons.before_step(optimizer)
         loss = self._losses.take(optimizer)
@@ -211,53 +213,67 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Called after each batch: warns if another optimizer trains the parameters, and writes to the loggers."""
         self._steps.look()
         if self._logs is not None:
             self._logs.write(self._scaler.skipped)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Called after the batches of an epoch: notes how many steps were made in it."""
         if self._horizons is not None:
             self._horizons.epoch_ends()
 
-    # -- parameters to measure and to keep
+    # -- evaluation weights and checkpoints
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Called before validation: puts the evaluation weights of the rule, if it has any, into the module."""
         if trainer.state.fn == TrainerFn.FITTING:
             evaluation_weights.to_evaluation(pl_module, _learned(trainer))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Called after validation: puts the trained parameters back into the module."""
         if trainer.state.fn == TrainerFn.FITTING:
             evaluation_weights.to_training(pl_module, _learned(trainer))
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Called for each checkpoint: puts the evaluation weights into its ``state_dict``, and the trained parameters
+        into an entry of their own.
+        """
         trained = evaluation_weights.put_into(checkpoint["state_dict"], pl_module, _learned(trainer))
         if trained:
             checkpoint[TRAINED] = trained
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Called when a fit resumes: keeps the trained parameters until training starts, and leaves horizons to the
+        optimizer states that are loaded next.
+        """
         self._trained = checkpoint.get(TRAINED, {})
         self._resumes = True
         for optimizer in _learned(trainer):
-            if isinstance(optimizer.total_steps, TrainerHorizon):  # that of the checkpoint comes next
+            if isinstance(optimizer.total_steps, TrainerHorizon):  # the horizon of the checkpoint replaces it
                 optimizer.total_steps = None
 
     def state_dict(self) -> dict[str, Any]:
+        """Called for each checkpoint: steps made before the first of the optimizers, and the planned horizons."""
         horizons = self._saved_horizons if self._horizons is None else self._horizons.state_dict()
         return {"steps_before": self._steps_before, "horizons": horizons}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Called when a fit resumes, before training starts: takes over what :meth:`state_dict` returned."""
         self._steps_before = state_dict["steps_before"]
         self._saved_horizons = state_dict.get("horizons", {})
 
     # -- the end
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Called after the last batch: puts evaluation weights into the module, warns of skipped or missing steps."""
         self._steps.look_at_the_end(trainer.fit_loop.epoch_loop.batch_progress.total.ready)
         evaluation_weights.to_evaluation(pl_module, _learned(trainer))
         for optimizer in _learned(trainer):
-            say_at_the_end(optimizer, self._scaler.skipped.get(optimizer, 0))
+            warn_at_the_end(optimizer, self._scaler.skipped.get(optimizer, 0))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Called at the end of a fit: takes back what :meth:`setup` and :meth:`on_train_start` have attached."""
         for optimizer in _learned(trainer):
             optimizer.signals.reduce = None
         self._undo_setup()
@@ -267,6 +283,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=_NotAnInstance):
         self._losses, self._scaler, self._steps = MeanLoss(), ScalerWatch(), StepWatch([])
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Called when a fit fails: does what :meth:`teardown` does, since Lightning does not call that."""
         self.teardown(trainer, pl_module, "fit")
 
     def _undo_setup(self) -> None:

@@ -1,4 +1,4 @@
-"""What a Trainer must not have beside an adapter, said in a sentence before anything is built."""
+"""Checks of a Trainer and its module, with an error of one sentence before the optimizers are built."""
 
 from __future__ import annotations
 
@@ -9,8 +9,16 @@ from lightning_lopt._lightning import is_lightning
 from lightning_lopt.optim import LearnedOptimizer
 
 
+class ErrorWithoutBrackets(type):
+    """Raises an error for ``callbacks=[LearnedOptimizerAdapter]``: the Trainer asks callbacks for ``state_key``."""
+
+    @property
+    def state_key(cls) -> str:
+        raise TypeError(f"callbacks=[...] holds the class {cls.__name__}; write {cls.__name__}(), with brackets.")
+
+
 def check_callbacks(trainer: L.Trainer, kind: type) -> None:
-    """Refuse several adapters.
+    """Raise if there is more than one adapter.
 
     Raises:
         ValueError: if more than one callback of the Trainer is a ``kind``.
@@ -24,7 +32,7 @@ def check_callbacks(trainer: L.Trainer, kind: type) -> None:
 
 
 def check_strategy(trainer: L.Trainer) -> None:
-    """Refuse strategies that hide from a rule what it needs.
+    """Raise for strategies that hide the shapes of parameters or the loss from a rule.
 
     Raises:
         ValueError: for FSDP1 and DeepSpeed.
@@ -42,7 +50,7 @@ def check_strategy(trainer: L.Trainer) -> None:
 
 
 def only_learned_optimizer(trainer: L.Trainer, module: L.LightningModule) -> LearnedOptimizer:
-    """The one optimizer of the fit, checked to be one that pilots can follow.
+    """The only optimizer of the fit, after a check that pilots can repeat its steps.
 
     Raises:
         ValueError: for manual optimization, several optimizers, an optimizer that is not learned, sharded or

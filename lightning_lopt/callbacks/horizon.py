@@ -1,4 +1,4 @@
-"""How many steps a Trainer is going to make, from where it stands."""
+"""The number of steps that a Trainer is still going to make."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lightning_lopt.callbacks.pace import Pace
 
 
 class Progress(NamedTuple):
-    """Where a fit stands.
+    """Progress of a fit.
 
     Attributes:
         epoch: number of the present epoch, from 0.
-        done: batches of it that are over, without the one that is running.
-        is_over: whether all of its batches are, as after a validation at its end.
+        done: finished batches of this epoch, without the one that is running.
+        is_over: whether all batches of this epoch are finished, as after a validation at its end.
         length: batches of an epoch, infinite where it is not known.
         epochs_after: epochs to come after this one, infinite without a limit.
         steps_left: steps of all optimizers until ``max_steps``, infinite without a limit.
@@ -39,10 +39,10 @@ class Progress(NamedTuple):
 
 
 def progress_of(trainer: L.Trainer) -> Progress:
-    """Where the fit stands; right from ``on_train_start`` on, when the loops and the dataloaders are restored."""
+    """Progress of the fit; correct from ``on_train_start`` on, when the loops and the dataloaders are restored."""
     epochs: Any = trainer.fit_loop.epoch_progress.current
     batches: Any = trainer.fit_loop.epoch_loop.batch_progress
-    begun = epochs.ready > epochs.processed  # an epoch that the loop, or a checkpoint, is in the middle of
+    begun = epochs.ready > epochs.processed  # the loop, or the checkpoint, is in the middle of an epoch
     between = batches.current.ready == batches.current.processed
     limit, steps = trainer.max_epochs, trainer.max_steps
     return Progress(
@@ -56,7 +56,7 @@ def progress_of(trainer: L.Trainer) -> Progress:
 
 
 def trainer_steps_left(trainer: L.Trainer, at: Progress) -> float:
-    """Steps to come in automatic optimization, with those of the batch that is running; infinite where it is open."""
+    """Remaining steps in automatic optimization, with that of the batch that is running; infinite without an end."""
 
     def accumulated(epoch: int) -> int:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -69,17 +69,17 @@ def trainer_steps_left(trainer: L.Trainer, at: Progress) -> float:
     length, later = int(at.length), range(at.epoch + 1, at.epoch + 1 + int(at.epochs_after))
     # a step after each full window, and one at the end of the epoch
     window = accumulated(at.epoch)
-    here = 0 if at.is_over else max(math.ceil(length / window) - at.done // window, 0)
-    return min(here + sum(math.ceil(length / accumulated(epoch)) for epoch in later), at.steps_left)
+    steps_in_epoch = 0 if at.is_over else max(math.ceil(length / window) - at.done // window, 0)
+    return min(steps_in_epoch + sum(math.ceil(length / accumulated(epoch)) for epoch in later), at.steps_left)
 
 
 def paced_steps_left(pace: Pace, others: Sequence[Pace], at: Progress, batch: int) -> float:
-    """Steps to come of an optimizer in manual optimization, after the present one; infinite where it is open.
+    """Remaining steps of an optimizer in manual optimization, after the present one; infinite without an end.
 
     Args:
-        pace: of the optimizer, with its present step.
-        others: of the other optimizers, whose steps count for ``max_steps`` too.
-        at: where the fit stands, this batch begun, the present step not counted.
+        pace: pace of the optimizer, including its present step.
+        others: paces of the other optimizers, whose steps count for ``max_steps`` too.
+        at: progress of the fit in this batch, without the present step.
         batch: number of this batch since the optimizers were made.
     """
     by_epochs = by_steps = math.inf
@@ -87,7 +87,7 @@ def paced_steps_left(pace: Pace, others: Sequence[Pace], at: Progress, batch: in
         by_epochs = pace.steps_left(int(at.length), at.done + 1, int(at.epochs_after))
     if math.isfinite(at.steps_left):
         made_now = sum(other.now for other in others if other.last == batch) + pace.now - 1
-        # one that has made no step may be about to make its first in this batch
+        # an optimizer without a step so far may make its first one in this batch
         rates = [other.rate if other.total or batch > 1 else pace.rate for other in others]
         batches = math.ceil((at.steps_left + made_now) / (pace.rate + sum(rates)) - 1e-9)
         by_steps = pace.steps_within(batches - 1)
@@ -97,8 +97,8 @@ def paced_steps_left(pace: Pace, others: Sequence[Pace], at: Progress, batch: in
 class TrainerHorizon:
     """The steps of a Trainer as a horizon that is read at the first step.
 
-    It stands in until the adapter plans, since Lightning's tuners run a few steps without calling any callback. Copies
-    hold no Trainer; they are ``None``.
+    It is used until the adapter plans, since Lightning's tuners run a few steps without calling any callback. A copy or
+    a pickle of it is ``None``, so that it contains no Trainer.
     """
 
     def __init__(self, trainer: L.Trainer) -> None:

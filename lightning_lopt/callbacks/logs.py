@@ -1,4 +1,4 @@
-"""What the adapter writes to the loggers of a Trainer, and says at the end of a fit."""
+"""The logs of the adapter, and its warning at the end of a fit."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ PREFIX = "learned_optimizer"
 
 
 class Logs:
-    """Curves of learned optimizers, at the steps at which the Trainer logs, under the step numbers that it uses.
+    """Logs of learned optimizers, at the steps at which the Trainer logs, with its step numbers.
 
     Args:
-        trainer: one with loggers.
-        optimizers: the learned ones of the fit.
+        trainer: a Trainer with loggers.
+        optimizers: the learned optimizers of the fit.
     """
 
     def __init__(self, trainer: L.Trainer, optimizers: Sequence[LearnedOptimizer]) -> None:
@@ -41,32 +41,32 @@ class Logs:
         return self._trainer.fit_loop.epoch_loop._batches_that_stepped
 
     def ask(self) -> None:
-        """Before a step that is logged: let it work out what there is to log."""
+        """Before a step that is logged: let it compute the diagnostics."""
         if self._are_due:
-            for name in self._optimizers.keys() - self._asked:  # one that steps seldom still has to answer
+            for name in self._optimizers.keys() - self._asked:  # an optimizer that steps seldom answers later
                 self._optimizers[name].signals.wants_diagnostics = True
                 self._asked.add(name)
 
     def write(self, scaler_skipped: dict[LearnedOptimizer, int]) -> None:
-        """After a batch: log, if this is a step that is logged; only then the device is waited for."""
+        """After a batch: log, if this is a step that is logged; only then it waits for the device."""
         if not self._are_due or self._trainer.fit_loop._should_accumulate():
             return
         metrics: dict[str, float] = {}
         for name in sorted(self._asked):
             optimizer = self._optimizers[name]
-            if optimizer.signals.wants_diagnostics:  # no step came
+            if optimizer.signals.wants_diagnostics:  # the optimizer has made no step since
                 continue
             self._asked.remove(name)
             if self._trainer.is_global_zero:
-                found = {**optimizer.signals.diagnostics, **_counters(optimizer)}
+                diagnostics = {**optimizer.signals.diagnostics, **_counters(optimizer)}
                 if optimizer in scaler_skipped:
-                    found["scaler_skipped_steps"] = scaler_skipped[optimizer]
-                metrics |= {f"{name}/{key}": float(value) for key, value in found.items()}
+                    diagnostics["scaler_skipped_steps"] = scaler_skipped[optimizer]
+                metrics |= {f"{name}/{key}": float(value) for key, value in diagnostics.items()}
         for logger in self._trainer.loggers if metrics else ():
             logger.log_metrics(metrics, step=self._step)
 
     def write_hyperparameters(self) -> None:
-        """Log which rules these are."""
+        """Log name, revision and hash of the rules."""
         if self._trainer.is_global_zero:
             identities = {name: identity(optimizer) for name, optimizer in self._optimizers.items()}
             for logger in self._trainer.loggers:
@@ -83,19 +83,19 @@ def _counters(optimizer: LearnedOptimizer) -> dict[str, float | Tensor]:
 def identity(optimizer: LearnedOptimizer) -> dict[str, Any]:
     """Name, revision and hash of the rule of an optimizer.
 
-    The revision is what follows ``@`` where the rule was asked for so, else the version of this package, with which
-    embedded rules come. The hash is that of the weights in ``config.json``.
+    The revision is the part of the rule's name after ``@``, if there is one, else the version of this package, which
+    brings the embedded rules. The hash is that of the weights in ``config.json``.
     """
     label, _, revision = optimizer.rule_label.partition("@")
-    found = {"rule": label, "architecture": optimizer.rule.rule_name, "revision": revision or __version__}
+    entries = {"rule": label, "architecture": optimizer.rule.rule_name, "revision": revision or __version__}
     try:
-        return {**found, "sha256": weights_sha256(optimizer.rule)}
+        return {**entries, "sha256": weights_sha256(optimizer.rule)}
     except RuleFileError:  # weights that cannot be saved
-        return found
+        return entries
 
 
-def say_at_the_end(optimizer: LearnedOptimizer, scaler_skipped: int) -> None:
-    """A line if steps were skipped, or others were made than planned; it waits for the device."""
+def warn_at_the_end(optimizer: LearnedOptimizer, scaler_skipped: int) -> None:
+    """Warn if steps were skipped, or more or fewer were made than planned; this waits for the device."""
     made, skipped, planned = optimizer.steps_made, optimizer.skipped_steps, optimizer.total_steps
     clauses = []
     if skipped:

@@ -26,27 +26,28 @@ class MeanLoss:
         pass
 
     def gradients_gone(self) -> None:
-        """Forget the losses whose gradients were set to zero."""
+        """Forget the losses of gradients that were set to zero."""
         self._sum, self._count = None, 0
 
     def take(self, optimizer: Optimizer) -> Tensor | None:
-        """The loss of the step of ``optimizer`` that comes now; the next window begins."""
+        """The loss of the present step of ``optimizer``; the next window begins."""
         total, count = self._sum, self._count
         self.gradients_gone()
         return None if total is None else total / count
 
 
 class SummedLosses:
-    """Manual optimization: for each optimizer the sum of the losses that reached its parameters since its last step.
+    """Manual optimization: for each optimizer the sum of the losses that changed its gradients since its last step.
 
-    Gradients of several backward passes add up, so the function that a step goes down is the sum of their losses. A
-    backward pass has reached an optimizer if the gradient of one of its parameters is another one after it, or another
-    version of the same. A sum begins anew where all gradients of an optimizer are gone, as after ``zero_grad()``;
-    gradients that are set to zero in place (``set_to_none=False``) look like gradients that are there. DDP with
-    ``gradient_as_bucket_view=True`` writes all gradients in each pass: ``toggle_optimizer`` alone tells them apart.
+    Gradients of several backward passes add up, so a step lowers the sum of their losses. A backward pass *reaches* an
+    optimizer if the gradient of one of its parameters is another tensor after the pass, or another version of the same
+    tensor. A sum begins anew when no parameter of the optimizer has a gradient, as after ``zero_grad()``. Gradients
+    that are set to zero in place (``set_to_none=False``) cannot be told from others. DDP with
+    ``gradient_as_bucket_view=True`` writes all gradients in each pass; only ``toggle_optimizer`` keeps optimizers
+    apart.
 
     Args:
-        optimizers: all optimizers of the fit, those too that are told no loss.
+        optimizers: all optimizers of the fit, including those that get no loss.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
@@ -64,21 +65,21 @@ class SummedLosses:
                 self._sums.pop(optimizer, None)
 
     def gradients_gone(self) -> None:
-        """Nothing to do here, since the next backward pass sees it."""
+        """Do nothing: :meth:`before_backward` notices missing gradients."""
 
     def after_backward(self) -> None:
-        """Add the loss to the sums of the optimizers that it has reached."""
+        """Add the loss to the sums of the optimizers that the backward pass has reached."""
         if self._loss is None:
             return
         pairs = zip(self._optimizers, self._before, strict=True)
         reached = [optimizer for optimizer, before in pairs if _is_reached(optimizer, before)]
-        for optimizer in reached or self._optimizers:  # a strategy may keep its gradients where nobody sees them change
+        for optimizer in reached or self._optimizers:  # some strategies keep gradients outside of param.grad
             present = self._sums.get(optimizer)
             self._sums[optimizer] = self._loss if present is None else present + self._loss
         self._loss, self._before = None, []
 
     def take(self, optimizer: Optimizer) -> Tensor | None:
-        """The loss of the step of ``optimizer`` that comes now; its next sum begins."""
+        """The loss of the present step of ``optimizer``; its next sum begins."""
         return self._sums.pop(optimizer, None)
 
 
@@ -87,12 +88,12 @@ def _params(optimizer: Optimizer) -> Iterator[Tensor]:
 
 
 def _marks(optimizer: Optimizer) -> list[Any]:
-    """For each parameter what changes when its gradient does; ``None`` without a gradient."""
+    """For each parameter the identity and version of its gradient; ``None`` without a gradient."""
     return [_mark(param.grad) for param in _params(optimizer)]
 
 
 def _is_reached(optimizer: Optimizer, before: list[Any]) -> bool:
-    """Whether the gradient of a parameter that takes one now has changed."""
+    """Whether the gradient of a parameter with ``requires_grad`` has changed."""
     pairs = zip(_params(optimizer), before, strict=True)
     return any(param.requires_grad and _mark(param.grad) != mark for param, mark in pairs)
 
@@ -100,10 +101,10 @@ def _is_reached(optimizer: Optimizer, before: list[Any]) -> bool:
 def _mark(grad: Tensor | None) -> tuple[int, int] | None:
     if grad is None:
         return None
-    return id(grad), getattr(grad, "_local_tensor", grad)._version  # of the shard, where there are shards
+    return id(grad), getattr(grad, "_local_tensor", grad)._version  # the version of a DTensor is that of its shard
 
 
 def unscaled(loss: Tensor, scaler: Any) -> Tensor:
-    """A loss, detached and in float32, without the factor of a gradient scaler; reading that factor would wait."""
+    """A loss, detached and in float32, divided by the factor of a gradient scaler without reading that factor."""
     value = loss.detach().float()
     return value if scaler is None else value / scaler.scale(torch.ones((), dtype=torch.float32, device=value.device))

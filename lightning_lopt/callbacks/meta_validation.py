@@ -1,4 +1,4 @@
-"""Is what meta-training learns any good elsewhere? Held-out problems every few outer steps, and the best rule kept."""
+"""Meta-validation: the rule is measured on held-out problems during meta-training, and the best rule is saved."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ ADAMW = "adamw"
 class MetaValidation(L.Callback):
     """Measures the rule of a :class:`~lightning_lopt.MetaTrainer` on problems that meta-training never sees.
 
-    Every ``every_n_steps`` outer steps, and at the end, the present θ (and its average, where Lightning's
-    ``WeightAveraging`` keeps one) solves each problem beside the same rule as it was at the start, on the same models
-    and mini-batches, and beside tuned AdamW. Logged are ``meta_validation/score``, the mean log-ratio of final losses
-    to those of the start (below 0: learning helps), ``.../vs_adamw``, and the ratio of each problem; tables and
-    pictures, those of a report, go to loggers that take them. The rule with the lowest score is kept in ``folder``,
-    the start included, so what is there is never worse on these problems than what meta-training began with.
+    Every ``every_n_steps`` outer steps, and at the end, the rule with the present θ (and with the average of θ, where
+    the Trainer has a ``WeightAveraging``) trains on each problem. It is compared with the rule at the start of
+    meta-training, on the same models and mini-batches, and with tuned AdamW. Loggers get ``meta_validation/score``, the
+    mean log-ratio of the final losses to those of the rule at the start (below 0 if meta-training helps),
+    ``meta_validation/vs_adamw``, and the ratio of each problem; loggers for pictures get the tables and pictures of a
+    report. ``folder`` holds the rule with the lowest score so far, at first the one at the start.
 
-    Where ``patience`` measurements in a row are no better than an earlier one while the meta-loss falls, it
-    warns of meta-overfitting and logs ``meta_validation/overfitting`` as 1.
+    If ``patience`` measurements in a row are no better than an earlier one while the meta-loss falls, a warning says
+    so (*meta-overfitting*), and ``meta_validation/overfitting`` is logged as 1.
 
     Args:
         problems: held-out problems, or the name of a suite (see :func:`~lightning_lopt.evaluation.suites.make_suite`).
@@ -52,6 +52,21 @@ class MetaValidation(L.Callback):
 
     Raises:
         ValueError: if a number is out of range, or in ``setup`` if the module is no ``MetaTrainer``.
+
+    Example:
+        >>> import tempfile
+        >>> import lightning.pytorch as L
+        >>> from lightning_lopt import AdamRule, MetaTrainer, PES, TaskDataModule
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Problem("bowl", Quadratic(torch.tensor([1.0, 4.0])), horizon=10)
+        >>> baselines = Baselines(seeds=1, shipped=False)
+        >>> silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     validation = MetaValidation([bowl], folder, every_n_steps=2, baselines=baselines)
+        ...     trainer = L.Trainer(max_steps=2, callbacks=[validation], **silent)
+        ...     trainer.fit(MetaTrainer(AdamRule(), PES(truncation=5), horizons=10), TaskDataModule("quadratic"))
+        >>> trainer.callback_metrics["meta_validation/score"].item() < 0  # better than the rule at the start
+        True
     """
 
     def __init__(
@@ -79,16 +94,18 @@ class MetaValidation(L.Callback):
         self._start_saved = False
         self.history: list[dict[str, float]] = []
         self._start: UpdateRule | None = None
-        # Since the last measurement; reading a tensor may wait for a GPU.
+        # Meta-losses since the last measurement; they stay tensors, since reading one may wait for a GPU.
         self._meta_losses: list[float | torch.Tensor] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Called before a checkpoint is restored: keeps a copy of the rule at the start, and adds the long problems."""
         if not isinstance(pl_module, MetaTrainer):
             raise ValueError(f"MetaValidation works beside a MetaTrainer, got a {type(pl_module).__name__}.")
         if self._start is None:  # before a checkpoint is restored, so a resumed run compares with the same start
             self._start = copy.deepcopy(pl_module.rule)
             longest = pl_module.horizons.last
-            self.problems += [one for factor in self.horizon_factors for one in long_runs(round(factor * longest))]
+            for factor in self.horizon_factors:
+                self.problems += long_runs(round(factor * longest))
             names = [problem.name for problem in self.problems]
             if len(set(names)) != len(names):
                 raise ValueError(f"problems of MetaValidation need names that differ, got {', '.join(names)}.")
@@ -96,6 +113,7 @@ class MetaValidation(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Called after each outer step: notes the meta-loss, and measures the rule if that is due."""
         if "meta_loss" in trainer.callback_metrics:
             self._meta_losses.append(trainer.callback_metrics["meta_loss"].clone())
         last = trainer.global_step == trainer.max_steps
@@ -105,7 +123,7 @@ class MetaValidation(L.Callback):
 
     @property
     def best(self) -> dict[str, float] | None:
-        """The measurement whose rule is in ``folder``; ``None`` where the start was never beaten."""
+        """The measurement whose rule is in ``folder``; ``None`` if none was better than the start."""
         better = [entry for entry in self.history if entry["score"] < 0]
         return min(better, key=lambda entry: entry["score"], default=None)
 
@@ -118,14 +136,14 @@ class MetaValidation(L.Callback):
             average = _average_of(trainer)
             if average is not None:
                 rules[AVERAGE] = average
-            found = list(compare(rules, self.problems, baselines=self.baselines, against=(ADAMW,)))
-            scores = {name: score(found, name, START) for name in rules if name != START}
+            results_by_problem = list(compare(rules, self.problems, baselines=self.baselines, against=(ADAMW,)))
+            scores = {name: score(results_by_problem, name, START) for name in rules if name != START}
             chosen = min(scores, key=scores.__getitem__)
-            said = pl_module.trained_on | {"chosen_on": [problem.name for problem in self.problems]}
-            self._keep_best(rules, chosen, scores[chosen], step, said)
-            self._log(trainer, found, scores, chosen)
-            records = {name: RuleRecord.of(rule, said) for name, rule in rules.items()}
-            results = Results(records, (ADAMW,), tuple(found))
+            trained_on = pl_module.trained_on | {"chosen_on": [problem.name for problem in self.problems]}
+            self._keep_best(rules, chosen, scores[chosen], step, trained_on)
+            self._log(trainer, results_by_problem, scores, chosen)
+            records = {name: RuleRecord.of(rule, trained_on) for name, rule in rules.items()}
+            results = Results(records, (ADAMW,), tuple(results_by_problem))
             for logger in trainer.loggers:
                 log_media(logger, results, "meta_validation", step=step, artifacts={"rule": self.folder})
         trainer.strategy.barrier("meta_validation")
@@ -158,16 +176,16 @@ class MetaValidation(L.Callback):
         worse = all(entry["score"] >= best["score"] for entry in recent)
         return worse and recent[-1]["meta_loss"] < best["meta_loss"]
 
-    def _log(self, trainer: L.Trainer, found: Sequence[ProblemResult], scores: dict[str, float], chosen: str) -> None:
+    def _log(self, trainer: L.Trainer, results: Sequence[ProblemResult], scores: dict[str, float], chosen: str) -> None:
         metrics = {
             "meta_validation/score": scores[chosen],
-            "meta_validation/vs_adamw": score(found, chosen, ADAMW),
+            "meta_validation/vs_adamw": score(results, chosen, ADAMW),
             "meta_validation/overfitting": float(self.overfitting),
         }
         metrics |= {f"meta_validation/score_{name}": value for name, value in scores.items()}
         metrics |= {
             f"meta_validation/{problem.name}/{split}": problem.log_ratio(chosen, START, split)
-            for problem in found
+            for problem in results
             for split in ("train", "valid")
         }
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
@@ -180,9 +198,11 @@ class MetaValidation(L.Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
+        """Called for each checkpoint: the scores so far, and the meta-losses since the last measurement."""
         return {"history": self.history, "meta_losses": list(map(float, self._meta_losses))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Called when meta-training resumes: takes over what :meth:`state_dict` returned."""
         self.history = list(state_dict["history"])
         self._meta_losses = list(state_dict["meta_losses"])
 

@@ -1,4 +1,4 @@
-"""A rule that goes on learning while it trains: meta-training on the very model that somebody's Trainer fits."""
+"""Online meta-training: a rule is adapted to the model that a Trainer fits, during the fit."""
 
 from __future__ import annotations
 
@@ -29,38 +29,34 @@ if TYPE_CHECKING:
 
 
 class OnlineMetaTraining(LearnedOptimizerAdapter):
-    """Goes on meta-training the rule of a :class:`~lightning_lopt.LearnedOptimizer` on the model that it trains.
+    """Continues the meta-training of the rule of a :class:`~lightning_lopt.LearnedOptimizer` on the model it trains.
 
-    From time to time it keeps the coming batches as the fit consumes them, and then, from the model's present
-    parameters, makes a few inner steps on them with perturbed θ, with the present θ and with the θ of the start, all
-    side by side (:func:`~lightning_lopt.meta.pilot.pilot_losses`). Their losses, by ``training_step`` on validation
-    batches, or on coming batches that were kept apart where the fit has no validation batches of the same structure,
-    move θ (:class:`~lightning_lopt.meta.search.Search`). The fit goes on with it as long as they speak for it against
-    the start; otherwise with the rule as it was. Data, order of batches and random numbers of the fit are untouched.
+    In each round it records the coming batches, and makes a few inner steps on them from the model's present parameters
+    (a *pilot*) with perturbed θ, with the present θ and with the θ of the start, all side by side
+    (:func:`~lightning_lopt.meta.pilot.pilot_losses`). The losses of the pilots by ``training_step`` on validation
+    batches change θ (:class:`~lightning_lopt.meta.search.Search`); without validation batches of the same structure,
+    some of the coming batches replace them. The fit uses the changed θ as long as its losses are lower than those of
+    the θ of the start, and that θ otherwise. Batches, their order, and random numbers of the fit do not change.
 
-    A rule that calibrates its steps, as ``base`` does, leaves little to find: in pilots its step sizes and momentum
-    look best where they are far from best for the run. Weight decay does not, so that is what is tried: a third of it
-    or three times as much, from a tenth of the run on, kept only on evidence that is wrong in one fit of twenty at most
-    (:class:`~lightning_lopt.meta.search.SequentialTest`; six comparisons, so a fit has to be about 2,100 steps long).
-    Until then the fit is what it would be without this callback, bit for bit. Coming batches of an epoch that repeats
-    say nothing about validation, and a model that memorises its data wants less decay: give the fit a validation set.
+    For a rule that calibrates its steps, as ``base`` does, only weight decay is searched: the step sizes and momenta
+    that are best in pilots are far from the best ones for the run. A third of the decay and three times the decay are
+    tried after a tenth of the run, and kept only if a sequential test with an error rate of 5 % per fit says so
+    (:class:`~lightning_lopt.meta.search.SequentialTest`; its six comparisons need a fit of about 2,100 steps). Until
+    then the fit is bit for bit the one without this callback. Give the fit a validation set: batches of an epoch that
+    repeats do not show whether a model memorises its data, and such a model needs less decay.
 
-    All rounds together cost at most ``max_share`` of the planned steps, where an inner step of one θ counts as a step
-    of training and a measured batch as a third of one. Side by side they take less time than that; the share of the
-    clock is logged as ``meta_training/time_share``. Rounds depend on the number of steps alone, so a seeded fit repeats
-    bit for bit, and so does one that is resumed.
+    All rounds together cost at most ``max_share`` of the planned steps. An inner step of one θ counts as a step of
+    training, a measured batch as a third of one; the share of the time by the clock is smaller and is logged as
+    ``meta_training/time_share``. Rounds depend on the number of steps alone, so seeded and resumed fits repeat bit for
+    bit. Each fit begins anew, unless it resumes from a checkpoint.
 
-    At the end of the fit the rule is saved in ``folder`` (rank 0) and logged as an artifact where Weights & Biases is
-    in use: the adapted one, or, with a warning, the one it began with if the evidence does not speak for the other.
-    Nothing is written under ``fast_dev_run``. Each fit begins anew, unless it resumes from a checkpoint.
+    At the end of the fit rank 0 saves the rule in ``folder``, and logs it as an artifact where Weights & Biases is in
+    use; without evidence for the changed θ this is the rule of the start, and a warning says so. Nothing is written
+    under ``fast_dev_run``. If a module or its batches raise an error in a pilot, there are no further rounds, and the
+    fit goes on with one warning.
 
-    Validation batches are had beside the fit's own validation or from it
-    (:class:`~lightning_lopt.callbacks.validation_batches.ValidationBatches`); no loader, sampler or random state that
-    the fit goes on with is moved. Whatever a module or its batches raise in a pilot ends the rounds with one warning,
-    and the fit goes on without them.
-
-    Under distributed strategies each rank makes its pilots on batches of its own, and all move θ by the mean of their
-    losses. Gradient clipping and accumulation are those of the fit; precision is that of the parameters.
+    Under distributed strategies each rank makes its pilots on its own batches, and all ranks change θ by the mean of
+    the losses. Pilots clip and accumulate gradients as the fit does, and have the precision of the parameters.
 
     Args:
         rule: as for the adapter: ``None`` where the module configures a ``LearnedOptimizer`` itself.
@@ -76,9 +72,21 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
         total_steps, lr, weight_decay, log: see :class:`~lightning_lopt.LearnedOptimizerAdapter`.
 
     Raises:
-        ValueError: if an argument is out of range, or ``search`` stands beside arguments of the default one; at the
+        ValueError: if an argument is out of range, or ``search`` is given with arguments of the default one; at the
             start of training for manual optimization, several optimizers, an optimizer that is not learned, sharded or
             half-precision parameters, or a rule without such entries.
+
+    Example:
+        >>> import tempfile
+        >>> import lightning.pytorch as L
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_lopt import AdamRule
+        >>> silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        >>> with tempfile.TemporaryDirectory() as folder:  # this fit is short, so its rounds get a larger share of it
+        ...     callback = OnlineMetaTraining(AdamRule(), folder=folder, max_share=1.0, inner_steps=2, held_out=1)
+        ...     L.Trainer(max_steps=60, callbacks=[callback], **silent).fit(BoringModel())
+        >>> callback.search.rounds
+        2
     """
 
     def __init__(
@@ -102,9 +110,11 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
     ) -> None:
         super().__init__(rule, total_steps=total_steps, lr=lr, weight_decay=weight_decay, log=log)
         of_default: dict[str, Any] = {"entries": entries, "pairs": pairs, "sigma": sigma, "seed": seed}
-        given = [name for name, value in of_default.items() if value is not None]
-        if search is not None and given:
-            raise ValueError(f"search= makes the search, so {given[0]} has no effect; give it to the search itself.")
+        search_arguments = [name for name, value in of_default.items() if value is not None]
+        if search is not None and search_arguments:
+            raise ValueError(
+                f"search= makes the search, so {search_arguments[0]} has no effect; give it to the search itself."
+            )
         self.rounds = Rounds(inner_steps, held_out, max_share, every_n_steps)
         self.folder = None if folder is None else Path(folder)
         self._make_search, self._default_arguments = search, of_default
@@ -113,10 +123,10 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
         self._begin_anew()
 
     def _begin_anew(self) -> None:
-        """Forget the fit before."""
+        """Delete the state of the last fit."""
         self.rounds.reset()
-        self._recorder = BatchRecorder(4 * self.rounds.held_out)  # enough for rounds to differ
-        self.seconds = 0.0  # spent by the clock, in this process
+        self._recorder = BatchRecorder(4 * self.rounds.held_out)  # enough for different batches in each round
+        self.seconds = 0.0  # seconds spent in rounds, in this process
         self._began = 0.0
 
     @property
@@ -126,22 +136,23 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
 
     @property
     def spent(self) -> float:
-        """What the rounds have cost so far, in training steps."""
+        """Cost of the rounds so far, in training steps."""
         return self.rounds.spent
 
     @property
     def time_share(self) -> float:
-        """Time spent in rounds, in units of the time the fit took without them so far, by the clock."""
+        """Time spent in rounds, divided by the time of the fit so far without them."""
         return self.seconds / max(time.perf_counter() - self._began - self.seconds, 1e-9)
 
     @property
     def state_key(self) -> str:
-        """Checkpoints name the callback as it was called when they were first written."""
+        """Checkpoints use the former name of the class, so that old ones can be loaded."""
         return "MetaTraining" if type(self) is OnlineMetaTraining else super().state_key
 
     # -- the fit's hooks
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Called before ``configure_optimizers``: does what the adapter does, and forgets the fit before."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":  # a fit that resumes loads its state after this
             self._begin_anew()
@@ -149,14 +160,16 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
+        """Called before each validation batch: keeps it for pilots, if it is one of the first dataloader."""
         if trainer.state.fn == "fit" and dataloader_idx == 0 and not self.rounds.is_over:
             self._recorder.see_validation(batch)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Called after a checkpoint was restored, before the first batch: begins the search and plans a round."""
         super().on_train_start(trainer, pl_module)
         self._trainer = trainer
         self._optimizer = optimizer = only_learned_optimizer(trainer, pl_module)
-        optimizer.rule = copy.deepcopy(optimizer.rule)  # ours to change
+        optimizer.rule = copy.deepcopy(optimizer.rule)  # the search changes θ of the copy
         search = self._new_search(optimizer.rule)
         if self.rounds.begin(search):
             self._recorder.restore(trainer.global_rank, trainer.world_size)
@@ -164,7 +177,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
         self._began = time.perf_counter()
         if search.rounds == 0 and not self._recorder.window and not self.rounds.is_over:
             has_round = self.rounds.plan(self._step, optimizer.total_steps)
-            if not has_round and not _keeps_nothing(trainer):
+            if not has_round and not trainer.fast_dev_run:  # type: ignore[attr-defined]
                 rank_zero_warn(
                     f"OnlineMetaTraining has no round in this fit: one costs {self.rounds.cost:.0f} training steps, "
                     f"and max_share={self.rounds.max_share:g} of {optimizer.total_steps} steps allows fewer; raise "
@@ -174,7 +187,9 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Record the batch, or make a round of pilots between two steps once enough batches were recorded."""
+        """Called before each training batch: records it, or makes a round of pilots between two steps once enough
+        batches are recorded.
+        """
         recorder, next_start = self._recorder, self.rounds.next_start
         if not recorder.window and (next_start is None or self._step < next_start):
             return
@@ -194,26 +209,19 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
         self.seconds += time.perf_counter() - began
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Called at the end of the fit: saves the chosen rule, and warns if it is the one that the fit began with."""
         search, optimizer = self.search, self._optimizer
-        if search is None or optimizer is None or _keeps_nothing(trainer):
+        if search is None or optimizer is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        if search.rounds and not search.improving:
-            rank_zero_warn(
-                f"OnlineMetaTraining found nothing better on this model in {search.rounds} rounds (evidence "
-                f"{search.evidence:+.3f}, where {search.needed:+.3f} or less was needed); the rule is handed "
-                "back as it was."
-            )
-        if trainer.is_global_zero:
-            folder = self.folder or Path(trainer.default_root_dir) / "adapted_rule"
-            try:
-                hand_over(trainer, optimizer.rule, search, self._step, folder)
-            except Exception as error:  # a full disk, a logger that fails
-                rank_zero_warn(f"OnlineMetaTraining could not hand over its rule ({named(error)}).")
+        folder = self.folder or Path(trainer.default_root_dir) / "adapted_rule"
+        hand_over(trainer, optimizer.rule, search, self._step, folder)
 
     def state_dict(self) -> dict[str, Any]:
+        """Called for each checkpoint, on all ranks: the adapter's state, the search, and the recorded batches."""
         return {**super().state_dict(), **self.rounds.state_dict(), **self._recorder.state_dict(self._trainer)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Called when a fit resumes, before training starts: takes over what :meth:`state_dict` returned."""
         super().load_state_dict(state_dict)
         self.rounds.load_state_dict(state_dict)
         self._recorder.load_state_dict(state_dict)
@@ -238,7 +246,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
 
     def _make_round(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert self._optimizer is not None
-        search = self.rounds.begun
+        search = self.rounds.current_search
         losses, failure = agreed(
             trainer, pl_module, lambda: self._losses_of_pilots(trainer, pl_module), search.particles
         )
@@ -247,13 +255,13 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
             rank_zero_warn(f"OnlineMetaTraining stops here, and the fit goes on: {failure}")
             self.rounds.stop()
             return
-        here = losses[search.here]
+        present_loss = losses[search.here]
         ahead = self.rounds.tell(losses)
         self._use(search.chosen)
         self.rounds.plan(self._step, self._optimizer.total_steps)
         try:
-            self._log(trainer, here, ahead)
-        except Exception as error:  # of somebody's logger
+            self._log(trainer, present_loss, ahead)
+        except Exception as error:  # an error of a logger
             rank_zero_warn(f"OnlineMetaTraining could not log its numbers ({named(error)}).")
 
     def _losses_of_pilots(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Tensor:
@@ -265,7 +273,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
             trainer,
             pl_module,
             self._optimizer,
-            self.rounds.begun,
+            self.rounds.current_search,
             step=self._step,
             coming=self._recorder.recorded(),
             validation=self._recorder.validation_batches(trainer, pl_module),
@@ -273,7 +281,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
         )
 
     def _use(self, theta: dict[str, Tensor]) -> None:
-        """Let the fit go on with these entries of θ."""
+        """Set these entries of θ in the rule of the fit."""
         assert self._optimizer is not None
         parameters = dict(self._optimizer.rule.named_parameters())
         with torch.no_grad():
@@ -286,11 +294,6 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         for logger in trainer.loggers if self.logs else []:
             logger.log_metrics(metrics, step=trainer.global_step)
-
-
-def _keeps_nothing(trainer: Any) -> bool:
-    """Whether the fit is a trial of which nothing is meant to be kept."""
-    return bool(trainer.fast_dev_run)
 
 
 MetaTraining = OnlineMetaTraining

@@ -1,4 +1,4 @@
-"""How often an optimizer steps in manual optimization, and so how many steps are to come."""
+"""Estimates of the remaining steps in manual optimization, from how often an optimizer has stepped."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 @dataclass
 class Pace:
-    """What was seen of the steps of one optimizer; plain numbers, so it goes into checkpoints.
+    """Counters of the steps of one optimizer; plain numbers for checkpoints.
 
     Batches are numbered from 1 since the optimizer was made.
 
     Attributes:
         total: steps so far.
-        first, last: batch of the first and of the last step; 0 before any.
-        stepping: batches with steps.
-        before: steps in the batches with steps but the last.
+        first, last: number of the batch with the first, and with the last step; 0 before any step.
+        stepping: number of batches with steps.
+        before: steps in all batches with steps except the last one.
         now: steps in the last batch with steps.
         epoch: steps in this epoch.
-        whole_epoch: steps in the last epoch that was seen as a whole; -1 before.
+        whole_epoch: steps in the last epoch that was counted from its first batch on; -1 before.
         epoch_length: batches of that epoch.
     """
 
@@ -45,7 +45,7 @@ class Pace:
         self.epoch += 1
 
     def epoch_ended(self, length: int, *, whole: bool) -> None:
-        """An epoch of ``length`` batches is over; ``whole`` if all of them were seen."""
+        """Count an epoch of ``length`` batches; ``whole`` if it was counted from its first batch on."""
         if whole:
             self.whole_epoch, self.epoch_length = self.epoch, length
         self.epoch = 0
@@ -66,12 +66,12 @@ class Pace:
         return self.at_once / self.period if self.stepping else 0.0
 
     def steps_within(self, batches: float) -> int:
-        """Steps still to come in the batch of the last step, and in so many batches after it."""
-        rest = max(round(self.at_once) - self.now, 0)
-        return rest + round(self.at_once * math.floor(batches / self.period + 1e-9))
+        """Remaining steps in the batch of the last step and in ``batches`` batches after it."""
+        in_last_batch = max(round(self.at_once) - self.now, 0)
+        return in_last_batch + round(self.at_once * math.floor(batches / self.period + 1e-9))
 
     def steps_left(self, length: int, done: int, epochs: int) -> int:
-        """Steps to come after the present one, in a fit that ends with an epoch.
+        """Remaining steps after the present one, in a fit that ends with an epoch.
 
         Args:
             length: batches of an epoch.

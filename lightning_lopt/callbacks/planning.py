@@ -1,4 +1,4 @@
-"""The horizons of the learned optimizers of a fit: planned, and planned again when more is known."""
+"""The horizons of the learned optimizers of a fit, planned at the start and again during the fit."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lightning_lopt.optim import LearnedOptimizer
 
 
 class Plan(ABC):
-    """Keeps the horizons of learned optimizers right.
+    """Keeps the horizons of learned optimizers up to date.
 
-    A horizon that was given wins; where it is not what the fit comes to, a warning names both.
+    A horizon from the user wins; if it is not the number of steps of the fit, a warning names both.
 
     Args:
-        trainer: of the fit, after its loops were restored.
+        trainer: Trainer of the fit, after its loops were restored.
         learned: the learned optimizers.
-        total_steps: horizon that was given for all of them.
+        total_steps: horizon from the user for all of them, if there is one.
     """
 
     def __init__(self, trainer: L.Trainer, learned: Sequence[LearnedOptimizer], total_steps: int | None) -> None:
@@ -45,27 +45,27 @@ class Plan(ABC):
         """
 
     def batch_begins(self) -> None:  # noqa: B027
-        """Look again, before the backward pass of a batch."""
+        """Plan again if the length of the fit has changed; called before the backward pass of a batch."""
 
     @abstractmethod
     def before_step(self, optimizer: Optimizer) -> None:
-        """A step of any optimizer of the fit comes now."""
+        """Count a step; called before a step of any optimizer of the fit."""
 
     def epoch_ends(self) -> None:  # noqa: B027
-        """All batches of an epoch are over."""
+        """Count an epoch; called after its last batch."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers for a checkpoint."""
+        """State for a checkpoint, plain numbers."""
 
     def _set(self, optimizer: LearnedOptimizer, total: int, *, announce: bool) -> None:
-        """Let ``optimizer`` plan for ``total`` steps from its first on, unless another number was given."""
+        """Set the horizon of ``optimizer``, ``total`` steps from its first one on, unless the user gave another."""
         if optimizer in self._given:
-            given = optimizer.total_steps
-            if isinstance(given, int) and given != total and optimizer not in self._warned and announce:
+            given_steps = optimizer.total_steps
+            if isinstance(given_steps, int) and given_steps != total and optimizer not in self._warned and announce:
                 self._warned.add(optimizer)
                 rank_zero_warn(
-                    f"total_steps={given} was given, but this fit comes to {total} steps of the "
+                    f"total_steps={given_steps} was given, but this fit comes to {total} steps of the "
                     "optimizer; leave total_steps out, and the adapter plans for them."
                 )
             return
@@ -97,31 +97,31 @@ class AutomaticPlan(Plan):
 
     def begin(self, saved: dict[str, Any]) -> None:
         (optimizer,) = self._learned
-        left = trainer_steps_left(self._trainer, progress_of(self._trainer))
-        self._check_end(math.isinf(left))
-        self._end = self._trainer.global_step + left
+        steps_left = trainer_steps_left(self._trainer, progress_of(self._trainer))
+        self._check_end(math.isinf(steps_left))
+        self._end = self._trainer.global_step + steps_left
         resumed = bool(optimizer.calls)
         self._start, self._steps = self._trainer.global_step, 0
         if resumed and {"start", "steps"} <= saved.keys():
             self._start, self._steps = saved["start"], saved["steps"]
         self._ratio = self._present_ratio()
         self._looked = False
-        if left < 1 or math.isinf(left) or (resumed and saved.get("end") == self._end):
+        if steps_left < 1 or math.isinf(steps_left) or (resumed and saved.get("end") == self._end):
             return
         made = optimizer.steps_made if resumed else 0
-        self._set(optimizer, made + round(left * self._ratio), announce=True)
+        self._set(optimizer, made + round(steps_left * self._ratio), announce=True)
 
     def batch_begins(self) -> None:
         if self._looked and self._trainer.fit_loop.epoch_loop.batch_progress.current.ready != 1:
             return
         self._looked = True
-        left = trainer_steps_left(self._trainer, progress_of(self._trainer))
-        end, ratio = self._trainer.global_step + left, self._present_ratio()
-        if math.isinf(left) or (end, ratio) == (self._end, self._ratio):
+        steps_left = trainer_steps_left(self._trainer, progress_of(self._trainer))
+        end, ratio = self._trainer.global_step + steps_left, self._present_ratio()
+        if math.isinf(steps_left) or (end, ratio) == (self._end, self._ratio):
             return
         self._end, self._ratio = end, ratio
         (optimizer,) = self._learned
-        self._set(optimizer, max(optimizer.steps_made + round(left * ratio), 1), announce=True)
+        self._set(optimizer, max(optimizer.steps_made + round(steps_left * ratio), 1), announce=True)
 
     def before_step(self, optimizer: Optimizer) -> None:
         self._steps += 1
@@ -136,16 +136,16 @@ class AutomaticPlan(Plan):
 
 
 class ManualPlan(Plan):
-    """Manual optimization: each optimizer has a pace of its own, and is planned for at its steps."""
+    """Manual optimization: each optimizer has its own pace, and its horizon is planned at its steps."""
 
     def begin(self, saved: dict[str, Any]) -> None:
         self._check_end(progress_of(self._trainer).is_open)
         batches: Any = self._trainer.fit_loop.epoch_loop.batch_progress
         optimizers = self._trainer.optimizers
         resumed = any(optimizer.calls for optimizer in self._learned)
-        kept = [Pace.from_state(pace) for pace in saved.get("paces", ())]
-        if resumed and len(kept) == len(optimizers):
-            paces = kept
+        saved_paces = [Pace.from_state(pace) for pace in saved.get("paces", ())]
+        if resumed and len(saved_paces) == len(optimizers):
+            paces = saved_paces
             self._before, self._whole = saved["before"], True
         else:
             paces = [Pace(total=getattr(optimizer, "calls", 0)) for optimizer in optimizers]
@@ -163,7 +163,7 @@ class ManualPlan(Plan):
             if math.isfinite(left):
                 total, before = pace.total + int(left), optimizer.total_steps
                 surprising = not isinstance(before, int) or abs(total - before) > 0.1 * before
-                # what was given may know of a short last window, which is seen at the end of an epoch
+                # the user's number may include a short last window, which is counted only at the end of an epoch
                 counted = pace.whole_epoch >= 0 or math.isinf(at.length)
                 seen = counted if optimizer in self._given else pace.stepping > 1
                 self._set(optimizer, total, announce=seen and surprising)

@@ -1,4 +1,4 @@
-"""A learned optimizer in the place of those that a module configures."""
+"""The swap: learned optimizers replace those that a module configures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from torch.optim import Optimizer
 from lightning_lopt.optim import LearnedOptimizer, labels_of, named_groups
 from lightning_lopt.rules.base import ROLES
 
-SCHEDULERS_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")  # what schedulers leave in groups
+SCHEDULERS_KEYS = (
+    "initial_lr",
+    "max_lr",
+    "min_lr",
+    "base_momentum",
+    "max_momentum",
+)  # keys that schedulers add to groups
 
 Build = Callable[[Any], LearnedOptimizer]
 
@@ -21,8 +27,8 @@ Build = Callable[[Any], LearnedOptimizer]
 class AfterSetup:
     """Calls a function when the strategy of a Trainer has set up its optimizers.
 
-    It hangs on the strategy of this Trainer alone, until :meth:`remove`: the module, its copies and its pickles know
-    nothing of it.
+    It replaces a method of the strategy of this Trainer until :meth:`remove`; the module, its copies and its pickles
+    stay as they are.
     """
 
     def __init__(self, trainer: L.Trainer, then: Callable[[L.Trainer], None]) -> None:
@@ -42,13 +48,13 @@ class AfterSetup:
 
 
 def swap_optimizers(trainer: L.Trainer, build: Build) -> None:
-    """Put learned optimizers in the place of those of a Trainer, for the same parameters in the same groups.
+    """Replace the optimizers of a Trainer by learned ones, for the same parameters in the same groups.
 
-    The schedulers stay with the optimizers that are replaced, which nobody steps: a module may step them, log their
+    The schedulers stay with the replaced optimizers, which make no steps: a module may step the schedulers, log their
     rate or look them up.
 
     Args:
-        trainer: one whose strategy has set up its optimizers.
+        trainer: a Trainer whose strategy has set up its optimizers.
         build: makes a learned optimizer from a module or from named groups; its ``lr`` and ``weight_decay`` hold for
             the groups with the largest.
 
@@ -72,7 +78,7 @@ def swap_optimizers(trainer: L.Trainer, build: Build) -> None:
         original._opt_called = True  # type: ignore[attr-defined]  # its scheduler asks, and warns without
     schedulers = [type(config.scheduler).__name__ for config in strategy.lr_scheduler_configs]
     if schedulers:
-        lost.append(f"{', '.join(schedulers)}, which goes on computing a rate that nothing reads")
+        lost.append(f"{', '.join(schedulers)}, whose rate is computed but not used")
     strategy.optimizers = list(learned)
     if lost:
         rank_zero_warn(
@@ -82,11 +88,11 @@ def swap_optimizers(trainer: L.Trainer, build: Build) -> None:
 
 
 def _carry_over(original: Optimizer, learned: LearnedOptimizer) -> list[str]:
-    """Give the groups of ``learned`` the rates, decays and further keys of ``original``; says what cannot be kept.
+    """Copy rates, decays and further keys of groups from ``original`` to ``learned``; return settings without effect.
 
-    A group's ``lr`` stays in the module's own unit: it is what the module has configured, and ``lr_unit``, by which it
-    is divided, is the largest rate that the module has configured, or 1 where all of them are 0. So whatever writes
-    rates later, by hand or as a callback, writes them in the unit that it was written for.
+    The ``lr`` of a group keeps the unit of the module: its value is the configured rate, and it is divided by
+    ``lr_unit``, the largest configured rate, or 1 where all of them are 0. Code that sets rates later, by hand or in a
+    callback, therefore sets them in its usual unit.
     """
     groups = original.param_groups
     if any(group.get("maximize") for group in groups):
@@ -99,7 +105,7 @@ def _carry_over(original: Optimizer, learned: LearnedOptimizer) -> list[str]:
     factor, decay = learned.defaults["lr"], learned.defaults["weight_decay"]
     lost = []
     if max(rates) == 0.0:
-        lost.append("lr=0 in all groups, which is taken for no choice of a rate (one group among others stays frozen)")
+        lost.append("lr=0 in all groups, which counts as no choice of a rate (one group among others stays frozen)")
         rates = [factor] * len(rates)
     top, most = max(rates), max(decays)
     unit = top / factor if top and factor else 1.0

@@ -1,4 +1,4 @@
-"""Validation batches of a fit, had without moving anything that the fit goes on with."""
+"""Validation batches of a fit, read without a change of loaders, samplers or random states of the fit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from torch.utils.data import (
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks.lightning_batches import PLAIN
 from lightning_lopt.tasks.lightning_classes import overrides
-from lightning_lopt.tasks.side_effects import generators_kept, untouched
+from lightning_lopt.tasks.side_effects import generators_restored, random_states_restored
 from lightning_lopt.tasks.users_code import named
 
 HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
@@ -34,10 +34,10 @@ Leaves = list[Any]
 class ValidationBatches:
     """Batches of the first validation dataloader, at most ``limit`` of them, as trees of tensors on the fit's device.
 
-    Where that is a plain ``DataLoader`` of a map-style dataset, examples are read by number, beside the loader, its
-    sampler and its workers. From all else (a stream, a loader or sampler of somebody's own, hooks around the transfer
-    to the device) nothing is read: the batches that the fit's own validation has been through, its sanity check
-    included, are kept.
+    If it is a plain ``DataLoader`` of a map-style dataset, examples are read from the dataset by number, without the
+    loader, its sampler and its workers. In all other cases (a stream, a subclass of the loader or the sampler, hooks
+    around the transfer to the device) nothing is read; instead, the batches of the validation of the fit, its sanity
+    check included, are recorded.
 
     Args:
         limit: largest number of batches, >= 1.
@@ -45,12 +45,12 @@ class ValidationBatches:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.seen: list[Leaves] = []  # by the fit's own validation
-        self._structure: Any = None  # of these
+        self.seen: list[Leaves] = []  # batches of the validation of the fit
+        self._structure: Any = None  # tree structure of the batches in ``seen``
         self._read: list[Any] | None = None
 
-    def see(self, batch: Any) -> None:
-        """Keep a batch of the fit's own validation, if there is room and it consists of tensors and plain values."""
+    def record(self, batch: Any) -> None:
+        """Record a batch of the validation of the fit, if there is room and it consists of tensors and plain values."""
         if len(self.seen) >= self.limit or self._read:
             return
         leaves, structure = pytree.tree_flatten(batch)
@@ -62,9 +62,9 @@ class ValidationBatches:
         """Batches that have the structure of training batches, possibly none.
 
         Args:
-            structure: of a training batch, by ``torch.utils._pytree``.
-            trainer: of the fit.
-            module: that is trained.
+            structure: tree structure of a training batch, from ``torch.utils._pytree``.
+            trainer: Trainer of the fit.
+            module: the module that is trained.
         """
         if self._read is None:
             self._read = _read_beside(trainer, module, self.limit)
@@ -80,14 +80,14 @@ class ValidationBatches:
 
 
 def _read_beside(trainer: Any, module: Any, limit: int) -> list[Any]:
-    """The first batches of the first validation dataloader, if they can be read beside it; else none."""
+    """The first batches of the first validation dataloader, if its dataset can be read without it; else none."""
     loader = next((entry for entry in pytree.tree_leaves(trainer.val_dataloaders) if entry is not None), None)
     owners = [module, getattr(trainer, "datamodule", None)]
     if loader is None or any(overrides(owner, name) for owner in owners if owner is not None for name in HOOKS):
         return []
     convert, move = trainer.precision_plugin.convert_input, trainer.strategy.batch_to_device
     try:
-        with untouched(), generators_kept(loader):
+        with random_states_restored(), generators_restored(loader):
             return [move(convert(batch)) for batch in islice(_beside(loader), limit)]
     except Exception as error:
         rank_zero_warn(f"OnlineMetaTraining goes without validation batches, which it cannot read ({named(error)}).")
@@ -115,7 +115,7 @@ def _beside(loader: Any) -> Iterator[Any]:
 
 
 def _own(dataset: Dataset[Any]) -> Dataset[Any]:
-    """A copy that shares the examples: what a dataset, or one inside it, assigns to itself stays with the copy."""
+    """A copy that shares the examples: an attribute that the dataset, or one inside it, sets is set on the copy."""
     copied = copy.copy(dataset)
     if not hasattr(copied, "__dict__"):  # a list
         return copied
@@ -126,7 +126,7 @@ def _own(dataset: Dataset[Any]) -> Dataset[Any]:
 
 
 def _order(sampler: Any, count: int) -> list[int] | None:
-    """Numbers of the examples; ``None`` for samplers that may choose otherwise."""
+    """Numbers of the examples in order; ``None`` for samplers whose choice is not known."""
     if isinstance(sampler, DistributedSampler):
         inner = getattr(sampler.dataset, "_sampler", None)  # Lightning's, around the sampler of the loader
         if inner is not None and type(inner) not in (SequentialSampler, RandomSampler):

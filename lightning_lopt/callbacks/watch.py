@@ -1,4 +1,4 @@
-"""What the adapter looks out for: steps that never come, steps that a gradient scaler skips, models trained before."""
+"""Watches of the adapter: for missing steps, for steps that a gradient scaler skips, and for pretrained models."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from lightning_lopt.optim.groups import members_of
 from lightning_lopt.optim.pretrained_model import looks_pretrained, trained_shares
 from lightning_lopt.rules.residual import ResidualRule
 
-RELATIVE_RULES = ("residual",)  # whose steps are relative to the size of a tensor, however little it has to change
+RELATIVE_RULES = ("residual",)  # rules whose steps are relative to the size of a tensor
 
 
 class ScalerWatch:
-    """Counts the steps that were announced with a loss, but never reached the optimizer."""
+    """Counts steps that got a loss but that the gradient scaler skipped."""
 
     def __init__(self) -> None:
         self._announced: dict[LearnedOptimizer, int] = {}
-        self._calls: dict[LearnedOptimizer, int] = {}  # before the first that was announced
+        self._calls: dict[LearnedOptimizer, int] = {}  # number of steps before the first announced one
 
     def before_step(self, optimizer: LearnedOptimizer) -> None:
         self._calls.setdefault(optimizer, optimizer.calls)
@@ -33,7 +33,7 @@ class ScalerWatch:
 
 
 class StepWatch:
-    """Warns where something else trains the parameters of the learned optimizers.
+    """Warns if another optimizer trains the parameters of the learned optimizers.
 
     Args:
         optimizers: all learned optimizers of the fit.
@@ -45,7 +45,7 @@ class StepWatch:
         self._is_over = not optimizers
 
     def look(self) -> None:
-        """After a batch; no work once a step was made."""
+        """Check after a batch, until the first step was made."""
         if self._is_over:
             return
         if self._has_stepped():
@@ -58,7 +58,7 @@ class StepWatch:
             )
 
     def look_at_the_end(self, batches: int) -> None:
-        """After the fit."""
+        """Warn after the fit if no step was made."""
         if not self._is_over and batches and not self._has_stepped():
             rank_zero_warn(f"The LearnedOptimizer made no step in {batches} batches; call self.optimizers().step().")
 
@@ -70,10 +70,10 @@ class StepWatch:
         return sum(param._version for group in groups for param in group["params"])
 
 
-def speak_of_pretrained(module: nn.Module, optimizers: Sequence[LearnedOptimizer]) -> None:
-    """Say so if a rule whose steps are relative to the size of a tensor meets a module that was trained before.
+def warn_if_pretrained(module: nn.Module, optimizers: Sequence[LearnedOptimizer]) -> None:
+    """Warn if the steps of a rule are relative to the size of a tensor and the module looks pretrained.
 
-    It is a warning, or a line for rules that shorten the steps of such tensors by themselves (``careful``).
+    For a rule that shortens the steps of such tensors by itself (``careful``) it is a message instead of a warning.
     """
     for optimizer in optimizers:
         rule = optimizer.rule

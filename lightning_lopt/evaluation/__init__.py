@@ -41,5 +41,5 @@ __all__ = [
     "write_report",
 ]
 
-# A name is looked for in the modules from left to right: those that cost least come first.
+# A name is searched in the modules from left to right; modules whose import takes least time come first.
 __getattr__ = lazily(__name__, ("problem", "results", "baselines", "comparison", "evaluator", "suites", "report"))

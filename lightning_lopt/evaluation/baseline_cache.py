@@ -1,6 +1,6 @@
-"""The JSON file that keeps measurements of baselines: checked when read, replaced as a whole when written.
+"""The JSON file of measured baselines: it is checked when it is read, and replaced as a whole when it is written.
 
-Processes that share a file take turns: each reads what the others have added, and adds its own, under a lock.
+Processes that share a file take turns: under a lock, each reads the entries of the others, and adds its own.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from lightning_lopt.io.whole import write_whole
 
 FORMAT = 1
 LIMIT = 64 * MIB
-"""The most bytes that are read; an entry takes some 4 KiB."""
+"""Largest number of bytes that are read; an entry takes some 4 KiB."""
 TOLERANCE = 2e-3
-"""Relative differences of fingerprints up to here are those of machines and versions."""
+"""Largest relative difference of fingerprints between machines and versions."""
 LOCK_SECONDS = 60.0
-"""How long to wait for other processes, which need a fraction of a second each."""
+"""Longest wait for other processes, each of which needs a fraction of a second."""
 
 
 @dataclass(frozen=True)
 class BaselineRecord:
-    """What one baseline reached on one problem, as the file keeps it.
+    """The measurement of one baseline on one problem, as an entry of the file.
 
     Attributes:
-        key: hash of the exact part of what it depends on.
-        problem: name of the problem it was computed for, for people.
-        fingerprint: the inexact part, see :func:`~lightning_lopt.evaluation.baselines.fingerprint`.
+        key: hash of the exact settings that the measurement depends on.
+        problem: name of the problem, for readers of the file.
+        fingerprint: inexact numbers of the task, see :func:`~lightning_lopt.evaluation.baselines.fingerprint`.
         sweep: median final training loss at each candidate, in the order of the sweep; infinite where it diverged.
-        measurement: the run at the chosen one.
+        measurement: the run at the chosen candidate.
     """
 
     key: str
@@ -44,10 +44,10 @@ class BaselineRecord:
     measurement: Measurement
 
     def fits(self, marks: Sequence[float]) -> bool:
-        """Whether ``marks`` are this entry's, as another machine computes them."""
+        """Whether ``marks`` are equal to the fingerprint, up to differences between machines."""
         pairs = zip(self.fingerprint, marks, strict=False)
         return len(marks) == len(self.fingerprint) and all(
-            math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=1e-7) for one, other in pairs
+            math.isclose(stored, mark, rel_tol=TOLERANCE, abs_tol=1e-7) for stored, mark in pairs
         )
 
 
@@ -55,7 +55,7 @@ def read_entries(path: Path) -> list[BaselineRecord]:
     """The entries of a file.
 
     Raises:
-        ValueError: if it is not one of baselines, damaged, of another format, or cannot be read.
+        ValueError: if it is no file of baselines, damaged, of another format, or cannot be read.
     """
     try:
         if path.stat().st_size > LIMIT:
@@ -63,7 +63,7 @@ def read_entries(path: Path) -> list[BaselineRecord]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {show(content['format'])}, not {FORMAT}")
-        return [_from_json(one) for one in content["entries"]]
+        return [_from_json(entry) for entry in content["entries"]]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError) as error:
         reason = f"{cause(error)} is missing" if isinstance(error, KeyError) else cause(error)
         raise ValueError(
@@ -72,28 +72,28 @@ def read_entries(path: Path) -> list[BaselineRecord]:
 
 
 def add_entries(path: Path, entries: Sequence[BaselineRecord]) -> list[BaselineRecord]:
-    """Add to the file what it does not hold yet; the folder is made.
+    """Add the missing entries to the file; the folder is made.
 
     Returns:
-        all entries that the file has then, those of other processes among them.
+        all entries of the file then, including those of other processes.
 
     Raises:
-        OSError: if it cannot be written, or another process has kept it locked for a minute.
-        ValueError: if what is there is not a file of baselines; it stays as it is.
+        OSError: if it cannot be written, or another process has locked it for a minute.
+        ValueError: if the file exists and is no file of baselines; it is not changed.
     """
     from filelock import FileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock"), timeout=LOCK_SECONDS):
-        there = read_entries(path) if path.exists() else []
-        known = [(entry.key, entry.fingerprint) for entry in there]
-        there += [entry for entry in entries if (entry.key, entry.fingerprint) not in known]
-        write_entries(path, there)
-    return there
+        stored = read_entries(path) if path.exists() else []
+        stored_keys = [(entry.key, entry.fingerprint) for entry in stored]
+        stored += [entry for entry in entries if (entry.key, entry.fingerprint) not in stored_keys]
+        write_entries(path, stored)
+    return stored
 
 
 def write_entries(path: Path, entries: Sequence[BaselineRecord]) -> None:
-    """Replace the file by these entries, one a line; a crash leaves the old file or the new one."""
+    """Replace the file by these entries, one per line; after a crash the old file or the new one exists."""
     lines = [json.dumps(_to_json(entry), separators=(",", ":")) for entry in entries]
     write_whole(path, f'{{"format":{FORMAT},"entries":[\n' + ",\n".join(lines) + "\n]}\n")
 

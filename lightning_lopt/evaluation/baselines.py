@@ -1,4 +1,4 @@
-"""Hand-designed optimizers on a problem, tuned or untuned: computed once, and kept in small JSON files."""
+"""Hand-designed optimizers on a problem, tuned or untuned: computed once, and stored in small JSON files."""
 
 from __future__ import annotations
 
@@ -24,27 +24,35 @@ from lightning_lopt.tasks.base import Task
 
 __all__ = ["BASELINES", "FINE_TUNING_BASELINES", "Baselines", "Sweep", "fingerprint", "shipped_entries", "sweep_of"]
 
-VERSION = 2  # of what a baseline is: change it when its numbers change
+VERSION = 2  # version of the computation: change it when the numbers of baselines change
 SHIPPED = "tuned_baselines.json"
 
 
 class Baselines:
-    """What the baselines reach on problems, by content: where a task, its models or its horizon differ, it is another.
+    """Measurements of baselines on problems, found by content: the task, its models and the horizon.
 
-    A baseline is looked for in the user's file, then among those that come inside the package (3 seeds, the suites with
-    their default data), and computed if it is in neither, which takes from seconds to minutes.
+    A measurement is searched in the user's file, then among those of the package (3 seeds, the suites with their
+    default data), and computed if it is in neither, which takes from seconds to minutes.
 
     Args:
-        path: JSON file to read and to add to; ``None`` to keep what is computed in memory only.
+        path: JSON file to read and to add to; ``None`` to store new measurements in memory only.
         seeds: models trained at each learning rate, >= 1.
-        shipped: whether to use what comes inside the package.
-        device: where baselines are computed.
+        shipped: whether to use the measurements of the package.
+        device: device for new measurements.
 
     Attributes:
-        not_kept: why the last entry that was computed could not be written to the file; empty if it was.
+        not_kept: why the last new entry could not be written to the file; empty if it could.
 
     Raises:
-        ValueError: if the file is not one of baselines.
+        ValueError: if the file is no file of baselines.
+
+    Example:
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Problem("bowl", Quadratic(torch.tensor([1.0, 4.0])), horizon=10)
+        >>> baselines = Baselines(seeds=1, shipped=False)  # with path="baselines.json" they are kept in that file
+        >>> measurement = baselines(bowl, "adamw")
+        >>> measurement.optimizer, measurement.learning_rate  # the best rate of the sweep
+        ('adamw', 0.1)
     """
 
     def __init__(
@@ -66,20 +74,20 @@ class Baselines:
         self._fingerprints: dict[int, tuple[Task, list[float]]] = {}
 
     def __call__(self, problem: Problem, name: str = "adamw") -> Measurement:
-        """The measurement of baseline ``name`` on ``problem``, computed if it is not known.
+        """The measurement of baseline ``name`` on ``problem``, computed if it is not stored.
 
         Raises:
             ValueError: if there is no such baseline.
-            ImportError: if it has to be computed, and is of a package that is not installed.
+            ImportError: if it has to be computed, and its package is not installed.
         """
-        found = self.find(problem, name)
-        if found is None:
-            found = self._compute(problem, name)
-            self._keep(found)
-        return found.measurement
+        entry = self.find(problem, name)
+        if entry is None:
+            entry = self._compute(problem, name)
+            self._keep(entry)
+        return entry.measurement
 
     def find(self, problem: Problem, name: str) -> BaselineRecord | None:
-        """What is known of baseline ``name`` on ``problem``, ``None`` if nothing.
+        """The stored entry of baseline ``name`` on ``problem``; ``None`` if there is none.
 
         Raises:
             ValueError: if there is no such baseline.
@@ -89,7 +97,7 @@ class Baselines:
         return next(matching, None)
 
     def key(self, problem: Problem, name: str) -> str:
-        """A hash of what the numbers depend on as far as it is exact; :func:`fingerprint` has the rest."""
+        """A hash of the exact settings that the numbers depend on; :func:`fingerprint` has the inexact ones."""
         task, sweep = problem.task, sweep_of(name)
         params = task.init(generator(SEED, "key"))
         batch = task.batch(generator(SEED, "key"))
@@ -109,9 +117,9 @@ class Baselines:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
     def _fingerprint(self, task: Task) -> list[float]:
-        """:func:`fingerprint`, computed once: it takes a while on a large model."""
+        """:func:`fingerprint`, computed once per task, since it is slow for a large model."""
         if id(task) not in self._fingerprints:
-            self._fingerprints[id(task)] = (task, fingerprint(task))  # the task too, so that its id stays its own
+            self._fingerprints[id(task)] = (task, fingerprint(task))  # with the task, so that no other task gets its id
         return self._fingerprints[id(task)][1]
 
     def _compute(self, problem: Problem, name: str) -> BaselineRecord:
@@ -126,7 +134,7 @@ class Baselines:
         return BaselineRecord(self.key(problem, name), problem.name, self._fingerprint(problem.task), medians, chosen)
 
     def _keep(self, entry: BaselineRecord) -> None:
-        """Keep an entry in memory, and in the file if that can be written."""
+        """Store an entry in memory, and in the file if that can be written."""
         self.own.append(entry)
         if self.path is None:
             return
@@ -140,16 +148,17 @@ class Baselines:
 
 
 def shipped_entries() -> list[BaselineRecord]:
-    """The baselines that come inside the package."""
+    """The baselines of the package."""
     file = files("lightning_lopt.evaluation").joinpath(SHIPPED)
     return read_entries(Path(str(file))) if file.is_file() else []
 
 
 def fingerprint(task: Task) -> list[float]:
-    """Numbers that tell tasks of the same shapes apart: a machine changes their last digits, another task the first.
+    """Numbers that distinguish tasks of the same shapes: they differ in the last digits between machines, in the first
+    digits between tasks.
 
-    The loss of a model that knows nothing, losses of one initial model on both splits, its loss at twice the weights,
-    and for one mini-batch the loss and the RMS of the gradient.
+    They are the loss of an uninformed model, the losses of one initial model on both splits, its loss at twice the
+    weights, and the loss and the RMS of the gradient on one mini-batch.
     """
     params = task.init(generator(SEED, "key"))
     doubled = {name: 2 * value if name in task.roles else value for name, value in params.items()}
@@ -158,5 +167,5 @@ def fingerprint(task: Task) -> list[float]:
     full: Sequence[float] = [float(task.loss(params, task.full_batch(split))) for split in ("train", "valid")]
     twice = float(task.loss(doubled, task.full_batch("valid")))
     marks = (task.loss_scale, *full, twice, float(loss), float(squares.mean().sqrt()))
-    # what is not finite is so everywhere; files of JSON have no word for it
+    # a value that is not finite is so on every machine; JSON cannot represent it
     return [float(f"{value:.6g}") if math.isfinite(value) else -1.0 for value in marks]

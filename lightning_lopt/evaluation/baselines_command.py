@@ -1,4 +1,4 @@
-"""``lightning-lopt baselines``: tune the baselines of whole suites and keep them in a file."""
+"""``lightning-lopt baselines``: tunes the baselines of whole suites and stores them in a file."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from lightning_lopt.terminal import say
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Compute what ``--out`` does not hold yet, one entry after the other; stopped, it goes on where it was."""
-    known = BASELINES | FINE_TUNING_BASELINES
+    """Compute the entries that ``--out`` does not have yet, one after the other; after a stop, it can be resumed."""
+    sweeps = BASELINES | FINE_TUNING_BASELINES
     parser = CommandParser(
         "baselines",
         "Tune hand-designed optimizers on suites of problems; what the file holds already is left alone.",
-        notes=["optimizers:\n" + "\n".join(f"  {name}: {sweep.description}" for name, sweep in known.items())],
+        notes=["optimizers:\n" + "\n".join(f"  {name}: {sweep.description}" for name, sweep in sweeps.items())],
         example="lightning-lopt baselines --suite tiny --optimizer adamw muon --out baselines.json",
     )
     parser.add_argument("--suite", nargs="+", type=suite_argument, metavar="SUITE", default=["small"], help=SUITE_HELP)
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--optimizer",
         nargs="+",
-        choices=tuple(known),
+        choices=tuple(sweeps),
         default=[name for name, sweep in BASELINES.items() if sweep.available],
         help="default: all whose packages are installed, but not those of fine-tuning",
     )
@@ -46,30 +46,32 @@ def main(arguments: Sequence[str]) -> int:
         progress.doing("reading problems")
         usable_device(options.device)
         problems = [problem for suite in options.suite for problem in problems_of(suite, options.data)]
-        wanted = [(problem, name) for problem in problems for name in options.optimizer]
+        jobs = [(problem, name) for problem in problems for name in options.optimizer]
         baselines = Baselines(options.out, options.seeds, shipped=False, device=options.device)
-        for problem, name in wanted:
+        for problem, name in jobs:
             if baselines.find(problem, name) is None:
                 sweep_of(name).require()
         begin = time.monotonic()
-        for number, (problem, name) in enumerate(wanted, 1):
-            progress.to(number - 1, len(wanted), plain(f"{name} on {problem.name}"))
-            found = baselines.find(problem, name) is not None
+        for number, (problem, name) in enumerate(jobs, 1):
+            progress.to(number - 1, len(jobs), plain(f"{name} on {problem.name}"))
+            was_known = baselines.find(problem, name) is not None
             baselines(problem, name)
             if baselines.not_kept:
                 raise CommandError(f"baselines were not kept ({baselines.not_kept}); free space or give another --out.")
             progress.clear()
-            say(f"[{number}/{len(wanted)}] {time.monotonic() - begin:.0f} s: {_line(baselines, problem, name, found)}")
+            say(
+                f"[{number}/{len(jobs)}] {time.monotonic() - begin:.0f} s: {_line(baselines, problem, name, was_known)}"
+            )
             progress.advance()
     return 0
 
 
-def _line(baselines: Baselines, problem: Problem, name: str, known: bool) -> str:
-    """What is known of a baseline: losses after the last step, and where in its sweep it lies."""
+def _line(baselines: Baselines, problem: Problem, name: str, was_known: bool) -> str:
+    """A baseline in one line: losses after the last step, and the chosen learning rate."""
     run = baselines(problem, name)
     line = f"{problem.name}, {name}: {float(run.final_train.median()):.4f} / {float(run.final_valid.median()):.4f}"
     if run.learning_rate is not None:
         rates = sweep_of(name).learning_rates
         at_end = ", the end of the sweep" if run.learning_rate in (rates[0], rates[-1]) else ""
         line += f" at learning rate {run.learning_rate:g}{at_end}"
-    return line + (" (known)" if known else "")
+    return line + (" (known)" if was_known else "")

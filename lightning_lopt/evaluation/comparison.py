@@ -1,4 +1,4 @@
-"""Rules side by side on problems, beside tuned baselines."""
+"""Comparison of rules with each other and with tuned baselines on problems."""
 
 from __future__ import annotations
 
@@ -22,14 +22,24 @@ def compare(
     against: Sequence[str] = ("adamw",),
     seed: int = 0,
 ) -> Iterator[ProblemResult]:
-    """One result for each problem, as soon as it is there; every rule sees the same models and mini-batches.
+    """One result for each problem, as soon as it is computed; all rules have the same models and mini-batches.
 
     Args:
-        rules: by name; those of one class and config run side by side.
-        problems: what to solve.
-        baselines: where tuned baselines come from; its number of seeds is used for the rules too.
+        rules: rules by name; rules of one class and config run side by side.
+        problems: the problems.
+        baselines: source of the tuned baselines; its number of seeds is used for the rules too.
         against: names of baselines.
-        seed: of models and mini-batches of the rules.
+        seed: seed of models and mini-batches of the rules.
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.evaluation import Baselines, Problem
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl, rules = Problem("bowl", Quadratic(torch.tensor([1.0, 4.0])), horizon=10), {"mine": AdamRule(0.1)}
+        >>> baselines = Baselines(seeds=1, shipped=False)
+        >>> for result in compare(rules, [bowl], baselines=baselines, against=["adam_default"]):
+        ...     print(result.name, result.log_ratio("mine", "adam_default") < 0)
+        bowl True
     """
     for problem in problems:
         measured: dict[str, Measurement] = {}
@@ -41,7 +51,7 @@ def compare(
 
 
 def _alike(rules: Mapping[str, UpdateRule]) -> list[list[str]]:
-    """Names of rules that differ in θ alone."""
+    """Names of rules, in groups with the same class and config."""
     groups: dict[str, list[str]] = {}
     for name, rule in rules.items():
         groups.setdefault(f"{type(rule).__qualname__} {rule.config}", []).append(name)

@@ -1,4 +1,4 @@
-"""``lightning-lopt evaluate`` and ``lightning-lopt compare``: rules beside tuned baselines on a suite, as a report."""
+"""``lightning-lopt evaluate`` and ``lightning-lopt compare``: a report on rules and tuned baselines on a suite."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.terminal import say
 
 START = "@start"
-"""Behind the name of a rule: the same class and config at the θ that it begins meta-training with."""
+"""Suffix of the name of a rule: the same class and config with the θ at the start of meta-training."""
 SUITE_HELP = (
     f"one of {', '.join(SUITES)}; or FILE.py:NAME, a list of lightning_lopt.evaluation.Problem in a file of yours, "
     "or a function without arguments that returns one (the file is run)"
@@ -93,7 +93,7 @@ def _parser(command: str) -> CommandParser:
     parser = CommandParser(
         command,
         f"Measure {'several rules' if several else 'a rule'} beside tuned baselines on a suite of problems, and write "
-        "a report. Rules are used as they are. Stopped, it goes on where it was.",
+        "a report. Rules are used as they are. If it is stopped, run it again to continue.",
         notes=["baselines:\n" + "\n".join(f"  {name}: {sweep.description}" for name, sweep in known.items())],
         example=f"lightning-lopt {command} {rules} --suite tiny --against adamw,muon --out report",
     )
@@ -118,7 +118,7 @@ def _parser(command: str) -> CommandParser:
 
 
 def suite_argument(text: str) -> str:
-    """Check the name of a suite; the address ``FILE.py:NAME`` of one of the user's own is looked at when it is read.
+    """Check the name of a suite; an address ``FILE.py:NAME`` of a user's suite is checked when it is read.
 
     Raises:
         argparse.ArgumentTypeError: if it is neither.
@@ -146,10 +146,11 @@ def problems_of(suite: str, data: Sequence[str] | None) -> list[Problem]:
 
 def _chosen(problems: list[Problem], names: Sequence[str] | None) -> list[Problem]:
     """The problems of these names, in the order of the suite."""
-    known = [problem.name for problem in problems]
+    names_in_suite = [problem.name for problem in problems]
     for name in names or ():
-        if name not in known:
-            raise ValueError(f"there is no problem {name!r} in the suite; use some of {', '.join(map(repr, known))}.")
+        if name not in names_in_suite:
+            available = ", ".join(map(repr, names_in_suite))
+            raise ValueError(f"there is no problem {name!r} in the suite; use some of {available}.")
     return [problem for problem in problems if names is None or problem.name in names]
 
 
@@ -173,13 +174,13 @@ def _folder_name(rules: Sequence[str], suite: str) -> str:
 
 
 def _print(results: Results) -> None:
-    found = numbers(results)
+    report_numbers = numbers(results)
     say("\n" + finals(results.problems, [*results.rules, *results.against]).markdown())
-    say("\n" + overall(found, "shell", ALL).markdown() + "\n")
+    say("\n" + overall(report_numbers, "shell", ALL).markdown() + "\n")
     say(log_ratios(results).markdown() + "\n")
     if (table := untuned_table(results)).rows:
         say(f"Untuned against untuned:\n\n{table.markdown()}\n")
-    for paragraph in summary(results, found):
+    for paragraph in summary(results, report_numbers):
         say(paragraph)
 
 
@@ -189,7 +190,7 @@ def _log(results: Results, folder: Path, project: str) -> None:
 
     from lightning_lopt.evaluation.report import PAGE, RESULTS, log_media
 
-    # absolute, since the process that writes may have started in another folder
+    # absolute, since the process that writes may have another working directory
     logger = WandbLogger(project=project, save_dir=folder.resolve(), job_type="evaluation")
     logger.log_hyperparams({"command": results.command, **results.environment})
     logger.log_metrics(

@@ -1,4 +1,4 @@
-"""Rules beside tuned baselines on many problems: resumable, and on several processes."""
+"""Measures rules and tuned baselines on many problems: resumable, and on several processes."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ Job = tuple[int, str]
 
 @dataclass(frozen=True)
 class Work:
-    """Everything that a process needs to measure an optimizer on a problem.
+    """The inputs of a process that measures optimizers on problems.
 
     Attributes:
-        problems: in the order of the results.
-        rules: by name.
-        baselines: where tuned baselines come from, with the number of seeds of everything, and the device of all.
+        problems: problems in the order of the results.
+        rules: rules by name.
+        baselines: source of the tuned baselines; its number of seeds and its device hold for all measurements.
     """
 
     problems: tuple[Problem, ...]
@@ -52,7 +52,7 @@ class Work:
     baselines: Baselines
 
     def is_stored(self, name: str) -> bool:
-        """Whether the file of baselines has what was measured last, so that it need not be stored once more."""
+        """Whether the file of baselines has the last measurement, so that it need not be stored again."""
         return name not in self.rules and self.baselines.path is not None and not self.baselines.not_kept
 
     def describe(self, job: Job) -> str:
@@ -60,7 +60,7 @@ class Work:
         return f"{job[1]} on {self.problems[job[0]].name}"
 
     def measure(self, number: int, name: str) -> Measurement:
-        """What the optimizer ``name`` does on problem ``number``, all its seeds side by side."""
+        """The measurement of optimizer ``name`` on problem ``number``, with all seeds side by side."""
         problem = self.problems[number]
         if name in self.rules:
             rule = self.rules[name].to(self.baselines.device)
@@ -82,31 +82,44 @@ def evaluate(
     command: str = "",
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Results:
-    """Measure every rule, as it is, and every baseline on every problem, from the same models and mini-batches.
+    """Measure every rule, unchanged, and every baseline on every problem, from the same models and mini-batches.
 
-    Each measurement is stored in ``folder`` as soon as it is there, unless the file of ``baselines`` has it. A later
-    call with the same settings, after this one was stopped in whatever way, measures only what is missing, and gives
-    the same results.
+    Each measurement is stored in ``folder`` as soon as it is computed, unless the file of ``baselines`` has it. If this
+    call is stopped in any way, a later call with the same settings measures only what is missing, and gives the same
+    results.
 
     Args:
-        rules: what to measure, by name.
-        problems: what to solve; names must differ.
+        rules: rules by name.
+        problems: the problems; their names must differ.
         against: names of baselines, at least one.
-        baselines: where they come from, with the number of seeds, and the device on which everything runs; ``None``
-            for those inside the package, 3 seeds, on the CPU.
-        folder: where measurements are kept; ``None`` for nowhere.
-        workers: processes that measure, one thread each; with 1 it is this process, with its threads.
-        records: what is known of the rules; ``None`` for what can be seen of rules in memory.
+        baselines: source of the baselines; its number of seeds and its device hold for all measurements. ``None`` for
+            the baselines of the package, 3 seeds, on the CPU.
+        folder: folder for the measurements; ``None`` for none.
+        workers: processes that measure, with one thread each; with 1 it is this process, with its threads.
+        records: records of the rules; ``None`` for records that are made from the rules in memory.
         suite: name of the problems, for the report.
         command: command line that makes these results, for the report.
-        progress: called with how much is done, how much there is, and what was last or has begun.
+        progress: called with the number of finished measurements, the number of all, and the measurement that was
+            finished last or has begun.
 
     Returns:
         the results, for :func:`~lightning_lopt.evaluation.report.write_report`.
 
     Raises:
-        ValueError: if there is nothing to measure, or a name is unknown or taken twice.
-        ImportError: if a baseline has to be measured, and is of a package that is not installed; nothing was measured.
+        ValueError: if there is nothing to measure, or a name is unknown or used twice.
+        ImportError: if a baseline has to be measured, and its package is not installed; nothing was measured then.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.evaluation import Baselines, Problem
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Problem("bowl", Quadratic(torch.tensor([1.0, 4.0])), horizon=10)
+        >>> rules, baselines = {"slow": AdamRule(0.01), "fast": AdamRule(0.1)}, Baselines(seeds=1, shipped=False)
+        >>> with tempfile.TemporaryDirectory() as folder:  # keeps the measurements, for a later call
+        ...     results = evaluate(rules, [bowl], ["adam_default"], baselines=baselines, folder=folder)
+        >>> results.problems[0].log_ratio("fast", "slow") < 0
+        True
     """
     baselines = Baselines() if baselines is None else baselines
     _check(rules, problems, against, workers)
@@ -133,7 +146,7 @@ def evaluate(
         measurements[job] = measurement
         report(len(measurements), work.describe(job))
     if torch.get_num_threads() > 1 and workers > 1:
-        rank_zero_warn("workers measure with one thread each, whatever this process has.")
+        rank_zero_warn("workers measure with one thread each; the other threads of this process are not used.")
     threads = torch.get_num_threads() if workers == 1 else 1
     environment = environment_of(torch.device(baselines.device), threads) | {"workers": workers} | _packages(against)
     results = []
@@ -141,7 +154,7 @@ def evaluate(
         runs = {name: measurements[number, name] for name in (*rules, *against)}
         key = cost_key(marks[number], {name: keys[number, name] for name in runs}, environment)
         costs = store.costs(key)
-        if costs is None:  # by this process alone, once the others are done
+        if costs is None:  # measured by this process alone, after the others have finished
             report(len(keys) + number, f"cost of a step on {problem.name}")
             costs = step_costs(problem, rules, against, device=baselines.device)
             store.keep_costs(key, costs)
@@ -154,7 +167,7 @@ def evaluate(
 
 
 def _keys(work: Work, marks: Sequence[list[Any]], against: Sequence[str]) -> dict[Job, str]:
-    """Hashes of what each measurement depends on, in the order in which they are made."""
+    """Hashes of everything that each measurement depends on, in the order of the measurements."""
     seeds = work.baselines.seeds
     return {
         (number, name): rule_key(marks[number], work.rules[name], seeds, SEED)
@@ -166,17 +179,17 @@ def _keys(work: Work, marks: Sequence[list[Any]], against: Sequence[str]) -> dic
 
 
 def _measured_before(work: Work, store: MeasurementStore, keys: Mapping[Job, str]) -> dict[Job, Measurement]:
-    """What an earlier call has stored, and what is known of baselines."""
-    known: dict[Job, Measurement] = {}
+    """Measurements that an earlier call has stored, and stored measurements of baselines."""
+    measurements: dict[Job, Measurement] = {}
     for (number, name), key in keys.items():
         stored = store.measurement(key)
         if stored is not None:
-            known[number, name] = replace(stored, optimizer=name)  # a rule may have been called otherwise then
+            measurements[number, name] = replace(stored, optimizer=name)  # the rule may have had another name then
         elif name not in work.rules:
             record = work.baselines.find(work.problems[number], name)
             if record is not None:
-                known[number, name] = record.measurement
-    return known
+                measurements[number, name] = record.measurement
+    return measurements
 
 
 def _check(rules: Mapping[str, UpdateRule], problems: Sequence[Problem], against: Sequence[str], workers: int) -> None:
@@ -198,17 +211,21 @@ def _check(rules: Mapping[str, UpdateRule], problems: Sequence[Problem], against
 
 def _packages(against: Sequence[str]) -> dict[str, str]:
     """Other packages whose optimizers are among the baselines, and their versions."""
-    packaged = [one for one in (sweep_of(name).packaged for name in against) if one is not None]
+    packaged = [optimizer for optimizer in (sweep_of(name).packaged for name in against) if optimizer is not None]
     return {
-        one.package: one.installed_version or f"{one.version} (not installed: known results, no costs)"
-        for one in packaged
+        optimizer.package: optimizer.installed_version
+        or f"{optimizer.version} (not installed: known results, no costs)"
+        for optimizer in packaged
     }
 
 
 def _measured(
     work: Work, jobs: Sequence[Job], workers: int, begins: Callable[[str], None]
 ) -> Iterator[tuple[Job, Measurement, bool]]:
-    """Measurements as they come, each with whether the file of baselines has it; ``begins`` is told what comes."""
+    """Measurements as they are computed, each with whether the file of baselines has it.
+
+    ``begins`` is called with the name of each job before it starts.
+    """
     workers = min(workers, len(jobs))
     if workers <= 1:
         for job in jobs:
@@ -217,9 +234,9 @@ def _measured(
             yield job, measurement, work.is_stored(job[1])
         return
     begins(f"{len(jobs)} measurements in {workers} processes")
-    # Long runs first, so that no process is left alone with one at the end.
+    # Long runs come first, so that the processes finish at about the same time.
     ordered = sorted(jobs, key=lambda job: (-work.problems[job[0]].horizon, job))
-    context = multiprocessing.get_context("spawn")  # after a fork, torch's threads hang
+    context = multiprocessing.get_context("spawn")  # torch's threads hang after a fork
     initargs = (imported_files(), pickle.dumps(work))
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=initargs) as pool:
         waiting: dict[Future[tuple[Measurement, bool]], Job] = {pool.submit(_one, job): job for job in ordered}
@@ -236,7 +253,7 @@ _work: Work | None = None
 
 
 def _begin(files: Mapping[str, Path], work: bytes) -> None:
-    """Set up a process that measures; the tasks of problems may be of classes in the user's files."""
+    """Set up a process that measures; the tasks of problems may have classes from the user's files."""
     global _work
     torch.set_num_threads(1)
     import_again(files)

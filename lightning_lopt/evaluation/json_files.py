@@ -1,4 +1,4 @@
-"""JSON files that are written whole or not at all, and read as if they were hostile."""
+"""JSON files that are written atomically, and checked as untrusted input when they are read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from lightning_lopt.io.files import parse_json_object, show
 from lightning_lopt.io.whole import write_whole
 
-LARGEST = 64 * 2**20  # bytes that are read
+LARGEST = 64 * 2**20  # largest number of bytes that are read
 _MOST = 1000  # entries of an object or a list
 _LONGEST = 20_000  # characters of a text
 
@@ -19,15 +19,15 @@ _Built = TypeVar("_Built")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write ``content`` whole or not at all; the folder is made."""
+    """Write ``content`` atomically; the folder is made."""
     write_whole(path, json.dumps(content, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, build: Callable[[Any], _Built]) -> _Built:
-    """``build`` of the object in a JSON file of bounded size.
+    """The result of ``build`` for the object in a JSON file of bounded size.
 
     Raises:
-        ValueError: if there is none, or ``build`` refuses it; the message names the file.
+        ValueError: if there is no such object, or ``build`` refuses it; the message names the file.
     """
     try:
         if not path.is_file():

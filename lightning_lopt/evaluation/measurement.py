@@ -1,4 +1,4 @@
-"""What is known of an optimizer on a problem, as it is measured, kept in JSON files, and read by every metric."""
+"""The measurement of an optimizer on a problem, which JSON files store and metrics read."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-WINDOWS = 100  # of the training loss of one run: a curve takes that much room whatever the horizon
-CHECKPOINTS = 20  # of the validation loss of one run
+WINDOWS = 100  # number of windows of the training loss of one run, for any horizon
+CHECKPOINTS = 20  # number of checkpoints of the validation loss of one run
 
 
 def window_ends(horizon: int, windows: int = WINDOWS) -> list[int]:
-    """Steps made at the end of each of ``min(windows, horizon)`` windows of nearly equal length; the last is horizon.
+    """Steps made at the end of each of ``min(windows, horizon)`` windows of nearly equal length.
 
     >>> window_ends(10, 4)
     [2, 5, 7, 10]
@@ -26,19 +26,19 @@ def window_ends(horizon: int, windows: int = WINDOWS) -> list[int]:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one optimizer did on one problem.
+    """The measurement of one optimizer on one problem.
 
-    Axes: W windows of the run, V checkpoints of it, S seeds. Losses are in the task's unit; one that is not finite
-    stays so. Windows and checkpoints end after the steps that :func:`window_ends` gives.
+    Axes: W windows of the run, V checkpoints of it, S seeds. Losses have the unit of the task; losses that are not
+    finite are stored as they are. :func:`window_ends` gives the ends of windows and checkpoints.
 
     Attributes:
-        optimizer: its name in tables and files (``"base"``, ``"adamw"``).
+        optimizer: name of the optimizer in tables and files (``"base"``, ``"adamw"``).
         horizon: inner steps of the run.
         train: mean over each window of the mini-batch loss before the step, shape ``(W, S)``.
         valid: loss on the validation split at each checkpoint, shape ``(V, S)``; the last is after the last step.
         final_train: loss on the training split after the last step, shape ``(S,)``.
-        learning_rate: what tuning chose, ``None`` where nothing is tuned.
-        metrics: further numbers of the validation split at each checkpoint (``"accuracy"``), shape ``(V, S)`` each.
+        learning_rate: the learning rate that tuning has chosen; ``None`` without tuning.
+        metrics: further metrics of the validation split at each checkpoint (``"accuracy"``), shape ``(V, S)`` each.
     """
 
     optimizer: str
@@ -51,12 +51,12 @@ class Measurement:
 
     def __post_init__(self) -> None:
         seeds = len(self.final_train)
-        wanted = {
+        needed_shapes = {
             "train": (len(window_ends(self.horizon)), seeds),
             "valid": (len(window_ends(self.horizon, CHECKPOINTS)), seeds),
             "final_train": (seeds,),
         }
-        for name, shape in wanted.items():
+        for name, shape in needed_shapes.items():
             if tuple(getattr(self, name).shape) != shape:
                 raise ValueError(f"{name} must have shape {shape}, got {tuple(getattr(self, name).shape)}.")
         for name, values in self.metrics.items():
@@ -71,7 +71,7 @@ class Measurement:
         return self.valid[-1]
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values, six significant digits each; what is not finite becomes ``None``."""
+        """JSON values, six significant digits each; values that are not finite become ``None``."""
         return {
             "optimizer": self.optimizer,
             "horizon": self.horizon,
@@ -84,7 +84,7 @@ class Measurement:
 
     @classmethod
     def from_json(cls, content: Any) -> Measurement:
-        """What :meth:`to_json` wrote; ``None`` becomes NaN.
+        """The measurement from JSON values of :meth:`to_json`; ``None`` becomes NaN.
 
         Raises:
             ValueError: if anything is missing, of another type or of another shape.
@@ -112,7 +112,7 @@ def in_windows(values: Tensor, windows: int = WINDOWS) -> Tensor:
 
 
 def six_digits(value: float) -> float | None:
-    """A number as files keep it: six significant digits, ``None`` for what is not finite."""
+    """A number as files store it: six significant digits, ``None`` if it is not finite."""
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 

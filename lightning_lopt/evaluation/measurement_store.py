@@ -1,6 +1,6 @@
-"""Measurements on disk, one file each, so that a long evaluation that was stopped goes on where it was.
+"""Measurements on disk, one file each, so that a long evaluation can be resumed.
 
-Baselines that have a file of their own (:class:`~lightning_lopt.evaluation.baselines.Baselines`) are not stored here.
+Baselines in a file of baselines (:class:`~lightning_lopt.evaluation.baselines.Baselines`) are not stored here.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ _Built = TypeVar("_Built")
 
 
 class MeasurementStore:
-    """Measurements and costs in a folder, one file each, named by a hash of everything its content depends on.
+    """Measurements and costs in a folder, one file each, named by a hash of everything that its content depends on.
 
-    A file that is damaged counts as absent. Files are written whole or not at all.
+    A damaged file counts as missing. Files are written atomically.
 
     Args:
-        folder: where they are; ``None`` keeps nothing.
+        folder: the folder; ``None`` stores nothing.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
     def measurement(self, key: str) -> Measurement | None:
-        """What was kept under ``key``."""
+        """The stored measurement with this key; ``None`` if there is none."""
         return self._read(key, Measurement.from_json)
 
     def keep_measurement(self, key: str, measurement: Measurement) -> None:
-        """Keep a measurement."""
+        """Store a measurement."""
         self._write(key, measurement.to_json())
 
     def costs(self, key: str) -> tuple[float, dict[str, float]] | None:
-        """Seconds of the gradient and of the steps that were kept under ``key``."""
+        """The stored seconds of the gradient and of the steps with this key; ``None`` if there are none."""
         return self._read(key, _costs)
 
     def keep_costs(self, key: str, costs: tuple[float, dict[str, float]]) -> None:
-        """Keep seconds of the gradient and of the steps."""
+        """Store seconds of the gradient and of the steps."""
         self._write(key, {"gradient": costs[0], "steps": costs[1]})
 
     def _read(self, key: str, build: Callable[[Any], _Built]) -> _Built | None:
@@ -64,12 +64,12 @@ class MeasurementStore:
 
 
 def problem_marks(problem: Problem) -> list[Any]:
-    """What tells a problem from another, as JSON values; the last digits of losses depend on the machine."""
+    """JSON values that identify a problem; the last digits of losses depend on the machine."""
     return [problem.name, problem.horizon, [f"{mark:.3g}" for mark in fingerprint(problem.task)]]
 
 
 def rule_key(marks: list[Any], rule: UpdateRule, seeds: int, seed: int) -> str:
-    """A hash of what the measurement of ``rule`` depends on.
+    """A hash of everything that the measurement of ``rule`` depends on.
 
     Raises:
         RuleFileError: if the rule's weights are not finite.
@@ -78,12 +78,12 @@ def rule_key(marks: list[Any], rule: UpdateRule, seeds: int, seed: int) -> str:
 
 
 def baseline_key(marks: list[Any], problem: Problem, name: str, baselines: Baselines) -> str:
-    """A hash of what the measurement of baseline ``name`` depends on."""
+    """A hash of everything that the measurement of baseline ``name`` depends on."""
     return _hash([marks, name, sweep_of(name).learning_rates, baselines.key(problem, name)])
 
 
 def cost_key(marks: list[Any], keys: dict[str, str], environment: dict[str, str | int]) -> str:
-    """A hash of what seconds depend on: the optimizers' own keys, the machine, and how they are measured."""
+    """A hash of everything that the seconds depend on: keys of the optimizers, machine, and method of measuring."""
     return _hash([marks, keys, environment, "consecutive steps"])
 
 

@@ -1,4 +1,4 @@
-"""Optimizers of other packages as baselines: never written again here, and known without the package."""
+"""Optimizers of other packages as baselines; stored results can be used without the package."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class PackagedOptimizer:
 
     Attributes:
         package: name of the package, to install and to import.
-        version: with which the results were made that come with ``lightning_lopt``; the extra ``peers`` has the same.
-        name: of the class.
-        lr: its learning rate.
+        version: version for the results that ``lightning_lopt`` contains; the extra ``peers`` has the same version.
+        name: name of the class.
+        lr: learning rate.
         options: further arguments of the class.
-        schedule: of the learning rate over the horizon, ``"constant"`` or ``"cosine"`` (to 0).
-        warmup: share of the horizon that the class gets as ``warmup_steps``; 0 for a class without that argument.
-        period: steps after which the work of a step repeats itself.
+        schedule: schedule of the learning rate over the horizon, ``"constant"`` or ``"cosine"`` (to 0).
+        warmup: share of the horizon for the argument ``warmup_steps``; 0 for a class without that argument.
+        period: number of steps after which the work of a step repeats.
     """
 
     package: str
@@ -56,11 +56,11 @@ class PackagedOptimizer:
 
     @property
     def full_name(self) -> str:
-        """Package, version and class; without the package, the version of the results that come with this one."""
+        """Package, version and class; without the package, the version of the stored results."""
         return f"{self.package} {self.installed_version or self.version} {self.name}"
 
     def require(self) -> None:
-        """Nothing, where the package is installed.
+        """Check that the package is installed.
 
         Raises:
             ImportError: if it is not.

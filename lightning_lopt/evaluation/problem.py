@@ -1,4 +1,4 @@
-"""A problem on which rules are measured: a task, and how many steps it is given."""
+"""A problem for measuring rules: a task with a horizon."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ from lightning_lopt.user_files import check_no_arguments, load_named
 
 @dataclass(frozen=True)
 class Problem:
-    """A task to be solved in ``horizon`` steps.
+    """A task with a horizon, on which optimizers are measured.
 
     Attributes:
         name: short and unique within a suite.
-        task: what is solved.
+        task: the task.
         horizon: inner steps of a run.
-        family: name of the task family it could have been drawn from (``"image_mlp"``), as cards list what a rule was
-            meta-trained on; empty where there is none.
-        data: name of the data (``"digits"``), likewise.
+        family: name of the task family that could have drawn it (``"image_mlp"``), for a comparison with the record of
+            meta-training of a rule; empty where there is none.
+        data: name of the data (``"digits"``), for the same comparison.
+
+    Example:
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Problem("bowl", Quadratic(torch.tensor([1.0, 4.0])), horizon=100)
+        >>> bowl.task.roles, bowl.horizon
+        ({'x': 'vector'}, 100)
     """
 
     name: str
@@ -33,7 +39,7 @@ def load_problems(address: str) -> list[Problem]:
     """The problems that ``FILE.py:NAME`` names: a list or tuple, or a function without arguments that returns one.
 
     Raises:
-        ValueError: with one sentence, if there are no such problems, and for whatever the file or the function raises.
+        ValueError: with one sentence, if there are no such problems, and for any error of the file or the function.
     """
     problems = load_named(address)
     if callable(problems):

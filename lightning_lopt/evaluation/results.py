@@ -1,4 +1,4 @@
-"""Everything a report shows can be computed from these results; they are written as ``results.json`` and read back."""
+"""The results of an evaluation, from which a report is computed; ``results.json`` contains them."""
 
 from __future__ import annotations
 
@@ -33,18 +33,28 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class ProblemResult:
-    """What optimizers did on one problem.
+    """The measurements of optimizers on one problem.
 
     Attributes:
-        name: unique among the results.
+        name: name of the problem, unique among the results.
         horizon: inner steps of every run.
-        loss_scale: loss of a model that knows nothing.
-        measurements: by optimizer; all have the same seeds.
-        family: task family it could be drawn from, empty where there is none.
+        loss_scale: loss of an uninformed model.
+        measurements: measurements by optimizer; all have the same seeds.
+        family: task family that could have drawn the problem, empty where there is none.
         data: name of its data, empty where it has none.
-        parameters: of the model.
-        gradient_seconds: what forward and backward of one mini-batch take; ``None`` where not measured.
-        step_seconds: what one step of an optimizer takes, as it is deployed, where measured.
+        parameters: number of parameters of the model.
+        gradient_seconds: seconds of forward and backward of one mini-batch; ``None`` where not measured.
+        step_seconds: seconds of one step of an optimizer in its deployed form, by name, where measured.
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.evaluation import Baselines, evaluate
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Problem("bowl", Quadratic(torch.tensor([1.0, 4.0])), horizon=10)
+        >>> baselines = Baselines(seeds=1, shipped=False)
+        >>> (result,) = evaluate({"mine": AdamRule(0.1)}, [bowl], ["adam_default"], baselines=baselines).problems
+        >>> result.name, sorted(result.measurements), result.log_ratio("mine", "adam_default") < 0
+        ('bowl', ['adam_default', 'mine'], True)
     """
 
     name: str
@@ -60,13 +70,14 @@ class ProblemResult:
     def log_ratio(self, name: str, reference: str, split: str = "train") -> float:
         r"""Median over seeds of :func:`~lightning_lopt.evaluation.metrics.log_ratio` of the final losses on a split.
 
-        Below 0 where ``name`` ends below ``reference``; of an even number of seeds the lower of the middle two.
+        It is below 0 where ``name`` ends below ``reference``; for an even number of seeds, the median is the lower one
+        of the middle two.
         """
         ours, other = (final_loss(self.measurements[which], split) for which in (name, reference))
         return float(log_ratio(ours, other, self.loss_scale).median())
 
     def paired_runs(self, name: str, reference: str) -> PairedRuns:
-        """``name`` beside ``reference``, for metrics."""
+        """The runs of ``name`` and of ``reference``, for metrics."""
         cost = math.nan
         if self.gradient_seconds is not None and {name, reference} <= set(self.step_seconds):
             ours, other = (self.gradient_seconds + self.step_seconds[which] for which in (name, reference))
@@ -75,7 +86,7 @@ class ProblemResult:
 
     @classmethod
     def of(cls, problem: Problem, measurements: dict[str, Measurement]) -> ProblemResult:
-        """Measurements of a problem, with what is worth knowing of it."""
+        """The result for a problem, from its measurements."""
         params = problem.task.init(generator(0, "count"))
         return cls(
             problem.name,
@@ -134,16 +145,30 @@ class ProblemResult:
 
 @dataclass(frozen=True)
 class Results:
-    """Rules, and what they are compared with, on a list of problems.
+    """The results of rules and baselines on a list of problems.
 
     Attributes:
-        rules: those under test, by name.
+        rules: records of the rules, by name.
         against: names of the baselines.
-        problems: what was measured; each holds a measurement of every rule and baseline.
-        suite: name of the suite, empty for problems of the caller's own.
-        seed: of initial models and mini-batches.
+        problems: results by problem; each contains a measurement of every rule and baseline.
+        suite: name of the suite, empty for other problems.
+        seed: seed of initial models and mini-batches.
         environment: machine and versions, by name.
         command: the command line that makes these results.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.evaluation import Baselines, evaluate
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Problem("bowl", Quadratic(torch.tensor([1.0, 4.0])), horizon=10)
+        >>> baselines = Baselines(seeds=1, shipped=False)
+        >>> results = evaluate({"mine": AdamRule(0.1)}, [bowl], ["adam_default"], baselines=baselines)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     results.save(f"{folder}/results.json")
+        ...     again = Results.load(f"{folder}/results.json")
+        >>> again.against, again.seeds, list(again.rules)
+        (('adam_default',), 1, ['mine'])
     """
 
     rules: dict[str, RuleRecord]
@@ -157,20 +182,20 @@ class Results:
     def __post_init__(self) -> None:
         if not self.problems or not self.rules:
             raise ValueError("results need at least one rule and one problem")
-        wanted = {*self.rules, *self.against}
-        if len(wanted) != len(self.rules) + len(self.against):
-            raise ValueError(f"a rule is called like a baseline: {', '.join(map(show, sorted(wanted)))}")
+        names = {*self.rules, *self.against}
+        if len(names) != len(self.rules) + len(self.against):
+            raise ValueError(f"a rule is called like a baseline: {', '.join(map(show, sorted(names)))}")
         if len({problem.name for problem in self.problems}) != len(self.problems):
             raise ValueError("two problems have the same name")
         for problem in self.problems:
-            if missing := sorted(wanted - set(problem.measurements)):
+            if missing := sorted(names - set(problem.measurements)):
                 raise ValueError(f"{show(problem.name)} has no measurement of {', '.join(map(show, missing))}")
         if len({len(run.final_train) for problem in self.problems for run in problem.measurements.values()}) != 1:
             raise ValueError("the measurements differ in their number of seeds")
 
     @property
     def seeds(self) -> int:
-        """Models that each optimizer trained on each problem."""
+        """Number of models that each optimizer trained on each problem."""
         return len(next(iter(self.problems[0].measurements.values())).final_train)
 
     def to_json(self) -> dict[str, Any]:
@@ -188,12 +213,12 @@ class Results:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a JSON file, whole or not at all."""
+        """Write a JSON file, atomically."""
         write_json(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Results:
-        """Read what :meth:`save` wrote. The file is treated as hostile: bounded, and data alone.
+        """Read a file of :meth:`save`. The file is treated as hostile: it has a bounded size and contains only data.
 
         Raises:
             ValueError: if it is anything else.

@@ -1,4 +1,4 @@
-"""Which rule was measured, and what it says of its meta-training."""
+"""The record of a measured rule: its identity, and its meta-training."""
 
 from __future__ import annotations
 
@@ -14,17 +14,23 @@ from lightning_lopt.rules.base import UpdateRule
 
 @dataclass(frozen=True)
 class RuleRecord:
-    """Which rule was measured.
+    """The record of a measured rule.
 
     Attributes:
-        rule: its name in the registry (``"residual"``).
-        config: arguments that build it.
-        weights_sha256: of its weights.
-        meta_parameters: how many numbers θ has.
-        trained_on: what it was meta-trained on: lists of names ``families`` and ``data``, and ``horizons``, the
-            shortest and the longest; ``chosen_on``, names of the problems on which it was chosen among others; empty
-            where the rule does not say.
-        source: name or folder it was loaded from, empty for a rule in memory.
+        rule: name of the rule in the registry (``"residual"``).
+        config: arguments that build the rule.
+        weights_sha256: SHA-256 of its weights.
+        meta_parameters: number of entries of θ.
+        trained_on: record of its meta-training: lists of names ``families`` and ``data``; ``horizons``, the shortest
+            and the longest; ``chosen_on``, names of the problems on which it was chosen among others. Missing entries
+            are not recorded.
+        source: name or folder from which it was loaded, empty for a rule in memory.
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> record = RuleRecord.of(AdamRule(), {"families": ["image_mlp"], "horizons": [100, 1000]})
+        >>> record.rule, record.meta_parameters, record.trained_on
+        ('adam', 1, {'families': ['image_mlp'], 'horizons': [100, 1000]})
     """
 
     rule: str
@@ -39,12 +45,12 @@ class RuleRecord:
         """The record of a rule in memory.
 
         Args:
-            rule: any; where its weights could not be saved, their hash is left empty.
-            trained_on: what it says of its meta-training; other entries than those that are wanted may be there.
-            source: where it comes from.
+            rule: the rule; if its weights cannot be saved, their hash is empty.
+            trained_on: its record of meta-training, which may have further entries.
+            source: name or folder from which it was loaded.
 
         Raises:
-            ValueError: if ``trained_on`` holds something else than lists of names and two horizons.
+            ValueError: if an entry of ``trained_on`` is not a list of names, or ``horizons`` are not two numbers.
         """
         try:
             digest = weights_sha256(rule)
@@ -72,19 +78,19 @@ class RuleRecord:
 
 
 def checked_training(content: Any) -> dict[str, Any]:
-    """The entries of :attr:`RuleRecord.trained_on` in what a rule says of its meta-training, as far as they are there.
+    """The entries of :attr:`RuleRecord.trained_on` that a record of meta-training has.
 
     Raises:
-        ValueError: if one of them is there and not what it should be.
+        ValueError: if one of them has another type.
     """
     entry = {} if content is None else as_object(content, "trained_on")
-    found: dict[str, Any] = {}
+    checked: dict[str, Any] = {}
     for key in ("families", "data", "chosen_on"):
         if key in entry:
-            found[key] = [as_name(name) for name in as_list(entry[key], key)]
+            checked[key] = [as_name(name) for name in as_list(entry[key], key)]
     if "horizons" in entry:
         horizons = as_list(entry["horizons"], "horizons")
         if len(horizons) != 2 or not all(type(value) is int and value > 0 for value in horizons):
             raise ValueError(f"horizons must be the shortest and the longest number of steps, got {show(horizons)}")
-        found["horizons"] = horizons
-    return found
+        checked["horizons"] = horizons
+    return checked

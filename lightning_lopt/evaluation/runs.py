@@ -1,4 +1,4 @@
-"""Complete inner runs for measuring: many seeds, and many settings of a rule, side by side."""
+"""Complete inner runs for measurements: many seeds and many settings of a rule, side by side."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ PerModel = Callable[[Params, Batch], Batch]
 def run_rules(
     rules: Sequence[UpdateRule], problem: Problem | Task, *, horizon: int | None = None, seeds: int, seed: int = 0
 ) -> list[Measurement]:
-    """Train ``seeds`` models with each of several rules of one class and config that differ in θ alone.
+    """Train ``seeds`` models with each of several rules of one class and config, which differ only in θ.
 
-    Every rule sees the same initial models and the same mini-batches, all of them side by side under ``vmap``. Losses
-    and metrics of whole splits are those of the rule's :meth:`~lightning_lopt.UpdateRule.evaluation_params`.
+    All rules have the same initial models and the same mini-batches, side by side under ``vmap``. Losses and metrics of
+    whole splits are those of the evaluation weights, :meth:`~lightning_lopt.UpdateRule.evaluation_params`.
 
     Args:
-        rules: at least one; their devices are where the runs live.
-        problem: what to solve.
+        rules: at least one; the runs are on their device.
+        problem: a problem, or a task.
         horizon: inner steps; ``None`` means those of the problem.
         seeds: models for each rule, >= 1.
-        seed: of models and mini-batches.
+        seed: seed of models and mini-batches.
 
     Returns:
         one measurement for each rule, on the CPU, named ``"0"``, ``"1"``, ...
@@ -47,30 +47,30 @@ def run_rules(
     task, planned = (problem.task, problem.horizon) if isinstance(problem, Problem) else (problem, None)
     steps = planned if horizon is None else horizon
     if steps is None:
-        raise ValueError(f"{task.name} is a task, which has no horizon of its own; give horizon, or a Problem.")
+        raise ValueError(f"{task.name} is a task, which has no horizon; give horizon, or a Problem.")
     if not rules or seeds < 1 or steps < 1:
         raise ValueError(f"got {len(rules)} rules, {seeds} seeds and {steps} steps; give at least one of each.")
     return measured_in_windows(RuleModels(rules, task, steps, seeds, seed), task, steps, copies=len(rules))
 
 
 class SideBySide(Protocol):
-    """N models that are trained side by side, those of each optimizer one after the other."""
+    """N models that are trained side by side, in the order of the optimizers."""
 
     def advance(self, steps: int) -> Tensor:
-        """Make some steps; returns the losses before each, shape ``(steps, N)``."""
+        """Make some steps, and return the losses before each of them, shape ``(steps, N)``."""
 
     def on_full_batch(self, split: Split, function: PerModel) -> Batch:
-        """``function`` of each model's parameters and the whole split, shape ``(N,)`` for each of its entries."""
+        """``function`` of the parameters of each model and of the whole split, shape ``(N,)`` for each result."""
 
 
 def measured_in_windows(models: SideBySide, task: Task, steps: int, *, copies: int) -> list[Measurement]:
-    """Train models from their start to their end, and measure them on the way.
+    """Train models from their first to their last step, and measure them during the run.
 
     Args:
-        models: before their first step.
-        task: which they solve.
-        steps: the whole run.
-        copies: optimizers; each has as many models.
+        models: the models before their first step.
+        task: the task.
+        steps: number of steps of the run.
+        copies: number of optimizers; all have the same number of models.
 
     Returns:
         one measurement for each optimizer, on the CPU, named ``"0"``, ``"1"``, ...
@@ -124,9 +124,9 @@ class RuleModels:
 
 
 def _on_full_batch(rule: UpdateRule, runs: InnerRuns, split: Split, function: PerModel) -> Batch:
-    """``function`` of each run's parameters and the whole split, those of one copy at a time: memory stays bounded."""
+    """``function`` of the parameters of each run and of the whole split, one copy at a time to bound the memory."""
 
-    def one(params: Params, state: State, batch: Batch) -> Batch:
+    def of_model(params: Params, state: State, batch: Batch) -> Batch:
         trained = {name: value for name, value in params.items() if name in runs.task.roles}
         return function(params | rule.evaluation_params(trained, state), batch)
 
@@ -134,7 +134,7 @@ def _on_full_batch(rule: UpdateRule, runs: InnerRuns, split: Split, function: Pe
     full = {name: value.to(device) for name, value in runs.task.full_batch(split).items()}
     parts = []
     for params, state in _copies(runs):
-        parts.append(vmap(one, in_dims=(0, 0, None))(params, state, full))
+        parts.append(vmap(of_model, in_dims=(0, 0, None))(params, state, full))
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
@@ -143,10 +143,10 @@ def _copies(runs: InnerRuns) -> list[tuple[Params, State]]:
     count = runs.count // runs.copies
     pieces = []
     for copy in range(runs.copies):
-        own = slice(copy * count, (copy + 1) * count)
+        rows = slice(copy * count, (copy + 1) * count)
         tensors = {
-            name: {key: value[own] for key, value in state.items()} for name, state in runs.state.tensors.items()
+            name: {key: value[rows] for key, value in state.items()} for name, state in runs.state.tensors.items()
         }
-        shared = {key: value[own] for key, value in runs.state.shared.items()}
-        pieces.append(({name: value[own] for name, value in runs.params.items()}, State(tensors, shared)))
+        shared = {key: value[rows] for key, value in runs.state.shared.items()}
+        pieces.append(({name: value[rows] for name, value in runs.params.items()}, State(tensors, shared)))
     return pieces

@@ -1,4 +1,4 @@
-"""What a training step costs: the gradient, and the step of each optimizer in the form in which it is deployed."""
+"""The cost of a training step: the gradient, and the step of each optimizer in its deployed form."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def learned(leaves: Leaves, rule: UpdateRule, loss: Callable[[], Tensor], total_
     """A step of :class:`~lightning_lopt.LearnedOptimizer`.
 
     Args:
-        leaves: what is trained.
-        rule: makes the steps; a rule with random weights costs what any other of its kind does.
-        loss: gives the loss of the coming step, 0-dim.
+        leaves: the trained tensors.
+        rule: the rule; the cost does not depend on its weights.
+        loss: function that returns the loss of the next step, 0-dim.
         total_steps: planned steps.
         options: further arguments of ``LearnedOptimizer``.
     """
@@ -50,13 +50,13 @@ class MuonWithAdamW:
 
     def __init__(self, leaves: Leaves) -> None:
         hidden = [leaf for _, leaf, role in leaves if role == "matrix" and leaf.dim() >= 2]
-        rest = [leaf for _, leaf, role in leaves if not (role == "matrix" and leaf.dim() >= 2)]
+        others = [leaf for _, leaf, role in leaves if not (role == "matrix" and leaf.dim() >= 2)]
         self.matrices = [(leaf, leaf.detach().flatten(1).requires_grad_()) for leaf in hidden]
         self.optimizers: list[torch.optim.Optimizer] = []
         if hidden:
             self.optimizers.append(torch.optim.Muon([matrix for _, matrix in self.matrices]))
-        if rest:
-            self.optimizers.append(torch.optim.AdamW(rest, foreach=True))
+        if others:
+            self.optimizers.append(torch.optim.AdamW(others, foreach=True))
 
     def __call__(self) -> None:
         for leaf, matrix in self.matrices:  # views of parameters and gradients
@@ -82,17 +82,17 @@ IN_TORCH: dict[str, Callable[[Leaves], Step]] = {
     "adam_default": lambda leaves: torch.optim.Adam(tensors_of(leaves), foreach=True).step,
     "sgd": lambda leaves: torch.optim.SGD(tensors_of(leaves), momentum=0.9, nesterov=True, lr=1e-3, foreach=True).step,
 }
-"""Baselines of :mod:`~lightning_lopt.evaluation.sweeps` as ``torch.optim`` has them."""
+"""Baselines of :mod:`~lightning_lopt.evaluation.sweeps` as optimizers of ``torch.optim``."""
 if hasattr(torch.optim, "Muon"):  # from torch 2.9 on
     IN_TORCH["muon"] = MuonWithAdamW
 
 
 def baseline_steps(names: Sequence[str], leaves: Leaves, total_steps: int) -> tuple[dict[str, Step], dict[str, int]]:
-    """Steps of those baselines that can be run here in the form in which they are deployed, and their periods.
+    """Steps, and their periods, of the baselines that can be run here in their deployed form.
 
     Args:
-        names: of baselines.
-        leaves: what is trained.
+        names: names of baselines.
+        leaves: the trained tensors.
         total_steps: planned steps.
     """
     steps = {name: IN_TORCH[name](leaves) for name in names if name in IN_TORCH}
@@ -113,20 +113,20 @@ def step_costs(
     repeats: int = REPEATS,
     device: torch.device | str = "cpu",
 ) -> tuple[float, dict[str, float]]:
-    """Seconds that forward and backward of one mini-batch take, and those of one step of each optimizer.
+    """Seconds of forward and backward of one mini-batch, and seconds of one step of each optimizer.
 
-    Rules step as :class:`~lightning_lopt.LearnedOptimizer`, baselines as ``torch.optim`` has them, with
-    ``foreach=True``, or as their own packages do; a baseline that is in neither is left out. All take turns in a run of
-    consecutive steps from the first on, with the gradient of one mini-batch; see
-    :func:`~lightning_lopt.evaluation.timing.time_in_turns` for the clock. Means over the steps of the problem's
-    horizon, by :func:`~lightning_lopt.evaluation.timing.mean_of_run`.
+    Rules step as :class:`~lightning_lopt.LearnedOptimizer`, baselines as optimizers of ``torch.optim``, with
+    ``foreach=True``, or of their packages; other baselines are left out. All take turns in a run of consecutive steps
+    from the first on, with the gradient of one mini-batch; see
+    :func:`~lightning_lopt.evaluation.timing.time_in_turns` for the clock. The results are means over the steps of the
+    problem's horizon, by :func:`~lightning_lopt.evaluation.timing.mean_of_run`.
 
     Args:
-        problem: whose parameters and batches are used.
-        rules: by name.
+        problem: the problem with the parameters and batches.
+        rules: rules by name.
         against: names of baselines.
-        repeats: timed steps after the first 40, >= 1; a whole period of each optimizer at least.
-        device: where everything is.
+        repeats: timed steps after the first 40, >= 1; at least a whole period of each optimizer is timed.
+        device: device of parameters and batches.
     """
     task = problem.task
     device = torch.device(device)

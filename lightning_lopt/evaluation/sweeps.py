@@ -1,4 +1,4 @@
-"""Hand-designed optimizers that rules are compared with, and the learning rates among which each is tuned."""
+"""Hand-designed optimizers for comparisons with rules, and the learning rates for their tuning."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from lightning_lopt.seeding import generator
 from lightning_lopt.tasks.base import Split, Task
 from lightning_lopt.tasks.finetune import head_alone
 
-SEED = 0  # of models and mini-batches, the same as for the rules that are compared
+SEED = 0  # seed of models and mini-batches, the same as for the rules
 SIDE_BY_SIDE = 50_000_000
-"""Entries of parameters that are trained at once at most; beyond, learning rates take turns."""
+"""Largest number of entries of parameters that are trained at once; otherwise learning rates take turns."""
 HALF_DECADES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """An optimizer and the learning rates among which tuning chooses.
+    """An optimizer and the learning rates for its tuning.
 
     Attributes:
-        make: the optimizer at a learning rate: a rule, or a class of another package.
-        learning_rates: candidates; a single one means that nothing is tuned.
+        make: makes the optimizer for a learning rate: a rule, or a class of another package.
+        learning_rates: candidates; there is no tuning with a single one.
         description: one line for tables and help.
-        chosen_by: the split whose final loss chooses: the lowest median over seeds.
+        chosen_by: split for the choice: the rate with the lowest median final loss over seeds is chosen.
         head_alone: whether only the last layer is trained, see :func:`~lightning_lopt.tasks.finetune.head_alone`.
     """
 
@@ -49,10 +49,10 @@ class Sweep:
         return len(self.learning_rates) > 1
 
     def require(self) -> None:
-        """Nothing, where the optimizer can be run here.
+        """Check that the optimizer can be run here.
 
         Raises:
-            ImportError: if it is of a package that is not installed.
+            ImportError: if its package is not installed.
         """
         if self.packaged is not None:
             self.packaged.require()
@@ -70,13 +70,13 @@ class Sweep:
 
     @property
     def identity(self) -> list[object]:
-        """Which optimizer it is, with its version and all settings but the learning rate, as JSON values."""
+        """The optimizer, its version and all settings except the learning rate, as JSON values."""
         made = self.make(1.0)
         name = made.full_name if isinstance(made, PackagedOptimizer) else made.rule_name
         return [name, {key: value for key, value in made.config.items() if key != "lr"}]
 
     def start(self, task: Task, horizon: int, *, seeds: int, device: torch.device | str) -> SideBySide:
-        """Models before their first step, ``seeds`` for each learning rate; see :meth:`run`."""
+        """Models before their first step, ``seeds`` models for each learning rate; see :meth:`run`."""
         task = head_alone(task) if self.head_alone else task
         rules, packaged = self._made(self.learning_rates, device)
         if rules:
@@ -107,10 +107,10 @@ class Sweep:
         self, rates: Sequence[float], device: torch.device | str
     ) -> tuple[list[UpdateRule], list[PackagedOptimizer]]:
         """The optimizers at some learning rates: rules, or classes of another package."""
-        made = [self.make(rate) for rate in rates]
+        optimizers = [self.make(rate) for rate in rates]
         return (
-            [one.to(device) for one in made if isinstance(one, UpdateRule)],
-            [one for one in made if isinstance(one, PackagedOptimizer)],
+            [optimizer.to(device) for optimizer in optimizers if isinstance(optimizer, UpdateRule)],
+            [optimizer for optimizer in optimizers if isinstance(optimizer, PackagedOptimizer)],
         )
 
 
@@ -149,7 +149,7 @@ def _eight_from(lowest: float) -> tuple[float, ...]:
 
 
 def _soap(lr: float) -> PackagedOptimizer:
-    """SOAP with the settings of its authors, which are those of the class."""
+    """SOAP with the settings of its authors, the defaults of the class."""
     options = {"betas": [0.95, 0.95], "weight_decay": 0.01, "precondition_frequency": 10}
     return PackagedOptimizer("pytorch_optimizer", "4.1.0", "SOAP", lr, options, schedule="cosine", period=10)
 
@@ -223,16 +223,16 @@ FINE_TUNING_BASELINES: dict[str, Sweep] = {
         lambda lr: AdamRule(lr, weight_decay=0.01), (1e-3,), "AdamW as PyTorch has it: learning rate 1e-3, constant"
     ),
 }
-"""Baselines for fine-tuning by name: few examples are learned by heart, so validation chooses the learning rate."""
+"""Baselines for fine-tuning by name: models memorise few examples, so the validation loss chooses the learning rate."""
 
 
 def sweep_of(name: str) -> Sweep:
-    """The baseline of this name, of :data:`BASELINES` or :data:`FINE_TUNING_BASELINES`.
+    """The baseline with this name, from :data:`BASELINES` or :data:`FINE_TUNING_BASELINES`.
 
     Raises:
         ValueError: if there is none.
     """
-    known = BASELINES | FINE_TUNING_BASELINES
-    if name not in known:
-        raise ValueError(f"there is no baseline {name!r}; use one of {', '.join(map(repr, known))}.")
-    return known[name]
+    sweeps = BASELINES | FINE_TUNING_BASELINES
+    if name not in sweeps:
+        raise ValueError(f"there is no baseline {name!r}; use one of {', '.join(map(repr, sweeps))}.")
+    return sweeps[name]

@@ -1,4 +1,4 @@
-"""The adapter that runs any optimizer with the interface of ``torch.optim`` on a problem."""
+"""Runs any optimizer with the interface of ``torch.optim`` on a problem."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def run_optimizers(
     schedule: str = "constant",
     device: torch.device | str = "cpu",
 ) -> list[Measurement]:
-    """Train ``seeds`` models with each of several optimizers, each model with an optimizer of its own.
+    """Train ``seeds`` models with each of several optimizers; each model has a separate optimizer.
 
     Initial models and mini-batches are those of :func:`~lightning_lopt.evaluation.runs.run_rules`.
 
     Args:
-        builds: an optimizer each.
-        problem: what to solve.
+        builds: functions that make an optimizer.
+        problem: the problem.
         seeds: models for each optimizer, >= 1.
-        seed: of models and mini-batches.
+        seed: seed of models and mini-batches.
         schedule: factor on all learning rates over the horizon, ``"constant"`` or ``"cosine"`` (to 0).
-        device: where the models are.
+        device: device of the models.
 
     Returns:
         one measurement for each optimizer, on the CPU, named ``"0"``, ``"1"``, ...
@@ -50,20 +50,20 @@ def run_optimizers(
 
 
 class TorchModels:
-    """Models side by side, each trained by an optimizer of its own: ``seeds`` for each of several optimizers.
+    """Models side by side, each with a separate optimizer: ``seeds`` models for each of several optimizers.
 
-    Gradients of all models are computed as one. A model whose loss or gradient is not finite has diverged: its
-    parameters become NaN, and its optimizer makes no more steps. An optimizer with ``train()`` and ``eval()`` is
-    measured in the mode of evaluation.
+    Gradients of all models are computed in one batch. A model whose loss or gradient is not finite has diverged: its
+    parameters become NaN, and its optimizer makes no more steps. Optimizers with ``train()`` and ``eval()`` are
+    measured after ``eval()``.
 
     Args:
-        builds: an optimizer each.
-        task: what the models solve.
+        builds: functions that make an optimizer.
+        task: the task.
         horizon: planned steps.
         seeds: models for each optimizer.
-        seed: of models and mini-batches.
-        schedule: of the learning rates.
-        device: where the models are.
+        seed: seed of models and mini-batches.
+        schedule: schedule of the learning rates.
+        device: device of the models.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class TorchModels:
         self.rates = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in self.optimizers]
 
     def advance(self, steps: int) -> Tensor:
-        """Make ``steps`` steps; returns the losses before each, shape ``(steps, copies x seeds)``."""
+        """Make ``steps`` steps, and return the losses before each of them, shape ``(steps, copies x seeds)``."""
         return torch.stack([self._advance_one() for _ in range(steps)])
 
     def _advance_one(self) -> Tensor:
@@ -120,7 +120,7 @@ class TorchModels:
         optimizer.step()
 
     def on_full_batch(self, split: Split, function: PerModel) -> Batch:
-        """``function`` of each model's parameters and the whole split, those of one optimizer at a time."""
+        """``function`` of the parameters of each model and of the whole split, one optimizer at a time."""
         device = next(iter(self.params.values())).device
         full = {name: value.to(device) for name, value in self.task.full_batch(split).items()}
         switch(self.optimizers, "eval")
@@ -140,6 +140,6 @@ class TorchModels:
 
 
 def switch(optimizers: Sequence[torch.optim.Optimizer], mode: str) -> None:
-    """Call ``train()`` or ``eval()`` of the optimizers that have it: those of averages move the parameters."""
+    """Call ``train()`` or ``eval()`` of optimizers that have it; some of them change the parameters then."""
     for optimizer in optimizers:
         getattr(optimizer, mode, lambda: None)()

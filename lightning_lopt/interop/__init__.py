@@ -23,7 +23,7 @@ Fabric, with four batches a step::
             optimizer.zero_grad()
             window = 0.0
 
-Accelerate, likewise; its wrapper passes ``step`` and no other method on, so keep the optimizer itself::
+With Accelerate the loop is the same, but its wrapper passes only ``step`` on, so keep the optimizer itself::
 
     accelerator = Accelerator(gradient_accumulation_steps=4)
     learned = LearnedOptimizer(model, total_steps=len(data) // 4)

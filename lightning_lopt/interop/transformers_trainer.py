@@ -16,7 +16,7 @@ from lightning_lopt.rules.base import UpdateRule
 class LearnedTrainerMixin:
     """Makes ``transformers.Trainer``, or a subclass of it, train with a learned optimizer.
 
-    The optimizer gets what the Trainer itself does not tell an optimizer: the loss of each step, summed over the
+    The optimizer gets two values that the Trainer does not pass to optimizers: the loss of each step, summed over the
     accumulated batches as their gradients are and averaged over the processes, and ``max_steps`` as the horizon. The
     Trainer's schedule, which would be multiplied into the rule's own, is left out. ``resume_from_checkpoint`` works as
     with any optimizer, also with another ``max_steps``. For a rule with evaluation weights of its own, as
@@ -64,13 +64,13 @@ class LearnedTrainerMixin:
         return cast(Any, super()).create_scheduler(num_training_steps, optimizer)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """A forward and a backward pass; the optimizer is told the loss before the last one of its step."""
+        """A forward and a backward pass; after the last one of a step, the optimizer gets the loss of the step."""
         loss: Tensor = cast(Any, super()).training_step(*args, **kwargs)
         trainer = cast(Any, self)
         learned = _learned_in(trainer.optimizer)
         if learned is None:
             return loss
-        part = loss.detach().float()  # divided as what was differentiated
+        part = loss.detach().float()  # with the factor of the differentiated loss
         total = part if self._window_loss is None else self._window_loss + part
         self._window_loss = total
         if trainer.accelerator.sync_gradients:
@@ -81,7 +81,7 @@ class LearnedTrainerMixin:
         return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluation, for which the Trainer asks for the evaluation weights; training goes on with its own."""
+        """Evaluates: the Trainer calls ``eval()`` of the optimizer. During training, the trained weights come back."""
         metrics = cast(Any, super()).evaluate(*args, **kwargs)
         trainer = cast(Any, self)
         learned = _learned_in(trainer.optimizer)

@@ -28,5 +28,5 @@ __all__ = [
     "weights_sha256",
 ]
 
-# Readers of others' files, which training needs nothing of.
+# The importers are loaded when they are first used, since training does not need them.
 __getattr__ = lazily(__name__, ("importers",))

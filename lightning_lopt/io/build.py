@@ -1,4 +1,4 @@
-"""From a config to a rule: only registered classes, only checked arguments, and sizes known before memory is taken."""
+"""Builds a rule from a config: only registered classes, only checked arguments, and sizes known before allocation."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _is_like(value: Any, default: Any) -> bool:
 
 
 class _CallBudget(TorchFunctionMode):
-    """Ends a constructor that makes tensors in a loop of a length taken from the file."""
+    """Stops a constructor that makes too many torch calls, as in a loop whose length comes from the file."""
 
     calls = 0
 
@@ -92,7 +92,7 @@ class _CallBudget(TorchFunctionMode):
 
 @contextmanager
 def _plain_torch(device: str) -> Iterator[None]:
-    """The caller's default device, default type, random state and inference mode do not matter inside."""
+    """Inside, the caller's default device, default type, random state and inference mode have no effect."""
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -117,20 +117,20 @@ def build_rule(
         rule_class: a class of the registry.
         arguments: its keyword arguments, already checked.
         specs: the tensors of the file.
-        label: what messages call the file with ``arguments``.
-        weights: what messages call the file with ``specs``.
+        label: name of the file with ``arguments`` in messages.
+        weights: name of the file with ``specs`` in messages.
 
     Raises:
         RuleFileError: if the constructor refuses the arguments or reads them as something else, or the tensors differ.
     """
-    # A rule that was saved in float64 is built in float32, and then turned.
-    wanted = _float_types(specs.values())
+    # A rule that was saved in float64 is built in float32, and then converted.
+    needed_types = _float_types(specs.values())
 
     def build(device: str) -> UpdateRule:
         with _plain_torch(device):
             rule = rule_class(**arguments)
-            if len(wanted) == 1 and _float_types(rule.state_dict().values()) != wanted:
-                rule = rule.to(dtype=next(iter(wanted)))
+            if len(needed_types) == 1 and _float_types(rule.state_dict().values()) != needed_types:
+                rule = rule.to(dtype=next(iter(needed_types)))
         return rule
 
     with _blame(label, rule_class):
@@ -155,7 +155,7 @@ def build_rule(
 
 @contextmanager
 def _blame(label: str, rule_class: type[UpdateRule]) -> Iterator[None]:
-    """Whatever is raised inside is the fault of the arguments: a constructor may fail in any way."""
+    """Turn any exception inside into a :class:`RuleFileError` that names the arguments."""
     try:
         yield
     except Exception as error:
@@ -169,9 +169,9 @@ def _float_types(tensors: Iterable[Tensor | TensorSpec]) -> set[torch.dtype]:
     return {tensor.dtype for tensor in tensors if tensor.dtype.is_floating_point}
 
 
-def _compare(wanted: Mapping[str, TensorSpec], found: Mapping[str, TensorSpec], weights: str) -> None:
+def _compare(rule_specs: Mapping[str, TensorSpec], file_specs: Mapping[str, TensorSpec], weights: str) -> None:
     advice = "take config.json and the weights from the same rule"
-    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    missing, extra = sorted(rule_specs.keys() - file_specs.keys()), sorted(file_specs.keys() - rule_specs.keys())
     if missing:
         raise RuleFileError(
             f"{weights} lacks {len(missing)} of the rule's tensors, first {show(missing[0])}; {advice}."
@@ -180,9 +180,9 @@ def _compare(wanted: Mapping[str, TensorSpec], found: Mapping[str, TensorSpec], 
         raise RuleFileError(
             f"{weights} has {len(extra)} tensors that the rule lacks, first {show(extra[0])}; {advice}."
         )
-    for name, spec in wanted.items():
-        if found[name] != spec:
+    for name, spec in rule_specs.items():
+        if file_specs[name] != spec:
             raise RuleFileError(
-                f"{weights} has tensor {show(name)} as {found[name].dtype} {list(found[name].shape)} where the "
-                f"rule has {spec.dtype} {list(spec.shape)}; {advice}."
+                f"{weights} has tensor {show(name)} as {file_specs[name].dtype} {list(file_specs[name].shape)} where "
+                f"the rule has {spec.dtype} {list(spec.shape)}; {advice}."
             )

@@ -1,4 +1,4 @@
-"""The model card of a rule: where it comes from, what it cost, how good it is, and under which licence it is."""
+"""The model card of a rule: its origin, cost, results and licence."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KEY_SECTION = re.compile(rf"^## {KEY_NUMBERS}\r?\n(?P<body>.*?)(?=^## |\Z)", re
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says. Each text is markdown; what is left empty is printed as not recorded.
+    """The contents of a model card. Each text is markdown; an empty one is printed as "not recorded".
 
     Args:
         title: heading, on one line.
@@ -36,6 +36,15 @@ class Card:
 
     Raises:
         ValueError: if ``title`` is empty or has several lines, or ``licence`` is not an identifier.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_lopt import AdamRule, load_card, save_rule
+        >>> card = Card("Adam at 0.01", recipe="tuned by hand", limitations="It was tried on one model.", licence="MIT")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     text = load_card(save_rule(AdamRule(0.01), folder, card=card))
+        >>> "# Adam at 0.01" in text.splitlines()
+        True
     """
 
     title: str
@@ -66,7 +75,7 @@ class Card:
         metrics:
         - loss
         """
-        # The Hub writes licence identifiers in lower case, and has words of its own for what is none.
+        # The Hub writes licence identifiers in lower case, and has words of its own for other licences.
         licence = {"LicenseRef-unknown": "unknown"}.get(self.licence, self.licence.lower())
         lines = ["---", f"license: {licence}", "library_name: lightning_lopt", "tags:"]
         lines += ["- learned-optimizer", "metrics:", "- loss", "---", "", f"# {self.title.strip()}", ""]

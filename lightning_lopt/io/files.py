@@ -1,4 +1,4 @@
-"""Reading what came from outside: one exception, bounded reads, strict JSON."""
+"""Reading of files from outside: one exception, bounded reads, strict JSON."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
 PENDING = WEIGHTS + ".next"
-"""Where new weights wait while ``save_rule`` replaces those of an existing folder."""
+"""Name of the new weights while ``save_rule`` replaces those of an existing folder."""
 
 THETA = "theta.state"
 CHECKPOINT = "params"
 FOREIGN = (THETA, CHECKPOINT, WEIGHTS)
-"""How others call the file with θ: Celo and Celo2, google/learned_optimization, PyLO."""
+"""Names of the file with θ in foreign formats: Celo and Celo2, google/learned_optimization, PyLO."""
 
 MIB = 2**20
 LIMITS = {CONFIG: 1 * MIB, WEIGHTS: 256 * MIB, CARD: 1 * MIB, THETA: 64 * MIB, CHECKPOINT: 64 * MIB}
-"""The most bytes that are read of each file; the largest published rules (VeLO) are a few MiB."""
+"""Largest number of bytes that are read of each file; the largest published rules (VeLO) are a few MiB."""
 
 TAKE_AGAIN = "take the folder again from where it came from"
 
@@ -34,22 +34,30 @@ _SHORT.maxstring = _SHORT.maxother = 60
 _SHORT.maxlong = 30
 _SHORT.maxlevel = 2
 _LONGEST = 160  # characters of a shown value
-_LONGEST_INTEGER = 20  # digits; more than 64 bits have, and far fewer than take noticeable time to read
+_LONGEST_INTEGER = 20  # digits; enough for 64 bits, and few enough to be parsed in no time
 
 
 class RuleFileError(ValueError):
     """A rule's file is missing, damaged, foreign or newer.
 
     The message is one sentence on one line: which file, what is wrong with it, what arrived and what to do.
+
+    Example:
+        >>> from lightning_lopt import load_rule
+        >>> try:
+        ...     load_rule("bose")
+        ... except RuleFileError as error:
+        ...     print(error)
+        'bose' is neither a folder nor an embedded rule; use a folder or one of: base.
     """
 
     def __init__(self, message: str) -> None:
-        # Names and paths from outside may hold terminal escapes, or surrogates that cannot be printed.
+        # Names and paths from outside may contain terminal escapes, or surrogates that cannot be printed.
         super().__init__(printable(" ".join(message.split())))
 
 
 def show(value: object) -> str:
-    """A value from outside for a message: its ``repr``, on one line and never long."""
+    """A value from outside for a message: its ``repr``, on one line, shortened if it is long."""
     text = _SHORT.repr(value)
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
 
@@ -65,10 +73,10 @@ class RuleFile(NamedTuple):
 
     Attributes:
         name: ``CONFIG``, ``WEIGHTS`` or ``CARD``.
-        label: what messages call it.
-        path: where it is on this machine.
-        root: the folder that symbolic links may not lead out of; ``None`` for the cache of ``huggingface_hub``, which
-            is made of links that the library, not the repository's author, has set.
+        label: name of the file in messages.
+        path: path on this machine.
+        root: folder that symbolic links must not leave; ``None`` for the cache of ``huggingface_hub``, whose links come
+            from the library and not from the author of the repository.
     """
 
     name: str
@@ -90,13 +98,13 @@ def read_file(file: RuleFile) -> bytes:
             raise RuleFileError(
                 f"{file.label} is a link that leads out of its folder, to {show(str(real))}; put the file itself there."
             )
-        if not stat.S_ISREG(real.stat().st_mode):  # before opening, since opening a pipe would wait for its writer
+        if not stat.S_ISREG(real.stat().st_mode):  # before opening, since opening a pipe would wait for a writer
             raise RuleFileError(f"{file.label} is not a regular file; {TAKE_AGAIN}.")
         with open(
             os.open(real, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)), "rb"
         ) as opened:
             size = os.fstat(opened.fileno()).st_size
-            data = b"" if size > limit else opened.read(size)  # read() reserves all that it is asked for
+            data = b"" if size > limit else opened.read(size)  # read() allocates the whole requested size
     except FileNotFoundError:
         raise RuleFileError(
             f"{file.label} is missing; a rule is a folder with {CONFIG}, {WEIGHTS} and {CARD}."
@@ -111,10 +119,10 @@ def read_file(file: RuleFile) -> bytes:
 
 
 def decode_text(data: bytes, label: str) -> str:
-    """UTF-8 text.
+    """Decode ``data`` as UTF-8 text.
 
     Raises:
-        RuleFileError: if it is something else.
+        RuleFileError: if it is not UTF-8.
     """
     try:
         return data.decode()
@@ -123,19 +131,19 @@ def decode_text(data: bytes, label: str) -> str:
 
 
 def parse_json_object(data: bytes, label: str) -> dict[str, Any]:
-    """A JSON object, more strictly than the standard library: no key twice, only finite numbers of sensible length.
+    """Parse a JSON object, more strictly than the standard library: no key twice, only finite numbers, no long ones.
 
     Raises:
         RuleFileError: if ``data`` is anything else.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        entries: dict[str, Any] = {}
         for key, value in pairs:
-            if key in found:
+            if key in entries:
                 raise ValueError(f"the key {show(key)} occurs twice")
-            found[key] = value
-        return found
+            entries[key] = value
+        return entries
 
     def short(text: str) -> int:
         if len(text) > _LONGEST_INTEGER:

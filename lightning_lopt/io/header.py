@@ -13,7 +13,7 @@ import torch
 
 from lightning_lopt.io.files import MIB, TAKE_AGAIN, RuleFileError, parse_json_object, show
 
-MAX_HEADER_BYTES = 1 * MIB  # some 10,000 tensors; as JSON objects they take thirty times as much memory
+MAX_HEADER_BYTES = 1 * MIB  # enough for some 10,000 tensors; parsed JSON objects take thirty times as much memory
 MAX_RANK = 8
 DTYPES = {
     "F64": torch.float64,
@@ -23,13 +23,13 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""What rules consist of: floats for θ, the others for buffers."""
+"""Types of the tensors of rules: floats for θ, the others for buffers."""
 
 LFS_POINTER = b"version https://git-lfs"
 
 
 class TensorSpec(NamedTuple):
-    """What can be known of a tensor before it exists."""
+    """Type and shape of a tensor, known before it is allocated."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -79,7 +79,7 @@ def read_header(data: bytes, label: str) -> dict[str, TensorSpec]:
 
 
 def _entry_error(entry: Any) -> str:
-    """What is wrong with one tensor's entry in itself; empty if nothing."""
+    """What is wrong with the entry of one tensor; empty if it is correct."""
     if not (isinstance(entry, dict) and set(entry) == {"dtype", "shape", "data_offsets"}):
         return f"has the entry {show(entry)} instead of dtype, shape and data_offsets"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -1,4 +1,4 @@
-"""From a folder to a rule: every check that needs no memory first, the weights last."""
+"""Loads a rule from a folder: first every check that needs no memory, the weights last."""
 
 from __future__ import annotations
 
@@ -33,17 +33,22 @@ FORMAT_VERSION = 1
 
 
 def load_rule(source: str | os.PathLike[str]) -> UpdateRule:
-    """The rule at ``source``, on the CPU, with the very weights that were saved.
+    """The rule at ``source``, on the CPU, with exactly the saved weights.
 
-    Files are treated as hostile: they are data of bounded size, name a class of the registry at most, and take no
-    memory for tensors before all sizes agree. The random state is left as it was.
+    Files are treated as hostile: they are data of bounded size, can name only a class of the registry, and get no
+    memory for tensors before all sizes agree. The random state does not change.
 
     Args:
         source: name of embedded weights (see :func:`available_rules`), a folder, or ``hf://owner/name[@revision]``
-            (needs ``huggingface_hub``). A folder that is called like embedded weights is written ``"./base"``.
+            (needs ``huggingface_hub``). Write ``"./base"`` for a folder that has the name of embedded weights.
 
     Raises:
         RuleFileError: if anything is missing, damaged, foreign, newer or does not fit together.
+
+    Example:
+        >>> rule = load_rule("base")
+        >>> rule.rule_name, rule.trained
+        ('residual', True)
     """
     files = find_files(source, (CONFIG, WEIGHTS))
     label, weights = files[CONFIG].label, files[WEIGHTS].label
@@ -69,17 +74,17 @@ def load_rule(source: str | os.PathLike[str]) -> UpdateRule:
         rule.load_state_dict(tensors, strict=True)
     except RuleFileError:
         raise
-    except Exception as error:  # the library's own checks, in case they are stricter than ours
+    except Exception as error:  # checks of safetensors, in case they are stricter
         raise RuleFileError(f"{weights} could not be loaded ({cause(error)}); {TAKE_AGAIN}.") from error
     return rule
 
 
-def read_weights(file: RuleFile, wanted: Any) -> tuple[bytes, str]:
-    """The weights and their SHA-256; where ``save_rule`` was cut short, those that ``config.json`` already means.
+def read_weights(file: RuleFile, recorded_digest: Any) -> tuple[bytes, str]:
+    """The weights and their SHA-256; after an interrupted ``save_rule``, the weights that ``config.json`` names.
 
     Args:
         file: ``model.safetensors``.
-        wanted: the SHA-256 that ``config.json`` names.
+        recorded_digest: the SHA-256 that ``config.json`` names.
 
     Raises:
         RuleFileError: if the file is missing, too large or unreadable.
@@ -87,10 +92,10 @@ def read_weights(file: RuleFile, wanted: Any) -> tuple[bytes, str]:
     data = read_file(file)
     digest = hashlib.sha256(data).hexdigest()
     pending = file.path.with_name(PENDING)
-    if digest != wanted and file.root is not None and os.path.isfile(pending):
+    if digest != recorded_digest and file.root is not None and os.path.isfile(pending):
         other = read_file(file._replace(label=str(pending), path=pending))
-        if hashlib.sha256(other).hexdigest() == wanted:
-            return other, wanted
+        if hashlib.sha256(other).hexdigest() == recorded_digest:
+            return other, recorded_digest
     return data, digest
 
 
@@ -99,13 +104,17 @@ def load_card(source: str | os.PathLike[str]) -> str:
 
     Raises:
         RuleFileError: if there is none, or it is not text.
+
+    Example:
+        >>> print(load_card("base").split("---")[2].strip().splitlines()[0])
+        # base
     """
     file = find_files(source, (CARD,))[CARD]
     return decode_text(read_file(file), file.label)
 
 
 def _rule_class(config: dict[str, Any], label: str) -> type[UpdateRule]:
-    """The registered class that ``config`` names, once the file is known to be ours and not newer."""
+    """The registered class that ``config`` names, after a check of the format and its version."""
     tag, version, name = config.get("format"), config.get("format_version"), config.get("rule")
     if tag != FORMAT:
         raise RuleFileError(f"{label} has the format {show(tag)} instead of {FORMAT!r}; point to a rule's folder.")

@@ -1,4 +1,4 @@
-"""From a rule to a folder, whole or not at all."""
+"""Saves a rule in a folder, completely or not at all."""
 
 from __future__ import annotations
 
@@ -32,14 +32,15 @@ def save_rule(
 ) -> Path:
     """Write ``rule`` as ``model.safetensors``, ``config.json`` and ``README.md``; the same rule gives the same bytes.
 
-    The files are written aside and read back before anything changes. A new folder appears at once; in an existing one
-    the three files are replaced, others stay, and wherever that is cut short the old rule or the new one can be loaded.
+    The files are written to a temporary folder and read back before anything changes. A new folder is renamed to its
+    place. In an existing folder the three files are replaced, and others stay; after an interruption at any moment,
+    either the old rule or the new one can be loaded.
 
     Args:
         rule: an instance of a class decorated with ``register_rule``, on any device.
-        folder: where to; made if it does not exist, with its parents.
+        folder: folder to write; it is made, with its parents, if it does not exist.
         card: the model card, as :class:`Card` or markdown.
-        meta_training: JSON values to keep in ``config.json``, for instance outer steps and meta-loss.
+        meta_training: JSON values for ``config.json``, for instance outer steps and meta-loss.
         push_to_hub: a repository ``owner/name`` on the Hugging Face Hub to upload the folder to, see
             :func:`~lightning_lopt.io.push_rule`.
 
@@ -53,10 +54,13 @@ def save_rule(
 
     Example:
         >>> import tempfile
-        >>> from lightning_lopt import AdamRule
-        >>> folder = save_rule(AdamRule(), f"{tempfile.mkdtemp()}/my_rule")
-        >>> sorted(path.name for path in folder.iterdir())
+        >>> from lightning_lopt import AdamRule, load_rule
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = save_rule(AdamRule(0.01), folder, meta_training={"outer_steps": 100})
+        ...     print(sorted(file.name for file in path.iterdir()))
+        ...     print(f"{load_rule(path).log_lr.exp().item():.3f}")
         ['README.md', 'config.json', 'model.safetensors']
+        0.010
     """
     target = Path(folder)
     if push_to_hub is not None:
@@ -79,7 +83,7 @@ def save_rule(
             _publish(draft, target, contents[WEIGHTS])
     except RuleFileError:
         raise
-    except (OSError, RuntimeError, ValueError) as error:  # the last two for a loop of links and a null byte
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError for a loop of links, ValueError for a null byte
         raise RuleFileError(f"{target} could not be written ({cause(error)}); choose another folder.") from error
     if push_to_hub is not None:
         push_rule(Path(folder).resolve(), push_to_hub)
@@ -89,7 +93,7 @@ def save_rule(
 def _contents(
     rule: UpdateRule, target: Path, card: Card | str | None, meta_training: Mapping[str, Any] | None
 ) -> dict[str, bytes]:
-    """The bytes of the three files."""
+    """The contents of the three files, as bytes."""
     weights = weights_bytes(rule, target)
     config: dict[str, Any] = {
         "format": FORMAT,
@@ -120,7 +124,7 @@ def _contents(
 
 
 def weights_bytes(rule: UpdateRule, target: str | os.PathLike[str]) -> bytes:
-    """``model.safetensors`` of a rule for the folder ``target``: the same θ gives the same bytes."""
+    """Contents of ``model.safetensors``; the same θ gives the same bytes. ``target`` is the folder in messages."""
 
     def refuse(name: str, wrong: str) -> RuleFileError:
         return RuleFileError(f"{Path(target) / WEIGHTS} was not written, because {show(name)} of the rule {wrong}.")
@@ -148,22 +152,23 @@ def _write(contents: Mapping[str, bytes], draft: Path) -> None:
 
 def _check_draft(draft: Path, target: Path, weights: bytes) -> None:
     try:
-        same = weights_bytes(load_rule(draft), target) == weights
+        is_same = weights_bytes(load_rule(draft), target) == weights
         load_card(draft)
     except RuleFileError as error:
-        found = cause(RuleFileError(str(error).replace(f"{draft}{os.sep}", "")))  # shortened after it is replaced
-        raise RuleFileError(f"{target} was not written, because it would not load again ({found}).") from error
-    if not same:
+        reason = cause(RuleFileError(str(error).replace(f"{draft}{os.sep}", "")))  # shortened after it is replaced
+        raise RuleFileError(f"{target} was not written, because it would not load again ({reason}).") from error
+    if not is_same:
         raise RuleFileError(
             f"{target} was not written, because the rule does not load its own weights; correct its class."
         )
 
 
 def _publish(draft: Path, target: Path, weights: bytes) -> None:
-    """Move the draft to ``target``, where at each moment in between the old rule or the new one can be loaded.
+    """Move the draft to ``target``; at each moment in between, either the old rule or the new one can be loaded.
 
-    ``config.json`` names its weights by their SHA-256, so its replacement is the moment of change. Until the weights
-    follow, ``load_rule`` finds them under the name ``PENDING``; one that is left behind does no harm.
+    ``config.json`` contains the SHA-256 of its weights, so its replacement is the moment of change. Until the weights
+    are replaced too, ``load_rule`` finds the new ones under the name ``PENDING``; a leftover file of that name is
+    harmless.
     """
     try:
         if not target.is_dir():

@@ -1,4 +1,4 @@
-"""Where a rule's files are: embedded in the package, in a folder, or on the Hugging Face Hub."""
+"""Sources of the files of a rule: the package, a folder, or the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -41,7 +41,12 @@ def is_hub_name(name: str) -> bool:
 
 
 def available_rules() -> list[str]:
-    """Names of the rules whose weights are embedded in the package."""
+    """Names of the rules whose weights are embedded in the package.
+
+    Example:
+        >>> available_rules()
+        ['base']
+    """
     return sorted(folder.name for folder in pretrained.ROOT.iterdir() if (folder / CONFIG).is_file())
 
 
@@ -69,7 +74,7 @@ def find_files(source: str | os.PathLike[str], names: Sequence[str]) -> dict[str
 
 
 def _no_rule(source: str, embedded: Sequence[str]) -> RuleFileError:
-    """What to say of a source that is no folder, no address and no name of embedded weights."""
+    """The error for a source that is no folder, no address and no name of embedded weights."""
     rule, ships = RULES.get(source.lower()), ", ".join(embedded)
     if rule is None:
         return RuleFileError(
@@ -84,12 +89,12 @@ def _no_rule(source: str, embedded: Sequence[str]) -> RuleFileError:
 
 
 class _Repository:
-    """A repository on the Hub at one commit, even while somebody pushes.
+    """A repository on the Hub at one commit, so that a push during the download does not mix versions.
 
     Attributes:
         address: ``hf://owner/name@commit``.
-        sizes: bytes of its files by name; ``None`` if the Hub cannot be reached and the cache of an earlier download
-            has to do.
+        sizes: bytes of its files by name; ``None`` if the Hub cannot be reached and only the cache of an earlier
+            download is left.
     """
 
     def __init__(self, source: str) -> None:
@@ -116,7 +121,7 @@ class _Repository:
         self.address = f"{HUB}{self.repo}@{self._revision}" if self._revision else f"{HUB}{self.repo}"
 
     def file(self, name: str) -> RuleFile:
-        """The file, downloaded."""
+        """Download a file and return it."""
         label = f"{self.source}/{name}"
         size = None if self.sizes is None else self.sizes[name]
         if size is not None and size > LIMITS[name]:
@@ -147,14 +152,14 @@ def _hub_files(source: str, names: Sequence[str]) -> dict[str, RuleFile]:
 
 
 def find_foreign(source: str | os.PathLike[str]) -> tuple[dict[str, RuleFile], str]:
-    """The files of a rule that others have saved, by name, and where they are from, at one commit if on the Hub.
+    """The files of a rule in a foreign format, by name, and their source, at one commit if on the Hub.
 
     Args:
         source: a file, a folder, or ``hf://owner/name[@revision]``.
 
     Returns:
-        The first of ``FOREIGN`` that is there (for a file: ``WEIGHTS`` if it ends on .safetensors, else ``THETA``),
-        and ``CONFIG`` and ``CARD`` of the folder if they are there.
+        The first of ``FOREIGN`` that exists (for a file: ``WEIGHTS`` if it ends on .safetensors, else ``THETA``), and
+        ``CONFIG`` and ``CARD`` of the folder if they exist.
 
     Raises:
         RuleFileError: if there is no such file, or it could not be downloaded.
@@ -190,7 +195,7 @@ def _foreign_on_hub(source: str) -> tuple[dict[str, RuleFile], str]:
         except RuleFileError as failed:
             if repository.sizes is not None:
                 raise
-            error = failed  # without a listing, what is not in the cache may not exist
+            error = failed  # without a listing, a file that is not in the cache may not exist
     if not files.keys() & {*FOREIGN}:
         raise error
     return files, repository.address

@@ -1,9 +1,9 @@
-"""Files and folders that appear whole or not at all, and the removal of what a killed process left half-made.
+"""Atomic writing of files and folders, and the removal of unfinished ones of killed processes.
 
 A *draft* is a folder ``.saving-<32 digits>`` beside its target, on the same file system, from which finished files are
-renamed to their places. Its process holds an advisory lock on it, which the system lets go of when the process ends in
-whatever way: a draft that can be locked is abandoned. Where folders cannot be locked (Windows, some network file
-systems) a draft counts as abandoned once it is a day old.
+renamed to their places. Its process has an advisory lock on it, which the system releases when the process ends in any
+way: a draft that can be locked is abandoned. Where folders cannot be locked (Windows, some network file systems), a
+draft counts as abandoned once it is a day old.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def write_whole(path: Path, data: bytes | str) -> None:
     """Replace a file by ``data``, text as UTF-8, as :func:`whole_file` does; its folder is made.
 
     Raises:
-        OSError: if it cannot be written; the old file is still there then.
+        OSError: if it cannot be written; the old file still exists then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:
@@ -40,9 +40,9 @@ def write_whole(path: Path, data: bytes | str) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A new file to write to, which takes the place of ``path`` at the end of the block, once it is on the disk.
+    """A new file to write to; it replaces ``path`` at the end of the block, after it was flushed to the disk.
 
-    After an exception, a kill or a power cut the old file is still there, or none. An ``OSError`` names ``path``.
+    After an exception, a kill or a power cut, the old file (or no file) is still there. An ``OSError`` names ``path``.
     """
     try:
         with draft_folder(path.parent) as draft:
@@ -55,12 +55,12 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         if error.errno is None:
             raise
-        raise OSError(error.errno, error.strerror, str(path)) from error  # rather than the draft's path, or none
+        raise OSError(error.errno, error.strerror, str(path)) from error  # instead of the path of the draft, or no path
 
 
 @contextmanager
 def draft_folder(parent: Path) -> Iterator[Path]:
-    """An empty folder in ``parent`` to make something in; it is removed at the end, unless it was moved away.
+    """An empty folder in ``parent`` for unfinished files; it is removed at the end, unless it was moved away.
 
     Abandoned drafts in ``parent`` are removed first.
 
@@ -78,7 +78,7 @@ def draft_folder(parent: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove the drafts in ``folder`` whose process has ended; what cannot be removed stays, without an error."""
+    """Remove the drafts in ``folder`` whose process has ended; drafts that cannot be removed stay, without an error."""
     try:
         drafts = [folder / name for name in os.listdir(folder) if _DRAFT.fullmatch(name)]
     except OSError:
@@ -95,11 +95,11 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def _new_draft(parent: Path) -> tuple[Path, int | None]:
-    """A draft, and the descriptor that keeps it locked."""
+    """A draft, and the file descriptor of its lock."""
     for _ in range(_TRIES):
         draft = parent / f".saving-{uuid.uuid4().hex}"
         draft.mkdir()
-        with suppress(OSError):  # another process may take it for abandoned before it is locked
+        with suppress(OSError):  # another process may remove it before it is locked
             lock = _lock(draft)
             if lock is None or draft.exists():
                 return draft, lock
@@ -108,7 +108,7 @@ def _new_draft(parent: Path) -> tuple[Path, int | None]:
 
 
 def _lock(draft: Path) -> int | None:
-    """A descriptor that holds the lock of a draft, ``None`` where folders cannot be locked.
+    """A file descriptor with the lock of a draft; ``None`` where folders cannot be locked.
 
     Raises:
         OSError: if another process holds it, or the draft is no folder.

@@ -1,4 +1,4 @@
-"""Mini-batches of inner runs: what is drawn on the CPU, and what is made of it on the device of the runs."""
+"""Mini-batches of inner runs: random draws on the CPU, and the batches that follow from them on the device."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Batches = dict[Split, Batch]
 
 
 class BatchDraws:
-    """What :meth:`Task.draw` draws for the mini-batches of some inner runs, for as many steps at once as are asked for.
+    """Results of :meth:`Task.draw` for the mini-batches of a group of inner runs, for several steps at once.
 
     Args:
-        runs: whose mini-batches they are.
-        generator: where they come from, P at a time.
-        splits: of which mini-batches are drawn.
-        steps: how many they are drawn for; for further ones, that for the last is repeated.
+        runs: the inner runs.
+        generator: random generator of the draws, P at a time.
+        splits: splits of the mini-batches.
+        steps: number of steps with draws of their own; for later steps the last draw is repeated.
     """
 
     def __init__(self, runs: InnerRuns, generator: torch.Generator, splits: Sequence[Split], steps: int) -> None:
@@ -55,7 +55,7 @@ class BatchDraws:
 
 
 def batches_of(groups: Sequence[InnerRuns], draws: Sequence[Batches], device: torch.device) -> Batches:
-    """The mini-batches of N runs, made on ``device`` of what was drawn for each group: axes ``(steps, N)`` in front."""
+    """The mini-batches of N runs on ``device``, from the draws for each group: first axes ``(steps, N)``."""
     batches: dict[Split, dict[str, list[Tensor]]] = {}
     for runs, group_draws in zip(groups, draws, strict=True):
         for split, draw in group_draws.items():

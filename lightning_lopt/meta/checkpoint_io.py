@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there."""
+"""Atomic writing of checkpoints."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from lightning_lopt.io.whole import whole_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, flushes it to the disk and renames it: a kill or a power cut at any moment
-    leaves the old checkpoint or the new one.
+    """Writes a checkpoint to a temporary file beside its place, flushes it to the disk and renames it.
 
-    Lightning's own writer goes through the folder for temporary files, from where the move is a copy, and not atomic,
-    if that folder lies on another file system (``/tmp`` in memory, for instance). Remote paths are left to it.
+    After a kill or a power cut at any moment, the old checkpoint or the new one exists.
+    Lightning's writer uses the folder for temporary files. If that folder is on another file system (``/tmp`` in
+    memory, for instance), the move from there is a copy and not atomic. Remote paths still go through Lightning's
+    writer.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
@@ -31,6 +32,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             try:
                 torch.save(checkpoint, file)
             except RuntimeError as error:
-                if isinstance(error.__context__, OSError):  # a full disk, which torch's own check of the end has hidden
+                if isinstance(error.__context__, OSError):  # a full disk; torch raises another error afterwards
                     raise error.__context__ from None
                 raise

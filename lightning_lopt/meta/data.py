@@ -1,4 +1,4 @@
-"""What the outer loop draws from: a mixture of task families, as a LightningDataModule."""
+"""The data of the outer loop: a mixture of task families, as a LightningDataModule."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["TaskDataModule", "TaskMixture"]
 
 
 class _Endless(IterableDataset[TaskMixture]):
-    """The mixture for every outer step: all that an outer step draws follows from its own number."""
+    """The mixture again and again, once for each outer step, which draws its tasks by its own number."""
 
     def __init__(self, mixture: TaskMixture) -> None:
         self.mixture = mixture
@@ -33,12 +33,18 @@ class TaskDataModule(L.LightningDataModule):
 
     Args:
         families: names joined by ``+``, or families; see :func:`~lightning_lopt.tasks.make_families`.
-        data: where images come from (``"digits"``, an ``.npz`` file, a folder of IDX files, labelled images).
-        text: where text comes from (paths of text files); ``None`` means sources of Python's standard library.
+        data: sources of images (``"digits"``, an ``.npz`` file, a folder of IDX files, labelled images).
+        text: sources of text (paths of text files); ``None`` means sources of Python's standard library.
         augmentation: a name in :data:`~lightning_lopt.tasks.AUGMENTATIONS`, transforms, or ``None`` for none.
 
     Raises:
         ValueError: if a name is unknown or data cannot be loaded.
+
+    Example:
+        >>> data_module = TaskDataModule("quadratic+least_squares", augmentation="broad")
+        >>> mixture = next(iter(data_module.train_dataloader()))
+        >>> [family.name for family in mixture.families]
+        ['quadratic', 'least_squares']
     """
 
     def __init__(

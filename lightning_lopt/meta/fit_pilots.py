@@ -1,4 +1,4 @@
-"""Pilots from where a fit is: its module as a task, its optimizer's state, and their losses over all ranks."""
+"""Pilots of a fit: they start from its module and its optimizer state, and their losses are averaged over all ranks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_lopt.rules.base import State
 from lightning_lopt.tasks.base import Split
 from lightning_lopt.tasks.lightning_batches import StackedBatches
 from lightning_lopt.tasks.lightning_task import LightningTask
-from lightning_lopt.tasks.side_effects import untouched
+from lightning_lopt.tasks.side_effects import random_states_restored
 from lightning_lopt.tasks.users_code import named
 
 
@@ -37,21 +37,21 @@ def losses_of_round(
     """Losses of the pilots of one round on this rank's batches, shape ``(N,)`` for N particles of the search.
 
     Args:
-        trainer: of the fit.
-        module: that is trained, let alone.
-        optimizer: of the fit, let alone.
-        search: asked for θ.
+        trainer: Trainer of the fit.
+        module: the module that is trained; it is not changed.
+        optimizer: optimizer of the fit; it is not changed.
+        search: gives the θ to compare.
         step: steps that the optimizer has made.
-        coming: batches of training, those that are kept apart for measuring last.
-        validation: batches to measure on; without any, the last ``held_out`` of the coming ones are.
-        held_out: how many batches a pilot is measured on.
+        coming: recorded training batches; those for measuring come last.
+        validation: batches for measuring; if there are none, the last ``held_out`` of ``coming`` are used.
+        held_out: number of batches for measuring.
 
     Raises:
         ValueError: for a module or batches that cannot be a task.
-        Exception: whatever else the module's code raises.
+        Exception: any exception of the module's code.
     """
     kind = type(module).__name__
-    with untouched():
+    with random_states_restored():
         stacked = StackedBatches(coming, f"{kind}, coming batches")
         measured = StackedBatches(validation, f"{kind}, validation batches") if validation else None
         accumulated = trainer.accumulate_grad_batches
@@ -72,7 +72,7 @@ def losses_of_round(
 
 
 def snapshot_of(trainer: Any, module: Any, optimizer: LearnedOptimizer, task: LightningTask, step: int) -> RunSnapshot:
-    """Where the fit is, by the module's own names."""
+    """The present state of the fit, by the names of the module's parameters."""
     if optimizer.guard_state.startswith("switched"):
         raise ValueError(f"the guard has given the training to AdamW ({optimizer.guard_state}).")
     names = {param: name for name, param in module.named_parameters()}
@@ -80,13 +80,13 @@ def snapshot_of(trainer: Any, module: Any, optimizer: LearnedOptimizer, task: Li
     for group in optimizer.param_groups:
         for param, role in zip(group["params"], group["roles"], strict=True):
             name = names[param]
-            if name in task.roles:  # those that require a gradient now
+            if name in task.roles:  # parameters that require a gradient now
                 params[name], roles[name] = param.detach(), group["role"] or role
-                kept = without_copies(optimizer.state.get(param, {}))
-                tensors[name] = widened(kept, wide(params[name]).dtype)
+                rule_state = without_copies(optimizer.state.get(param, {}))
+                tensors[name] = widened(rule_state, wide(params[name]).dtype)
                 lr[name], decay[name] = float(multiplier(group)), float(group["weight_decay"])
     shared = dict(optimizer.param_groups[0].get("shared") or {})
-    new = [name for name, state in tensors.items() if not state]  # no gradient has reached them so far
+    new = [name for name, state in tensors.items() if not state]  # parameters without a gradient so far
     if new:
         begun = optimizer.rule.init_state({name: params[name] for name in new}, {name: roles[name] for name in new})
         tensors.update({name: begun.tensors[name] for name in new})
@@ -107,18 +107,18 @@ def snapshot_of(trainer: Any, module: Any, optimizer: LearnedOptimizer, task: Li
 
 
 def agreed(trainer: Any, module: Any, losses: Callable[[], Tensor], count: int) -> tuple[Tensor, str]:
-    """Losses, mean over ranks, and why there are none, the same decision on all ranks. Called on all ranks.
+    """Losses, the mean over ranks, and the reason if there are none; all ranks get the same. Called on all ranks.
 
     Args:
-        losses: gives this rank's, shape ``(count,)``; whatever it raises is no reason to end somebody's fit.
+        losses: computes the losses of this rank, shape ``(count,)``; an exception of it becomes a reason.
     """
-    found, failure = torch.zeros(count), ""
+    losses_here, failure = torch.zeros(count), ""
     try:
-        found = losses()
+        losses_here = losses()
     except Exception as error:
         failure = str(error) if type(error) is ValueError else named(error)
     failed = torch.tensor(float(bool(failure)), device=module.device)
-    both = torch.cat([found.to(failed.device).float(), failed[None]])
+    both = torch.cat([losses_here.to(failed.device).float(), failed[None]])
     both = trainer.strategy.reduce(both, reduce_op="mean").cpu()
     if both[-1] > 0 and not failure:
         failure = "another rank could not make its pilots."

@@ -1,4 +1,4 @@
-"""Groups of inner runs: which task and horizon each has, when it starts anew, and how it goes into a checkpoint."""
+"""Groups of inner runs: their task and horizon, their restarts, and their state in checkpoints."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from lightning_lopt.tasks.task_mixture import TaskMixture
 
 @dataclass
 class Group:
-    """Inner runs of one task; when they are finished, those of another task take their place.
+    """Inner runs of one task; when they are finished, inner runs of another task follow.
 
-    All that is drawn follows from the seed, the number of the group and how often it has started, so it does not
-    depend on the process that advances it.
+    All random draws depend only on the seed, the number of the group and how often it has started, and not on the
+    process that advances it.
 
     Attributes:
-        number: among all groups of all processes.
-        groups: how many there are.
-        seed: of the meta-training.
+        number: number among all groups of all processes.
+        groups: number of all groups.
+        seed: seed of the meta-training.
         starts: how often runs have been started.
-        runs: the present ones.
+        runs: the present runs.
     """
 
     number: int
@@ -37,13 +37,13 @@ class Group:
 
     @property
     def run_seed(self) -> int:
-        """What everything about the present runs is derived from, their task included."""
+        """The seed of the present runs and of their task."""
         return derive_seed(self.seed, "runs", self.number, self.starts)
 
     def begin(
         self, rule: UpdateRule, estimator: Estimator, mixture: TaskMixture, horizons: Horizons, outer_step: int
     ) -> InnerRuns:
-        """The runs to go on with: the present ones, or others where these are finished."""
+        """The present runs, or new ones if these are finished."""
         if self.runs is None or self.runs.finished:
             self.starts += 1
             first_of = (self.number, self.groups) if self.starts == 1 else None
@@ -52,9 +52,9 @@ class Group:
         return self.runs
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors, numbers and strings; perturbations are not among them, since they follow from the seed.
+        """Tensors, numbers and strings, without the perturbations, which follow from the seed.
 
-        Of runs that are finished nothing is kept: others take their place.
+        Finished runs are not saved, since new ones follow them.
         """
         if self.runs is None or self.runs.finished:
             return {"number": self.number, "starts": self.starts}
@@ -73,7 +73,7 @@ class Group:
     def load_state_dict(
         self, state: dict[str, Any], rule: UpdateRule, estimator: Estimator, mixture: TaskMixture
     ) -> None:
-        """Go on where a checkpoint stopped, on the device of ``rule``.
+        """Restore the runs of a checkpoint, on the device of ``rule``.
 
         Raises:
             ValueError: if the mixture gives another task, or the estimator has another number of particles.
@@ -122,7 +122,7 @@ def groups_of_rank(groups: int, seed: int, rank: int, ranks: int) -> list[Group]
 
 
 def states_by_number(states: Sequence[dict[str, Any]], groups: int) -> dict[int, dict[str, Any]]:
-    """States of groups as a checkpoint holds them, by number.
+    """The states of groups in a checkpoint, by number.
 
     Raises:
         ValueError: if they are not those of ``groups`` groups.

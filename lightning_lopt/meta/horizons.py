@@ -1,4 +1,4 @@
-"""How long inner runs are, and how that changes over meta-training."""
+"""The lengths of inner runs, and their change over meta-training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from lightning_lopt.seeding import generator
 
 LONGEST = 20_000
-"""Horizons are refused from here on."""
+"""Largest horizon."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,13 @@ class Horizons:
 
     Raises:
         ValueError: if a number is out of range.
+
+    Example:
+        >>> from lightning_lopt import AdamRule, MetaTrainer, PES
+        >>> horizons = Horizons(100, 1000, curriculum=500)
+        >>> meta_trainer = MetaTrainer(AdamRule(), PES(truncation=50), horizons=horizons)
+        >>> horizons.longest_at(0), horizons.longest_at(250), horizons.longest_at(500)
+        (100.0, 316.22776601683796, 1000.0)
     """
 
     shortest: int
@@ -47,7 +54,7 @@ class Horizons:
 
     @classmethod
     def of(cls, value: Horizons | int | tuple[int, int]) -> Horizons:
-        """Horizons from themselves, from one constant, or from (shortest, longest).
+        """Horizons from one constant or from (shortest, longest); a :class:`Horizons` is returned as it is.
 
         >>> Horizons.of((100, 1000))
         Horizons(shortest=100, longest=1000, curriculum=0, staggered=True)
@@ -71,11 +78,11 @@ class Horizons:
         return float(self.shortest * (self.last / self.shortest) ** done)
 
     def draw(self, seed: int, outer_step: int, first_of: tuple[int, int] | None = None) -> int:
-        """A horizon, from ``seed`` alone.
+        """A horizon, drawn from ``seed`` alone.
 
         Args:
-            seed: of the runs that it is for.
-            outer_step: when they start.
+            seed: seed of the runs.
+            outer_step: outer step at which the runs start.
             first_of: for the first runs of a group, its number and the number of groups.
         """
         draws = generator(seed, "horizon")

@@ -1,4 +1,4 @@
-"""What the outer loop minimises: the losses of an inner run, made comparable over tasks and weighted over time."""
+"""The meta-loss: the losses of an inner run, made comparable between tasks and weighted over time."""
 
 from __future__ import annotations
 
@@ -19,24 +19,33 @@ SPLITS = ("train", "valid", "both")
 class MetaLoss:
     r"""The meta-loss of one inner run: a weighted mean over its steps of :math:`\ell(L_t / s)`.
 
-    :math:`L_t` is the loss of a batch before step t, :math:`s` the task's ``loss_scale`` (the loss of a model that
-    knows nothing). What is not finite, or above ``cap``, counts as ``cap``. Then
+    :math:`L_t` is the loss of a batch before step t, :math:`s` the ``loss_scale`` of the task (the loss of a constant
+    prediction). A value that is not finite or above ``cap`` counts as ``cap``. Then
 
     .. math:: \ell(x) = x \quad\text{(linear)} \qquad\text{or}\qquad \ell(x) = \log(x + f) \quad\text{(log)}
 
-    The logarithm weighs a halving of the loss the same at every level down to the floor f. Between the two particles of
-    an antithetic pair it is the log-ratio to *any* baseline on the same task and seed, since that cancels.
+    With the logarithm, a halving of the loss counts the same at every level down to the floor f. The difference between
+    the two particles of an antithetic pair is then that of their log-ratios to *any* baseline on the same task and
+    seed, since the baseline cancels.
 
     Args:
         scale: ``"linear"`` or ``"log"``.
-        split: batches that are measured: ``"train"`` (those that are trained on, no extra cost), ``"valid"``, or the
-            mean of :math:`\ell` on ``"both"``; the latter two cost one more forward pass a step.
+        split: batches that are measured: ``"train"`` (the batches of the steps, at no extra cost), ``"valid"``, or the
+            mean of :math:`\ell` on ``"both"``; the latter two cost one more forward pass per step.
         last: share of the horizon, at its end, whose steps count, in (0, 1]; 1 for all of them.
-        cap: in units of ``loss_scale``, > 0; ``None`` for none (then a loss that is not finite takes its pair out).
+        cap: in units of ``loss_scale``, > 0; ``None`` for none (a pair with a loss that is not finite is then left
+            out).
         floor: f, in units of ``loss_scale``, > 0.
 
     Raises:
         ValueError: if an argument is out of range.
+
+    Example:
+        >>> from lightning_lopt import PES
+        >>> estimator = PES(truncation=50, meta_loss=MetaLoss("log", split="valid", last=0.25))
+        >>> losses = torch.tensor([0.1, 1.0, float("nan")])  # in units of the task's loss_scale
+        >>> estimator.meta_loss.of_losses(losses)
+        tensor([-2.2073,  0.0100,  0.4121])
     """
 
     scale: Literal["linear", "log"] = "linear"

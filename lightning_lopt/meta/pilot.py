@@ -1,4 +1,4 @@
-"""The rest of a run in miniature: a few inner steps from where a model is, for several θ side by side."""
+"""Pilots: a few inner steps from the present state of a model, for several θ side by side."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from lightning_lopt.tasks.base import Batch, Task
 
 @dataclass(frozen=True)
 class RunSnapshot:
-    """The state of a run at one step, from which pilots go on.
+    """The state of a run at one step, from which pilots start.
 
     Attributes:
         params: trained parameters by name.
-        state: of the rule, for these names.
-        roles: of the parameters.
+        state: state of the rule, for these names.
+        roles: roles of the parameters.
         step: steps made so far.
         total_steps: steps planned; ``None`` for a rule that does not read the horizon.
         lr: factor on the rule's step, by name; a name that is missing has 1.
@@ -51,20 +51,20 @@ def pilot_losses(
 ) -> Tensor:
     r"""Mean loss on held-out batches after a pilot of K steps with each θ, all from the same snapshot.
 
-    The K steps stand for all that are left: step k is made as if it were step :math:`s + (T - s)\, k / K` of the run,
-    so a schedule that ends at 0 does so here too. Without that, small steps would look best whatever the long run
-    wants (short-horizon bias, Wu et al. 2018, https://arxiv.org/abs/1803.02021).
+    The K steps represent all remaining steps: step k is made as if it were step :math:`s + (T - s)\, k / K` of the run,
+    so a schedule that ends at 0 ends at 0 in the pilot, too. Otherwise small steps would look best, whatever is best
+    for the whole run (short-horizon bias, Wu et al. 2018, https://arxiv.org/abs/1803.02021).
 
     Args:
         rule: the rule; its own parameters are replaced by ``particles``.
         particles: θ by name, leading axis N.
-        task: whose loss is meant.
-        snapshot: where all pilots begin.
-        batches: K times the batches whose mean gradient makes a step.
-        held_out: batches that are measured, none of them trained on in the pilot.
+        task: the task that defines the loss.
+        snapshot: common start of all pilots.
+        batches: K lists of batches; the mean gradient of a list makes one step.
+        held_out: batches for measuring, which are not trained on in the pilot.
 
     Returns:
-        shape ``(N,)``, in the unit of the loss; not finite where a pilot was not.
+        the mean losses, shape ``(N,)``, in the unit of the loss; not finite where a loss of the pilot was not.
     """
     count = len(next(iter(particles.values())))
 
@@ -72,7 +72,10 @@ def pilot_losses(
         return value.expand(count, *value.shape)
 
     params = {name: repeated(value) for name, value in snapshot.params.items()}
-    tensors = {name: {key: repeated(v) for key, v in own.items()} for name, own in snapshot.state.tensors.items()}
+    tensors = {
+        name: {key: repeated(v) for key, v in tensor_state.items()}
+        for name, tensor_state in snapshot.state.tensors.items()
+    }
     state = State(tensors, {key: repeated(value) for key, value in snapshot.state.shared.items()})
     with torch.no_grad():
         for index, accumulated in enumerate(batches):
@@ -102,9 +105,9 @@ def _advance(
     context: StepContext,
     snapshot: RunSnapshot,
 ) -> tuple[Params, State]:
-    """One step of all pilots; what a task carries from step to step is left as it is."""
+    """One step of all pilots; values that a task carries from step to step do not change."""
 
-    def one(theta: Theta, params: Params, state: State, batches: list[Batch]) -> tuple[Params, State]:
+    def pilot_step(theta: Theta, params: Params, state: State, batches: list[Batch]) -> tuple[Params, State]:
         parts = [task.gradient(params, batch) for batch in batches]
         grads = {name: torch.stack([part[0][name] for part in parts]).mean(0) for name in params}
         loss = torch.stack([part[1] for part in parts]).mean()
@@ -115,7 +118,7 @@ def _advance(
         moved = {name: value + rates[name] * updates[name] for name, value in params.items()}
         return moved, State(tensors, after.shared)
 
-    new, after = vmap(one)(particles, params, state, batches)
+    new, after = vmap(pilot_step)(particles, params, state, batches)
     return new, after
 
 

@@ -1,4 +1,4 @@
-"""The rounds of a search beside a run: when they are due, what they have cost, and what they have found."""
+"""The rounds of a search during a run: their times, their cost, and their results."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch import Tensor
 
 from lightning_lopt.meta.search import Search
 
-LEAST_LOSS = 0.01  # share of the first loss that relative differences are at least relative to
+LEAST_LOSS = 0.01  # smallest divisor of relative differences, as a share of the first loss
 
 
 @dataclass(frozen=True)
 class RoundSchedule:
-    """When rounds are due: spread evenly over the logarithm of the step, within a budget.
+    """The times of rounds: spread evenly over the logarithm of the step, within a budget.
 
-    The unit of cost is a training step. Early steps decide most of a run, and late ones tell what early ones cannot;
-    nothing is measured after half of the run.
+    The unit of cost is a training step. Early steps matter most in a run, and late steps give information that early
+    ones do not; there is no round after half of the run.
 
     Attributes:
-        total_steps: of the run.
-        share: of its work that all rounds may cost together.
-        window: steps it takes to record the batches of a round.
+        total_steps: steps of the run.
+        share: largest cost of all rounds together, as a share of the run.
+        window: steps that it takes to record the batches of a round.
         every: fewest steps between two rounds.
-        first: no round before this step.
+        first: step before which there is no round.
     """
 
     total_steps: int
@@ -53,12 +53,12 @@ class Rounds:
 
     Args:
         inner_steps: steps of a pilot, >= 1.
-        held_out: batches that a pilot is measured on, >= 1; one counts as a third of a step.
+        held_out: batches for measuring a pilot, >= 1; one counts as a third of a step.
         max_share: largest share of the work of the run that all rounds may cost together, in (0, 1].
         every: fewest steps between two rounds, >= 1.
 
     Attributes:
-        search: what chooses θ, once :meth:`begin` was called.
+        search: the search, after :meth:`begin` was called.
         spent: cost of all rounds so far.
         next_start: step at which recording for the next round begins; ``None`` if there is no further round.
         first_loss: loss of the first round, without its sign; ``None`` before it.
@@ -77,7 +77,7 @@ class Rounds:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the run before."""
+        """Delete the state of the last run."""
         self.search: Search | None = None
         self.spent = 0.0
         self.next_start: int | None = 0
@@ -90,18 +90,18 @@ class Rounds:
         return self.next_start is None
 
     @property
-    def begun(self) -> Search:
-        """The search, which has begun."""
+    def current_search(self) -> Search:
+        """The search; there is one from the first round on."""
         assert self.search is not None
         return self.search
 
     @property
     def cost(self) -> float:
-        """Cost of the round to come."""
-        return self.begun.particles * (self.inner_steps + self.held_out / 3)
+        """Cost of the next round."""
+        return self.current_search.particles * (self.inner_steps + self.held_out / 3)
 
     def begin(self, search: Search) -> bool:
-        """Begin with a search, or go on with the saved one; return whether there was a saved one."""
+        """Begin with a search, restored from a saved state if there is one; return whether there was one."""
         self.search = search
         saved, self._saved_search = self._saved_search, None
         if saved is not None:
@@ -118,23 +118,23 @@ class Rounds:
         if not isinstance(total_steps, int):
             self.next_start = None
             return False
-        first = int(total_steps * self.begun.first_share)
+        first = int(total_steps * self.current_search.first_share)
         schedule = RoundSchedule(total_steps, self.max_share, self.inner_steps + self.held_out, self.every, first)
         self.next_start = schedule.next_start(step, self.spent, self.cost)
         return self.next_start is not None
 
     def tell(self, losses: Tensor) -> float:
         """Take in the losses of a round, shape ``(N,)``, and return how far θ is ahead (:meth:`Search.tell`)."""
-        cost, here = self.cost, losses[self.begun.here]
-        if self.first_loss is None and here.isfinite():
-            self.first_loss = float(here.abs())
-        ahead = self.begun.tell(losses, LEAST_LOSS * (self.first_loss or 1.0))
+        cost, present_loss = self.cost, losses[self.current_search.here]
+        if self.first_loss is None and present_loss.isfinite():
+            self.first_loss = float(present_loss.abs())
+        ahead = self.current_search.tell(losses, LEAST_LOSS * (self.first_loss or 1.0))
         self.spent += cost
         return ahead
 
     def metrics(self, loss: Tensor, ahead: float) -> dict[str, float]:
-        """What a person may want to see after a round: of the loss of θ, and how far that is ahead of the start."""
-        search = self.begun
+        """Numbers for the logs after a round, from the loss of θ and its difference to the start."""
+        search = self.current_search
         moved = [search.theta[name] - start for name, start in search.start.items()]
         return {
             "rounds": float(search.rounds),
@@ -157,6 +157,6 @@ class Rounds:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` gave, before :meth:`begin`."""
+        """Restore from :meth:`state_dict`; to be called before :meth:`begin`."""
         self._saved_search = state["search"]
         self.spent, self.next_start, self.first_loss = state["spent"], state["next"], state["first_loss"]

@@ -1,4 +1,4 @@
-"""Inner runs of one task side by side: how they start, and how those of several tasks become one."""
+"""Inner runs of one task side by side: their start, and the joining of the runs of several tasks."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from lightning_lopt.tasks.base import Task
 
 @dataclass(frozen=True)
 class InnerRuns:
-    """Inner runs of one task in lock-step: for meta-training ``2 P``, first all ``+`` particles, then all ``-``.
+    """Inner runs of one task in lock-step: ``2 P`` in meta-training, first all ``+`` particles, then all ``-``.
 
-    The two runs of a pair begin at the same parameters and see the same batches (common random numbers); pairs differ.
-    For measuring, ``copies`` other than 2 share initial parameters and batches in the same way.
+    The two runs of a pair begin at the same parameters and get the same batches (common random numbers); pairs differ.
+    In measurements a number of ``copies`` other than 2 share initial parameters and batches in the same way.
 
     Attributes:
         task: the problem all of them solve.
@@ -30,11 +30,18 @@ class InnerRuns:
         state: state of the rule, leading axis ``copies x P``.
         step: inner steps made so far.
         horizon: inner steps planned, the rule's ``total_steps``.
-        seed: what initial parameters, batches and perturbations of these runs are derived from.
+        seed: seed of initial parameters, batches and perturbations.
         copies: runs that share initial parameters and batches.
         truncations: how many times an estimator has advanced them.
-        noise_sum: perturbations of θ added up since the runs began, shape ``(P, entries of θ)`` (for PES, which
-            derives them from ``seed`` again where this is ``None``, as after a checkpoint).
+        noise_sum: sum of the perturbations of θ since the runs began, shape ``(P, D)`` for D entries of θ (for PES,
+            which computes it from ``seed`` again if it is ``None``, as after a checkpoint).
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> runs = start_runs(AdamRule(), Quadratic(torch.tensor([1.0, 4.0])), pairs=3, horizon=10, seed=0)
+        >>> runs.count, runs.pairs, runs.step, tuple(runs.params["x"].shape)
+        (6, 3, 0, (6, 2))
     """
 
     task: Task
@@ -49,12 +56,12 @@ class InnerRuns:
 
     @property
     def count(self) -> int:
-        """How many they are, copies included."""
+        """Number of runs, including copies."""
         return len(next(iter(self.params.values())))
 
     @property
     def pairs(self) -> int:
-        """How many of them differ in initial parameters and batches."""
+        """Number P of runs that differ in initial parameters and batches."""
         return self.count // self.copies
 
     @property
@@ -67,7 +74,15 @@ class InnerRuns:
 
 
 def start_runs(rule: UpdateRule, task: Task, *, pairs: int, horizon: int, seed: int, copies: int = 2) -> InnerRuns:
-    """Inner runs before their first step; pair ``p`` is initialised from ``(seed, "init", p)`` alone."""
+    """Inner runs before their first step; pair ``p`` is initialised from ``(seed, "init", p)`` alone.
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> runs = start_runs(AdamRule(), Quadratic(torch.tensor([1.0, 4.0])), pairs=3, horizon=10, seed=0, copies=1)
+        >>> sorted(runs.state.tensors["x"]), tuple(runs.state.tensors["x"]["momentum"].shape)
+        (['count', 'momentum', 'second_moment'], (3, 2))
+    """
     inits = [task.init(generator(seed, "init", pair)) for pair in range(pairs)]
     device = device_of(rule)
     params = {name: sent(torch.stack([init[name] for init in inits] * copies), device) for name in inits[0]}
@@ -87,8 +102,8 @@ def map_runs(runs: InnerRuns, function: Callable[[Tensor], Tensor]) -> InnerRuns
     return replace(runs, params=params, state=state)
 
 
-def together(rule: UpdateRule, groups: Sequence[InnerRuns]) -> bool:
-    """Whether these inner runs can be advanced as one: tasks compute the same, shapes are equal, all steps are full."""
+def can_batch(rule: UpdateRule, groups: Sequence[InnerRuns]) -> bool:
+    """Whether these inner runs can be batched: the same computation, equal shapes, and full steps only."""
     first = groups[0]
     if len(groups) == 1:
         return True
@@ -107,7 +122,7 @@ def together(rule: UpdateRule, groups: Sequence[InnerRuns]) -> bool:
 
 
 def joined(groups: Sequence[InnerRuns]) -> tuple[Params, State]:
-    """Parameters and states of G groups of runs, one after the other along their leading axis."""
+    """Parameters and states of G groups of runs, concatenated along their leading axis, N for all runs together."""
     if len(groups) == 1:
         return groups[0].params, groups[0].state
     trees = [(runs.params, runs.state) for runs in groups]
@@ -116,7 +131,7 @@ def joined(groups: Sequence[InnerRuns]) -> tuple[Params, State]:
 
 
 def separated(groups: Sequence[InnerRuns], params: Params, state: State) -> list[tuple[Params, State]]:
-    """The inverse of :func:`joined`: parameters and state of each group, views of those of all."""
+    """The inverse of :func:`joined`: parameters and state of each group, as views, from those of all N runs."""
     if len(groups) == 1:
         return [(params, state)]
     leaves, structure = tree_flatten((params, state))

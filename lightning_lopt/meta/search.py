@@ -1,4 +1,4 @@
-"""Better θ beside a run: perturb, compare, move, and keep score of whether the move was worth it."""
+"""Searches for better θ during a run: they perturb, compare and change θ, and collect evidence for the change."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lightning_lopt.seeding import generator
 
 STEP_SIZES = ("*log_step_size", "*log_lr")
 WEIGHT_DECAY = ("*log_weight_decay",)
-SHARED = 0.8  # share of a perturbation's variance that all entries have in common
-STAKE = 0.8  # share of what a SequentialTest has that it bets on each comparison
-LARGE = 1e30  # loss of what is not finite
-DOUBT = 0.05  # largest probability that a SequentialTest ever believes what is no better than the start
+SHARED = 0.8  # share of the variance of a perturbation that is common to all entries
+STAKE = 0.8  # share of its capital that a SequentialTest bets on each comparison
+LARGE = 1e30  # stands for a loss that is not finite
+DOUBT = 0.05  # error rate of a SequentialTest: largest probability to accept θ that is no better than the start
 
 
 class Search:
-    r"""Evolution strategies on a few entries of θ, with rounds so rare that each has to move far.
+    r"""Evolution strategies on a few entries of θ, with few rounds and a large change of θ in each.
 
     A round measures the losses :math:`L` of P antithetic pairs :math:`\theta \pm \epsilon_p`, of θ and of the start.
     With relative losses :math:`u = (L - L_\theta) / |L_\theta|`, capped at 1,
@@ -32,20 +32,20 @@ class Search:
     .. math:: \theta \leftarrow \theta - \mathrm{clip}\big(\gamma \sigma^2 g,\ \pm\sigma\big), \qquad
         g = \frac{1}{2 \sigma^2 P} \sum_p (u_{+p} - u_{-p})\, \epsilon_p
 
-    so where nothing depends on θ, nothing moves. Perturbations share most of their variance over the entries: what one
-    model wants is first of all larger or smaller steps everywhere.
+    so θ does not change if the losses do not depend on it. Most of the variance of a perturbation is common to all
+    entries, since a model mostly needs larger or smaller steps in all tensors.
 
-    A running sum of :math:`u_\theta - u_\mathrm{start}`, each round counting :math:`\rho` times the next, is the
-    evidence: while it is above 0, :attr:`chosen` is the start.
+    The evidence is a running sum of :math:`u_\theta - u_\mathrm{start}`, in which a round has :math:`\rho` times the
+    weight of the next one: while it is above 0, :attr:`chosen` is the start.
 
     Args:
-        rule: whose θ is the start.
-        entries: patterns (as of ``fnmatch``) of the names of θ that are searched.
+        rule: the rule whose θ is the start.
+        entries: patterns (of ``fnmatch``) for the names of the searched entries of θ.
         pairs: antithetic pairs P of a round, >= 1.
-        sigma: standard deviation σ of a perturbation, in the unit of θ, > 0; also the longest move of one round.
-        gain: γ, > 0: how far a relative difference of the losses moves θ.
+        sigma: standard deviation σ of a perturbation, in the unit of θ, > 0; also the largest change in one round.
+        gain: γ, > 0: factor from a relative difference of losses to the change of θ.
         memory: ρ in [0, 1).
-        seed: of the perturbations.
+        seed: seed of the perturbations.
 
     Attributes:
         first_share: share of the run before the first round.
@@ -76,9 +76,9 @@ class Search:
             raise ValueError(f"memory must lie in [0, 1), got {memory!r}.")
         self.start = {name: value.detach().clone() for name, value in rule.named_parameters() if _fits(name, entries)}
         if not self.start:
-            known = ", ".join(name for name, _ in rule.named_parameters())
+            names = ", ".join(name for name, _ in rule.named_parameters())
             raise ValueError(
-                f"no entry of θ of rule {rule.rule_name!r} fits {tuple(entries)}; name some of {known}, with a sigma "
+                f"no entry of θ of rule {rule.rule_name!r} fits {tuple(entries)}; name some of {names}, with a sigma "
                 "in their unit."
             )
         self.theta = self.start
@@ -89,7 +89,7 @@ class Search:
 
     @property
     def improving(self) -> bool:
-        """Whether the evidence so far suffices for θ: :attr:`needed`, or less."""
+        """Whether the evidence so far is enough for θ: :attr:`needed` or less."""
         return self.evidence <= self.needed
 
     @property
@@ -99,12 +99,12 @@ class Search:
 
     @property
     def particles(self) -> int:
-        """Number N of different θ in the round to come."""
+        """Number N of different θ in the next round."""
         return 2 * self.pairs + 1 + self._moved
 
     @property
     def here(self) -> int:
-        """Which particle of the round to come is θ itself."""
+        """Index of the particle of the next round that is θ itself."""
         return 2 * self.pairs
 
     @property
@@ -112,7 +112,7 @@ class Search:
         return self.theta is not self.start
 
     def ask(self) -> Theta:
-        """θ of the round to come, leading axis N: all ``+``, all ``-``, θ itself, and the start where that differs."""
+        """The θ of the next round, leading axis N: all ``+``, all ``-``, θ itself, and the start where it differs."""
         noise = self._noise()
         start = self.start if self._moved else {}
         return {
@@ -123,20 +123,20 @@ class Search:
         }
 
     def tell(self, losses: Tensor, scale: float) -> float:
-        """Take in the losses of what :meth:`ask` gave, shape ``(N,)``, and move θ.
+        """Change θ by the losses of the particles of :meth:`ask`, shape ``(N,)``.
 
         Args:
-            losses: one that is not finite counts as the cap.
-            scale: smallest loss that relative differences are relative to, > 0.
+            losses: losses of the particles; one that is not finite counts as the cap.
+            scale: smallest divisor of relative differences, > 0.
 
         Returns:
-            the loss of θ before the move relative to that of the start, below 0 where θ is better.
+            the relative difference of the loss of θ, before the change, to that of the start; below 0 if θ is better.
         """
-        here = losses[self.here]
-        unit = max(float(here.abs()) if here.isfinite() else 0.0, scale)
-        reference = here if here.isfinite() else losses.new_zeros(())
+        present_loss = losses[self.here]
+        unit = max(float(present_loss.abs()) if present_loss.isfinite() else 0.0, scale)
+        reference = present_loss if present_loss.isfinite() else losses.new_zeros(())
         relative = torch.where(losses.isfinite(), (losses - reference) / unit, 1.0).clamp(-1.0, 1.0)
-        if not here.isfinite():
+        if not present_loss.isfinite():
             relative = torch.where(losses.isfinite(), -1.0, 1.0).to(losses)
         plus, minus = relative[: self.pairs], relative[self.pairs : 2 * self.pairs]
         gradient = {name: es_gradient(plus - minus, noise, sigma=self.sigma) for name, noise in self._noise().items()}
@@ -155,8 +155,8 @@ class Search:
         common = torch.randn(self.pairs, generator=draws)
         noise = {}
         for name, value in self.start.items():
-            own = torch.randn(self.pairs, *value.shape, generator=draws)
-            mixed = math.sqrt(SHARED) * common.reshape(-1, *[1] * value.ndim) + math.sqrt(1 - SHARED) * own
+            separate_noise = torch.randn(self.pairs, *value.shape, generator=draws)
+            mixed = math.sqrt(SHARED) * common.reshape(-1, *[1] * value.ndim) + math.sqrt(1 - SHARED) * separate_noise
             noise[name] = (self.sigma * mixed).to(value)
         return noise
 
@@ -170,10 +170,10 @@ class Search:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave.
+        """Restore from :meth:`state_dict`.
 
         Raises:
-            ValueError: if it is of a search of other entries.
+            ValueError: if the state is that of a search of other entries.
         """
         shapes = [{name: tuple(value.shape) for name, value in theta.items()} for theta in (state["theta"], self.start)]
         if shapes[0] != shapes[1]:
@@ -186,17 +186,18 @@ class Search:
 
 
 class SequentialTest(Search):
-    r"""Is the start better with σ more, or with σ less, in all searched entries of θ? For rules that calibrate steps.
+    r"""A sequential test of whether all searched entries of θ should be larger by σ, or smaller by σ.
 
-    Beside such a rule little is left to find, which short comparisons see as small differences of one sign. So the
-    first round compares the two sides with each other, and later ones the better side with the start: two particles.
+    It is for rules that calibrate their steps, where improvements are small differences of one sign in short
+    comparisons. The first round compares the two sides with each other, and later ones compare the better side with the
+    start, so there are two particles.
 
-    The method is a betting martingale (an e-value). The evidence is a bet against "θ is no more often ahead than the
-    start". It begins with 1 and stakes 0.8 of what it has in each comparison; :attr:`chosen` is the start unless it has
-    20 (evidence: :math:`-\log 20`), which takes six comparisons at least. Where θ is no better, it ever has 20 with a
-    probability of 5 % at most, however many rounds there are (Ville's inequality; Shafer 2021,
-    https://arxiv.org/abs/1903.06991). With less than in the beginning sides are chosen anew, and what was lost stays
-    lost.
+    The method is a betting martingale (its capital is an e-value). The null hypothesis is that θ is better than the
+    start in at most half of the comparisons. The capital begins at 1, and 0.8 of it are bet on θ in each comparison;
+    :attr:`chosen` is the start unless the capital is 20 or more (evidence: :math:`-\log 20`), which takes at least six
+    comparisons. Under the null hypothesis the capital ever reaches 20 with a probability of at most 5 %, for any number
+    of rounds (Ville's inequality; Shafer 2021, https://arxiv.org/abs/1903.06991). If the capital falls below 1, the
+    side is chosen again, and the capital stays as it is.
 
     Args:
         rule, entries, sigma: see :class:`Search`.
@@ -217,12 +218,12 @@ class SequentialTest(Search):
         return 0
 
     def ask(self) -> Theta:
-        """θ and the start; before there is a θ, the start with σ more and with σ less."""
+        """θ and the start; before a side was chosen, the start plus σ and the start minus σ."""
         pair = (self.theta, self.start) if self._moved else (self._side(1), self._side(-1))
         return {name: torch.stack([theta[name] for theta in pair]) for name in self.start}
 
     def tell(self, losses: Tensor, scale: float) -> float:
-        """As :meth:`Search.tell`; 0 is returned where nothing was compared with the start."""
+        """As :meth:`Search.tell`; returns 0 after a round without a comparison with the start."""
         first, second = map(float, torch.nan_to_num(losses, nan=LARGE, posinf=LARGE, neginf=LARGE))
         winner = (first < second) - (first > second)
         self.rounds += 1
@@ -250,19 +251,19 @@ def default_search(
     step sizes.
 
     Args:
-        rule: whose θ is the start.
-        entries, sigma: of either; ``None`` for the default of its class.
-        pairs, seed: of :class:`Search`; a :class:`SequentialTest` has neither, since it draws nothing.
+        rule: the rule whose θ is the start.
+        entries, sigma: arguments of both classes; ``None`` for the default of the class.
+        pairs, seed: arguments of :class:`Search`; a :class:`SequentialTest` has neither, since it draws nothing.
 
     >>> from lightning_lopt import AdamRule, load_rule
     >>> type(default_search(AdamRule())).__name__, type(default_search(load_rule("base"))).__name__
     ('Search', 'SequentialTest')
     """
-    given: dict[str, Any] = {"entries": entries, "sigma": sigma}
+    arguments: dict[str, Any] = {"entries": entries, "sigma": sigma}
     if not rule.calibrates_steps:
-        given |= {"pairs": pairs, "seed": seed}
+        arguments |= {"pairs": pairs, "seed": seed}
     kind = SequentialTest if rule.calibrates_steps else Search
-    return kind(rule, **{name: value for name, value in given.items() if value is not None})
+    return kind(rule, **{name: value for name, value in arguments.items() if value is not None})
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:

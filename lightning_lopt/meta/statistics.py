@@ -1,4 +1,4 @@
-"""What an outer step tells about itself: meta-loss by family, failures, signal-to-noise, learned step sizes."""
+"""Statistics of an outer step: meta-loss by family, failures, signal-to-noise ratio, learned step sizes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lightning_lopt.rules.base import ROLES, UpdateRule
 
 
 class OuterStepStatistics:
-    """Sums over the groups of one outer step, all in one tensor: processes add theirs up in a single exchange.
+    """Sums over the groups of one outer step, in one tensor, so that processes add them up in one collective.
 
     Args:
-        families: names of the task families that groups may train on.
-        taught: the family of each group.
-        estimate: of all groups together.
-        inner_steps: of all groups together.
+        families: names of all task families.
+        taught: name of the family of each group.
+        estimate: estimate of all groups together.
+        inner_steps: inner steps of all groups together.
 
     Attributes:
         sums: inner steps, failures, powers, groups; then for each family the sum of meta-losses, then their number.
@@ -30,10 +30,10 @@ class OuterStepStatistics:
         self.families = tuple(dict.fromkeys(families))
         losses = estimate.meta_losses.float()
         members = torch.tensor([[float(name == family) for name in taught] for family in self.families])
-        known = torch.tensor([float(inner_steps), float(len(taught))])
-        members, known = sent(members, losses.device), sent(known, losses.device)
+        counts = torch.tensor([float(inner_steps), float(len(taught))])
+        members, counts = sent(members, losses.device), sent(counts, losses.device)
         by_family = [members @ torch.nan_to_num(losses), members @ losses.isfinite().float()]
-        totals = [known[0], estimate.failures.sum(), estimate.powers.sum(), known[1]]
+        totals = [counts[0], estimate.failures.sum(), estimate.powers.sum(), counts[1]]
         self.sums = torch.cat([torch.stack(totals), *by_family])
 
     @property
@@ -59,12 +59,12 @@ def signal_to_noise(norm: float, power: float, terms: int) -> float:
 
     .. math:: \frac{\lVert \bar g \rVert}{\sqrt{(\overline{\lVert g_n \rVert^2} - \lVert \bar g \rVert^2) / (N - 1)}}
 
-    About 1 where there is nothing but noise.
+    It is about 1 for pure noise.
 
     Args:
-        norm: of the mean.
+        norm: norm of the mean.
         power: mean squared norm of the terms.
-        terms: their number N; for one term the result is NaN.
+        terms: number N of terms; for one term the result is NaN.
 
     >>> round(signal_to_noise(2.0, (1 + 4 + 9) / 3, 3), 3)  # the terms 1, 2 and 3
     3.464
@@ -76,7 +76,7 @@ def signal_to_noise(norm: float, power: float, terms: int) -> float:
 
 
 def step_sizes(rule: UpdateRule) -> dict[str, float]:
-    """Step sizes (learning rates) that are entries of θ: by role where the rule has one for each role."""
+    """Step sizes (learning rates) that are entries of θ; by role if the rule has one for each role."""
     sizes: dict[str, float] = {}
     for name, value in rule.named_parameters():
         last = name.rsplit(".", 1)[-1]

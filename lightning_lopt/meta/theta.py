@@ -1,4 +1,4 @@
-"""θ in its two forms: a row of numbers, which estimators compute with, and by name, as a rule is called with it."""
+"""The two forms of θ: a row of numbers for estimators, and tensors by name for calls of the rule."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ Theta = dict[str, Tensor]
 
 
 def theta_row(rule: UpdateRule) -> Tensor:
-    """The D entries of θ that meta-training may change, in the order of their names, shape ``(D,)``.
+    """The D entries of θ that meta-training may change, in the order of the rule's parameters, shape ``(D,)``.
 
-    One tensor costs one kernel where many cost many. Differentiable in the parameters of the rule.
+    An operation on one tensor is one kernel, on many tensors many. Differentiable in the parameters of the rule.
     """
     return torch.cat([value.flatten() for value in _trainable(rule).values()])
 
 
 def named_theta(rows: Tensor, rule: UpdateRule) -> Theta:
-    """Rows of the kind of :func:`theta_row` by name: shapes ``(..., *shape)`` for ``rows`` of shape ``(..., D)``.
+    """The inverse of :func:`theta_row` for rows of shape ``(..., D)``: θ by name, shapes ``(..., *shape)``.
 
     >>> from lightning_lopt import AdamRule
     >>> rule = AdamRule()
@@ -37,7 +37,7 @@ def named_theta(rows: Tensor, rule: UpdateRule) -> Theta:
 
 
 def stacked_theta(rules: Sequence[UpdateRule], seeds: int) -> Theta:
-    """θ of several rules that differ in it alone, each repeated for ``seeds`` runs: leading axis ``rules x seeds``."""
+    """θ of several rules of one class and config, each repeated for ``seeds`` runs: leading axis ``rules x seeds``."""
     return {
         name: torch.stack([rule.get_parameter(name).detach() for rule in rules]).repeat_interleave(seeds, 0)
         for name, _ in rules[0].named_parameters()

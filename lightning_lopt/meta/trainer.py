@@ -30,25 +30,25 @@ class MetaTrainer(L.LightningModule):
     """Meta-trains a rule: one training step is one outer step.
 
     Each outer step advances ``groups`` groups of inner runs by one truncation, averages their estimates of the
-    meta-gradient, and hands them to AdamW. A group whose horizon is over starts anew with another task and horizon.
+    meta-gradient, and passes the mean to AdamW. A group at its horizon starts anew with another task and horizon.
 
-    Groups are shared out among the processes of a Trainer. Everything drawn follows from ``seed``, the number of the
-    group among all groups and how often it has started: the meta-gradient does not depend on the number of processes
-    (up to rounding), and a resumed run continues bit for bit, on another number of processes too. Processes exchange
-    the gradient of θ and a few numbers in each outer step, whatever the number of inner runs. Checkpoints are written
-    by :class:`~lightning_lopt.meta.checkpoint_io.AtomicCheckpointIO` unless the Trainer has a writer of its own. A
-    process that dies ends the run: Lightning stops the others, and it resumes from its last checkpoint.
+    Groups are distributed over the processes of a Trainer. All random draws depend only on ``seed``, on the number of
+    the group among all groups and on how often it has started: the meta-gradient does not depend on the number of
+    processes (up to rounding), and a resumed run continues bit for bit, on another number of processes too. In each
+    outer step, processes exchange the gradient of θ and a few numbers, for any number of inner runs. Checkpoints are
+    written by :class:`~lightning_lopt.meta.checkpoint_io.AtomicCheckpointIO` unless the Trainer has a writer of its
+    own. If a process dies, Lightning stops the others, and the run can be resumed from its last checkpoint.
 
-    Logged in each outer step: ``meta_loss`` (``meta_loss_epoch`` is its mean over an epoch of
-    ``Trainer(limit_train_batches=...)``, for ``EarlyStopping``). In the first one, and wherever loggers are due
-    (``Trainer(log_every_n_steps=...)``), also the meta-loss by family, ``meta_loss/...``; since the last time,
-    ``failures`` (truncations of inner runs that met a loss that is not finite) and ``inner_steps_per_second``;
+    Each outer step logs ``meta_loss`` (``meta_loss_epoch`` is its mean over an epoch of
+    ``Trainer(limit_train_batches=...)``, for ``EarlyStopping``). The first one, and each one at which the Trainer logs
+    (``Trainer(log_every_n_steps=...)``), also logs the meta-loss by family, ``meta_loss/...``; since the last time,
+    ``failures`` (truncations of inner runs with a loss that is not finite) and ``inner_steps_per_second``;
     ``gradient_norm`` (before clipping), ``gradient_snr`` (see
-    :func:`~lightning_lopt.meta.statistics.signal_to_noise`) and ``step_size/...`` by role. A GPU is waited for only
-    then (with a progress bar always), so that outer steps are launched while others still run.
+    :func:`~lightning_lopt.meta.statistics.signal_to_noise`) and ``step_size/...`` by role. Only these steps wait for a
+    GPU (all steps with a progress bar), so other outer steps are launched while earlier ones still run.
 
-    :attr:`trained_on` says, from the first outer step on, on which families, data and horizons, as JSON values for
-    ``save_rule(..., meta_training=...)``: reports tell by it what a rule has seen.
+    From the first outer step on, :attr:`trained_on` has families, data and horizons of the meta-training, as JSON
+    values for ``save_rule(..., meta_training=...)``; reports use it to mark problems that a rule was trained on.
 
     Fit it with a :class:`~lightning_lopt.TaskDataModule`; precision must be 32-true (``bf16-true`` would round θ).
 
@@ -61,15 +61,24 @@ class MetaTrainer(L.LightningModule):
         lr: peak learning rate of the outer AdamW, > 0.
         warmup_steps: outer steps of linear warm-up; after it a cosine to 0 at ``Trainer(max_steps=...)``, or a
             constant where no ``max_steps`` is set.
-        weight_decay: of the outer AdamW, on the weights of the networks only, never on constants.
-        frozen: beginnings of names of θ that stay as they are, for instance ``["constants"]``.
-        seed: of everything that is drawn.
+        weight_decay: decay of the outer AdamW, on the weights of the networks only, never on constants.
+        frozen: beginnings of names of θ that are not trained, for instance ``["constants"]``.
+        seed: seed of all random draws.
         compile: compile the inner step, once for each architecture among the tasks (half a minute or more each; a few
             times faster afterwards): see :class:`~lightning_lopt.meta.engine.Compiled`. On CUDA, small runs are
             recorded in either case: see :class:`~lightning_lopt.meta.engine.Recorded`.
 
     Raises:
         ValueError: if a number is out of range, or no parameter has a name in ``frozen``.
+
+    Example:
+        >>> import lightning.pytorch as L
+        >>> from lightning_lopt import AdamRule, PES, TaskDataModule
+        >>> meta_trainer = MetaTrainer(AdamRule(), PES(truncation=5, pairs=2), groups=1, horizons=20)
+        >>> trainer = L.Trainer(max_steps=3, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        >>> trainer.fit(meta_trainer, TaskDataModule("quadratic"))
+        >>> meta_trainer.trained_on
+        {'families': ['quadratic'], 'data': [], 'horizons': [20, 20]}
     """
 
     def __init__(
@@ -113,8 +122,8 @@ class MetaTrainer(L.LightningModule):
         self._powers: list[Tensor] = []
         self._since: list[Tensor] = []  # inner steps and failures of the outer steps since metrics were reported
         self._epoch = torch.zeros(2)  # sum and number of the meta-losses of this epoch
-        self._counted_from = 0.0  # when that was, in seconds
-        self._first_step = 0  # of this fit
+        self._counted_from = 0.0  # time of the last report of metrics, in seconds
+        self._first_step = 0  # outer step at which this fit began
         self._restored: dict[int, dict[str, Any]] | None = None
         self.trained_on: dict[str, Any] = {}
 
@@ -155,14 +164,14 @@ class MetaTrainer(L.LightningModule):
         return meta_loss + (surrogate - surrogate.detach())
 
     def _log_outer_step(self, step_statistics: OuterStepStatistics) -> Tensor:
-        """Log what there is to log; the meta-loss, 0-dim."""
+        """Log the metrics that are due, and return the meta-loss, 0-dim."""
         step_statistics.sums = self.trainer.strategy.reduce(step_statistics.sums, reduce_op="sum")
         self._powers.append(step_statistics.power)
         self._since.append(step_statistics.sums[:2])
-        bar = self.trainer.progress_bar_callback is not None  # which waits for what it shows
+        bar = self.trainer.progress_bar_callback is not None  # a progress bar waits for the numbers that it shows
         self.log("meta_loss", step_statistics.meta_loss, prog_bar=bar, batch_size=1)
         if self._reports:
-            steps, failures = torch.stack(self._since).sum(0).tolist()  # waits for the device
+            steps, failures = torch.stack(self._since).sum(0).tolist()  # this waits for the device
             now = time.perf_counter()
             self.log("inner_steps_per_second", steps / (now - self._counted_from), prog_bar=bar, batch_size=1)
             self.log_dict({"failures": failures, **step_statistics.by_family(), **step_sizes(self.rule)}, batch_size=1)
@@ -176,7 +185,7 @@ class MetaTrainer(L.LightningModule):
 
     @property
     def _reports(self) -> bool:
-        """Whether this is an outer step whose metrics reach a logger, or the first one."""
+        """Whether loggers get the metrics of this outer step, or it is the first one."""
         steps = self.trainer.global_step
         return steps == self._first_step or (steps + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
@@ -218,14 +227,14 @@ class MetaTrainer(L.LightningModule):
         }
 
     def _group_states(self) -> list[dict[str, Any]]:
-        """States of the groups of all processes, on the one that writes checkpoints; the others have theirs alone."""
-        if self._restored is not None:  # loaded a moment ago, and no outer step since
+        """States of the groups of all processes, on the process that writes checkpoints; others have only their own."""
+        if self._restored is not None:  # a checkpoint was loaded, and no outer step has followed
             return list(self._restored.values())
-        own = [group.state_dict() for group in self.own_groups]
+        own_states = [group.state_dict() for group in self.own_groups]
         if not (is_available() and is_initialized()):
-            return own
+            return own_states
         ranks: list[Any] = [None] * get_world_size()
-        gather_object(own, ranks if get_rank() == 0 else None)
+        gather_object(own_states, ranks if get_rank() == 0 else None)
         return [state for states in ranks for state in states or ()]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -242,7 +251,7 @@ class MetaTrainer(L.LightningModule):
         self.outer_step = saved["outer_step"]
 
     def _restore_runs(self, mixture: TaskMixture) -> None:
-        """Rebuild the inner runs of a checkpoint, now that the tasks are at hand."""
+        """Rebuild the inner runs of a checkpoint, after the tasks are known."""
         if self._restored is None:
             return
         for group in self.own_groups:

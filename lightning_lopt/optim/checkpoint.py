@@ -1,4 +1,4 @@
-"""Whether a saved optimizer state fits, found out before anything is changed."""
+"""Checks of a saved optimizer state, made before anything is changed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.rules.checks import check_role
 
 COUNTERS = ("step", "skipped_steps", "skipped_in_a_row")
-LARGEST_RATE = 1e15  # a larger integer has no place in a tensor
-_LATER = {"skipped_in_a_row"}  # older checkpoints do not have it
+LARGEST_RATE = 1e15  # a larger integer may not fit into a tensor
+_LATER = {"skipped_in_a_row"}  # keys that older checkpoints do not have
 
 
 def fitting_state(
@@ -23,13 +23,13 @@ def fitting_state(
     members: Sequence[Member],
     rule: UpdateRule,
 ) -> dict[str, Any]:
-    """A saved state with its parameters in the order of ``groups``, after a check against what ``rule`` keeps.
+    """A saved state with its parameters in the order of ``groups``, after a check against a new state of ``rule``.
 
     Parameters are matched by their saved names where both sides have the same names, else by their position. A
     parameter without saved state begins anew at its next gradient. Entries of tensors are not looked at.
 
     Args:
-        state_dict: as :meth:`LearnedOptimizer.state_dict` gives it, or damaged, or of somebody else; it is not changed.
+        state_dict: from :meth:`LearnedOptimizer.state_dict`, possibly damaged or of another optimizer; not changed.
         groups: the present parameter groups.
         members: the present parameters.
         rule: the present rule.
@@ -43,12 +43,12 @@ def fitting_state(
     states, saved_groups = _parts(state_dict)
     if not any(member.param.is_meta for member in members):
         _check_values(states, saved_groups)
-    wanted = groups[0]["format"]
+    needed_format = groups[0]["format"]
     for group in saved_groups:
-        if group.get("format") != wanted:
+        if group.get("format") != needed_format:
             raise ValueError(
-                f"this optimizer state has the format {group.get('format')!r} where {wanted!r} is needed; it was "
-                "written by another optimizer or rule: resume with that one, or load the model's weights alone."
+                f"this optimizer state has the format {group.get('format')!r} where {needed_format!r} is needed; it "
+                "was written by another optimizer or rule: resume with that one, or load the model's weights alone."
             )
     _check_counters(saved_groups[0])
     sizes, saved_sizes = ([len(group["params"]) for group in each] for each in (groups, saved_groups))
@@ -63,12 +63,12 @@ def fitting_state(
     _check_tensors(states, saved_groups[0].get("shared", {}), keys, members, rule)
     places = iter(keys)
     ordered = [{**group, "params": [next(places) for _ in group["params"]]} for group in saved_groups]
-    known = set(keys)
-    return {**state_dict, "state": {k: v for k, v in states.items() if k in known}, "param_groups": ordered}
+    present_keys = set(keys)
+    return {**state_dict, "state": {k: v for k, v in states.items() if k in present_keys}, "param_groups": ordered}
 
 
 def _parts(state_dict: Any) -> tuple[Mapping[Any, Any], list[Mapping[str, Any]]]:
-    """State by key, and groups, of the right types throughout."""
+    """The states by key, and the groups, after a check of their types."""
     if not isinstance(state_dict, Mapping):
         raise _damaged(f"it is a {type(state_dict).__name__} and no dictionary")
     states, groups = state_dict.get("state"), state_dict.get("param_groups")
@@ -149,7 +149,7 @@ def _check_tensors(
     members: Sequence[Member],
     rule: UpdateRule,
 ) -> None:
-    """Shapes and types of all state tensors against those of a new state."""
+    """Check shapes and types of all state tensors against those of a new state."""
     if not isinstance(shared, Mapping):
         raise _damaged("what belongs to no single parameter is no dictionary")
     with_state = [(key, member) for key, member in zip(keys, members, strict=True) if states.get(key)]

@@ -1,4 +1,4 @@
-"""What of a step is worth a curve: how far it goes, in units of what it changes."""
+"""Numbers of a step for the loggers: the size of the updates relative to the size of the parameters."""
 
 from __future__ import annotations
 

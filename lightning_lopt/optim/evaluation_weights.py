@@ -1,9 +1,9 @@
-"""Evaluation weights and trained weights of a module, where a rule is measured at other parameters than it trains.
+"""Evaluation weights and trained weights of a module, for rules whose evaluation weights are not the trained ones.
 
-A checkpoint is for two uses: its ``state_dict`` for whoever measures or deploys the model, and all of it for resuming.
+A checkpoint has two uses: its ``state_dict`` is for evaluation and deployment, and the whole of it for resuming.
 
-``fully_shard`` may leave a module with gathered copies of its parameters after a forward pass, and takes these for the
-next one; so they are freed wherever parameters are about to change outside of a training step.
+After a forward pass ``fully_shard`` may keep gathered copies of the parameters for the next one. The functions here
+free these copies before they change parameters outside of a training step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lightning_lopt.rules.base import UpdateRule
 
 
 def to_evaluation(module: nn.Module, optimizers: Sequence[LearnedOptimizer]) -> None:
-    """Put ``module`` where its rules are measured; nothing happens where that is where they train."""
+    """Put the evaluation weights into ``module``, for the rules that have evaluation weights of their own."""
     for optimizer in optimizers:
         if _measured_elsewhere(optimizer.rule):
             free_copies(module)
@@ -29,7 +29,7 @@ def to_evaluation(module: nn.Module, optimizers: Sequence[LearnedOptimizer]) -> 
 
 
 def to_training(module: nn.Module, optimizers: Sequence[LearnedOptimizer]) -> None:
-    """Put ``module`` back where training goes on."""
+    """Put the trained parameters back into ``module``."""
     for optimizer in optimizers:
         if optimizer.is_in_eval:
             free_copies(module)
@@ -37,25 +37,25 @@ def to_training(module: nn.Module, optimizers: Sequence[LearnedOptimizer]) -> No
 
 
 def put_into(weights: dict[str, Any], module: nn.Module, optimizers: Sequence[LearnedOptimizer]) -> dict[str, Tensor]:
-    """Make ``weights`` those to measure, and return those that training goes on with.
+    """Put the evaluation weights into ``weights``, and return the trained parameters.
 
-    A checkpoint of shards (a directory) keeps a single version of each parameter: the one that training goes on with,
-    with a warning. A single file has both, whole. All ranks must call this at the same time.
+    A checkpoint of shards (a directory) has a single version of each parameter, the trained one; a warning says so. A
+    single file has both versions, whole. All ranks must call this at the same time.
 
     Args:
-        weights: state dict of ``module`` that is about to be saved; changed in place. It holds shards, or whole
-            tensors, or nothing, on the ranks that do not write.
+        weights: state dict of ``module`` that is about to be saved; changed in place. It holds shards or whole tensors,
+            or nothing on ranks that do not write.
         module: the module that is saved.
-        optimizers: those that train it.
+        optimizers: the optimizers that train it.
 
     Returns:
-        trained parameters by name, as many as ``weights`` has evaluation weights for; to be saved with the checkpoint.
+        trained parameters by name, those whose evaluation weights are in ``weights``, for the checkpoint.
     """
     if not any(_measured_elsewhere(optimizer.rule) for optimizer in optimizers):
         return {}
     free_copies(module)
     apart = {param: value for opt in optimizers for param, value in opt.trained_params().items()}
-    named = list(module.named_parameters(remove_duplicate=False))  # shared ones under each of their names
+    named = list(module.named_parameters(remove_duplicate=False))  # a shared parameter has several names
     if any(is_shard(value) for value in weights.values()):
         weights.update({name: apart[param] for name, param in named if param in apart and name in weights})
         _warn(optimizers[0])
@@ -79,7 +79,7 @@ def take_over(trained: Mapping[str, Tensor], module: nn.Module) -> None:
     """Give ``module`` the trained parameters of a checkpoint, as :func:`put_into` returned them.
 
     Raises:
-        ValueError: if they are shards, which are those of the rank that wrote them.
+        ValueError: if they are shards, since these are only the shards of the rank that wrote them.
     """
     if trained:
         free_copies(module)
@@ -105,7 +105,7 @@ def _warn(optimizer: LearnedOptimizer) -> None:
     if "evaluation weights" not in optimizer.signals.warned:
         optimizer.signals.warned.add("evaluation weights")
         warnings.warn(
-            "a checkpoint of shards holds the weights that training goes on with, not the averages that this rule is "
-            "measured at; for these save a single file, with ModelParallelStrategy(save_distributed_checkpoint=False).",
+            "a checkpoint of shards holds the trained weights, not the evaluation weights of this rule; to save these, "
+            "write a single file, with ModelParallelStrategy(save_distributed_checkpoint=False).",
             stacklevel=3,
         )

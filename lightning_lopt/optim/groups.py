@@ -18,12 +18,12 @@ _NUMBERED = re.compile(r"group\d+\.\d+")  # the name of a bare tensor
 
 
 class Member(NamedTuple):
-    """A parameter, and what its group says of it.
+    """A parameter with its group, name and role.
 
     Attributes:
         group: the parameter group.
-        name: unique in the optimizer.
-        role: of the tensor; its shape's where nothing else is known.
+        name: name of the parameter, unique in the optimizer.
+        role: role of the tensor; the role that follows from its shape where nothing else is known.
         param: the tensor.
     """
 
@@ -37,13 +37,18 @@ def labels_of(module: nn.Module) -> dict[Tensor, tuple[str, Role | None]]:
     """Name and role of every parameter of a module, frozen ones too; roles follow from the types of its layers.
 
     The role is ``None`` where it follows from a shape that is not known yet (lazy modules).
+
+    Example:
+        >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9))
+        >>> list(labels_of(model).values())
+        [('0.weight', 'embedding'), ('1.weight', 'matrix'), ('1.bias', 'vector')]
     """
     roles = roles_of(module)
     return {param: (name, roles.get(name)) for name, param in module.named_parameters()}
 
 
 def members_of(groups: Iterable[dict[str, Any]], labels: Labels) -> Iterator[Member]:
-    """All parameters of an optimizer in order; those that somebody appended to a group by hand get names here."""
+    """All parameters of an optimizer in order; parameters that were appended to a group later get names here."""
     for number, group in enumerate(groups):
         names, roles = group["names"], group["roles"]
         for index, param in enumerate(group["params"]):
@@ -68,6 +73,15 @@ def named_groups(
     Raises:
         TypeError: if a parameter is no tensor, the parameters have no order, or a class came in place of a module.
         ValueError: if a group's role is unknown.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2, bias=False))
+        >>> (group,) = named_groups(model)
+        >>> list(zip(group["names"], group["roles"]))
+        [('0.weight', 'matrix'), ('0.bias', 'vector'), ('2.weight', 'head')]
+        >>> (group,) = named_groups([{"params": [torch.ones(3, 3)], "lr": 0.5}])
+        >>> group["names"], group["roles"], group["lr"]
+        (['group0.0'], ['matrix'], 0.5)
     """
     if isinstance(params, type):
         raise TypeError(f"got the class {params.__name__} where parameters are needed; pass {params.__name__}(...).")
@@ -103,8 +117,8 @@ def _named(group: Mapping[str, Any], number: int, labels: Labels) -> dict[str, A
         return dict(group)
     if group.get("role") is not None:
         check_role(group["role"], f"parameter group {number}")
-    given = group["params"]
-    members = [given] if isinstance(given, Tensor) else list(_ordered(given))
+    group_params = group["params"]
+    members = [group_params] if isinstance(group_params, Tensor) else list(_ordered(group_params))
     params, names, roles = [], [], []
     for index, member in enumerate(members):
         name, param = member if isinstance(member, tuple) and len(member) == 2 else (None, member)

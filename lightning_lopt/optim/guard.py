@@ -1,4 +1,4 @@
-"""What a user says of a guard over a learned rule, and what the guard does, in equations."""
+"""The settings of a guard over a learned rule, and its tests as equations."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from lightning_lopt.optim.guard_readings import ADAMW_RATE
 
 @dataclass(frozen=True)
 class LossGuard:
-    r"""Leaves a learned rule that breaks its promise, and goes on with AdamW.
+    r"""Switches to AdamW where a learned rule fails one of six tests.
 
-    For each step u (times ``lr``), gradient g and parameters p it reads the loss L, the promise
-    :math:`d = \langle g, u \rangle`, what AdamW would promise, :math:`r = 10^{-3} \lVert g \rVert_1`, and
-    :math:`\ell = \mathrm{RMS}(u) / \max(\mathrm{RMS}(p_0), 0.03)`. With :math:`\bar L` the median of the last 7 losses,
-    :math:`L_0` that of the first 3, :math:`L_*` the lowest :math:`\bar L`, :math:`\sigma` the noise (2.5 times the
-    lower quartile of :math:`|\Delta L|` over 32 steps, or 1.2 times their median), :math:`r_0` the mean of the first 3
-    r, and T the horizon, it leaves the rule where
+    For each step u (times ``lr``), gradient g and parameters p it reads the loss L, the change of the loss that u
+    predicts to first order (the *promise*), :math:`d = \langle g, u \rangle`, the promise of AdamW,
+    :math:`r = 10^{-3} \lVert g \rVert_1`, and :math:`\ell = \mathrm{RMS}(u) / \max(\mathrm{RMS}(p_0), 0.03)`. With
+    :math:`\bar L` the median of the last 7 losses, :math:`L_0` the median of the first 3, :math:`L_*` the lowest
+    :math:`\bar L`, :math:`\sigma` the noise (2.5 times the lower quartile of :math:`|\Delta L|` over 32 steps, or 1.2
+    times their median), :math:`r_0` the mean of the first 3 r, and T the horizon, it switches where
 
     ============  ======================================================================================================
     not finite    u is not finite 3 times in a row while L and g are; or L or g are not 10 times in a row, later on
@@ -32,22 +32,23 @@ class LossGuard:
     ============  ======================================================================================================
 
     "Falls" means :math:`\bar L < L_0 - 2 \sigma`. Only differences of losses enter, so a constant added to the loss
-    changes nothing. Without a loss the first four remain, less what they say of the loss.
+    changes nothing. Without a loss the first four tests remain, without their conditions on the loss.
 
-    At a switch the state of the rule is dropped, and the parameters go back to a copy from a time when the loss was at
-    its best, unless the cause is a rule that makes no steps. Then AdamW trains at 0.001 (more, up to 1.25 times, for
-    the steps that were lost), with a warm-up of 10 steps and a linear fall to 0 over the last fifth of the horizon. A
-    warning says when and why; :attr:`LearnedOptimizer.guard_state` says it later. On an accelerator readings are looked
-    at 10 to 19 steps late, so that no step waits.
+    At a switch the state of the rule is deleted, and the parameters are restored from a copy with a loss near its best;
+    they stay as they are where updates were not finite or next to none. Then AdamW trains at 0.001 (up to 1.25 times
+    that, to make up for lost steps), with a warm-up of 10 steps and a linear fall to 0 over the last fifth of the
+    horizon. A warning names step and cause; :attr:`LearnedOptimizer.guard_state` names them later. On an accelerator
+    the tests run 10 to 19 steps late, so that no step waits.
 
-    Loss that rises because the data change, as in continual learning, looks like a rule that falls behind.
+    A loss that rises because the data change, as in continual learning, cannot be told from a rule that falls behind.
 
     Memory: 8 bytes per float32 parameter, for two copies of it; after a switch AdamW's moments instead.
 
     Args:
-        lr: of AdamW, > 0; reference promises are those of 0.001.
-        retries: how many more times the rule may try, with a new state, after max(100, T/10) steps of AdamW. Only
-            after a loss that rose or was lost: a rule that goes uphill, too far or nowhere will do so again.
+        lr: learning rate of AdamW, > 0; the promises r are those at 0.001.
+        retries: how many more times the rule may train, with a new state, after max(100, T/10) steps of AdamW. It
+            does so only after a loss that rose or was not finite: a rule that goes uphill, too far or nowhere would
+            do so again.
 
     Raises:
         ValueError: for arguments out of range.
@@ -65,7 +66,7 @@ class LossGuard:
         ...         loss.backward()
         ...         optimizer.step(loss)
         >>> optimizer.guard_state
-        'switched at step 10, because its steps were next to nothing beside those of AdamW'
+        'switched at step 10, because its steps were negligible next to those of AdamW'
     """
 
     lr: float = ADAMW_RATE

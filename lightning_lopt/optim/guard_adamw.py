@@ -1,4 +1,4 @@
-"""AdamW as a guard steps with it, and the names of what a guard keeps in the state of a parameter."""
+"""The AdamW that a guard switches to, and the keys of a guard in the state of a parameter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_lopt.rules.hand_designed import adam_direction, init_adam
 COPIES = ("guard_kept", "guard_candidate")  # in the state of a parameter
 SWITCHED = "guard_switched"  # among the diagnostics of a step: 1 while AdamW trains, else 0
 WARM_UP = 10  # steps
-FALL = 0.2  # the last share of the horizon, over which the rate falls to 0
+FALL = 0.2  # last share of the horizon, over which the rate falls to 0
 LONGEST_CATCH_UP = 1.25
 BETAS, EPS = (0.9, 0.999), 1e-8  # torch.optim.AdamW's
 
@@ -47,8 +47,12 @@ class SafeAdamW(UpdateRule):
         return init_adam(param)
 
     def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: StepContext) -> tuple[Tensor, TensorState]:
-        left = 1 - at.scheduled_step / at.total_steps
-        rate = self.rate * (left / FALL).clamp(max=1.0) if self.falls else torch.full_like(left, self.rate)
+        remaining_share = 1 - at.scheduled_step / at.total_steps
+        rate = (
+            self.rate * (remaining_share / FALL).clamp(max=1.0)
+            if self.falls
+            else torch.full_like(remaining_share, self.rate)
+        )
         direction, state = adam_direction(inputs.state, inputs.grad, BETAS, EPS)
         warm = (state["count"] / WARM_UP).clamp(max=1.0)
         return -(rate * warm).to(direction.dtype) * (direction + inputs.weight_decay * inputs.param), state
@@ -58,26 +62,26 @@ class SafeAdamW(UpdateRule):
 
 
 def without_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a parameter as its rule knows it."""
+    """The state of a parameter without the copies of a guard."""
     return {key: value for key, value in state.items() if key not in COPIES}
 
 
 def caught_up_rate(lr: float, step: int, back_to: int, total: int | None) -> float:
-    r"""The rate :math:`\eta` with which AdamW goes as far as it would have gone from ``back_to`` on at a constant rate.
+    r"""The rate :math:`\eta` whose sum over the remaining steps is that of a constant rate ``lr`` from ``back_to`` on.
 
-    The rates that are left add up to :math:`\eta\, (0.9\, T - t)`; at a constant ``lr`` it were :math:`T - t_0` of
-    them. The result is at least ``lr``, and at most 1.25 times that.
+    The rates of the remaining steps add up to :math:`\eta\, (0.9\, T - t)`, those of a constant ``lr`` from step
+    :math:`t_0` on to ``lr`` :math:`(T - t_0)`. The result is at least ``lr``, and at most 1.25 times that.
 
     Args:
-        lr: of AdamW as it comes.
-        step: t, of the switch.
-        back_to: :math:`t_0`, at which the parameters were what they are now.
-        total: T, if known.
+        lr: learning rate of AdamW.
+        step: number t of the step of the switch.
+        back_to: number :math:`t_0` of the step to which the parameters were restored.
+        total: the horizon T, if known.
 
     >>> round(caught_up_rate(1e-3, 20, 0, 1000), 6)
     0.001136
     """
     if total is None or total <= back_to:
         return lr
-    left = max((1 - FALL / 2) * total - step, 1e-9)
-    return lr * min(max((total - back_to) / left, 1.0), LONGEST_CATCH_UP)
+    remaining_rates = max((1 - FALL / 2) * total - step, 1e-9)
+    return lr * min(max((total - back_to) / remaining_rates, 1.0), LONGEST_CATCH_UP)

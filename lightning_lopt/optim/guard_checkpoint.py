@@ -1,4 +1,4 @@
-"""A guard in checkpoints: taken out of a saved state before that is checked, and put back."""
+"""A guard in checkpoints: its entries are removed from a saved state before the check of that, and added again."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ KEY = "guard"  # in the first parameter group
 
 
 def resumed(guard: Guard | None, saved: Any) -> tuple[Guard | None, Any, dict[Any, dict[str, Tensor]]]:
-    """The guard as a saved optimizer state has it, that state without what belongs to a guard, and the copies by key.
+    """The guard of a saved optimizer state, that state without the entries of the guard, and its copies by key.
 
     Args:
-        guard: the present one; ``None`` drops a saved one.
-        saved: an optimizer state. What has no parameters and groups comes back unchanged, for others to refuse.
+        guard: the present guard; ``None`` drops a saved one.
+        saved: an optimizer state. One without parameters and groups is returned unchanged; a later check refuses it.
 
     Raises:
         ValueError: if the saved guard is damaged.
@@ -50,13 +50,13 @@ def resumed(guard: Guard | None, saved: Any) -> tuple[Guard | None, Any, dict[An
 def with_copies(
     fitting: Mapping[str, Any], copies: Mapping[Any, Mapping[str, Tensor]], members: Sequence[Member]
 ) -> Any:
-    """A saved state in the order of ``members``, with those of the copies that fit."""
+    """A saved state in the order of ``members``, with the copies that have the shape of their parameter."""
     keys = [key for group in fitting["param_groups"] for key in group["params"]]
     states = dict(fitting["state"])
     for key, member in zip(keys, members, strict=True):
-        kept = {k: x for k, x in copies.get(key, {}).items() if _fits(x, member)}
-        if states.get(key) and len(kept) == len(COPIES):
-            states[key] = {**states[key], **kept}
+        fitting_copies = {k: x for k, x in copies.get(key, {}).items() if _fits(x, member)}
+        if states.get(key) and len(fitting_copies) == len(COPIES):
+            states[key] = {**states[key], **fitting_copies}
     return {**fitting, "state": states}
 
 

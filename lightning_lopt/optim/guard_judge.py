@@ -1,4 +1,4 @@
-"""Whether a rule keeps what it promised, from a few numbers of each step; plain arithmetic on the host."""
+"""The tests of a guard: they decide from a few numbers of each step whether a rule fails; plain Python arithmetic."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from enum import IntEnum
 
 from lightning_lopt.optim.guard_readings import Reading
 
-FIRST, RECENT, CHANGES = 3, 7, 32  # readings that are kept: of the start, the latest, and changes of the loss
-ENOUGH = 12  # changes that noise is judged from
+FIRST, RECENT, CHANGES = 3, 7, 32  # number of first readings, of latest readings and of changes of the loss in memory
+ENOUGH = 12  # number of changes from which the noise is estimated
 BROKEN_IN_A_ROW, LOST_IN_A_ROW = 3, 10
 NOISE_MARGIN, REFERENCE_MARGIN = 5.0, 3.0
 SHORT, LONG = 1 / 50, 1 / 10  # windows, in units of the horizon
 SHORT_WITHOUT_HORIZON, SHORTEST = 50, 10
-FROZEN, IDLE = 3e-4, 1e-2  # promise in units of AdamW's
-IN_SCHEDULE = 0.7  # after this share of the horizon steps may end
-LEAST_SIZE = 0.03  # RMS of parameters that begin at 0
+FROZEN, IDLE = 3e-4, 1e-2  # smallest predicted change of the loss, in units of AdamW's
+IN_SCHEDULE = 0.7  # share of the horizon after which the steps of a rule may become small
+LEAST_SIZE = 0.03  # RMS that stands for parameters that begin at 0
 TOO_LONG, DELIVERED = 0.2, 0.05
 LOST_SHARE, PATIENCE, LEAST_PATIENCE = 0.5, 1 / 20, 20
 
 
 class Cause(IntEnum):
-    """Why a rule is left; the number is what checkpoints hold."""
+    """Why a guard switches from the rule to AdamW; checkpoints hold the number."""
 
     BROKEN = 1
     LOST = 2
@@ -40,12 +40,12 @@ class Cause(IntEnum):
 
     @property
     def is_of_the_point(self) -> bool:
-        """Whether the parameters have suffered, so that earlier ones are better."""
+        """Whether the parameters have become worse, so that a switch restores earlier ones."""
         return self not in (Cause.BROKEN, Cause.FROZEN)
 
     @property
     def may_pass(self) -> bool:
-        """Whether the rule might do better from another point."""
+        """Whether the rule may succeed in another try, from other parameters."""
         return self in (Cause.LOST, Cause.DIVERGED, Cause.BEHIND)
 
 
@@ -53,10 +53,10 @@ _SENTENCES = {
     Cause.BROKEN: f"its updates were not finite in {BROKEN_IN_A_ROW} steps in a row",
     Cause.LOST: f"after its steps the loss or the gradients were not finite in {LOST_IN_A_ROW} steps in a row",
     Cause.UPHILL: "its steps went along the gradients instead of against them",
-    Cause.FROZEN: "its steps were next to nothing beside those of AdamW",
-    Cause.LONG: "its steps were too long beside the parameters, and the loss did not fall as they promised",
+    Cause.FROZEN: "its steps were negligible next to those of AdamW",
+    Cause.LONG: "its steps were too long for the size of the parameters, and the loss did not fall as predicted",
     Cause.DIVERGED: "the loss rose above where it began",
-    Cause.BEHIND: "the loss lost half of what it had gained, and stayed there",
+    Cause.BEHIND: "the loss rose by half of its earlier fall and stayed there",
 }
 
 _NUMBERS = ("broken", "lost", "promised", "reference", "size", "best", "above")
@@ -66,16 +66,17 @@ MEMORY = len(_NUMBERS) + sum(_SERIES.values())
 
 
 class Judge:
-    """Takes the readings of a run in order; the equations are in :class:`~lightning_lopt.LossGuard`."""
+    """Takes the readings of a run in order and decides about a switch; :class:`~lightning_lopt.LossGuard` has the
+    equations. A *promise* is the change of the loss that a step predicts to first order."""
 
     def __init__(self) -> None:
-        self.broken = self.lost = 0.0  # steps in a row
+        self.broken = self.lost = 0.0  # steps in a row without finite updates, and without a finite loss or gradient
         self.promised = 0.0  # sum of promises; negative for a lower loss
-        self.reference = 0.0  # mean of the first readings
-        self.size = 0.0  # RMS of the parameters at first
+        self.reference = 0.0  # mean of AdamW's promises in the first readings
+        self.size = 0.0  # RMS of the parameters at the first reading
         self.best = math.inf  # lowest level
         self.above = 0.0  # readings in a row with a level far above the best
-        self.first: deque[float] = deque(maxlen=FIRST)  # losses
+        self.first: deque[float] = deque(maxlen=FIRST)  # first losses
         self.recent: deque[float] = deque(maxlen=RECENT)
         self.changes: deque[float] = deque(maxlen=CHANGES)  # of the loss, absolute
         self.lengths: deque[float] = deque(maxlen=RECENT)  # of steps, RMS in units of ``size``
@@ -84,16 +85,16 @@ class Judge:
         self.long = _window()
 
     def judge(self, reading: Reading, progress: float | None, total: int | None) -> Cause | None:
-        """Take a reading; the cause to leave the rule, if there is one.
+        """Take a reading; return the cause for a switch, or ``None``.
 
         Args:
-            reading: of the next step.
+            reading: numbers of the next step.
             progress: share of the horizon that is over, if it is known.
             total: the horizon in steps, if it is known.
         """
-        known = math.isfinite(reading.loss) and math.isfinite(reading.reference)
-        self.lost = 0.0 if known else self.lost + 1
-        if not known:
+        is_finite = math.isfinite(reading.loss) and math.isfinite(reading.reference)
+        self.lost = 0.0 if is_finite else self.lost + 1
+        if not is_finite:
             return Cause.LOST if self.lost >= LOST_IN_A_ROW and self.size else None
         self.broken = 0.0 if math.isfinite(reading.length) else self.broken + 1
         if self.broken:
@@ -127,9 +128,9 @@ class Judge:
 
     @property
     def noise(self) -> float:
-        """How much the loss differs from step to step: 2.5 times the lower quartile of its latest changes, or 1.2
-        times their median where there are enough. Either is at most their mean where they are normal, and a divergence
-        does not move it at once."""
+        """How much the loss differs from step to step: the larger one of 2.5 times the lower quartile of its latest
+        changes and, once there are ``CHANGES`` of them, 1.2 times their median. For normal noise each of the two is at
+        most the mean change. Quantiles stay small at the beginning of a divergence, where a mean grows at once."""
         if not self.changes:
             return math.inf
         ordered = sorted(self.changes)
@@ -192,21 +193,21 @@ class Judge:
         return bool(self.recent) and self.start - self.level > DELIVERED * max(-self.promised, 0.0)
 
     def memory(self) -> list[float]:
-        """All that it knows, ``MEMORY`` numbers; NaN where a series is not full."""
+        """The state as ``MEMORY`` numbers, for a checkpoint; a series that is not full ends with NaN."""
         padded = []
         for key, length in _SERIES.items():
-            known = list(getattr(self, key))
-            padded += known + [math.nan] * (length - len(known))
+            series = list(getattr(self, key))
+            padded += series + [math.nan] * (length - len(series))
         return [getattr(self, key) for key in _NUMBERS] + padded
 
     def remember(self, memory: Sequence[float]) -> None:
-        """Go on with what :meth:`memory` gave."""
+        """Restore the state from the numbers of :meth:`memory`."""
         for key, value in zip(_NUMBERS, memory, strict=False):
             setattr(self, key, value)
         at = len(_NUMBERS)
         for key, length in _SERIES.items():
-            known = [x for x in memory[at : at + length] if not math.isnan(x)]
-            setattr(self, key, deque(known, maxlen=length))
+            series = [x for x in memory[at : at + length] if not math.isnan(x)]
+            setattr(self, key, deque(series, maxlen=length))
             at += length
 
 

@@ -1,4 +1,4 @@
-"""What a guard measures of each step, and its way to the host without a wait for the device."""
+"""The numbers that a guard measures in each step, and their copy to the host without a wait for the device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_lopt.optim.groups import Member
 from lightning_lopt.optim.rates import multiplier
 
-ADAMW_RATE = 1e-3  # of AdamW as it comes
+ADAMW_RATE = 1e-3  # default learning rate of torch.optim.AdamW
 BLOCK = 10  # steps whose readings travel together from an accelerator
 
 
@@ -24,7 +24,7 @@ class Reading(NamedTuple):
         promise: :math:`\langle g, u \rangle`, by how much the step u changes the loss to first order.
         reference: :math:`10^{-3} \lVert g \rVert_1`, by how much a first step of AdamW would lower it.
         length: :math:`\lVert u \rVert`.
-        size: :math:`\lVert p \rVert`; 0 where it was not asked for.
+        size: :math:`\lVert p \rVert`; 0 where it was not measured.
         entries: number of entries of p.
     """
 
@@ -45,16 +45,16 @@ def measured(
     loss: Tensor | None,
     with_size: bool = True,
 ) -> Tensor:
-    """The :class:`Reading` of a step as float32, shape (7,), on the first parameter's device; updates count times what
-    their group multiplies them by.
+    """The :class:`Reading` of a step as a float32 tensor, shape (7,), on the device of the first parameter.
 
     Args:
         members: parameters that are stepped.
-        params: their values, by name.
-        grads: likewise.
-        updates: what the rule adds before it is multiplied by ``lr``; at least one.
+        params: values of the parameters, by name.
+        grads: gradients, by name.
+        updates: updates of the rule before the multiplication by ``lr``, by name, at least one; the reading is that of
+            the multiplied ones.
         loss: 0-dim, or ``None``.
-        with_size: whether the size of the parameters is asked for.
+        with_size: whether to measure the size of the parameters.
     """
     stepped = [member for member in members if member.name in updates]
     of_grads, of_updates = ([tensors[member.name] for member in stepped] for tensors in (grads, updates))
@@ -88,7 +88,7 @@ def _stacked(numbers: Sequence[Tensor], device: torch.device) -> Tensor:
 
 
 def _rate(rates: Sequence[Any], device: torch.device) -> Any:
-    """What updates are multiplied by, per parameter if need be; ``None`` for 1."""
+    """The factor of the updates: one for all, or shape (n,) where groups differ; ``None`` for 1."""
     first = rates[0]
     if all(rate is first or (isinstance(rate, float) and rate == first) for rate in rates):
         return None if isinstance(first, float) and first == 1.0 else first
@@ -96,18 +96,18 @@ def _rate(rates: Sequence[Any], device: torch.device) -> Any:
 
 
 class Readings:
-    """Readings on their way to the host: at once from its own memory, else 10 to 19 steps later.
+    """Brings readings to the host: at once from a CPU, 10 to 19 steps later from an accelerator.
 
-    From an accelerator they come in blocks of ten steps, each ten steps after its copy began. That is the same number
-    of steps in each run, so decisions repeat, and the copy has long arrived.
+    An accelerator sends blocks of ten readings. A block is read ten steps after its copy began: the copy is complete by
+    then, and the delay is the same in each run, so a seeded run repeats its decisions.
     """
 
     def __init__(self) -> None:
         self._rows: list[Tensor] = []
-        self._block: tuple[Tensor, Any] | None = None  # on the host, and the event that ends its copy
+        self._block: tuple[Tensor, Any] | None = None  # a block on the host, and the event at the end of its copy
 
     def take(self, row: Tensor) -> list[Reading]:
-        """Add the reading of a step; returns what is known by now and was not returned before, in order."""
+        """Add the reading of a step; return the readings that have arrived since the last call, in order."""
         if row.device.type == "meta":
             return []
         if at_once(row.device):
@@ -115,35 +115,35 @@ class Readings:
         self._rows.append(row)
         if len(self._rows) < BLOCK:
             return []
-        known = [] if self._block is None else _arrived(self._block)
+        readings = [] if self._block is None else _arrived(self._block)
         self._block, self._rows = _copied(torch.stack(self._rows)), []
-        return known
+        return readings
 
     def _drained(self) -> list[Reading]:
-        """What a checkpoint from an accelerator has left on its way."""
-        left = [] if self._block is None else _arrived(self._block)
-        left += [Reading(*row.tolist()) for row in self._rows]
+        """Readings that had not arrived when a run on an accelerator was saved, for a run that resumes on a CPU."""
+        readings = [] if self._block is None else _arrived(self._block)
+        readings += [Reading(*row.tolist()) for row in self._rows]
         self._block, self._rows = None, []
-        return left
+        return readings
 
     def saved(self) -> Tensor:
-        """What is on its way, shape (n, 7), n < 20."""
+        """Readings that have not been returned yet, shape (n, 7), n < 20."""
         blocks = [] if self._block is None else [torch.tensor(_arrived(self._block))]
         rows = [row.cpu() for row in self._rows]
         return torch.cat([*blocks, *[row[None] for row in rows], torch.zeros(0, len(Reading._fields))])
 
     def restore(self, saved: Tensor, device: torch.device) -> None:
-        """Go on with what :meth:`saved` gave, on ``device``."""
+        """Take over the readings of :meth:`saved`, on ``device``."""
         self._block = (saved[:BLOCK].cpu(), None) if len(saved) >= BLOCK else None
-        rest = saved[BLOCK:] if len(saved) >= BLOCK else saved
-        self._rows = list(rest.to(device).unbind())
+        rows = saved[BLOCK:] if len(saved) >= BLOCK else saved
+        self._rows = list(rows.to(device).unbind())
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_rows": self._rows, "_block": self._block and (torch.tensor(_arrived(self._block)), None)}
 
 
 def at_once(device: torch.device) -> bool:
-    """Whether reading a tensor there waits for nothing."""
+    """Whether a tensor on ``device`` can be read without a wait."""
     return device.type == "cpu"
 
 

@@ -18,18 +18,18 @@ from lightning_lopt.optim.guard_readings import Reading, Readings
 from lightning_lopt.optim.precision import real, wide
 from lightning_lopt.rules.base import UpdateRule
 
-COPY_EVERY = 30  # steps; more than readings are late by
-LEAST_REST, REST = 100, 0.1  # steps of AdamW before another try, and as a share of the horizon
+COPY_EVERY = 30  # steps between two copies; more than the delay of the readings
+LEAST_REST, REST = 100, 0.1  # least steps of AdamW before another try of the rule, and their share of the horizon
 _NUMBERS = ("calls", "kept_at", "candidate_at", "cause", "switched_at", "rate", "falls", "tries")
 
 
 class Guard:
-    """A :class:`LossGuard` in a run: what it knows so far, and which rule makes the steps.
+    """The state of a :class:`LossGuard` in a run, and the rule that makes the steps.
 
     Attributes:
-        settings: of the user.
-        calls: steps so far, skipped ones too.
-        cause: of the last switch, while AdamW trains; ``None`` while the rule does.
+        settings: settings of the user.
+        calls: steps so far, including skipped ones.
+        cause: cause of the last switch, while AdamW trains; ``None`` while the rule does.
         switched_at: the value of ``calls`` at that switch.
     """
 
@@ -39,7 +39,7 @@ class Guard:
         self.cause: Cause | None = None
         self.switched_at = 0
         self.kept_at = self.candidate_at = 0  # steps after which the two copies were made
-        self.tries = 0  # used up
+        self.tries = 0  # further tries of the rule so far
         self._judge = Judge()
         self._readings = Readings()
         self._pending: Tensor | None = None  # from a checkpoint, until a device is known
@@ -53,18 +53,18 @@ class Guard:
         return f"switched at step {self.switched_at}, because {self.cause.sentence}"
 
     def acting(self, rule: UpdateRule) -> UpdateRule:
-        """The rule that makes the steps and made the state, where ``rule`` is the learned one."""
+        """The rule that makes the steps: AdamW after a switch, otherwise ``rule``, the learned one."""
         return rule if self._acting is None else self._acting
 
     def prepare(self, members: Iterable[Member], state: Mapping[Tensor, dict[str, Tensor]]) -> None:
-        """Copy those parameters that have no copies yet, where the rule trains."""
+        """Copy the parameters that have no copies yet, while the rule trains."""
         if self.cause is not None:
             return
         for member in members:
-            own = state[member.param]
+            tensor_state = state[member.param]
             for key in COPIES:
-                if key not in own:
-                    own[key] = wide(member.param.detach()).clone()
+                if key not in tensor_state:
+                    tensor_state[key] = wide(member.param.detach()).clone()
 
     def look(
         self,
@@ -74,13 +74,14 @@ class Guard:
         shared: dict[str, Tensor],
         total: Any,
     ) -> None:
-        """Take the reading of a step that was made, and switch where it is time to.
+        """Take the reading of a step, and switch to AdamW, or back to the rule, if that is due.
 
         Args:
-            measure: makes the :class:`Reading`, shape (7,); it is told whether the size of the parameters is needed.
+            measure: makes the :class:`Reading`, shape (7,); its argument is whether to measure the size of the
+                parameters.
             members: gives all parameters of the optimizer.
-            state: of the optimizer.
-            shared: likewise, what belongs to no parameter; emptied at a switch.
+            state: state of the parameters; deleted at a switch.
+            shared: state that belongs to no single parameter; emptied at a switch.
             total: the horizon, an ``int`` if it is known.
         """
         self.calls += 1
@@ -101,16 +102,19 @@ class Guard:
             self._copy(members(), state)
 
     def _copy(self, members: Sequence[Member], state: dict[Tensor, Any]) -> None:
-        """Keep the older copy if the loss was well after it, and make a new one."""
-        kept, candidate = COPIES
-        well = self._judge.is_well
+        """Make a new copy; the one before becomes the kept copy if the loss has stayed close to its best since."""
+        kept_key, candidate_key = COPIES
+        is_well = self._judge.is_well
         for member in members:
-            own = state.get(member.param) or {}
-            if candidate in own:
-                if well:
-                    own[kept], own[candidate] = own[candidate], own[kept]
-                own[candidate].copy_(wide(member.param.detach()))
-        self.kept_at = self.candidate_at if well else self.kept_at
+            tensor_state = state.get(member.param) or {}
+            if candidate_key in tensor_state:
+                if is_well:
+                    tensor_state[kept_key], tensor_state[candidate_key] = (
+                        tensor_state[candidate_key],
+                        tensor_state[kept_key],
+                    )
+                tensor_state[candidate_key].copy_(wide(member.param.detach()))
+        self.kept_at = self.candidate_at if is_well else self.kept_at
         self.candidate_at = self.calls
 
     def _switch(
@@ -124,18 +128,18 @@ class Guard:
         self.cause, self.switched_at = cause, self.calls
         back_to = self.kept_at if cause.is_of_the_point else self.calls
         for member in members:
-            own = state.pop(member.param, {})
-            if cause.is_of_the_point and COPIES[0] in own:
-                real(member.param).copy_(own[COPIES[0]])
+            tensor_state = state.pop(member.param, {})
+            if cause.is_of_the_point and COPIES[0] in tensor_state:
+                real(member.param).copy_(tensor_state[COPIES[0]])
         shared.clear()
         self._acting = SafeAdamW(caught_up_rate(self.settings.lr, self.calls, back_to, horizon), horizon is not None)
         place = f" The parameters are those of step {back_to} again." if cause.is_of_the_point else ""
         warnings.warn(f"LossGuard: training {self.state}. It goes on with AdamW.{place}", stacklevel=7)
 
     def _may_try_again(self, horizon: int | None) -> bool:
-        rest = max(LEAST_REST, REST * horizon if horizon else 0)
-        left = self.cause is not None and self.cause.may_pass and self.tries < self.settings.retries
-        return left and self.calls - self.switched_at >= rest
+        calls_before_retry = max(LEAST_REST, REST * horizon if horizon else 0)
+        tries_left = self.cause is not None and self.cause.may_pass and self.tries < self.settings.retries
+        return tries_left and self.calls - self.switched_at >= calls_before_retry
 
     def _try_again(self, members: Sequence[Member], state: dict[Tensor, Any], shared: dict[str, Tensor]) -> None:
         for member in members:
@@ -148,18 +152,18 @@ class Guard:
         warnings.warn(f"LossGuard: the rule tries again at step {self.calls}.", stacklevel=7)
 
     def saved(self) -> dict[str, Tensor]:
-        """For checkpoints: ``numbers``, float64, and ``pending``, the readings on their way."""
+        """State for checkpoints: ``numbers``, float64, and ``pending``, the readings that have not arrived yet."""
         acting = self._acting or SafeAdamW(0.0, False)
-        own = self.calls, self.kept_at, self.candidate_at, self.cause or 0, self.switched_at
-        numbers = [*map(float, (*own, acting.rate, acting.falls, self.tries)), *self._judge.memory()]
+        counters = self.calls, self.kept_at, self.candidate_at, self.cause or 0, self.switched_at
+        numbers = [*map(float, (*counters, acting.rate, acting.falls, self.tries)), *self._judge.memory()]
         pending = self._readings.saved() if self._pending is None else self._pending
         return {"numbers": torch.tensor(numbers, dtype=torch.float64), "pending": pending}
 
     def restore(self, saved: Any) -> None:
-        """Go on with what :meth:`saved` gave, or begin anew with ``None``.
+        """Restore the state from :meth:`saved`, or begin anew with ``None``.
 
         Raises:
-            ValueError: if it is damaged.
+            ValueError: if the saved state is damaged.
         """
         new = Guard(self.settings)
         if saved is not None:
@@ -168,18 +172,22 @@ class Guard:
 
     def _remember(self, saved: Mapping[str, Tensor]) -> None:
         numbers = saved["numbers"].tolist()
-        own = dict(zip(_NUMBERS, numbers, strict=False))
-        self.calls, self.switched_at, self.tries = int(own["calls"]), int(own["switched_at"]), int(own["tries"])
-        self.kept_at, self.candidate_at = int(own["kept_at"]), int(own["candidate_at"])
-        if own["cause"]:
-            self.cause = Cause(int(own["cause"]))
-            self._acting = SafeAdamW(own["rate"], bool(own["falls"]))
+        counters = dict(zip(_NUMBERS, numbers, strict=False))
+        self.calls, self.switched_at, self.tries = (
+            int(counters["calls"]),
+            int(counters["switched_at"]),
+            int(counters["tries"]),
+        )
+        self.kept_at, self.candidate_at = int(counters["kept_at"]), int(counters["candidate_at"])
+        if counters["cause"]:
+            self.cause = Cause(int(counters["cause"]))
+            self._acting = SafeAdamW(counters["rate"], bool(counters["falls"]))
         self._judge.remember(numbers[len(_NUMBERS) :])
         self._pending = saved["pending"]
 
 
 def checked_guard(guard: Any) -> Guard | None:
-    """From the argument of an optimizer.
+    """The guard that the argument ``guard`` of an optimizer asks for; ``None`` for ``False``.
 
     Raises:
         TypeError: if it is neither a ``bool`` nor a :class:`LossGuard`.
@@ -192,20 +200,22 @@ def checked_guard(guard: Any) -> Guard | None:
 
 
 def checked(saved: Any) -> Mapping[str, Tensor]:
-    """What :meth:`Guard.saved` gave.
+    """``saved``, after a check that it is a state from :meth:`Guard.saved`.
 
     Raises:
-        ValueError: if it is something else.
+        ValueError: if it is not.
     """
     shapes = {key: x.shape for key, x in saved.items() if isinstance(x, Tensor)} if isinstance(saved, Mapping) else {}
     fits = shapes.get("numbers") == (len(_NUMBERS) + MEMORY,) and len(shapes.get("pending", ())) == 2
     fits = fits and shapes["pending"][0] < 20 and shapes["pending"][1] == len(Reading._fields)
     if fits:
-        own = dict(zip(_NUMBERS, saved["numbers"].tolist(), strict=False))
-        whole = ("calls", "kept_at", "candidate_at", "switched_at", "tries")
-        fits = all(math.isfinite(x) and x >= 0 for x in own.values()) and all(own[key].is_integer() for key in whole)
-        fits = fits and own["cause"] in (0, *Cause)
+        counters = dict(zip(_NUMBERS, saved["numbers"].tolist(), strict=False))
+        whole_numbers = ("calls", "kept_at", "candidate_at", "switched_at", "tries")
+        fits = all(math.isfinite(x) and x >= 0 for x in counters.values()) and all(
+            counters[key].is_integer() for key in whole_numbers
+        )
+        fits = fits and counters["cause"] in (0, *Cause)
     if not fits:
         raise ValueError("this optimizer state is damaged: its guard is; take the checkpoint as it was saved.")
-    found: Mapping[str, Tensor] = saved
-    return found
+    checked_state: Mapping[str, Tensor] = saved
+    return checked_state

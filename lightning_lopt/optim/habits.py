@@ -13,7 +13,7 @@ CONSTANT_FOR = 20  # steps with the same small factor: a warm-up or a cycle woul
 
 
 class RateWatch:
-    """Notices that steps are multiplied by a learning rate that was meant for AdamW."""
+    """Warns if steps are multiplied by a learning rate that was meant for AdamW."""
 
     def __init__(self) -> None:
         self._last: float | None = None
@@ -33,12 +33,12 @@ class RateWatch:
             warn_of_small_rate(largest, stacklevel=6)
 
     def warned(self) -> None:
-        """Nothing more is to be said about this optimizer."""
+        """Give no further warning."""
         self._warned = True
 
 
 def warn_of_small_rate(lr: float, *, stacklevel: int) -> None:
-    """Say what ``lr`` means."""
+    """Warn that ``lr`` is a factor and no learning rate."""
     warnings.warn(
         f"lr={lr:g} multiplies the steps of the learned optimizer, which has step sizes of its own, so that next to "
         "nothing is trained; leave lr at 1, and choose values from 0.1 to 1 for smaller steps.",

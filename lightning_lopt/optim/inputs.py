@@ -1,4 +1,4 @@
-"""What reaches an optimizer from outside between two steps: the loss, the horizon, and what is asked of a step."""
+"""Inputs of an optimizer between two steps: the loss, the horizon, and requests for diagnostics."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 
 class StepSignals:
-    """What reaches an optimizer between two steps. Wrappers of an optimizer share this object, so they may write to it.
+    """Inputs of an optimizer between two steps. Wrappers of an optimizer share this object, so they may write to it.
 
     Attributes:
-        loss: loss of the coming step as the adapter delivers it, the mean over ranks already.
-        given: loss of the coming step as :meth:`~lightning_lopt.LearnedOptimizer.set_loss` got it.
-        reduce: makes a loss that the user gives the same on all ranks.
-        wants_diagnostics: whether the next step fills ``diagnostics``; that step sets it back.
-        diagnostics: 0-dim tensors by name, of the last step that was asked for them.
-        warned: topics of the warnings that were given, each once.
+        loss: loss of the next step from the adapter, already the mean over ranks.
+        given: loss of the next step from :meth:`~lightning_lopt.LearnedOptimizer.set_loss`.
+        reduce: makes a loss from the user the same on all ranks.
+        wants_diagnostics: whether the next step fills ``diagnostics``; that step sets it to ``False`` again.
+        diagnostics: 0-dim tensors by name, of the last step with ``wants_diagnostics``.
+        warned: topics of the warnings so far; each warning is given once.
     """
 
     def __init__(self) -> None:
@@ -33,12 +33,12 @@ class StepSignals:
 
 @dataclass
 class RunState:
-    """What an optimizer knows of its run on the host; wrappers share this object, so what they change holds for it.
+    """State of a run on the host. Wrappers of an optimizer share this object, so they see and make the same changes.
 
     Attributes:
         total_steps: the planned number of steps, or a function that gives it at the first step.
-        calls: steps, skipped ones too.
-        trained: while the parameters are those to measure, the values that training goes on with.
+        calls: number of steps, including skipped ones.
+        trained: the trained values of the parameters, while these hold evaluation weights.
         saved_total: horizon of the checkpoint that was loaded, until the first step.
     """
 
@@ -48,7 +48,7 @@ class RunState:
     saved_total: int | None = None
 
 
-def one_number(loss: Any, device: torch.device) -> Tensor:
+def scalar_loss(loss: Any, device: torch.device) -> Tensor:
     """A loss as a float32 tensor of no dimensions, without its graph, on ``device``.
 
     Raises:
@@ -72,7 +72,7 @@ def one_number(loss: Any, device: torch.device) -> Tensor:
 
 
 def checked_horizon(total_steps: Any) -> int | None:
-    """A number of steps as ``int``, whatever kind of whole number it came as; ``None`` stays ``None``.
+    """A whole number of any type as ``int``; ``None`` stays ``None``.
 
     Raises:
         ValueError: if it is no whole number of at least 1.

@@ -19,7 +19,7 @@ from lightning_lopt.optim.groups import Labels, labels_of, named_groups, relabel
 from lightning_lopt.optim.guard import LossGuard
 from lightning_lopt.optim.guard_run import checked_guard
 from lightning_lopt.optim.habits import SMALL, warn_of_small_rate
-from lightning_lopt.optim.inputs import RunState, checked_horizon, one_number
+from lightning_lopt.optim.inputs import RunState, checked_horizon, scalar_loss
 from lightning_lopt.optim.precision import autocast_disabled, wide
 from lightning_lopt.optim.saved import SavedOptimizer
 from lightning_lopt.optim.sharding import check_placements, is_shard
@@ -53,9 +53,9 @@ class LearnedOptimizer(SavedOptimizer):
     and the arithmetic of the whole model on each rank; between steps, state is kept in shards. Gradients of parameters
     that are left whole beside them are averaged over the ranks, which ``fully_shard`` does not do.
 
-    A rule that trains at one point and answers for another, as :class:`~lightning_lopt.ScheduleFreeAdamRule` does,
-    needs :meth:`eval` before the model is measured or kept, and :meth:`train` before the next step or checkpoint; with
-    :class:`~lightning_lopt.LearnedOptimizerAdapter` that is seen to.
+    A rule with *evaluation weights*, which differ from the trained ones, as
+    :class:`~lightning_lopt.ScheduleFreeAdamRule` has, needs :meth:`eval` before the model is measured or saved, and
+    :meth:`train` before the next step or checkpoint; :class:`~lightning_lopt.LearnedOptimizerAdapter` calls both.
 
     On a CPU, where calling small operations takes longer than their arithmetic, steps are traced: after 20 steps, the
     operations of each stack of up to 32,768 entries of one shape and role become a graph that runs without Python and
@@ -84,8 +84,8 @@ class LearnedOptimizer(SavedOptimizer):
             to :class:`~lightning_lopt.LearnedOptimizerAdapter`.
         lr: multiplies every step, >= 0.
         weight_decay: extra decoupled weight decay, >= 0, in units of the rule's own step size.
-        guard: whether training goes on with AdamW where the rule breaks its promise, and a warning then says so; or a
-            :class:`~lightning_lopt.LossGuard` with its settings. It costs 8 bytes per parameter.
+        guard: whether to test the rule in each step, and to switch to AdamW, with a warning, where it fails; or a
+            :class:`~lightning_lopt.LossGuard` with the settings of the tests. Costs 8 bytes per parameter.
         compile: whether steps are compiled, a graph for each number of tensors, shape, type and role, and once more
             for full steps (:attr:`UpdateRule.period`). The first step of each takes seconds, as the log says at level
             ``INFO``. Numbers are the same up to rounding. Where compiling fails, as without a C++ compiler, a warning
@@ -193,14 +193,14 @@ class LearnedOptimizer(SavedOptimizer):
         return role_table({m.name: m.param for m in members}, {m.name: m.role for m in members})
 
     def set_loss(self, loss: Tensor | float) -> None:
-        """Hand over the loss of the coming step, where a wrapper's ``step`` takes no loss.
+        """Set the loss of the next step, where the ``step`` of a wrapper takes no loss.
 
-        Wrappers of Fabric and Accelerate share what this writes to. A loss that is passed to :meth:`step` wins.
+        It works through the wrappers of Fabric and Accelerate. A loss that is passed to :meth:`step` wins.
 
         Args:
             loss: one number; in distributed training see :meth:`step`.
         """
-        self.signals.given = one_number(loss, self.param_groups[0]["step"].device)
+        self.signals.given = scalar_loss(loss, self.param_groups[0]["step"].device)
 
     def set_horizon(self, total_steps: int) -> None:
         """Take over another number of planned steps; in a run that has begun, schedules go on without a jump.
@@ -209,24 +209,28 @@ class LearnedOptimizer(SavedOptimizer):
             total_steps: whole number of at least 1, counted from the first step of the run.
         """
         new, old = checked_horizon(total_steps), self.total_steps
-        waits = self._run.saved_total is not None  # the change from the checkpoint's horizon is made at the next step
+        waits = self._run.saved_total is not None  # the next step changes from the horizon of the checkpoint
         if self.calls and isinstance(old, int) and new is not None and new != old and not waits:
             self.param_groups[0][horizon.KEY] = horizon.changed(self.param_groups[0], old, new)
         self.total_steps = new
 
     @torch.no_grad()
     def validated(self, loss: Tensor | float) -> None:
-        """Tell a rule that reads it, as :class:`~lightning_lopt.RNNMLPRule`, a loss on data that is not trained on.
+        """Pass a validation loss to a rule that reads it, as :class:`~lightning_lopt.RNNMLPRule` does.
 
         Args:
             loss: one number, finite; in distributed training the mean over the ranks.
         """
-        own = self.param_groups[0]
-        if not own["shared"]:
-            first = next(member for member in self._members())
-            blank = torch.zeros(first.param.shape, dtype=first.param.dtype, device=first.param.device)
-            own["shared"] = self._acting.init_state({first.name: wide(blank)}, {}).shared
-        own["shared"] = self._acting.validated(State({}, own["shared"]), one_number(loss, own["step"].device)).shared
+        first_group = self.param_groups[0]
+        if not first_group["shared"]:
+            first_member = next(member for member in self._members())
+            blank = torch.zeros(
+                first_member.param.shape, dtype=first_member.param.dtype, device=first_member.param.device
+            )
+            first_group["shared"] = self._acting.init_state({first_member.name: wide(blank)}, {}).shared
+        first_group["shared"] = self._acting.validated(
+            State({}, first_group["shared"]), scalar_loss(loss, first_group["step"].device)
+        ).shared
 
     @torch.no_grad()
     def step(
@@ -240,7 +244,7 @@ class LearnedOptimizer(SavedOptimizer):
         Args:
             closure: computes loss and gradients again and returns the loss; or the loss itself.
             loss: loss of this step. In distributed training it has to be the mean over the ranks, as the gradients are,
-                or the ranks drift apart; with :class:`~lightning_lopt.LearnedOptimizerAdapter` that is seen to.
+                or the ranks drift apart; :class:`~lightning_lopt.LearnedOptimizerAdapter` computes that mean.
 
         Returns:
             what ``closure`` returned, else ``None``.
@@ -254,18 +258,18 @@ class LearnedOptimizer(SavedOptimizer):
         elif closure is not None:
             loss = closure if loss is None else loss
         signals = self.signals
-        given = signals.given if loss is None else loss
-        delivered, signals.loss, signals.given = signals.loss, None, None
-        if given is None and delivered is None and isinstance(result, Tensor | Real):
-            given = cast(Tensor, result)
-        # without entries there is nothing to train, and means over them would be NaN in the state
+        given_loss = signals.given if loss is None else loss
+        delivered_loss, signals.loss, signals.given = signals.loss, None, None
+        if given_loss is None and delivered_loss is None and isinstance(result, Tensor | Real):
+            given_loss = cast(Tensor, result)
+        # a mean over a tensor without entries would put NaN into the state
         members = [m for m in self._members() if m.param.grad is not None and m.param.numel()]
         if not members:
             return result
         device = self._follow(members)
-        source = delivered if given is None else given
-        value = None if source is None else one_number(source, device)
-        if given is not None and signals.reduce is not None:
+        source = delivered_loss if given_loss is None else given_loss
+        value = None if source is None else scalar_loss(source, device)
+        if given_loss is not None and signals.reduce is not None:
             value = signals.reduce(cast(Tensor, value))
         with autocast_disabled(device):
             if self._is_made_to_create_state(members, value):

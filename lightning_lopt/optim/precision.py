@@ -12,7 +12,7 @@ _WITH_AUTOCAST = ("cpu", "cuda")
 
 
 def wide(x: Tensor) -> Tensor:
-    """``x`` as the rule sees it: real, and float32, or float64 where it is already.
+    """``x`` in the type in which a rule computes: real, and float32, or float64 where ``x`` is float64 or complex128.
 
     A complex tensor becomes a view of pairs of real numbers, with one axis of length 2 more.
 

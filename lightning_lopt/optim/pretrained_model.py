@@ -1,4 +1,4 @@
-"""Has a model been trained before?"""
+"""Tests for whether a model was trained before."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ SPREAD = 1e-3  # of the weights of a normalisation layer, above which they are n
 
 @torch.no_grad()
 def looks_pretrained(module: nn.Module) -> str | None:
-    """Why ``module`` looks trained already, as a clause; ``None`` if it does not, or has nothing to tell by.
+    """Why ``module`` looks trained already, as a clause; ``None`` if it does not, or has no normalisation layers.
 
-    Normalisation layers tell: every initialisation gives all channels of a layer the same weight and the same bias, and
-    no initialisation counts batches. Only layers that are trained now are looked at, since a frozen backbone is safe.
+    The test looks at normalisation layers: every initialisation gives all channels of a layer the same weight and the
+    same bias, and no initialisation counts batches. Frozen layers are left out, since a rule does not change them.
     Reading the layers waits for the device.
 
     Example:
@@ -45,14 +45,14 @@ def trained_shares(members: Iterable[Member]) -> dict[str, float]:
     """How trained each parameter looks, from 0 to 1, by name.
 
     See :func:`~lightning_lopt.rules.residual_parts.structure.trained`. Complex, frozen and sharded parameters are left
-    out. Reading the answer waits for the device.
+    out. Reading the shares waits for the device.
     """
-    known = {m.name: (m.param.detach().float(), m.role) for m in members if _can_be_read(m.param)}
-    if not known:
+    readable = {m.name: (m.param.detach().float(), m.role) for m in members if _can_be_read(m.param)}
+    if not readable:
         return {}
-    signs = (signs_of(param, role) for param, role in known.values())
+    signs = (signs_of(param, role) for param, role in readable.values())
     shares = trained(Signs(*(torch.stack(values) for values in zip(*signs, strict=True))))
-    return dict(zip(known, shares.tolist(), strict=True))
+    return dict(zip(readable, shares.tolist(), strict=True))
 
 
 def _can_be_read(param: Tensor) -> bool:

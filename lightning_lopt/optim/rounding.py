@@ -1,4 +1,4 @@
-"""Stochastic rounding to bfloat16: of two neighbours each is taken with the probability that keeps the mean."""
+"""Stochastic rounding to bfloat16: up or down with the probabilities that keep the mean."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning_lopt.optim.precision import known
 
 LARGEST = torch.finfo(torch.bfloat16).max
 COLUMNS = 4096
-"""Entries that one row of random numbers serves: the columns stay in the cache of a processor."""
+"""Length of a row of random numbers, which stays in the cache of a processor."""
 _LOW, _HALF = 2**32 - 1, 2**16 - 1
 
 
@@ -30,16 +30,16 @@ def rounded(tensors: Sequence[Tensor], seed: Tensor) -> list[Tensor]:
 
     For x between the neighbours :math:`a \le x \le b` of bfloat16, the result is b with probability
     :math:`(x - a) / (b - a)` and a otherwise: 16 random bits are added to those of float32, and the lower half is cut
-    off. Values of bfloat16, infinities and NaN stay what they are; beyond the largest finite value of bfloat16,
-    :math:`3.39 \cdot 10^{38}`, finite values are cut off to it.
+    off. Values of bfloat16, infinities and NaN stay what they are; finite values beyond the largest one of
+    bfloat16, :math:`3.39 \cdot 10^{38}`, become that one.
 
-    The random bits follow from ``seed``, the place in the list and the place of an entry alone, on any device, and no
-    generator is touched. Those of entry (i, j) of a table of 4096 columns are the upper half of :math:`r_i c_j` modulo
-    :math:`2^{32}`, with scrambled odd numbers r and c, so drawing them costs one product for each entry. Entries are
-    independent in pairs; as a matrix the noise has no singular value above those of independent entries.
+    The random bits depend on ``seed``, on the position of a tensor in the list and on the position of an entry alone,
+    on any device; no generator is used. With the entries in a table of 4096 columns, the bits of entry (i, j) are the
+    upper half of :math:`r_i c_j` modulo :math:`2^{32}`, with scrambled odd numbers r and c: one product for each entry.
+    Entries are pairwise independent; as a matrix the noise has no singular value above those of independent entries.
 
     Args:
-        tensors: at least one, on one device, of more than no entries; float32, to which others are converted before.
+        tensors: at least one, on one device, each with at least one entry; other types are converted to float32 first.
         seed: 0-dim, from :func:`seeds_of`.
 
     References: Zamirai et al., 2020, "Revisiting BFloat16 Training", https://arxiv.org/abs/2010.06192
@@ -56,7 +56,7 @@ def rounded(tensors: Sequence[Tensor], seed: Tensor) -> list[Tensor]:
     words = _mixed(torch.arange(width + sum(rows), device=device) ^ seed.to(device))
     columns, *factors = torch.split((words - 2**31).int() | 1, [width, *rows])
     extremes = torch.stack([extreme for x in values for extreme in torch.aminmax(x)])
-    is_ordinary = known((extremes.abs() <= LARGEST).all()) is True  # no inf, no NaN, nothing that would become inf
+    is_ordinary = known((extremes.abs() <= LARGEST).all()) is True  # no inf, no NaN, no number that would become inf
     results = []
     for x, factor in zip(values, factors, strict=True):
         noise = (factor[:, None] * columns).bitwise_right_shift_(16).bitwise_and_(_HALF)

@@ -1,4 +1,4 @@
-"""What is measured and kept of a run: parameters for evaluation, and checkpoints of the optimizer."""
+"""The part of an optimizer that evaluates and saves: evaluation weights, and checkpoints of the optimizer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lightning_lopt.rules.base import State, UpdateRule
 
 
 class SavedOptimizer(RuleOptimizer):
-    """What :class:`~lightning_lopt.LearnedOptimizer` says of the parameters to measure, and saves and restores.
+    """Evaluation weights and checkpoints of :class:`~lightning_lopt.LearnedOptimizer`.
 
     Attributes:
         total_steps_given: whether the user gave the horizon, which then wins over the Trainer's estimate.
@@ -33,31 +33,31 @@ class SavedOptimizer(RuleOptimizer):
 
     @property
     def is_in_eval(self) -> bool:
-        """Whether the parameters are those of :meth:`eval`; never so for rules that answer for the ones they train."""
+        """Whether the parameters hold evaluation weights; never for rules without evaluation weights of their own."""
         return self._run.trained is not None
 
     @torch.no_grad()
     def evaluation_params(self) -> dict[Tensor, Tensor]:
-        """For each parameter the values to measure and to keep, in its type; empty where these are its own."""
+        """Evaluation weights of each parameter, in its type; empty where they are the trained ones."""
         if self.is_in_eval or type(self._acting).evaluation_params is UpdateRule.evaluation_params:
             return {}
         members = [member for member in self._members() if self.state.get(member.param)]
         params, tensors = whole(({m.name: m.param for m in members}, {m.name: self.state[m.param] for m in members}))
         params = {name: wide(param) for name, param in params.items()}
-        tensors = {name: widened(own, params[name].dtype) for name, own in tensors.items()}
+        tensors = {name: widened(tensor_state, params[name].dtype) for name, tensor_state in tensors.items()}
         values = self._acting.evaluation_params(params, State(tensors, self.param_groups[0]["shared"]))
         return {m.param: cut_like(_in_type_of(m.param, values[m.name]), m.param) for m in members}
 
     def trained_params(self) -> dict[Tensor, Tensor]:
-        """For each parameter the values that training goes on with, while they are not its own: after :meth:`eval`."""
+        """Trained values of each parameter between :meth:`eval` and :meth:`train`; empty otherwise."""
         return dict(self._run.trained or {})
 
     @torch.no_grad()
     def eval(self) -> None:
-        """Put the parameters where the rule is to be measured, :meth:`UpdateRule.evaluation_params`.
+        """Replace the parameters by the evaluation weights, :meth:`UpdateRule.evaluation_params`.
 
-        Costs nothing and changes nothing for rules that are measured where they train. Modules of ``fully_shard`` may
-        hold copies from their last forward pass: call their ``reshard()`` before :meth:`eval` and :meth:`train`.
+        Nothing happens for rules without evaluation weights of their own. Modules of ``fully_shard`` may hold copies
+        from their last forward pass: call their ``reshard()`` before :meth:`eval` and :meth:`train`.
         """
         values = self.evaluation_params()
         if values:
@@ -67,18 +67,20 @@ class SavedOptimizer(RuleOptimizer):
 
     @torch.no_grad()
     def train(self) -> None:
-        """Put the parameters back where training goes on, bit for bit."""
+        """Replace the evaluation weights by the trained parameters, bit for bit."""
         for param, value in self.trained_params().items():
             param.copy_(value)
         self._run.trained = None
 
     def state_dict(self) -> dict[str, Any]:
         saved = super().state_dict()
-        # a snapshot: the steps to come write into the state, and tensors of one shape lie in one storage
-        saved["state"] = {key: {k: x.clone() for k, x in own.items()} for key, own in saved["state"].items()}
+        # copies, since later steps write into the state, and tensors of one shape share one storage
+        saved["state"] = {
+            key: {k: x.clone() for k, x in tensor_state.items()} for key, tensor_state in saved["state"].items()
+        }
         first = saved["param_groups"][0]
         first["total_steps"] = None if callable(self.total_steps) else self.total_steps
-        # torch.distributed restores those keys alone that are there before: (0, 0) is no change of the horizon
+        # torch.distributed restores only keys that exist before; (0, 0) stands for no change of the horizon
         first.setdefault(horizon.KEY, torch.zeros(2, dtype=torch.float32, device=first["step"].device))
         if self._guard is not None:
             first[GUARD] = self._guard.saved()
@@ -108,17 +110,17 @@ class SavedOptimizer(RuleOptimizer):
         self._guard = guard
 
     def _restore(self, fitting: dict[str, Any], members: Sequence[Member], rule: UpdateRule) -> None:
-        """Take over a state that was checked against what ``rule`` keeps."""
-        kept = [
+        """Load a state that was checked against the state that ``rule`` makes."""
+        present_labels = [
             {key: list(group[key]) for key in ("names", "roles")} | {"role": group["role"]}
             for group in self.param_groups
         ]
         super().load_state_dict(fitting)
-        for group, labels in zip(self.param_groups, kept, strict=True):
+        for group, labels in zip(self.param_groups, present_labels, strict=True):
             group.update(labels)
-        own = self.param_groups[0]
+        first_group = self.param_groups[0]
         keys = [key for group in fitting["param_groups"] for key in group["params"]]
-        # from the saved types: torch has cast them to the parameter's
+        # from the saved tensors, since torch has cast those in self.state to the types of the parameters
         states = ((member.param, fitting["state"].get(key)) for key, member in zip(keys, members, strict=True))
         self.state = defaultdict(dict)
         for param, saved in states:
@@ -126,12 +128,12 @@ class SavedOptimizer(RuleOptimizer):
                 moved = {k: v.detach().to(param.device, copy=True) for k, v in saved.items()}
                 typed = converted(moved, self.state_dtype, rule, wide(param.detach()).dtype)
                 self.state[param] = {k: cut_like(v, param) for k, v in typed.items()}
-        own.setdefault("skipped_in_a_row", torch.zeros((), dtype=torch.int64))
-        own.setdefault("shared", {})  # checkpoints of torch.distributed drop an empty one
-        if horizon.KEY in own and not bool(own[horizon.KEY].any()):
-            del own[horizon.KEY]
+        first_group.setdefault("skipped_in_a_row", torch.zeros((), dtype=torch.int64))
+        first_group.setdefault("shared", {})  # checkpoints of torch.distributed drop an empty one
+        if horizon.KEY in first_group and not bool(first_group[horizon.KEY].any()):
+            del first_group[horizon.KEY]
         self._follow(members)
-        saved_total = own.pop("total_steps", None)
+        saved_total = first_group.pop("total_steps", None)
         if callable(self.total_steps) and not self.total_steps_given:  # it stands in for the adapter's plan
             self.total_steps = None
         self._run.saved_total = saved_total if self.total_steps is not None else None
@@ -140,8 +142,8 @@ class SavedOptimizer(RuleOptimizer):
         self._run.calls = sum(int(fitting["param_groups"][0][key]) for key in ("step", "skipped_steps"))
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("rule", "rule_label", "total_steps_given", "_run", "_guard", "compiles", "state_dtype")
-        return {**super().__getstate__(), **{key: self.__dict__[key] for key in kept}}
+        attributes = ("rule", "rule_label", "total_steps_given", "_run", "_guard", "compiles", "state_dtype")
+        return {**super().__getstate__(), **{key: self.__dict__[key] for key in attributes}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

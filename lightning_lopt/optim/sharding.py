@@ -1,13 +1,12 @@
-"""Parameters that are sharded over processes (FSDP2): the rule steps whole tensors, shards are what is kept.
+"""Parameters that are sharded over processes (FSDP2): a step gathers whole tensors, between steps each rank has shards.
 
-What a step costs. Per rank, one ``all_gather_into_tensor`` for each mesh (there is one mesh as a rule) sends this
-rank's shards of all parameters, gradients and of those state tensors that have the shape of their parameter, and
-receives everybody's: P (4 + 4 + s) bytes arrive on each rank, for P parameters in float32 with s bytes of such state
-per parameter. Nothing else travels, except gradients that nobody has reduced: those of parameters that are not sharded
-(one ``all_reduce`` per dimension of the mesh), and partial sums of tensor parallelism. While the step runs, each rank
-holds these tensors whole, twice for a moment when they are cut out of the bucket, and computes the whole step; between
-steps it holds shards. State of other shapes (row and column sums, bases of matrices that are not square, counters) is
-kept whole on each rank.
+Cost of a step: one ``all_gather_into_tensor`` for each mesh (there usually is one) gathers the shards of all
+parameters, of their gradients and of those state tensors that have the shape of their parameter. P (4 + 4 + s) bytes
+arrive on each rank, for P parameters in float32 with s bytes of such state per parameter. Apart from that, only
+gradients that are not reduced yet are communicated: those of parameters that are not sharded (one ``all_reduce`` per
+dimension of the mesh), and partial sums of tensor parallelism. During the step each rank has these tensors whole (for a
+short time twice, when they are copied out of the bucket) and computes the whole step; between steps it has shards.
+State of other shapes (row and column sums, bases of matrices that are not square, counters) stays whole on each rank.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class ShardCut(NamedTuple):
         mesh_dim: dimension of the mesh over which it is cut.
         dim: dimension of the tensor that is cut.
         ranks: number of chunks.
-        rank: number of the chunk that is here.
+        rank: number of the chunk on this rank.
     """
 
     mesh_dim: int
@@ -46,7 +45,7 @@ class ShardCut(NamedTuple):
     rank: int
 
     def span(self, size: int) -> tuple[int, int]:
-        """First index and length of the chunk that is here, of a dimension of ``size``."""
+        """First index and length of the chunk on this rank, of a dimension of ``size``."""
         start = min(self.rank * self.chunk(size), size)
         return start, min(self.chunk(size), size - start)
 
@@ -83,10 +82,10 @@ def check_placements(params: Iterable[Tensor]) -> None:
     """
     for param in params:
         if is_shard(param) and (cut := cut_of(param)) is not None:
-            here, expected = param.to_local().shape[cut.dim], cut.span(param.shape[cut.dim])[1]
-            if here != expected:
+            rows_here, expected = param.to_local().shape[cut.dim], cut.span(param.shape[cut.dim])[1]
+            if rows_here != expected:
                 raise ValueError(
-                    f"a parameter of shape {tuple(param.shape)} has {here} of its rows on this rank where even "
+                    f"a parameter of shape {tuple(param.shape)} has {rows_here} of its rows on this rank where even "
                     f"chunks have {expected}; shard it by fully_shard or distribute_tensor."
                 )
 
@@ -102,9 +101,9 @@ def is_sharded(members: Iterable[Member]) -> bool:
 
 
 def whole(tree: Tree) -> Tree:
-    """``tree``, a pytree of tensors, with every sharded tensor put together on each rank, in one collective per mesh.
+    """``tree``, a pytree of tensors, with every sharded tensor gathered whole on each rank, in one collective per mesh.
 
-    All ranks must call it with the same tensors in the same order. Other tensors are handed through.
+    All ranks must call it with the same tensors in the same order. Other tensors are returned unchanged.
 
     Raises:
         ValueError: see :func:`cut_of`.
@@ -143,14 +142,14 @@ def _gathered(shards: Sequence[DTensor], group: Any) -> list[Tensor]:
         return row[start : start + lengths[number]].view(shards[number].dtype).view(shapes[number])
 
     # the group works on the device of the mesh; with CPU offloading parameters lie elsewhere
-    here = torch.zeros(starts[-1], dtype=torch.uint8, device=shards[0].device_mesh.device_type)
+    bytes_here = torch.zeros(starts[-1], dtype=torch.uint8, device=shards[0].device_mesh.device_type)
     for number, (x, cut) in enumerate(zip(shards, shard_cuts, strict=True)):
         local = x.to_local()
-        piece(here, number).narrow(cut.dim, 0, local.shape[cut.dim]).copy_(local)
+        piece(bytes_here, number).narrow(cut.dim, 0, local.shape[cut.dim]).copy_(local)
     ranks = shard_cuts[0].ranks
-    bucket = here.new_empty(ranks * len(here))
+    bucket = bytes_here.new_empty(ranks * len(bytes_here))
     all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.13
-    all_gather(bucket, here, group=group)
+    all_gather(bucket, bytes_here, group=group)
     rows = bucket.view(ranks, -1).unbind()
     result = []
     for number, (x, cut) in enumerate(zip(shards, shard_cuts, strict=True)):
@@ -160,34 +159,35 @@ def _gathered(shards: Sequence[DTensor], group: Any) -> list[Tensor]:
 
 
 def reduced(grad: Tensor, param: Tensor) -> Tensor:
-    """A gradient that is cut as its parameter; tensor parallelism may leave sums that no rank has taken yet."""
+    """The gradient sharded as its parameter; tensor parallelism may leave partial sums, which are reduced here."""
     if is_shard(grad) and is_shard(param) and grad.placements != param.placements:
         return grad.redistribute(placements=param.placements)
     return grad
 
 
 def mean_over_ranks(grads: Mapping[str, Tensor], members: Sequence[Member]) -> dict[str, Tensor]:
-    """Gradients with those of parameters that are not sharded, which nobody has reduced, averaged over the mesh.
+    """Gradients by name, where those of parameters that are not sharded are averaged over the ranks of the mesh.
 
-    The mesh is that of the first sharded parameter. Gradients that agree already stay as they are, but for rounding.
+    FSDP2 does not reduce these. The mesh is that of the first sharded parameter. Gradients that agree on all ranks stay
+    the same up to rounding.
     """
     mesh = next(m.param for m in members if is_shard(m.param)).device_mesh
-    left = [m.name for m in members if not is_shard(m.param)]
-    if not left:
+    unreduced = [m.name for m in members if not is_shard(m.param)]
+    if not unreduced:
         return dict(grads)
-    flat = torch.cat([grads[name].reshape(-1) for name in left])  # cat promotes types
+    flat = torch.cat([grads[name].reshape(-1) for name in unreduced])  # cat promotes types
     flat = flat.to(mesh.device_type)
     for dim in range(mesh.ndim):
         dist.all_reduce(flat, group=mesh.get_group(dim))
     flat = flat / mesh.size()
-    pieces = zip(left, torch.split(flat, [grads[name].numel() for name in left]), strict=True)
+    pieces = zip(unreduced, torch.split(flat, [grads[name].numel() for name in unreduced]), strict=True)
     return {**grads, **{name: x.view(grads[name].shape).to(grads[name]) for name, x in pieces}}
 
 
 def part(x: Tensor, like: Tensor) -> Tensor:
-    """What of a whole tensor lies on this rank if it is cut as ``like``; ``x`` itself where ``like`` is no shard.
+    """The slice of the whole tensor ``x`` on this rank, sharded as ``like``; ``x`` itself where ``like`` is no shard.
 
-    It is a view; ``x`` may have further dimensions.
+    The slice is a view; ``x`` may have more dimensions than ``like``.
     """
     cut = cut_of(like) if is_shard(like) else None
     if cut is None:
@@ -201,7 +201,7 @@ def local(x: Tensor) -> Tensor:
 
 
 def with_local(shard: Tensor, like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-    """The tensor whose part on this rank is ``shard``, cut as ``like``, which it equals in shape unless given."""
+    """The sharded tensor whose slice on this rank is ``shard``; its shape is ``shape``, by default that of ``like``."""
     if not is_shard(like):
         return shard
     size = torch.Size(like.shape if shape is None else shape)
@@ -218,10 +218,10 @@ def with_local(shard: Tensor, like: Tensor, shape: Sequence[int] | None = None) 
 
 
 def cut_like(x: Tensor, param: Tensor) -> Tensor:
-    """``x`` as it is kept beside ``param``: sharded like it where both are of one shape, otherwise whole.
+    """``x`` as state of ``param``: sharded as ``param`` where both have the same shape, otherwise whole.
 
     Args:
-        x: whole, or sharded in any way, which takes a collective to change.
+        x: whole, or sharded in any way; changing the sharding takes a collective.
         param: a parameter, sharded or not.
     """
     shaped = tuple(x.shape) == (*param.shape, *((2,) if param.is_complex() and not x.is_complex() else ()))
@@ -237,7 +237,7 @@ def cut_like(x: Tensor, param: Tensor) -> Tensor:
 def free_copies(module: nn.Module) -> None:
     """Free the gathered copies of parameters that ``fully_shard`` may keep after a forward pass for the next one.
 
-    To be called before parameters change outside of a training step, and before they are looked up by name.
+    Call it before parameters change outside of a training step, and before they are read by name.
     """
     for part_of_it in module.modules():
         if any(kind.__name__ == "FSDPModule" for kind in type(part_of_it).__mro__):

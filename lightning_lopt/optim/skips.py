@@ -1,4 +1,4 @@
-"""Steps that were skipped: a warning when they pile up, an end when nothing else happens, no wait for the device."""
+"""Skipped steps: a warning where there are many, an error after 50 in a row, without a wait for the device."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from lightning_lopt.optim.checkpoint import COUNTERS
 WARN_IN_A_ROW = 5
 WARN_COUNT, WARN_SHARE = 10, 0.1
 END_IN_A_ROW = 50
-EVERY = 10  # steps between two looks at counters that lie on an accelerator
+EVERY = 10  # steps between two copies of the counters from an accelerator
 
 
 class Counts(NamedTuple):
     """Numbers of steps.
 
     Attributes:
-        step: made.
-        skipped: skipped, in all.
-        in_a_row: skipped since the last one that was made.
+        step: steps that were made.
+        skipped: steps that were skipped, in all.
+        in_a_row: steps that were skipped since the last one that was made.
     """
 
     step: int
@@ -32,24 +32,24 @@ class Counts(NamedTuple):
 
 
 class SkipWatch:
-    """Reads the counters of an optimizer after each step, and later where reading them at once would wait."""
+    """Reads the counters of an optimizer after each step; from an accelerator it reads a copy, some steps later."""
 
     def __init__(self) -> None:
         self._warned = False
-        self._on_the_way: tuple[Tensor, Any] | None = None  # a copy to the host, and the event that ends it
+        self._on_the_way: tuple[Tensor, Any] | None = None  # a copy to the host, and the event at its end
 
-    def look(self, own: Mapping[str, Any], calls: int, culprits: Callable[[], str]) -> None:
-        """Warn or raise, if the counters that are known by now say so.
+    def look(self, group: Mapping[str, Any], calls: int, culprits: Callable[[], str]) -> None:
+        """Warn or raise, if the counters that have arrived ask for it.
 
         Args:
-            own: the first parameter group with ``step``, ``skipped_steps`` and ``skipped_in_a_row``, 0-dim.
+            group: the first parameter group with ``step``, ``skipped_steps`` and ``skipped_in_a_row``, 0-dim.
             calls: number of steps so far, skipped ones among them.
             culprits: says which tensors were not finite in this step; it may wait for the device.
 
         Raises:
             RuntimeError: after ``END_IN_A_ROW`` skipped steps in a row.
         """
-        counts = self._counts(own, calls)
+        counts = self._counts(group, calls)
         if counts is None:
             return
         if counts.in_a_row >= END_IN_A_ROW:
@@ -67,8 +67,8 @@ class SkipWatch:
                 stacklevel=7,
             )
 
-    def _counts(self, own: Mapping[str, Any], calls: int) -> Counts | None:
-        counters = [own[key] for key in COUNTERS]
+    def _counts(self, group: Mapping[str, Any], calls: int) -> Counts | None:
+        counters = [group[key] for key in COUNTERS]
         device = counters[0].device
         if torch.compiler.is_compiling() or device.type == "meta":
             return None
@@ -88,7 +88,7 @@ class SkipWatch:
 
 
 def not_finite(loss: Tensor | None, gradients: Mapping[str, Tensor], updates: Mapping[str, Tensor]) -> str:
-    """A clause that says what of a step was not finite; it reads the tensors, so it waits for the device."""
+    """A clause that names what was not finite in a step; reading the tensors waits for the device."""
 
     def names(tensors: Mapping[str, Tensor]) -> list[str]:
         return [name for name, x in tensors.items() if not bool(torch.isfinite(x).all())]

@@ -1,4 +1,4 @@
-"""The steps of stacks of parameters, as the rule makes them."""
+"""The steps of stacks of parameters, computed by the rule itself (neither compiled nor traced)."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def step_of_stack(
 
     Args:
         rule: makes the step.
-        stack: of n tensors.
-        controls: what the tensors get from one another, (n, ...) each.
-        at: of :meth:`UpdateRule.at`.
-        seed: 0-dim, for the rounding of state that is kept in a narrower type than the rule computes in; ``None``
-            where none is.
+        stack: a stack of n tensors.
+        controls: results of :meth:`UpdateRule.exchange` for these tensors, shape (n, ...) each.
+        at: result of :meth:`UpdateRule.at`.
+        seed: 0-dim, for the rounding of state that is stored in a narrower type than that of the arithmetic; ``None``
+            where no state is.
     """
     if seed is None:
         update, after = rule.stepped(stack, dict(controls), at)
@@ -59,4 +59,7 @@ def steps_of_stacks(
     """
     at = rule.at(shared, context)
     controls, after = rule.exchanged([seen(stack) for stack in stacks], at, shared, context)
-    return after, (step(rule, *given, at, seed) for *given, seed in zip(stacks, controls, seeds, strict=True))
+    return after, (
+        step(rule, *stack_and_controls, at, seed)
+        for *stack_and_controls, seed in zip(stacks, controls, seeds, strict=True)
+    )

@@ -1,4 +1,4 @@
-"""State of parameters that are stepped as one, kept as one: the entries of ``optimizer.state`` are views of it."""
+"""State of parameters of one shape and role, stored as one stack: entries of ``optimizer.state`` are views of it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class KeptStack:
 
     Attributes:
         members: the parameters.
-        state: by key, (n, *s); that of a single parameter as it is.
+        state: tensors by key, shape (n, *s) for state of shape s; of shape s where there is a single parameter.
     """
 
     def __init__(self, members: Sequence[Member]) -> None:
@@ -34,27 +34,27 @@ class KeptStack:
         self._views: list[dict[str, Tensor]] = [{} for _ in members]
 
     def follow(self, states: States, state_dtype: torch.dtype | None, rule: UpdateRule) -> None:
-        """Take over what somebody else has put into the state of a parameter, and put views of the stack there.
+        """Stack tensors that were put into ``states`` since the last step, and replace them by views of the stack.
 
-        It is kept in ``state_dtype`` from then on, as far as the rule allows. The copies of a guard are left alone.
+        The stack has ``state_dtype``, as far as the rule allows. The copies of a guard stay as they are.
         """
         owned = [states[member.param] for member in self.members]
         if all(_same(state, views) for state, views in zip(owned, self._views, strict=True)):
             return
         keys = [key for key in owned[0] if key not in COPIES]
-        taken = [narrowed({key: state[key] for key in keys}, state_dtype, rule) for state in owned]
+        narrow_states = [narrowed({key: state[key] for key in keys}, state_dtype, rule) for state in owned]
         if len(owned) == 1:
-            self.state = {key: _writable(value) for key, value in taken[0].items()}
+            self.state = {key: _writable(value) for key, value in narrow_states[0].items()}
             owned[0].update(self.state)
         else:
-            self.state = {key: torch.stack([state[key] for state in taken]) for key in keys}
+            self.state = {key: torch.stack([state[key] for state in narrow_states]) for key in keys}
             for row, state in enumerate(owned):
                 state.update((key, value[row]) for key, value in self.state.items())
         self._views = [{key: state[key] for key in keys} for state in owned]
 
 
 class StackedState:
-    """How the parameters of an optimizer are stacked; made anew where parameters, roles, types or devices change."""
+    """The stacks of an optimizer; they are made anew where parameters, roles, types or devices change."""
 
     def __init__(self) -> None:
         self._known: list[Any] = []
@@ -68,25 +68,25 @@ class StackedState:
         context: StepContext,
         state_dtype: torch.dtype | None = None,
     ) -> list[Stack]:
-        """What the rule steps: parameters and gradients as they are now, and the state as it is kept.
+        """The stacks of a step: parameters and gradients as they are now, and the stored state.
 
         Args:
-            rule: that makes the step.
+            rule: the rule that makes the step.
             members: parameters with gradients and state, none of them sharded.
-            states: of the optimizer.
-            context: of the step.
-            state_dtype: in which state is kept; ``None``: as the rule makes it.
+            states: state of the optimizer.
+            context: context of the step.
+            state_dtype: type of the stored state; ``None`` for the type that the rule makes.
         """
-        known = [(m.param, m.name, m.role, m.param.shape, m.param.dtype, m.param.device) for m in members]
-        if len(known) != len(self._known) or any(
-            now[0] is not then[0] or now[1:] != then[1:] for now, then in zip(known, self._known, strict=True)
+        signature = [(m.param, m.name, m.role, m.param.shape, m.param.dtype, m.param.device) for m in members]
+        if len(signature) != len(self._known) or any(
+            now[0] is not then[0] or now[1:] != then[1:] for now, then in zip(signature, self._known, strict=True)
         ):
             by_name = {member.name: member for member in members}
             params = {name: real(member.param.detach()) for name, member in by_name.items()}
             groups = grouped(params, list(by_name), context.roles)
             keep_freed_memory()
             self.kept = [KeptStack([by_name[name] for name in names]) for names in groups]
-            self._known = known
+            self._known = signature
         for kept in self.kept:
             kept.follow(states, state_dtype, rule)
         return [_stack(kept, rule.is_full(index, context), context) for index, kept in enumerate(self.kept)]
@@ -101,18 +101,19 @@ def _stack(kept: KeptStack, full: bool, context: StepContext) -> Stack:
 
 @cache
 def keep_freed_memory() -> None:
-    """Have the C library of Linux keep up to 64 MiB of freed memory for what comes next, once in a process.
+    """Let the C library of Linux keep up to 64 MiB of freed memory for later allocations; once in a process.
 
-    What a stack needs on the way is freed before the next stack comes. Given back to the system each time, that memory
-    would have to be mapped and cleared anew, which takes longer than the arithmetic: a step of ``Celo2BaseRule``
-    on a transformer of width 128 takes half as long this way. The library keeps twice the largest block of up to 32 MiB
-    that was ever freed (``M_MMAP_THRESHOLD`` in ``mallopt(3)``), so freeing one is enough. Elsewhere nothing happens.
+    The temporary tensors of a stack are freed before the next stack is stepped. Without this, the library returns their
+    memory to the system each time, and mapping and clearing new memory takes longer than the arithmetic: a step of
+    ``Celo2BaseRule`` on a transformer of width 128 takes twice as long. The library keeps twice the largest block of up
+    to 32 MiB that was ever freed (``M_MMAP_THRESHOLD`` in ``mallopt(3)``), so freeing one such block is enough. On
+    other systems nothing happens.
     """
     torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
 def dense(grad: Any) -> Tensor:
-    """Rows without a gradient have zeros, as those of a dense embedding have."""
+    """A gradient as a dense tensor; rows without a gradient are zero, as in a dense embedding."""
     result: Tensor = grad.to_dense() if grad.is_sparse else grad
     return result
 

@@ -32,10 +32,10 @@ def checked_state_dtype(state_dtype: Any) -> torch.dtype | None:
 
 
 def narrowed(state: Mapping[str, Tensor], state_dtype: torch.dtype | None, rule: UpdateRule) -> dict[str, Tensor]:
-    """The state of one parameter as it is kept: floating tensors of more than one entry in ``state_dtype``.
+    """The state of one parameter as it is stored: floating tensors of more than one entry in ``state_dtype``.
 
-    What the rule names in :attr:`UpdateRule.exact_state`, the copies of a guard, numbers of one entry and integers stay
-    as they are; everything does with ``None``.
+    Keys in :attr:`UpdateRule.exact_state`, the copies of a guard, tensors of one entry and integers keep their type;
+    with ``None`` all tensors do.
     """
     if state_dtype is None:
         return dict(state)
@@ -48,47 +48,47 @@ def narrowed(state: Mapping[str, Tensor], state_dtype: torch.dtype | None, rule:
 
 
 def widened(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """State in the type of the arithmetic; what is not kept narrow stays as it is."""
+    """State in ``dtype``, the type of the arithmetic; tensors that are not bfloat16 keep their type."""
     return {key: value.to(dtype) if value.dtype == NARROW else value for key, value in state.items()}
 
 
 def converted(
     state: Mapping[str, Tensor], state_dtype: torch.dtype | None, rule: UpdateRule, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """A saved state as it is kept: in ``state_dtype``, or with ``None`` in the type of the arithmetic, ``dtype``."""
+    """A loaded state as it is stored: in ``state_dtype``, or with ``None`` in ``dtype``, the type of the arithmetic."""
     return widened(state, dtype) if state_dtype is None else narrowed(state, state_dtype, rule)
 
 
 def rounded_like(
-    after: Mapping[str, Tensor], before: Mapping[str, Tensor], kept: Mapping[str, Tensor], seed: Tensor
+    after: Mapping[str, Tensor], before: Mapping[str, Tensor], stored: Mapping[str, Tensor], seed: Tensor
 ) -> dict[str, Tensor]:
-    """The state after a step, in the types of ``kept`` and rounded at random.
+    """The state after a step, in the types of ``stored`` and rounded at random.
 
     Args:
         after: what the rule returned.
-        before: what the rule was given, ``kept`` in wide types; tensors that the rule handed through are not rounded.
-        kept: the state before the step.
+        before: what the rule was given, ``stored`` in wide types; tensors that the rule handed through are not rounded.
+        stored: the state before the step, in the types in which it is stored.
         seed: 0-dim, of :func:`~lightning_lopt.optim.rounding.seeds_of`.
     """
-    result = {key: kept[key] if value is before[key] else value for key, value in after.items()}
-    changed = [key for key, value in result.items() if value.dtype != kept[key].dtype]
+    result = {key: stored[key] if value is before[key] else value for key, value in after.items()}
+    changed = [key for key, value in result.items() if value.dtype != stored[key].dtype]
     if changed:
         result |= zip(changed, rounded([result[key] for key in changed], seed), strict=True)
     return result
 
 
 def seen(stack: Stack) -> Stack:
-    """A stack as a rule may look at it, with its state in wide types."""
-    kept = stack.state
-    is_narrow = any(value.dtype == NARROW for value in kept.values())
-    return replace(stack, state=WideState(kept, stack.params.dtype)) if is_narrow else stack
+    """The stack for a rule to read, with its state in wide types."""
+    stored = stack.state
+    is_narrow = any(value.dtype == NARROW for value in stored.values())
+    return replace(stack, state=WideState(stored, stack.params.dtype)) if is_narrow else stack
 
 
 class WideState(Mapping[str, Tensor]):
-    """State that is widened where it is read, so that what is not read takes no memory."""
+    """State whose tensors are widened only when they are read, so that the others take no memory."""
 
-    def __init__(self, kept: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-        self.kept, self.dtype = kept, dtype
+    def __init__(self, stored: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        self.kept, self.dtype = stored, dtype
 
     def __getitem__(self, key: str) -> Tensor:
         value = self.kept[key]

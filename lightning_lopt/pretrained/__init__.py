@@ -1,4 +1,4 @@
-"""Weights that come inside the package: one folder per rule, read by :func:`~lightning_lopt.io.load_rule`."""
+"""Weights in the package: one folder per rule, read by :func:`~lightning_lopt.io.load_rule`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""AdafacMLP (small_fc_lopt): a tiny network steps every entry, from momenta and factored second moments."""
+"""AdafacMLP (small_fc_lopt): a small network computes the step of every entry from momenta and second moments."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lightning_lopt.rules.shared.time_features import TIMES, elapsed
 
 NORM_EPS = 1e-5
 SECOND_MOMENT_EPS = 1e-6
-GRADIENT_LIMIT = 1e6  # not in the reference: float32 holds the squares of squares up to here
+GRADIENT_LIMIT = 1e6  # not in the reference: the fourth power of larger gradients overflows in float32
 
 
 @register_rule("adafac_mlp")
@@ -36,28 +36,36 @@ class AdafacMLPRule(UpdateRule):
 
     .. math:: \Delta p = -\eta\, (o_1 e^{\kappa o_2} + \lambda p)
 
-    with the outputs o of an :class:`~lightning_lopt.rules.shared.entry_network.EntryNetwork` that sees momenta, second
-    moments and factored second moments (:mod:`~lightning_lopt.rules.shared.features`), and the time in steps. θ also
-    has an offset for each decay d, :math:`1 - d = (1 - d_0)\, e^{10 \theta}`; d may become negative for momenta, while
-    those of second moments are cut off at 0.
+    with the outputs o of an :class:`~lightning_lopt.rules.shared.entry_network.EntryNetwork` whose inputs are momenta,
+    second moments and factored second moments (:mod:`~lightning_lopt.rules.shared.features`), and the time in steps. θ
+    also has an offset for each decay d, :math:`1 - d = (1 - d_0)\, e^{10 \theta}`; d may become negative for momenta;
+    for second moments it is at least 0.
 
-    A tensor of rank > 2 is by default the matrix (out, everything else). The reference keeps weights as (in, out) and
-    kernels as (height, width, in, out), and factors the two largest axes.
+    A tensor of rank > 2 is by default the matrix (out, everything else). The reference has weights of shape (in, out)
+    and kernels of shape (height, width, in, out), and factors the two largest axes.
 
     Args:
         hidden: width of the network; published weights have 32.
         step_mult: step size η, >= 0.
         exp_mult: κ.
-        momentum_decays: of the k momenta before meta-training, each in [0, 1).
-        second_moment_decay: before meta-training, in [0, 1).
-        factored_decays: of the k factored second moments before meta-training, each in [0, 1).
-        matrix: ``"flat"``, or ``"stored"`` as in the reference, tensors being stored as there.
+        momentum_decays: decays of the k momenta before meta-training, each in [0, 1).
+        second_moment_decay: decay of the second moment before meta-training, in [0, 1).
+        factored_decays: decays of the k factored second moments before meta-training, each in [0, 1).
+        matrix: ``"flat"``, or ``"stored"`` for tensors whose axes have the order of the reference.
 
     Raises:
         ValueError: if an argument lies outside its range.
 
     State bytes per parameter (float32, k = 3): 16, and 12 (rows + columns) per matrix; rank < 2: 28.
     References: Metz et al. 2022, https://arxiv.org/abs/2203.11860.
+
+    Example:
+        >>> rule = AdafacMLPRule(hidden=8)
+        >>> state = rule.init_tensor(torch.zeros(64, 32), "matrix")
+        >>> {name: tuple(value.shape) for name, value in state.items()}
+        {'momentum': (3, 64, 32), 'second_moment': (64, 32), 'rows': (3, 1, 32), 'columns': (3, 64, 1)}
+        >>> sum(value.numel() for value in rule.parameters())  # numbers in θ
+        417
     """
 
     starts_random = True
@@ -111,7 +119,7 @@ class AdafacMLPRule(UpdateRule):
         return size * (step + inputs.weight_decay * param), averages
 
     def _step_factor(self, param: Tensor, role: Role) -> float:
-        """What to multiply the step of a tensor with."""
+        """Factor on the step of a tensor."""
         return 1.0
 
     @property
@@ -122,7 +130,7 @@ class AdafacMLPRule(UpdateRule):
         return view(x, flat=self.matrix == "flat")
 
     def _rates(self, like: Tensor) -> Rates:
-        """1 - d of all decays, with what was learned."""
+        """1 - d of all decays, with the learned offsets."""
 
         def learned(decays: Sequence[float], offsets: Tensor) -> Tensor:
             start = constants([1 - decay for decay in decays], like)

@@ -1,4 +1,4 @@
-"""What an update rule is: a module whose parameters are θ, and whose state is passed in and handed back."""
+"""The interface of update rules: modules whose parameters are θ, and whose state is an argument and a result."""
 
 from __future__ import annotations
 
@@ -41,30 +41,46 @@ __all__ = [
 
 
 class UpdateRule(PickledAsData, ABC):
-    """An update rule. θ are this module's parameters; everything else it needs is passed in and handed back.
+    """An update rule. θ are the parameters of this module; all other inputs, the state among them, are arguments.
 
-    A rule says what happens to one parameter tensor, :meth:`step`. Where tensors look at one another, :meth:`summary`
-    says what each of them tells, and :meth:`exchange` what each of them gets back. :meth:`forward` maps these over
-    stacks of tensors of one shape and role.
+    A subclass defines the step of one parameter tensor, :meth:`step`. If the step of a tensor depends on the other
+    tensors, :meth:`summary` computes numbers from each tensor, and :meth:`exchange` computes from all of them the
+    *controls* of each tensor. :meth:`forward` maps these methods over stacks of tensors of one shape and role.
 
-    A rule writes nothing in place and branches on no tensor's value, so ``torch.func.functional_call`` and
-    ``torch.vmap`` run many θ and many inner models at once, and :class:`~lightning_lopt.LearnedOptimizer` runs the
-    very same code for one.
+    A rule writes nothing in place and does not branch on the values of tensors, so ``torch.func.functional_call`` and
+    ``torch.vmap`` run many θ and many inner models at once, and :class:`~lightning_lopt.LearnedOptimizer` runs the same
+    code for one model.
 
     Attributes:
         rule_name: the key in :data:`RULES`, written into ``config.json`` by ``save_rule``.
         reads_loss: whether the rule reads ``context.loss``.
         reads_horizon: whether the rule needs a meaningful ``context.total_steps``.
-        calibrates_steps: whether a run finds the common scale of its steps by itself.
-        period: one step in how many is a full one for a stack of tensors, in which the rule does what it need not do at
-            every step, >= 1.
-        exact_state: keys of state that is never kept in a narrower type: positions, beside which a step is small, where
-            averages and moments are not hurt.
+        calibrates_steps: whether a run sets the common scale of its steps by itself.
+        period: one step in ``period`` is a full step for a stack of tensors, with the work that is not needed at every
+            step, >= 1.
+        exact_state: keys of state that keeps its type under ``state_dtype``: positions, since a step is small beside
+            them and would be lost by rounding; averages and moments can be rounded.
         update_state: keys of state that hold the last update; what makes the step multiplies them by the learning rate
             of the tensor, as it does the update itself.
         starts_random: whether a new rule of this class steps at random until θ is meta-trained or loaded.
         trained: whether θ of this rule was meta-trained or loaded; set to ``True`` by ``load_state_dict`` (and so by
             :func:`~lightning_lopt.load_rule`) and :class:`~lightning_lopt.MetaTrainer`.
+
+    Example:
+        >>> from lightning_lopt import LearnedOptimizer
+        >>> class SignRule(UpdateRule):
+        ...     rule_name = "sign"
+        ...     config = {}
+        ...     def init_tensor(self, param, role):
+        ...         return {}
+        ...     def step(self, inputs, controls, at):
+        ...         return -0.01 * inputs.grad.sign(), {}
+        >>> weight = nn.Parameter(torch.zeros(3))
+        >>> optimizer = LearnedOptimizer([weight], SignRule(), total_steps=10)
+        >>> weight.sum().backward()
+        >>> optimizer.step()
+        >>> weight.detach()
+        tensor([-0.0100, -0.0100, -0.0100])
     """
 
     rule_name: ClassVar[str] = ""
@@ -89,12 +105,11 @@ class UpdateRule(PickledAsData, ABC):
 
     @property
     def needs_loss(self) -> bool:
-        """Whether a step fails without ``context.loss``; a rule that reads the loss only where there is one overrides
-        it."""
+        """Whether a step fails without ``context.loss``; a rule that can do without the loss overrides this."""
         return self.reads_loss
 
     def phase_of(self, step: int) -> int | None:
-        """The phase of the step after ``step`` others, for :class:`StepContext`; in the first step all is done."""
+        """The phase, for :class:`StepContext`, of the step with number ``step``, from 0."""
         return step % self.period if self.period > 1 else None
 
     @property
@@ -109,21 +124,21 @@ class UpdateRule(PickledAsData, ABC):
 
     @abstractmethod
     def init_tensor(self, param: Tensor, role: Role) -> TensorState:
-        """What the rule remembers of one parameter tensor, before its first step. Must not read θ (a learned initial
-        state is read at the first step instead).
+        """The state of one parameter tensor before its first step. Must not read θ (a learned initial state is read at
+        the first step instead).
 
         Args:
-            param: of any shape, rank 0 to 4 and beyond, float32 or float64, on any device; on the meta device too,
-                where shapes are all there is.
-            role: what the tensor is in the model.
+            param: a tensor of any rank, float32 or float64, on any device; on the meta device too, where it has no
+                values.
+            role: role of the tensor in the model.
         """
 
     def init_shared(self, like: Tensor) -> dict[str, Tensor]:
-        """What the rule remembers besides, in the type of ``like`` and on its device; nothing by default."""
+        """State that belongs to no single tensor, in the type of ``like`` and on its device; nothing by default."""
         return {}
 
     def at(self, shared: Mapping[str, Tensor], context: StepContext) -> Any:
-        """What is the same for all tensors in a step, computed once; by default the context.
+        """Values that are the same for all tensors in a step, computed once; by default the context.
 
         Args:
             shared: the shared state before the step.
@@ -132,17 +147,17 @@ class UpdateRule(PickledAsData, ABC):
         return context
 
     def summary(self, inputs: TensorInputs, at: Any) -> Columns:
-        """What one tensor tells the others, numbers by what they are; nothing by default."""
+        """Numbers of one tensor for :meth:`exchange`, by name; nothing by default."""
         return {}
 
     def exchange(
         self, columns: Columns, at: Any, shared: Mapping[str, Tensor], context: StepContext
     ) -> tuple[Columns, dict[str, Tensor]]:
-        """What each of n tensors gets from all of them, (n, ...), and the shared state after the step.
+        """The controls of each of n tensors, shape (n, ...) by name, and the shared state after the step.
 
         Args:
-            columns: summaries of all tensors, (n, ...).
-            at: of :meth:`at`.
+            columns: summaries of all tensors, shape (n, ...) by name.
+            at: result of :meth:`at`.
             shared: the shared state before the step.
             context: loss, step and horizon.
         """
@@ -150,16 +165,16 @@ class UpdateRule(PickledAsData, ABC):
 
     @abstractmethod
     def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: Any) -> tuple[Tensor, TensorState]:
-        """What to *add* to one tensor, and its state after the step.
+        """The update to *add* to one tensor, and the state of the tensor after the step.
 
         Args:
             inputs: parameter, gradient and state of the tensor.
-            controls: what :meth:`exchange` gave it, without the axis n.
-            at: of :meth:`at`.
+            controls: controls of the tensor from :meth:`exchange`, without the axis n.
+            at: result of :meth:`at`.
 
         Returns:
-            the update, with as many entries as the parameter and of any type, and a state with the keys, shapes and
-            types that it came with.
+            the update, with as many entries as the parameter and of any type, and the new state, with the keys, shapes
+            and types of the old one.
         """
 
     @final
@@ -177,17 +192,17 @@ class UpdateRule(PickledAsData, ABC):
         return State(tensors, self.init_shared(next(iter(params.values()))) if params else {})
 
     def forward(self, params: Params, grads: Params, state: State, context: StepContext) -> tuple[Updates, State]:
-        """One step of all tensors: what to add to each parameter, and the state after it.
+        """One step of all tensors: the update to add to each parameter, and the new state.
 
         Args:
             params: parameters by name.
-            grads: gradient of the loss for exactly these names, same shapes.
-            state: what :meth:`init_state` or the last call returned, for at least these names.
-            context: loss, step and horizon, roles.
+            grads: gradients of the loss for exactly these names, with the same shapes.
+            state: state from :meth:`init_state` or from the last call, for at least these names.
+            context: loss, step, horizon and roles.
 
         Returns:
             ``updates`` with ``new_param = param + update``, in the parameters' shapes and types, and the new state for
-            these names, with the keys, shapes and types that it came with.
+            these names, with the keys, shapes and types of the old one.
         """
         if not grads:
             return {}, state
@@ -196,8 +211,8 @@ class UpdateRule(PickledAsData, ABC):
         controls, shared = self.exchanged(stacks, at, state.shared, context)
         updates: Updates = {}
         tensors: dict[str, TensorState] = {}
-        for stack, own in zip(stacks, controls, strict=True):
-            update, after = self.stepped(stack, own, at)
+        for stack, stack_controls in zip(stacks, controls, strict=True):
+            update, after = self.stepped(stack, stack_controls, at)
             updates |= zip(stack.names, stack.parts(update), strict=True)
             tensors |= zip(stack.names, stack.parts(after), strict=True)
         return {name: updates[name] for name in grads}, State({name: tensors[name] for name in grads}, shared)
@@ -224,43 +239,44 @@ class UpdateRule(PickledAsData, ABC):
 
     @final
     def is_full(self, index: int, context: StepContext) -> bool:
-        """Whether the stack of this index does in this step what need not be done at every step."""
+        """Whether this step is a full one for the stack with this index, see :attr:`period`."""
         return context.phase is None or (index + context.phase) % self.period == 0
 
     @final
     def exchanged(
         self, stacks: Sequence[Stack], at: Any, shared: Mapping[str, Tensor], context: StepContext
     ) -> tuple[list[Columns], dict[str, Tensor]]:
-        """What each stack gets from all of them, (n, ...) for its n tensors, and the shared state after the step."""
+        """The controls of each stack, shape (n, ...) for its n tensors, and the shared state after the step."""
         if not self._exchanges:
             return [{} for _ in stacks], dict(shared)
         summaries = [stack.columns(stack.map(lambda inputs, _: self.summary(inputs, at), {})) for stack in stacks]
         device = stacks[0].params.device
-        columns = {key: torch.cat([own[key].to(device) for own in summaries]) for key in summaries[0]}
+        columns = {key: torch.cat([summary[key].to(device) for summary in summaries]) for key in summaries[0]}
         controls, after = self.exchange(columns, at, shared, context)
         sizes = [len(stack.names) for stack in stacks]
         pieces = {key: torch.split(value, sizes) for key, value in controls.items()}
-        given = [
+        controls_by_stack = [
             {key: value[index].to(stack.params.device) for key, value in pieces.items()}
             for index, stack in enumerate(stacks)
         ]
-        return given, after
+        return controls_by_stack, after
 
     @final
     def stepped(self, stack: Stack, controls: Columns, at: Any) -> tuple[Tensor, TensorState]:
         """The updates of the tensors of a stack, in their shape and type, and their state after the step."""
 
-        def of_each(inputs: TensorInputs, own: Mapping[str, Tensor]) -> tuple[Tensor, TensorState]:
-            update, after = self.step(inputs, own, at)
+        def of_each(inputs: TensorInputs, tensor_controls: Mapping[str, Tensor]) -> tuple[Tensor, TensorState]:
+            update, after = self.step(inputs, tensor_controls, at)
             return update.reshape(inputs.param.shape).to(inputs.param.dtype), after
 
         return stack.map(of_each, controls)
 
     def evaluation_params(self, params: Params, state: State) -> Params:
-        """The parameters to measure and to keep, where they are not the ones that gradients are taken at.
+        """The *evaluation weights*: the parameters to measure and to deploy, where they are not the trained ones.
 
-        A rule that trains at one point and answers for another, as averages of iterates do, overrides it; pure and
-        vmap-able, it must not read θ. :func:`~lightning_lopt.evaluation.runs.run_rules` measures here.
+        A rule whose evaluation weights differ from the trained ones, averages of iterates for instance, overrides this
+        method. It is pure and vmap-able, and must not read θ. Losses of a rule are measured at these weights
+        (:func:`~lightning_lopt.evaluation.runs.run_rules`).
 
         Args:
             params: parameters by name, after any number of steps.
@@ -288,9 +304,9 @@ class UpdateRule(PickledAsData, ABC):
         return scaled
 
     def diagnostics(self, state: State) -> dict[str, Tensor]:
-        """Numbers of the state that tell a person how the run goes, 0-dim each, by name; none by default."""
+        """Numbers of the state for logs, 0-dim each, by name; none by default."""
         return {}
 
     def validated(self, state: State, loss: Tensor) -> State:
-        """The state with a validation loss, 0-dim, taken into ``state.shared``; a rule that reads it overrides this."""
+        """The state after a validation loss, 0-dim, has updated ``state.shared``; overridden by rules that read it."""
         return state

@@ -1,4 +1,4 @@
-"""Celo: VeLO cut down to what a small budget can meta-train, in two phases."""
+"""Celo: a smaller VeLO, which is meta-trained in two phases on a small budget."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from lightning_lopt.rules.shared.time_features import SHARES
 
 @register_rule("celo")
 class CeloRule(MixtureRule):
-    r"""Celo: a network steps every entry, and an LSTM sets the step size.
+    r"""Celo: a network computes the step of every entry, and an LSTM sets the step size of every tensor.
 
     .. math::
         \Delta p = -\eta\, \alpha\, \big( \sqrt{\mathrm{mean}(p^2) + 10^{-9}}\; o_1 e^{\kappa o_2} + \lambda p \big)
 
-    The outputs o are those of an :class:`~lightning_lopt.rules.shared.entry_network.EntryNetwork` that sees momenta,
-    second moments and factored second moments of the gradient, clipped to ±1000
+    The outputs o are those of an :class:`~lightning_lopt.rules.shared.entry_network.EntryNetwork` whose inputs are
+    momenta, second moments and factored second moments of the gradient, clipped to ±1000
     (:mod:`~lightning_lopt.rules.shared.features`). Its weights are the mean of K copies with the shares softmax(c). An
-    LSTM (:class:`~lightning_lopt.rules.shared.tensor_controller.TensorController`) puts out c and :math:`\alpha = 0.1
-    e^a`; it sees how far the run has come and how the loss has been going
-    (:mod:`~lightning_lopt.rules.shared.loss_features`), which is the same for all tensors.
+    LSTM (:class:`~lightning_lopt.rules.shared.tensor_controller.TensorController`) computes c and :math:`\alpha = 0.1
+    e^a`; its inputs are the progress of the run and averages of the loss
+    (:mod:`~lightning_lopt.rules.shared.loss_features`), the same for all tensors.
 
-    The network is meta-trained in phase 1, in which α is 1. In phase 2 the LSTM is, with the network as it is:
+    Phase 1 of meta-training trains the network, with α = 1. Phase 2 trains the LSTM and leaves the network unchanged:
     ``rule.networks.requires_grad_(False)``.
 
     Args:
@@ -38,17 +38,23 @@ class CeloRule(MixtureRule):
         phase: 1 or 2.
         step_mult: step size η, >= 0.
         exp_mult: κ.
-        momentum_decays: of the k momenta, each in [0, 1).
-        second_moment_decay: in [0, 1).
-        factored_decays: of the k factored second moments, each in [0, 1).
-        matrix: ``"flat"`` for tensors of rank > 2 as matrices (out, everything else), or ``"stored"``, where the two
-            largest axes are factored as in the reference, tensors being stored as there.
+        momentum_decays: decays of the k momenta, each in [0, 1).
+        second_moment_decay: decay of the second moment, in [0, 1).
+        factored_decays: decays of the k factored second moments, each in [0, 1).
+        matrix: ``"flat"`` for tensors of rank > 2 as matrices (out, everything else), or ``"stored"`` for tensors whose
+            axes have the order of the reference, which factors the two largest axes.
 
     Raises:
         ValueError: if an argument lies outside its range, and at a step without a loss.
 
     State bytes per parameter (float32, k = 3): 16, and 12 (rows + columns) + 8 H per matrix; rank < 2: 28.
     References: Moudgil et al. 2025, https://arxiv.org/abs/2501.12670.
+
+    Example:
+        >>> rule = CeloRule(lstm_hidden=16, phase=2)
+        >>> _ = rule.networks.requires_grad_(False)
+        >>> sorted({name.split(".")[0] for name, value in rule.named_parameters() if value.requires_grad})
+        ['controller']
     """
 
     def __init__(

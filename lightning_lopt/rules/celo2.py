@@ -1,4 +1,4 @@
-"""Celo2: the learned rule for matrices, Adam for the tensors that are none."""
+"""Celo2: the learned rule for matrices, Adam for vectors and embeddings."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Celo2Rule(Celo2BaseRule):
         m \leftarrow \beta_1 m + (1-\beta_1) g, \quad v \leftarrow \beta_2 v + (1-\beta_2) g^2, \quad
         \Delta p = -\alpha \eta \Big( \frac{m}{\sqrt{v + 10^{-8}}} + \lambda p \Big)
 
-    for the roles in ``adam_roles``; g is not clipped there, and ε stands inside the root. The reference splits by name:
-    biases and embeddings.
+    for the roles in ``adam_roles``, without clipping of g, and with ε inside the root. The reference selects these
+    tensors by name: biases and embeddings.
 
     Args:
         adam_roles: roles of the tensors that Adam updates.
-        adam_mult: α, its step size in units of η, > 0.
+        adam_mult: α, the step size of Adam in units of η, > 0.
         adam_betas: β₁ and β₂, each in [0, 1).
         adam_bias_correction: divide m and v by :math:`1 - \beta^t`; the reference does not by default.
         hidden, step_mult, rms_mult, exp_mult, weight_decay, orthogonalise, param_scale_mult, bias_correction,
@@ -40,6 +40,13 @@ class Celo2Rule(Celo2BaseRule):
 
     State bytes per parameter (float32): 8 where Adam is used, else as in :class:`Celo2BaseRule`.
     References: Moudgil et al. 2026, https://arxiv.org/abs/2602.19142.
+
+    Example:
+        >>> rule = Celo2Rule(adam_roles=("vector", "embedding", "head"))
+        >>> sorted(rule.init_tensor(torch.zeros(10, 64), "head"))  # Adam updates the head
+        ['momentum', 'second_moment']
+        >>> sorted(rule.init_tensor(torch.zeros(64, 64), "matrix"))
+        ['columns', 'momentum', 'rows', 'second_moment']
     """
 
     def __init__(

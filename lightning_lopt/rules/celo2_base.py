@@ -1,4 +1,4 @@
-"""The learned part of Celo2: a tiny network proposes the direction of every entry's step."""
+"""The learned part of Celo2: a small network computes the direction of the step of every entry."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class Celo2BaseRule(UpdateRule):
     .. math:: u = o_1 e^{\kappa o_2}, \qquad
         \Delta p = -\eta \Big( \rho\, \frac{u}{\sqrt{\mathrm{mean}(u^2) + 10^{-9}}} + \lambda p \Big)
 
-    with the outputs o of an :class:`~lightning_lopt.rules.shared.entry_network.EntryNetwork` that sees momenta, second
-    moments and factored second moments of the clipped gradient (:mod:`~lightning_lopt.rules.shared.features`). Every
-    matrix of the step has RMS ηρ, whatever the network says; a tensor whose gradient is zero moves too.
+    with the outputs o of an :class:`~lightning_lopt.rules.shared.entry_network.EntryNetwork` whose inputs are momenta,
+    second moments and factored second moments of the clipped gradient (:mod:`~lightning_lopt.rules.shared.features`).
+    The step of every matrix has RMS ηρ for any output of the network, also where the gradient is zero.
 
-    A tensor of rank > 2 is by default the matrix (out, everything else). The reference keeps weights as (in, out) and
-    kernels as (height, width, in, out), and takes the last two axes for the matrix, each for itself along the leading
-    axes. For linear layers the two are the same rule, transposed.
+    A tensor of rank > 2 is by default the matrix (out, everything else). The reference has weights of shape (in, out)
+    and kernels of shape (height, width, in, out); there the last two axes are the matrix, one for each index of the
+    leading axes. For linear layers both are the same rule, transposed.
 
     Args:
         hidden: width of the network.
@@ -47,18 +47,28 @@ class Celo2BaseRule(UpdateRule):
         exp_mult: κ; with 0 the second output has no effect and is not computed.
         weight_decay: decoupled weight decay λ, >= 0; ``context.weight_decay`` is added to it.
         orthogonalise: make the step of tensors of rank >= 2 nearly orthogonal by Newton-Schulz, before its RMS is set.
-        param_scale_mult: multiply u by the RMS of the tensor before its RMS is set, which the 1e-9 alone can tell.
+        param_scale_mult: multiply u by the RMS of the tensor before its RMS is set; it matters only beside the 1e-9.
         bias_correction: correct momenta and second moments, where they are features, for their start at 0.
-        momentum_decays: of the k momenta, each in [0, 1).
-        second_moment_decay: in [0, 1).
-        factored_decays: of the k factored second moments, each in [0, 1).
-        matrix: ``"flat"``, or ``"last_two"`` as in the reference, tensors being stored as there.
+        momentum_decays: decays of the k momenta, each in [0, 1).
+        second_moment_decay: decay of the second moment, in [0, 1).
+        factored_decays: decays of the k factored second moments, each in [0, 1).
+        matrix: ``"flat"``, or ``"last_two"`` for tensors whose axes have the order of the reference.
 
     Raises:
         ValueError: if an argument lies outside its range.
 
     State bytes per parameter (float32, k = 3): 16, and 12 (rows + columns) per matrix; rank < 2: 28.
     References: Moudgil et al. 2026, https://arxiv.org/abs/2602.19142.
+
+    Example:
+        >>> from lightning_lopt import LearnedOptimizer
+        >>> layer = nn.Linear(8, 4, bias=False)
+        >>> before = layer.weight.detach().clone()
+        >>> optimizer = LearnedOptimizer(layer, Celo2BaseRule(step_mult=0.01), total_steps=100)
+        >>> layer(torch.ones(3, 8)).square().mean().backward()
+        >>> optimizer.step()
+        >>> round((layer.weight - before).square().mean().sqrt().item(), 4)  # RMS of the step: step_mult · rms_mult
+        0.01
     """
 
     starts_random = True
@@ -126,7 +136,7 @@ class Celo2BaseRule(UpdateRule):
     def _features(
         self, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], count: Tensor
     ) -> tuple[FeatureInputs, list[Tensor]]:
-        """What the inner features are made of, and the outer features, after ``count`` steps."""
+        """The inputs of the inner features, and the outer features, after ``count`` steps."""
         seen = None
         if self.bias_correction:
             count = count.to(param.dtype)

@@ -1,4 +1,4 @@
-"""Checks of the arguments of rules; each raises ``ValueError`` naming the argument and what it got.
+"""Checks of the arguments of rules; each raises ``ValueError`` that names the argument and its value.
 
 >>> check_positive(lr=0.1, eps=1e-8)
 >>> check_unit_interval(momentum=1.0)

@@ -1,4 +1,4 @@
-"""Hand-designed optimizers as rules: the proof that the interface is enough, and baselines with learnable constants."""
+"""Hand-designed optimizers as rules: simple examples of the interface, and baselines with learnable constants."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lightning_lopt.rules.shared.schedules import SCHEDULES, schedule_factor
 
 
 def init_adam(param: Tensor) -> dict[str, Tensor]:
-    """What :func:`adam_direction` remembers of a tensor, before its first gradient."""
+    """The state of :func:`adam_direction` for a tensor, before its first gradient."""
     return {
         "momentum": torch.zeros_like(param),
         "second_moment": torch.zeros_like(param),
@@ -36,12 +36,12 @@ def init_adam(param: Tensor) -> dict[str, Tensor]:
 def adam_direction(
     old: Mapping[str, Tensor], grad: Tensor, betas: tuple[float, float], eps: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Adam's bias-corrected direction, of the shape of ``grad``, and what is remembered after it."""
+    """Adam's bias-corrected direction, of the shape of ``grad``, and the new state."""
     beta1, beta2 = betas
     count = old["count"] + 1
     momentum = beta1 * old["momentum"] + (1 - beta1) * grad
     second_moment = beta2 * old["second_moment"] + (1 - beta2) * grad.square()
-    # The root has no derivative at 0, where the gradient has always been: nothing to see beside ε.
+    # The root has no finite derivative at 0, the value for gradients that were always 0; the result is 0 there.
     denominator = (second_moment / bias_correction(beta2, count) + TINY).sqrt() + eps
     direction = momentum / bias_correction(beta1, count) / denominator
     return direction, {"momentum": momentum, "second_moment": second_moment, "count": count}
@@ -64,6 +64,15 @@ class SGDRule(UpdateRule):
 
     Raises:
         ValueError: if a constant lies outside its range.
+
+    Example:
+        >>> from lightning_lopt import StepContext
+        >>> rule = SGDRule(lr=0.1, momentum=0.9)
+        >>> params, grads = {"w": torch.ones(2)}, {"w": torch.tensor([1.0, -2.0])}
+        >>> context = StepContext(step=torch.tensor(0), total_steps=torch.tensor(10))
+        >>> updates, state = rule(params, grads, rule.init_state(params, roles={}), context)
+        >>> updates["w"].detach()  # what to add to the parameter
+        tensor([-0.1000,  0.2000])
     """
 
     def __init__(
@@ -130,6 +139,15 @@ class AdamRule(UpdateRule):
 
     References: Kingma and Ba 2015, https://arxiv.org/abs/1412.6980; Loshchilov and Hutter 2019,
     https://arxiv.org/abs/1711.05101.
+
+    Example:
+        >>> from lightning_lopt import LearnedOptimizer
+        >>> model = nn.Linear(4, 2)
+        >>> optimizer = LearnedOptimizer(model, AdamRule(lr=0.01, weight_decay=0.1, schedule="cosine"), total_steps=100)
+        >>> model(torch.ones(3, 4)).square().mean().backward()
+        >>> optimizer.step()
+        >>> sorted(optimizer.state[model.weight])
+        ['count', 'momentum', 'second_moment']
     """
 
     def __init__(

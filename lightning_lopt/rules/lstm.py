@@ -1,4 +1,4 @@
-"""The recurrent network of the first learned optimizers, applied to every entry by itself."""
+"""The recurrent network of the first learned optimizers, applied to each entry separately."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_lopt.rules.base import Role, StepContext, TensorInputs, TensorSta
 from lightning_lopt.rules.checks import check_numbers, check_sizes
 from lightning_lopt.rules.shared.recurrent import Cell, Layer
 
-BLOCK = 2**15  # entries at a time: the gates of one take 16 H bytes
+BLOCK = 2**15  # entries at a time: the gates of one entry take 16 H bytes
 
 
 def log_and_sign(grad: Tensor, log_range: float) -> Tensor:
@@ -32,7 +32,7 @@ def log_and_sign(grad: Tensor, log_range: float) -> Tensor:
 
 @register_rule("lstm")
 class LSTMRule(UpdateRule):
-    r"""A deep LSTM with a state for every entry, and nothing that entries share but the weights.
+    r"""A deep LSTM with a state for every entry; entries share only the weights.
 
     .. math:: \Delta p = \eta\, (w \cdot h + b - \lambda p)
 
@@ -43,13 +43,19 @@ class LSTMRule(UpdateRule):
         hidden: size H of each cell.
         layers: number of cells.
         step_mult: η, >= 0.
-        log_range: p, > 0: gradients down to e^-p are told apart by their logarithm.
+        log_range: p, > 0: gradients of size e^-p or more enter by their logarithm.
 
     Raises:
         ValueError: if an argument lies outside its range.
 
     State bytes per parameter (float32): 8 H per layer, by default 320.
     References: Andrychowicz et al. 2016, https://arxiv.org/abs/1606.04474.
+
+    Example:
+        >>> rule = LSTMRule(hidden=4, layers=2)
+        >>> state = rule.init_tensor(torch.zeros(10, 3), "matrix")
+        >>> {name: tuple(value.shape) for name, value in state.items()}
+        {'hidden': (2, 30, 4), 'cell': (2, 30, 4)}
     """
 
     starts_random = True

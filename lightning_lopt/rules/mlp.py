@@ -1,4 +1,4 @@
-"""The per-entry perceptron of Metz et al. 2019: momenta at six decays and the time, and nothing else."""
+"""The per-entry perceptron of Metz et al. 2019, with momenta at six decays and the time as inputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_lopt.rules.shared.moment_features import MomentumFeatures
 from lightning_lopt.rules.shared.time_features import TIMES, elapsed
 
 NORM_EPS = 1e-5
-GRADIENT_LIMIT = 1e15  # not in the reference: float32 holds the squares up to here
+GRADIENT_LIMIT = 1e15  # not in the reference: the squares of larger gradients overflow in float32
 
 
 @register_rule("mlp")
@@ -29,19 +29,27 @@ class MLPRule(UpdateRule):
         m_j \leftarrow d_j m_j + (1 - d_j) g, \qquad \Delta p = -\eta\, (o_1 e^{\kappa o_2} + \lambda p)
 
     with the outputs o of an :class:`~lightning_lopt.rules.shared.entry_network.EntryNetwork` for g, p and the k
-    momenta, each normalised over its tensor, and :math:`\tanh(t/\tau - 1)` for eleven times τ. Shapes play no part.
+    momenta, each normalised over its tensor, and :math:`\tanh(t/\tau - 1)` for eleven times τ. The step does not depend
+    on the shape of a tensor.
 
     Args:
         hidden: width of the network.
         step_mult: step size η, >= 0.
         exp_mult: κ.
-        momentum_decays: of the k momenta, each in [0, 1).
+        momentum_decays: decays of the k momenta, each in [0, 1).
 
     Raises:
         ValueError: if an argument lies outside its range.
 
     State bytes per parameter (float32, k = 6): 24.
     References: Metz et al. 2019, https://arxiv.org/abs/1810.10180.
+
+    Example:
+        >>> from lightning_lopt import MetaTrainer, PES
+        >>> rule = MLPRule(hidden=16)
+        >>> meta_trainer = MetaTrainer(rule, PES(truncation=50), horizons=(100, 1000))  # L.Trainer().fit(...) trains θ
+        >>> sum(value.numel() for value in rule.parameters()), rule.trained
+        (626, False)
     """
 
     starts_random = True

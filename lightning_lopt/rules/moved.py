@@ -33,7 +33,7 @@ MOVED = {
     "time_features": "shared.time_features",
     "untrained": "contract.untrained",
 }
-"""Module of :mod:`lightning_lopt.rules` today, by its name before."""
+"""Present name of a module of :mod:`lightning_lopt.rules`, by its former name."""
 
 
 def keep_former_names() -> None:

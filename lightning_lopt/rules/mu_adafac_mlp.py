@@ -1,4 +1,4 @@
-"""AdafacMLP in the maximal-update parametrisation: what it learned on narrow models holds for wide ones."""
+"""AdafacMLP in the maximal-update parametrisation: θ from narrow models is used for wide ones."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from lightning_lopt.rules.shared.moments import Matrix
 
 @register_rule("mu_adafac_mlp")
 class MuAdafacMLPRule(AdafacMLPRule):
-    r"""µLO: :class:`AdafacMLPRule` whose steps shrink with the width of the layer that they are for.
+    r"""µLO: :class:`AdafacMLPRule` with steps that shrink with the width of the layer.
 
     .. math:: \Delta p = \min\Big( 1, \frac{w_0}{\text{inputs}} \Big)\, \Delta p_{\text{AdafacMLP}}
 
-    for matrices and heads, with the inputs of the layer (columns of the matrix; the reference counts the channels of a
-    convolution alone) and the base width :math:`w_0`; embeddings and vectors step in full. So the change of every
-    layer's output stays the same as models grow, with no change to the model. Two things are the model's: in µP the
-    head of a wider model also starts smaller (standard deviation 1/inputs), and a first layer has inputs that do not
-    grow. It is scaled here by a constant, or in full where its inputs are fewer than the base width; its group may also
-    be given the role ``"embedding"``.
+    for matrices and heads, with the number of inputs of the layer (columns of the matrix; the reference counts only the
+    channels of a convolution) and the base width :math:`w_0`; the steps of embeddings and vectors are not scaled. So
+    the change of the output of every layer stays the same for wider models. Two parts of µP are left to the user. In µP
+    the head of a wider model starts smaller (standard deviation 1/inputs). And the number of inputs of a first layer
+    does not grow with the width: its steps are scaled by a constant here, or not at all where it has fewer inputs than
+    the base width; the role ``"embedding"`` of its group turns the scaling off.
 
     Args:
-        base_width: :math:`w_0`, width of the models that θ was, or is to be, meta-trained on.
+        base_width: :math:`w_0`, width of the models in the meta-training of θ.
         hidden, step_mult, exp_mult, momentum_decays, second_moment_decay, factored_decays, matrix: as in
             :class:`AdafacMLPRule`.
 
@@ -38,6 +38,16 @@ class MuAdafacMLPRule(AdafacMLPRule):
     State bytes per parameter: as in :class:`AdafacMLPRule`.
     References: Thérien et al. 2024, https://arxiv.org/abs/2406.00153; Yang et al. 2022,
     https://arxiv.org/abs/2203.03466, table 3 (Adam).
+
+    Example:
+        >>> from lightning_lopt import StepContext
+        >>> mu, plain = MuAdafacMLPRule(base_width=128), AdafacMLPRule(hidden=32)
+        >>> _ = plain.load_state_dict(mu.state_dict())
+        >>> params, grads = {"w": torch.ones(4, 512)}, {"w": torch.randn(4, 512)}
+        >>> context = StepContext(step=torch.tensor(0), total_steps=torch.tensor(10))
+        >>> steps = [rule(params, grads, rule.init_state(params, roles={}), context)[0]["w"] for rule in (mu, plain)]
+        >>> torch.allclose(steps[0], steps[1] / 4)  # 512 inputs are four times the base width
+        True
     """
 
     def __init__(

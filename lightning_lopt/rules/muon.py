@@ -1,4 +1,4 @@
-"""Muon for hidden matrices beside AdamW for everything else, as they are used together."""
+"""Muon for hidden matrices, together with AdamW for all other tensors."""
 
 from __future__ import annotations
 
@@ -45,14 +45,23 @@ class MuonRule(UpdateRule):
         momentum: μ, in [0, 1).
         weight_decay: decoupled weight decay λ of both, >= 0; ``context.weight_decay`` is added to it.
         adjustment: s: ``"match_rms_adamw"`` or ``"original"``, as ``torch.optim.Muon`` names them.
-        betas, eps: of AdamW.
-        schedule: of the learning rate over the horizon, ``"constant"`` or ``"cosine"`` (to 0).
+        betas, eps: constants of AdamW.
+        schedule: schedule of the learning rate over the horizon, ``"constant"`` or ``"cosine"`` (to 0).
 
     Raises:
         ValueError: if a constant lies outside its range.
 
     References: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; Liu et al. 2025,
     https://arxiv.org/abs/2502.16982 (the RMS of the step).
+
+    Example:
+        >>> from lightning_lopt import LearnedOptimizer
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> optimizer = LearnedOptimizer(model, MuonRule(lr=0.01, schedule="cosine"), total_steps=100)
+        >>> model(torch.ones(3, 4)).square().mean().backward()
+        >>> optimizer.step()
+        >>> sorted(optimizer.state[model[0].weight]), sorted(optimizer.state[model[2].weight])  # a matrix, and the head
+        (['momentum'], ['count', 'momentum', 'second_moment'])
     """
 
     def __init__(

@@ -16,14 +16,14 @@ from lightning_lopt.rules.shared.recurrent import LSTM, Layer, remembered
 
 GRADIENT_LIMIT = 1000.0
 SIGNALS = 19
-# Of the logarithms of α, 1 - β₁, 1 - β₂ and ε, the constants in their order everywhere here.
+# Bounds of the logarithms of the four constants, always in the order α, 1 - β₁, 1 - β₂ and ε.
 LOWER = (math.log(1e-8), -10.0, -10.0, math.log(1e-11))
 UPPER = (math.log(1e3), 0.0, 0.0, math.log(1e4))
 
 
 @register_rule("nn_adam")
 class NNAdamRule(UpdateRule):
-    r"""Adam with constants of its own for each tensor, which an LSTM changes a little at every step.
+    r"""Adam with separate constants for each tensor, which an LSTM changes a little at every step.
 
     .. math::
         m \leftarrow \beta_1 m + (1-\beta_1) g, \quad v \leftarrow \beta_2 v + (1-\beta_2) g^2, \quad
@@ -31,21 +31,30 @@ class NNAdamRule(UpdateRule):
         z \leftarrow z + 0.01\, (W h + b)
 
     with g clipped to ±1000, :math:`z = \log(\alpha, 1 - \beta_1, 1 - \beta_2, \epsilon) / 10`, and h the output of an
-    :class:`~lightning_lopt.rules.shared.recurrent.LSTM` that sees z, the rank of the tensor, and sizes and signs of
-    means and variances of g, m, v and p. Constants change after the step, within bounds: α in [1e-8, 1e3], ε in [1e-11,
-    1e4] and 1 - β in [e^-10, 1]. Before meta-training they stay as they are.
+    :class:`~lightning_lopt.rules.shared.recurrent.LSTM` with the inputs z, the rank of the tensor, and sizes and signs
+    of means and variances of g, m, v and p. Constants change after the step, within bounds: α in [1e-8, 1e3], ε in
+    [1e-11, 1e4] and 1 - β in [e^-10, 1]. Before meta-training they do not change.
 
     Args:
-        lr, beta1, beta2, eps: α, β₁, β₂ and ε that all tensors begin with, learned too.
+        lr, beta1, beta2, eps: initial α, β₁, β₂ and ε of all tensors; they are learned too.
         lstm_hidden: size H of the LSTM.
-        output_scale: what is 0.01 above.
-        decay: κ: before each change z is drawn back to where it began, :math:`z \leftarrow z - \kappa (z - z_0)`.
+        output_scale: the factor 0.01 in the last equation.
+        decay: κ: before each change z decays towards its initial value, :math:`z \leftarrow z - \kappa (z - z_0)`.
 
     Raises:
         ValueError: if an argument lies outside its range.
 
     State bytes per parameter (float32): 8, and 8 H + 20 per tensor.
     References: the reference implementation is that of Metz et al. 2020, https://arxiv.org/abs/2009.11243.
+
+    Example:
+        >>> from lightning_lopt import StepContext
+        >>> rule = NNAdamRule(lr=0.1)
+        >>> params, grads = {"w": torch.ones(2)}, {"w": torch.tensor([1.0, -0.5])}
+        >>> context = StepContext(step=torch.tensor(0), total_steps=torch.tensor(10))
+        >>> updates, state = rule(params, grads, rule.init_state(params, roles={}), context)
+        >>> {name: tuple(value.shape) for name, value in state.tensors["w"].items()}
+        {'momentum': (2,), 'second_moment': (2,), 'constants': (4,), 'hidden': (32,), 'cell': (32,), 'started': ()}
     """
 
     def __init__(
@@ -103,12 +112,12 @@ class NNAdamRule(UpdateRule):
 
 
 def _bounded(z: Tensor) -> Tensor:
-    """The z nearest to ``z``, shape (4,), that stands for constants within their bounds."""
+    """``z``, shape (4,), clipped so that the constants lie within their bounds."""
     return torch.clamp(10 * z, constants(LOWER, z), constants(UPPER, z)) / 10
 
 
 def _signals(param: Tensor, grad: Tensor, momentum: Tensor, second_moment: Tensor, z: Tensor) -> Tensor:
-    """What the LSTM sees of a tensor, shape (SIGNALS,), in the order of the reference."""
+    """The inputs of the LSTM for a tensor, shape (SIGNALS,), in the order of the reference."""
     lr, beta1, beta2, eps = (0.2 * z.clamp(-5.0, 5.0)).unbind(-1)
     is_bias, is_scalar = constants([1.0 if param.ndim == rank else -1.0 for rank in (1, 0)], param)
     means = {x: t.mean() for x, t in (("g", grad), ("m", momentum), ("p", param), ("v", second_moment))}

@@ -1,4 +1,4 @@
-"""Rules as plain data inside checkpoints, so that ``torch.load(weights_only=True)`` reads those that hold one.
+"""Rules as plain data inside checkpoints, so that ``torch.load(weights_only=True)`` can read them.
 
 Checkpoints name :func:`rebuilt_rule` by this module, so it stays where it is.
 """
@@ -18,9 +18,9 @@ from lightning_lopt.rules.contract.registry import RULES
 
 
 class PickledAsData(nn.Module):
-    """A rule that is pickled as its name, its config and θ: Lightning saves hyperparameters so, and a rule may be one.
+    """A rule that is pickled as its name, its config and θ; Lightning pickles hyperparameters, and a rule may be one.
 
-    Classes that are not registered are pickled as any module is, and then need ``weights_only=False``.
+    Classes that are not registered are pickled as other modules are, and need ``weights_only=False``.
     """
 
     rule_name: ClassVar[str] = ""
@@ -36,14 +36,14 @@ class PickledAsData(nn.Module):
         return rebuilt_rule, (self.rule_name, self.config, dict(self.state_dict()))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """As any module is copied: with its mode, its hooks, and what else is on it."""
+        """Copy as other modules are copied: with the mode, the hooks and all other attributes."""
         memo[id(self)] = copied = type(self).__new__(type(self))
         copied.__setstate__(copy.deepcopy(self.__dict__, memo))  # type: ignore[no-untyped-call]
         return copied
 
 
 def rebuilt_rule(rule_name: str, config: dict[str, Any], theta: dict[str, Tensor]) -> nn.Module:
-    """The registered rule of this name, with its config and θ; what a pickled rule calls.
+    """The registered rule of this name, with its config and θ; the function that a pickled rule names.
 
     Raises:
         RuleFileError: if there is no such rule, or config and θ do not fit it.

@@ -102,6 +102,14 @@ class ResidualRule(UpdateRule):
 
     FLOPs for a rotated n x n matrix: 12 n³ a step, and 36 n³ more in a step that turns; for an n x m matrix of which
     only m has a basis 8 m² n + 12 m³, and 14 m³ + 4 m² n more in a step that turns.
+
+    Example:
+        >>> from lightning_lopt import load_rule
+        >>> rule = ResidualRule(direction=False, controller=False, rotated=("matrix",), orthogonalised=())
+        >>> sum(value.numel() for value in rule.parameters()) < 100  # constants only: there is no network
+        True
+        >>> "matrix" in load_rule("base").config["rotated"]
+        True
     """
 
     reads_horizon = True

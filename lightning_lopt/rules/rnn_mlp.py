@@ -1,4 +1,4 @@
-"""RNN-MLP: an LSTM for each tensor talks to the network that steps its entries, and to the other tensors."""
+"""RNN-MLP: the LSTM of a tensor exchanges numbers with the network of its entries, and with the other LSTMs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from lightning_lopt.rules.shared.recurrent import LSTM, Layer, remembered
 from lightning_lopt.rules.shared.time_features import TIMES, waves
 
 NORM_EPS = 1e-5
-FROM_NETWORK, FROM_LSTM, TO_NETWORK = 16, 18, 17  # numbers that are passed on, named by who sends or gets them
+FROM_NETWORK, FROM_LSTM, TO_NETWORK = 16, 18, 17  # sizes of the vectors that LSTM and network exchange
 AXES = 4
 STATISTICS = 12 + AXES
 SIGNALS = FROM_LSTM + FROM_NETWORK + STATISTICS + 2
@@ -39,14 +39,14 @@ TRAIN_DECAY, VALID_DECAY, CLIP_DECAY = 0.9, 0.95, 0.99
 
 
 class RNNMLPMoment(NamedTuple):
-    """What is the same for all tensors in a step.
+    """Values that are the same for all tensors in a step.
 
     Attributes:
-        step: steps made before, 0-dim.
-        train_loss: statistics of the loss with that of this step, (3,).
-        losses_seen: training and validation loss as the LSTM sees them, (2,).
-        from_lstm: what all LSTMs sent at the last step, (FROM_LSTM,).
-        clip_limit: where entries of gradients are clipped, 0-dim.
+        step: steps made before this one, 0-dim.
+        train_loss: statistics of the loss, including that of this step, shape (3,).
+        losses_seen: whitened training and validation loss, inputs of the LSTM, shape (2,).
+        from_lstm: mean output of all LSTMs at the last step, shape (FROM_LSTM,).
+        clip_limit: limit at which entries of gradients are clipped, 0-dim.
     """
 
     step: Tensor
@@ -61,13 +61,13 @@ class RNNMLPRule(UpdateRule):
     r"""RNN-MLP: :math:`\Delta p = -\eta\, (o_1 e^{\kappa o_2} + \lambda p)`.
 
     - Gradients are clipped, entry by entry, at ten times their running size over all tensors.
-    - A :class:`~lightning_lopt.rules.shared.recurrent.LSTM` sees of each tensor the logarithms, and signs, of sizes,
-      means and variances of gradient, momenta, second moments and parameter, its shape, the loss
-      (:mod:`~lightning_lopt.rules.shared.loss_features`), what the network sent at the last step, and what all LSTMs
-      did.
-    - An :class:`~lightning_lopt.rules.shared.entry_network.EntryNetwork` sees of each entry gradient, parameter, its
-      logarithm, momenta m, second moments v, m / √v and 1 / √v, normalised over the tensor, the time, the number and
-      size of tensors, and what the LSTM sends; its further outputs, averaged, go to the LSTM.
+    - Inputs of the :class:`~lightning_lopt.rules.shared.recurrent.LSTM` of a tensor: the logarithms, and signs, of
+      sizes, means and variances of gradient, momenta, second moments and parameter; the shape of the tensor; the loss
+      (:mod:`~lightning_lopt.rules.shared.loss_features`); the outputs of the network, and of all LSTMs, at the last
+      step.
+    - Inputs of the :class:`~lightning_lopt.rules.shared.entry_network.EntryNetwork` of an entry: gradient, parameter,
+      its logarithm, momenta m, second moments v, m / √v and 1 / √v, normalised over the tensor; the time; the number
+      and size of tensors; outputs of the LSTM. Further outputs of the network, averaged, are inputs of the LSTM.
 
     Args:
         lstm_hidden: size H of the LSTM.
@@ -83,6 +83,14 @@ class RNNMLPRule(UpdateRule):
 
     State bytes per parameter (float32, k = 5): 40, and 8 H + 68 per tensor.
     References: Metz et al. 2020, https://arxiv.org/abs/2009.11243.
+
+    Example:
+        >>> from lightning_lopt import LearnedOptimizer
+        >>> model = nn.Linear(4, 2)
+        >>> optimizer = LearnedOptimizer(model, RNNMLPRule(lstm_hidden=8, hidden=8), total_steps=100)
+        >>> loss = model(torch.ones(3, 4)).square().mean()
+        >>> loss.backward()
+        >>> optimizer.step(loss=loss)  # the rule reads the loss
     """
 
     starts_random = True
@@ -127,7 +135,7 @@ class RNNMLPRule(UpdateRule):
         return losses | {"clip": clip, "from_lstm": like.new_zeros(FROM_LSTM)}
 
     def validated(self, state: State, loss: Tensor) -> State:
-        """The state with a validation loss taken into it, which the next steps see; without any it counts as 0."""
+        """The state after a validation loss, for the next steps; before the first one, the validation loss is 0."""
         losses = LossStatistics(*state.shared["valid_loss"]).updated(loss, VALID_DECAY)
         return State(state.tensors, state.shared | {"valid_loss": torch.stack(losses)})
 
@@ -180,7 +188,7 @@ class RNNMLPRule(UpdateRule):
         return -self.step_mult * move, state | remembered(controls["hidden"], controls["cell"], inputs.param)
 
     def _moments(self, inputs: TensorInputs, at: RNNMLPMoment) -> MomentFeatures:
-        """The averages with the present gradient, clipped, taken into them."""
+        """The averages after the present gradient, clipped."""
         limit = at.clip_limit.to(inputs.grad.dtype)
         grad = view(inputs.grad).clamp(-limit, limit)
         rate = rates(self.decays, grad)
@@ -189,7 +197,7 @@ class RNNMLPRule(UpdateRule):
         return MomentFeatures(grad[None], view(inputs.param)[None], momentum, second_moment)
 
     def _outputs(self, moments: MomentFeatures, sent: Tensor, count: Tensor, step: Tensor) -> Tensor:
-        """The network's outputs for a tensor of shape s, (2 + FROM_NETWORK, *s); ``count`` is that of all tensors."""
+        """Outputs of the network for a tensor of shape s, (2 + FROM_NETWORK, *s); ``count`` is that of all tensors."""
         param = moments.param
         size = constants([math.log(max(param.numel(), 1))], param)
         norm = torch.log(torch.linalg.vector_norm(param) + 1e-8)
@@ -203,11 +211,11 @@ class RNNMLPRule(UpdateRule):
 
 
 def tensor_statistics(moments: MomentFeatures, rank: int, sizes: list[int]) -> Tensor:
-    """What the LSTM sees of a tensor by itself, shape (STATISTICS,), in the order of the reference.
+    """The inputs of the LSTM that follow from one tensor, shape (STATISTICS,), in the order of the reference.
 
-    Log norm of the gradient; whether its ``rank`` is 0, ±1; log and sign of the mean of momenta, of second moments and
-    of the parameter; its log norm; log sizes of four axes, those missing being 1; and, for the end of all signals, the
-    log variances of momenta, second moments and parameter.
+    They are the log norm of the gradient; whether its ``rank`` is 0, as ±1; log and sign of the mean of momenta, of
+    second moments and of the parameter; the log norm of the parameter; the log sizes of four axes, where missing axes
+    have size 1; and, placed at the end of all inputs, the log variances of momenta, second moments and parameter.
     """
     grad, param, *averages = moments
     means = [_mean(x) for x in (*averages, param)]
@@ -220,14 +228,14 @@ def tensor_statistics(moments: MomentFeatures, rank: int, sizes: list[int]) -> T
 
 
 def clip_limit(clip: Tensor) -> Tensor:
-    """Ten times the running size of gradients, 0-dim; ``clip`` holds that size and its count, (2,)."""
+    """Ten times the running size of gradients, 0-dim; ``clip`` contains that size and its count, shape (2,)."""
     size, count = clip
     limit: Tensor = 10 * size / -torch.expm1(count * math.log(CLIP_DECAY))
     return limit
 
 
 def clip_updated(clip: Tensor, powers: Tensor) -> Tensor:
-    """Running size and count, (2,), with the mean squares of the clipped gradients of all tensors, (n,)."""
+    """Running size and count, shape (2,), updated by the mean squares of the clipped gradients of n tensors, (n,)."""
     size, count = clip
     size = torch.lerp(size, torch.sqrt(1e-8 + powers.mean()), 1 - CLIP_DECAY)
     return torch.stack([size, count + 1])

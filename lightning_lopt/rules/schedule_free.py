@@ -1,4 +1,4 @@
-"""Schedule-free AdamW: averages of the iterates in the place of a schedule."""
+"""Schedule-free AdamW: averages of the iterates replace a schedule."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lightning_lopt.rules.shared.averages import bias_correction
 
 @register_rule("schedule_free_adam")
 class ScheduleFreeAdamRule(UpdateRule):
-    r"""AdamW without momentum on z, gradients at y, evaluation at x; θ is the logarithm of the learning rate.
+    r"""AdamW without momentum on z, gradients at y, evaluation weights x; θ is the logarithm of the learning rate.
 
     .. math::
         v_t &= \beta_2 v_{t-1} + (1-\beta_2) g_t^2, \qquad
@@ -36,10 +36,10 @@ class ScheduleFreeAdamRule(UpdateRule):
         z_{t+1} &= z_t - \gamma_t \big( g_t / (\sqrt{v_t} + \epsilon) + \lambda y_t \big) \\
         x_{t+1} &= (1 - c_{t+1})\, x_t + c_{t+1} z_{t+1}, \qquad y_{t+1} = (1-\beta_1) z_{t+1} + \beta_1 x_{t+1}
 
-    The parameters are y, where gradients are taken; z is kept in the state, and x, which is what the paper evaluates,
-    is :math:`(y - (1-\beta_1) z) / \beta_1`: see :meth:`evaluation_params`. The sum over γ is kept for each parameter,
-    so one without gradients waits as if no step had been made. Outside Lightning,
-    :meth:`LearnedOptimizer.eval <lightning_lopt.LearnedOptimizer.eval>` takes a model that it has trained from y to x.
+    The parameters are y, where gradients are computed; z is in the state; and x, the evaluation weights, is
+    :math:`(y - (1-\beta_1) z) / \beta_1` (:meth:`evaluation_params`). Each parameter has its own sum over γ, so steps
+    in which it has no gradient do not count for it. Outside Lightning,
+    :meth:`LearnedOptimizer.eval <lightning_lopt.LearnedOptimizer.eval>` replaces y by x in the model.
 
     Args:
         lr: learning rate η after the warm-up, > 0; learnable through its logarithm.
@@ -52,6 +52,19 @@ class ScheduleFreeAdamRule(UpdateRule):
         ValueError: if a constant lies outside its range.
 
     References: Defazio et al. 2024, Algorithm 1, https://arxiv.org/abs/2405.15682
+
+    Example:
+        >>> from lightning_lopt import LearnedOptimizer
+        >>> model = nn.Linear(4, 2)
+        >>> optimizer = LearnedOptimizer(model, ScheduleFreeAdamRule(), total_steps=10)
+        >>> for _ in range(10):
+        ...     optimizer.zero_grad()
+        ...     model(torch.ones(3, 4)).square().mean().backward()
+        ...     optimizer.step()
+        >>> trained = model.weight.detach().clone()
+        >>> optimizer.eval()  # the model now holds x, for evaluation; optimizer.train() brings y back
+        >>> torch.equal(model.weight, trained)
+        False
     """
 
     exact_state = frozenset({"z"})
@@ -116,7 +129,7 @@ class ScheduleFreeAdamRule(UpdateRule):
             "count": count,
             "weight_sum": weight_sum,
         }
-        # y's own difference, with x eliminated: where nothing moves it is exactly 0
+        # the difference of y without x in it: exactly 0 where z does not change
         return share * (old["z"] - y) - (1 - beta1 * (1 - share)) * move, state
 
     def evaluation_params(self, params: Params, state: State) -> Params:

@@ -1,4 +1,4 @@
-"""VeLO: an LSTM looks at every tensor and mixes the network that steps its entries."""
+"""VeLO: an LSTM per tensor mixes the network that computes the steps of the entries."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ SHORT_HORIZON = 10.0
 
 @register_rule("velo")
 class VeLORule(MixtureRule):
-    r"""VeLO, also known as HyperV2: the same step as :class:`CeloRule` in phase 2, and
+    r"""VeLO, also known as HyperV2. It differs from :class:`CeloRule` in phase 2 in three ways:
 
-    - the shares of the K copies are 100 c, and α = a, which may be negative, as the LSTM puts them out;
-    - the LSTM sees of each tensor, besides progress and loss, moments of its averages before this gradient, with
+    - The shares of the K copies are 100 c, and α = a, which may be negative; c and a are outputs of the LSTM.
+    - Besides progress and loss, the LSTM has inputs for each tensor, from its averages before this gradient, with
       :math:`\nu = \max(10^{-9}, \mathrm{mean}(p^2))^{-1/2}` and
       :math:`\Lambda(x) = \mathrm{clip}(\log(10^{-8} + |10 x|), -5, 5) / 2`: Λ of the mean of νv, of the variances of
-      the νm, and of the mean squares of νv - mean(νm); and how many of its axes are longer than 1, one-hot;
-    - tensors see one another: a tensor more or less changes the steps of all.
+      the νm, and of the mean squares of νv - mean(νm); and the number of axes longer than 1, one-hot.
+    - The controls of a tensor depend on all tensors, so one more tensor changes all steps.
 
-    The published weights were trained on at most 200,000 steps. For more than 150,000 the original's wrapper leaves the
-    rule as it is and hands it the mean of gradient and loss over ceil(steps / 150,000) calls:
-    ``Trainer(accumulate_grad_batches=...)`` with :class:`~lightning_lopt.LearnedOptimizerAdapter`, which takes the mean
-    of the losses and counts the steps that are left. Its L2 term, λp in the gradient and λ Σp² in the loss, is one of
-    the loss of the task, not of the rule.
+    The published weights were trained on at most 200,000 steps. For more than 150,000 steps, the wrapper of the
+    original gives the unchanged rule the mean of gradient and loss over ceil(steps / 150,000) calls. The same is
+    ``Trainer(accumulate_grad_batches=...)`` with :class:`~lightning_lopt.LearnedOptimizerAdapter`, which computes the
+    mean of the losses and counts the remaining steps. The L2 term of the original, λp in the gradient and λ Σp² in the
+    loss, belongs to the loss of the task, not to the rule.
 
     Args:
         lstm_hidden: size H of the LSTM; 512 in the published weights.
@@ -42,19 +42,28 @@ class VeLORule(MixtureRule):
         hidden: width of the networks.
         step_mult: step size η, >= 0.
         exp_mult: κ.
-        momentum_decays: of the k momenta, each in [0, 1).
-        second_moment_decay: in [0, 1).
-        factored_decays: of the k factored second moments, each in [0, 1).
-        matrix: ``"flat"`` for tensors of rank > 2 as matrices (out, everything else), or ``"stored"``, where the two
-            largest axes are factored and all are counted, as in the reference, tensors being stored as there.
-        short_loss_horizon: average losses over 10 steps, whatever the horizon; some weights were trained that way.
-        forgets: begin the LSTM anew at every step; some weights were trained that way.
+        momentum_decays: decays of the k momenta, each in [0, 1).
+        second_moment_decay: decay of the second moment, in [0, 1).
+        factored_decays: decays of the k factored second moments, each in [0, 1).
+        matrix: ``"flat"`` for tensors of rank > 2 as matrices (out, everything else), or ``"stored"`` for tensors whose
+            axes have the order of the reference, which factors the two largest axes and counts all axes.
+        short_loss_horizon: average losses over 10 steps for any horizon; some weights were trained that way.
+        forgets: reset the state of the LSTM at every step; some weights were trained that way.
 
     Raises:
         ValueError: if an argument lies outside its range, and at a step without a loss.
 
     State bytes per parameter (float32, k = 3): 16, and 12 (rows + columns) + 8 H per matrix; rank < 2: 28.
     References: Metz et al. 2022, https://arxiv.org/abs/2211.09760.
+
+    Example:
+        >>> from lightning_lopt import LearnedOptimizer
+        >>> model = nn.Linear(4, 2)
+        >>> rule = VeLORule(lstm_hidden=16, copies=4)  # the published weights have 512 and 256
+        >>> optimizer = LearnedOptimizer(model, rule, total_steps=100)
+        >>> loss = model(torch.ones(3, 4)).square().mean()
+        >>> loss.backward()
+        >>> optimizer.step(loss=loss)  # the rule reads the loss
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Drawing settings from an explicit generator."""
+"""Random draws of settings from an explicit generator, and checks of what is drawn from."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def split_indices(
     Args:
         count: number of examples, at least two.
         valid_fraction: share of them that goes to validation, in (0, 1).
-        generator: on the CPU.
+        generator: random generator on the CPU.
         max_valid: upper bound on the number of validation examples.
         what: the data's name, for messages.
 

@@ -1,6 +1,6 @@
-"""What is known of some tasks that makes their inner steps faster. A task of which nothing is known is right as it is.
+"""Optional facts about tasks that make their inner steps faster; tasks without them work, too.
 
-Both facts belong to the very code that they are about, so a subclass that overrides it does not inherit them.
+Each fact belongs to one piece of code, so a subclass that overrides the code does not inherit the fact.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _COMPUTATIONS: dict[type[Task], Callable[[Any], Hashable | None]] = {}
 
 
 def in_one_call(holds: Callable[[Any], bool] = lambda task: True) -> Callable[[Draw], Draw]:
-    """Decorator of a method :meth:`Task.draw <lightning_lopt.tasks.Task.draw>` that draws whole numbers in one call.
+    """Decorator for a method :meth:`Task.draw <lightning_lopt.tasks.Task.draw>` that draws integers in one call.
 
-    With an axis of steps in front, it then draws what it would have drawn step by step: numbers that are drawn in one
-    call come one after the other.
+    With an axis of steps in front, such a method gives the same numbers as in calls step by step, since one call draws
+    its numbers in order.
 
     Args:
-        holds: of which tasks of the class this is true; of all by default.
+        holds: for which tasks of the class this is true; for all by default.
     """
 
     def mark(draw: Draw) -> Draw:
@@ -41,11 +41,11 @@ def draws_in_one_call(task: Task) -> bool:
 
 
 def computes(describe: Callable[[Any], Hashable | None]) -> Callable[[TaskClass], TaskClass]:
-    """Class decorator: what the loss and gradient of a task of exactly this class depend on, see
-    :func:`computation_of`.
+    """Class decorator that describes the computation of tasks of exactly this class, see :func:`computation_of`.
 
     Args:
-        describe: of a task, everything besides parameters and batch, no tensors; ``None`` where it is unknown.
+        describe: function of a task: all settings, no tensors, that its loss and gradient depend on besides parameters
+            and batch; ``None`` where they are unknown.
     """
 
     def register(cls: TaskClass) -> TaskClass:
@@ -56,11 +56,11 @@ def computes(describe: Callable[[Any], Hashable | None]) -> Callable[[TaskClass]
 
 
 def computation_of(task: Task) -> Hashable | None:
-    """What the gradient and loss of a task depend on besides parameters and batch; ``None`` if unknown.
+    """All settings that gradient and loss of a task depend on besides parameters and batch; ``None`` if unknown.
 
-    Tasks of which it is equal and whose parameters have the same names and shapes have batches of the same shapes too
-    and compute the same of them. Their inner runs can advance as one, and what was recorded for one (a CUDA graph)
-    serves the others.
+    Tasks with equal settings, whose parameters have the same names and shapes, have batches of the same shapes and
+    compute the same function. Their inner runs can be batched, and a CUDA graph that was recorded for one of them can
+    be used for the others.
     """
     describe = _COMPUTATIONS.get(type(task))
     description = None if describe is None else describe(task)

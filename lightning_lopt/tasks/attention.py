@@ -18,12 +18,12 @@ def attention(params: Params, name: str, x: Tensor, heads: int, causal: bool = F
     .. math:: W_o\,[\text{softmax}(q_h k_h^\top / \sqrt{d})\, v_h]_h, \qquad [q, k, v] = W_{qkv} x
 
     Args:
-        params: holds ``name.qkv`` (3 W, W) and ``name.out`` (W, W), each with a bias; rows of ``qkv`` are all of q,
-            then k, then v, as in ``nn.MultiheadAttention``.
+        params: contains ``name.qkv`` (3 W, W) and ``name.out`` (W, W), each with a bias; the rows of ``qkv`` are those
+            of q, then of k, then of v, as in ``nn.MultiheadAttention``.
         name: prefix of these names.
         x: tokens, shape ``(B, T, W)``.
         heads: number of heads; divides W.
-        causal: whether a token sees only itself and earlier ones.
+        causal: whether a token attends only to itself and earlier ones.
 
     Returns:
         shape ``(B, T, W)``.
@@ -51,8 +51,8 @@ class Transformer:
         depth: number of blocks.
         heads: attention heads; divides W.
         activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`, of the perceptrons.
-        prenorm: layer normalisation inside each branch, before its work; otherwise after each addition.
-        causal: whether a token sees only itself and earlier ones.
+        prenorm: layer normalisation at the start of each branch; otherwise after each addition.
+        causal: whether a token attends only to itself and earlier ones.
         expansion: hidden features of the perceptrons, in units of W.
 
     Raises:
@@ -74,7 +74,7 @@ class Transformer:
             raise ValueError(f"heads must divide the width, got {self.heads} heads for a width of {self.width}.")
 
     def add_to(self, layout: Layout) -> None:
-        """Add its parameters, ``blocks.0.norm1.weight`` to ``norm.bias``."""
+        """Add the parameters of the transformer to a layout, from ``blocks.0.norm1.weight`` to ``norm.bias``."""
         for layer in range(self.depth):
             name = f"blocks.{layer}"
             layout.norm(f"{name}.norm1", self.width)

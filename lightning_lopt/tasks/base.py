@@ -1,4 +1,4 @@
-"""What a rule trains: parameters, a loss and batches, as pure functions."""
+"""The interface of tasks and task families: parameters, a loss and batches, as pure functions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Batch = dict[str, Tensor]
 Split = Literal["train", "valid"]
 
 OWN = "~"
-"""How names of entries begin that a task adds to params and batches for itself: they are no parameters, no examples."""
+"""Prefix of the names of entries of params and batches that are neither parameters nor examples."""
 
 
 class MissingSplitError(ValueError):
@@ -23,15 +23,31 @@ class MissingSplitError(ValueError):
 
 
 class Task(ABC):
-    """One inner problem. Holds data and shapes, no parameters: many inner runs of it go side by side under ``vmap``.
+    """One inner problem. It has data and shapes, but no parameters, so ``vmap`` can map over many inner runs of it.
 
     Attributes:
         name: short and unique within a family, for logs (``"image_mlp/digits/64-32-10/relu/b64"``).
-        roles: role of each parameter that a rule trains. Further entries of ``params`` are hidden from the rule and
-            carried along: what a task remembers from one inner step to the next.
-        loss_scale: loss of a model that knows nothing (e.g. ``log(classes)``), > 0: what losses of different tasks
-            are divided by before they are averaged.
-        config: everything that was drawn for this task, JSON values only.
+        roles: role of each parameter that a rule trains. Further entries of ``params`` are *carried entries*: state of
+            the task from one inner step to the next, which the rule does not get.
+        loss_scale: loss of an uninformed model, one with a constant prediction (e.g. ``log(classes)``), > 0; losses of
+            different tasks are divided by it before they are averaged.
+        config: settings that were drawn for this task, JSON values only.
+
+    Example:
+        >>> class Bowl(Task):
+        ...     name, roles, config = "bowl", {"x": "vector"}, {}
+        ...     def init(self, generator):
+        ...         return {"x": torch.randn(3, generator=generator)}
+        ...     def draw(self, generator, *lead, split="train"):
+        ...         return {"noise": torch.randn(*lead, 3, generator=generator)}
+        ...     def full_batch(self, split):
+        ...         return {"noise": torch.zeros(3)}
+        ...     def loss(self, params, batch):
+        ...         return (params["x"] + 0.1 * batch["noise"]).square().mean()
+        >>> bowl = Bowl()
+        >>> gradient, loss, _ = bowl.gradient({"x": torch.ones(3)}, bowl.full_batch("train"))
+        >>> gradient["x"], loss.item()
+        (tensor([0.6667, 0.6667, 0.6667]), 1.0)
     """
 
     name: str
@@ -45,15 +61,15 @@ class Task(ABC):
 
     @abstractmethod
     def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
-        """What mini-batches are made of, drawn from ``generator`` alone, with leading axes ``lead``.
+        """The random part of mini-batches, drawn from ``generator`` alone, with leading axes ``lead``.
 
-        It is drawn on the CPU and sent to the device of the inner runs. A task that takes examples by number draws the
-        numbers.
+        It is drawn on the CPU and copied to the device of the inner runs. A task that selects examples by number draws
+        the numbers.
         """
 
     def look_up(self, drawn: Batch, split: Split = "train") -> Batch:
-        """The mini-batches of what :meth:`draw` drew, on the device of ``drawn``, with its leading axes; by default
-        what was drawn."""
+        """The mini-batches that follow from a result of :meth:`draw`, on its device and with its leading axes; by
+        default that result itself."""
         return drawn
 
     @final
@@ -70,10 +86,9 @@ class Task(ABC):
         """Mean loss of one batch, 0-dim. Pure, differentiable and vmap-able over ``params`` and ``batch``."""
 
     def gradient(self, params: Params, batch: Batch) -> tuple[Params, Tensor, Params]:
-        """What an inner step is made from. A task overrides it to change the gradient and not the loss.
+        """Gradient and loss for an inner step. A task overrides it to change the gradient but not the loss.
 
-        Pure and vmap-able like :meth:`loss`, noise included: that comes in ``batch``, where the particles of a pair
-        share it.
+        Pure and vmap-able like :meth:`loss`; noise comes in ``batch``, which the particles of a pair share.
 
         Returns:
             the gradient for each name in :attr:`roles`, the loss, 0-dim, and new values for carried entries.
@@ -82,15 +97,26 @@ class Task(ABC):
         return grads, loss, {}
 
     def metrics(self, params: Params, batch: Batch) -> dict[str, Tensor]:
-        """Further numbers worth reporting for a batch, 0-dim each (accuracy for classification)."""
+        """Further metrics of a batch for reports, 0-dim each (accuracy for classification)."""
         return {}
 
 
 class TaskFamily(ABC):
-    """A distribution of tasks: what meta-training draws from.
+    """A distribution of tasks for meta-training.
 
     Attributes:
-        name: as it is written in a mixture, a log and a card.
+        name: name in mixtures, logs and cards.
+
+    Example:
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> class Bowls(TaskFamily):
+        ...     name = "bowls"
+        ...     def sample(self, generator):
+        ...         return Quadratic(torch.rand(2, generator=generator) + 0.1)
+        >>> family = Bowls()
+        >>> first, again = (family.sample(torch.Generator().manual_seed(0)) for _ in range(2))
+        >>> torch.equal(first.curvature, again.curvature)
+        True
     """
 
     name: str
@@ -101,5 +127,5 @@ class TaskFamily(ABC):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What the family draws from, JSON values only, for cards and logs."""
+        """The settings of the family, JSON values only, for cards and logs."""
         return {"name": self.name}

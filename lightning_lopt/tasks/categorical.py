@@ -1,4 +1,4 @@
-"""Classification of rows of categories through an embedding table: gradients that are zero for most rows of it."""
+"""Classification of rows of categories through an embedding table, most of whose rows have zero gradients in a step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LATENT = 4
 
 
 class CategoricalTask(ClassificationTask):
-    """An ``embedding`` of each column's category, joined, through a perceptron ``layers.0`` and so on.
+    """A perceptron ``layers.0`` and so on, whose input combines an ``embedding`` of the category of each column.
 
     Args:
         train: rows to train on; inputs are int64, shape ``(N, F)``: rows of the embedding table, one for each of F
@@ -37,6 +37,14 @@ class CategoricalTask(ClassificationTask):
         scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
         init_scale: factor on the initial weights (biases excepted).
         options: ``batch_size``, ``name``, ``config``.
+
+    Example:
+        >>> from lightning_lopt.tasks import Table
+        >>> rows = torch.stack([torch.randint(0, 3, (40,)), torch.randint(3, 8, (40,))], 1)  # 3 and 5 categories
+        >>> table = Table(rows, rows.sum(1) % 2, classes=2, name="mine")
+        >>> task = CategoricalTask(table, table, categories=8, embedding=4, widths=())
+        >>> {name: tuple(value.shape) for name, value in task.init(torch.Generator()).items()}
+        {'embedding.weight': (8, 4), 'layers.0.weight': (2, 8), 'layers.0.bias': (2,)}
     """
 
     def __init__(
@@ -83,6 +91,12 @@ class Categorical(ModelFamily):
 
     Raises:
         ValueError: if a list is empty or an entry is unknown.
+
+    Example:
+        >>> family = Categorical(columns=(2,), categories=(4, 8), widths=(8,))
+        >>> task = family.sample(torch.Generator().manual_seed(0))
+        >>> task.name, task.roles["embedding.weight"]
+        ('categorical/2x11~b29a58/sum-e8-3/relu/b16', 'embedding')
     """
 
     name = "categorical"

@@ -1,4 +1,4 @@
-"""Language models of characters: what all their tasks and families share."""
+"""Language models of characters: the common part of their tasks and families."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lightning_lopt.tasks.text import TextLike, resolve_texts
 
 
 class CharTask(Task):
-    """Cross-entropy in nats per character of the next character; a subclass brings logits.
+    """Cross-entropy of the next character, in nats per character; a subclass defines the logits.
 
     A batch is ``{"tokens": (*lead, B, T + 1) int64}``: windows that begin anywhere in the split. A split is measured on
     windows that do not overlap, at most ``MAX_WINDOWS`` of them, evenly spaced.
@@ -34,10 +34,20 @@ class CharTask(Task):
         length: T, tokens that are predicted in one window.
         batch_size: B, windows in a mini-batch.
         name: name of the task.
-        config: what was drawn for it.
+        config: settings that were drawn for it.
 
     Raises:
         ValueError: if a split is not longer than T.
+
+    Example:
+        >>> class Bigrams(CharTask):
+        ...     def logits(self, params, tokens):
+        ...         return nn.functional.one_hot(tokens, 5).float() @ params["head.weight"].mT + params["head.bias"]
+        >>> tokens, layout = torch.arange(200) % 5, Layout()
+        >>> layout.linear("head", 5, 5, role="head")
+        >>> task = Bigrams(tokens[:150], tokens[150:], vocabulary=5, layout=layout, length=8, batch_size=4)
+        >>> round(task.loss(task.init(torch.Generator().manual_seed(0)), task.full_batch("valid")).item(), 1)
+        1.6
     """
 
     MAX_WINDOWS: ClassVar[int] = 128
@@ -82,8 +92,8 @@ class CharTask(Task):
 
     def full_batch(self, split: Split) -> Batch:
         windows = self.tokens[split].unfold(0, self.length + 1, self.length)
-        kept = torch.linspace(0, len(windows) - 1, min(len(windows), self.MAX_WINDOWS)).round().long()
-        return {"tokens": windows[kept]}
+        rows = torch.linspace(0, len(windows) - 1, min(len(windows), self.MAX_WINDOWS)).round().long()
+        return {"tokens": windows[rows]}
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         tokens = batch["tokens"]
@@ -96,7 +106,7 @@ class CharTask(Task):
 
 
 class CharFamily(ModelFamily):
-    """What families of character models draw in the same way: an excerpt of a text, its alphabet, the window.
+    """The common part of families of character models: draws of an excerpt of a text, its alphabet, the window.
 
     An excerpt may be read backwards, and up to a tenth of its training characters replaced by random ones. Its last
     part is held out.
@@ -111,6 +121,14 @@ class CharFamily(ModelFamily):
 
     Raises:
         ValueError: if a list is empty, an entry is unknown, or a text cannot be loaded.
+
+    Example:
+        >>> from lightning_lopt.tasks import CharRNN, CharTransformer, Text
+        >>> text = Text.from_string("to be or not to be, that is the question. " * 200, "hamlet")
+        >>> sizes = {"lengths": (16,), "vocabularies": (16,), "excerpts": (1000, 2000)}
+        >>> families = [CharRNN(text, **sizes), CharTransformer(text, **sizes)]
+        >>> [family.sample(torch.Generator().manual_seed(0)).length for family in families]
+        [16, 16]
     """
 
     task_class: ClassVar[Callable[..., CharTask]]
@@ -138,8 +156,8 @@ class CharFamily(ModelFamily):
 
     @property
     def config(self) -> dict[str, Any]:
-        own = {"text": [source.name for source in self.sources], "valid_fraction": self.valid_fraction}
-        return super().config | own
+        entries = {"text": [source.name for source in self.sources], "valid_fraction": self.valid_fraction}
+        return super().config | entries
 
     def sample(self, generator: torch.Generator) -> CharTask:
         source = choice(self.sources, generator)
@@ -168,4 +186,4 @@ class CharFamily(ModelFamily):
 
     @abstractmethod
     def _draw(self, generator: torch.Generator) -> tuple[dict[str, Any], str]:
-        """An architecture: keyword arguments of ``task_class``, and a short name."""
+        """Draw an architecture: keyword arguments of ``task_class``, and a short name."""

@@ -22,7 +22,7 @@ CELLS = ("gru", "lstm")
 class CharRNNTask(CharTask):
     """An ``embedding`` of characters, recurrent layers ``cells.i.input`` and ``cells.i.hidden``, a linear ``head``.
 
-    Every window begins with a state of zeros. Gates are in PyTorch's order.
+    The state is zero at the start of every window. Gates have PyTorch's order.
 
     Args:
         train: tokens to train on.
@@ -35,6 +35,15 @@ class CharRNNTask(CharTask):
         scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
         init_scale: factor on the initial weights (biases excepted).
         options: ``length``, ``batch_size``, ``name``, ``config``.
+
+    Example:
+        >>> from lightning_lopt.tasks import Text
+        >>> text = Text.from_string("to be or not to be, that is the question. " * 50, "hamlet")
+        >>> train, valid = text.tokens[:2000], text.tokens[2000:]
+        >>> task = CharRNNTask(train, valid, len(text.alphabet), "lstm", width=16, length=8, batch_size=4)
+        >>> params, windows = task.init(torch.Generator()), task.batch(torch.Generator())["tokens"]
+        >>> tuple(windows.shape), tuple(task.logits(params, windows[:, :-1]).shape)
+        ((4, 9), (4, 8, 15))
     """
 
     def __init__(
@@ -88,7 +97,7 @@ class CharRNN(CharFamily):
     """Recurrent character models of different cell, width and depth on excerpts of text.
 
     Args:
-        text: where characters come from; see :class:`~lightning_lopt.tasks.char_lm.CharFamily`, also for ``options``.
+        text: sources of text; see :class:`~lightning_lopt.tasks.char_lm.CharFamily`, also for ``options``.
         cells: some of :data:`CELLS`.
         embeddings: features of a character to draw from.
         widths: features of a recurrent layer to draw from.
@@ -96,6 +105,14 @@ class CharRNN(CharFamily):
 
     Raises:
         ValueError: if a list is empty, an entry is unknown, or a text cannot be loaded.
+
+    Example:
+        >>> from lightning_lopt.tasks import Text
+        >>> text = Text.from_string("to be or not to be, that is the question. " * 200, "hamlet")
+        >>> sizes = {"lengths": (16,), "vocabularies": (16,), "excerpts": (1000, 2000)}
+        >>> family = CharRNN(text, cells=("gru",), widths=(16,), depths=(1,), **sizes)
+        >>> family.sample(torch.Generator().manual_seed(0)).name
+        'char_rnn/hamlet~5071+1405-v15-t16/gru-e16-w16-d1/b8'
     """
 
     name = "char_rnn"

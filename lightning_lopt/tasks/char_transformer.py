@@ -39,6 +39,15 @@ class CharTransformerTask(CharTask):
         ValueError: if ``heads`` does not divide ``width``.
 
     References: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762
+
+    Example:
+        >>> from lightning_lopt.tasks import Text
+        >>> text = Text.from_string("to be or not to be, that is the question. " * 50, "hamlet")
+        >>> train, valid = text.tokens[:2000], text.tokens[2000:]
+        >>> task = CharTransformerTask(train, valid, len(text.alphabet), width=16, depth=1, length=8, batch_size=4)
+        >>> params, windows = task.init(torch.Generator()), task.batch(torch.Generator())["tokens"]
+        >>> tuple(windows.shape), tuple(task.logits(params, windows[:, :-1]).shape)
+        ((4, 9), (4, 8, 15))
     """
 
     def __init__(
@@ -78,13 +87,21 @@ class CharTransformer(CharFamily):
     """Causal transformers of different size and make on excerpts of text.
 
     Args:
-        text: where characters come from; see :class:`~lightning_lopt.tasks.char_lm.CharFamily`, also for ``options``.
+        text: sources of text; see :class:`~lightning_lopt.tasks.char_lm.CharFamily`, also for ``options``.
         widths: features of a token to draw from.
         depths: numbers of blocks to draw from.
         heads: numbers of attention heads to draw from; each must divide every width.
 
     Raises:
         ValueError: if a list is empty, an entry is unknown, or a text cannot be loaded.
+
+    Example:
+        >>> from lightning_lopt.tasks import Text
+        >>> text = Text.from_string("to be or not to be, that is the question. " * 200, "hamlet")
+        >>> sizes = {"lengths": (16,), "vocabularies": (16,), "excerpts": (1000, 2000)}
+        >>> family = CharTransformer(text, widths=(16,), depths=(1,), **sizes)
+        >>> family.sample(torch.Generator().manual_seed(0)).name
+        'char_transformer/hamlet~5077+1861-v15-t16/w16-d1-h4-pre/silu/b8'
     """
 
     name = "char_transformer"

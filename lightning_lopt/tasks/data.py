@@ -1,4 +1,4 @@
-"""Where labelled images come from: scikit-learn's digits, arrays, and files on disk."""
+"""Sources of labelled images: scikit-learn's digits, arrays, and files."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ __all__ = ["DataLike", "LabelledImages", "Part", "from_idx", "from_npz", "load_d
 
 
 def load_digits_data() -> LabelledImages:
-    """1797 handwritten digits of 8×8 pixels in [0, 1], 10 classes, as they come inside scikit-learn.
+    """1797 handwritten digits of 8×8 pixels in [0, 1], 10 classes, from scikit-learn.
 
     Raises:
         ImportError: if scikit-learn is not installed.
+
+    Example:
+        >>> digits = load_digits_data()
+        >>> len(digits), digits.shape, digits.classes
+        (1797, (1, 8, 8), 10)
     """
     try:
         from sklearn.datasets import load_digits
@@ -33,15 +38,20 @@ def load_digits_data() -> LabelledImages:
 
 
 def load_images(source: str | Path, part: Part = "train") -> LabelledImages:
-    """Labelled images by name or path, in whatever of the known formats is found there.
+    """Labelled images by name or path, in any of the known formats.
 
     Args:
         source: ``"digits"``, a ``.npz`` file, or a folder with either IDX files or exactly one ``.npz`` file.
         part: which arrays or files to read where a source has several.
 
     Raises:
-        ValueError: if nothing usable is found there, or what is found is damaged.
+        ValueError: if there is no usable file, or a file is damaged.
         ImportError: if ``"digits"`` needs scikit-learn and it is not installed.
+
+    Example:
+        >>> digits = load_images("digits")  # or a path: "mnist.npz", a folder of IDX files
+        >>> len(digits), digits.shape
+        (1797, (1, 8, 8))
     """
     if source == "digits":
         return load_digits_data()
@@ -52,8 +62,10 @@ def load_images(source: str | Path, part: Part = "train") -> LabelledImages:
         archives = sorted(path.glob("*.npz"))
         if len(archives) == 1:
             return from_npz(archives[0], part)
-        found = f"{len(archives)} .npz files" if archives else "neither IDX files nor a .npz file"
-        raise ValueError(f"{path}: the folder holds {found}; give the path of one .npz file, or a folder of IDX files.")
+        contents = f"{len(archives)} .npz files" if archives else "neither IDX files nor a .npz file"
+        raise ValueError(
+            f"{path}: the folder holds {contents}; give the path of one .npz file, or a folder of IDX files."
+        )
     if not path.exists():
         raise ValueError(f'{path}: no such file or folder; give "digits", a .npz file or a folder of IDX files.')
     if path.suffix != ".npz":

@@ -1,4 +1,4 @@
-"""Tasks on a fixed set of examples: how batches are drawn, and what classification adds."""
+"""Tasks on a fixed set of examples, and classification tasks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_lopt.devices import kept_on
+from lightning_lopt.devices import cached_on
 from lightning_lopt.rules.base import Params
 from lightning_lopt.seeding import generator as derived_generator
 from lightning_lopt.tasks.accelerations import in_one_call
@@ -19,7 +19,7 @@ from lightning_lopt.tasks.base import Batch, Split, Task
 from lightning_lopt.tasks.layout import Layout
 
 INDEX = "index"
-"""Name of the numbers of examples among what is drawn."""
+"""Name of the entry of a draw with the numbers of examples."""
 
 
 class Labelled(Protocol):
@@ -36,15 +36,27 @@ class Labelled(Protocol):
 
 
 class ExamplesTask(Task):
-    """A network trained on a fixed set of examples; a batch takes some of them, with replacement.
+    """A network trained on a fixed set of examples; mini-batches are drawn from it with replacement.
 
     Args:
         splits: tensors by name, examples along the first axis, for ``"train"`` and, held out, for ``"valid"``.
         layout: the parameters.
-        loss_scale: loss of a model that knows nothing.
+        loss_scale: loss of an uninformed model.
         batch_size: B >= 1 examples in a mini-batch.
         name: name of the task.
-        config: everything that was drawn for this task, JSON values only.
+        config: settings that were drawn for this task, JSON values only.
+
+    Example:
+        >>> from lightning_lopt.tasks import Layout
+        >>> class Line(ExamplesTask):
+        ...     def loss(self, params, batch):
+        ...         return (batch["x"] @ params["line.weight"].mT + params["line.bias"] - batch["y"]).square().mean()
+        >>> layout, x = Layout(), torch.linspace(-1, 1, 20)[:, None]
+        >>> layout.linear("line", 1, 1)
+        >>> points = {"x": x, "y": 2 * x + 1}
+        >>> task = Line({"train": points, "valid": points}, layout, loss_scale=1.0, batch_size=4)
+        >>> tuple(task.batch(torch.Generator(), 3)["x"].shape)  # three mini-batches of four examples
+        (3, 4, 1)
     """
 
     def __init__(
@@ -74,7 +86,7 @@ class ExamplesTask(Task):
 
     def look_up(self, drawn: Batch, split: Split = "train") -> Batch:
         indices = drawn[INDEX]
-        data = {key: kept_on(value, indices.device) for key, value in self.splits[split].items()}
+        data = {key: cached_on(value, indices.device) for key, value in self.splits[split].items()}
         shape, flat = indices.shape, indices.flatten()
         # index_select of flat indices is several times faster than value[indices] with leading axes
         return {key: value.index_select(0, flat).reshape(*shape, *value.shape[1:]) for key, value in data.items()}
@@ -84,10 +96,24 @@ class ExamplesTask(Task):
 
 
 class RandomExamplesTask(ExamplesTask):
-    """Examples with random numbers of their own in every mini-batch; a subclass says which.
+    """Examples with additional random entries in every mini-batch, which a subclass defines.
 
     Attributes:
-        random_when_measured: whether whole splits have random numbers too, the same at every call.
+        random_when_measured: whether whole splits have these entries too, the same at every call.
+
+    Example:
+        >>> from lightning_lopt.tasks import Layout
+        >>> class NoisyLine(RandomExamplesTask):
+        ...     def random_entries(self, examples, generator):
+        ...         return {"noise": torch.randn(*examples, 1, generator=generator)}
+        ...     def loss(self, params, batch):
+        ...         errors = batch["x"] @ params["line.weight"].mT + params["line.bias"] - batch["y"]
+        ...         return (errors - 0.1 * batch["noise"]).square().mean()
+        >>> layout, points = Layout(), {"x": torch.linspace(-1, 1, 20)[:, None], "y": torch.ones(20, 1)}
+        >>> layout.linear("line", 1, 1)
+        >>> task = NoisyLine({"train": points, "valid": points}, layout, loss_scale=1.0, batch_size=4)
+        >>> {name: tuple(value.shape) for name, value in task.batch(torch.Generator()).items()}
+        {'x': (4, 1), 'y': (4, 1), 'noise': (4, 1)}
     """
 
     random_when_measured: ClassVar[bool] = True
@@ -98,7 +124,7 @@ class RandomExamplesTask(ExamplesTask):
 
         Args:
             examples: leading axes of the entries, the axis of the examples last.
-            generator: on the CPU.
+            generator: random generator on the CPU.
         """
 
     def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
@@ -117,15 +143,26 @@ class RandomExamplesTask(ExamplesTask):
 
 
 class ClassificationTask(ExamplesTask):
-    """Cross-entropy on labelled examples; a subclass brings logits.
+    """Cross-entropy on labelled examples; a subclass defines the logits.
 
     A batch is ``{"inputs": (*lead, B, ...), "targets": (*lead, B) int64}``; images are (C, H, W) float32.
 
     Args:
-        train: what mini-batches come from by default.
+        train: examples of mini-batches for training.
         valid: held-out examples, with the same shape and classes.
         layout: the parameters.
         options: ``batch_size``, ``name``, ``config`` of :class:`ExamplesTask`.
+
+    Example:
+        >>> from lightning_lopt.tasks import LabelledImages, Layout
+        >>> class LogisticRegression(ClassificationTask):
+        ...     def logits(self, params, inputs):
+        ...         return inputs.flatten(-3) @ params["head.weight"].mT + params["head.bias"]
+        >>> images, layout = LabelledImages.from_arrays(torch.rand(60, 4, 4), torch.arange(60) % 3), Layout()
+        >>> layout.linear("head", 16, 3, role="head")
+        >>> task = LogisticRegression(images, images, layout, batch_size=8)
+        >>> sorted(task.metrics(task.init(torch.Generator()), task.batch(torch.Generator())))
+        ['accuracy']
     """
 
     def __init__(self, train: Labelled, valid: Labelled, layout: Layout, **options: Any) -> None:

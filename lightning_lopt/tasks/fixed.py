@@ -10,10 +10,18 @@ from lightning_lopt.tasks.base import Task, TaskFamily
 
 
 class FixedTask(TaskFamily):
-    """Always the same task, for instance a :class:`~lightning_lopt.tasks.LightningTask`, where a family is asked for.
+    """A family with one task, for instance a :class:`~lightning_lopt.tasks.LightningTask`.
 
     Args:
-        task: what :meth:`sample` returns.
+        task: the task that :meth:`sample` returns.
+
+    Example:
+        >>> from lightning_lopt import TaskDataModule
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Quadratic(torch.tensor([1.0, 4.0]))
+        >>> data_module = TaskDataModule(FixedTask(bowl))  # for meta-training on this one task
+        >>> data_module.mixture.sample(seed=0) is bowl
+        True
     """
 
     def __init__(self, task: Task) -> None:

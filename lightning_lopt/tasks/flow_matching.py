@@ -1,4 +1,4 @@
-"""Generation of images by flow matching: a loss that is mostly noise."""
+"""Generation of images by flow matching, with a loss that is mostly noise."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ FREQUENCIES = 8
 
 
 class FlowMatchingTask(RandomExamplesTask):
-    r"""Mean squared error of the velocity that carries noise to images along straight lines.
+    r"""Mean squared error of the velocity along straight lines between images and noise.
 
     .. math:: L = \frac1D \lVert v(x_t, t) - (\varepsilon - x) \rVert^2, \qquad x_t = (1 - t)\,x + t\,\varepsilon,
         \quad \varepsilon \sim \mathcal N(0, 1), \; t \sim U(0, 1)
 
-    The network is a perceptron ``layers.0`` and so on with layer normalisation. It sees the pixels of :math:`x_t` and
-    sines and cosines of t. The smallest loss that a network can have is far above 0, since the velocity is random.
+    The network is a perceptron ``layers.0`` and so on with layer normalisation. Its inputs are the pixels of
+    :math:`x_t` and sines and cosines of t. The smallest possible loss is far above 0, since the velocity is random.
 
     A batch is ``{"inputs": (*lead, B, D), "noise": (*lead, B, D), "time": (*lead, B, 1)}``: images as rows. In
-    :meth:`full_batch` noise and times are the same at every call. A model that knows nothing answers the mean velocity:
+    :meth:`full_batch` noise and times are the same at every call. An uninformed model predicts the mean velocity:
     its loss is 1 plus the variance of all training pixels.
 
     Args:
-        train: images to train on; labels are left aside.
+        train: images to train on; labels are not used.
         valid: held-out images.
         widths: width of each hidden layer.
         activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
@@ -76,7 +76,7 @@ class FlowMatchingTask(RandomExamplesTask):
         return {"noise": noise, "time": torch.rand(*examples, 1, generator=generator)}
 
     def velocity(self, params: Params, x: Tensor, time: Tensor) -> Tensor:
-        """The network's answer, shape ``(B, D)``, to pixels ``(B, D)`` at times ``(B, 1)``."""
+        """Output of the network, shape ``(B, D)``, for pixels ``(B, D)`` at times ``(B, 1)``."""
         angles = time * (math.pi * 2.0 ** torch.arange(FREQUENCIES, device=time.device) / 2)
         seen = torch.cat([x, angles.sin(), angles.cos()], -1)
         return mlp(params, "layers", seen, self.layers, self.activation)

@@ -1,4 +1,4 @@
-"""Tasks on images: what all their families share."""
+"""The common part of families of tasks on images."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class ImageFamily(ModelFamily):
     Args:
         data: one or several sources, as labelled images, names or paths; ``None`` means the handwritten digits.
         variety: draw a :class:`Variety` of the data and a factor on the initial weights for each task, so that one
-            small data set gives many problems. Without it every task is the plain data.
+            small data set gives many problems. Otherwise every task has the unchanged data.
         size: resize all images to ``size`` × ``size`` first; ``None`` leaves them.
         max_size: shrink images with a longer side than this to ``max_size`` × ``max_size``; ``None`` leaves them.
         grey: average over colour channels.
-        standardise: mean 0 and deviation 1 for each channel; otherwise pixels stay as they are loaded.
+        standardise: mean 0 and deviation 1 for each channel; otherwise pixels are not changed.
         valid_fraction: share of a task's images held out as its ``"valid"`` split.
         max_valid: upper bound on their number, since ``full_batch("valid")`` is measured for many inner runs at once.
         options: ``activations``, ``batch_sizes``, ``schemes``, ``init_scales`` of :class:`ModelFamily`.
@@ -35,6 +35,16 @@ class ImageFamily(ModelFamily):
     Raises:
         ValueError: if a list is empty, an entry is unknown, or data cannot be loaded.
         ImportError: if ``data`` is ``None`` and scikit-learn is not installed.
+
+    Example:
+        >>> from lightning_lopt.tasks import ImageMLPTask, LabelledImages
+        >>> class LinearModels(ImageFamily):  # a subclass draws the architecture
+        ...     name, task_class = "linear", ImageMLPTask
+        ...     def _draw(self, train, generator):
+        ...         return {"widths": ()}, "linear"
+        >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10, "mine")
+        >>> LinearModels(images).sample(torch.Generator().manual_seed(0)).name
+        'linear/mine~1fa1ded3/linear/silu/b64'
     """
 
     task_class: ClassVar[Callable[..., ExamplesTask]]
@@ -78,8 +88,8 @@ class ImageFamily(ModelFamily):
 
     @property
     def config(self) -> dict[str, Any]:
-        own = {"data": [source.name for source in self.sources], "variety": self.variety}
-        return super().config | own | self.preparation
+        entries = {"data": [source.name for source in self.sources], "variety": self.variety}
+        return super().config | entries | self.preparation
 
     def sample(self, generator: torch.Generator) -> ExamplesTask:
         index = choice(range(len(self.sources)), generator)
@@ -100,4 +110,4 @@ class ImageFamily(ModelFamily):
 
     @abstractmethod
     def _draw(self, train: LabelledImages, generator: torch.Generator) -> tuple[dict[str, Any], str]:
-        """An architecture for these images: keyword arguments of ``task_class``, and a short name."""
+        """Draw an architecture for these images: keyword arguments of ``task_class``, and a short name."""

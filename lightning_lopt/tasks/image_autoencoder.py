@@ -18,19 +18,27 @@ from lightning_lopt.tasks.reconstruction import ReconstructionFamily, Reconstruc
 
 
 class ImageAutoencoderTask(ReconstructionTask):
-    r"""Mean squared error of a perceptron with a narrow middle, on images whose pixels may have noise added.
+    r"""Mean squared error of an autoencoder with a narrow middle layer; its inputs may have noise added.
 
     .. math:: L = \frac1D \lVert x - d(e(x + s\,\varepsilon)) \rVert^2, \qquad \varepsilon \sim \mathcal N(0, 1)
 
     Args:
-        train: images to train on; labels are left aside.
+        train: images to train on; labels are not used.
         valid: held-out images.
         widths: hidden layers of the encoder; the decoder has them in reverse.
-        code: width of the middle, which has no activation.
+        code: width of the middle layer, which has no activation.
         corruption: s >= 0.
         options: see :class:`~lightning_lopt.tasks.reconstruction.ReconstructionTask`.
 
     References: Hinton and Salakhutdinov 2006; Vincent et al. 2008 (denoising)
+
+    Example:
+        >>> from lightning_lopt.tasks import LabelledImages
+        >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10)
+        >>> task = ImageAutoencoderTask(images, images, widths=(16,), code=4, corruption=0.3, batch_size=8)
+        >>> params = task.init(torch.Generator().manual_seed(0))
+        >>> [tuple(params[f"{part}.0.weight"].shape) for part in ("encoder", "decoder")]
+        [(16, 64), (16, 4)]
     """
 
     def __init__(
@@ -62,6 +70,13 @@ class ImageAutoencoder(ReconstructionFamily):
 
     Raises:
         ValueError: if a list is empty, an entry is unknown or out of range, or data cannot be loaded.
+
+    Example:
+        >>> from lightning_lopt.tasks import LabelledImages
+        >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10, "mine")
+        >>> family = ImageAutoencoder(images, depths=(1,), widths=(16,), codes=(4,), variety=False)
+        >>> family.sample(torch.Generator().manual_seed(0)).name
+        'image_autoencoder/mine/64-16-4-n1/silu/b64'
     """
 
     name = "image_autoencoder"

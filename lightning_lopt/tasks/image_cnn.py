@@ -32,10 +32,18 @@ class ImageCNNTask(ClassificationTask):
         channels: output channels of each convolution, at least one.
         activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
         downsampling: how images shrink: ``"stride"`` of the convolution, ``"max"`` or ``"mean"`` over 2×2 pixels.
-        readout: what the head reads: ``"mean"`` over the image, or all of it (``"flatten"``).
+        readout: input of the head: ``"mean"`` over the image, or all of it (``"flatten"``).
         scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
         init_scale: factor on the initial weights (biases excepted).
         options: ``batch_size``, ``name``, ``config``.
+
+    Example:
+        >>> from lightning_lopt.tasks import LabelledImages
+        >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10)
+        >>> train, valid = images.split(0.2, torch.Generator().manual_seed(0))
+        >>> task = ImageCNNTask(train, valid, channels=(4, 8), batch_size=16)
+        >>> {name: tuple(value.shape) for name, value in task.init(torch.Generator()).items() if "weight" in name}
+        {'convs.0.weight': (4, 1, 3, 3), 'convs.1.weight': (8, 4, 3, 3), 'head.weight': (10, 8)}
     """
 
     def __init__(
@@ -84,10 +92,10 @@ class ImageCNNTask(ClassificationTask):
 
 
 class ImageCNN(ImageFamily):
-    """Convolutional networks of different depth, width and make on (varied) images.
+    """Convolutional networks of different depth, width and layers on (varied) images.
 
     Args:
-        data: where images come from; see :class:`~lightning_lopt.tasks.image.ImageFamily`, also for ``options``.
+        data: sources of images; see :class:`~lightning_lopt.tasks.image.ImageFamily`, also for ``options``.
         depths: numbers of convolutions to draw from.
         channels: channels to draw from, for each convolution anew.
         downsamplings: some of :data:`DOWNSAMPLINGS`.
@@ -95,6 +103,13 @@ class ImageCNN(ImageFamily):
 
     Raises:
         ValueError: if a list is empty, an entry is unknown, or data cannot be loaded.
+
+    Example:
+        >>> from lightning_lopt.tasks import LabelledImages
+        >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10, "mine")
+        >>> family = ImageCNN(images, channels=(4, 8), variety=False)
+        >>> family.sample(torch.Generator().manual_seed(0)).name
+        'image_cnn/mine/c8-stride-flatten-10/silu/b64'
     """
 
     name = "image_cnn"

@@ -1,4 +1,4 @@
-"""Labelled images from .npz archives and MNIST-style IDX files. Nothing in a file is trusted before it is checked."""
+"""Labelled images from .npz archives and MNIST-style IDX files; the contents are checked before they are used."""
 
 from __future__ import annotations
 
@@ -42,6 +42,15 @@ def from_npz(path: str | Path, part: Part = "train") -> LabelledImages:
 
     Raises:
         ValueError: if the file is missing, damaged, holds Python objects, or lacks such arrays.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.savez(f"{folder}/mine.npz", x_train=np.zeros((4, 8, 8), np.uint8), y_train=np.array([0, 1, 2, 1]))
+        ...     images = from_npz(f"{folder}/mine.npz")
+        >>> images.name, images.shape, images.targets.tolist()
+        ('mine', (1, 8, 8), [0, 1, 2, 1])
     """
     path = Path(path)
     if not path.is_file():
@@ -55,12 +64,12 @@ def from_npz(path: str | Path, part: Part = "train") -> LabelledImages:
                     return LabelledImages.from_arrays(x, y, path.stem)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
         raise ValueError(f"{path}: not a readable .npz file ({error}); write it again with numpy.savez.") from error
-    wanted = ", ".join(f"{images}/{labels}" for images, labels in _NPZ_KEYS[part])
-    raise ValueError(f"{path}: holds the arrays {sorted(names.values())}, but needs one pair of {wanted}.")
+    accepted_pairs = ", ".join(f"{images}/{labels}" for images, labels in _NPZ_KEYS[part])
+    raise ValueError(f"{path}: holds the arrays {sorted(names.values())}, but needs one pair of {accepted_pairs}.")
 
 
 def _read_npy(archive: zipfile.ZipFile, member: str, path: Path) -> np.ndarray[Any, Any]:
-    """One array of an archive, its header checked against its size before anything is allocated."""
+    """One array of an archive, after a check of its header against its size; only then memory is allocated."""
     info = archive.getinfo(member)
     with archive.open(member) as file:
         try:
@@ -93,13 +102,22 @@ def is_idx_folder(folder: Path, part: Part = "train") -> bool:
 
 
 def from_idx(folder: str | Path, part: Part = "train") -> LabelledImages:
-    """MNIST-style data: train-images-idx3-ubyte and train-labels-idx1-ubyte, each perhaps with .gz behind.
+    """MNIST-style data: the files train-images-idx3-ubyte and train-labels-idx1-ubyte, which may end with .gz.
 
-    Names with something in front (``emnist-digits-train-...``) and with a dot before ``idx3`` do as well;
+    Names with a prefix (``emnist-digits-train-...``) and with a dot before ``idx3`` are accepted as well;
     ``part="test"`` reads the files called t10k.
 
     Raises:
         ValueError: if a file is missing, there are several of a kind, or one is damaged.
+
+    Example:
+        >>> import struct, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:  # four images of 8×8 pixels
+        ...     images, labels = (Path(folder, f"train-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
+        ...     _ = images.write_bytes(struct.pack(">IIII", 2051, 4, 8, 8) + bytes(4 * 8 * 8))
+        ...     _ = labels.write_bytes(struct.pack(">II", 2049, 4) + bytes([0, 1, 2, 1]))
+        ...     from_idx(folder).targets
+        tensor([0, 1, 2, 1])
     """
     folder = Path(folder)
     prefix = _IDX_PREFIX[part]
@@ -109,13 +127,13 @@ def from_idx(folder: str | Path, part: Part = "train") -> LabelledImages:
 
 
 def _one_file(folder: Path, stem: str, suffix: str) -> Path:
-    """The one file of this kind; the plain one where its .gz lies beside it."""
+    """The only file of this kind; the uncompressed one if there is also a .gz file."""
     pattern = f"*{stem}?{suffix}"
-    found = sorted(folder.glob(pattern)) or sorted(folder.glob(f"{pattern}.gz"))
-    if len(found) != 1:
-        have = f"there are {len(found)}: {', '.join(file.name for file in found)}" if found else "there is none"
+    matches = sorted(folder.glob(pattern)) or sorted(folder.glob(f"{pattern}.gz"))
+    if len(matches) != 1:
+        have = f"there are {len(matches)}: {', '.join(file.name for file in matches)}" if matches else "there is none"
         raise ValueError(f"{folder}: needs one file {stem}-{suffix} or {stem}-{suffix}.gz, but {have}.")
-    return found[0]
+    return matches[0]
 
 
 def _read_idx(path: Path, dims: int) -> np.ndarray[Any, Any]:
@@ -134,7 +152,7 @@ def _read_idx(path: Path, dims: int) -> np.ndarray[Any, Any]:
 def _read_idx_stream(
     file: IO[bytes] | gzip.GzipFile, path: Path, dims: int, exact: int | None, at_most: int
 ) -> np.ndarray[Any, Any]:
-    """Read an open IDX file that holds ``exact`` bytes, or if that is unknown at most ``at_most``."""
+    """Read an open IDX file of ``exact`` bytes, or, if its size is unknown, of at most ``at_most`` bytes."""
     length = 4 + 4 * dims
     header = file.read(length)
     if len(header) < length or header[:2] != b"\0\0" or header[3] != dims:
@@ -142,12 +160,12 @@ def _read_idx_stream(
     if header[2] != _IDX_UINT8:
         raise ValueError(f"{path}: its values are of IDX type 0x{header[2]:02x}; only unsigned bytes (0x08) are read.")
     shape = struct.unpack(f">{dims}I", header[4:])
-    wanted = math.prod(shape)
-    if length + wanted > at_most or (exact is not None and length + wanted != exact):
+    data_bytes = math.prod(shape)
+    if length + data_bytes > at_most or (exact is not None and length + data_bytes != exact):
         there = f"holds {exact} bytes" if exact is not None else f"can hold at most {at_most} bytes"
-        raise ValueError(f"{path}: its header asks for {length + wanted} bytes but the file {there}; get it again.")
-    content = file.read(wanted + 1)
-    if len(content) != wanted:
-        more = "more than that" if len(content) > wanted else str(len(content))
-        raise ValueError(f"{path}: its header asks for {wanted} bytes of data but there are {more}; get it again.")
+        raise ValueError(f"{path}: its header asks for {length + data_bytes} bytes but the file {there}; get it again.")
+    content = file.read(data_bytes + 1)
+    if len(content) != data_bytes:
+        more = "more than that" if len(content) > data_bytes else str(len(content))
+        raise ValueError(f"{path}: its header asks for {data_bytes} bytes of data but there are {more}; get it again.")
     return np.frombuffer(content, dtype=np.uint8).reshape(shape)

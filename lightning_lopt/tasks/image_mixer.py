@@ -33,6 +33,13 @@ class ImageMixerTask(ClassificationTask):
         options: ``batch_size``, ``name``, ``config``.
 
     References: Tolstikhin et al. 2021, https://arxiv.org/abs/2105.01601
+
+    Example:
+        >>> from lightning_lopt.tasks import LabelledImages
+        >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10)
+        >>> task = ImageMixerTask(images, images, grid=2, width=16, depth=1)
+        >>> tuple(task.logits(task.init(torch.Generator()), images.inputs).shape)
+        (60, 10)
     """
 
     def __init__(
@@ -75,7 +82,15 @@ class ImageMixerTask(ClassificationTask):
 
 class ImageMixer(PatchFamily):
     """MLP-Mixers of different size on (varied) images; arguments are those of
-    :class:`~lightning_lopt.tasks.patches.PatchFamily`."""
+    :class:`~lightning_lopt.tasks.patches.PatchFamily`.
+
+    Example:
+        >>> from lightning_lopt.tasks import LabelledImages
+        >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10, "mine")
+        >>> family = ImageMixer(images, grids=(2,), widths=(16,), depths=(1,), variety=False)
+        >>> family.sample(torch.Generator().manual_seed(0)).name
+        'image_mixer/mine/g2-w16-d1/silu/b32'
+    """
 
     name = "image_mixer"
     task_class = ImageMixerTask

@@ -31,6 +31,15 @@ class ImageMLPTask(ClassificationTask):
         scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
         init_scale: factor on the initial weights (biases excepted).
         options: ``batch_size``, ``name``, ``config``.
+
+    Example:
+        >>> from lightning_lopt.tasks import LabelledImages
+        >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10)
+        >>> train, valid = images.split(0.2, torch.Generator().manual_seed(0))
+        >>> task = ImageMLPTask(train, valid, widths=(16,), batch_size=16)
+        >>> params, batch = task.init(torch.Generator()), task.batch(torch.Generator())
+        >>> tuple(batch["inputs"].shape), task.loss(params, batch).ndim, sorted(task.metrics(params, batch))
+        ((16, 1, 8, 8), 0, ['accuracy'])
     """
 
     def __init__(
@@ -57,12 +66,20 @@ class ImageMLP(ImageFamily):
     """Perceptrons of different depth, width and activation on (varied) images.
 
     Args:
-        data: where images come from; see :class:`~lightning_lopt.tasks.image.ImageFamily`, also for ``options``.
+        data: sources of images; see :class:`~lightning_lopt.tasks.image.ImageFamily`, also for ``options``.
         depths: numbers of hidden layers to draw from.
         widths: widths to draw from, for each hidden layer anew.
 
     Raises:
         ValueError: if a list is empty, an entry is unknown, or data cannot be loaded.
+
+    Example:
+        >>> from lightning_lopt.tasks import LabelledImages
+        >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10, "mine")
+        >>> family = ImageMLP(images, depths=(2,), widths=(8, 16), variety=False)
+        >>> task = family.sample(torch.Generator().manual_seed(0))
+        >>> task.name, task.config["widths"]
+        ('image_mlp/mine/64-16-16-10/silu/b128', [16, 16])
     """
 
     name = "image_mlp"

@@ -21,7 +21,7 @@ from lightning_lopt.tasks.layout import Layout
 
 NORMS = ("batch", "group")
 LARGE = 12
-"""Images with a shorter side of this many pixels or more are halved by the first convolution."""
+"""Shorter side in pixels from which on the first convolution halves the image."""
 
 
 class ImageResNetTask(ClassificationTask):
@@ -45,6 +45,13 @@ class ImageResNetTask(ClassificationTask):
         options: ``batch_size``, ``name``, ``config``.
 
     References: He et al. 2015, https://arxiv.org/abs/1512.03385; Wu and He 2018, https://arxiv.org/abs/1803.08494
+
+    Example:
+        >>> from lightning_lopt.tasks import LabelledImages
+        >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10)
+        >>> task = ImageResNetTask(images, images, channels=(4, 8), blocks=1, norm="group")
+        >>> tuple(task.logits(task.init(torch.Generator()), images.inputs).shape)
+        (60, 10)
     """
 
     def __init__(
@@ -109,7 +116,7 @@ class ImageResNet(ImageFamily):
     """Residual networks of different depth, width and normalisation on (varied) images.
 
     Args:
-        data: where images come from; see :class:`~lightning_lopt.tasks.image.ImageFamily`, also for ``options``.
+        data: sources of images; see :class:`~lightning_lopt.tasks.image.ImageFamily`, also for ``options``.
         stages: numbers of stages to draw from.
         widths: channels of the first stage to draw from; each further stage has twice as many.
         blocks: blocks in a stage to draw from.
@@ -117,6 +124,13 @@ class ImageResNet(ImageFamily):
 
     Raises:
         ValueError: if a list is empty, an entry is unknown, or data cannot be loaded.
+
+    Example:
+        >>> from lightning_lopt.tasks import LabelledImages
+        >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10, "mine")
+        >>> family = ImageResNet(images, stages=(2,), widths=(4,), variety=False)
+        >>> family.sample(torch.Generator().manual_seed(0)).name
+        'image_resnet/mine/group-w4-s2-b2/silu/b16'
     """
 
     name = "image_resnet"

@@ -20,21 +20,21 @@ GROUPS = 4
 
 
 class ImageUNetTask(RandomExamplesTask):
-    r"""Mean squared error of a U-Net that gives images back whose pixels have noise added.
+    r"""Mean squared error of a U-Net that removes noise from images.
 
     .. math:: L = \frac1D \lVert x - f(x + s\,\varepsilon) \rVert^2, \qquad \varepsilon \sim \mathcal N(0, 1)
 
-    Level l of the encoder halves the image of level l - 1 by averages and makes two 3×3 convolutions ``down.l.0`` and
+    Level l of the encoder halves the image of level l - 1 by averages and has two 3×3 convolutions ``down.l.0`` and
     ``down.l.1``, each with group normalisation and an activation. Level l of the decoder doubles the image of level
-    l + 1, joins the encoder's image of its own level, and makes ``up.l.0`` and ``up.l.1`` likewise. A 1×1 convolution
-    ``head`` makes pixels.
+    l + 1, concatenates the image of level l of the encoder, and has two convolutions ``up.l.0`` and ``up.l.1`` of the
+    same kind. A 1×1 convolution ``head`` computes the pixels.
 
     A batch is ``{"inputs": (*lead, B, C, H, W), "noise": (*lead, B, C, H, W)}``. In :meth:`full_batch` the noise is the
-    same at every call. A model that knows nothing answers the mean pixel: its loss is the variance of all training
+    same at every call. An uninformed model predicts the mean pixel: its loss is the variance of all training
     pixels.
 
     Args:
-        train: images to train on; labels are left aside.
+        train: images to train on; labels are not used.
         valid: held-out images.
         channels: channels of each level, multiples of 4.
         corruption: s >= 0, in the unit of the pixels.
@@ -101,7 +101,7 @@ class ImageUNetTask(RandomExamplesTask):
         return {"noise": torch.randn(*examples, *self.shape, generator=generator)}
 
     def denoised(self, params: Params, images: Tensor) -> Tensor:
-        """The network's answer to images of shape ``(B, C, H, W)``, of the same shape."""
+        """Output of the network for images of shape ``(B, C, H, W)``, of the same shape."""
         x, skips = images, []
         for level in range(self.levels):
             x = self._pair(params, f"down.{level}", F.avg_pool2d(x, 2) if level else x)

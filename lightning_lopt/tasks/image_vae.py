@@ -23,10 +23,10 @@ class ImageVAETask(ReconstructionTask):
         \text{KL}\big(\mathcal N(\mu, \sigma^2) \,\Vert\, \mathcal N(0, 1)\big)\Big), \qquad
         z = \mu + \sigma\varepsilon, \quad [\mu, \log\sigma^2] = e(x)
 
-    The noise ε comes in the batch, shape ``(B, code)``.
+    The noise ε is an entry of the batch, shape ``(B, code)``.
 
     Args:
-        train: images to train on; labels are left aside.
+        train: images to train on; labels are not used.
         valid: held-out images.
         widths: hidden layers of the encoder; the decoder has them in reverse.
         code: dimensions of z.
@@ -34,6 +34,13 @@ class ImageVAETask(ReconstructionTask):
         options: see :class:`~lightning_lopt.tasks.reconstruction.ReconstructionTask`.
 
     References: Kingma and Welling 2013, https://arxiv.org/abs/1312.6114
+
+    Example:
+        >>> from lightning_lopt.tasks import LabelledImages
+        >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10)
+        >>> task = ImageVAETask(images, images, widths=(16,), code=2, batch_size=8)
+        >>> {name: tuple(value.shape) for name, value in task.batch(torch.Generator()).items()}
+        {'inputs': (8, 64), 'noise': (8, 2)}
     """
 
     def __init__(
@@ -74,6 +81,13 @@ class ImageVAE(ReconstructionFamily):
 
     Raises:
         ValueError: if a list is empty, an entry is unknown or out of range, or data cannot be loaded.
+
+    Example:
+        >>> from lightning_lopt.tasks import LabelledImages
+        >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10, "mine")
+        >>> family = ImageVAE(images, depths=(1,), widths=(16,), codes=(2,), variety=False)
+        >>> family.sample(torch.Generator().manual_seed(0)).name
+        'image_vae/mine/64-16-2-s0.5/silu/b64'
     """
 
     name = "image_vae"
@@ -82,7 +96,7 @@ class ImageVAE(ReconstructionFamily):
     def __init__(
         self, data: DataLike | None = None, deviations: Sequence[float] = (0.3, 0.5, 1.0), **options: Any
     ) -> None:
-        # log σ² is exponentiated: in nets that begin with larger numbers, single images make the loss a thousandfold
+        # log σ² is exponentiated: with larger initial weights, single images make the loss a thousand times larger
         super().__init__(data, **{"schemes": ("uniform", "lecun"), "init_scales": (0.5, 1.0), **options})
         self.ranges["deviations"] = check_numbers(deviations, "deviations", 0.01)
 

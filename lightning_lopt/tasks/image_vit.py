@@ -31,7 +31,7 @@ class ImageViTTask(ClassificationTask):
         width: features of a token W.
         depth: number of blocks.
         heads: attention heads; divides ``width``.
-        pooling: what the head reads: the ``"mean"`` of all tokens, or an extra first ``"token"`` named ``class.token``.
+        pooling: input of the head: the ``"mean"`` of all tokens, or an extra first ``"token"`` named ``class.token``.
         prenorm, expansion: see :class:`~lightning_lopt.tasks.attention.Transformer`.
         activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
         scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
@@ -42,6 +42,13 @@ class ImageViTTask(ClassificationTask):
         ValueError: if ``heads`` does not divide ``width``.
 
     References: Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929
+
+    Example:
+        >>> from lightning_lopt.tasks import LabelledImages
+        >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10)
+        >>> task = ImageViTTask(images, images, grid=2, width=16, depth=1, pooling="token")
+        >>> tuple(task.logits(task.init(torch.Generator()), images.inputs).shape)
+        (60, 10)
     """
 
     def __init__(
@@ -81,7 +88,7 @@ class ImageViTTask(ClassificationTask):
 
 
 class ImageViT(PatchFamily):
-    """Vision transformers of different size and make on (varied) images.
+    """Vision transformers of different size and pooling on (varied) images.
 
     Args:
         data: as for :class:`~lightning_lopt.tasks.patches.PatchFamily`, as are ``grids``, ``widths`` and ``depths``
@@ -91,6 +98,13 @@ class ImageViT(PatchFamily):
 
     Raises:
         ValueError: if a list is empty, an entry is unknown, or data cannot be loaded.
+
+    Example:
+        >>> from lightning_lopt.tasks import LabelledImages
+        >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10, "mine")
+        >>> family = ImageViT(images, grids=(2,), widths=(16,), depths=(1,), variety=False)
+        >>> family.sample(torch.Generator().manual_seed(0)).name
+        'image_vit/mine/g2-w16-d1-h4-token-pre/silu/b32'
     """
 
     name = "image_vit"

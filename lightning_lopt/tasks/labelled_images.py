@@ -1,4 +1,4 @@
-"""Labelled images as a checked value: what image tasks are made from."""
+"""Labelled images, the checked data of image tasks."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor
 from lightning_lopt.tasks._draw import split_indices
 
 MAX_CLASSES = 10_000
-"""Labels from here on are refused: they are more likely identifiers than classes, and a head would not fit."""
+"""Largest number of classes; larger labels are more likely identifiers, and a head for them would be huge."""
 
 _MAX_CHANNELS = 4
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
-    """Images with one class each, checked once so that nothing downstream has to.
+    """Images with one class each, checked when they are made.
 
     Attributes:
         inputs: float32, shape ``(N, C, H, W)``, finite.
@@ -31,6 +31,12 @@ class LabelledImages:
 
     Raises:
         ValueError: if one of these does not hold.
+
+    Example:
+        >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10, "mine")
+        >>> train, valid = images.standardised().split(0.2, torch.Generator().manual_seed(0))
+        >>> len(train), len(valid), images.shape, images.classes
+        (48, 12, (1, 8, 8), 10)
     """
 
     inputs: Tensor
@@ -57,7 +63,7 @@ class LabelledImages:
             )
         if not 2 <= self.classes <= MAX_CLASSES:
             raise ValueError(
-                f"{self.name}: {self.classes} classes; labels must tell apart between 2 and {MAX_CLASSES} classes."
+                f"{self.name}: {self.classes} classes; labels must have between 2 and {MAX_CLASSES} classes."
             )
         low, high = int(self.targets.min()), int(self.targets.max())
         if low < 0 or high >= self.classes:
@@ -140,7 +146,7 @@ class LabelledImages:
 
         Args:
             valid_fraction: share of the images that goes to validation, in (0, 1); at least one goes to each part.
-            generator: on the CPU.
+            generator: random generator on the CPU.
             max_valid: upper bound on the number of validation images; the rest is for training.
 
         Raises:
@@ -173,7 +179,7 @@ def _images(x: np.ndarray[Any, Any], name: str) -> Tensor:
             f"with 1 to {_MAX_CHANNELS} channels."
         )
     scale = 255.0 if x.dtype == np.uint8 else 1.0
-    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused as that
+    with np.errstate(over="ignore"):  # an overflow gives an infinite value, which is refused
         return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)) / scale
 
 

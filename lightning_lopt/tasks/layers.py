@@ -17,7 +17,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
 }
 EPS = 1e-5
-"""What normalisations add to a variance, as in PyTorch."""
+"""Number that normalisations add to a variance, as in PyTorch."""
 
 
 def linear(params: Params, name: str, x: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def group_norm(params: Params, name: str, x: Tensor, groups: int) -> Tensor:
 def batch_norm(params: Params, name: str, x: Tensor) -> Tensor:
     """Mean 0 and variance 1 for each channel over the batch (B, C, H, W) at hand, gain and shift.
 
-    There are no running averages: a batch to be measured is normalised by itself too.
+    There are no running averages: batches for measuring are normalised by their own statistics, too.
     """
     centred = x - x.mean((0, 2, 3), keepdim=True)
     gain = torch.rsqrt(centred.square().mean((0, 2, 3), keepdim=True) + EPS) * params[f"{name}.weight"][:, None, None]

@@ -1,4 +1,4 @@
-"""What the parameters of a task are: name, shape, role and how each begins, written down in one place."""
+"""The layout of the parameters of a task: name, shape, role and initial distribution of each."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from lightning_lopt.rules.base import Params, Role
 
 Law = Literal["uniform", "normal", "constant"]
 SCHEMES = ("uniform", "lecun", "he")
-"""How weights begin. ``"uniform"``: in ±1/√fan_in, biases too, as PyTorch does. ``"lecun"``: normal of deviation
-1/√fan_in, cut at two deviations, biases 0, as Flax and Haiku do. ``"he"``: the same, times √2 where an activation
-follows."""
+"""Distributions of initial weights. ``"uniform"``: in ±1/√fan_in, also for biases, as in PyTorch. ``"lecun"``: normal
+of deviation 1/√fan_in, truncated at two deviations, biases 0, as in Flax and Haiku. ``"he"``: the same, times √2 where
+an activation follows."""
 
 _INSIDE = math.erf(math.sqrt(2.0))  # share of a normal distribution within two standard deviations
 
@@ -29,7 +29,7 @@ class Initial:
     Attributes:
         shape: its shape.
         role: its role.
-        law: ``"uniform"`` in ±size, ``"normal"`` of deviation size cut at two deviations, or ``"constant"``.
+        law: ``"uniform"`` in ±size, ``"normal"`` of deviation size truncated at two deviations, or ``"constant"``.
         size: a number; the value itself for a constant.
     """
 
@@ -53,7 +53,7 @@ class Layout:
 
     Args:
         scheme: name in :data:`SCHEMES`.
-        scale: factor on initial weights and tables; biases and normalisations are left alone.
+        scale: factor on initial weights and tables, not on biases and normalisations.
 
     Raises:
         ValueError: if the scheme is unknown.

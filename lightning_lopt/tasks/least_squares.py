@@ -1,4 +1,4 @@
-"""Badly conditioned least squares: linear models whose optimum and conditioning are known."""
+"""Badly conditioned least squares: linear models with known optimum and condition number."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VALID = 256
 
 
 class LeastSquaresTask(ExamplesTask):
-    r"""Half the mean squared error of linear answers, in mini-batches of rows.
+    r"""Half the mean squared error of a linear model, in mini-batches of rows.
 
     .. math:: L(W) = \frac1{2NK} \sum_n \lVert W x_n - y_n \rVert^2
 
@@ -33,6 +33,13 @@ class LeastSquaresTask(ExamplesTask):
         scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
         init_scale: factor on the initial weights.
         options: ``batch_size``, ``name``, ``config``.
+
+    Example:
+        >>> inputs = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+        >>> rows = {"inputs": inputs, "targets": inputs @ torch.tensor([[1.0], [2.0], [3.0]])}
+        >>> task = LeastSquaresTask(rows, rows, batch_size=8)
+        >>> task.loss({"weight": torch.tensor([[1.0, 2.0, 3.0]])}, task.full_batch("valid")).item()
+        0.0
     """
 
     def __init__(
@@ -57,11 +64,10 @@ class LeastSquaresTask(ExamplesTask):
 class LeastSquares(ModelFamily):
     r"""Least squares with a chosen condition number κ of H, whose eigenvalues run from 1 down to 1/κ.
 
-    Training inputs are :math:`\sqrt N U S V^\top` with random orthonormal columns U (N, D) and V (D, D), and
-    singular values S spaced evenly in their logarithm from 1 to :math:`\kappa^{-1/2}`, so H is exactly
-    :math:`V S^2 V^\top`; held-out rows are normal with this covariance. The true weights have normal coordinates
-    :math:`z_i s_i^{-a}` in the basis V: with a = 0 hardly anything is lost by ignoring flat directions, with a = 1 all
-    directions matter alike.
+    Training inputs are :math:`\sqrt N U S V^\top` with random orthonormal columns U (N, D) and V (D, D), and singular
+    values S spaced evenly in their logarithm from 1 to :math:`\kappa^{-1/2}`, so H is exactly :math:`V S^2 V^\top`;
+    held-out rows are normal with this covariance. The true weights have normal coordinates :math:`z_i s_i^{-a}` in the
+    basis V: with a = 0 flat directions hardly matter for the loss, with a = 1 all directions matter equally.
 
     Args:
         dims: numbers of inputs D to draw from.
@@ -74,6 +80,12 @@ class LeastSquares(ModelFamily):
 
     Raises:
         ValueError: if a list is empty or an entry is out of range.
+
+    Example:
+        >>> family = LeastSquares(dims=(8,), outputs=(1,), conditions=(100.0,))
+        >>> task = family.sample(torch.Generator().manual_seed(0))
+        >>> task.name, tuple(task.full_batch("train")["inputs"].shape)
+        ('least_squares/d8x1/k100-a0.5-r16-n0.01~a1ded3/he/b64', (128, 8))
     """
 
     name = "least_squares"
@@ -106,7 +118,7 @@ class LeastSquares(ModelFamily):
         dim, rows = drawn["dim"], drawn["dim"] * drawn["ratio"]
         singular = torch.logspace(0, -0.5, dim, base=drawn["condition"], dtype=torch.float64)
         basis = _orthonormal(dim, dim, generator)
-        # in float64: products with the smallest singular values would lose their digits
+        # in float64, since float32 would lose the digits of products with the smallest singular values
         whitened = {
             "train": rows**0.5 * _orthonormal(rows, dim, generator),
             "valid": torch.randn(VALID, dim, generator=generator).double(),

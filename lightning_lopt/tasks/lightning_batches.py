@@ -17,23 +17,23 @@ PLAIN = (bool, int, float, str, bytes, type(None))
 
 
 class NotStackableError(ValueError):
-    """Batches cannot be stacked; the message is one sentence, which names them and says why."""
+    """Batches cannot be stacked; the message is one sentence with their name and the reason."""
 
 
 class StackedBatches:
     """Batches of one structure and one set of shapes: nested tuples, lists and dicts of tensors.
 
     Args:
-        batches: at least one. Those that differ in shape from most (a last, smaller one) are left out.
-        what: how errors name them.
+        batches: at least one. Batches that differ in shape from most (a last, smaller one) are left out.
+        what: name of the batches in errors.
 
     Raises:
-        NotStackableError: if there is no batch, no tensor in them, if what is no tensor differs, or if fewer than half
-            of the batches have the same shapes.
+        NotStackableError: if there is no batch or no tensor in them, if other values than tensors differ, or if fewer
+            than half of the batches have the same shapes.
 
     Attributes:
         tensors: by a name such as ``"batch['image']"`` or ``"batch[0]"``, leading axis the number of the batch.
-        left_out: how many batches had other shapes.
+        left_out: number of batches with other shapes.
     """
 
     def __init__(self, batches: Iterable[Tree], what: str) -> None:
@@ -47,11 +47,11 @@ class StackedBatches:
                 f"{what}: of {len(flat)} batches only {count} have the same shapes ({_show(common)}); pad or crop "
                 "examples to one size, or group them by size and make a task of each group."
             )
-        kept = [entry for entry, shape in zip(flat, shapes, strict=True) if shape == common]
+        alike = [entry for entry, shape in zip(flat, shapes, strict=True) if shape == common]
         self.left_out = len(flat) - count
-        self.structure = kept[0][1]
-        self.names = ["batch" + pytree.keystr(path) for path, _ in kept[0][0]]
-        columns = [[leaves[place][1] for leaves, _ in kept] for place in range(len(self.names))]
+        self.structure = alike[0][1]
+        self.names = ["batch" + pytree.keystr(path) for path, _ in alike[0][0]]
+        columns = [[leaves[place][1] for leaves, _ in alike] for place in range(len(self.names))]
         self.tensors: dict[str, Tensor] = {}
         self.constants: dict[str, Any] = {}
         for name, column in zip(self.names, columns, strict=True):
@@ -83,7 +83,7 @@ class StackedBatches:
         }
 
     def tree(self, batch: Batch) -> Tree:
-        """The batch as the dataloader gave it."""
+        """The batch in the structure of the dataloader."""
         leaves = [batch[name] if name in self.tensors else self.constants[name] for name in self.names]
         return pytree.tree_unflatten(leaves, self.structure)
 

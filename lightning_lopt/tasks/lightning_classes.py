@@ -1,4 +1,4 @@
-"""What somebody's own class adds to a LightningModule or a LightningDataModule, of either package."""
+"""Attributes that a user's class overrides in a LightningModule or a LightningDataModule, of either package."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ _BASES = ("LightningModule", "LightningDataModule", "ModelHooks", "DataHooks", "
 
 
 def overrides(value: Any, name: str) -> bool:
-    """Whether a class of somebody's own, or the instance itself, defines the attribute ``name`` of a LightningModule or
-    a LightningDataModule.
+    """Whether the user's class, or the instance itself, overrides the attribute ``name`` of a LightningModule or of a
+    LightningDataModule.
 
     Example:
         >>> import lightning.pytorch as L

@@ -1,4 +1,4 @@
-"""A LightningModule's training_step as a function of its parameters: with a Trainer that does nothing, and no trace."""
+"""The training_step of a LightningModule as a pure function of parameters and batch, with a stand-in Trainer."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from lightning_lopt.tasks.users_code import named, users_code
 class TrainingStep(nn.Module):
     """The ``training_step`` of a copy of a module, as a pure function of parameters and batch.
 
-    - ``self.log``, ``self.log_dict`` and ``self.print`` do nothing. Metrics of torchmetrics keep no state and give NaN,
-      until :meth:`use_metrics` lets them compute.
-    - Batch normalisation that is in training mode normalises by the batch and keeps no running averages; other buffers
-      are constants: what a step writes into them is forgotten, and so is what it assigns to attributes or appends to
-      lists of the module.
+    - ``self.log``, ``self.log_dict`` and ``self.print`` do nothing. Metrics of torchmetrics have no state and return
+      NaN, until :meth:`use_metrics` lets them compute.
+    - Batch normalisation in training mode normalises by the batch and has no running averages. Other buffers are
+      constants: changes of buffers, of attributes and of lists of the module are undone after the step.
     - ``batch_idx`` is 0. ``self.trainer`` is a stand-in (:func:`~.stand_in.attach_stand_in`): ``global_step`` and
       ``current_epoch`` are those of ``fit``.
 
     Args:
-        module: any LightningModule with automatic optimization, of ``lightning.pytorch`` or ``pytorch_lightning``;
-            copied, and let alone.
-        fit: what the stand-in Trainer answers; ``None`` for the fit that the module's own Trainer is in, if any.
+        module: any LightningModule with automatic optimization, of ``lightning.pytorch`` or ``pytorch_lightning``; it
+            is copied and not changed.
+        fit: values that the stand-in Trainer returns; ``None`` for those of the module's Trainer, if it has one.
 
     Attributes:
         shared: names of attributes that cannot be copied, which the copy shares with the module.
-        setup_error: what ``setup("fit")`` raised, which is called where no Trainer has done so; empty for nothing.
+        setup_error: text of the error of ``setup("fit")``, which is called unless a Trainer has done so; empty if
+            there was none.
         built_late: whether ``setup`` or ``configure_model`` made or changed parameters.
 
     Raises:
@@ -54,7 +54,7 @@ class TrainingStep(nn.Module):
         with users_code(f"copying {kind}"):
             self.module, self.shared = independent_copy(module)
         if isinstance(vars(self.module).get("configure_optimizers"), types.FunctionType):
-            del self.module.configure_optimizers  # put there for a fit, and bound to the module of that fit
+            del self.module.configure_optimizers  # set by a Trainer, and bound to the original module
         trainer = getattr(module, "_trainer", None)
         self.fit = fit or (Fit() if trainer is None else Fit.of(trainer))
         self._stand_in = attach_stand_in(self.module, self.fit)
@@ -90,7 +90,8 @@ class TrainingStep(nn.Module):
         self._before = PlainAttributes(self.module)
 
     def use_metrics(self) -> bool:
-        """Let metrics compute, each call anew, since the loss may be one; false if there are none, or they do."""
+        """Let metrics compute, without state between calls, since one may be the loss; return whether this changes
+        anything."""
         silent = [metric for metric in self._metrics if "forward" in vars(metric)]
         for metric in silent:
             for name in ("update", "forward", "compute"):
@@ -107,7 +108,7 @@ class TrainingStep(nn.Module):
         return {name: values[name].detach().clone() for name in self.trained}
 
     def output(self, params: Params, batch: Any) -> Any:
-        """What ``training_step`` returns for ``batch``, as a dataloader gives it."""
+        """The result of ``training_step`` for ``batch``, in the structure of the dataloader."""
         buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         values = {f"module.{name}": value for name, value in {**buffers, **params}.items()}
         try:
@@ -124,17 +125,17 @@ class TrainingStep(nn.Module):
         return self.loss_in(self.output(params, batch))
 
     def loss_in(self, output: Any) -> Tensor:
-        """The loss in what ``training_step`` returned, 0-dim.
+        """The loss in a result of ``training_step``, 0-dim.
 
         Raises:
             ValueError: if there is none.
         """
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(loss, Tensor) or loss.numel() != 1:
-            got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            returned = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(
-                f"{self.kind}.training_step gave {got} for the loss; return one number for every batch, as a tensor or "
-                'under "loss".'
+                f"{self.kind}.training_step gave {returned} for the loss; return one number for every batch, as a "
+                'tensor or under "loss".'
             )
         return loss.reshape(())
 
@@ -144,7 +145,7 @@ class TrainingStep(nn.Module):
 
 
 def check_automatic(module: Any) -> None:
-    """Refuse what is no LightningModule whose ``training_step`` gives the loss of a batch.
+    """Check that ``module`` is a LightningModule whose ``training_step`` returns the loss of a batch.
 
     Raises:
         ValueError: with one sentence.
@@ -168,13 +169,13 @@ def _shapes(module: nn.Module) -> dict[str, Any]:
 
 
 def _set_up(module: Any) -> str:
-    """Call ``prepare_data`` and ``setup``, as a Trainer would; what they raise, in words."""
+    """Call ``prepare_data`` and ``setup``, as a Trainer does; return the text of their error, if there is one."""
     try:
         if overrides(module, "prepare_data"):
             module.prepare_data()
         if overrides(module, "setup"):
             module.setup("fit")
-    except Exception as error:  # it may need more than a step does
+    except Exception as error:  # setup may need things that a step does not need
         return named(error)
     return ""
 
@@ -196,5 +197,5 @@ def _silence(module: nn.Module) -> None:
         vars(module).update(log=_nothing, log_dict=_nothing, print=_nothing)
     elif isinstance(module, Metric | MetricCollection):
         value = _no_numbers if isinstance(module, MetricCollection) else _nan
-        held = {name: vars(module)[name] for name in ("update", "compute") if name in vars(module)}
-        vars(module).update(update=_nothing, forward=value, compute=value, _own=held)
+        overridden = {name: vars(module)[name] for name in ("update", "compute") if name in vars(module)}
+        vars(module).update(update=_nothing, forward=value, compute=value, _own=overridden)

@@ -1,4 +1,4 @@
-"""Anybody's LightningModule and its data as a task, so that rules are meta-trained on what they will be used for."""
+"""A user's LightningModule and its data as a task, for meta-training on the model that the rule will train."""
 
 from __future__ import annotations
 
@@ -40,34 +40,47 @@ _ALL = f"{OWN}all/"
 class LightningTask(Task):
     """A LightningModule's own ``training_step`` on its own batches; see :class:`~.lightning_module.TrainingStep`.
 
-    A mini-batch is one of the first ``max_batches`` of the dataloader, as it came out of one pass over it, drawn with
-    replacement. Dropout and other randomness of torch follow from a seed in the mini-batch: the same masks for both
-    particles of a pair, other masks in the next step. :meth:`full_batch` is all of the batches, one after the other,
-    and their mean loss is taken without dropout.
+    Mini-batches are drawn with replacement from the first ``max_batches`` batches of one pass over the dataloader.
+    Dropout and other random functions of torch use a seed in the mini-batch: both particles of a pair have the same
+    masks, and the next step has others. :meth:`full_batch` contains all of the batches; its loss is their mean loss
+    without dropout.
 
-    Whether inner runs go side by side is tried out on two of them: where ``vmap`` fails or gives other numbers than a
-    loop (``.item()`` or a branch on a value, writing into buffers, random numbers of NumPy), losses and gradients are
-    computed one run after the other, with the same results; the rule stays vmapped.
+    A test with two inner runs decides whether ``vmap`` is used: if it fails or gives other numbers than a loop
+    (``.item()`` or a branch on a value, writing into buffers, random numbers of NumPy), losses and gradients are
+    computed one run after the other, with the same results; the steps of the rule are vmapped in either case.
 
     Args:
-        module: a module, from whose present parameters every inner run starts; or a function without arguments that
-            builds one, called for each inner run under a seed of its own.
-        train: batches (a dataloader, a list), or a ``LightningDataModule``; those that are stacked already are used
-            as they are, without the hooks around the transfer to a device.
-        valid: likewise, for the ``"valid"`` split, with batches of the same structure; taken from the data module if
-            that has a validation dataloader.
-        max_batches: how many batches of each are kept in memory, >= 1.
+        module: a module, whose present parameters are the start of every inner run; or a function without arguments
+            that builds a module, called for each inner run with another seed.
+        train: batches (a dataloader, a list), or a ``LightningDataModule``; :class:`StackedBatches` are used without
+            the hooks around the transfer to a device.
+        valid: the same for the ``"valid"`` split, with batches of the same structure; by default those of the data
+            module, if it has a validation dataloader.
+        max_batches: largest number of batches of each split in memory, >= 1.
         loss_scale: see :class:`~lightning_lopt.tasks.Task`; ``None`` for the mean loss at the start.
         name: name of the task.
-        fit: what ``self.trainer`` answers, see :class:`~.lightning_module.TrainingStep`.
+        fit: values that ``self.trainer`` returns, see :class:`~.lightning_module.TrainingStep`.
 
     Attributes:
-        vmapped: whether inner runs go side by side.
-        reason: why not, in words; empty if they do.
+        vmapped: whether ``vmap`` is used for losses and gradients.
+        reason: the reason if it is not, in words; empty if it is.
         uses_metrics: whether metrics of torchmetrics compute, since the loss needs them.
 
     Raises:
         ValueError: with one sentence, for a module or batches that cannot be used.
+
+    Example:
+        >>> import lightning.pytorch as L
+        >>> class Model(L.LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layer = nn.Linear(4, 1)
+        ...     def training_step(self, batch, batch_idx):
+        ...         return nn.functional.mse_loss(self.layer(batch[0]), batch[1])
+        >>> batches = [(torch.randn(8, 4), torch.randn(8, 1)) for _ in range(4)]
+        >>> task = LightningTask(Model, batches, loss_scale=1.0)
+        >>> task.roles, task.vmapped
+        ({'layer.weight': 'matrix', 'layer.bias': 'vector'}, True)
     """
 
     def __init__(
@@ -127,7 +140,7 @@ class LightningTask(Task):
         return batch | {_SEED: torch.randint(2**62, lead, generator=generator)} if self.random else batch
 
     def nth(self, index: int, seed: int | None, split: Split = "train") -> Batch:
-        """The batch of this number; ``seed`` of its randomness, ``None`` for no dropout."""
+        """The batch with this number; ``seed`` is the seed of its dropout, ``None`` for no dropout."""
         batch = self._data(split).take(torch.tensor(index))
         return batch | {_SEED: torch.tensor(seed)} if self.random and seed is not None else batch
 
@@ -138,19 +151,19 @@ class LightningTask(Task):
         return self._loss(params, batch) if self.vmapped else looped(self._loss, params, batch)
 
     def _loss(self, params: Params, batch: Batch) -> Tensor:
-        """The loss by operations that see ``vmap``, if any."""
+        """The loss by ordinary operations, which ``vmap`` may transform."""
         stacked = {name.removeprefix(_ALL): value for name, value in batch.items() if name.startswith(_ALL)}
         if stacked:
             count = len(next(iter(stacked.values())))
             one_by_one = ({name: value[index] for name, value in stacked.items()} for index in range(count))
-            return torch.stack([self._loss(params, one) for one in one_by_one]).mean()
+            return torch.stack([self._loss(params, batch_entries) for batch_entries in one_by_one]).mean()
         tree = self.data["train"].tree(batch)
         if not self.random:
             return self._step.loss(params, tree)
         seed = batch.get(_SEED)
-        # what SeededRandom does not know draws from global state, which only a loop can seed
-        rest = isolated(0 if seed is None else int(seed)) if self.strays else nullcontext()
-        with SeededRandom(seed), rest:
+        # functions that SeededRandom does not replace draw from global state, which only a loop can seed
+        global_random = isolated(0 if seed is None else int(seed)) if self.strays else nullcontext()
+        with SeededRandom(seed), global_random:
             return self._step.loss(params, tree)
 
     def _data(self, split: Split) -> StackedBatches:
@@ -159,7 +172,7 @@ class LightningTask(Task):
         return self.data[split]
 
     def _read(self, train: Any, valid: Any, limit: int) -> dict[Split, StackedBatches]:
-        """The batches of both splits, checked to be of one structure."""
+        """The batches of both splits, after a check that they have the same structure."""
         data: dict[Split, StackedBatches] = {}
         kind = self._step.kind
         if valid is None and is_lightning(train, "LightningDataModule"):
@@ -169,9 +182,9 @@ class LightningTask(Task):
             if isinstance(source, StackedBatches):
                 data[split] = source
                 continue
-            found = None if source is None else first_batches(source, split, self._step.module, limit)
-            if found is not None:
-                data[split] = StackedBatches(found, f"{kind}, {split} batches")
+            batches = None if source is None else first_batches(source, split, self._step.module, limit)
+            if batches is not None:
+                data[split] = StackedBatches(batches, f"{kind}, {split} batches")
         if "train" not in data:
             raise ValueError(f"{type(train).__name__} has no train_dataloader; write one, or give batches.")
         if "valid" in data and data["valid"].structure != data["train"].structure:
@@ -187,11 +200,11 @@ class LightningTask(Task):
             return self._build()
 
     def _try_out(self, params: Params) -> float:
-        """The mean loss of a few batches, after noticing which randomness the step uses."""
+        """The mean loss of a few batches; also finds out which random functions the step uses."""
         losses = self._first_losses(params)
         self.uses_metrics = False
         if not (losses.requires_grad and losses.isfinite().all()) and self._step.use_metrics():
-            self.uses_metrics = True  # one of them is the loss, or a part of it
+            self.uses_metrics = True  # a metric is the loss, or a part of it
             losses = self._first_losses(params)
         if not losses.requires_grad:
             raise ValueError(f"{self._step.kind}: the loss does not depend on the parameters; do not detach it.")
@@ -227,7 +240,7 @@ class LightningTask(Task):
         return f"{text}; let it use only the batch and the module."
 
     def _why_looped(self, params: Params) -> str:
-        """Why ``vmap`` does not do, empty if it does: judged by two runs, of slightly different parameters."""
+        """Why ``vmap`` cannot be used, empty if it can: a test with two runs of slightly different parameters."""
         if self.strays:
             return "training_step draws random numbers that vmap cannot draw for each run"
         draws = derived_generator(0, "probe")
@@ -236,14 +249,15 @@ class LightningTask(Task):
         try:
             with torch.no_grad():
                 grads, losses = vmap(grad_and_value(self._loss))(pair, batch)
-                measured = vmap(self._loss)(pair, batch)  # other kernels may run where no gradient is wanted
+                measured = vmap(self._loss)(pair, batch)  # without a gradient, other kernels may be used
         except Exception as error:
             cause = _cause(error)
             text = " ".join(str(cause).split())[:160]
             return f"vmap of training_step fails{_place(cause)} ({type(cause).__name__}: {text}...)"
         for index in range(2):
-            one = {name: value[index] for name, value in batch.items()}
-            expected, loss = grad_and_value(self._loss)({name: value[index] for name, value in pair.items()}, one)
+            params_of_run = {name: value[index] for name, value in pair.items()}
+            batch_of_run = {name: value[index] for name, value in batch.items()}
+            expected, loss = grad_and_value(self._loss)(params_of_run, batch_of_run)
             wrong = [name for name, value in expected.items() if not _close(grads[name][index], value)]
             if wrong or not (_close(losses[index], loss) and _close(measured[index], loss)):
                 return f"vmap of training_step gives other numbers than a loop (for {', '.join(wrong) or 'the loss'})"
@@ -255,19 +269,19 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What somebody's code raised."""
+    """The error of the user's code."""
     return error.__cause__ or error if isinstance(error, UsersCodeError) else error
 
 
 def _place(error: BaseException) -> str:
-    """The last line of somebody's own code that led to the error."""
+    """The last line of the user's code in the traceback of the error."""
     ours = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
     return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
 
 
 def _global_state() -> tuple[bytes, bytes, object]:
-    """What changes when a random number is drawn from global state."""
+    """Global random states, which change when a random number is drawn from them."""
     numpy_state: Any = np.random.get_state()  # noqa: NPY002
     return (
         torch.get_rng_state().numpy().tobytes(),

@@ -1,7 +1,7 @@
-"""The user's batches, read in one pass over their dataloaders.
+"""Reading of the user's batches, in one pass over the dataloaders.
 
-:func:`first_batches` reads a number of batches with random states of its own. A :class:`Reader` reads as many as there
-is time for, on request, under the random states that its caller has set.
+:func:`first_batches` reads a number of batches with random states of its own. A :class:`Reader` reads batches on
+request, as long as there is time, with the random states of its caller.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Tree = Any
 Mode = Literal["max_size_cycle", "sequential"]
-MAX_BYTES = 2**28  # of the batches of one split that are kept
+MAX_BYTES = 2**28  # largest size of the batches of one split in memory
 LOADERS: dict[Split, tuple[str, Mode]] = {
     "train": ("train_dataloader", "max_size_cycle"),
     "valid": ("val_dataloader", "sequential"),
@@ -44,12 +44,12 @@ def first_batches(
 
     Args:
         data: batches (a dataloader, a list), or a data module.
-        split: which loader of a data module; before ``"train"`` it is prepared and set up, if no Trainer has it.
-        module: whose hooks are called, where a data module does not override them.
+        split: which loader of a data module; a data module without a Trainer is prepared and set up for ``"train"``.
+        module: the module whose hooks are called, unless a data module overrides them.
         limit: largest number of batches.
 
     Returns:
-        ``None`` where a data module has no such loader.
+        the batches, or ``None`` if a data module has no such loader.
     """
     hooks: Any = module
     source: Any = data
@@ -62,27 +62,27 @@ def first_batches(
             source.setup("fit")
         with isolated(0):
             loaders = CombinedLoader(getattr(source, name)(), mode)
-            found = [batch for batch, *_ in islice(iter(loaders), limit)]
+            batches = [batch for batch, *_ in islice(iter(loaders), limit)]
         hooks = _hooks_of(source, module)
     else:
         with isolated(0):
-            found = list(islice(source, limit))
+            batches = list(islice(source, limit))
     with isolated(1):
-        return [_through(hooks, batch) for batch in found]
+        return [_through(hooks, batch) for batch in batches]
 
 
 class Reader:
-    """Batches of one loader, through the hooks around the transfer to a device, taken as far as time allows.
+    """Batches of one loader, through the hooks around the transfer to a device, read as long as there is time.
 
     Args:
-        loader: what a ``train_dataloader`` or ``val_dataloader`` may return, or a list of batches.
+        loader: any result of ``train_dataloader`` or ``val_dataloader``, or a list of batches.
         hooks: the module or data module whose transfer hooks are called.
-        split: which the loader belongs to.
+        split: split of the loader.
 
     Attributes:
-        batches: those read so far.
-        seconds: what reading each of them took.
-        length: how many there are, ``None`` where the loader does not know.
+        batches: the batches read so far.
+        seconds: seconds for reading each of them.
+        length: number of batches of the loader; ``None`` where it is unknown.
     """
 
     def __init__(self, loader: Any, hooks: Any, split: Split = "train") -> None:
@@ -97,11 +97,11 @@ class Reader:
         self._iterator: Iterator[Any] | None = None
 
     def take(self, limit: int, until: float = float("inf")) -> None:
-        """Read on, one batch at least, until there are ``limit``, the clock shows ``until``, memory is full or the
-        loader ends.
+        """Read at least one more batch, until there are ``limit`` batches, the clock shows ``until``, memory is full or
+        the loader ends.
 
         Raises:
-            ValueError: in one sentence, for whatever the loader or a hook raises.
+            ValueError: in one sentence, for any error of the loader or of a hook.
         """
         with users_code(self._what):
             self._take(limit, until)
@@ -124,20 +124,20 @@ class Reader:
 
     @property
     def seconds_per_batch(self) -> float:
-        """The median: the first batch waits for workers, or for the order to be drawn."""
+        """The median, since the first batch takes longer: it waits for workers, or for the order to be drawn."""
         return median(self.seconds)
 
 
 def readers(module: Any, data: Any, valid: Any) -> tuple[Reader, Reader | None]:
-    """Readers of training and validation batches, from a data module, from dataloaders, or from the module's own.
+    """Readers of training and validation batches, from a data module, from dataloaders, or from the module's loaders.
 
     Args:
-        module: with a Trainer, if its hooks or its data module ask for one.
-        data: ``None`` for the module's own loaders.
+        module: the module, with a Trainer if its hooks or its data module use one.
+        data: ``None`` for the module's loaders.
         valid: validation batches, where ``data`` is no data module.
 
     Raises:
-        ValueError: if there is no training data, or in one sentence for whatever the data module raises.
+        ValueError: if there is no training data, or in one sentence for any error of the data module.
     """
     source: Any = module if data is None else data
     kind, hooks = type(source).__name__, module
@@ -158,9 +158,9 @@ def readers(module: Any, data: Any, valid: Any) -> tuple[Reader, Reader | None]:
 
 
 def _hooks_of(data: Any, module: Any) -> Any:
-    """Whose transfer hooks Lightning calls: those of the data module where it overrides one, else the module's."""
-    own = any(overrides(data, name) for name in ("on_before_batch_transfer", "on_after_batch_transfer"))
-    return data if own else module
+    """The object whose transfer hooks Lightning calls: the data module if it overrides one, otherwise the module."""
+    data_overrides = any(overrides(data, name) for name in ("on_before_batch_transfer", "on_after_batch_transfer"))
+    return data if data_overrides else module
 
 
 def _through(hooks: Any, batch: Tree) -> Tree:
@@ -169,7 +169,7 @@ def _through(hooks: Any, batch: Tree) -> Tree:
 
 
 def _set_up(data: Any, trainer: Any) -> Any:
-    """A copy of a data module, with what ``setup`` assigns if no Trainer has it already."""
+    """A copy of a data module, after ``prepare_data`` and ``setup`` if it has no Trainer yet."""
     data, kind = copy.copy(data), type(data).__name__
     if data.trainer is None:
         data.trainer = trainer

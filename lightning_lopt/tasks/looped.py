@@ -1,4 +1,4 @@
-"""A loss that cannot be vmapped, made to look as if it could: under ``vmap`` it runs one particle after the other."""
+"""A wrapper for losses that cannot be vmapped: under ``vmap`` they are computed one particle after the other."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ Loss = Callable[[Params, Batch], Tensor]
 
 
 def looped(loss: Loss, params: Params, batch: Batch) -> Tensor:
-    """``loss(params, batch)``, where ``vmap`` around it is a Python loop and ``torch.func.grad`` is plain autograd.
+    """``loss(params, batch)``, for which ``vmap`` is a Python loop and ``torch.func.grad`` is plain autograd.
 
-    Inside, every tensor is an ordinary one, so ``loss`` may call ``.item()``, branch on values and write in place. All
-    else of an inner step stays vmapped. Autograd around ``vmap`` differentiates through the gradient as usual.
+    ``loss`` gets ordinary tensors, so it may call ``.item()``, branch on values and write in place. The rest of an
+    inner step is vmapped. Autograd around ``vmap`` differentiates through the gradient as usual.
 
     Args:
         loss: differentiable in ``params`` by plain autograd, 0-dim.
         params: floating point.
-        batch: constants: no gradient flows to them.
+        batch: tensors without gradients.
     """
     if not torch._C._are_functorch_transforms_active():
         return loss(params, batch)
@@ -61,11 +61,11 @@ class _Looped(torch.autograd.Function):
         nested = torch._C._are_functorch_transforms_active()
         outputs = []
         for index in range(info.batch_size):
-            one = [t if dim is None else t.select(dim, index) for t, dim in zip(tensors, in_dims[3:], strict=True)]
+            particle = [t if dim is None else t.select(dim, index) for t, dim in zip(tensors, in_dims[3:], strict=True)]
             if nested:
-                outputs.append(_Looped.apply(loss, names, with_grads, *one))  # type: ignore[no-untyped-call]
+                outputs.append(_Looped.apply(loss, names, with_grads, *particle))  # type: ignore[no-untyped-call]
             else:
-                outputs.append(_loss_and_grads(loss, names, with_grads, one))
+                outputs.append(_loss_and_grads(loss, names, with_grads, particle))
         stacked = tuple(torch.stack(parts) for parts in zip(*outputs, strict=True))
         return stacked, (0,) * len(stacked)
 
@@ -80,7 +80,7 @@ def _loss_and_grads(
             return (loss(dict(zip(names[0], trained, strict=True)), batch),)
     outer_graph = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in trained)
     with torch.enable_grad():
-        # views keep their place in an outer graph, and make each a leaf of its own for autograd.grad
+        # views keep the connection to an outer graph, and are separate leaves for autograd.grad
         leaves = [t.view_as(t) if outer_graph else t.detach().requires_grad_() for t in trained]
         value = loss(dict(zip(names[0], leaves, strict=True)), batch)
         grads = torch.autograd.grad(value, leaves, create_graph=outer_graph, materialize_grads=True)

@@ -21,7 +21,7 @@ from lightning_lopt.tasks.seeded_random import uniform
 from lightning_lopt.tasks.teacher import draw_teacher
 
 MASKS = f"{OWN}masks"
-"""Name of the seeds of dropout masks in a mini-batch; without it nothing is dropped."""
+"""Name of the seeds of dropout masks in a mini-batch; without them there is no dropout."""
 MAX_EMBEDDING = 16
 
 
@@ -48,20 +48,20 @@ class MixedTable:
 
     def rows(self, begin: int, end: int) -> MixedTable:
         """The rows from ``begin`` to before ``end``."""
-        kept = {name: getattr(self, name)[begin:end] for name in ("categories", "numbers", "targets")}
-        return replace(self, **kept)
+        tensors = {name: getattr(self, name)[begin:end] for name in ("categories", "numbers", "targets")}
+        return replace(self, **tensors)
 
 
 def draw_mixed_table(
     generator: torch.Generator, rows: int, counts: Sequence[int], numbers: int, classes: int, sharpness: float = 2.0
 ) -> tuple[MixedTable, Tensor]:
-    """Rows whose class is drawn from probabilities that a random network makes of all columns.
+    """Rows whose class is drawn from probabilities that a random network computes from all columns.
 
-    Category c = 1, 2, ... of a column has a frequency of 1/c (Zipf's law), and hidden coordinates. Every row's class is
-    random, on held-out rows too, so no network can have a smaller expected loss than the entropy of the probabilities.
+    Category c = 1, 2, ... of a column has a frequency of 1/c (Zipf's law), and hidden coordinates. The class of every
+    row is random, also on held-out rows, so the smallest possible expected loss is the entropy of the probabilities.
 
     Args:
-        generator: where everything comes from.
+        generator: random generator of all draws.
         rows: N.
         counts: number of categories of each column.
         numbers: D, columns of standard normal numbers.
@@ -91,11 +91,11 @@ def draw_mixed_table(
 
 
 class MixedTableTask(RandomExamplesTask):
-    """Cross-entropy of a perceptron that sees embeddings of categories beside numbers, with dropout in training.
+    """Cross-entropy of a perceptron on embeddings of categories and on numbers, with dropout in training.
 
     Column f of categories has a table ``embeddings.f.weight`` of half as many features as categories, 16 at most. The
-    embeddings and the numbers, one after the other, go through ``layers.0`` and so on, with dropout after each
-    activation. The masks follow from a seed for each mini-batch. Whole splits have no seeds and nothing is dropped.
+    concatenated embeddings and numbers are the inputs of the perceptron ``layers.0`` and so on, with dropout after each
+    activation. The masks follow from a seed for each mini-batch. Whole splits have no seed and no dropout.
 
     A batch is ``{"categories": (*lead, B, F), "numbers": (*lead, B, D), "targets": (*lead, B), "~masks": (*lead,)}``.
 
@@ -161,8 +161,8 @@ class MixedTableTask(RandomExamplesTask):
         for layer in range(self.layers - 1):
             x = self.activation(linear(params, f"layers.{layer}", x))
             if MASKS in batch:
-                kept = uniform(batch[MASKS], layer, x.shape) >= self.dropout
-                x = torch.where(kept, x / (1 - self.dropout), 0.0)
+                mask = uniform(batch[MASKS], layer, x.shape) >= self.dropout
+                x = torch.where(mask, x / (1 - self.dropout), 0.0)
         return linear(params, f"layers.{self.layers - 1}", x)
 
     def loss(self, params: Params, batch: Batch) -> Tensor:

@@ -53,7 +53,7 @@ OTHER_FAMILIES: dict[str, Callable[[], TaskFamily]] = {
     "quadratic": QuadraticFamily,
     "finetune_student": FineTuneStudents,
 }
-"""Families that bring their own data."""
+"""Families without data of the user."""
 
 FAMILIES: tuple[str, ...] = (*IMAGE_FAMILIES, *TEXT_FAMILIES, *OTHER_FAMILIES)
 """Names of all families."""
@@ -65,8 +65,8 @@ MIXTURES: dict[str, tuple[str, ...]] = {
     "broad": tuple(name for name in FAMILIES if name not in ("celo4", *_FINETUNE)),
     "finetune": _FINETUNE,
 }
-"""Names for several families at once: ``"broad"`` is all but ``"celo4"``, which are tasks of ``"image_mlp"``'s kind,
-and those of ``"finetune"``, whose networks are pretrained at first use."""
+"""Names for several families at once: ``"broad"`` is all but ``"celo4"``, whose tasks are also of the kind of
+``"image_mlp"``, and those of ``"finetune"``, whose networks are pretrained at first use."""
 
 
 def make_families(
@@ -77,8 +77,8 @@ def make_families(
     """Families from names: of a family, of a mixture, or several of these joined by ``+``.
 
     Args:
-        families: for instance ``"image_mlp"``, ``"image+quadratic"``, or a list of names and families; a name that is
-            there twice counts twice.
+        families: for instance ``"image_mlp"``, ``"image+quadratic"``, or a list of names and families; a name that
+            occurs twice counts twice.
         data: images for the families that need them, as for :class:`~lightning_lopt.tasks.ImageMLP`, loaded once.
         text: text for the families that need it, as for :class:`~lightning_lopt.tasks.CharRNN`, loaded once.
 

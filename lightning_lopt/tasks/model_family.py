@@ -1,4 +1,4 @@
-"""What families of networks draw in the same way: activation, batch size, initial weights."""
+"""The common part of families of networks: draws of activation, batch size and initial weights."""
 
 from __future__ import annotations
 
@@ -29,6 +29,18 @@ class ModelFamily(TaskFamily):
 
     Raises:
         ValueError: if a list is empty or an entry is unknown.
+
+    Example:
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> class Bowls(ModelFamily):  # a family of one's own: its lists join those that all families have
+        ...     name = "bowls"
+        ...     def __init__(self, curvatures=(1.0, 10.0), **options):
+        ...         super().__init__(activations=None, **options)
+        ...         self.ranges["curvatures"] = tuple(curvatures)
+        ...     def sample(self, generator):
+        ...         return Quadratic(torch.tensor([1.0, self.pick("curvatures", generator)]))
+        >>> list(Bowls(batch_sizes=(16,)).config)
+        ['name', 'batch_sizes', 'schemes', 'init_scales', 'curvatures']
     """
 
     def __init__(
@@ -64,7 +76,7 @@ class ModelFamily(TaskFamily):
         return round(log_uniform(low, high, generator))
 
     def draw_common(self, generator: torch.Generator) -> dict[str, Any]:
-        """Settings that every network has, as keyword arguments of its task."""
+        """Draw the settings that every network has, as keyword arguments of its task."""
         settings: dict[str, Any] = {}
         if "activations" in self.ranges:
             settings["activation"] = self.pick("activations", generator)

@@ -1,4 +1,4 @@
-"""An independent copy of somebody's module, whatever the module keeps beside its parameters."""
+"""Independent copies of a user's module, which may have any attributes besides its parameters."""
 
 from __future__ import annotations
 
@@ -34,33 +34,34 @@ def independent_copy(module: M) -> tuple[M, list[str]]:
         (['file'], False)
     """
     trainer = getattr(module, "_trainer", None)
-    kept = {} if trainer is None else {id(trainer): trainer}
+    shared_by_id = {} if trainer is None else {id(trainer): trainer}
     with _WithoutHistory():
         try:
-            return _without(trainer, copy.deepcopy(module, dict(kept))), []
+            return _without(trainer, copy.deepcopy(module, dict(shared_by_id))), []
         except Exception:
-            shared = _uncopyable(module, kept)
-        kept.update({id(value): value for value in shared.values()})
-        return _without(trainer, copy.deepcopy(module, dict(kept))), list(shared)
+            shared = _uncopyable(module, shared_by_id)
+        shared_by_id.update({id(value): value for value in shared.values()})
+        return _without(trainer, copy.deepcopy(module, dict(shared_by_id))), list(shared)
 
 
-def _uncopyable(module: nn.Module, kept: Mapping[int, Any]) -> dict[str, Any]:
+def _uncopyable(module: nn.Module, shared_by_id: Mapping[int, Any]) -> dict[str, Any]:
     """Attributes of the module and its children, by dotted name, on which ``copy.deepcopy`` fails."""
-    found = {}
-    whole = {**kept, **{id(child): child for child in module.modules()}}  # an attribute may point back at the module
+    uncopyable = {}
+    # an attribute may refer to the module
+    memo = {**shared_by_id, **{id(child): child for child in module.modules()}}
     for path, child in module.named_modules():
         for name, value in vars(child).items():
             if name in _TENSORS or name == "_trainer":
                 continue
             try:
-                copy.deepcopy(value, dict(whole))
+                copy.deepcopy(value, dict(memo))
             except Exception:
-                found[f"{path}.{name}" if path else name] = value
-    return found
+                uncopyable[f"{path}.{name}" if path else name] = value
+    return uncopyable
 
 
 def _without(trainer: Any, module: M) -> M:
-    """The copy, with attributes that are the Trainer taken off."""
+    """The copy, without attributes that refer to the Trainer."""
     if trainer is not None:
         for child in module.modules():
             for name in [name for name, value in vars(child).items() if value is trainer]:
@@ -69,7 +70,7 @@ def _without(trainer: Any, module: M) -> M:
 
 
 class _WithoutHistory(TorchFunctionMode):
-    """Inside, ``copy.deepcopy`` of a tensor that was computed gives the values without their history."""
+    """Inside, ``copy.deepcopy`` copies the values of a tensor with autograd history, without the history."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -83,10 +84,10 @@ class _WithoutHistory(TorchFunctionMode):
 
 
 class PlainAttributes:
-    """What a module and its children hold beside tensors and submodules, to be put back after a step that writes it.
+    """The attributes of a module and its children besides tensors and submodules, restored after a step changes them.
 
-    Assigned attributes and the contents of lists, dicts, sets and deques are put back; other objects are not looked
-    into.
+    Assigned attributes and the contents of lists, dicts, sets and deques are restored; the contents of other objects
+    are not.
 
     Example:
         >>> layer = nn.Linear(1, 1)
@@ -102,19 +103,21 @@ class PlainAttributes:
         self._assigned: list[tuple[dict[str, Any], dict[str, Any], frozenset[str]]] = []
         self._contents: list[tuple[Any, Any]] = []
         for child in module.modules():
-            held = {name: value for name, value in vars(child).items() if name not in _OF_EVERY_MODULE}
-            self._assigned.append((vars(child), held, frozenset(vars(child))))
+            attributes = {name: value for name, value in vars(child).items() if name not in _OF_EVERY_MODULE}
+            self._assigned.append((vars(child), attributes, frozenset(vars(child))))
             self._contents += [
-                (value, copy.copy(value)) for value in held.values() if isinstance(value, list | dict | set | deque)
+                (value, copy.copy(value))
+                for value in attributes.values()
+                if isinstance(value, list | dict | set | deque)
             ]
 
     def put_back(self) -> None:
-        """Make all of it what it was."""
-        for now, held, names in self._assigned:
-            now.update(held)
-            if len(now) > len(names):
-                for name in [name for name in now if name not in names]:
-                    del now[name]
+        """Restore all attributes and contents."""
+        for present, attributes, names in self._assigned:
+            present.update(attributes)
+            if len(present) > len(names):
+                for name in [name for name in present if name not in names]:
+                    del present[name]
         for container, content in self._contents:
             if isinstance(container, list):
                 container[:] = content

@@ -1,4 +1,4 @@
-"""A LightningModule of the user with batches of its data, as measurements outside a Trainer need the two."""
+"""A user's LightningModule with batches of its data, for measurements outside a Trainer."""
 
 from __future__ import annotations
 
@@ -16,29 +16,30 @@ from lightning_lopt.tasks.loader_reading import readers
 from lightning_lopt.tasks.stand_in import Fit
 from lightning_lopt.tasks.users_code import users_code
 
-FIRST = 3  # batches that are read before anything is known
+FIRST = 3  # batches that are read before the first measurement
 
 
 class ModuleWithData:
-    """A module that was checked and tried out on its first batches.
+    """A module, after a check and a test on its first batches.
 
     Args:
         model: a module, or a function without arguments that builds one; it is not changed.
-        data: a data module, batches of training, or ``None`` for the module's own dataloaders.
+        data: a data module, training batches, or ``None`` for the module's dataloaders.
         valid: validation batches, where ``data`` is no data module.
-        total_steps: of the planned run.
+        total_steps: steps of the planned run.
 
     Attributes:
-        model, module: as given, and a module.
+        model: the argument ``model``.
+        module: ``model`` itself, or a module that it has built.
         kind: name of the module's class.
-        device: of the module's parameters.
-        train, held_out: readers of the two splits, of which the first ``FIRST`` batches of training are read.
+        device: device of the module's parameters.
+        train, held_out: readers of the two splits; the first ``FIRST`` training batches are read.
         first: these batches, on the device.
-        fit: what ``self.trainer`` answers.
-        task: the module on these batches.
+        fit: values that ``self.trainer`` returns.
+        task: the module on these batches, as a task.
 
     Raises:
-        ValueError: with one sentence, for a module or data that cannot be used, and for whatever they raise.
+        ValueError: with one sentence, for a module or data that cannot be used, and for any error of theirs.
     """
 
     task_class: ClassVar[type[LightningTask]] = LightningTask
@@ -65,7 +66,7 @@ class ModuleWithData:
         self.task = self.task_class(model, StackedBatches(self.first, f"{self.kind}, training batches"), fit=self.fit)
 
     def check(self, host: Any) -> None:
-        """Look at a copy of the module that has a stand-in for a Trainer, before any batch is read.
+        """Check a copy of the module, with a stand-in for a Trainer, before any batch is read.
 
         Raises:
             ValueError: with one sentence, if it cannot be used.

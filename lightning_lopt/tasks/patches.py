@@ -1,4 +1,4 @@
-"""Images as tokens: square patches, and what the families on patches draw in the same way."""
+"""Images as tokens: square patches, and the common part of families on patches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_lopt.tasks.labelled_images import LabelledImages
 
 
 class Patches:
-    """How images are cut into ``grid`` × ``grid`` square patches; they are padded with zeros where that does not fit.
+    """Splits images into ``grid`` × ``grid`` square patches, with zero padding where the sizes do not fit.
 
     Args:
         shape: channels, height and width of the images.
@@ -37,7 +37,7 @@ class Patches:
         self.features = channels * self.size**2
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Patches row by row, shape ``(B, T, C * size * size)``, of images of shape ``(B, C, H, W)``."""
+        """The patches, row by row, shape ``(B, T, C * size * size)``, of images of shape ``(B, C, H, W)``."""
         if any(self.padding):
             images = F.pad(images, self.padding)
         batch, channels = images.shape[:2]
@@ -49,7 +49,7 @@ class PatchFamily(ImageFamily):
     """Networks on patches: grid, width and depth.
 
     Args:
-        data: where images come from; see :class:`~lightning_lopt.tasks.image.ImageFamily`, also for ``options``.
+        data: sources of images; see :class:`~lightning_lopt.tasks.image.ImageFamily`, also for ``options``.
         grids: patches along a side to draw from.
         widths: numbers of features of a token to draw from.
         depths: numbers of blocks to draw from.

@@ -1,4 +1,4 @@
-"""A policy trained by its own actions: the loss that is differentiated has mean 0 and says nothing."""
+"""Policy gradients: the differentiated loss has mean 0, and its value says nothing about the policy."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from lightning_lopt.tasks.layers import ACTIVATIONS, mlp
 from lightning_lopt.tasks.layout import Layout
 from lightning_lopt.tasks.teacher import draw_teacher
 
-EPS = 1e-3  # what is added to the deviation of rewards, in clicks
-POINTS = 100.0  # regret is measured in clicks for a hundred choices
+EPS = 1e-3  # added to the deviation of rewards, in clicks
+POINTS = 100.0  # regret is measured in clicks per hundred choices
 
 
 @dataclass(frozen=True, eq=False)
 class Visits:
-    """Visits of a page, and how likely a click on each of some offers is.
+    """Visits of a page, and the probabilities of clicks on each of K offers.
 
     Attributes:
-        contexts: what is known of the visitor, float32, shape ``(N, D)``.
+        contexts: features of the visitor, float32, shape ``(N, D)``.
         clicks: probability of a click on each offer, float32, shape ``(N, K)``.
     """
 
@@ -38,10 +38,10 @@ class Visits:
 def draw_visits(
     generator: torch.Generator, train: int, valid: int, features: int, offers: int
 ) -> tuple[Visits, Visits]:
-    """Standard normal contexts, and probabilities that a random network with one hidden layer makes of them.
+    """Standard normal contexts, and probabilities that a random network with one hidden layer computes from them.
 
     Args:
-        generator: where everything comes from.
+        generator: random generator of all draws.
         train: visits to train on.
         valid: visits held out.
         features: D.
@@ -59,15 +59,16 @@ def draw_visits(
 class PolicyGradientTask(RandomExamplesTask):
     r"""A contextual bandit trained by policy gradients: one of K offers is chosen for a visitor, who may click it.
 
-    The network is a perceptron ``layers.0`` and so on that makes logits of the policy :math:`\pi(a \mid s)`. A step
-    draws an action for each visit of the mini-batch, and a reward r, 1 for a click and 0 for none. What is
-    differentiated is REINFORCE with the mean reward of the mini-batch as its baseline, and advantages of deviation 1:
+    The network is a perceptron ``layers.0`` and so on, whose outputs are the logits of the policy
+    :math:`\pi(a \mid s)`. A step draws an action for each visit of the mini-batch, and a reward r, 1 for a click and 0
+    for none. The differentiated loss is that of REINFORCE with the mean reward of the mini-batch as baseline, and with
+    advantages of deviation 1:
 
     .. math:: \hat L = -\frac1B \sum_i \frac{r_i - \bar r}{\hat\sigma_r}\, \log \pi(a_i \mid s_i)
 
-    This is also the loss that a rule sees during training: its mean is about 0 whatever the policy is worth, so a curve
-    of it says nothing. What is measured is the regret, computed exactly from the probabilities of clicks, on both
-    splits: how many clicks of a hundred choices are missed against the best offer for each visitor:
+    A rule gets this loss during training: its mean is about 0 for any policy, so its curve says nothing. The measured
+    loss, on both splits, is the regret, computed exactly from the probabilities of clicks: the number of clicks that
+    are missed in a hundred choices, compared with the best offer for each visitor:
 
     .. math:: L = 100 \cdot \frac1N \sum_i \Big(\max_a p_{ia} - \sum_a \pi(a \mid s_i)\, p_{ia}\Big)
 
@@ -128,7 +129,7 @@ class PolicyGradientTask(RandomExamplesTask):
         return regret(self.logits(params, batch["contexts"]).softmax(-1), batch["clicks"])
 
     def surrogate(self, params: Params, batch: Batch) -> Tensor:
-        """What is differentiated in a training step, 0-dim; pure and vmap-able."""
+        """The loss that is differentiated in a training step, 0-dim; pure and vmap-able."""
         log_policy = F.log_softmax(self.logits(params, batch["contexts"]), -1)
         actions, rewards = played(log_policy.detach().exp(), batch["clicks"], batch["chance"])
         centred = rewards - rewards.mean()
@@ -145,7 +146,7 @@ class PolicyGradientTask(RandomExamplesTask):
 
 
 def regret(policy: Tensor, clicks: Tensor) -> Tensor:
-    """Expected clicks of a hundred choices that are missed against the best offers, 0-dim.
+    """Expected number of missed clicks in a hundred choices, compared with the best offers, 0-dim.
 
     Args:
         policy: probabilities of the offers, shape ``(N, K)``.
@@ -169,6 +170,6 @@ def played(policy: Tensor, clicks: Tensor, chance: Tensor) -> tuple[Tensor, Tens
     Returns:
         actions, int64, shape ``(B,)``, and rewards, 1 or 0, float32, shape ``(B,)``.
     """
-    below = policy.cumsum(-1)[:, :-1] <= chance[:, :1]  # without the last sum, which rounding can leave below 1
+    below = policy.cumsum(-1)[:, :-1] <= chance[:, :1]  # without the last sum, which rounding may make smaller than 1
     actions = below.sum(-1)
     return actions, (chance[:, 1] < clicks.gather(-1, actions[:, None])[:, 0]).to(policy.dtype)

@@ -1,4 +1,4 @@
-"""Quadratic bowls: tasks whose every inner run is known in closed form."""
+"""Quadratic bowls: tasks whose inner runs are known in closed form."""
 
 from __future__ import annotations
 
@@ -24,13 +24,20 @@ class Quadratic(Task):
     :meth:`full_batch`, whose loss is therefore the expected one.
 
     Args:
-        curvature: h, shape ``(D,)``, floating point; its type is the type of everything here.
+        curvature: h, shape ``(D,)``, floating point; parameters and batches have its type.
         noise: σ >= 0, in units of the gradient.
-        start: where every inner run begins, a number or shape ``(D,)``; nothing about it is drawn.
+        start: initial parameters of every inner run, a number or shape ``(D,)``; they are not random.
         name: name of the task.
 
     Raises:
         ValueError: if a shape or range does not hold.
+
+    Example:
+        >>> bowl = Quadratic(torch.tensor([1.0, 4.0]), noise=0.1)
+        >>> params, batch = bowl.init(torch.Generator()), bowl.full_batch("train")
+        >>> gradient, loss, _ = bowl.gradient(params, batch)
+        >>> gradient["x"], loss.item()
+        (tensor([1., 4.]), 2.5)
     """
 
     def __init__(
@@ -73,17 +80,17 @@ class Quadratic(Task):
         return 0.5 * (self._curvature_on(square.device) * square).sum()
 
     def _curvature_on(self, device: torch.device) -> Tensor:
-        """The curvature on a device, where it is kept."""
+        """The curvature on a device; the copy is cached."""
         if device not in self._elsewhere:
             self._elsewhere[device] = self.curvature.to(device)
         return self._elsewhere[device]
 
     def descend(self, lr: float | Tensor, steps: int) -> Tensor:
-        r"""Where gradient descent without noise is after ``steps`` steps: :math:`x_T = x_0 \prod_t (1 - \eta_t h)`.
+        r"""The parameters after T steps of gradient descent without noise: :math:`x_T = x_0 \prod_t (1 - \eta_t h)`.
 
         Args:
             lr: learning rate η, a number or one for each step, shape ``(steps,)``; the result is differentiable in it.
-            steps: T >= 0.
+            steps: number T of steps, >= 0.
 
         Returns:
             The parameters, shape ``(D,)``; with noise, their mean.
@@ -99,7 +106,7 @@ class Quadratic(Task):
 
         .. math:: \mathbb E\, x_{t+1}^2 = (1 - \eta_t h)^2\, \mathbb E\, x_t^2 + \eta_t^2 \sigma^2
 
-        Entry t is the mean over all noise of the loss that step t sees. Differentiable in ``lr``, which is as in
+        Entry t is the loss before step t, averaged over all noise. Differentiable in ``lr``, which is as in
         :meth:`descend`.
         """
         square = self.start.square()
@@ -129,6 +136,11 @@ class QuadraticFamily(TaskFamily):
 
     Raises:
         ValueError: if a list is empty or an entry out of range.
+
+    Example:
+        >>> family = QuadraticFamily(dims=(4,), conditions=(10.0,), noises=(0.0,))
+        >>> family.sample(torch.Generator().manual_seed(0)).curvature
+        tensor([1.0000, 0.4927, 0.2322, 0.1000])
     """
 
     name = "quadratic"

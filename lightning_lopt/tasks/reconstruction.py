@@ -1,4 +1,4 @@
-"""Images that are to be given back: what autoencoders of all kinds share."""
+"""Reconstruction of images: the common part of all autoencoders."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class ReconstructionTask(RandomExamplesTask):
     :meth:`full_batch` the noise is the same at every call.
 
     Args:
-        train: images to train on; labels are left aside.
+        train: images to train on; labels are not used.
         valid: held-out images.
         widths: hidden layers of the encoder; the decoder has them in reverse.
         code: inputs of the decoder.
         encoded: outputs of the encoder.
         noise: K, random numbers for each image; 0 leaves ``"noise"`` out.
-        error_weight: the loss of a model that knows nothing is this times the variance of all training pixels.
+        error_weight: the loss of an uninformed model is this times the variance of all training pixels.
         activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
         scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
         init_scale: factor on the initial weights (biases excepted).
@@ -84,7 +84,7 @@ class ReconstructionFamily(ImageFamily):
     """Depth, widths and code of autoencoders of (varied) images.
 
     Args:
-        data: where images come from; see :class:`~lightning_lopt.tasks.image.ImageFamily`, also for ``options``.
+        data: sources of images; see :class:`~lightning_lopt.tasks.image.ImageFamily`, also for ``options``.
         depths: numbers of hidden layers of the encoder to draw from.
         widths: widths to draw from, for each hidden layer anew.
         codes: dimensions of the code to draw from.
@@ -101,7 +101,7 @@ class ReconstructionFamily(ImageFamily):
         codes: Sequence[int] = (2, 4, 8, 16),
         **options: Any,
     ) -> None:
-        # deep nets that put out values, not logits, have a huge loss where weights begin much larger than usual
+        # with much larger initial weights, the loss of deep networks whose outputs are values, not logits, is huge
         super().__init__(data, **{"max_size": 16, "init_scales": (0.5, 1.25), **options})
         self.ranges |= {
             "depths": check_sizes(depths, "depths"),

@@ -1,4 +1,4 @@
-"""Recurrent cells, as functions of one step of input that is already projected."""
+"""Recurrent cells, as functions of one step of input, after its multiplication by the input weights."""
 
 from __future__ import annotations
 

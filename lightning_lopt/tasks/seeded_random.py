@@ -1,4 +1,4 @@
-"""Randomness inside somebody's loss as a pure function of a seed, so that it can be repeated, shared and vmapped."""
+"""Random numbers inside a user's loss as a pure function of a seed, so they can be repeated, shared and vmapped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 
 @contextmanager
 def isolated(seed: int) -> Iterator[None]:
-    """Global random states of torch (CPU), NumPy and Python follow from ``seed`` inside, and are put back after it."""
+    """Seed the global random states of torch (CPU), NumPy and Python by ``seed``, and restore them at the end."""
     before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     try:
         torch.default_generator.manual_seed(seed)
@@ -35,12 +35,12 @@ def isolated(seed: int) -> Iterator[None]:
 
 
 def uniform(seed: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
-    """Numbers in (0, 1), float32, that depend on seed, stream and place alone; vmap-able over ``seed``.
+    """Numbers in (0, 1), float32, that depend only on seed, stream and position; vmap-able over ``seed``.
 
     Args:
         seed: int64, 0-dim.
-        stream: different streams of one seed are independent.
-        shape: of the result.
+        stream: number of the stream; different streams of one seed are independent.
+        shape: shape of the result.
     """
     place = torch.arange(math.prod(shape), device=seed.device).reshape(tuple(shape))
     step = (stream * _GOLDEN + 2**63) % 2**64 - 2**63
@@ -62,14 +62,14 @@ def _scramble(x: Tensor) -> Tensor:
 
 
 class SeededRandom(TorchFunctionMode):
-    """Inside this context, torch's common random functions draw from a seed and leave global state alone.
+    """Inside this context, torch's common random functions draw from a seed and do not use global state.
 
     Dropout (of all dimensions, and in scaled_dot_product_attention), ``rand``, ``randn``, their ``_like`` and
-    ``bernoulli`` are replaced; each call is a stream of its own, in the order of the calls. Other random functions are
-    as outside, and raise under ``vmap``; so is what ``nn.MultiheadAttention`` draws inside.
+    ``bernoulli`` are replaced; each call is a separate stream, numbered in the order of the calls. Other random
+    functions, and the draws inside of ``nn.MultiheadAttention``, are not replaced, and raise under ``vmap``.
 
     Args:
-        seed: int64, 0-dim; ``None`` switches dropout off, and other draws are those of seed 0.
+        seed: int64, 0-dim; ``None`` turns dropout off, and uses seed 0 for other draws.
     """
 
     def __init__(self, seed: Tensor | None) -> None:
@@ -94,8 +94,8 @@ class SeededRandom(TorchFunctionMode):
         return sampler(self.seed.to(device), stream, shape).to(dtype)
 
     def _dropout(self, x: Tensor, mask_shape: Sequence[int], p: float) -> Tensor:
-        kept = self._draw(uniform, mask_shape, None, {"dtype": torch.float32, "device": x.device}) >= p
-        return torch.where(kept, x / max(1 - p, 1e-30), 0.0)
+        mask = self._draw(uniform, mask_shape, None, {"dtype": torch.float32, "device": x.device}) >= p
+        return torch.where(mask, x / max(1 - p, 1e-30), 0.0)
 
 
 def _shape_of(size: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[int]:
@@ -133,8 +133,8 @@ def _dropout(spatial: int | None) -> Callable[..., Tensor]:
         if not mode.dropout:
             mode.calls += 1
             return input
-        kept = input.ndim if spatial is None else input.ndim - spatial
-        return mode._dropout(input, (*input.shape[:kept], *[1] * (input.ndim - kept)), p)
+        masked_dims = input.ndim if spatial is None else input.ndim - spatial
+        return mode._dropout(input, (*input.shape[:masked_dims], *[1] * (input.ndim - masked_dims)), p)
 
     return replacement
 
@@ -156,7 +156,7 @@ def _attention(
         mode.calls += dropout_p > 0
         return F.scaled_dot_product_attention(query, key, value, attn_mask, 0.0, is_causal, **kwargs)
     identity = torch.eye(key.shape[-2], dtype=query.dtype, device=query.device)
-    # values that are the identity make the output the weights themselves
+    # with the identity as values, the outputs are the attention weights
     weights = F.scaled_dot_product_attention(query, key, identity, attn_mask, 0.0, is_causal, **kwargs)
     return mode._dropout(weights, weights.shape, dropout_p) @ value
 

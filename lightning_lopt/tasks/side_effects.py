@@ -1,4 +1,4 @@
-"""Random states that are put back, so that looking at somebody's model and data changes no run."""
+"""Context managers that restore random states, so that measurements of a user's model and data change no run."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from torch import Tensor, nn
 
 from lightning_lopt.tasks.seeded_random import isolated
 
-DEEPEST = 5  # attributes of attributes in which generators are looked for
+DEEPEST = 5  # depth to which attributes of attributes are searched for generators
 
 
 @contextmanager
-def untouched() -> Iterator[None]:
-    """Global random states of torch on all devices, of NumPy and Python are put back; gradients are enabled inside."""
+def random_states_restored() -> Iterator[None]:
+    """Restore the global random states of torch on all devices, of NumPy and Python; gradients are enabled inside."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices), isolated(0), torch.enable_grad():
         yield
 
 
 @contextmanager
-def generators_kept(*owners: Any) -> Iterator[None]:
-    """Generators of torch, NumPy and Python that datasets, samplers and loaders hold are put back.
+def generators_restored(*owners: Any) -> Iterator[None]:
+    """Restore the states of the generators of torch, NumPy and Python in datasets, samplers and loaders.
 
     Example:
         >>> draws = torch.Generator().manual_seed(0)
-        >>> with generators_kept([draws]):
+        >>> with generators_restored([draws]):
         ...     inside = torch.rand(1, generator=draws)
         >>> bool(torch.rand(1, generator=draws) == inside)
         True
@@ -45,7 +45,7 @@ def generators_kept(*owners: Any) -> Iterator[None]:
 
 
 def _generators(value: Any, seen: set[int], depth: int) -> Iterator[Callable[[], Any]]:
-    """For each generator, what puts it back to its present state."""
+    """For each generator in ``value``, a function that restores its present state."""
     if id(value) in seen or isinstance(value, Tensor | np.ndarray | nn.Module | str | bytes | int | float | None):
         return
     seen.add(id(value))
@@ -58,13 +58,13 @@ def _generators(value: Any, seen: set[int], depth: int) -> Iterator[Callable[[],
     elif isinstance(value, random.Random):
         yield partial(value.setstate, value.getstate())
     elif depth:
-        for held in _held(value):
-            yield from _generators(held, seen, depth - 1)
+        for child in _children_of(value):
+            yield from _generators(child, seen, depth - 1)
 
 
-def _held(value: Any) -> list[Any]:
+def _children_of(value: Any) -> list[Any]:
     if isinstance(value, Mapping):
         return list(value.values()) if len(value) < 100 else []
     if isinstance(value, list | tuple):
-        return list(value) if len(value) < 100 else []  # long ones are data
+        return list(value) if len(value) < 100 else []  # longer ones are data
     return list(vars(value).values()) if hasattr(value, "__dict__") and not isinstance(value, type) else []

@@ -1,4 +1,4 @@
-"""A Trainer for a module that none holds: it answers what a training_step asks, and does nothing."""
+"""A stand-in Trainer for a module without one: it returns the values that a training_step reads, and does nothing."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from lightning_lopt.tasks.seeded_random import isolated
 
 @dataclass(frozen=True)
 class Fit:
-    """The fit that a stand-in Trainer speaks of.
+    """The fit that a stand-in Trainer describes.
 
     Attributes:
-        total_steps: optimizer steps planned, >= 1.
+        total_steps: planned optimizer steps, >= 1.
         batches: training batches of an epoch, >= 1.
-        epochs: planned; ``None`` for as many as the steps make.
+        epochs: planned epochs; ``None`` for the number that follows from the steps.
         global_step: steps made so far.
         current_epoch: epochs finished so far.
-        datamodule: ``None`` where there is none.
+        datamodule: the data module; ``None`` where there is none.
     """
 
     total_steps: int = 1
@@ -40,9 +40,9 @@ class Fit:
 
     @classmethod
     def of(cls, trainer: Any) -> Fit:
-        """The fit that a real Trainer is in the middle of."""
+        """The present fit of a real Trainer."""
         batches = trainer.num_training_batches
-        # without dataloaders, before and after a fit, the estimate would make some
+        # before and after a fit there are no dataloaders, and the estimate would make some
         steps = trainer.max_steps if trainer.train_dataloader is None else trainer.estimated_stepping_batches
         if not 1 <= batches < math.inf:
             batches = 1
@@ -59,10 +59,10 @@ class Fit:
 
 
 def attach_stand_in(module: Any, fit: Fit) -> Any:
-    """Give ``module`` a Trainer that never runs, of the package whose LightningModule it is; also returned.
+    """Give ``module`` a Trainer that never runs, from the package of its LightningModule, and return that Trainer.
 
-    It is one process on the module's device. Its steps, batches and epochs are those of ``fit``; its logger takes
-    everything and keeps nothing. It has no optimizers before :func:`give_optimizers`.
+    It is one process on the module's device. Its steps, batches and epochs are those of ``fit``; its logger ignores
+    all values. It has no optimizers before :func:`give_optimizers`.
     """
     package = lightning_package(module)
     device = next((value.device for value in module.parameters()), torch.device("cpu"))
@@ -89,8 +89,8 @@ def attach_stand_in(module: Any, fit: Fit) -> Any:
 
 
 def give_optimizers(trainer: Any, module: Any) -> None:
-    """Give a stand-in Trainer the optimizers and schedulers of the module's own ``configure_optimizers``, or one AdamW
-    where that fails or gives none: a step may read their learning rates.
+    """Give a stand-in Trainer the optimizers and schedulers of the module's ``configure_optimizers``, or one AdamW if
+    that fails or returns none, since a step may read their learning rates.
     """
     with _quiet(), isolated(0):
         optimizers, schedulers = _optimizers(module, lightning_package(module))
@@ -113,13 +113,13 @@ def _answer(value: int, trainer: Any) -> int:
 
 
 def _optimizers(module: Any, package: str) -> tuple[list[Any], list[Any]]:
-    """Optimizers and configurations of schedulers."""
+    """The optimizers, and the configurations of the schedulers."""
     core = import_module(f"{package}.core.optimizer")
     try:
         optimizers, schedulers = core._init_optimizers_and_lr_schedulers(module)
         if optimizers and all(isinstance(optimizer, torch.optim.Optimizer) for optimizer in optimizers):
             return optimizers, schedulers
-    except Exception:  # whatever it is, the step may never ask for them
+    except Exception:  # any error: the step may never use the optimizers
         pass
     trained = [value for value in module.parameters() if value.requires_grad]
     return [torch.optim.AdamW(trained)] if trained else [], []
@@ -127,7 +127,7 @@ def _optimizers(module: Any, package: str) -> tuple[list[Any], list[Any]]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings, and none of what a Trainer says when it is built."""
+    """Suppress warnings, and the messages of a Trainer when it is built."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

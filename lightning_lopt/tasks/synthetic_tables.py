@@ -1,4 +1,4 @@
-"""Tables drawn from nothing: classes made of clusters, values made of a few non-linear terms."""
+"""Synthetic tables: classes are clusters, values are sums of a few non-linear terms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TERMS = ("sine", "step", "fold", "product")
 def draw_class_table(generator: torch.Generator) -> Table:
     """Two to six classes of unequal size, each of one to three Gaussian clusters in some directions of space.
 
-    The columns are random mixtures of all directions, the empty ones included, and some of them have long tails.
+    The columns are random mixtures of all directions, including those without clusters, and some have long tails.
     """
     rows, columns = _shape(generator)
     classes, per_class = integer(2, 7, generator), integer(1, 4, generator)

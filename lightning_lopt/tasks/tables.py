@@ -1,4 +1,4 @@
-"""Tables of numbers with a class or values to predict, as a checked value, and those that scikit-learn brings."""
+"""Tables of numbers with a class or values to predict, checked when they are made, and those of scikit-learn."""
 
 from __future__ import annotations
 
@@ -17,18 +17,25 @@ from lightning_lopt.tasks._draw import split_indices
 
 CLASS_TABLES = ("breast_cancer", "wine", "iris")
 VALUE_TABLES = ("diabetes",)
-"""Tables inside scikit-learn with classes, and with values."""
+"""Tables of scikit-learn with classes, and with values."""
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Rows of numbers with something to predict, checked once.
+    """Rows of numbers with a class or values to predict, checked when they are made.
 
     Attributes:
         inputs: float32, shape ``(N, D)``, finite.
         targets: classes, int64 of shape ``(N,)`` in ``[0, classes)``, or values, float32 of shape ``(N, K)``, finite.
         classes: number of classes, >= 2; 0 where the targets are values.
         name: short, for task names and messages.
+
+    Example:
+        >>> inputs, classes = [[1.0, 2.0], [3.0, 4.0], [5.0, 7.0], [0.0, 1.0]], [0, 1, 1, 0]
+        >>> table = Table.from_arrays(inputs, classes, "mine")
+        >>> train, valid = table.split(0.25, torch.Generator().manual_seed(0), max_valid=None)
+        >>> len(train), len(valid), table.classes
+        (3, 1, 2)
     """
 
     inputs: Tensor
@@ -75,7 +82,7 @@ class Table:
 
     @property
     def outputs(self) -> int:
-        """What a network must put out: logits of the classes, or the values."""
+        """Number of outputs of a network: logits of the classes, or values."""
         return self.classes or self.targets.shape[1]
 
     def take(self, indices: Tensor) -> Table:
@@ -83,14 +90,14 @@ class Table:
         return replace(self, inputs=self.inputs[indices], targets=self.targets[indices])
 
     def cut(self, valid: int) -> tuple[Table, Table]:
-        """Disjoint parts (train, valid) of rows that are in no order: the first ``valid`` rows are held out."""
+        """Disjoint parts (train, valid) of rows in random order: the first ``valid`` rows are held out."""
         rows = torch.arange(len(self))
         return self.take(rows[valid:]), self.take(rows[:valid])
 
     def split(self, valid_fraction: float, generator: torch.Generator, max_valid: int | None) -> tuple[Table, Table]:
         """Disjoint random parts (train, valid), both standardised by the mean and deviation of the training part.
 
-        Inputs always, targets where they are values; a constant column becomes 0.
+        Inputs are always standardised, targets only if they are values; a constant column becomes 0.
 
         Raises:
             ValueError: if the fraction is outside (0, 1), ``max_valid`` below 1, or there is only one row.
@@ -112,15 +119,20 @@ def _standardised(x: Tensor, reference: Tensor) -> Tensor:
 
 
 def load_table(name: str) -> Table:
-    """A table that comes inside scikit-learn: one of :data:`CLASS_TABLES` or :data:`VALUE_TABLES`.
+    """A table from scikit-learn: one of :data:`CLASS_TABLES` or :data:`VALUE_TABLES`.
 
     Raises:
         ValueError: if it is none of these.
         ImportError: if scikit-learn is not installed.
+
+    Example:
+        >>> wine = load_table("wine")
+        >>> tuple(wine.inputs.shape), wine.classes
+        ((178, 13), 3)
     """
     if name not in CLASS_TABLES + VALUE_TABLES:
-        known = ", ".join(map(repr, CLASS_TABLES + VALUE_TABLES))
-        raise ValueError(f"there is no table {name!r}; use one of {known}, 'synthetic', or Table.from_arrays.")
+        names = ", ".join(map(repr, CLASS_TABLES + VALUE_TABLES))
+        raise ValueError(f"there is no table {name!r}; use one of {names}, 'synthetic', or Table.from_arrays.")
     if importlib.util.find_spec("sklearn") is None:
         raise ImportError(
             f"the table {name!r} comes with scikit-learn, which is not installed; "

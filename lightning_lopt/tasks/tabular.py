@@ -32,7 +32,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 class TabularTask(ExamplesTask):
     """A perceptron with parameters ``layers.0.weight`` (out, in), ``layers.0.bias`` (out,) and so on, on a table.
 
-    A model that knows nothing gives all classes the same probability, or answers the mean of the training values.
+    An uninformed model gives all classes the same probability, or predicts the mean of the training values.
 
     Args:
         train: rows to train on.
@@ -44,6 +44,14 @@ class TabularTask(ExamplesTask):
         scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
         init_scale: factor on the initial weights (biases excepted).
         options: ``batch_size``, ``name``, ``config``.
+
+    Example:
+        >>> from lightning_lopt.tasks import Table
+        >>> table = Table.from_arrays(torch.randn(60, 5), torch.randn(60, 2), "mine")
+        >>> train, valid = table.split(0.3, torch.Generator().manual_seed(0), max_valid=None)
+        >>> task = TabularTask(train, valid, widths=(16,), objective="huber", batch_size=8)
+        >>> {name: tuple(value.shape) for name, value in task.batch(torch.Generator()).items()}
+        {'inputs': (8, 5), 'targets': (8, 2)}
     """
 
     def __init__(
@@ -93,10 +101,10 @@ def with_noise(table: Table, noise: float, generator: torch.Generator) -> Table:
 
 
 class TabularFamily(ModelFamily):
-    """What families on tables draw in the same way: the table, the scales of its columns, noise, the perceptron.
+    """The common part of families on tables: draws of the table, the scales of its columns, noise, the perceptron.
 
-    Columns are standardised, then multiplied by factors of their own (log-normal) in half of the tasks, and mixed with
-    their neighbour in some. Noise is in training targets only.
+    Columns are standardised; in half of the tasks they are then multiplied by one log-normal factor each, and in some
+    tasks they are mixed with their neighbour. Noise is in training targets only.
 
     Args:
         data: tables, their names, or ``"synthetic"``; see :func:`~lightning_lopt.tasks.tables.resolve_tables`. Half of
@@ -171,7 +179,15 @@ class TabularFamily(ModelFamily):
 
 
 class TabularClassification(TabularFamily):
-    """Classes of rows: synthetic clusters, and scikit-learn's tables. Arguments: :class:`TabularFamily`."""
+    """Classes of rows: synthetic clusters, and scikit-learn's tables. Arguments: :class:`TabularFamily`.
+
+    Example:
+        >>> from lightning_lopt.tasks import Table
+        >>> table = Table.from_arrays(torch.randn(60, 5), torch.arange(60) % 3, "mine")
+        >>> task = TabularClassification(table, depths=(1,), widths=(16,)).sample(torch.Generator().manual_seed(0))
+        >>> task.name
+        'tabular_classification/mine~b29a58/5-16-3-cross_entropy/silu/b64'
+    """
 
     name = "tabular_classification"
     embedded = CLASS_TABLES
@@ -182,7 +198,14 @@ class TabularClassification(TabularFamily):
 
 
 class TabularRegression(TabularFamily):
-    """Values of rows: synthetic functions, and scikit-learn's tables. Arguments: :class:`TabularFamily`."""
+    """Values of rows: synthetic functions, and scikit-learn's tables. Arguments: :class:`TabularFamily`.
+
+    Example:
+        >>> family = TabularRegression("synthetic", depths=(1,), widths=(16,))
+        >>> task = family.sample(torch.Generator().manual_seed(0))
+        >>> task.name
+        'tabular_regression/synthetic~9d98a7/16-16-1-norm-huber/silu/b32'
+    """
 
     name = "tabular_regression"
     embedded = VALUE_TABLES

@@ -15,7 +15,14 @@ class TaskMixture:
     """Task families that are drawn with equal probability.
 
     Args:
-        families: at least one; one that is there twice is drawn twice as often.
+        families: at least one; a family that occurs twice is drawn twice as often.
+
+    Example:
+        >>> from lightning_lopt.tasks import LeastSquares, QuadraticFamily
+        >>> mixture = TaskMixture([QuadraticFamily(), LeastSquares(), LeastSquares()])
+        >>> names = [mixture.family(seed) for seed in range(300)]
+        >>> names.count("quadratic"), mixture.sample(seed=0).name
+        (115, 'quadratic/d2/k10/n0.1/fb4963')
     """
 
     def __init__(self, families: Sequence[TaskFamily]) -> None:
@@ -34,12 +41,12 @@ class TaskMixture:
 
     @property
     def trained_on(self) -> dict[str, list[str]]:
-        """Names of the families and of their data, for a rule's ``config.json``: what it can be said to have seen."""
+        """Names of the families and of their data, for the record of meta-training in ``config.json``."""
         names: set[str] = set()
         data: set[str] = set()
         for family in self.families:
             plain = family.family if isinstance(family, Augmented) else family
-            # Celo4's tasks are perceptrons on images: who saw them saw what its parent class draws.
+            # A task of Celo4 is also one of its parent class, so the names of parent classes are included.
             parents = (vars(kind).get("name") for kind in type(plain).__mro__)
             names |= {plain.name, *(name for name in parents if isinstance(name, str))}
             for key in ("data", "text"):

@@ -1,4 +1,4 @@
-"""Students of a random network: what is to be learned can be learned exactly."""
+"""Teacher and student: targets are outputs of a random network, which a student can match exactly."""
 
 from __future__ import annotations
 
@@ -20,13 +20,22 @@ VALID = 512
 
 
 class TeacherTask(TabularTask):
-    """A perceptron that learns the answers of another one, with the same activation, to random inputs.
+    """A perceptron (the student) that learns the outputs of another one with the same activation on random inputs.
 
     Args:
-        teacher: parameters of the teacher, named as the student's. A student of the same widths answers as the teacher
-            does at these parameters; a wider one can, and a narrower one cannot.
-        arguments: those of :class:`~lightning_lopt.tasks.tabular.TabularTask`.
-        options: likewise.
+        teacher: parameters of the teacher, with the names of the student's. A student of the same widths matches the
+            teacher at these parameters; a wider one can match it at other parameters, a narrower one cannot.
+        arguments: arguments of :class:`~lightning_lopt.tasks.tabular.TabularTask`.
+        options: keyword arguments of it.
+
+    Example:
+        >>> from lightning_lopt.tasks import Table
+        >>> teacher = {"layers.0.weight": torch.ones(1, 3), "layers.0.bias": torch.zeros(1)}
+        >>> inputs = torch.randn(40, 3)
+        >>> table = Table.from_arrays(inputs, inputs.sum(1), "sums")
+        >>> task = TeacherTask(teacher, table, table, widths=(), objective="squared")
+        >>> task.loss(teacher, task.full_batch("train")).item() < 1e-10  # a student with these parameters is perfect
+        True
     """
 
     def __init__(self, teacher: Params, *arguments: Any, **options: Any) -> None:
@@ -37,13 +46,13 @@ class TeacherTask(TabularTask):
 def draw_teacher(sizes: Sequence[int], activation: str, inputs: Tensor, generator: torch.Generator) -> Params:
     """Parameters of a random perceptron whose outputs have mean 0 and variance 1 over ``inputs``.
 
-    Hidden weights are wide (deviation 1.5/√fan_in and biases in ±1/√fan_in), so that it is far from linear.
+    Hidden weights are large (deviation 1.5/√fan_in, biases in ±1/√fan_in), so that the network is far from linear.
 
     Args:
         sizes: numbers of inputs, of each hidden layer, of outputs.
         activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
         inputs: shape ``(N, sizes[0])``.
-        generator: where the parameters come from.
+        generator: random generator of the parameters.
     """
     layout = Layout("uniform", 1.5 * 3**0.5)  # a uniform distribution in ±a has deviation a/√3
     layout.mlp(sizes)
@@ -57,7 +66,7 @@ def draw_teacher(sizes: Sequence[int], activation: str, inputs: Tensor, generato
 
 
 class Teacher(ModelFamily):
-    """Teachers of different size and inputs of different conditioning; values to match or classes to tell apart.
+    """Teachers of different size and inputs of different conditioning; targets are values or classes.
 
     Classes are the largest output of the teacher. A third of the tasks has noise in the training targets.
 
@@ -73,6 +82,11 @@ class Teacher(ModelFamily):
 
     Raises:
         ValueError: if a list is empty or an entry is unknown or out of range.
+
+    Example:
+        >>> family = Teacher(dims=(4,), outputs=(1,), depths=(1,), widths=(8,), examples=(500, 600))
+        >>> family.sample(torch.Generator().manual_seed(0)).name
+        'teacher/4-8-1~b29a58/16-huber/relu/b16'
     """
 
     name = "teacher"

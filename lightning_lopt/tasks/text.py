@@ -1,4 +1,4 @@
-"""Text as a checked value: Python's own standard library, a string, or any text file."""
+"""Texts, checked when they are made: sources of Python's standard library, a string, or any text file."""
 
 from __future__ import annotations
 
@@ -54,17 +54,22 @@ OTHER_MODULES = (
     "functools",
     "socket",
 )
-"""Further ones, 20 to 230 kB each, for suites alone: no family reads them, so no rule was meta-trained on them."""
+"""Further modules, 20 to 230 kB each, only for suites: no family reads them, so no rule was meta-trained on them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """A text as numbers, checked once.
+    """A text as numbers, checked when it is made.
 
     Attributes:
         tokens: int64, shape ``(N,)``: for each character its rank in the alphabet.
         alphabet: the characters, most frequent first.
         name: short, for task names and messages.
+
+    Example:
+        >>> text = Text.from_string("a rose is a rose is a rose " * 100, "rose")
+        >>> text.alphabet, text.tokens[:6].tolist()
+        (' saeori', [2, 0, 5, 4, 1, 3])
     """
 
     tokens: Tensor
@@ -93,7 +98,7 @@ class Text:
         return len(self.tokens)
 
     def in_alphabet(self, alphabet: str) -> Tensor:
-        """The characters as numbers of another text's alphabet, int64, shape ``(N,)``; others get its last number.
+        """The characters as numbers in another alphabet, int64, shape ``(N,)``; missing ones get its last number.
 
         Args:
             alphabet: the characters of the other text, at least one.
@@ -115,6 +120,15 @@ def load_text(path: str | Path) -> Text:
 
     Raises:
         ValueError: if there is no such file, it is not text, or too short or long.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "rose.txt")
+        ...     _ = path.write_text("a rose is a rose is a rose " * 100, encoding="utf-8")
+        ...     text = load_text(path)
+        >>> text.name, len(text)
+        ('rose', 2700)
     """
     path = Path(path)
     if not path.is_file():
@@ -134,7 +148,7 @@ def load_text(path: str | Path) -> Text:
 
 @cache
 def standard_library(modules: tuple[str, ...] | None = None) -> tuple[Text, ...]:
-    """The sources of modules of the standard library that this Python has as files, one text each; nothing is imported.
+    """The sources of modules of the standard library, one text each, read as files without importing them.
 
     Args:
         modules: their names; ``None`` for :data:`MODULES`.
@@ -146,7 +160,7 @@ def standard_library(modules: tuple[str, ...] | None = None) -> tuple[Text, ...]
     for module in MODULES if modules is None else modules:
         spec = importlib.util.find_spec(module)
         path = Path("" if spec is None or spec.origin is None else spec.origin)
-        # of some modules newer Pythons have a few lines only
+        # in newer versions of Python some modules have only a few lines
         if path.suffix == ".py" and path.stat().st_size > 2 * MIN_CHARACTERS:
             texts.append(load_text(path))
     if not texts:
@@ -155,7 +169,7 @@ def standard_library(modules: tuple[str, ...] | None = None) -> tuple[Text, ...]
 
 
 def resolve_texts(text: TextLike | None) -> list[Text]:
-    """A list of texts from one or several of them, paths included; ``None`` and ``"stdlib"`` mean Python's own sources.
+    """A list of texts from one or several texts or paths; ``None`` and ``"stdlib"`` mean Python's own sources.
 
     Raises:
         ValueError: if the list is empty, or one entry cannot be loaded.

@@ -55,7 +55,7 @@ def pieces_of(parts: list[Tensor], length: int, shots: int) -> LabelledTexts:
 class TextClassifierTask(ClassificationTask):
     """The network of :class:`~lightning_lopt.tasks.CharTransformerTask`, with the mean over the tokens before the head.
 
-    Parameters have the names that they have there, so that a language model serves as a pretrained body.
+    Parameters have the same names, so that a language model can be the pretrained body.
 
     Args:
         train: pieces to train on.

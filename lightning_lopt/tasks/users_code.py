@@ -1,24 +1,24 @@
-"""Errors of somebody else's code, said in one sentence."""
+"""Errors of the user's code, as messages of one sentence."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-LONGEST = 300  # characters of a foreign error's text
+LONGEST = 300  # largest number of characters of an error's text
 
 
 class UsersCodeError(ValueError):
-    """Somebody's module or data raised; the message names what was called, the type of the error and its text."""
+    """An error in the user's module or data; the message names what was called, the type of the error and its text."""
 
 
 @contextmanager
 def users_code(what: str, advice: str = "") -> Iterator[None]:
-    """Errors that somebody's code raises inside become a :class:`UsersCodeError`.
+    """Turn errors of the user's code inside into a :class:`UsersCodeError`.
 
     Args:
-        what: what is called, as ``"Model.setup"``.
-        advice: what to do about it.
+        what: name of the called code, for instance ``"Model.setup"``.
+        advice: what the user can do about the error.
 
     Raises:
         UsersCodeError: in place of any ``Exception``.

@@ -1,4 +1,4 @@
-"""Many problems from one small data set: what image families change about their source, drawn for each task."""
+"""Random variations of a data set, so that image families get many problems from one small source."""
 
 from __future__ import annotations
 
@@ -17,20 +17,28 @@ MIN_EXAMPLES, MAX_EXAMPLES = 200, 5000
 
 @dataclass(frozen=True)
 class Variety:
-    """Settings of one variation of a data set. With ``seed`` they say everything: applying is deterministic.
+    """Settings of one variation of a data set. The variation is a deterministic function of these settings.
 
     Attributes:
-        seed: which classes, examples, pixels and labels are hit.
-        classes: how many classes are kept.
-        merged: whether pairs of classes then become one, which makes a class of unlike images.
-        examples: how many images are kept, before the split.
+        seed: seed for the choice of classes, examples, pixels and labels.
+        classes: number of classes to use.
+        merged: whether pairs of classes are then merged, so that the images of a class differ.
+        examples: number of images to use, before the split.
         label_noise: share of *training* labels replaced by one drawn uniformly from all classes.
         permuted: whether pixels change place, the same way in all images.
         inverted: whether the sign of the images changes.
         contrast: factor on the images.
-        shift: what is added to the images: the inputs need not be centred.
-        spread: standard deviation of the logarithm of a factor for each pixel: badly conditioned inputs.
+        shift: number added to the images, so that the inputs are not centred.
+        spread: standard deviation of the logarithm of a factor for each pixel, for badly conditioned inputs.
         pixel_noise: standard deviation of noise added once to each image.
+
+    Example:
+        >>> from lightning_lopt.tasks import LabelledImages
+        >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10)
+        >>> variety = Variety(seed=0, classes=4, inverted=True, contrast=0.5)
+        >>> train, valid = variety.apply(images.standardised(), valid_fraction=0.2, max_valid=None)
+        >>> train.classes, len(train), len(valid)
+        (4, 19, 5)
     """
 
     seed: int
@@ -47,7 +55,7 @@ class Variety:
 
     @classmethod
     def draw(cls, data: LabelledImages, generator: torch.Generator) -> Variety:
-        """Settings for ``data``. Each change is left out of a good part of all tasks."""
+        """Draw settings for ``data``. Many tasks are without any given change."""
         few = min(MIN_EXAMPLES, len(data) // 2)
         classes = integer(2, data.classes + 1, generator) if chance(0.5, generator) else data.classes
         return cls(
@@ -94,13 +102,13 @@ class Variety:
         return derived_generator(self.seed, "variety", purpose)
 
     def _select(self, data: LabelledImages) -> LabelledImages:
-        """Keep some classes, numbered anew in random order, and some examples of them."""
+        """Select some classes, numbered anew in random order, and some examples of them."""
         present = torch.randperm(data.classes, generator=self._generator("classes"))[: self.classes]
         number = torch.full((data.classes,), -1, dtype=torch.int64)
         number[present] = torch.arange(self.classes)
-        kept = torch.nonzero(number[data.targets] >= 0).squeeze(1)
-        order = torch.randperm(len(kept), generator=self._generator("examples"))[: self.examples]
-        data = data.take(kept[order])
+        of_classes = torch.nonzero(number[data.targets] >= 0).squeeze(1)
+        order = torch.randperm(len(of_classes), generator=self._generator("examples"))[: self.examples]
+        data = data.take(of_classes[order])
         targets, classes = number[data.targets], self.classes
         if self.merged:
             targets, classes = targets // 2, (classes + 1) // 2

@@ -131,7 +131,8 @@ def test_hooks_see_each_batch_once():
     train.take(4)
     valid.take(100)
     assert (len(train.batches), len(valid.batches)) == (4, len(plain))
-    task, reason = PilotTask(Shifted(), StackedBatches(train.batches[:1], "first")).on(train.batches, valid.batches)
+    first = PilotTask(Shifted(), StackedBatches(train.batches[:1], "first"))
+    task, reason = first.with_batches(train.batches, valid.batches)
     assert reason == ""
     for split, count in (("train", 4), ("valid", len(plain))):
         expected = torch.stack([batch[0] + 1.0 for batch in plain[:count]])

@@ -243,8 +243,8 @@ def test_what_a_task_lacks_is_an_error_of_its_own():
     with pytest.raises(MissingSplitError, match="has no valid batches"):
         task.full_batch("valid")
     with pytest.raises(NotStackableError, match="there is no batch"):
-        task.on([], [])
-    again, reason = task.on(batches[:1], [torch.ones(2, 6), torch.ones(3, 6), "text"])
+        task.with_batches([], [])
+    again, reason = task.with_batches(batches[:1], [torch.ones(2, 6), torch.ones(3, 6), "text"])
     assert "valid" not in again.data
     assert reason
 

@@ -56,7 +56,7 @@ def test_a_module_whose_rates_are_all_zero_is_trained_and_told():
         trainer = fit(module, epochs=1, adapter=swap(lr=0.5))
         return [param.detach() for param in module.parameters()], trainer.optimizers[0]
 
-    with pytest.warns(UserWarning, match="lr=0 in all groups, which is taken for no choice of a rate"):
+    with pytest.warns(UserWarning, match="lr=0 in all groups, which counts as no choice of a rate"):
         found, optimizer = weights(lambda module: torch.optim.AdamW(module.parameters(), lr=0.0))
     assert [multiplier(group) for group in optimizer.param_groups] == [0.5]
     expected, _ = weights(lambda module: torch.optim.AdamW(module.parameters(), lr=1e-3))
@@ -69,7 +69,7 @@ def test_rates_are_those_that_were_configured_where_the_scheduler_has_begun_a_wa
         optimizer = groups_of(module, {"lr": 0.3}, {"lr": 0.1})
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 10))]
 
-    with pytest.warns(UserWarning, match="LambdaLR, which goes on computing a rate that nothing reads"):
+    with pytest.warns(UserWarning, match="LambdaLR, whose rate is computed but not used"):
         (optimizer,) = fit(Module(configured), adapter=swap(lr=0.5)).optimizers
     assert [multiplier(group) for group in optimizer.param_groups] == pytest.approx([0.5, 0.5 / 3])
 

@@ -57,7 +57,7 @@ def test_ties_and_runs_that_never_get_there():
     assert speedup(flat, good) == [pytest.approx(1 / 5)]
     assert speedup(broken, broken) == [1.0]
     assert speedup([INF] * 5, [9.0] * 5) == [1.0]
-    # Both below 1 % of the know-nothing loss: who was there first counts, not who went lower.
+    # Both below 1 % of the uninformed loss: who was there first counts, not who went lower.
     fast, slow = [0.0] * 5 + [0.002] * 5, [0.04] * 2 + [0.0] * 8
     assert speedup(fast, slow) == [pytest.approx(6 / 1)]  # (0.04 + 0 * 4) / 5 < 0.01 at step 6
 
@@ -81,7 +81,7 @@ def test_normalised_loss_by_hand():
     assert m.normalised_loss(run(torch.tensor([[0.4, 2.0, 0.0]])), reference, 2.0).tolist() == pytest.approx(
         [0.0, 1.0, -0.25], abs=1e-6
     )
-    # Where the reference learns nothing either, 1 % of the know-nothing loss is the unit.
+    # Where the reference learns nothing either, 1 % of the uninformed loss is the unit.
     hopeless = run([2.0])
     assert m.normalised_loss(run([1.98]), hopeless, 2.0).tolist() == pytest.approx([-1.0], abs=1e-4)
 

@@ -20,7 +20,7 @@ from lightning_lopt import (
 from lightning_lopt.meta import Compiled, Eager, Recorded
 from lightning_lopt.meta.engine import recording
 from lightning_lopt.meta.engine.recording import SMALL, small_on_cuda
-from lightning_lopt.meta.runs import together
+from lightning_lopt.meta.runs import can_batch
 from lightning_lopt.meta.unroll import EAGER
 from lightning_lopt.recording import WARM_UP, overwrite
 from lightning_lopt.seeding import generator
@@ -128,7 +128,7 @@ def test_groups_that_compute_the_same_advance_as_one(replayed, rule, recorded, k
     execution = Recorded(Counted()) if recorded else Counted()
     with torch.no_grad():
         starts = [estimator.start(rule, task, horizon=5 + at, seed=at) for at, task in enumerate(tasks)]
-        assert together(rule, starts)
+        assert can_batch(rule, starts)
         alone, joint, steps = list(starts), list(starts), 0
         while not all(runs.finished for runs in alone):
             one_by_one = [estimator.estimate(rule, [runs]) for runs in alone]
@@ -156,7 +156,7 @@ def test_groups_that_do_not_compute_the_same_advance_one_after_the_other(kind):
     tasks = [small_mlp(), small_mlp(activation="tanh"), Quadratic(torch.ones(2))]
     with torch.no_grad():
         groups = [estimator.start(rule, task, horizon=3 + at, seed=at) for at, task in enumerate(tasks)]
-        assert not together(rule, groups)
+        assert not can_batch(rule, groups)
         one_by_one = [estimator.estimate(rule, [runs]) for runs in groups]
         at_once = estimator.estimate(rule, groups)
     torch.testing.assert_close(at_once.gradient, torch.stack([estimate.gradient for estimate in one_by_one]).mean(0))
@@ -173,11 +173,11 @@ def test_what_does_not_advance_as_one():
         return estimator.start(rule, task, horizon=9, seed=0)
 
     bowl = Quadratic(torch.ones(2))
-    assert together(rule, [start(bowl)])
+    assert can_batch(rule, [start(bowl)])
     for tasks in ([task, other], [task, wider], [bowl, bowl], [task, bowl]):
-        assert not together(rule, [start(one) for one in tasks])
+        assert not can_batch(rule, [start(one) for one in tasks])
     turning = ResidualRule(direction=False, orthogonalised=[], rotated=["matrix"], turn_every=3)
-    assert not together(turning, [start(task), start(task)])  # full steps of one are not those of the other
+    assert not can_batch(turning, [start(task), start(task)])  # full steps of one are not those of the other
 
 
 def test_a_recording_is_forgotten_with_the_last_of_its_tasks(replayed, monkeypatch):

@@ -65,7 +65,7 @@ BAD_ARRAYS = [
     (X, Y + 1, "the smallest label is 1; renumber the labels from 0"),
     (X, Y - 1, "the smallest label is -1"),
     (X, Y * 10_000, "the largest label is 20000; labels must be below 10000"),
-    (X, Y * 0, "1 classes; labels must tell apart between 2 and"),
+    (X, Y * 0, "1 classes; labels must have between 2 and"),
 ]
 
 

@@ -1,1 +1,1 @@
-"""What a step of an optimizer costs on a model: time, operations and memory, beside what the device allows."""
+"""Cost of a step of an optimizer on a model: time, operations and memory, compared with the limits of the device."""

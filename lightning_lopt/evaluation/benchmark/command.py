@@ -39,39 +39,39 @@ from lightning_lopt.rules.base import RULES
 from lightning_lopt.terminal import say
 from lightning_lopt.user_files import load_object
 
-PLANNED = 10_000  # steps of the runs that rules are told of
+PLANNED = 10_000  # horizon for the rules
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def benchmark_command(arguments: Sequence[str]) -> int:
-    """Print a table for each model, and write JSON and a picture where asked for; returns the exit status."""
-    given = _parser().parse_args(arguments)
-    torch.set_num_threads(given.threads)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = given.tf32
+    """Print a table for each model, and write JSON and a picture if ``--out`` is given; return the exit status."""
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
     results = []
-    with Progress("benchmark", total=len(given.models), unit="models") as progress:
-        progress.doing(f"what {given.device} can do")
-        device = usable_device(given.device)
-        contenders = _contenders(given)
-        _check(given)
+    with Progress("benchmark", total=len(options.models), unit="models") as progress:
+        progress.doing(f"what {options.device} can do")
+        device = usable_device(options.device)
+        contenders = _contenders(options)
+        _check(options)
         limits = measured_limits(device)
         rates = ", ".join(f"{1e-9 * rate:.4g} GFLOP/s in {dtype} products" for dtype, rate in limits.products.items())
         progress.clear()
-        say(f"{given.device}, threads {given.threads}: {rates}, {1e-9 * limits.bandwidth:.3g} GB/s of memory\n")
-        for name in given.models:
+        say(f"{options.device}, threads {options.threads}: {rates}, {1e-9 * limits.bandwidth:.3g} GB/s of memory\n")
+        for name in options.models:
             progress.doing(name)
-            workload = _workload(name, given, device)
-            autocast = TYPES[given.autocast] if given.autocast else None
-            result = measure(workload, contenders, repeats=given.repeats, autocast=autocast, tell=progress.doing)
+            workload = _workload(name, options, device)
+            autocast = TYPES[options.autocast] if options.autocast else None
+            result = measure(workload, contenders, repeats=options.repeats, autocast=autocast, tell=progress.doing)
             results.append(result)
             del workload  # before the next one is built
             progress.clear()
             say(text(result, limits) + "\n")
             progress.advance()
-            if given.out is not None:  # after each model, so that a run which is stopped has given something
-                _write(Path(given.out), results, limits, ["benchmark", *arguments], device)
-    if given.out is not None:
-        say(f"written: {given.out}/benchmark.json, {given.out}/benchmark.png")
+            if options.out is not None:  # after each model, so that a stopped run leaves results
+                _write(Path(options.out), results, limits, ["benchmark", *arguments], device)
+    if options.out is not None:
+        say(f"written: {options.out}/benchmark.json, {options.out}/benchmark.png")
     return 0
 
 
@@ -90,38 +90,38 @@ def _write(
     write_whole(folder / "benchmark.png", png(picture(results, limits)))
 
 
-def _check(given: argparse.Namespace) -> None:
+def _check(options: argparse.Namespace) -> None:
     """Refuse what can be seen to be wrong before anything is measured."""
-    if given.repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {given.repeats}.")
-    for name in given.models:
+    if options.repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {options.repeats}.")
+    for name in options.models:
         if ":" in name:
             load_object(name)
         else:
-            check_recipe(name, given.length)
+            check_recipe(name, options.length)
 
 
-def _contenders(given: argparse.Namespace) -> dict[str, Contender]:
-    options: dict[str, object] = {}
-    if given.state_dtype is not None:
-        options["state_dtype"] = TYPES[given.state_dtype]
-    if given.compile:
-        options["compile"] = True
-    peers = {name: PEERS[name] for name in dict.fromkeys([REFERENCE, *given.optimizers])}
-    rules = {name: rule_contender(rule_named(name), PLANNED, **options) for name in given.rules}
-    if given.plain:
-        options["compile"] = False
-        rules |= {f"{name}_plain": rule_contender(rule_named(name), PLANNED, **options) for name in given.rules}
+def _contenders(options: argparse.Namespace) -> dict[str, Contender]:
+    arguments: dict[str, object] = {}
+    if options.state_dtype is not None:
+        arguments["state_dtype"] = TYPES[options.state_dtype]
+    if options.compile:
+        arguments["compile"] = True
+    peers = {name: PEERS[name] for name in dict.fromkeys([REFERENCE, *options.optimizers])}
+    rules = {name: rule_contender(rule_named(name), PLANNED, **arguments) for name in options.rules}
+    if options.plain:
+        arguments["compile"] = False
+        rules |= {f"{name}_plain": rule_contender(rule_named(name), PLANNED, **arguments) for name in options.rules}
     twice = next((name for name in rules if name in peers), None)
     if twice is not None:
         raise ValueError(f"a rule and another optimizer are both called {twice!r}; leave one of them out.")
     return peers | rules
 
 
-def _workload(name: str, given: argparse.Namespace, device: torch.device) -> Workload:
+def _workload(name: str, options: argparse.Namespace, device: torch.device) -> Workload:
     if ":" in name:
-        return users_workload(name, given.datamodule, device)
-    return named_workload(name, device, dtype=TYPES[given.dtype], batch=given.batch, length=given.length)
+        return users_workload(name, options.datamodule, device)
+    return named_workload(name, device, dtype=TYPES[options.dtype], batch=options.batch, length=options.length)
 
 
 def _parser() -> CommandParser:

@@ -1,4 +1,4 @@
-"""What a device can do at most: products of matrices and movement of memory, measured."""
+"""Measured limits of a device: products of matrices and memory bandwidth."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ LONGEST = 1.0
 
 @dataclass(frozen=True)
 class DeviceLimits:
-    """The best rates that were seen on a device, with the present number of threads.
+    """The best measured rates of a device, with the present number of threads.
 
     Attributes:
-        products: operations a second in products of square matrices by the name of their type (``"float32"``), a
+        products: operations per second in products of square matrices by the name of their type (``"float32"``), a
             multiply-add counting as 2.
-        bandwidth: bytes a second, read and written, where a large tensor is scaled in place.
+        bandwidth: bytes per second, read and written, when a large tensor is scaled in place.
     """
 
     products: dict[str, float]
     bandwidth: float
 
     def seconds_of_products(self, operations: Mapping[str, float]) -> float:
-        """The least time of so many operations by type; a type that was not measured counts as float32.
+        """The least time for operations by type; a type that was not measured counts as float32.
 
         >>> DeviceLimits({"float32": 50e9, "bfloat16": 100e9}, 10e9).seconds_of_products({"float32": 1e9})
         0.02
@@ -39,7 +39,7 @@ class DeviceLimits:
         return sum(count / self.products.get(dtype, self.products["float32"]) for dtype, count in operations.items())
 
     def seconds_of_bytes(self, moved: float) -> float:
-        """The least time in which so many bytes are read or written.
+        """The least time for reading or writing ``count`` bytes.
 
         >>> DeviceLimits({"float32": 50e9}, 10e9).seconds_of_bytes(1e9)
         0.1
@@ -48,16 +48,16 @@ class DeviceLimits:
 
 
 def measured_limits(device: torch.device, *, side: int | None = None, scaled: int | None = None) -> DeviceLimits:
-    """The best rates in a few products in float32 and bfloat16, and in a few passes in place over a large tensor.
+    """The best rates of a few products in float32 and bfloat16, and of a few passes in place over a large tensor.
 
-    Optimizers write where they have read; a copy to another place would move half as much again, since the processor
-    reads what it is going to overwrite. Products in float32 are those that ``torch.backends.cuda.matmul.allow_tf32``
-    asks for.
+    Optimizers write to the memory that they have read. A copy to other memory would move half as much again, since the
+    processor reads memory before it overwrites it. ``torch.backends.cuda.matmul.allow_tf32`` holds for the products in
+    float32.
 
     Args:
-        device: to be measured.
-        side: of the matrices; by default what a CPU core does in a fraction of a second, or what fills a GPU.
-        scaled: bytes of the tensor that is scaled; by default more than fits into a cache.
+        device: the device.
+        side: rows of the matrices; by default a size that takes a fraction of a second on a CPU core, or fills a GPU.
+        scaled: bytes of the tensor that is scaled; by default more than a cache.
     """
     kind = "cuda" if device.type == "cuda" else "cpu"
     side, scaled = side or PRODUCT_SIDE[kind], scaled or SCALED_BYTES[kind]

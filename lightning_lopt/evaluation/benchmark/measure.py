@@ -1,4 +1,4 @@
-"""One model, all optimizers: seconds, operations and bytes, in one process."""
+"""Measures all optimizers on one model in one process: seconds, operations and bytes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lightning_lopt.evaluation.step_cost import Step
 from lightning_lopt.evaluation.timing import STEADY, time_in_turns
 
 OF_RULES, OF_OTHERS = 3, 12
-"""Steps in which memory is recorded: a rule does all its work in each of the first; others have periods of up to 10."""
+"""Steps in which memory is recorded: first steps of a rule are full ones; other optimizers have periods of up to 10."""
 
 
 class _Training:
-    """A workload's gradients, and its parameters as they were at first: no optimizer depends on what another does."""
+    """Computes the gradients of a workload, and restores its initial parameters, so that optimizers are independent."""
 
     def __init__(self, workload: Workload, autocast: torch.dtype | None) -> None:
         self.workload, self.autocast = workload, autocast
@@ -67,16 +67,16 @@ def measure(
 ) -> ModelResult:
     """Benchmark optimizers on a model.
 
-    All train the same parameters with the same gradients, new ones at every step, and take turns. The first 40 steps
-    are not timed; within these, steps of small networks are traced. Optimizers that fail or are not installed are left
-    out, with the reason in the result.
+    The optimizers take turns on the same parameters with the same gradients, new ones at every step. The first 40 steps
+    are not timed; among them, steps of small networks are traced. Optimizers that fail or are not installed are left
+    out, and the result contains the reason.
 
     Args:
-        workload: what is trained; its parameters are as before afterwards.
-        contenders: optimizers by name, :data:`~lightning_lopt.evaluation.benchmark.optimizers.REFERENCE` among them.
+        workload: the model and its batches; its parameters are restored at the end.
+        contenders: optimizers by name, including :data:`~lightning_lopt.evaluation.benchmark.optimizers.REFERENCE`.
         repeats: timed steps, >= 1.
-        autocast: type of forward and backward passes under ``torch.autocast``; ``None``: without.
-        tell: is given a line now and then.
+        autocast: type of forward and backward passes under ``torch.autocast``; ``None`` for none.
+        tell: function that gets lines about the progress.
 
     Raises:
         ValueError: if the reference is missing or fails, or ``repeats`` is below 1.
@@ -103,7 +103,7 @@ def measure(
                 )
             except NotAvailableError as error:
                 left_out[name] = str(error)
-            except Exception as error:  # an optimizer of others may fail in any way, and the rest goes on
+            except Exception as error:  # optimizers of other packages may fail in any way
                 left_out[name] = f"{type(error).__name__}: {error}"
             if name in steps and training.lacks_gradients:
                 del steps[name]

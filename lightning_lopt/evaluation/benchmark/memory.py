@@ -1,8 +1,8 @@
-"""Bytes that an optimizer keeps between steps, and bytes that a step needs besides.
+"""Memory of an optimizer: bytes between steps, and further bytes during a step.
 
-On the CPU every allocation and release of torch's allocator is recorded by ``torch.profiler``, those inside of
-operators and compiled code included; the size of the process says nothing, since freed memory stays with it. On CUDA
-it is ``torch.cuda.memory_allocated`` and ``max_memory_allocated``; what a CUDA graph reserves is not in them.
+On the CPU, ``torch.profiler`` records every allocation and release of torch's allocator, also inside of operators and
+compiled code; the size of the process would not show them, since freed memory stays with the process. On CUDA the
+numbers are ``torch.cuda.memory_allocated`` and ``max_memory_allocated``, without memory that a CUDA graph reserves.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class StepMemory(NamedTuple):
     """Bytes of an optimizer.
 
     Attributes:
-        state: what was allocated since the optimizer was built and is still there after a step: its state, and whatever
-            else it keeps.
-        peak: the most that is allocated at one time during a step, beyond what was there when it began.
+        state: bytes that were allocated since the optimizer was built and not released after a step: its state, and
+            other memory that it keeps.
+        peak: largest number of bytes at one time during a step, beyond those at its beginning.
     """
 
     state: int
@@ -36,9 +36,9 @@ def measured_memory(build: Callable[[], Step], steps: int, device: torch.device)
     """Build an optimizer, make ``steps`` steps and record its memory; the first step does not count for the peak.
 
     Args:
-        build: gives one step of a new optimizer, whose parameters have gradients.
-        steps: to be made, >= 2; the first begins the state.
-        device: where the parameters are.
+        build: makes a new optimizer, whose parameters have gradients, and returns a function for one step of it.
+        steps: number of steps, >= 2; the first one creates the state.
+        device: device of the parameters.
 
     >>> layer = torch.nn.Linear(1000, 1000)
     >>> layer(torch.ones(1, 1000)).sum().backward()
@@ -49,7 +49,7 @@ def measured_memory(build: Callable[[], Step], steps: int, device: torch.device)
     """
     if device.type == "cuda":
         return _on_cuda(build, steps, device)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it tells of each start and stop
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler logs each start and stop
     with profile(use_kineto=True, profile_memory=True) as recorded:
         step = build()
         for _ in range(steps):
@@ -68,7 +68,7 @@ def measured_memory(build: Callable[[], Step], steps: int, device: torch.device)
 
 
 def _followed(changes: list[tuple[int, int]], begins: list[int], end: int) -> StepMemory:
-    """Memory from times and sizes of allocations and releases, and the times at which steps begin.
+    """Memory computed from times and sizes of allocations and releases, and from the times at which steps begin.
 
     >>> _followed([(1, 100), (5, 30), (6, -30), (9, 20), (10, 5), (11, -25)], begins=[4, 8], end=12)
     StepMemory(state=100, peak=30)

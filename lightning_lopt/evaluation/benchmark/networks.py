@@ -1,4 +1,4 @@
-"""Networks to benchmark on, built with torch alone and with random weights."""
+"""Networks for benchmarks, built from torch alone, with random weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x`` has shape (batch, tokens, width), and so has what is returned."""
+        """``x`` and the result have shape (batch, tokens, width)."""
         shape = (*x.shape[:2], self.heads, -1)
         q, k, v = (part.view(shape).transpose(1, 2) for part in self.attention(self.norm1(x)).chunk(3, -1))
         mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
@@ -31,10 +31,10 @@ class TextTransformer(nn.Module):
 
     Args:
         symbols: size of the vocabulary.
-        length: tokens at most.
-        width, depth, heads: of the blocks.
-        classes: what the mean over the tokens is classified into; ``None``: every token predicts the next one, with the
-            embedding as output matrix.
+        length: largest number of tokens.
+        width, depth, heads: sizes of the blocks.
+        classes: number of classes for a classification by the mean over the tokens; ``None``: every token predicts the
+            next one, with the embedding as output matrix.
     """
 
     def __init__(

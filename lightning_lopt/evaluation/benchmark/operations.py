@@ -1,4 +1,4 @@
-"""Operations in matrix products, by the type in which they are made."""
+"""Counts of operations in matrix products, by type."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_lopt.evaluation.step_cost import Step
 
 
 class _ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts as ``torch.utils.flop_counter.FlopCounterMode`` does, which does not tell types apart."""
+    """Counts as ``torch.utils.flop_counter.FlopCounterMode`` does, but separately for each type."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -25,20 +25,20 @@ class _ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        given = kwargs or {}
-        result = func(*args, **given)
+        keywords = kwargs or {}
+        result = func(*args, **keywords)
         count = flop_registry.get(func._overloadpacket)
         if count is not None:
             dtype = next(x.dtype for x in tree_leaves(args) if isinstance(x, Tensor))
-            self.operations[str(dtype).removeprefix("torch.")] += count(*args, **given, out_val=result)
+            self.operations[str(dtype).removeprefix("torch.")] += count(*args, **keywords, out_val=result)
         return result
 
 
 def operations_of(step: Step, repeats: int = 1) -> dict[str, float]:
     """Operations in the matrix products of a step by the name of their type, the mean over ``repeats`` steps.
 
-    A multiply-add counts as 2. What goes through ``torch.compile`` is counted as it is without. Decompositions (QR,
-    eigenvectors), what is done entry by entry, and products inside of hand-written kernels are not counted.
+    A multiply-add counts as 2. Compiled code counts as it would without ``torch.compile``. Decompositions (QR,
+    eigenvectors), elementwise operations, and products inside of hand-written kernels are not counted.
 
     >>> matrix = torch.ones(8, 4)
     >>> operations_of(lambda: matrix @ matrix.T)

@@ -1,4 +1,4 @@
-"""What learned rules are benchmarked against; optimizers of other packages where these are installed."""
+"""The optimizers of a benchmark: learned rules, and others to compare them with, also of other packages."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lightning_lopt.io import load_rule
 from lightning_lopt.rules.base import RULES, UpdateRule
 
 Loss = Callable[[], Tensor]
-"""Gives the loss of the coming step, 0-dim."""
+"""Returns the loss of the next step, 0-dim."""
 REFERENCE = "adamw_foreach"
 
 
 class NotAvailableError(Exception):
-    """An optimizer that cannot be had here; the message says why."""
+    """An optimizer is not available here; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class Contender:
     """An optimizer that takes part in a benchmark.
 
     Attributes:
-        build: from the trained tensors and a source of losses to a step of a new optimizer.
-        period: steps after which the work of a step repeats itself.
+        build: function of the trained tensors and of a function for the loss; makes a new optimizer, and returns a
+            function for one step of it.
+        period: number of steps after which the work of a step repeats.
         is_rule: whether it is a rule of this package.
     """
 
@@ -47,9 +48,9 @@ def _muon(leaves: Leaves, loss: Loss) -> Step:
 def _soap_of_heavyball(leaves: Leaves, loss: Loss) -> Step:
     module = _imported("heavyball")
     if not leaves[0][1].is_cuda:
-        module.utils.compile_mode = None  # it tries out kernels for minutes
+        module.utils.compile_mode = None  # its default tries kernels for minutes
     optimizer = module.SOAP(tensors_of(leaves))
-    optimizer.consume_grad = False  # or gradients are gone for those that come after it
+    optimizer.consume_grad = False  # otherwise it deletes the gradients, which other optimizers need too
     step: Step = optimizer.step
     return step
 
@@ -60,7 +61,7 @@ def _soap_of_pytorch_optimizer(leaves: Leaves, loss: Loss) -> Step:
 
 
 def _pylo(leaves: Leaves, loss: Loss) -> Step:
-    """PyLO's small_fc_lopt: its CUDA kernels where they were built, else plain PyTorch."""
+    """PyLO's small_fc_lopt: its CUDA kernels if they were built, otherwise plain PyTorch."""
     module = _imported("pylo.optim")
     on_cuda = leaves[0][1].is_cuda and hasattr(module, "AdafacLO_CUDA")
     optimizer = (module.AdafacLO_CUDA if on_cuda else module.AdafacLO_naive)(tensors_of(leaves))
@@ -70,7 +71,7 @@ def _pylo(leaves: Leaves, loss: Loss) -> Step:
 def _imported(package: str) -> Any:
     try:
         return importlib.import_module(package)
-    except Exception as error:  # packages fail at import in many ways where they do not fit the machine
+    except Exception as error:  # the import of a package may fail in many ways on a machine that it does not support
         raise NotAvailableError(f"import {package} failed ({type(error).__name__}: {error})") from error
 
 
@@ -82,11 +83,11 @@ PEERS: dict[str, Contender] = {
     "soap_pytorch_optimizer": Contender(_soap_of_pytorch_optimizer, period=10),
     "pylo": Contender(_pylo),
 }
-"""Optimizers by hand and of other packages, each as it comes but for its parameters."""
+"""Hand-designed optimizers, also of other packages, with their default settings."""
 
 
 def rule_named(name: str) -> UpdateRule:
-    """A rule that comes with weights, or a new one of a class in :data:`~lightning_lopt.rules.base.RULES`.
+    """A rule with embedded weights, or a new rule of a class in :data:`~lightning_lopt.rules.base.RULES`.
 
     Raises:
         ValueError: if there is none of that name.
@@ -98,7 +99,7 @@ def rule_contender(rule: UpdateRule, total_steps: int, **options: object) -> Con
     """A rule behind :class:`~lightning_lopt.LearnedOptimizer`.
 
     Args:
-        rule: makes the steps.
+        rule: the rule.
         total_steps: planned steps.
         options: further arguments of ``LearnedOptimizer``.
     """

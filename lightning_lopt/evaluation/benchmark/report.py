@@ -52,7 +52,7 @@ def table(result: ModelResult, limits: DeviceLimits) -> TextTable:
 
 
 def text(result: ModelResult, limits: DeviceLimits) -> str:
-    """A heading, the table and what was left out, as markdown."""
+    """A heading, the table and the optimizers that were left out, as markdown."""
     heading = (
         f"{plain(result.name)}: {result.parameters / 1e6:.3g} million parameters in {result.tensors} tensors; "
         f"forward and backward {1e3 * result.gradient_median:.3g} ms"

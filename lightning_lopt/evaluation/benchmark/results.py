@@ -1,4 +1,4 @@
-"""What a benchmark has found, and what follows from it."""
+"""The results of a benchmark, and numbers that follow from them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from lightning_lopt.evaluation.benchmark.optimizers import REFERENCE
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one optimizer on one model.
+    """Figures of one optimizer on one model.
 
     Attributes:
-        name: of the optimizer.
-        seconds: of consecutive steps.
-        flops: operations in the matrix products of a step, mean, by type; see
+        name: name of the optimizer.
+        seconds: seconds of consecutive steps.
+        flops: mean number of operations in the matrix products of a step, by type; see
             :func:`~lightning_lopt.evaluation.benchmark.operations.operations_of`.
         moved: bytes that any step has to move: state and parameters read and written once, gradients read once.
-        state: bytes kept between steps, for each parameter.
-        peak: most bytes besides at one time of a step, for each parameter.
+        state: bytes between steps, per parameter.
+        peak: largest number of further bytes during a step, per parameter.
     """
 
     name: str
@@ -48,19 +48,19 @@ class Figures:
         return max(self.seconds)
 
     def floor(self, limits: DeviceLimits) -> float:
-        """Seconds below which no step with these operations and bytes can come on the device."""
+        """Lower bound for the seconds of a step with these operations and bytes on the device."""
         return max(limits.seconds_of_products(self.flops), limits.seconds_of_bytes(self.moved))
 
 
 @dataclass(frozen=True)
 class ModelResult:
-    """Of all optimizers on one model.
+    """Figures of all optimizers on one model.
 
     Attributes:
-        name: of the model.
-        parameters, tensors: how many are trained.
+        name: name of the model.
+        parameters, tensors: number of trained parameters and tensors.
         gradient: seconds of forward and backward passes.
-        figures: of each optimizer, the reference among them.
+        figures: figures of each optimizer, including the reference.
         left_out: reasons by the names of optimizers that were not measured.
     """
 
@@ -82,15 +82,15 @@ class ModelResult:
         return next(each for each in self.figures if each.name == REFERENCE)
 
     def ratio(self, figures: Figures) -> float:
-        """Median time of a step over the reference's."""
+        """Median time of a step divided by that of the reference."""
         return figures.median / self.reference.median
 
     def ratio_of_means(self, figures: Figures) -> float:
-        """Mean time of a step over the reference's."""
+        """Mean time of a step divided by that of the reference."""
         return figures.mean / self.reference.mean
 
     def training_ratio(self, figures: Figures) -> float:
-        """Time of a whole training step, forward, backward and optimizer, over that with the reference; of means."""
+        """Mean time of a whole training step (forward, backward and optimizer) divided by that with the reference."""
         return (self.gradient_median + figures.mean) / (self.gradient_median + self.reference.mean)
 
     def share(self, figures: Figures) -> float:

@@ -1,4 +1,4 @@
-"""What a rule takes of memory on a model, by the type of its state."""
+"""Memory of a rule on a model, by the type of its state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def rule_memory(rule: UpdateRule, model: str = MODEL) -> dict[str, tuple[float, 
     Measured on the CPU in three steps of :class:`~lightning_lopt.LearnedOptimizer`.
 
     Args:
-        rule: let alone.
+        rule: the rule; it is not changed.
         model: key of :data:`~lightning_lopt.evaluation.benchmark.workloads.RECIPES`.
     """
     device = torch.device("cpu")
@@ -38,7 +38,7 @@ def rule_memory(rule: UpdateRule, model: str = MODEL) -> dict[str, tuple[float, 
 
 
 def report(rule: UpdateRule) -> str:
-    """:func:`rule_memory` as a line for people."""
+    """:func:`rule_memory` as a line of text."""
     parts = [
         f"state {state:.1f} and peak of a step beyond it {peak:.1f} ({dtype} state)"
         for dtype, (state, peak) in rule_memory(rule).items()

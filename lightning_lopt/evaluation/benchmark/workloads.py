@@ -1,4 +1,4 @@
-"""What is trained in a benchmark: a model, its batches and its loss."""
+"""The workloads of a benchmark: a model, its batches and its loss."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from lightning_lopt.rules.contract.roles import roles_of
 
 @dataclass(frozen=True)
 class Workload:
-    """A model with everything that a training step needs, on one device.
+    """A model with batches and a loss, on one device.
 
     Attributes:
-        name: in tables.
-        module: what is trained.
-        batch: gives a mini-batch.
-        loss: the loss of the module on a mini-batch, 0-dim, in nats or whatever the module has.
+        name: name in tables.
+        module: the model.
+        batch: function that returns a mini-batch.
+        loss: function from a mini-batch to the loss of the module, 0-dim, in the unit of the module.
     """
 
     name: str
@@ -49,13 +49,13 @@ class Recipe:
     """How a named workload is built.
 
     Attributes:
-        about: what it is, for people.
-        build: the model, with random weights.
-        inputs: shape of one input; of integers below ``symbols`` where that is given, else normal numbers.
+        about: description for readers.
+        build: makes the model, with random weights.
+        inputs: shape of one input; integers below ``symbols`` if that is given, otherwise normal numbers.
         batch: examples in a mini-batch.
         symbols: size of the vocabulary.
-        classes: of the label of an input; ``None``: a text model predicts the next token, any other a target 0 with
-            squared error.
+        classes: number of classes of labels; ``None``: a text model predicts the next token, any other model a target 0
+            with squared error.
     """
 
     about: str
@@ -150,11 +150,11 @@ def named_workload(
 
     Args:
         name: key of the recipe.
-        device: where it is.
-        dtype: of parameters and images.
-        batch: examples in a mini-batch; by default the recipe's.
-        length: tokens of a text; by default the recipe's.
-        seed: of weights and data.
+        device: device of the workload.
+        dtype: type of parameters and images.
+        batch: examples in a mini-batch; by default those of the recipe.
+        length: tokens of a text; by default those of the recipe.
+        seed: seed of weights and data.
 
     Raises:
         ValueError: if there is no such recipe, or it has no length.
@@ -192,8 +192,8 @@ def users_workload(model: str, datamodule: str | None, device: torch.device) -> 
 
     Args:
         model: ``FILE.py:NAME``, a class or a function that builds one.
-        datamodule: likewise; ``None``: the module's own dataloaders.
-        device: where it is.
+        datamodule: the same for a data module; ``None`` for the dataloaders of the module.
+        device: device of the workload.
 
     Raises:
         ValueError: with one sentence, if it cannot be used.

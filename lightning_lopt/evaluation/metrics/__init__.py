@@ -1,4 +1,4 @@
-"""Is this optimizer any good: pure functions of measurements, and torchmetrics over a suite of problems."""
+"""Metrics of optimizers: pure functions of measurements, and torchmetrics over a suite of problems."""
 
 from lightning_lopt.evaluation.metrics.base import PairedMetric, PairedRuns
 from lightning_lopt.evaluation.metrics.bootstrap import interval, iqm, mean, median, worst

@@ -1,6 +1,6 @@
 """Metrics of a suite as torchmetrics.
 
-An optimizer's runs beside those of a reference come in problem by problem, on any process; statistics come out.
+They are updated with the runs of an optimizer and of a reference, problem by problem, on any process.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from lightning_lopt.evaluation.metrics.bootstrap import RESAMPLES, Statistic, in
 
 @dataclass(frozen=True)
 class PairedRuns:
-    """An optimizer beside a reference, on the same initial models and mini-batches.
+    """The runs of an optimizer (*ours*) and of a reference, on the same initial models and mini-batches.
 
     Attributes:
-        problem: its name, unique in what a metric sees.
-        loss_scale: loss of a model that knows nothing, > 0.
-        ours: what the optimizer did.
-        reference: what it is compared with did; of the same horizon and number of seeds.
-        step_cost: seconds that one training step takes with the reference, over those with ours; NaN where unknown.
+        problem: name of the problem, unique among the updates of a metric.
+        loss_scale: loss of an uninformed model, > 0.
+        ours: measurement of the optimizer.
+        reference: measurement of the reference, with the same horizon and number of seeds.
+        step_cost: seconds of one training step with the reference, divided by those with ours; NaN where unknown.
 
     Raises:
         ValueError: if the two do not belong together.
@@ -59,13 +59,13 @@ class PairedMetric(Metric):
     """One score for each run of each problem, and statistics of all.
 
     ``update`` takes a :class:`PairedRuns`. ``compute`` gives, for each of :attr:`statistics`, its value and the bounds
-    of its 95 % interval (``"iqm"``, ``"iqm_low"``, ``"iqm_high"``), 0-dim float64 each. Processes may see any share of
-    the problems in any order: all have the same result, that of one process that saw everything.
+    of its 95 % interval (``"iqm"``, ``"iqm_low"``, ``"iqm_high"``), 0-dim float64 each. The problems may be distributed
+    over processes in any way and order; all processes have the same result, that of one process with all problems.
 
     Args:
-        resamples: of the bootstrap, >= 1.
-        seed: of the bootstrap.
-        kwargs: of ``torchmetrics.Metric``.
+        resamples: resamples of the bootstrap, >= 1.
+        seed: seed of the bootstrap.
+        kwargs: arguments of ``torchmetrics.Metric``.
 
     Raises:
         RuntimeError: from ``compute``, if nothing was measured, a problem was measured twice, or numbers of seeds
@@ -81,7 +81,7 @@ class PairedMetric(Metric):
         super().__init__(**kwargs)
         self.resamples = resamples
         self.seed = seed
-        # A process that saw nothing sends an empty tensor of this type, which has to be that of the others.
+        # A process without problems sends an empty tensor of this type, which has to be that of the others.
         self.set_dtype(torch.float64)
         self.add_state("values", default=[], dist_reduce_fx="cat")
         self.add_state("problems", default=[], dist_reduce_fx="cat")
@@ -99,16 +99,16 @@ class PairedMetric(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Value and bounds of each statistic."""
         scores = self._matrix()
-        found: dict[str, Tensor] = {}
+        results: dict[str, Tensor] = {}
         for name, statistic in self.statistics.items():
             low, high = interval(scores, statistic, resamples=self.resamples, seed=self.seed)
             values = (statistic(scores), low, high)
             for key, value in zip((name, f"{name}_low", f"{name}_high"), values, strict=True):
-                found[key] = torch.as_tensor(value, dtype=torch.float64, device=self.device)
-        return found
+                results[key] = torch.as_tensor(value, dtype=torch.float64, device=self.device)
+        return results
 
     def _matrix(self) -> Tensor:
-        """All scores by problem and seed, shape ``(P, S)``, problems in an order that depends on their names alone."""
+        """All scores by problem and seed, shape ``(P, S)``; the order of problems depends only on their names."""
         if not len(self.values):
             raise RuntimeError(f"{type(self).__name__} has seen no problem; call update first.")
         values, problems = (
@@ -144,5 +144,5 @@ class PairedMetric(Metric):
 
 
 def _number(problem: str) -> float:
-    """A whole number for a name, the same in all processes, that float64 holds exactly."""
+    """An integer for a name, the same in all processes, that float64 represents exactly."""
     return float(int.from_bytes(hashlib.sha256(problem.encode("utf-8", "surrogatepass")).digest()[:6], "big"))

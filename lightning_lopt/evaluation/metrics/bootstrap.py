@@ -57,8 +57,8 @@ def interval(
 ) -> tuple[float, float]:
     """Percentile interval of ``statistic`` when the S seeds of each problem are drawn anew with replacement.
 
-    Problems are not resampled: the interval says how far other seeds would move the number on these very problems, not
-    what other problems would do. With one seed it has no width. Orders of problems that differ draw differently, so
+    Problems are not resampled: the interval shows how much the statistic would change with other seeds on the same
+    problems, not with other problems. With one seed its width is 0. The draws depend on the order of the problems, so
     callers sort them.
 
     Args:
@@ -66,7 +66,7 @@ def interval(
         statistic: what to resample.
         level: share of resamples inside, in (0, 1).
         resamples: R, >= 1.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Returns:
         lower and upper bound.

@@ -1,7 +1,8 @@
-r"""Where runs end: losses of different tasks on one scale, their ratios, and shares of runs.
+r"""Metrics of final losses: losses of different tasks on one scale, their ratios, and shares of runs.
 
-A loss L of a task whose scale is s (the loss of a model that knows nothing) becomes :math:`\ell = \min(L / s, 1.5)`;
-a loss that is not finite becomes 1.5. Below :data:`FLOOR` lower is hardly better: it is memorising.
+A loss L of a task with the uninformed loss s (``loss_scale``, the loss of a model with a constant prediction) becomes
+:math:`\ell = \min(L / s, 1.5)`; a loss that is not finite becomes 1.5. Differences below :data:`FLOOR` hardly matter:
+such losses come from memorising.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from lightning_lopt.evaluation.metrics.bootstrap import CENTRE, MEAN, WORST
 SPLITS = ("train", "valid", "best_valid")
 
 FLOOR = 0.01
-"""In units of the know-nothing loss."""
+"""In units of the uninformed loss."""
 
 CAP = 1.5
-"""In units of the know-nothing loss; what is above counts as this much, and as diverged."""
+"""In units of the uninformed loss; larger losses count as this value, and as diverged."""
 
 
 def relative(losses: Tensor, loss_scale: float | Tensor) -> Tensor:
-    """Losses in units of the know-nothing loss, in [0, 1.5], float64; what is not finite is 1.5."""
+    """Losses in units of the uninformed loss, in [0, 1.5], float64; losses that are not finite become 1.5."""
     scaled = losses.double() / loss_scale
     return torch.where(scaled.isfinite(), scaled, CAP).clamp(0.0, CAP)
 
@@ -49,7 +50,7 @@ def lowest(values: Tensor) -> Tensor:
 
 
 def median_loss(losses: Tensor) -> float:
-    """Median over seeds, of an even number the mean of the middle two; what is not finite counts as infinite.
+    """Median over seeds, for an even number the mean of the middle two; a loss that is not finite counts as infinite.
 
     >>> median_loss(torch.tensor([0.5, float("nan"), 0.1]))
     0.5
@@ -59,25 +60,25 @@ def median_loss(losses: Tensor) -> float:
 
 
 def wins(ours: Tensor, reference: Tensor, loss_scale: float) -> Tensor:
-    """1 where the loss of ours is lower, 0 where it is higher, 1/2 where both are alike; same shape as the losses.
+    """1 where the loss of ours is lower, 0 where it is higher, 1/2 for a tie; same shape as the losses.
 
-    Alike are equal losses, two below the floor of 1 % of the know-nothing loss, and two that diverged.
+    Ties are equal losses, two losses below the floor of 1 % of the uninformed loss, and two runs that diverged.
     """
     levels = [relative(losses, loss_scale).clamp(min=FLOOR) for losses in (ours, reference)]
     return ((levels[1] - levels[0]).sign() + 1) / 2
 
 
 def diverged(run: Measurement, loss_scale: float) -> Tensor:
-    """Whether a run met a training loss that is not finite, or ends above 1.5 times the know-nothing loss: ``(S,)``.
+    """Whether a run has a training loss that is not finite, or ends above 1.5 times the uninformed loss: ``(S,)``.
 
-    Only training losses count: a validation loss may pass that mark by memorising.
+    Only training losses count, since a validation loss may exceed that limit by memorising.
     """
     broken = ~run.train.isfinite().all(0) | ~run.final_train.isfinite()
     return broken | (run.final_train > CAP * loss_scale)
 
 
 class _OnSplit(PairedMetric):
-    """A metric of the loss after the last step, or of the best one.
+    """A metric of the loss after the last step, or of the lowest loss.
 
     Args:
         split: ``"train"`` or ``"valid"`` for the loss after the last step, ``"best_valid"`` for the lowest validation
@@ -96,20 +97,21 @@ class _OnSplit(PairedMetric):
 
 
 def normalised_loss(ours: Measurement, reference: Measurement, loss_scale: float, split: str = "train") -> Tensor:
-    r"""Final loss on a scale on which the reference's median is 0 and a model that knows nothing has 1: ``(S,)``.
+    r"""Final loss on a scale with 0 for the median of the reference and 1 for an uninformed model: ``(S,)``.
 
     .. math:: \frac{\ell - b}{\max(1 - b, f)}
 
-    with :math:`\ell` and the reference's median b in units of the know-nothing loss, capped at 1.5, and f = 0.01.
-    Below 0 where ours is lower. Tasks become comparable by two fixed points each, as in VeLO's and Celo's evaluations
-    by a tuned Adam; with the best of several baselines as the reference it says how much of what can be had is missed.
+    with :math:`\ell` and the reference's median b in units of the uninformed loss, capped at 1.5, and f = 0.01. It is
+    below 0 where ours is lower. The two fixed points make tasks comparable, as in the evaluations of VeLO and Celo with
+    a tuned Adam. With the best of several baselines as the reference, it is the share of the possible gain that is
+    missed.
     """
     best = relative(final_loss(reference, split), loss_scale).quantile(0.5)
     return (relative(final_loss(ours, split), loss_scale) - best) / (1 - best).clamp(min=FLOOR)
 
 
 class NormalisedLoss(_OnSplit):
-    """IQM and median of :func:`normalised_loss` over all runs: 0 is the reference, 1 a model that knows nothing."""
+    """IQM and median of :func:`normalised_loss` over all runs: 0 is the reference, 1 an uninformed model."""
 
     higher_is_better = False
     statistics = CENTRE
@@ -123,7 +125,7 @@ class LossRatio(_OnSplit):
 
     .. math:: \frac{\ell_\text{reference} + f}{\ell_\text{ours} + f}
 
-    Losses are in units of the know-nothing loss; f = 0.01 keeps a memorised training set from outweighing everything.
+    Losses are in units of the uninformed loss; with f = 0.01 a memorised training set does not dominate the result.
     Above 1 where ours is lower.
     """
 
@@ -136,10 +138,10 @@ class LossRatio(_OnSplit):
 
 
 class WorstRegret(_OnSplit):
-    """How much higher than the reference ours ends on its worst problem, as a factor >= 1.
+    """Factor >= 1 by which ours ends higher than the reference, on its worst problem.
 
-    On each problem the median over seeds of the loss ratio ours / reference (with the floor of :class:`LossRatio`); the
-    largest one over problems, or 1 where ours is never behind.
+    It is the largest one, over problems, of the medians over seeds of the loss ratio ours / reference (with the floor
+    of :class:`LossRatio`), or 1 if ours is never behind.
     """
 
     higher_is_better = False

@@ -1,4 +1,4 @@
-"""The metrics that a report shows, each with everything that the report needs to show it.
+"""The metrics of a report, each with its description and format.
 
 A new metric is a class in this folder and an entry of :data:`REPORTED`; tables, page, shell and loggers follow.
 """
@@ -21,18 +21,18 @@ seen problems, one for unseen problems and so on."""
 
 @dataclass(frozen=True)
 class ReportedMetric:
-    """A metric as a report shows it.
+    """A metric of a report.
 
     Attributes:
-        label: for heads of tables.
-        make: the metric.
-        statistic: which of its statistics.
-        definition: what it means, in sentences; metrics of one kind share theirs.
+        label: heading of its column in tables.
+        make: makes the metric.
+        statistic: name of the statistic to show.
+        definition: definition in sentences; metrics of one kind share it.
         sections: tables in which it is a column.
-        split: on which the best baseline is chosen.
+        split: split on which the best baseline is chosen.
         percent: whether values are shares, shown in percent.
         digits: decimals of a value that is no share.
-        needs_step_cost: whether it is left out where nobody measured what a step costs.
+        needs_step_cost: whether it needs measured costs of a step, and is left out without them.
     """
 
     label: str
@@ -46,7 +46,7 @@ class ReportedMetric:
     needs_step_cost: bool = False
 
     def is_known(self, runs: PairedRuns) -> bool:
-        """Whether it can be computed from these runs."""
+        """Whether the metric can be computed from these runs."""
         return not (self.needs_step_cost and math.isnan(runs.step_cost))
 
     def text(self, value: float, low: float, high: float) -> str:
@@ -56,7 +56,7 @@ class ReportedMetric:
         return f"{self._fixed(value)} [{self._fixed(low)}, {self._fixed(high)}]"
 
     def _fixed(self, value: float) -> str:
-        """So many decimals, and no minus before a zero."""
+        """``value`` with :attr:`digits` decimals, without a minus sign before a zero."""
         return f"{round(value, self.digits) + 0.0:.{self.digits}f}"
 
 
@@ -66,25 +66,25 @@ _SPEEDUP = (
     "2211.09760, and Celo, arXiv 2501.12670). Above 1 the rule is faster."
 )
 _WALL_CLOCK = (
-    "Speed-up in seconds: that, times the ratio of what a training step (gradient and optimizer) costs with each, "
-    "measured here."
+    "Speed-up in seconds: the speed-up in steps times the ratio of what a training step (gradient and optimizer) costs "
+    "with each, measured here."
 )
 _RATIO = (
-    "Loss ratio: the baseline's loss after the last step over the rule's, both with 1 % of the know-nothing loss "
-    "added. Above 1 the rule ends lower. Best validation loss: the lowest among 20 checkpoints."
+    "Loss ratio: the baseline's loss after the last step over the rule's, both with 1 % of the uninformed loss (that "
+    "of a constant prediction) added. Above 1 the rule ends lower. Best validation loss: the lowest among 20 "
+    "checkpoints."
 )
 _WINS = (
     "Wins: share of runs that end lower than the baseline's run from the same initial model on the same batches; ties, "
-    "among them two losses below 1 % of the know-nothing loss, count half."
+    "among them two losses below 1 % of the uninformed loss, count half."
 )
-_NORMALISED = "Normalised loss: 0 where the baseline ends, 1 for a model that knows nothing."
+_NORMALISED = "Normalised loss: 0 where the baseline ends, 1 for an uninformed model (a constant prediction)."
 _REGRET = (
     "Worst regret: on the problem where the rule does worst, how many times as high as the baseline it ends (median "
     "over seeds)."
 )
 _DIVERGED = (
-    "Diverged: runs with a loss that is not finite, or a final training loss above 1.5 times that of a model that "
-    "knows nothing."
+    "Diverged: runs with a loss that is not finite, or a final training loss above 1.5 times the uninformed loss."
 )
 
 REPORTED: dict[str, ReportedMetric] = {

@@ -1,8 +1,8 @@
-r"""How many steps are saved.
+r"""Speed-up in steps and in seconds.
 
 VeLO (Metz et al., 2022, https://arxiv.org/abs/2211.09760) and Celo (Moudgil et al., 2025,
-https://arxiv.org/abs/2501.12670) ask how many steps a learned optimizer needs for the loss at which a tuned Adam ends.
-Here the question is put to whichever of the two ends lower, so that losses count as much as wins.
+https://arxiv.org/abs/2501.12670) count the steps that a learned optimizer needs for the final loss of a tuned Adam.
+Here the steps of the optimizer that ends lower are counted, so that defeats count as much as wins.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ SMOOTHING = 5  # windows: 5 % of a run
 
 
 def smoothed(run: Measurement, loss_scale: float) -> Tensor:
-    """Training loss, a mean over the last :data:`SMOOTHING` windows, in units of the know-nothing loss: ``(W, S)``.
+    """Training loss, a mean over the last :data:`SMOOTHING` windows, in units of the uninformed loss: ``(W, S)``.
 
-    It lies in [:data:`FLOOR`, 1.5]: below the floor all losses are alike.
+    It lies in [:data:`FLOOR`, 1.5]: losses below the floor count as equal.
     """
     levels = relative(run.train, loss_scale)
     sums = torch.cat([torch.zeros_like(levels[:1]), levels.cumsum(0)])
@@ -35,11 +35,11 @@ def steps_to(run: Measurement, target: Tensor, loss_scale: float) -> Tensor:
 
     Args:
         run: a run.
-        target: in units of the know-nothing loss, shape ``(S,)``; where it is never reached, the result is infinite.
-        loss_scale: know-nothing loss.
+        target: in units of the uninformed loss, shape ``(S,)``; where it is never reached, the result is infinite.
+        loss_scale: the uninformed loss.
     """
     ends = torch.tensor(window_ends(run.horizon), dtype=torch.float64)
-    # Sums of many numbers differ in the last digits from the same sums made elsewhere.
+    # The last digits of sums of many numbers depend on the order of the additions.
     reached = smoothed(run, loss_scale) <= target + 1e-9
     return torch.where(reached, ends[:, None], torch.inf).amin(0)
 
@@ -50,14 +50,13 @@ def step_speedup(ours: Measurement, reference: Measurement, loss_scale: float) -
     With T the horizon and :math:`t_a(b)` the step at which a first reaches the loss at which b ends (both smoothed):
 
     - ours ends lower: :math:`T / t_\text{ours}(\text{reference})`;
-    - ours ends higher, so it never gets there: :math:`t_\text{reference}(\text{ours}) / T`, the inverse of what the
-      reference would be given;
-    - both end on the same level, which includes all levels below the floor of 1 % of the know-nothing loss and all
+    - ours ends higher: :math:`t_\text{reference}(\text{ours}) / T`, the inverse of the speed-up of the reference;
+    - both end on the same level, which includes all levels below the floor of 1 % of the uninformed loss and all runs
       that diverged: :math:`t_\text{reference} / t_\text{ours}` to that level.
 
-    So an optimizer against itself has 1, and exchanging the two inverts the result. A plateau at the end of a
-    reference counts against it, as in VeLO's definition: its whole horizon is charged. Times are ends of windows, so
-    nothing is above the number of windows (100) or below its inverse; a run that diverges has about the latter.
+    So an optimizer compared with itself has 1, and exchanging the two inverts the result. A plateau at the end of a
+    reference counts against it, as in VeLO's definition, since its whole horizon counts. Times are ends of windows, so
+    the result lies between the number of windows (100) and its inverse; a run that diverges has about the latter.
     """
     end_ours, end_reference = (smoothed(run, loss_scale)[-1] for run in (ours, reference))
     target = torch.maximum(end_ours, end_reference)
@@ -78,7 +77,7 @@ class StepSpeedup(PairedMetric):
 
 
 class WallClockSpeedup(PairedMetric):
-    """The same in seconds: :func:`step_speedup` times the ratio of what a training step costs.
+    """Speed-up in seconds: :func:`step_speedup` times the ratio of the costs of a training step.
 
     Raises:
         ValueError: from ``update``, if the runs have no ``step_cost``.

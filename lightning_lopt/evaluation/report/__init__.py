@@ -26,6 +26,18 @@ def write_report(results: Results, folder: str | os.PathLike[str]) -> Path:
 
     Raises:
         OSError: if one cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.evaluation import Baselines, Problem, evaluate
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Problem("bowl", Quadratic(torch.tensor([1.0, 4.0])), horizon=10)
+        >>> baselines = Baselines(seeds=1, shipped=False)
+        >>> results = evaluate({"mine": AdamRule(0.1)}, [bowl], ["adam_default"], baselines=baselines)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_report(results, folder).name
+        'report.html'
     """
     target = Path(folder)
     results.save(target / RESULTS)

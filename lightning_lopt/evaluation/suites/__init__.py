@@ -1,4 +1,4 @@
-"""Suites of problems, the same for everybody."""
+"""Named suites of problems."""
 
 from __future__ import annotations
 
@@ -22,15 +22,19 @@ SUITES: dict[str, Callable[[list[LabelledImages]], list[Problem]]] = {
     "held_out": images.held_out,
     "real": real.problems,
 }
-"""Suites by name, each a function of one or several sets of images; what needs no images is there once."""
+"""Suites by name, each a function of one or several sets of images; problems without images occur once."""
 
 
 def make_suite(name: str, data: DataLike | None = None) -> list[Problem]:
-    """The problems of a suite, those on images for each of the given sets; ``None`` means the handwritten digits.
+    """The problems of a suite; problems on images for each set in ``data``, by default the handwritten digits.
 
     Raises:
         ValueError: if there is no such suite, or data cannot be loaded.
         ImportError: if data or a table comes with scikit-learn, and that is not installed.
+
+    Example:
+        >>> [(problem.name, problem.horizon) for problem in make_suite("tiny")]
+        [('digits-mlp-tiny', 200), ('digits-cnn-tiny', 100), ('argparse-transformer-tiny', 150)]
     """
     if name not in SUITES:
         raise ValueError(f"there is no suite {name!r}; use one of {', '.join(map(repr, SUITES))}.")

@@ -41,7 +41,7 @@ def problems(sources: list[LabelledImages]) -> list[Problem]:
 
 
 def _on_images(data: LabelledImages) -> list[Problem]:
-    """New classes by three networks, the same classes seen differently, and an autoencoder that becomes a classifier.
+    """New classes for three networks, the same classes with changed images, and a classifier from an autoencoder.
 
     The first three fifths of the classes are for pretraining.
     """
@@ -90,7 +90,7 @@ def _on_images(data: LabelledImages) -> list[Problem]:
 
 
 def _on_synthetic_images() -> list[Problem]:
-    """A convolutional network and a vision transformer on classes that share their parts with those before."""
+    """A convolutional network and a vision transformer on classes that share their parts with those of pretraining."""
     images = draw_images(generator(0, "finetune"), 24, 5000, size=10, parts=6, noise=0.25)
     old = of_classes(images, torch.arange(18)).split(0.1, generator(0, "old"))
     few = few_of_each(of_classes(images, torch.arange(18, 24)), 5, generator(0, "few"))
@@ -107,9 +107,10 @@ def _on_synthetic_images() -> list[Problem]:
 
 
 def _on_text() -> list[Problem]:
-    """Models of the last source of Python's library, on a little of the first one, forwards and backwards.
+    """Models of the last source of Python's library, fine-tuned on a short part of the first one, in both directions.
 
-    The other suites have the first source, on which no rule is meta-trained; what was pretrained on is not judged.
+    The other suites have the first source, too, on which no rule is meta-trained. The text of pretraining is not used
+    for measurements.
     """
     texts = resolve_texts(None)
     other, source = texts[-1], texts[0]
@@ -134,7 +135,7 @@ def _on_text() -> list[Problem]:
 
 
 def _on_tables() -> Problem:
-    """Classes of a random network by a student of another one, which has the same hidden layers."""
+    """Classes of a random network, for a student of another network with the same hidden layers."""
     widths, draws = (24, 12), generator(0, "finetune", "tables")
     teacher, old = teacher_table(draws, (16, *widths, 32), "gelu", 6000)
     train, valid = related_table(teacher, draws, 3, "gelu", 1000 + 60, classify=True).cut(1000)

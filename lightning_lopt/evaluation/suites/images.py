@@ -1,4 +1,4 @@
-"""The suites ``images`` and ``held_out``, on which the embedded rule was chosen and which its card reports."""
+"""The suites ``images`` and ``held_out``: the embedded rule was chosen on them, and its card reports them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_lopt.tasks import (
 
 
 def problems(sources: list[LabelledImages]) -> list[Problem]:
-    """A perceptron, a convolutional network, a deep perceptron that starts badly, and a long run, on given images."""
+    """A perceptron, a convolutional network, a deep perceptron with a bad start, and a long run, on given images."""
     return [problem for source in sources for problem in (*plain(source), deep(source), _long(source))]
 
 
@@ -39,7 +39,7 @@ def plain(data: LabelledImages) -> list[Problem]:
 
 
 def deep(data: LabelledImages) -> Problem:
-    """Eight hidden layers with saturating activations, whose weights begin too large."""
+    """Eight hidden layers with saturating activations and too large initial weights."""
     task = ImageMLPTask(*halves(data), (32,) * 8, "tanh", init_scale=1.5, batch_size=32)
     return Problem(f"{data.name}-deep", task, 500, "image_mlp", data.name)
 

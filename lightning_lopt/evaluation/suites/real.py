@@ -1,4 +1,4 @@
-"""The suite ``real``: eight kinds of models that people train, minutes a run on one thread of a CPU."""
+"""The suite ``real``: eight common kinds of models, minutes per run on one thread of a CPU."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ VOCABULARY = 96
 SIDE = 32
 SMALLEST_SIDE = 24
 """Images with a shorter side than this many pixels are too coarse for the residual network."""
-MAX_TRAIN, MAX_VALID = 2000, 300  # images: whole splits are measured at once
-CLASSES, SHOTS, VALID_SHOTS = 8, 40, 64  # of the fine-tune
+MAX_TRAIN, MAX_VALID = 2000, 300  # numbers of images, since whole splits are measured at once
+CLASSES, SHOTS, VALID_SHOTS = 8, 40, 64  # of the fine-tuning problem
 PIECE = 48
 
 
@@ -55,15 +55,15 @@ def problems(sources: list[LabelledImages], text: TextLike | None = None) -> lis
 
     The residual network has fewer steps than the other problems, since one of its steps takes 0.3 seconds.
 
-    Images that are given are used wherever they can be: they are resized. Only where their shorter side is below 24
-    pixels, as that of the handwritten digits is, the residual network gets synthetic images of 32 × 32 pixels, since
-    enlarged ones would have no detail for it to find. All such sets share one problem.
+    The given images are resized for all networks. Only if their shorter side is below 24 pixels, as for the handwritten
+    digits, the residual network has synthetic images of 32 × 32 pixels instead, since enlarged images would have no
+    details. All such sets share one problem.
 
     Args:
         sources: sets of images.
         text: one or several texts for the language models, see :func:`~lightning_lopt.tasks.text.resolve_texts`;
-            ``None`` means sources of Python's standard library that no rule was meta-trained on. The fine-tune has the
-            latter in any case.
+            ``None`` means sources of Python's standard library that no rule was meta-trained on. The fine-tuning
+            problem always has these sources.
 
     Raises:
         ValueError: if a text cannot be loaded, or this Python has no sources.
@@ -96,7 +96,7 @@ def synthetic_images() -> LabelledImages:
 
 
 def _parts(images: LabelledImages, side: int) -> tuple[LabelledImages, LabelledImages]:
-    """At most 2,000 standardised images to train on, and at most 300 others held out."""
+    """At most 2,000 standardised images for training, and at most 300 others for validation."""
     order = torch.randperm(len(images), generator=generator(0, "real", "images"))[: MAX_TRAIN + MAX_VALID]
     chosen = images.take(order).resized(side).standardised()
     return chosen.split(MAX_VALID / (MAX_TRAIN + MAX_VALID), generator(0, "split"), MAX_VALID)
@@ -118,13 +118,13 @@ def _flow(source: LabelledImages) -> Problem:
 
 
 def _language_models(text: TextLike | None) -> list[Problem]:
-    """The texts one after the other, the last tenth of each held out; rare characters are one."""
+    """Language models of all texts, with the last tenth of each text held out; rare characters become one token."""
     texts = _own_texts() if text is None else resolve_texts(text)
     name = "python" if text is None else texts[0].name
     alphabet = texts[0].alphabet[:VOCABULARY]
-    tokens = [one.in_alphabet(alphabet) for one in texts]
-    train = torch.cat([one[: 9 * len(one) // 10] for one in tokens])
-    valid = torch.cat([one[9 * len(one) // 10 :] for one in tokens])
+    tokens = [text_tokens.in_alphabet(alphabet) for text_tokens in texts]
+    train = torch.cat([text_tokens[: 9 * len(text_tokens) // 10] for text_tokens in tokens])
+    valid = torch.cat([text_tokens[9 * len(text_tokens) // 10 :] for text_tokens in tokens])
     transformer = CharTransformerTask(
         train, valid, len(alphabet), width=128, depth=4, heads=4, expansion=4, length=64, batch_size=12
     )
@@ -151,15 +151,16 @@ def _policy() -> Problem:
 
 
 def _fine_tune() -> Problem:
-    """Which module a piece of text is from, by a model of the first seven tenths of all of them."""
+    """Classification of pieces of text by their module; the body is a language model of the first seven tenths."""
     texts = _own_texts()
     alphabet = texts[0].alphabet[:VOCABULARY]
-    tokens = [one.in_alphabet(alphabet) for one in texts]
-    cuts = [[len(one) * share // 10 for share in (7, 8, 9)] for one in tokens]
-    seen = torch.cat([one[: cut[0]] for one, cut in zip(tokens, cuts, strict=True)])
-    measured = torch.cat([one[cut[0] : cut[1]] for one, cut in zip(tokens, cuts, strict=True)])
-    few = pieces_of([one[cut[1] : cut[2]] for one, cut in zip(tokens, cuts, strict=True)][:CLASSES], PIECE, SHOTS)
-    others = pieces_of([one[cut[2] :] for one, cut in zip(tokens, cuts, strict=True)][:CLASSES], PIECE, VALID_SHOTS)
+    tokens = [text_tokens.in_alphabet(alphabet) for text_tokens in texts]
+    cuts = [[len(text_tokens) * share // 10 for share in (7, 8, 9)] for text_tokens in tokens]
+    seen = torch.cat([text_tokens[: cut[0]] for text_tokens, cut in zip(tokens, cuts, strict=True)])
+    measured = torch.cat([text_tokens[cut[0] : cut[1]] for text_tokens, cut in zip(tokens, cuts, strict=True)])
+    later = list(zip(tokens, cuts, strict=True))[:CLASSES]
+    few = pieces_of([text_tokens[cut[1] : cut[2]] for text_tokens, cut in later], PIECE, SHOTS)
+    others = pieces_of([text_tokens[cut[2] :] for text_tokens, cut in later], PIECE, VALID_SHOTS)
     blocks: dict[str, Any] = {"width": 48, "depth": 2, "heads": 4}
     body = CharTransformerTask(seen, measured, len(alphabet), **blocks, length=PIECE, batch_size=16)
     classifier = TextClassifierTask(few, others, len(alphabet), **blocks, batch_size=16)

@@ -1,4 +1,4 @@
-"""The suite ``shift``: what goes wrong in real training, one thing at a time, on small networks."""
+"""The suite ``shift``: common difficulties of training, one at a time, on small networks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning_lopt.tasks.transforms import ChangingDataTask, FrozenTask, HeavyT
 
 def problems(sources: list[LabelledImages]) -> list[Problem]:
     """Noisy labels, tiny and huge batches, heavy-tailed gradients, initial weights too large and too small, half of
-    the network frozen, and data that change in the middle of the run."""
+    the network frozen, and data that change during the run."""
     return [problem for source in sources for problem in _shifts(small_images(source))]
 
 

@@ -1,4 +1,4 @@
-"""The suite ``small``: every kind of small model, 200 to 500 steps each, seconds on a CPU."""
+"""The suite ``small``: small models of every kind, 200 to 500 steps each, seconds on a CPU."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _on_images(data: LabelledImages) -> list[Problem]:
 
 
 def fine_tuning(train: LabelledImages, valid: LabelledImages) -> Task:
-    """A perceptron whose body was trained on the first half of the classes, with a fresh head for all of them."""
+    """A perceptron whose body was trained on the first half of the classes, with a fresh head for all classes."""
     half = train.classes // 2
     pretraining = ImageMLPTask(_below(train, half), _below(valid, half), (64, 64), "gelu")
     task = ImageMLPTask(train, valid, (64, 64), "gelu", batch_size=32)
@@ -66,7 +66,7 @@ def _below(data: LabelledImages, classes: int) -> LabelledImages:
 def _trained(task: ImageMLPTask) -> Params:
     """Parameters after some steps of gradient descent, the same up to rounding on every machine.
 
-    Whole batches, no adaptive step and a smooth activation: rounding errors stay small.
+    Rounding errors stay small, since batches are whole, steps are not adaptive and the activation is smooth.
     """
     batch = {name: value[:START_EXAMPLES] for name, value in task.full_batch("train").items()}
     params = task.init(generator(0, "pretraining"))

@@ -1,4 +1,4 @@
-"""What several suites build their problems from: halves of labelled images, and an excerpt of text."""
+"""Data of several suites: halves of labelled images, and an excerpt of text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_SIDE = 16
 
 
 def halves(data: LabelledImages) -> tuple[LabelledImages, LabelledImages]:
-    """The standardised images in two disjoint parts: to train on, and at most 1000 held out."""
+    """The standardised images in two disjoint parts: for training, and at most 1000 for validation."""
     return data.standardised().split(0.2, generator(0, "split"), max_valid=1000)
 
 
@@ -24,10 +24,12 @@ def small_images(data: LabelledImages) -> LabelledImages:
 
 
 def excerpt(index: int = 0) -> tuple[str, torch.Tensor, torch.Tensor]:
-    """Name of a source of Python's standard library, its first nine tenths and its last one; rare characters are one.
+    """Name of a source of Python's standard library, its first nine tenths and its last tenth, as tokens.
+
+    Rare characters become one token.
 
     Args:
-        index: of the source; suites have the first.
+        index: number of the source; suites have the first one.
 
     Raises:
         ValueError: if this Python has no sources.

@@ -1,4 +1,4 @@
-"""The suite ``tiny``: three problems for a first look, well under a minute for one rule."""
+"""The suite ``tiny``: three problems for a first test, much less than a minute for one rule."""
 
 from __future__ import annotations
 

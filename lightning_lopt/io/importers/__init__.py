@@ -1,4 +1,4 @@
-"""Rules that others have saved, read as data: files of flax (JAX) and of PyLO."""
+"""Import of rules in foreign formats, read as data: files of flax (JAX) and of PyLO."""
 
 from lightning_lopt.io.importers.convert import convert_rule
 from lightning_lopt.io.importers.flax_theta import FLAX_KINDS

@@ -1,4 +1,4 @@
-"""Array formats: how others keep the θ of a rule, by which their files are recognised and checked."""
+"""Array formats: names and shapes of θ in foreign files, by which these are recognised and checked."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Theta: TypeAlias = Mapping[str, Tensor]
 
 
 class ArrayFormat(NamedTuple):
-    """Names and shapes of somebody's arrays, and ours made of them.
+    """Names and shapes of the arrays of a foreign format, and their conversion.
 
     Attributes:
-        sizes: arguments of our rule that can be read off the arrays: name of the argument to (array, axis).
-        shapes: from these arguments, by name, to the shape of every array, those that nothing reads among them.
-        values: from the arrays to the ``state_dict`` of our rule.
+        sizes: arguments of the rule that follow from shapes: name of the argument to (array, axis).
+        shapes: function from these arguments, by name, to the shape of every array, including unused ones.
+        values: function from the arrays to the ``state_dict`` of the rule.
     """
 
     sizes: Mapping[str, tuple[str, int]]
@@ -31,37 +31,37 @@ class ArrayFormat(NamedTuple):
         """The names of all arrays."""
         return set(self.shapes(**dict.fromkeys(self.sizes, 1)))
 
-    def read_sizes(self, found: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-        """The arguments that arrays of the shapes ``found`` are for.
+    def read_sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+        """The arguments of the rule that follow from ``shapes``, by name.
 
         Raises:
             ValueError: with the difference, if they do not have this format.
         """
-        missing, extra = sorted(self.names() - found.keys()), sorted(found.keys() - self.names())
+        missing, extra = sorted(self.names() - shapes.keys()), sorted(shapes.keys() - self.names())
         if missing or extra:
             lacks = f"it lacks {show(missing[0])}" if missing else f"it has {show(extra[0])}"
             count = len(missing) + len(extra)
             raise ValueError(lacks + (f" and differs in {count - 1} more names" if count > 1 else ""))
         sizes = {}
         for argument, (name, axis) in self.sizes.items():
-            if len(found[name]) <= axis or found[name][axis] < 1:
-                raise ValueError(f"{show(name)} has the shape {list(found[name])}")
-            sizes[argument] = found[name][axis]
+            if len(shapes[name]) <= axis or shapes[name][axis] < 1:
+                raise ValueError(f"{show(name)} has the shape {list(shapes[name])}")
+            sizes[argument] = shapes[name][axis]
         for name, shape in self.shapes(**sizes).items():
-            if found[name] != shape:
-                raise ValueError(f"{show(name)} has the shape {list(found[name])} instead of {list(shape)}")
+            if shapes[name] != shape:
+                raise ValueError(f"{show(name)} has the shape {list(shapes[name])} instead of {list(shape)}")
         return sizes
 
 
 class Kind(NamedTuple):
-    """What weights may be.
+    """A kind of foreign weights.
 
     Attributes:
-        rule: the class that they become.
-        format: how they are kept.
-        arguments: those of the rule, beside the sizes, that differ from its defaults.
-        asked: whether weights are taken for this kind only where it is asked for.
-        note: for the card: how the rule differs from where the weights come from.
+        rule: class of the imported rule.
+        format: array format of the weights.
+        arguments: arguments of the rule, besides the sizes, that differ from its defaults.
+        asked: whether this kind is used only if the user names it.
+        note: text for the card: how the rule differs from the original.
     """
 
     rule: type[UpdateRule]
@@ -72,36 +72,38 @@ class Kind(NamedTuple):
 
 
 def recognise(
-    kinds: Mapping[str, Kind], found: Mapping[str, tuple[int, ...]], wanted: str | None, label: str
+    kinds: Mapping[str, Kind], shapes: Mapping[str, tuple[int, ...]], requested: str | None, label: str
 ) -> tuple[str, dict[str, int]]:
-    """Which of ``kinds`` arrays of the shapes ``found`` are, and the arguments read off them.
+    """The kind of arrays with these shapes, and the arguments of the rule that follow from the shapes.
 
     Args:
-        kinds: by name.
-        found: shapes by name.
-        wanted: the only kind to take them for; ``None`` for the one that fits.
-        label: what messages call the arrays' file.
+        kinds: possible kinds by name.
+        shapes: shapes of the arrays by name.
+        requested: name of the kind that the user asks for; ``None`` for the one that fits.
+        label: name of the file in messages.
 
     Raises:
         RuleFileError: if none fits, or several do.
     """
-    if wanted is not None and wanted not in kinds:
-        raise RuleFileError(f"{label} cannot hold the rule {show(wanted)}; such files hold {', '.join(sorted(kinds))}.")
+    if requested is not None and requested not in kinds:
+        raise RuleFileError(
+            f"{label} cannot hold the rule {show(requested)}; such files hold {', '.join(sorted(kinds))}."
+        )
     fitting, wrong = {}, {}
     for name, kind in kinds.items():
-        if name == wanted or (wanted is None and not kind.asked):
+        if name == requested or (requested is None and not kind.asked):
             try:
-                fitting[name] = kind.format.read_sizes(found)
+                fitting[name] = kind.format.read_sizes(shapes)
             except ValueError as error:
                 wrong[name] = str(error)
     if len(fitting) == 1:
         return next(iter(fitting.items()))
     if fitting:
         raise RuleFileError(f"{label} fits the rules {' and '.join(fitting)} alike; say which it is with --rule.")
-    nearest = max(wrong, key=lambda name: _overlap(kinds[name].format.names(), set(found)))
-    only = "" if wanted is not None else " or any other that can be imported"
+    nearest = max(wrong, key=lambda name: _overlap(kinds[name].format.names(), set(shapes)))
+    only = "" if requested is not None else " or any other that can be imported"
     raise RuleFileError(f"{label} does not hold the rule {nearest}{only} ({wrong[nearest]}); check where it is from.")
 
 
-def _overlap(one: set[str], other: set[str]) -> float:
-    return len(one & other) / len(one | other)
+def _overlap(first: set[str], second: set[str]) -> float:
+    return len(first & second) / len(first | second)

@@ -1,4 +1,4 @@
-"""``lightning-lopt convert``: a rule that others have saved, in our format, with a card that says where it is from."""
+"""``lightning-lopt convert``: converts a rule from a foreign format, with a card that names its source."""
 
 from __future__ import annotations
 
@@ -31,42 +31,56 @@ def convert_rule(
     Args:
         sources, rule, arguments: as in :func:`import_rule`.
         to: the folder to write, none of ``sources``.
-        licence: SPDX identifier; by default what the sources' cards name, and else unknown, which the card then says.
+        licence: SPDX identifier; by default that of the cards of the sources. If they name none, the card says
+            "unknown".
 
     Returns:
         ``to`` as a path.
 
     Raises:
         RuleFileError: if the sources cannot be imported, or the folder not be written.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_lopt import load_rule
+        >>> from safetensors.torch import save_file
+        >>> layers = {"input": (32, 39), "linear_0": (32, 32), "output": (2, 32)}  # PyLO's names and shapes
+        >>> tensors = {f"network.{name}.weight": torch.zeros(shape) for name, shape in layers.items()}
+        >>> tensors |= {f"network.{name}.bias": torch.zeros(shape[0]) for name, shape in layers.items()}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file(tensors, f"{folder}/model.safetensors")
+        ...     rule = load_rule(convert_rule(folder, to=f"{folder}/converted", rule="elo", licence="MIT"))
+        >>> rule.rule_name, rule.trained
+        ('adafac_mlp', True)
     """
     if any(os.path.realpath(source) == os.path.realpath(to) for source in sources):
         raise RuleFileError(f"{Path(to)} is what is to be converted; choose another folder to write.")
-    found = import_with_origin(*sources, rule=rule, arguments=arguments)
+    imported = import_with_origin(*sources, rule=rule, arguments=arguments)
     if licence is None:
-        named = {source.licence for source in found.sources}
+        named = {source.licence for source in imported.sources}
         licence = (named.pop() if len(named) == 1 else None) or UNKNOWN_LICENCE
     try:
-        card = _card(found, arguments or {}, licence)
+        card = _card(imported, arguments or {}, licence)
     except ValueError as error:
         raise RuleFileError(f"{Path(to)} was not written: {error}") from None
-    origin = [{"source": source.origin, "sha256": source.sha256} for source in found.sources]
-    return save_rule(found.rule, to, card=card, meta_training={"imported_from": origin, "licence": licence})
+    origin = [{"source": source.origin, "sha256": source.sha256} for source in imported.sources]
+    return save_rule(imported.rule, to, card=card, meta_training={"imported_from": origin, "licence": licence})
 
 
-def _card(found: Imported, arguments: Mapping[str, Any], licence: str) -> Card:
-    origins = [_plain(source.origin) for source in found.sources]
-    lines = [f"Its weights were meta-trained elsewhere and imported as `{found.kind}`:", ""]
-    lines += [f"- `{origin}`, SHA-256 `{x.sha256}`" for origin, x in zip(origins, found.sources, strict=True)]
+def _card(imported: Imported, arguments: Mapping[str, Any], licence: str) -> Card:
+    origins = [_plain(source.origin) for source in imported.sources]
+    lines = [f"Its weights were meta-trained elsewhere and imported as `{imported.kind}`:", ""]
+    lines += [f"- `{origin}`, SHA-256 `{x.sha256}`" for origin, x in zip(origins, imported.sources, strict=True)]
     if licence == UNKNOWN_LICENCE:
         lines += ["", "The licence of these weights is unknown: ask their authors before you use or pass them on."]
-    if found.note:
-        lines += ["", found.note]
-    options = ["--rule", found.kind]
+    if imported.note:
+        lines += ["", imported.note]
+    options = ["--rule", imported.kind]
     for name, value in arguments.items():
         options += ["--set", f"{name}={json.dumps(value)}"]
     command = shlex.join(["lightning-lopt", "convert", *origins, "FOLDER", *options])
     return Card(
-        title=f"Update rule {found.rule.rule_name} from {' and '.join(origins)}",
+        title=f"Update rule {imported.rule.rule_name} from {' and '.join(origins)}",
         summary="\n".join(lines),
         recipe=f"```sh\n{command}\n```",
         limitations="Step sizes, decays and the like are not in the imported files; `config.json` has those used here.",
@@ -75,7 +89,7 @@ def _card(found: Imported, arguments: Mapping[str, Any], licence: str) -> Card:
 
 
 def _plain(text: str) -> str:
-    """A path or address that can stand on one line of markdown, between backticks."""
+    """A path or address without characters that would end a line of markdown or its backticks."""
     return "".join(x if x.isprintable() and x != "`" else "?" for x in text)
 
 
@@ -84,13 +98,13 @@ def convert_main(arguments: Sequence[str]) -> int:
     kinds = sorted({*FLAX_KINDS, *PYLO_KINDS})
     parser = CommandParser(
         "convert",
-        "Write a rule that others have saved in our format: theta.state of Celo and Celo2, checkpoints of "
-        "google/learned_optimization, safetensors of PyLO. Pickles are not opened.",
+        "Convert a rule of another project to the format of lightning_lopt: theta.state of Celo and Celo2, checkpoints "
+        "of google/learned_optimization, safetensors of PyLO. Pickles are not opened.",
         example="lightning-lopt convert theta.state my_rule --rule celo2",
     )
     parser.add_argument("sources", nargs="+", metavar="SRC", help="file, folder or hf://owner/name@revision")
     parser.add_argument("folder", metavar="DST", help="folder to write")
-    parser.add_argument("--rule", choices=kinds, help="what it is, where the weights do not tell")
+    parser.add_argument("--rule", choices=kinds, help="kind of rule, where the weights do not show it")
     parser.add_argument("--licence", help="SPDX identifier, where the source's card names none")
     parser.add_argument(
         "--set",

@@ -1,6 +1,7 @@
-"""θ as the JAX implementations keep it: google/learned_optimization and what is built on it (Celo, Celo2).
+"""θ in the format of the JAX implementations: google/learned_optimization, and Celo and Celo2, which build on it.
 
-Names are paths in the tree, joined by "/"; a weight matrix is (inputs, outputs), and K copies are the first axis.
+Names are paths in the tree, joined by "/"; a weight matrix has the shape (inputs, outputs), and K copies are the first
+axis.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from lightning_lopt.rules import (
 PARTS = (1, 1, 1, 3, 1, 3, 1, 3, 1, 3, 3, 3, 3, 3)
 """Inputs of each part of the first layer of VeLO, Celo and Celo2."""
 
-# These parts, and the inputs of the first layer of AdafacMLP, in the order of our layers.
+# These parts, and the inputs of the first layer of AdafacMLP, in the order of the layers of this package.
 INNER, OUTER = (0, 1, 2, 3, 4, 5, 6, 7, 8, 13), (9, 11, 10, 12)
 ADAFAC_INNER = [*range(13), 25, 26, 27]
 ADAFAC_OUTER = [13, 14, 15, 19, 20, 21, 16, 17, 18, 22, 23, 24]
@@ -73,7 +74,7 @@ def _lstm(prefix: str, theta: Theta) -> dict[str, Tensor]:
 
 
 def _layers(names: Mapping[str, str], theta: Theta) -> dict[str, Tensor]:
-    """Layers by the names of ours and theirs."""
+    """Layers by their names in this package and in the file."""
     values: dict[str, Tensor] = {}
     for ours, path in names.items():
         values |= {f"{ours}.weight": theta[f"{path}/w"].mT, f"{ours}.bias": theta[f"{path}/b"]}
@@ -127,7 +128,7 @@ def _celo2_shapes(hidden: int) -> Shapes:
 
 
 def _mixture_shapes(signals: int, lstm_hidden: int, copies: int, hidden: int) -> Shapes:
-    names = ("linear", "linear_1", "linear_2")  # nothing reads the first
+    names = ("linear", "linear_1", "linear_2")  # the first one is unused
     layers = {f"rnn_params/{name}": (signals, lstm_hidden) for name in names}
     layers |= {"rnn_params/rnn_to_controls": (lstm_hidden, copies), "rnn_params/step_size": (lstm_hidden, 1)}
     return _stack_shapes((copies,), hidden) | _lstm_shapes(lstm_hidden, lstm_hidden) | _dense(layers)
@@ -195,7 +196,7 @@ FLAX_KINDS = {
 
 
 def read_theta(data: bytes, label: str) -> tuple[dict[str, Array], bool]:
-    """The arrays of a file by path, and whether it is a checkpoint of VeLO from before there were configs.
+    """The arrays of a file by path, and whether it is a checkpoint of VeLO of the oldest kind, without a config.
 
     A file holds θ itself (``theta.state``), the ``ParameterCheckpoint`` of google/learned_optimization (its files
     ``params``), or, the oldest, a tuple with θ in front.
@@ -227,7 +228,7 @@ def _flatten(tree: Tree | object, path: str, into: dict[str, Array], label: str)
 
 
 def tensor_of(array: Array) -> Tensor:
-    """A copy of the array; in float32 if its type is shorter."""
+    """A copy of the array, in float32 if its type has fewer bits."""
     dtype = FLOATS[array.dtype]
     if math.prod(array.shape) == 0:
         return torch.empty(array.shape, dtype=dtype)

@@ -1,4 +1,4 @@
-"""From the files of others to a rule."""
+"""Imports a rule from files in a foreign format."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lightning_lopt.io.importers.pylo import PYLO_KINDS, check_config
 from lightning_lopt.io.sources import find_foreign
 from lightning_lopt.rules import UpdateRule
 
-# Of checkpoints without a config; their reference loads them so.
+# Arguments for checkpoints without a config, as in the reference.
 OLDEST_VELO = {"forgets": True, "short_loss_horizon": True}
 
 SPDX = ("Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0", "CC-BY-NC-4.0")
@@ -29,7 +29,7 @@ UNKNOWN_LICENCE = "LicenseRef-unknown"
 
 
 class Source(NamedTuple):
-    """A file with θ: where it is from, its SHA-256, and the licence that its folder names, if any."""
+    """A file with θ: its source, its SHA-256, and the licence that its folder names, if any."""
 
     origin: str
     sha256: str
@@ -37,7 +37,7 @@ class Source(NamedTuple):
 
 
 class Imported(NamedTuple):
-    """A rule of others, what it was taken for, its files, and how it differs from what they are in their own place."""
+    """An imported rule, its kind, its files, and a note on how it differs from the original."""
 
     rule: UpdateRule
     kind: str
@@ -48,24 +48,36 @@ class Imported(NamedTuple):
 def import_rule(
     *sources: str | os.PathLike[str], rule: str | None = None, arguments: Mapping[str, Any] | None = None
 ) -> UpdateRule:
-    """The rule that others have saved at ``sources``; see :func:`import_with_origin`."""
+    """The rule in a foreign format at ``sources``; see :func:`import_with_origin`.
+
+    Example:
+        >>> import tempfile
+        >>> from safetensors.torch import save_file
+        >>> layers = {"input": (32, 39), "linear_0": (32, 32), "output": (2, 32)}  # PyLO's names and shapes
+        >>> tensors = {f"network.{name}.weight": torch.zeros(shape) for name, shape in layers.items()}
+        >>> tensors |= {f"network.{name}.bias": torch.zeros(shape[0]) for name, shape in layers.items()}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file(tensors, f"{folder}/model.safetensors")
+        ...     rule = import_rule(folder, rule="elo")
+        >>> rule.rule_name, rule.hidden
+        ('adafac_mlp', 32)
+    """
     return import_with_origin(*sources, rule=rule, arguments=arguments).rule
 
 
 def import_with_origin(
     *sources: str | os.PathLike[str], rule: str | None = None, arguments: Mapping[str, Any] | None = None
 ) -> Imported:
-    """The rule that others have saved, with exactly their θ, and where it is from.
+    """Import a rule with exactly its θ, and with a record of its source.
 
-    It can be read: ``theta.state`` of Celo and Celo2 and the parameter checkpoints of google/learned_optimization
-    (flax, msgpack), and folders of PyLO (safetensors). Pickles are refused. What a file does not say is as in the code
-    that it comes from: step sizes, decays, and the like; ``arguments`` says otherwise.
+    The formats are ``theta.state`` of Celo and Celo2, the parameter checkpoints of google/learned_optimization (flax,
+    msgpack), and folders of PyLO (safetensors). Pickles are refused. Step sizes, decays and other constants that a file
+    does not contain are those of the code that it comes from, unless ``arguments`` gives others.
 
     Args:
-        sources: a file, a folder, or ``hf://owner/name[@revision]``; both of them for PyLO's VeLO, which is in two
-            folders.
-        rule: what the weights are, where they do not tell: one of ``FLAX_KINDS`` or ``PYLO_KINDS``.
-        arguments: of the rule's class, JSON values.
+        sources: a file, a folder, or ``hf://owner/name[@revision]``; two folders for PyLO's VeLO.
+        rule: kind of the weights, where it does not follow from them: one of ``FLAX_KINDS`` or ``PYLO_KINDS``.
+        arguments: arguments of the rule's class, JSON values.
 
     Raises:
         RuleFileError: if a file is missing, damaged, a pickle, of no known rule or of several, or the arguments do not
@@ -111,7 +123,7 @@ def import_with_origin(
 
 
 class _Piece(NamedTuple):
-    """One file, checked as far as it can be without memory for its tensors."""
+    """One file, after the checks that need no memory for its tensors."""
 
     label: str
     kinds: Mapping[str, Kind]
@@ -132,12 +144,12 @@ def _read(source: str | os.PathLike[str]) -> _Piece:
     if file.name == WEIGHTS and CONFIG in files:
         check_config(read_file(files[CONFIG]), files[CONFIG].label)
     data = read_file(file)
-    found = Source(origin, hashlib.sha256(data).hexdigest(), _licence(files.get(CARD)))
+    source_file = Source(origin, hashlib.sha256(data).hexdigest(), _licence(files.get(CARD)))
     if file.name == WEIGHTS:
         shapes = {path: spec.shape for path, spec in read_header(data, file.label).items()}
-        return _Piece(file.label, PYLO_KINDS, shapes, data, False, found)
+        return _Piece(file.label, PYLO_KINDS, shapes, data, False, source_file)
     arrays, oldest = read_theta(data, file.label)
-    return _Piece(file.label, FLAX_KINDS, {x: array.shape for x, array in arrays.items()}, arrays, oldest, found)
+    return _Piece(file.label, FLAX_KINDS, {x: array.shape for x, array in arrays.items()}, arrays, oldest, source_file)
 
 
 def _licence(card: RuleFile | None) -> str | None:

@@ -1,4 +1,4 @@
-"""The files that flax writes, read as data: maps of texts to arrays in msgpack, and nothing else that msgpack may hold.
+"""Reader of the files of flax: maps of texts to arrays in msgpack; all other values of msgpack are refused.
 
 ``flax.serialization.to_bytes`` turns a pytree into nested maps whose leaves are extensions of type 1: a msgpack array
 of shape, name of the type, and bytes in C order. https://github.com/msgpack/msgpack/blob/master/spec.md
@@ -23,12 +23,12 @@ SIZES = {
 """Bytes of an entry of the types that arrays may have."""
 
 CHUNKED = "__msgpack_chunked_array__"
-NAMED_TUPLE = {"name", "fields", "values"}  # of flax before 2022
+NAMED_TUPLE = {"name", "fields", "values"}  # keys in files of flax before 2022
 _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3  # flax's types of extensions
 
 
 class Array(NamedTuple):
-    """An array that is still bytes: name of its type, shape, entries in C order."""
+    """An array as bytes: name of its type, shape, entries in C order."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -45,10 +45,10 @@ class _Damaged(Exception):
 
 
 def read_tree(data: bytes, label: str) -> Tree:
-    """The tree of ``data``. No bytes of an array are copied, but for one that flax has cut in pieces.
+    """The tree of ``data``. Arrays are not copied, except those that flax has split into pieces.
 
     Raises:
-        RuleFileError: if ``data`` is anything but one map as flax writes it; pickles among them, which are not opened.
+        RuleFileError: if ``data`` is not one map as flax writes it. Pickles are refused without being opened.
     """
     if (data[:1] == b"\x80" and data[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")) or data[:4] == b"PK\x03\x04":
         raise RuleFileError(
@@ -70,7 +70,7 @@ def read_tree(data: bytes, label: str) -> Tree:
 
 
 class _Reader:
-    """Reads one value after the other from ``data``; ``at`` is where the next one begins."""
+    """Reads values from ``data``, one after the other; ``at`` is the position of the next one."""
 
     def __init__(self, data: memoryview, nodes: int = MAX_NODES) -> None:
         self.data, self.at, self.nodes = data, 0, nodes
@@ -126,7 +126,7 @@ class _Reader:
         return _by_field(tree) if tree.keys() == NAMED_TUPLE else tree
 
     def integer(self) -> int:
-        """An integer, and nothing else that would have to be read in turn."""
+        """An integer; other values are refused."""
         mark: int = self.number("B")
         if mark <= 0x7F or mark >= 0xE0:
             return mark if mark <= 0x7F else mark - 256
@@ -196,14 +196,14 @@ _EXTENSIONS = {0xC7: "B", 0xC8: "H", 0xC9: "I"}
 
 
 def _listed(tree: Any) -> list[Any]:
-    """The values of a map with the keys "0", "1", ...: what flax makes of a tuple."""
+    """The values of a map with the keys "0", "1", ..., by which flax represents a tuple."""
     if not isinstance(tree, dict) or tree.keys() != {str(index) for index in range(len(tree))}:
         raise _Damaged("a tuple's entries are not numbered from 0 on")
     return [tree[str(index)] for index in range(len(tree))]
 
 
 def _by_field(tree: Tree) -> Tree:
-    """A named tuple of an older flax, as a newer one writes it."""
+    """A named tuple of an older flax, converted to the form of a newer one."""
     fields, values = _listed(tree["fields"]), _listed(tree["values"])
     if len(fields) != len(values) or not all(isinstance(x, str) for x in fields) or len({*fields}) != len(fields):
         raise _Damaged("the fields and values of a named tuple do not belong together")
@@ -211,7 +211,7 @@ def _by_field(tree: Tree) -> Tree:
 
 
 def _joined(tree: Tree) -> Array:
-    """An array that was cut in pieces because of its size."""
+    """An array that was split into pieces because of its size."""
     if tree.keys() != {CHUNKED, "shape", "chunks"}:
         raise _Damaged("an array in pieces does not consist of shape and pieces")
     shape, pieces = tuple(_listed(tree["shape"])), _listed(tree["chunks"])

@@ -1,6 +1,7 @@
-"""θ as PyLO keeps it: ``state_dict`` names of its modules in safetensors, weights (outputs, inputs) but for Celo2's.
+"""θ in the format of PyLO: ``state_dict`` names of its modules in safetensors, weights (outputs, inputs), for Celo2
+(inputs, outputs).
 
-Its step sizes and decays are arguments of its optimizers, not of the files, and come from there.
+Step sizes and decays are not in the files; they are the default arguments of PyLO's optimizers.
 """
 
 from __future__ import annotations
@@ -35,10 +36,13 @@ def _meta_mlp_shapes(hidden: int) -> Shapes:
 
 
 def _elo(theta: Theta) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    arrays: dict[str, Tensor] = {}
     for layer, name in enumerate(META_LAYERS):
-        found |= {f"nn/~/w{layer}": theta[f"network.{name}.weight"].mT, f"nn/~/b{layer}": theta[f"network.{name}.bias"]}
-    return ADAFAC.values(found)
+        arrays |= {
+            f"nn/~/w{layer}": theta[f"network.{name}.weight"].mT,
+            f"nn/~/b{layer}": theta[f"network.{name}.bias"],
+        }
+    return ADAFAC.values(arrays)
 
 
 def _mu(theta: Theta) -> dict[str, Tensor]:
@@ -70,7 +74,7 @@ CONTROLLER = {
 
 
 def _stack_names(suffix: str) -> dict[str, str]:
-    """Arrays of VeLOMLP by layer; with the suffix "_" the bank, without it what was mixed last."""
+    """Arrays of VeLOMLP by layer; with the suffix "_" the bank of networks, without it the last mixture."""
     return {
         f"{kind}{layer}": f"{name}_{long}{suffix}{index}"
         for layer, (name, index) in enumerate((("input", ""), ("hidden", ".0"), ("output", "")))
@@ -92,13 +96,16 @@ def _velo_shapes(lstm_hidden: int, copies: int, hidden: int) -> Shapes:
 def _velo(theta: Theta) -> dict[str, Tensor]:
     bank = {layer: theta[name] for layer, name in _stack_names("_").items()}
     parts = torch.split(bank.pop("w0").mT, list(PARTS), 1)
-    found = {f"ff_mod_stack/~/w0__{index}": part for index, part in enumerate(parts)}
+    arrays = {f"ff_mod_stack/~/w0__{index}": part for index, part in enumerate(parts)}
     for layer, value in bank.items():
-        found[f"ff_mod_stack/~/{layer}"] = value.mT if layer.startswith("w") else value
+        arrays[f"ff_mod_stack/~/{layer}"] = value.mT if layer.startswith("w") else value
     for name, path in CONTROLLER.items():
-        found[f"rnn_params/{path}/w"], found[f"rnn_params/{path}/b"] = theta[f"{name}.weight"].mT, theta[f"{name}.bias"]
-    found |= {f"lstm_init_state/{part}": theta[f"lstm_init_state.{i}"] for i, part in enumerate(("hidden", "cell"))}
-    return FLAX_KINDS["velo"].format.values(found)
+        arrays[f"rnn_params/{path}/w"], arrays[f"rnn_params/{path}/b"] = (
+            theta[f"{name}.weight"].mT,
+            theta[f"{name}.bias"],
+        )
+    arrays |= {f"lstm_init_state/{part}": theta[f"lstm_init_state.{i}"] for i, part in enumerate(("hidden", "cell"))}
+    return FLAX_KINDS["velo"].format.values(arrays)
 
 
 HIDDEN = {"hidden": ("network.input.bias", 0)}
@@ -126,7 +133,7 @@ PYLO_KINDS = {
     "elo_celo2": Kind(Celo2Rule, CELO2_MLP, ADAM | {"weight_decay": 0.1}, note=f"{ADAM_NOTE} {DECAY_NOTE}"),
 }
 
-# What config.json of the folder may say of the modules, where our rules have no choice.
+# Entries of config.json of the folder that are fixed in the rules of this package, with the values that are accepted.
 FIXED: dict[str, tuple[Any, ...]] = {
     "activation": ("relu",), "mix_layers": (True,), "input_size": (30, 39), "output_size": (3,), 
     "hidden_layers": (1, 2),
@@ -134,7 +141,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
 
 
 def check_config(data: bytes, label: str) -> None:
-    """Whether ``config.json`` of a folder describes modules as our rules have them; other entries do not matter.
+    """Check that ``config.json`` of a folder describes modules that the rules of this package can represent.
 
     Raises:
         RuleFileError: if it does not, is no JSON object, or is that of a rule saved by lightning_lopt.

@@ -1,4 +1,4 @@
-"""How inner steps are computed: eagerly, compiled, or recorded as a CUDA graph, behind one protocol."""
+"""Executions of inner steps: eager, compiled, or recorded as a CUDA graph, behind one protocol."""
 
 from lightning_lopt.meta.engine.compiled import Compiled
 from lightning_lopt.meta.engine.eager import Eager

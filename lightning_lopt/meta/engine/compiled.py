@@ -17,9 +17,9 @@ from lightning_lopt.rules.base import UpdateRule
 class Compiled(Execution):
     """Inner steps compiled: the numbers of :class:`~lightning_lopt.meta.engine.Eager` up to rounding, in fewer kernels.
 
-    What is compiled is one inner step of all runs, anew for each architecture of a task (shapes, batch size,
-    activation): worth it where few architectures see many steps. Where compiling fails, that architecture stays eager,
-    as :class:`~lightning_lopt.compiling.CompiledFunction` says.
+    One inner step of all runs is compiled, once for each architecture of a task (shapes, batch size, activation). It
+    pays off for few architectures with many steps each. If compiling fails, the steps of that architecture are eager
+    (:class:`~lightning_lopt.compiling.CompiledFunction`).
 
     On CUDA, kernels that do not depend on each other are combined: 59 instead of 88 in a step of Celo2's rule.
 
@@ -30,6 +30,18 @@ class Compiled(Execution):
 
     Args:
         backend: as in ``torch.compile``.
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.meta import start_runs, unroll
+        >>> from lightning_lopt.meta.theta import stacked_theta
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> rule, bowl = AdamRule(), Quadratic(torch.tensor([1.0, 4.0]))
+        >>> runs = start_runs(rule, bowl, pairs=1, horizon=10, seed=0, copies=1)
+        >>> compiled = Compiled(backend="eager")  # "inductor" for speed; "eager" needs no compiler
+        >>> runs, losses = unroll(rule, stacked_theta([rule], 1), runs, 3, torch.Generator(), execution=compiled)
+        >>> tuple(losses.shape)
+        (1, 3, 1)
     """
 
     def __init__(self, backend: str | Callable[..., Any] = "inductor") -> None:

@@ -1,4 +1,4 @@
-"""Inner steps as PyTorch runs them by itself, kernel by kernel."""
+"""Eager inner steps: PyTorch launches kernel by kernel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,19 @@ from lightning_lopt.rules.base import UpdateRule
 
 
 class Eager(Execution):
-    """Inner steps that are neither compiled nor recorded: what the other executions are compared with."""
+    """Inner steps that are neither compiled nor recorded; tests compare the other executions with them.
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.meta import start_runs, unroll
+        >>> from lightning_lopt.meta.theta import stacked_theta
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> rule, bowl = AdamRule(0.1), Quadratic(torch.tensor([1.0, 4.0]))
+        >>> runs = start_runs(rule, bowl, pairs=1, horizon=10, seed=0, copies=1)
+        >>> runs, losses = unroll(rule, stacked_theta([rule], 1), runs, 3, torch.Generator(), execution=Eager())
+        >>> losses.flatten()
+        tensor([2.5000, 2.0250, 1.6016])
+    """
 
     def step(self, *arguments: Any) -> Stepped:
         return advance_runs(*arguments)

@@ -1,4 +1,4 @@
-"""What computes inner steps: a small protocol, and the loop that makes one step after the other."""
+"""The protocol for executions of inner steps, and a loop that makes one step after the other."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from lightning_lopt.tasks.base import Split
 
 
 class Advanced(NamedTuple):
-    """What several inner steps of G groups of runs, N with all copies, give.
+    """The result of several inner steps of G groups with N runs in all.
 
     Attributes:
-        groups: parameters and state of each group after them.
-        losses: before each step by split, shape ``(steps, N)``.
+        groups: parameters and state of each group after the steps.
+        losses: losses before each step, by split, shape ``(steps, N)``.
     """
 
     groups: list[tuple[Params, State]]
@@ -29,7 +29,23 @@ class Advanced(NamedTuple):
 
 
 class Execution(Protocol):
-    """How inner steps are computed. Every implementation gives the numbers of :class:`Eager`, up to rounding."""
+    """A way to compute inner steps. Every implementation gives the numbers of :class:`Eager`, up to rounding.
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.meta import Eager, PES
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> class Counted(Eager):  # an execution of one's own: it counts the inner steps
+        ...     made = 0
+        ...     def steps(self, rule, theta, groups, draws, steps):
+        ...         Counted.made += steps
+        ...         return super().steps(rule, theta, groups, draws, steps)
+        >>> rule, estimator = AdamRule(), PES(truncation=5, pairs=4)
+        >>> runs = estimator.start(rule, Quadratic(torch.tensor([1.0, 4.0])), horizon=20, seed=0)
+        >>> _ = estimator.estimate(rule, [runs], execution=Counted())
+        >>> Counted.made
+        5
+    """
 
     def step(self, *arguments: Any) -> Stepped:
         """One step of all runs side by side; arguments as of :func:`~lightning_lopt.meta.engine.step.advance_runs`."""
@@ -42,9 +58,9 @@ class Execution(Protocol):
         Args:
             rule: the rule; its own parameters are replaced by ``theta``.
             theta: θ of each run by name, leading axis N.
-            groups: inner runs that can be advanced :func:`~lightning_lopt.meta.runs.together`.
-            draws: of each group.
-            steps: how many, >= 1.
+            groups: inner runs that can be batched, see :func:`~lightning_lopt.meta.runs.can_batch`.
+            draws: draws for the mini-batches of each group.
+            steps: number of steps, >= 1.
         """
 
 

@@ -1,4 +1,4 @@
-"""Inner steps as a CUDA graph: one launch instead of hundreds."""
+"""Inner steps as a CUDA graph, with one launch instead of hundreds."""
 
 from __future__ import annotations
 
@@ -22,27 +22,39 @@ from lightning_lopt.tasks.base import Split, Task
 
 
 class Recorded(Execution):
-    """Inner steps recorded once for each kind of task, and replayed: the numbers of what is recorded, bit for bit.
+    """Inner steps recorded once for each kind of task, and replayed; bit for bit those of the recorded execution.
 
-    Small inner runs leave a GPU waiting for Python: a step is hundreds of kernels of a few microseconds. A recorded
-    step is one launch, in which the runs advance and their losses are written down; what the mini-batches are made of
-    is drawn on the CPU and sent, and they are looked up, for many steps at once.
+    With small inner runs, a GPU waits for Python: a step is hundreds of kernels of a few microseconds. A recorded step
+    is one launch, which advances the runs and stores their losses. The mini-batches of many steps are drawn on the CPU
+    and copied to the device at once.
 
-    A recording is used on one stream alone, by one task after the other where they compute the same
-    (:func:`~lightning_lopt.tasks.accelerations.computation_of`), and lives as long as one of these tasks.
+    A recording belongs to one stream. Tasks with the same computation
+    (:func:`~lightning_lopt.tasks.accelerations.computation_of`) use it one after the other; it is deleted with the last
+    of these tasks.
 
-    On other devices, for runs that are not small, and where gradients flow through the steps, the execution that is
-    recorded makes the steps itself; so it does, with a warning, where recording fails (a step that copies from the CPU
-    or waits for the device).
+    The recorded execution makes the steps itself on other devices, for runs that are not small, and where gradients
+    flow through the steps. It also does so, with a warning, if recording fails (for a step that copies from the CPU or
+    waits for the device).
 
     Args:
-        execution: whose steps are recorded: :class:`~lightning_lopt.meta.engine.Eager` by default, or
+        execution: the execution to record: :class:`~lightning_lopt.meta.engine.Eager` by default, or
             :class:`~lightning_lopt.meta.engine.Compiled`.
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.meta import start_runs, unroll
+        >>> from lightning_lopt.meta.theta import stacked_theta
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> rule, bowl = AdamRule(0.1), Quadratic(torch.tensor([1.0, 4.0]))
+        >>> runs = start_runs(rule, bowl, pairs=1, horizon=10, seed=0, copies=1)  # on the device of the rule
+        >>> runs, losses = unroll(rule, stacked_theta([rule], 1), runs, 3, torch.Generator(), execution=Recorded())
+        >>> losses.flatten()  # on the CPU the steps are made by Eager
+        tensor([2.5000, 2.0250, 1.6016])
     """
 
     def __init__(self, execution: Execution | None = None) -> None:
         self.execution = execution or Eager()
-        # By task, stream and shapes; None where it cannot be.
+        # Recordings by task, stream and shapes; None where recording failed.
         self.recordings: WeakKeyDictionary[Task, dict[Hashable, Recording | None]] = WeakKeyDictionary()
         self.shared: WeakValueDictionary[Hashable, Recording] = WeakValueDictionary()
 
@@ -63,7 +75,7 @@ class Recorded(Execution):
     def _recording(
         self, rule: UpdateRule, theta: Theta, groups: Sequence[InnerRuns], splits: Sequence[Split], steps: int
     ) -> Recording | None:
-        """A recording for these steps on this stream: that of their task, that of a task like it, or a new one."""
+        """The recording for these steps on this stream: that of their task, of a similar task, or a new one."""
         first = groups[0]
         key = stream_number(), len(groups), *[value.shape for value in first.params.values()]
         of_task = self.recordings.setdefault(first.task, {})
@@ -75,7 +87,7 @@ class Recorded(Execution):
         try:
             recording = recording or Recording(rule, theta, groups, splits)
             recording.prepare(self.execution.step, first.task, first.step, steps)
-        except Exception as error:  # an error of the step itself is raised again where it is not recorded
+        except Exception as error:  # the step without a recording raises an error of the step again
             rank_zero_warn(f"inner steps of {first.task.name}: not recorded: {type(error).__name__}: {error}")
             recording = None
         if recording is not None and computation is not None:

@@ -1,4 +1,4 @@
-"""One recorded inner step, and the memory that it reads and writes."""
+"""A recorded inner step, and the memory that it reads and writes."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from lightning_lopt.seeding import generator
 from lightning_lopt.tasks.base import Split, Task
 
 SMALL = 2**24
-"""Parameters of all runs together up to which launching kernels costs more than running them."""
+"""Largest number of parameters of all runs together for which launching kernels takes longer than running them."""
 
 CHUNK = 2**26
 """Bytes of the batches that are made at once, unless a single step takes more."""
 
 MOST = 200
-"""Steps that batches are made for at once, at most."""
+"""Largest number of steps whose batches are made at once."""
 
 
 def recordable(tensors: Iterable[Tensor]) -> bool:
-    """Whether steps on these parameters may be recorded: they are small, on a GPU, and no gradients flow through."""
+    """Whether steps on these parameters may be recorded: they are small, on a GPU, and without gradients."""
     return not torch.is_grad_enabled() and small_on_cuda(tensors)
 
 
 def small_on_cuda(tensors: Iterable[Tensor]) -> bool:
-    """Whether all of them live on a CUDA device and have few entries together."""
+    """Whether all tensors are on a CUDA device and have few entries together."""
     values = list(tensors)
     return all(value.is_cuda for value in values) and sum(value.numel() for value in values) <= SMALL
 
 
 class Recording:
-    """One inner step of all runs of a task, or of tasks that compute the same, and the memory that it reads and writes.
+    """One inner step of all runs of a task, or of tasks with the same computation, and the memory of that step.
 
     Args:
-        rule: the rule; a recording is for this one alone.
+        rule: the rule; a recording is for one rule only.
         theta: θ of each run by name, leading axis N.
-        groups: inner runs that advance together.
-        splits: of which losses are measured.
+        groups: inner runs that are batched.
+        splits: splits whose losses are measured.
     """
 
     def __init__(
@@ -64,18 +64,18 @@ class Recording:
         draws = [BatchDraws(runs, generator(0, "shapes"), splits, 1)(1) for runs in groups]
         batches = batches_of(groups, draws, device)
         size = sum(value.nbytes for batch in batches.values() for value in batch.values())
-        self.most = max(WARM_UP + 1, min(CHUNK // max(size, 1), MOST))  # steps that batches are made for at once
+        self.most = max(WARM_UP + 1, min(CHUNK // max(size, 1), MOST))  # number of steps whose batches are made at once
         self.batches: Batches = {
             split: {name: value.expand(self.most, *value.shape[1:]).clone() for name, value in batch.items()}
             for split, batch in batches.items()
         }
         self.losses: dict[Split, Tensor] = {}
-        self.row = torch.zeros(1, dtype=torch.int64, device=device)  # among the batches
+        self.row = torch.zeros(1, dtype=torch.int64, device=device)  # index of the present batch
         self.position, self.total_steps = positions(groups, device)
         self.replay: dict[int | None, Callable[[], object]] = {}
 
     def fits(self, rule: UpdateRule, theta: Theta, groups: Sequence[InnerRuns], splits: Sequence[Split]) -> bool:
-        """Whether this is a recording of steps of that rule on tensors like these."""
+        """Whether this recording is for this rule and for tensors of these shapes and types."""
         size = len(next(iter(self.params.values()))) // len(groups)
         return (
             rule is self.rule
@@ -87,10 +87,10 @@ class Recording:
         )
 
     def prepare(self, step: Callable[..., Stepped], task: Task, first: int, steps: int) -> None:
-        """Record the phases of ``steps`` steps from step ``first`` on, where they are not recorded yet.
+        """Record the phases of ``steps`` steps from step ``first`` on that are not recorded yet.
 
-        Neither ``step``, which has the signature of :func:`~lightning_lopt.meta.engine.step.advance_runs`, nor ``task``
-        is kept: a recording lives on while other tasks use it.
+        The recording has no reference to ``step``, which has the signature of
+        :func:`~lightning_lopt.meta.engine.step.advance_runs`, or to ``task``, since other tasks may use it later.
 
         Raises:
             RuntimeError: if a step cannot be recorded.
@@ -123,7 +123,7 @@ class Recording:
         inputs = [*_pairs(self.theta, theta), (self.position, position), (self.total_steps, total_steps)]
         for runs, (params, state) in zip(groups, self.memory_of_groups, strict=True):
             inputs += [*_pairs(params, runs.params), *_state_pairs(state, runs.state)]
-        # no value is a view of this memory: what is handed out are copies
+        # the results are copies, not views of this memory
         torch._foreach_copy_([place for place, _ in inputs], [value for _, value in inputs])
         losses: list[dict[Split, Tensor]] = []
         for first in range(0, steps, self.most):

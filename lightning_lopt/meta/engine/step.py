@@ -27,9 +27,20 @@ def inner_step(
     total_steps: Tensor,
     phase: int | None = None,
 ) -> Stepped:
-    """One step of one inner run: new parameters, new state, and losses before the step. Pure.
+    """One step of one inner run: new parameters, new state, and losses before the step. A pure function.
 
-    ``batches["train"]`` is trained on; of others the loss is measured.
+    ``batches["train"]`` makes the step; for batches of other splits only the loss is measured.
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> rule, bowl = AdamRule(0.1), Quadratic(torch.tensor([1.0, 4.0]))
+        >>> params = bowl.init(torch.Generator())
+        >>> state, theta = rule.init_state(params, bowl.roles), dict(rule.named_parameters())
+        >>> batches, step = {"train": bowl.full_batch("train")}, torch.tensor(0.0)
+        >>> params, state, losses = inner_step(rule, theta, bowl, params, state, batches, step, torch.tensor(10.0))
+        >>> params["x"].detach(), losses["train"].item()
+        (tensor([0.9000, 0.9000]), 2.5)
     """
     grads, loss, carried = task.gradient(params, batches["train"])
     trained = {name: params[name] for name in grads}
@@ -52,8 +63,8 @@ def advance_runs(
 ) -> Stepped:
     """:func:`inner_step` for all runs side by side: leading axis N on θ, parameters, state, batches, and the losses.
 
-    Step and horizon are 0-dim where all runs have the same, or of shape ``(N,)``: then those at their horizon stay as
-    they are.
+    Step and horizon are 0-dim if they are the same for all runs, or have the shape ``(N,)``; then runs at their horizon
+    do not change.
     """
     shared = step.ndim == 0
 

@@ -1,4 +1,4 @@
-"""Calls whose kernels run beside each other on one GPU."""
+"""Calls on parallel streams of one GPU."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Result = TypeVar("Result")
 
 
 def side_by_side(calls: Sequence[Callable[[], Result]], device: torch.device) -> list[Result]:
-    """The result of each call; on CUDA each launches its kernels on a stream of its own.
+    """The result of each call; on CUDA each call launches its kernels on a stream of its own.
 
-    The current stream is waited for before the calls and waits for all of them after: what they read and return is
-    used as if everything had run on it. The caller keeps what they read alive until this function returns, since memory
-    that is freed earlier is given to others on the current stream.
+    These streams first wait for the current stream, and the current stream waits for them at the end, so inputs and
+    results can be used as if everything had run on the current stream. The caller must keep references to the inputs
+    until this function returns, since memory that is freed earlier may be reused on the current stream.
     """
     if device.type != "cuda" or len(calls) == 1:
         return [call() for call in calls]
@@ -33,5 +33,5 @@ def side_by_side(calls: Sequence[Callable[[], Result]], device: torch.device) ->
 
 @cache
 def _stream(device: torch.device, number: int) -> torch.cuda.Stream:
-    """Always the same ones, since what is recorded for a stream is replayed on it alone."""
+    """Streams by number, always the same ones, since a recording is replayed only on its own stream."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

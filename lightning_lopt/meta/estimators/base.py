@@ -1,4 +1,4 @@
-"""What an estimator of the meta-gradient is: rule and inner runs in, gradient and advanced inner runs out."""
+"""The interface of estimators of the meta-gradient: from rule and inner runs to gradient and advanced inner runs."""
 
 from __future__ import annotations
 
@@ -19,17 +19,28 @@ from lightning_lopt.tasks.base import Task
 
 
 class Estimate(NamedTuple):
-    """What one call of an estimator gives, for G groups of inner runs.
+    """The result of one call of an estimator, for G groups of inner runs.
 
     Attributes:
         gradient: estimate of the meta-gradient, the mean over the groups, in the form of
             :func:`~lightning_lopt.meta.theta.theta_row`, shape ``(D,)``.
-        meta_losses: for each group, the unweighted mean of what :class:`MetaLoss` makes of the losses of this
-            truncation, shape ``(G,)``.
-        groups: the inner runs after it.
-        failures: for each group, inner runs that met a loss that is not finite, shape ``(G,)``; they count as its cap.
-        powers: for each group, the mean squared norm of the independent terms that its gradient is the mean of, shape
-            ``(G,)``: with the squared norm of the mean it tells the standard error of the estimate.
+        meta_losses: for each group, the unweighted mean of the meta-loss over the steps of this truncation, shape
+            ``(G,)``.
+        groups: the inner runs after this truncation.
+        failures: for each group, the number of inner runs with a loss that is not finite, shape ``(G,)``; such a loss
+            counts as the cap of :class:`MetaLoss`.
+        powers: for each group, the mean squared norm of the independent terms of its gradient, shape ``(G,)``; the
+            standard error of the estimate follows from it and the squared norm of the mean.
+
+    Example:
+        >>> from lightning_lopt import AdamRule, PES
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> rule, estimator = AdamRule(), PES(truncation=5, pairs=4)
+        >>> bowl = Quadratic(torch.tensor([1.0, 4.0]))
+        >>> groups = [estimator.start(rule, bowl, horizon=20, seed=seed) for seed in range(3)]
+        >>> estimate = estimator.estimate(rule, groups)
+        >>> tuple(estimate.gradient.shape), tuple(estimate.meta_losses.shape), estimate.failures.tolist()
+        ((1,), (3,), [0, 0, 0])
     """
 
     gradient: Tensor
@@ -39,14 +50,14 @@ class Estimate(NamedTuple):
     powers: Tensor
 
 
-class Judged(NamedTuple):
-    """Losses of one truncation of G inner runs as the meta-loss sees them.
+class MetaLossValues(NamedTuple):
+    """Values of the meta-loss for one truncation of G groups of inner runs.
 
     Attributes:
-        values: weighted and differentiable, shape ``(G, T, N)`` for T steps of N particles each; NaN where one takes no
-            part.
+        values: weighted and differentiable values, shape ``(G, T, N)`` for T steps of N particles each; NaN for steps
+            that are left out.
         mean: unweighted mean, shape ``(G,)``, detached.
-        failed: whether a particle met a loss that is not finite, shape ``(G, N)``.
+        failed: whether a particle had a loss that is not finite, shape ``(G, N)``.
     """
 
     values: Tensor
@@ -57,14 +68,26 @@ class Judged(NamedTuple):
 class Estimator(ABC):
     """An estimator of the meta-gradient.
 
-    It keeps nothing between two calls: what it draws is derived from the seed of the inner runs, the number of
-    truncations they have seen and the number of the pair, so noise is never stored and a resumed run repeats it.
+    It has no state between two calls: its noise is derived from the seed of the inner runs, the number of their
+    truncations so far and the number of the pair, so noise is never stored and a resumed run repeats it.
 
     Attributes:
-        name: in cards and logs.
+        name: name in cards and logs.
         particles: inner runs in one group.
         terms: independent terms in one estimate (pairs, or runs without pairs).
         meta_loss: what is minimised.
+
+    Example:
+        >>> from lightning_lopt import AdamRule, PES
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> rule, estimator = AdamRule(0.001), PES(truncation=10, pairs=4)
+        >>> runs = estimator.start(rule, Quadratic(torch.tensor([1.0, 4.0])), horizon=50, seed=0)
+        >>> while not runs.finished:  # an outer loop of one's own: gradient descent on θ
+        ...     estimate = estimator.estimate(rule, [runs])
+        ...     _ = rule.log_lr.data.sub_(0.1 * estimate.gradient.sign()[0])
+        ...     (runs,) = estimate.groups
+        >>> rule.log_lr.exp().item() > 0.001
+        True
     """
 
     name: ClassVar[str]
@@ -78,7 +101,7 @@ class Estimator(ABC):
         return {"name": self.name, "meta_loss": self.meta_loss.config}
 
     def start(self, rule: UpdateRule, task: Task, *, horizon: int, seed: int) -> InnerRuns:
-        """Inner runs of ``task`` for :meth:`estimate`, all of their randomness from ``seed``."""
+        """New inner runs of ``task`` for :meth:`estimate`; all of their random numbers follow from ``seed``."""
         copies = self.particles // self.terms
         return start_runs(rule, task, pairs=self.terms, horizon=horizon, seed=seed, copies=copies)
 
@@ -92,8 +115,8 @@ class Estimator(ABC):
             execution: how inner steps are computed.
         """
 
-    def _judge(self, losses: Sequence[Tensor], groups: Sequence[InnerRuns]) -> Judged:
-        """What the meta-loss makes of losses of shape ``(splits, T, N)`` of the steps that follow ``groups``."""
+    def _meta_loss_values(self, losses: Sequence[Tensor], groups: Sequence[InnerRuns]) -> MetaLossValues:
+        """Values of the meta-loss for losses of shape ``(splits, T, N)`` of the T steps that follow ``groups``."""
         rows, steps = torch.stack(list(losses)), losses[0].shape[1]
         scales = torch.tensor([[runs.task.loss_scale] for runs in groups]).expand(-1, steps)
         weights = torch.stack([self.meta_loss.weights(runs.step, steps, runs.horizon) for runs in groups])
@@ -101,7 +124,7 @@ class Estimator(ABC):
         rows = rows / scales[:, None, :, None]
         failed = ~rows.detach().isfinite().all(1).all(1)
         values = self.meta_loss.of_losses(rows).mean(1)
-        return Judged(values * weights[..., None], values.detach().nanmean((1, 2)), failed)
+        return MetaLossValues(values * weights[..., None], values.detach().nanmean((1, 2)), failed)
 
 
 def squared_norms(rows: Iterable[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""What all estimators by antithetic evolution strategies share."""
+"""The common part of all estimators by antithetic evolution strategies."""
 
 from __future__ import annotations
 
@@ -34,17 +34,30 @@ class EvolutionStrategies(Estimator):
 
     .. math:: g = \frac{1}{2 \sigma^2 P} \sum_p \Big( \tfrac1K \sum_{t} \Delta_{tp} \Big) \xi_p
 
-    Estimators differ in how long a piece K is, in when :math:`\epsilon` is drawn anew, and in the perturbation
-    :math:`\xi` that a difference is credited to.
+    Estimators differ in the length K of a piece, in the times at which :math:`\epsilon` is drawn anew, and in the
+    perturbation :math:`\xi` that a difference of losses is attributed to.
 
     Args:
         pairs: number P of antithetic pairs, >= 1.
         sigma: standard deviation σ of one perturbation, in the unit of θ, > 0.
         meta_loss: what is minimised; the mean training loss by default.
-        shaping: of the differences, see :func:`~lightning_lopt.meta.estimators.shaping.shape_differences`.
+        shaping: transformation of the differences, see
+            :func:`~lightning_lopt.meta.estimators.shaping.shape_differences`.
 
     Raises:
         ValueError: if a number is out of range or ``shaping`` unknown.
+
+    Example:
+        >>> from lightning_lopt.meta.estimators.evolution import pair_noise
+        >>> class HalfRuns(EvolutionStrategies):  # a subclass says how long a piece is, and how it is perturbed
+        ...     name = "half_runs"
+        ...     def _steps(self, runs):
+        ...         return runs.horizon // 2
+        ...     def _perturb(self, theta, runs):
+        ...         noise = pair_noise(theta, self.pairs, self.sigma, runs.seed, runs.truncations)
+        ...         return noise, noise
+        >>> HalfRuns(pairs=4, sigma=0.1).particles
+        8
     """
 
     def __init__(
@@ -68,10 +81,10 @@ class EvolutionStrategies(Estimator):
 
     @abstractmethod
     def _perturb(self, theta: Tensor, runs: InnerRuns) -> tuple[Tensor, Tensor]:
-        """Perturbations ε of the next piece and ξ that its differences are credited to, ``(P, D)`` for D entries."""
+        """Perturbations ε of the next piece, and ξ that its differences are attributed to, shape ``(P, D)`` each."""
 
     def _carry_on(self, runs: InnerRuns, credited: Tensor, failed: Tensor) -> InnerRuns:
-        """The inner runs that the next piece begins with."""
+        """The inner runs at the beginning of the next piece."""
         return runs
 
     def estimate(self, rule: UpdateRule, groups: Sequence[InnerRuns], execution: Execution = EAGER) -> Estimate:
@@ -84,11 +97,13 @@ class EvolutionStrategies(Estimator):
         unrolled = unroll_groups(rule, named_theta(particles, rule), groups, steps, draws, splits, execution)
         terms: dict[int, _Terms] = {}
         kinds = [(losses.shape, losses.dtype) for _, losses in unrolled]
-        for kind in dict.fromkeys(kinds):  # groups that made as many steps are judged at once
-            alike = [number for number, other in enumerate(kinds) if other == kind]
-            losses = [unrolled[number][1] for number in alike]
-            judged = self._terms([groups[number] for number in alike], losses, [credited[number] for number in alike])
-            terms |= zip(alike, judged, strict=True)
+        for kind in dict.fromkeys(kinds):  # groups with the same number of steps are evaluated at once
+            numbers = [number for number, other in enumerate(kinds) if other == kind]
+            losses = [unrolled[number][1] for number in numbers]
+            judged = self._terms(
+                [groups[number] for number in numbers], losses, [credited[number] for number in numbers]
+            )
+            terms |= zip(numbers, judged, strict=True)
         gradients, means, failed, powers = zip(*(terms[number] for number in range(len(groups))), strict=True)
         after = [
             self._carry_on(replace(runs, truncations=runs.truncations + 1), group_noise, group_failed)
@@ -103,8 +118,8 @@ class EvolutionStrategies(Estimator):
         )
 
     def _terms(self, groups: Sequence[InnerRuns], losses: Sequence[Tensor], credited: Sequence[Tensor]) -> list[_Terms]:
-        """Of each of several groups that made as many steps: gradient, meta-loss, failed particles, and power."""
-        values, means, failed = self._judge(losses, groups)
+        """Gradient, meta-loss, failed particles and power of each of several groups with the same number of steps."""
+        values, means, failed = self._meta_loss_values(losses, groups)
         plus, minus = values.chunk(2, dim=2)
         delta = (plus - minus).sum(1) / self._steps(groups[0])
         delta = shape_differences(torch.where(delta.isfinite(), delta, 0.0), self.shaping)
@@ -117,8 +132,8 @@ class EvolutionStrategies(Estimator):
 class TruncatedEvolutionStrategies(EvolutionStrategies):
     """Evolution strategies on pieces of at most ``truncation`` inner steps.
 
-    The pieces of a run average to (an estimate of) the gradient of the mean over its horizon; the last piece is
-    shorter, and weighs less, where ``truncation`` does not divide the horizon.
+    The mean of the estimates of all pieces of a run is (an estimate of) the gradient of the mean loss over its horizon;
+    the last piece is shorter, and has less weight, where ``truncation`` does not divide the horizon.
 
     Args:
         truncation: inner steps K of one piece, >= 1.

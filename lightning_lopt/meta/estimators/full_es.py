@@ -18,6 +18,15 @@ class FullES(EvolutionStrategies):
 
     References: Salimans et al. 2017, https://arxiv.org/abs/1703.03864; Metz et al. 2019,
     https://arxiv.org/abs/1810.10180.
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> rule, estimator = AdamRule(), FullES(pairs=4, sigma=0.1)
+        >>> runs = estimator.start(rule, Quadratic(torch.tensor([1.0, 4.0])), horizon=20, seed=0)
+        >>> estimate = estimator.estimate(rule, [runs])
+        >>> bool(estimate.gradient < 0), estimate.groups[0].finished  # a larger learning rate lowers the meta-loss
+        (True, True)
     """
 
     name = "full_es"

@@ -1,4 +1,4 @@
-"""Evolution strategies that keep one perturbation for a whole inner run, estimated piece by piece."""
+"""Evolution strategies with one perturbation for a whole inner run, and an estimate after each piece of it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,15 @@ class NRES(TruncatedEvolutionStrategies):
     :class:`PES` does. Runs should be out of phase, as :class:`~lightning_lopt.meta.Horizons` staggers them.
 
     References: Li et al. 2023, https://arxiv.org/abs/2304.12180.
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> rule, estimator = AdamRule(), NRES(truncation=5, pairs=4)
+        >>> runs = estimator.start(rule, Quadratic(torch.tensor([1.0, 4.0])), horizon=20, seed=0)
+        >>> estimate = estimator.estimate(rule, [runs])
+        >>> bool(estimate.gradient < 0), estimate.groups[0].step  # a larger learning rate lowers the meta-loss
+        (True, 5)
     """
 
     name = "nres"
@@ -29,9 +38,19 @@ class NRES(TruncatedEvolutionStrategies):
 
 
 class ESSingle(NRES):
-    """ES-Single: the estimate of :class:`NRES`, found independently and published under this name.
+    """ES-Single: the estimate of :class:`NRES`, published independently under this name.
 
     References: Vicol 2023, "Low-variance gradient estimation in unrolled computation graphs with ES-Single", ICML.
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> rule, bowl = AdamRule(), Quadratic(torch.tensor([1.0, 4.0]))
+        >>> estimators = [ESSingle(truncation=5, pairs=4), NRES(truncation=5, pairs=4)]
+        >>> runs = [estimator.start(rule, bowl, horizon=20, seed=0) for estimator in estimators]
+        >>> first, second = (estimator.estimate(rule, [run]) for estimator, run in zip(estimators, runs))
+        >>> torch.equal(first.gradient, second.gradient)
+        True
     """
 
     name = "es_single"

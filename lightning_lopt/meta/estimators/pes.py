@@ -16,12 +16,22 @@ class PES(TruncatedEvolutionStrategies):
     .. math:: g = \frac{1}{2 \sigma^2 P} \sum_p \Big( \tfrac1K \sum_{t} \Delta_{tp} \Big) \xi_p, \qquad
         \xi_p = \sum_{\text{truncations so far}} \epsilon_p
 
-    Each truncation perturbs θ anew, and each difference of losses is credited to all perturbations since the run
-    began. The estimates of all truncations of a run add up to an unbiased estimate of the gradient of
-    :math:`\tfrac1K \sum_{t \le T} \mathbb E\, L_t`, K being the truncation length. Both particles of a pair keep their
-    own inner run from one truncation to the next. The variance grows with the number of truncations in a run.
+    Each truncation perturbs θ anew, and each difference of losses is attributed to the sum of all perturbations since
+    the run began. The estimates of all truncations of a run add up to an unbiased estimate of the gradient of
+    :math:`\tfrac1K \sum_{t \le T} \mathbb E\, L_t`, K being the truncation length. Each particle of a pair continues
+    its own inner run in the next truncation. The variance grows with the number of truncations in a run.
 
     References: Vicol et al. 2021, https://arxiv.org/abs/2112.13835.
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> rule, estimator = AdamRule(), PES(truncation=5, pairs=4)
+        >>> runs = estimator.start(rule, Quadratic(torch.tensor([1.0, 4.0])), horizon=20, seed=0)
+        >>> while not runs.finished:
+        ...     gradient, _, (runs,), _, _ = estimator.estimate(rule, [runs])
+        >>> runs.truncations, tuple(gradient.shape)  # θ of AdamRule is one number, the logarithm of the learning rate
+        (4, (1,))
     """
 
     name = "pes"

@@ -27,23 +27,32 @@ class TruncatedBackprop(Estimator):
 
     .. math:: g = \frac1R \sum_r \nabla_\theta\, \tfrac1K \sum_{t} L_{tr}
 
-    with R inner runs side by side, all at θ. What lies before the truncation counts as a constant: the short-horizon
-    bias. Exact where ``truncation`` is the whole horizon, but there a chaotic run has gradients that explode, and the
-    non-smooth losses that evolution strategies blur are taken as they are. Memory grows with ``truncation``, not with
-    the horizon. A run whose gradient is not finite takes no part.
+    with R inner runs side by side, all at θ. The state before the truncation counts as a constant, which gives the
+    short-horizon bias. The gradient is exact if ``truncation`` is the whole horizon; but then the gradients of a
+    chaotic run explode, and losses that are not smooth are not smoothed, as they are by evolution strategies. Memory
+    grows with ``truncation``, not with the horizon. A run whose gradient is not finite is left out.
 
     Args:
         truncation: inner steps K of one piece, >= 1.
         runs: number R of inner runs, >= 1.
         meta_loss: what is minimised; the mean training loss by default. Above its cap the gradient is 0.
         clip: largest norm of the gradient that flows from one inner step to the step before it, over all parameters
-            and state of a run, > 0; ``None`` for none. Makes a chaotic run bearable at the price of a bias.
+            and state of a run, > 0; ``None`` for none. Limits the gradients of a chaotic run at the price of a bias.
 
     Raises:
         ValueError: if a number is out of range.
 
     References: Werbos 1990; Wu et al. 2018, https://arxiv.org/abs/1803.02021 (the bias); Metz et al. 2021,
     https://arxiv.org/abs/2111.05803 (chaos).
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> rule, estimator = AdamRule(), TruncatedBackprop(truncation=5, runs=1)
+        >>> runs = estimator.start(rule, Quadratic(torch.tensor([1.0, 4.0])), horizon=20, seed=0)
+        >>> estimate = estimator.estimate(rule, [runs])
+        >>> bool(estimate.gradient < 0), estimate.groups[0].step  # a larger learning rate lowers the meta-loss
+        (True, 5)
     """
 
     name = "truncated_backprop"
@@ -84,7 +93,7 @@ class TruncatedBackprop(Estimator):
                 if self.clip is not None:
                     after = _clip_backward(after, self.clip)
                 pieces.append(losses)
-            (values,), (mean,), (failed,) = self._judge([torch.cat(pieces, dim=1)], [runs])
+            (values,), (mean,), (failed,) = self._meta_loss_values([torch.cat(pieces, dim=1)], [runs])
             total = torch.nan_to_num(values).sum() / self.truncation
         rows = torch.zeros_like(theta)
         if total.requires_grad:  # the first loss of a truncation does not depend on θ
@@ -118,7 +127,7 @@ def _clip_backward(runs: InnerRuns, limit: float) -> InnerRuns:
     tensors: list[Tensor] = []
 
     def collect(tensor: Tensor) -> Tensor:
-        if tensor.is_floating_point():  # a task may carry whole numbers along
+        if tensor.is_floating_point():  # a task may carry integers from step to step
             tensors.append(tensor)
         return tensor
 

@@ -1,4 +1,4 @@
-"""Evolution strategies on pieces of inner runs, each judged by itself."""
+"""Evolution strategies on pieces of inner runs, each with an estimate from its own losses alone."""
 
 from __future__ import annotations
 
@@ -10,16 +10,26 @@ from lightning_lopt.meta.runs import InnerRuns, map_runs
 
 
 class TruncatedES(TruncatedEvolutionStrategies):
-    r"""Each truncation is judged by itself: low variance, biased towards what pays off within it.
+    r"""An estimate from the losses of each truncation alone: low variance, but biased towards short-term gains.
 
     .. math:: g = \frac{1}{2 \sigma^2 P} \sum_p \Big( \tfrac1K \sum_{t} \Delta_{tp} \Big) \epsilon_p
 
-    Both particles of a pair begin a truncation at the same inner state, and both go on from that of the ``+``
-    particle (of the ``-`` particle where the other failed). What θ did before the truncation gets no credit: the
-    short-horizon bias. Unbiased where ``truncation`` is the whole horizon.
+    Both particles of a pair begin a truncation at the same inner state, and both continue from that of the ``+``
+    particle (of the ``-`` particle if the other failed). Effects of θ from before the truncation are not attributed to
+    it, which gives the short-horizon bias. Unbiased if ``truncation`` is the whole horizon.
 
     References: Metz et al. 2019, https://arxiv.org/abs/1810.10180; Wu et al. 2018, https://arxiv.org/abs/1803.02021
     (the bias).
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> rule, estimator = AdamRule(), TruncatedES(truncation=5, pairs=4)
+        >>> runs = estimator.start(rule, Quadratic(torch.tensor([1.0, 4.0])), horizon=20, seed=0)
+        >>> (runs,) = estimator.estimate(rule, [runs]).groups
+        >>> plus, minus = runs.params["x"].chunk(2)
+        >>> torch.equal(plus, minus)  # both particles of a pair begin the next truncation at the same parameters
+        True
     """
 
     name = "truncated_es"

@@ -15,12 +15,12 @@ EXAMPLES = {"matrix of 1024 x 1024": (1024, 1024), "vector of 1024": (1024,)}
 
 
 class Footprint(NamedTuple):
-    """Of one step on one float32 tensor, for each of its entries.
+    """Memory and computation of one step on one float32 tensor, per entry of the tensor.
 
     Attributes:
-        state_bytes: memory of the state, with what the rule keeps besides for each tensor and for all of them.
-        flops: operations in matrix products, a multiply-add counting as 2; what is done entry by entry is not counted.
-            Where only one step in :attr:`UpdateRule.period` is a full one, the mean over a period.
+        state_bytes: bytes of the state, including state per tensor and shared state.
+        flops: operations in matrix products, a multiply-add counting as 2; elementwise operations are not counted.
+            For a rule with a :attr:`UpdateRule.period`, it is the mean over a period.
     """
 
     state_bytes: float
@@ -28,7 +28,7 @@ class Footprint(NamedTuple):
 
 
 def footprint(rule: UpdateRule, shape: tuple[int, ...]) -> Footprint:
-    """The footprint on a model that is one tensor of ``shape``, found without computing anything.
+    """The footprint on a model with one tensor of ``shape``, computed on the meta device.
 
     >>> from lightning_lopt import SGDRule
     >>> footprint(SGDRule(), (8, 8))
@@ -51,12 +51,12 @@ def footprint(rule: UpdateRule, shape: tuple[int, ...]) -> Footprint:
 
 
 def reads(rule: UpdateRule) -> list[str]:
-    """What the rule has to be given."""
+    """The inputs that the rule reads, as words."""
     return ["gradients"] + ["the loss"] * rule.reads_loss + ["the horizon"] * rule.reads_horizon
 
 
 def report(rule: UpdateRule) -> str:
-    """The footprint as lines for people, with the number of meta-parameters and what the rule reads."""
+    """The footprint as text, with the number of meta-parameters and the inputs that the rule reads."""
     footprints = {what: footprint(rule, shape) for what, shape in EXAMPLES.items()}
     memory = ", ".join(f"{each.state_bytes:.1f} ({what})" for what, each in footprints.items())
     work = ", ".join(f"{each.flops:.0f} ({what})" for what, each in footprints.items())

@@ -1,4 +1,4 @@
-"""The rules that files may name."""
+"""The registry of rules: the names that files may use."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ def register_rule(name: str) -> Callable[[_RuleClass], _RuleClass]:
 
     Raises:
         ValueError: if another class already has that name.
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.rules import RULES
+        >>> @register_rule("my_adam")
+        ... class MyAdam(AdamRule):
+        ...     pass
+        >>> RULES["my_adam"] is MyAdam, MyAdam.rule_name
+        (True, 'my_adam')
+        >>> del RULES["my_adam"]  # only so that this example leaves nothing behind
     """
 
     def register(cls: _RuleClass) -> _RuleClass:

@@ -78,7 +78,16 @@ def _roles_of_weight(layer: nn.Module, role: Role) -> dict[int, Role]:
 
 
 def role_table(params: Mapping[str, Tensor], roles: Mapping[str, Role]) -> str:
-    """The roles as a table for people: name, shape, role, one line a parameter."""
+    """The roles as a table for people: name, shape, role, one line a parameter.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2, bias=False))
+        >>> print(role_table(dict(model.named_parameters()), roles_of(model)))
+        parameter  shape  role
+        0.weight   8x4    matrix
+        0.bias     8      vector
+        2.weight   2x8    head
+    """
     rows = [("parameter", "shape", "role")]
     rows += [(name, _shape(param), roles[name]) for name, param in params.items()]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]

@@ -1,4 +1,4 @@
-"""Parameter tensors of one shape and role, stepped as one: what a rule says of one tensor, mapped over all of them."""
+"""Stacks of parameter tensors of one shape and role: the step of a rule for one tensor, mapped over all of them."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from lightning_lopt.rules.contract.roles import Role, role_of_shape
 
 CPU_LIMIT = 2**15
-"""Most entries of one stack on a CPU: there an operation on more of them costs more than its call."""
+"""Most entries of one stack on a CPU: above it the arithmetic of an operation costs more than its call."""
 DEVICE_LIMIT = 2**24
 CPU_FEWEST = 4
-"""Fewest tensors that are mapped over on a CPU: ``vmap`` makes an operation there cost what four cost without."""
+"""Fewest tensors in a stack on a CPU: under ``vmap`` an operation costs as much as four without it."""
 DEVICE_FEWEST = 2
 
 Result = TypeVar("Result")
 
 
 class TensorInputs(NamedTuple):
-    """What a rule sees of one parameter tensor of shape s in a step.
+    """The inputs of a step for one parameter tensor of shape s.
 
     Attributes:
-        param: its value before the step, s.
-        grad: gradient of the loss, s.
-        state: what :meth:`UpdateRule.init_tensor` or the last step returned for it.
-        role: what the tensor is in the model.
-        weight_decay: decoupled weight decay that the user asks for beside the rule's own, a number or 0-dim.
-        full: whether what need not be done at every step is done in this one, see :attr:`UpdateRule.period`.
+        param: value of the parameter before the step, shape s.
+        grad: gradient of the loss, shape s.
+        state: state from :meth:`UpdateRule.init_tensor` or from the last step.
+        role: role of the tensor in the model.
+        weight_decay: decoupled weight decay of the user, added to that of the rule; a number or 0-dim.
+        full: whether this step includes the work that is not needed at every step, see :attr:`UpdateRule.period`.
     """
 
     param: Tensor
@@ -45,15 +45,15 @@ class TensorInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Stack:
-    """Tensors of one shape s and role. With n of them, all that follows has an axis n in front; a single one has none.
+    """n tensors of one shape s and role; the tensors below have a first axis n, or none where n is 1.
 
     Attributes:
-        names: of the n parameters.
-        params: (n, *s).
-        grads: (n, *s).
-        state: by key.
-        role: of all of them.
-        weight_decay: a number, or (n,).
+        names: names of the n parameters.
+        params: parameters, shape (n, *s).
+        grads: gradients, shape (n, *s).
+        state: state by key.
+        role: role of all n tensors.
+        weight_decay: a number, or shape (n,).
         full: as in :class:`TensorInputs`.
     """
 
@@ -68,11 +68,11 @@ class Stack:
     def map(
         self, function: Callable[[TensorInputs, Mapping[str, Tensor]], Result], controls: Mapping[str, Tensor]
     ) -> Result:
-        """``function`` of the inputs and controls of each tensor; its results have an axis n in front, if there is one.
+        """``function`` of the inputs and controls of each tensor; the results have a first axis n, or none for n = 1.
 
         Args:
-            function: of what concerns one tensor.
-            controls: (n, ...) each, also where n is 1.
+            function: function of the inputs and controls of one tensor.
+            controls: controls by name, shape (n, ...) each, also for n = 1.
         """
         if len(self.names) == 1:
             inputs = TensorInputs(self.params, self.grads, self.state, self.role, self.weight_decay, self.full)
@@ -81,21 +81,25 @@ class Stack:
         mapped = decay if isinstance(decay, Tensor) else None
 
         def of_each(
-            param: Tensor, grad: Tensor, state: Mapping[str, Tensor], mapped: Tensor | None, own: Mapping[str, Tensor]
+            param: Tensor,
+            grad: Tensor,
+            state: Mapping[str, Tensor],
+            mapped: Tensor | None,
+            tensor_controls: Mapping[str, Tensor],
         ) -> Result:
             weight_decay = decay if mapped is None else mapped
-            return function(TensorInputs(param, grad, state, self.role, weight_decay, self.full), own)
+            return function(TensorInputs(param, grad, state, self.role, weight_decay, self.full), tensor_controls)
 
         in_dims = (0, 0, 0, None if mapped is None else 0, 0)
         result: Result = vmap(of_each, in_dims=in_dims)(self.params, self.grads, dict(self.state), mapped, controls)
         return result
 
     def columns(self, result: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What :meth:`map` returned, with an axis n in front also where n is 1."""
+        """The result of :meth:`map` with a first axis n, also for n = 1."""
         return {key: value[None] for key, value in result.items()} if len(self.names) == 1 else result
 
     def parts(self, result: Any) -> list[Any]:
-        """What :meth:`map` returned, for each tensor."""
+        """The result of :meth:`map` as a list with one entry for each tensor."""
         if len(self.names) == 1:
             return [result]
         leaves, structure = tree_flatten(result)
@@ -103,14 +107,14 @@ class Stack:
 
 
 def grouped(params: Mapping[str, Tensor], names: Sequence[str], roles: Mapping[str, Role]) -> list[list[str]]:
-    """Which tensors are stepped as one: those of one shape, type, device and role, as far as the limits allow.
+    """The names of each stack: tensors of one shape, type, device and role, as many as the limits allow.
 
-    Matrices come first, so that they follow one another where work is shared out over the steps.
+    Matrices come first, so that their indices are consecutive where :attr:`UpdateRule.period` distributes work.
 
     Args:
-        params: by name; shapes, types and devices are read.
-        names: of those that are stepped.
-        roles: by name; a name that is missing has the role of its shape.
+        params: parameters by name; only shapes, types and devices are read.
+        names: names of the parameters that are stepped.
+        roles: roles by name; a name that is missing has the role of its shape.
 
     >>> few = {name: torch.zeros(2) for name in "abc"}
     >>> grouped(few | {name: torch.zeros(3, 3) for name in "defgh"}, list("abcdefgh"), {})
@@ -132,12 +136,12 @@ def grouped(params: Mapping[str, Tensor], names: Sequence[str], roles: Mapping[s
 
 
 def joined(values: Sequence[Tensor]) -> Tensor:
-    """Tensors of one shape with an axis in front; a single one as it is."""
+    """n tensors of one shape s as one of shape (n, *s); a single tensor is returned as it is."""
     return values[0] if len(values) == 1 else torch.stack(list(values))
 
 
 def joined_decay(names: Sequence[str], weight_decay: Mapping[str, float | Tensor], like: Tensor) -> float | Tensor:
-    """The weight decay of a stack: a number where all have the same one, a single 0-dim tensor as it is, else (n,)."""
+    """The weight decay of a stack: a number if all are equal, a single 0-dim tensor as it is, otherwise shape (n,)."""
     values = [weight_decay.get(name, 0.0) for name in names]
     first = values[0]
     if len(values) == 1 or (not any(isinstance(value, Tensor) for value in values) and len(set(values)) == 1):

@@ -1,4 +1,4 @@
-"""Rules that were never meta-trained: what to say before one of them trains a model."""
+"""The warning about rules that were never meta-trained."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What several rules share: arithmetic, averages, features of entries, of time and of the loss, networks."""
+"""Parts that several rules share: arithmetic, averages, features of entries, of time and of the loss, networks."""

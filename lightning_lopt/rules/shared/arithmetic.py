@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-TINY = 1e-30  # added to mean squares: a gradient keeps its direction down to an RMS of about 1e-15
+TINY = 1e-30  # added to mean squares; a gradient with an RMS above about 1e-15 keeps its direction
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic coefficients of Jordan et al. 2024: steep at 0, fixed near 1
 
 
 def constants(values: Sequence[float], like: Tensor) -> Tensor:
     """Numbers as a tensor, shape (k,), in the type of ``like`` and on its device.
 
-    A device is not waited for, and nothing is copied to it, which a CUDA graph would not take.
+    It is filled on the device, without a wait and without a copy from the host, so it works inside CUDA graphs.
     """
     if like.device.type == "cpu":
         return torch.tensor(values, dtype=like.dtype)
@@ -57,7 +57,7 @@ def variance(x: Tensor) -> Tensor:
 
 
 def matrix_shape(shape: tuple[int, ...] | torch.Size) -> tuple[int, int]:
-    """The matrix a tensor of rank >= 2 stands for: (out, everything else), so a kernel is (out, in x kh x kw).
+    """Shape of a tensor of rank >= 2 as a matrix, (out, everything else); that of a kernel is (out, in x kh x kw).
 
     >>> matrix_shape((16, 8, 3, 3)), matrix_shape((5,)), matrix_shape(())
     ((16, 72), (5, 1), (1, 1))
@@ -67,7 +67,7 @@ def matrix_shape(shape: tuple[int, ...] | torch.Size) -> tuple[int, int]:
 
 
 def view(x: Tensor, *, flat: bool = True) -> Tensor:
-    """``x`` as most rules see it: of rank 1, or a matrix (:func:`matrix_shape`); not ``flat``, rank > 2 stays.
+    """``x`` as a tensor of rank 1 or as a matrix (:func:`matrix_shape`); without ``flat``, rank > 2 is kept.
 
     >>> view(torch.zeros(())).shape, view(torch.zeros(16, 8, 3, 3)).shape
     (torch.Size([1]), torch.Size([16, 72]))
@@ -78,7 +78,7 @@ def view(x: Tensor, *, flat: bool = True) -> Tensor:
 
 
 def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
-    r"""The nearest semi-orthogonal matrix, roughly: :math:`U V^\top` of :math:`x = U S V^\top`, by Newton-Schulz.
+    r"""The nearest semi-orthogonal matrix, :math:`U V^\top` for :math:`x = U S V^\top`, approximated by Newton-Schulz.
 
     .. math:: X \leftarrow a X + (b\, X X^\top + c\, (X X^\top)^2) X, \qquad X_0 = x / \lVert x \rVert_F
 

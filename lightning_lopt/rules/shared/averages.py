@@ -28,7 +28,7 @@ def average(old: Tensor, new: Tensor, rates: Tensor) -> Tensor:
 
 
 def bias_correction(decay: float, count: Tensor) -> Tensor | float:
-    """1 - d^count, what an average that began at 0 is divided by.
+    """1 - d^count, the divisor of an average that began at 0.
 
     ``expm1`` keeps the digits that float32 loses where the power is close to 1.
     """

@@ -1,6 +1,6 @@
 """The network of the per-entry rules: three small layers applied to every entry of a tensor.
 
-:func:`apply_plainly` writes its equation down; rules use
+:func:`apply_plainly` is the reference implementation; rules use
 :func:`~lightning_lopt.rules.shared.fast_entry_network.apply_network`, which is tested against it.
 """
 
@@ -18,9 +18,9 @@ from lightning_lopt.rules.shared.features import EntryFeatures, made
 
 
 def matrix_norm(x: Tensor, ndim: int) -> Tensor:
-    """Euclidean norm of each matrix, the last two axes of a tensor of rank ``ndim`` (the last for rank 1); kept as 1.
+    """Euclidean norm over the last two axes of a tensor of rank ``ndim`` (the last for rank 1), which become size 1.
 
-    ``x`` may have further axes in front.
+    ``x`` may have further axes in front of these ``ndim``.
     """
     norm: Tensor = torch.linalg.vector_norm(x, dim=tuple(range(-min(ndim, 2), 0)), keepdim=True)
     return norm
@@ -33,7 +33,7 @@ def inverse_rms(norm: Tensor, shape: torch.Size, eps: float) -> Tensor:
 
 
 class Weights(NamedTuple):
-    """θ of an :class:`EntryNetwork` in the type to compute in."""
+    """θ of an :class:`EntryNetwork` in the type of the arithmetic."""
 
     inner_0: Tensor
     outer_0: Tensor | None
@@ -54,9 +54,10 @@ class EntryNetwork(nn.Module):
     .. math:: o = W_2\, \mathrm{relu}(W_1\, \mathrm{relu}(W_0 x + b_0) + b_1) + b_2, \qquad
         x_i = f_i \,\big/ \sqrt{\mathrm{mean}(f_i^2) + \epsilon}
 
-    The mean is over the matrix that the tensor is, each for itself where there are leading axes. The normaliser
-    multiplies the weights instead of the features; outer features pass the first layer before they are spread, and
-    constants, the same number for every entry of a tensor, which are not normalised, are added to the bias.
+    The mean is over the matrix in the last two axes, for each index of the leading axes. The normaliser multiplies the
+    weights instead of the features. Outer features (constant along rows or columns) pass the first layer before they
+    are expanded to all entries. Constants, one number for all entries of a tensor, are not normalised, and are added to
+    the bias.
 
     Args:
         inner: number of inner features.
@@ -64,14 +65,14 @@ class EntryNetwork(nn.Module):
         constant: number of constants.
         hidden: width of both hidden layers.
         outputs: number of outputs.
-        copies: number K of networks side by side, all parameters with this first axis; ``None`` for a single one.
+        copies: number K of networks, the first axis of all parameters; ``None`` for a single network without that axis.
 
     Attributes:
-        inner_0: first layer for the inner features in their order, (hidden, inner).
+        inner_0: first layer for the inner features, in their order, (hidden, inner).
         outer_0: first layer for rows, their inverse roots, columns, and their inverse roots, (hidden, outer).
         constant_0: first layer for the constants, (hidden, constant).
         weight_1: (hidden, hidden).
-        weight_2: (outputs, hidden), in most rules for direction, magnitude, and an output that nothing reads.
+        weight_2: (outputs, hidden), in most rules for direction, magnitude, and an unused output.
         bias_0, bias_1, bias_2: (hidden), (hidden), (outputs).
     """
 
@@ -90,7 +91,7 @@ class EntryNetwork(nn.Module):
         self.bias_2 = nn.Parameter(torch.zeros(*lead, outputs, dtype=THETA_DTYPE))
 
     def weights(self, dtype: torch.dtype, outputs: int, constants: Tensor | None = None) -> Weights:
-        """θ in another type, with the first ``outputs`` outputs, for the constants (constant,) of a tensor.
+        """θ in another type, with the first ``outputs`` outputs, for the constants of a tensor, (constant,).
 
         Biases are columns.
         """
@@ -103,14 +104,14 @@ class EntryNetwork(nn.Module):
         return Weights(inner_0, outer_0, bias_0, weight_1, bias_1, weight_2, bias_2)
 
     def mixtures(self, shares: Tensor, outputs: int) -> dict[str, Tensor]:
-        """The weighted means of the K copies, without constants: one network for each of n rows of ``shares``.
+        """Weighted means of the K copies, without constants: one network for each of n rows of ``shares``.
 
         Args:
-            shares: weight of each copy, (n, K), divided by K here.
-            outputs: number of outputs to keep.
+            shares: weight of each copy, (n, K); it is divided by K here.
+            outputs: number of outputs to use.
 
         Returns:
-            the fields of :class:`Weights`, with an axis n in front.
+            the fields of :class:`Weights`, with a first axis n.
         """
         shares = shares / shares.shape[-1]
         banks = {
@@ -127,12 +128,12 @@ class EntryNetwork(nn.Module):
 
 
 def apply_plainly(weights: Weights, inputs: EntryFeatures, outer: Sequence[Tensor], eps: float) -> Tensor:
-    """The network's outputs for every entry of a tensor, by the equation of :class:`EntryNetwork`.
+    """Outputs of the network for every entry of a tensor, by the equation of :class:`EntryNetwork`.
 
-    All features are spread over the tensor and held in memory at once, 4 bytes each per entry.
+    All features are expanded to all entries and are in memory at once, 4 bytes each per entry.
 
     Args:
-        weights: of :meth:`EntryNetwork.weights`.
+        weights: result of :meth:`EntryNetwork.weights`.
         inputs: inner features of a tensor of shape s, rank >= 1.
         outer: groups of outer features, (f, *s) with size 1 where they are constant.
         eps: ε.
@@ -150,6 +151,6 @@ def apply_plainly(weights: Weights, inputs: EntryFeatures, outer: Sequence[Tenso
 
 
 def initial_weight(*shape: int, fan_in: int) -> nn.Parameter:
-    """Normal with standard deviation 1/√fan_in, cut at two of them."""
+    """Normal numbers with standard deviation 1/√fan_in, truncated at two standard deviations."""
     cut_at = 2 * fan_in**-0.5
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(shape, dtype=THETA_DTYPE), 0.0, cut_at / 2, -cut_at, cut_at))

@@ -1,4 +1,4 @@
-"""The network of the per-entry rules, evaluated fast: in blocks that stay in the cache, outer features never spread."""
+"""Fast evaluation of the per-entry network: in blocks that fit the cache, without expanding outer features."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 from lightning_lopt.rules.shared.entry_network import EntryNetwork, Weights, inverse_rms, matrix_norm
 from lightning_lopt.rules.shared.features import EntryFeatures, Feature, made, split_rows
 
-__all__ = ["EntryNetwork", "apply_network"]  # what a rule needs of the network
+__all__ = ["EntryNetwork", "apply_network"]  # the names that rules use
 
-BLOCK = 2**16  # entries whose features are in memory at a time: on a CPU they stay in its cache
+BLOCK = 2**16  # entries whose features are in memory at a time; these fit the cache of a CPU
 DEVICE_BLOCK = 2**22
 
 
 def apply_network(weights: Weights, inputs: EntryFeatures, outer: Sequence[Tensor], eps: float) -> Tensor:
-    """The network's outputs for every entry of a tensor of shape s, (outputs, *s); ``outer`` are outer features."""
+    """Outputs of the network for every entry of a tensor of shape s, (outputs, *s); ``outer`` are outer features."""
     shape = inputs.param.shape[1:]
     first, *others = _outer_layer(weights, outer, len(shape), eps)
     beside = [*_shifts(weights, first), *others]
@@ -27,7 +27,7 @@ def apply_network(weights: Weights, inputs: EntryFeatures, outer: Sequence[Tenso
     if rows >= shape[0]:
         features = _gathered(inputs.features(), None)
         return _layers(weights, features, inverse_rms(matrix_norm(features, len(shape)), shape, eps), beside)
-    # The features are made twice: kept, they would take 4 (6 + 4 k) bytes per entry.
+    # The features are computed twice, since storing them would take 4 (6 + 4 k) bytes per entry.
     parts = inputs.parts(rows)
     workspaces = {part.param.shape[1]: _workspace(part, weights) for part in (parts[0], parts[-1])}
     workspace_of = [workspaces[part.param.shape[1]] for part in parts]
@@ -47,13 +47,13 @@ def apply_network(weights: Weights, inputs: EntryFeatures, outer: Sequence[Tenso
 
 
 class _Workspace(NamedTuple):
-    """Memory for one block, used by all blocks of that size one after the other, so that it stays in the cache.
+    """Memory for one block, reused by all blocks of that size, so that it stays in the cache.
 
     Attributes:
-        features: (F, *s).
-        groups: the same by groups.
-        plain: how many groups come before the first product.
-        hidden: two layers, (hidden, entries) each.
+        features: all features, (F, *s).
+        groups: views of ``features``, one for each group.
+        plain: number of groups before the first product of two tensors.
+        hidden: memory of the two hidden layers, (hidden, entries) each.
     """
 
     features: Tensor
@@ -63,7 +63,7 @@ class _Workspace(NamedTuple):
 
 
 def _gathered(groups: Sequence[Feature], workspace: _Workspace | None) -> Tensor:
-    """All features, (F, *s)."""
+    """All features in one tensor, (F, *s)."""
     if workspace is None:
         return torch.cat(made(groups))
     first = groups[: workspace.plain]
@@ -77,7 +77,7 @@ def _gathered(groups: Sequence[Feature], workspace: _Workspace | None) -> Tensor
 
 
 def _workspace(part: EntryFeatures, weights: Weights) -> _Workspace | None:
-    """For blocks like ``part``; ``None`` where gradients are recorded or functions transformed, which forbid it."""
+    """A workspace for blocks like ``part``; ``None`` under autograd and torch.func, where writing in place fails."""
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         return None
     groups, like = part.features(), part.param
@@ -89,7 +89,7 @@ def _workspace(part: EntryFeatures, weights: Weights) -> _Workspace | None:
 
 
 def _outer_layer(weights: Weights, outer: Sequence[Tensor], ndim: int, eps: float) -> list[Tensor]:
-    """What outer features and bias add in the first layer, each (hidden, *s) with size 1 where it is constant."""
+    """Terms of outer features and bias in the first layer, each (hidden, *s) with size 1 where it is constant."""
     added: list[Tensor] = []
     for index, features in enumerate(outer):
         assert weights.outer_0 is not None
@@ -100,15 +100,16 @@ def _outer_layer(weights: Weights, outer: Sequence[Tensor], ndim: int, eps: floa
 
 
 def _shifts(weights: Weights, first: Tensor) -> list[Tensor]:
-    r"""How what is added beside the first layer, e.g. a bias, passes the network without being spread over the tensor.
+    r"""Terms that move a bias of the first layer through the network, without expanding the bias to all entries.
 
-    As :math:`\mathrm{relu}(x + b) = \max(x, -b) + b`, a layer takes the larger of x and -b, and b goes to the next one.
+    Since :math:`\mathrm{relu}(x + b) = \max(x, -b) + b`, a layer computes the maximum of x and -b, and b is added in
+    the next layer.
 
     Args:
-        first: b of the first layer, (hidden, *s) with size 1 where it is constant.
+        first: bias b of the first layer, (hidden, *s) with size 1 where it is constant.
 
     Returns:
-        -b of the two hidden layers, and what is added to the outputs, of sizes like those of ``first``.
+        -b of the two hidden layers, and the term of the outputs, of sizes like those of ``first``.
     """
     size = first.shape[1:]
     second = weights.weight_1 @ first.flatten(1) + weights.bias_1
@@ -119,9 +120,9 @@ def _shifts(weights: Weights, first: Tensor) -> list[Tensor]:
 def _layers(
     weights: Weights, features: Tensor, scale: Tensor, beside: Sequence[Tensor], workspace: _Workspace | None = None
 ) -> Tensor:
-    """Outputs (o, *s) from inner features (F, *s), what to multiply them with, and what goes beside them.
+    """Outputs (o, *s) from inner features (F, *s), their scale, and the terms that are added to them.
 
-    That is :func:`_shifts`, and what else is added in the first layer.
+    The terms are those of :func:`_shifts`, and further ones of the first layer.
     """
     shape, (floor_1, floor_2, last, *others) = features.shape[1:], beside
     hidden = (None, None) if workspace is None else workspace.hidden
@@ -134,7 +135,7 @@ def _layers(
 
 
 def _raised(x: Tensor, floor: Tensor, workspace: _Workspace | None) -> Tensor:
-    """The larger of the two, in place of ``x`` where there is a workspace."""
+    """The maximum of the two, written to ``x`` where there is a workspace."""
     return torch.maximum(x, floor) if workspace is None else torch.maximum(x, floor, out=x)
 
 
@@ -148,10 +149,9 @@ def _weighted_sum(weight: Tensor, features: Tensor, scale: Tensor, out: Tensor |
 
 
 def _rows_at_a_time(x: Tensor) -> int:
-    """Entries along the first axis of a tensor of rank 1 or 2 that make up a block.
+    """Number of rows (entries of the first axis of a tensor of rank 1 or 2) in a block.
 
-    All of them for a tensor that is small, has leading axes, or is compiled (the compiler fuses what blocks keep in
-    the cache).
+    A tensor that is small, has leading axes, or is compiled is one block (a compiler fuses the operations anyway).
     """
     if x.ndim > 2 or torch.compiler.is_compiling():
         return len(x)

@@ -1,4 +1,4 @@
-r"""What the per-entry networks of AdafacMLP, VeLO, Celo and Celo2 see of a tensor.
+r"""The inputs of the per-entry networks of AdafacMLP, VeLO, Celo and Celo2.
 
 With k decays there are 6 + 8 k features (k = 3: 30), in the order of the reference:
 
@@ -18,13 +18,13 @@ rows, columns           k, k  the factored second moment itself
 m R L                   k
 ======================  ====  =================================================================================
 
-AdafacMLP has neither clip(g, ±0.1) nor g / √(v + ε). Rank < 2 has no factored second moment, and R L is that of
-:func:`~lightning_lopt.rules.shared.moments.diagonal_factor`. For Celo2 its features end before the rows; for the others
-the averages q of the square stand for rows and columns alike, and the last feature is m / √(q + ε'), ε' = 1e-6 for
-AdafacMLP and 0 for VeLO and Celo.
+AdafacMLP has neither clip(g, ±0.1) nor g / √(v + ε). A tensor of rank < 2 has no factored second moment, and its R L is
+that of :func:`~lightning_lopt.rules.shared.moments.diagonal_factor`. For Celo2, its features end before the rows; for
+the other rules, the averages q of the square replace both rows and columns, and the last feature is m / √(q + ε'), ε' =
+1e-6 for AdafacMLP and 0 for VeLO and Celo.
 
-Features stand on the first axis, so that the long axis of entries is contiguous. Those that vary by row or by column
-alone are never spread over the tensor: they are the *outer* features, the others the *inner* ones.
+The first axis is that of the features, so that the long axis of entries is contiguous. Features that vary only by row
+or only by column are never expanded to all entries: they are the *outer* features, the others the *inner* ones.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ OUTER_EPS = 1e-8
 CLIP = 0.1
 
 
-Feature = Tensor | tuple[Tensor, Tensor]  # a group of features, or two tensors whose product it is
+Feature = Tensor | tuple[Tensor, Tensor]  # a group of features, or two tensors whose product is the group
 
 
 class EntryFeatures(Protocol):
@@ -52,20 +52,20 @@ class EntryFeatures(Protocol):
         """The tensor, (1, *s)."""
 
     def features(self) -> list[Feature]:
-        """The groups, made anew."""
+        """The groups of features, computed at each call."""
 
     def parts(self, rows: int) -> Sequence[EntryFeatures]:
-        """The same for ``rows`` entries at a time along the first axis of the tensor."""
+        """The features of blocks of ``rows`` entries along the first axis of the tensor."""
 
 
 def made(groups: Sequence[Feature], places: Sequence[Tensor] | None = None) -> list[Tensor]:
-    """The groups of features, products being written to their ``places`` if there are any."""
+    """The groups of features; products are written to ``places``, if there are any."""
     where: Sequence[Tensor | None] = [None] * len(groups) if places is None else places
     return [x if isinstance(x, Tensor) else torch.mul(*x, out=to) for x, to in zip(groups, where, strict=True)]
 
 
 class FeatureInputs(NamedTuple):
-    """What the inner features of one tensor of shape s, rank >= 1, are made of, each with one more axis in front.
+    """Inputs of the inner features of one tensor of shape s, rank >= 1, each with one more axis in front.
 
     Attributes:
         param: (1, *s).
@@ -74,8 +74,8 @@ class FeatureInputs(NamedTuple):
         root: 1 / √(v + 1e-8), (1, *s).
         momentum: (k, *s).
         factors: R and L, whose product is broadcastable to (k, *s); the diagonal factor alone for rank < 2.
-        momentum_factors: R and L of the feature m R L if they are others; else empty. For rank < 2, where there is
-            no such feature if it is empty, the factor.
+        momentum_factors: R and L of the feature m R L, if they differ from ``factors``; otherwise empty. For rank < 2
+            the factor of the last feature, which is left out if this is empty.
         gradient_forms: whether clip(g) and g / √v are among the features.
     """
 
@@ -122,17 +122,17 @@ def averaged_features(
     gradient_forms: bool = True,
     seen: Mapping[str, Tensor] | None = None,
 ) -> tuple[FeatureInputs, list[Tensor]]:
-    """What the inner features of a tensor of rank >= 1 are made of, and its outer features.
+    """Inputs of the inner features of a tensor of rank >= 1, and its outer features.
 
     Args:
-        param: of shape s.
-        grad: of shape s.
+        param: the parameter, shape s.
+        grad: its gradient, shape s.
         averages: :func:`~lightning_lopt.rules.shared.moments.update_averages` after this gradient.
-        ties: which of two equal axes is factored as the larger.
+        ties: which of two equal axes is factored as the larger one.
         eps: ε.
         diagonal_eps: ε'; ``None`` to end the features of rank < 2 as Celo2 does.
         gradient_forms: whether clip(g) and g / √v are among the features.
-        seen: what stands for ``averages`` in all features but g R L, if that is something else.
+        seen: averages for all features but g R L, if they differ from ``averages``.
     """
     other = averages if seen is None else seen
     momentum, second_moment = other["momentum"], other["second_moment"]
@@ -141,19 +141,19 @@ def averaged_features(
         diagonal = averages["diagonal"]
         if diagonal_eps is None:
             return FeatureInputs(*inputs, (diagonal_factor(diagonal),), (), gradient_forms), []
-        # Where m is 0 the feature is, too; 1 in the place of q then keeps the derivative of the root finite.
+        # Where m is 0, the feature is 0; there q is replaced by 1, so that the derivative of the root is finite.
         last = torch.rsqrt(torch.where(momentum == 0, 1.0, diagonal) + diagonal_eps)
-        own = FeatureInputs(*inputs, (diagonal_factor(diagonal),), (last,), gradient_forms)
-        return own, outer_features(diagonal, diagonal)
+        inner_inputs = FeatureInputs(*inputs, (diagonal_factor(diagonal),), (last,), gradient_forms)
+        return inner_inputs, outer_features(diagonal, diagonal)
     axes = factored_axes(param.shape, ties)
     own_factors = factors(averages["rows"], averages["columns"], axes)
     others = () if seen is None else factors(other["rows"], other["columns"], axes)
-    own = FeatureInputs(*inputs, own_factors, others, gradient_forms)
-    return own, outer_features(other["rows"], other["columns"])
+    inner_inputs = FeatureInputs(*inputs, own_factors, others, gradient_forms)
+    return inner_inputs, outer_features(other["rows"], other["columns"])
 
 
 def spread(inputs: FeatureInputs, outer: Sequence[Tensor]) -> tuple[FeatureInputs, list[Tensor]]:
-    """The same entries as a tensor of rank 1, so that there are no matrices in it with a scale of their own each."""
+    """The same entries as a tensor of rank 1, which has one scale instead of one for each of its matrices."""
     size = inputs.param.shape[1:]
     if len(size) < 3:
         return inputs, list(outer)
@@ -168,12 +168,12 @@ def _spread(x: Tensor, size: torch.Size) -> Tensor:
 
 
 def split_rows(x: Tensor, rows: int, total: int) -> Sequence[Tensor]:
-    """``x`` of shape (f, total, ...) in pieces of ``rows``; (f, 1, ...), which is constant there, once for each."""
+    """``x`` of shape (f, total, ...) in pieces of ``rows``; ``x`` of shape (f, 1, ...) is repeated for each piece."""
     return [x] * -(-total // rows) if x.shape[1] == 1 else torch.split(x, rows, 1)
 
 
 def outer_features(rows: Tensor, columns: Tensor) -> list[Tensor]:
-    """Rows and their inverse roots, (2 k, *s) with size 1 where they are constant, and the same of the columns."""
+    """Rows and their inverse roots, (2 k, *s) with size 1 where they are constant, and the same for the columns."""
     return [torch.cat([group, torch.rsqrt(group + OUTER_EPS)]) for group in (rows, columns)]
 
 

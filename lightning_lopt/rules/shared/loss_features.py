@@ -1,14 +1,14 @@
-r"""How the loss of a run has been going, as inputs of a rule, in two forms.
+r"""The history of the loss as inputs of a rule, in two forms.
 
-**Horizon averages**, of VeLO and Celo: ten running averages over the horizon, and how each stands to the next slower
-one.
+**Horizon averages**, of VeLO and Celo: ten running averages over the horizon; a feature compares one of them with the
+next slower one.
 
 .. math::
     \delta_j = e^{-1/\tau_j}, \quad \tau_j = 10^{1 + (\log_{10} T - 1)\, j / 9}, \quad
     a_j \leftarrow \delta_j a_j + (1 - \delta_j)\, L, \quad \hat a_j = a_j / (1 - \delta_j^n), \quad
     b_j \leftarrow \min(b_j, \hat a_j)
 
-for the n-th loss L, cut off at twice the largest average before, and the features, j = 0 to 8,
+for the n-th loss L, clipped at twice the largest average before it, and the features, j = 0 to 8,
 
 .. math:: f_j = \mathrm{clip}\Big( \frac{\hat a_j - b_j}{\max(10^{-8}, \hat a_{j+1} - b_j)} - 1, -1, 1 \Big),
 
@@ -20,7 +20,7 @@ zeros for the first two losses. References: Metz et al. 2022, https://arxiv.org/
     \mu \leftarrow \beta \mu + (1-\beta) L, \quad s \leftarrow \beta s + (1-\beta) (\mu - L)^2, \quad
     W(x) = \mathrm{clip}\Big( \frac{x - c \mu}{\sqrt{c s + 10^{-8}}}, -5, 5 \Big), \quad c = 1/(1 - \beta^n + 10^{-8})
 
-with the μ that is already new in s, and n the number of losses. References: Metz et al. 2020,
+where s uses the new μ, and n is the number of losses. References: Metz et al. 2020,
 https://arxiv.org/abs/2009.11243.
 """
 
@@ -40,7 +40,7 @@ EPS = 1e-8
 
 
 def init_losses(like: Tensor) -> dict[str, Tensor]:
-    """Before the first loss: a and b of shape (10,), and n, 0-dim."""
+    """State before the first loss: a and b of shape (10,), and n, 0-dim."""
     return {
         "loss_means": like.new_zeros(AVERAGES),
         "loss_minima": like.new_full((AVERAGES,), UNSEEN),
@@ -49,10 +49,10 @@ def init_losses(like: Tensor) -> dict[str, Tensor]:
 
 
 def update_losses(old: Mapping[str, Tensor], loss: Tensor, horizon: Tensor) -> dict[str, Tensor]:
-    """The averages with a loss, 0-dim, taken into them; ``horizon`` is T, 0-dim."""
+    """The averages after one more loss, 0-dim; ``horizon`` is T, 0-dim."""
     means, count = old["loss_means"], old["loss_count"] + 1
     loss, rates = loss.to(means.dtype), _inverse_times(means, horizon)
-    largest = (means / -torch.expm1(-count * rates)).amax()  # corrected for this loss, which is not yet in it
+    largest = (means / -torch.expm1(-count * rates)).amax()  # before this loss
     loss = torch.where(count == 1, loss, torch.minimum(2 * largest.abs(), loss))
     means = torch.lerp(means, loss, -torch.expm1(-rates))
     minima = torch.minimum(old["loss_minima"], means / -torch.expm1(-count * rates))
@@ -82,13 +82,13 @@ class LossStatistics(NamedTuple):
     losses: Tensor
 
     def updated(self, loss: Tensor, decay: float) -> LossStatistics:
-        """With a loss, 0-dim, taken into them at β = ``decay``."""
+        """The statistics after one more loss, 0-dim, with β = ``decay``."""
         loss = loss.to(self.mean.dtype)
         mean = torch.lerp(self.mean, loss, 1 - decay)
         return LossStatistics(mean, torch.lerp(self.variance, (mean - loss).square(), 1 - decay), self.losses + 1)
 
     def corrected(self, decay: float) -> Tensor:
-        """c; expm1 keeps it finite in float32 where n is 0, whatever a compiler reorders."""
+        """c; expm1 keeps it finite in float32 for n = 0, in any order of operations that a compiler chooses."""
         return 1 / (EPS - torch.expm1(self.losses * math.log(decay)))
 
     def whiten(self, x: Tensor, decay: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""What VeLO and Celo have in common: an LSTM for each tensor mixes, from a bank of networks, the one that steps it."""
+"""The common part of VeLO and Celo: an LSTM per tensor mixes K networks to the one that computes the step of it."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ GRADIENT_LIMIT = 1000.0
 
 
 class MixtureMoment(NamedTuple):
-    """What is the same for all tensors in a step.
+    """Values that are the same for all tensors in a step.
 
     Attributes:
-        losses: averages of the loss with that of this step, by name.
-        loss_features: how the loss has been going, (9,).
-        progress: how far the run has come, (9,).
+        losses: averages of the loss, including that of this step, by name.
+        loss_features: features of the loss, shape (9,).
+        progress: features of the share of the horizon, shape (9,).
     """
 
     losses: dict[str, Tensor]
@@ -42,15 +42,15 @@ class MixtureMoment(NamedTuple):
 
 
 class MixtureRule(UpdateRule):
-    """The interface of :class:`VeLORule` and :class:`CeloRule`: they say what the LSTM sees and what its output does.
+    """The base class of :class:`VeLORule` and :class:`CeloRule`, which define inputs and use of outputs of the LSTM.
 
-    Arguments are those of :class:`VeLORule`; ``signals`` is the number of what the LSTM sees.
+    Arguments are those of :class:`VeLORule`; ``signals`` is the number of inputs of the LSTM.
     """
 
     starts_random = True
     reads_loss = True
     reads_horizon = True
-    forgets = False  # whether the LSTM begins anew at every step
+    forgets = False  # whether the state of the LSTM is reset at every step
 
     def __init__(
         self,
@@ -88,11 +88,11 @@ class MixtureRule(UpdateRule):
 
     @abstractmethod
     def _signals(self, param: Tensor, state: Mapping[str, Tensor], at: MixtureMoment) -> Tensor:
-        """What the LSTM sees of one tensor, (signals,), before this gradient."""
+        """Inputs of the LSTM for one tensor, (signals,), before this gradient."""
 
     @abstractmethod
     def _act(self, shares: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights of the copies, (n, K), of which the mean is taken, and factors on the steps, (n,)."""
+        """Weights of the copies, (n, K), divided by K when they are used, and factors on the steps, (n,)."""
 
     def init_tensor(self, param: Tensor, role: Role) -> TensorState:
         averages = init_averages(self._view(param), len(self.momentum_decays), self._ties)
@@ -137,7 +137,7 @@ class MixtureRule(UpdateRule):
     def _direction(
         self, param: Tensor, grad: Tensor, before: Mapping[str, Tensor], weights: Weights
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """The averages of one tensor with this gradient, and what the network makes of them, of the tensor's shape."""
+        """The averages of one tensor after this gradient, and the direction that the network computes, of its shape."""
         rate = rates(self.momentum_decays, grad), 1 - self.second_moment_decay, rates(self.factored_decays, grad)
         grad = grad.clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT)
         averages = update_averages(before, grad, Rates(*rate), self._ties)

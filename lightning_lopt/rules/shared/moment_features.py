@@ -1,4 +1,4 @@
-"""Features of the entries of a tensor that are made of its running averages at several decays."""
+"""Features of the entries of a tensor from its running averages at several decays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SECOND_MOMENT_EPS = 1e-6
 
 
 class MomentumFeatures(NamedTuple):
-    """Gradient, parameter and momenta, as MLPLOpt sees them. All are :class:`EntryFeatures` of a tensor of shape s.
+    """Gradient, parameter and momenta, the :class:`EntryFeatures` of MLPLOpt for a tensor of shape s.
 
     Attributes:
         grad: (1, *s).
@@ -34,7 +34,7 @@ class MomentumFeatures(NamedTuple):
 
 
 class MomentFeatures(NamedTuple):
-    """The same with second moments and the logarithm of the parameter, as RNN-MLP sees them.
+    """The same with second moments and the logarithm of the parameter, the features of RNN-MLP.
 
     Attributes:
         grad: (1, *s).

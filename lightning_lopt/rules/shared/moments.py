@@ -1,6 +1,6 @@
-r"""What learned optimizers remember of a tensor: momenta, second moment and factored second moments, at their decays.
+r"""The state of learned optimizers for a tensor: momenta, second moment and factored second moments.
 
-A factored second moment is that of a matrix kept as its row and column means, as in Adafactor.
+A factored second moment consists of the row and column means of a matrix, as in Adafactor.
 For a tensor of shape s with its largest axis d0 and its second largest d1 (:func:`factored_axes`) and
 :math:`q = g^2 + 10^{-30}`,
 
@@ -11,9 +11,9 @@ For a tensor of shape s with its largest axis d0 and its second largest d1 (:fun
     R_j = \max\Big(\frac{r_j}{\mathrm{mean}_{d1}(r_j) + 10^{-9}}, 10^{-9}\Big)^{-1/2}, \quad
     L_j = \max(l_j, 10^{-9})^{-1/2}.
 
-Tensors of rank < 2 keep the whole second moment. Rows and columns stay broadcastable to s: the axis that was averaged
-over is kept with size 1. References: Shazeer and Stern 2018, https://arxiv.org/abs/1804.04235; the constants are those
-of Metz et al. 2022, https://arxiv.org/abs/2203.11860.
+Tensors of rank < 2 have the whole second moment. Rows and columns are broadcastable to s: the axis of the mean has size
+1. References: Shazeer and Stern 2018, https://arxiv.org/abs/1804.04235; the constants are those of Metz et al. 2022,
+https://arxiv.org/abs/2203.11860.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from lightning_lopt.rules.shared.averages import average
 
 FLOOR = 1e-9
 Ties = Literal["first", "last"]
-Matrix = Literal["flat", "stored"]  # tensors of rank > 2 as (out, everything else), or as the reference has them stored
+Matrix = Literal["flat", "stored"]  # tensors of rank > 2 as (out, everything else), or with the axes of the reference
 
 
 def factored_axes(shape: Sequence[int], ties: Ties) -> tuple[int, int]:
     """(d1, d0): the axes of the second largest and of the largest size, for rank >= 2.
 
-    Of two axes of the same size, ``ties="last"`` takes the last for the larger one, as the reference does with its
-    (in, out) matrices; ``"first"`` is the same choice for the transposed, (out, in).
+    Of two axes of the same size, ``ties="last"`` treats the last one as the larger one, as the reference does for its
+    (in, out) matrices; ``"first"`` is the same choice for transposed matrices, (out, in).
 
     >>> factored_axes((6, 5), "last"), factored_axes((4, 4), "last"), factored_axes((4, 4), "first")
     ((1, 0), (0, 1), (1, 0))
@@ -47,7 +47,7 @@ def factored_axes(shape: Sequence[int], ties: Ties) -> tuple[int, int]:
 
 
 def init_factored(like: Tensor, axes: tuple[int, int], count: int) -> tuple[Tensor, Tensor]:
-    """Zeros for ``count`` decays: rows, shape (k, *s) with 1 in the place of axis d0, and columns, with 1 for d1."""
+    """Zeros for k = ``count`` decays: rows, shape (k, *s) with size 1 of axis d0, and columns, with size 1 of d1."""
     d1, d0 = axes
     rows = [1 if axis == d0 else size for axis, size in enumerate(like.shape)]
     columns = [1 if axis == d1 else size for axis, size in enumerate(like.shape)]
@@ -57,7 +57,7 @@ def init_factored(like: Tensor, axes: tuple[int, int], count: int) -> tuple[Tens
 def update_factored(
     rows: Tensor, columns: Tensor, square: Tensor, axes: tuple[int, int], rates: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Rows and columns with the squared gradient, shape s, taken into them at the k ``rates`` 1 - c."""
+    """Rows and columns after one more squared gradient, shape s, with the k ``rates`` 1 - c."""
     d1, d0 = axes
     rows = average(rows, square.mean(d0, keepdim=True) + TINY, rates)
     return rows, average(columns, square.mean(d1, keepdim=True) + TINY, rates)
@@ -71,8 +71,8 @@ def factors(rows: Tensor, columns: Tensor, axes: tuple[int, int]) -> tuple[Tenso
 
 
 def diagonal_factor(diagonal: Tensor) -> Tensor:
-    """R L for rank < 2, from the averages (k, *s) of the square. The reference has the floor besides the 1e-9 added,
-    which implies it."""
+    """R L for rank < 2, from the averages (k, *s) of the square. The added 1e-9 makes the floor of the reference
+    unnecessary."""
     return torch.rsqrt(diagonal + FLOOR)
 
 
@@ -91,15 +91,15 @@ def init_averages(param: Tensor, count: int, ties: Ties) -> dict[str, Tensor]:
         ``momentum`` (k, *s) and ``second_moment`` s; for rank >= 2 ``rows`` and ``columns`` of
         :func:`init_factored`, else ``diagonal`` (k, *s).
     """
-    own = {"momentum": param.new_zeros(count, *param.shape), "second_moment": torch.zeros_like(param)}
+    averages = {"momentum": param.new_zeros(count, *param.shape), "second_moment": torch.zeros_like(param)}
     if param.ndim < 2:
-        return {**own, "diagonal": param.new_zeros(count, *param.shape)}
+        return {**averages, "diagonal": param.new_zeros(count, *param.shape)}
     rows, columns = init_factored(param, factored_axes(param.shape, ties), count)
-    return {**own, "rows": rows, "columns": columns}
+    return {**averages, "rows": rows, "columns": columns}
 
 
 def update_averages(old: Mapping[str, Tensor], grad: Tensor, rates: Rates, ties: Ties) -> dict[str, Tensor]:
-    """The averages with a gradient of shape s taken into them."""
+    """The averages after one more gradient, shape s."""
     square = grad.square()
     new = {
         "momentum": average(old["momentum"], grad, rates.momentum),

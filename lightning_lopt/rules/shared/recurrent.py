@@ -1,4 +1,4 @@
-"""The long short-term memory that rules keep, most of them one for each tensor."""
+"""The long short-term memory (LSTM) of rules; in most rules each tensor has a state of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ KEYS = ("hidden", "cell", "started")
 
 
 class Layer(nn.Linear):
-    """A linear layer with the reference's start: weights normal with 1/√inputs, cut at two of them; biases 0."""
+    """A linear layer with the initial values of the reference: weights are truncated normal with deviation 1/√inputs,
+    biases are 0."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, dtype=THETA_DTYPE)
@@ -52,7 +53,7 @@ class Cell(nn.Module):
 
 
 class LSTM(Cell):
-    """A cell with a state for each tensor, and one to begin from that is learned.
+    """A cell with a state for each tensor, and a learned initial state.
 
     Attributes:
         initial_hidden, initial_cell: (H).
@@ -64,12 +65,12 @@ class LSTM(Cell):
         self.initial_cell = nn.Parameter(torch.zeros(hidden, dtype=THETA_DTYPE))
 
     def init_state(self, like: Tensor) -> dict[str, Tensor]:
-        """State of one tensor before its first step, in its type: h, c (H), and that they are yet to begin, 0-dim."""
+        """State of one tensor before its first step, in its type: h and c (H), and the flag ``started``, 0-dim."""
         size = len(self.initial_hidden)
         return {"hidden": like.new_zeros(size), "cell": like.new_zeros(size), "started": like.new_zeros(())}
 
     def recall(self, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """h and c of one tensor, (H) each, in the type of θ; the learned ones if it begins."""
+        """h and c of one tensor, (H) each, in the type of θ; the learned ones at its first step."""
         dtype, begun = self.gates.weight.dtype, state["started"] > 0
         hidden = torch.where(begun, state["hidden"].to(dtype), self.initial_hidden)
         return hidden, torch.where(begun, state["cell"].to(dtype), self.initial_cell)

@@ -1,4 +1,4 @@
-"""Schedules of a learning rate over the horizon, as hand-designed rules have them."""
+"""Schedules of the learning rate of hand-designed rules over the horizon."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The part of VeLO and Celo that looks at whole tensors."""
+"""The LSTM of VeLO and Celo, which has one state per tensor."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from lightning_lopt.rules.shared.recurrent import LSTM, Layer
 
 
 class TensorController(nn.Module):
-    r"""Each tensor's LSTM, which also sees the others' inputs, and what it puts out.
+    r"""An LSTM with one state per tensor, whose input contains a maximum over all tensors.
 
     .. math:: z = W_o x + b_o + \max_{\text{tensors}} \mathrm{relu}(W_p x + b_p)
 
-    goes into an :class:`~lightning_lopt.rules.shared.recurrent.LSTM`; from its h' follow K shares and one step size,
-    linearly.
+    is the input of an :class:`~lightning_lopt.rules.shared.recurrent.LSTM`; K shares and one step size are linear
+    functions of its h'.
 
     Attributes:
         pooled, own: layers from F signals to H.

@@ -1,4 +1,4 @@
-"""How rules tell the time: in steps, and as a share of the horizon."""
+"""Features of the time: in steps, and as a share of the horizon."""
 
 from __future__ import annotations
 

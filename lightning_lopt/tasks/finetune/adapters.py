@@ -2,7 +2,7 @@ r"""Low-rank adapters: a frozen matrix plus the product of two small trained one
 
 .. math:: W' = W + \frac{\alpha}{r} B A, \qquad W \in R^{o \times i},\; B \in R^{o \times r},\; A \in R^{r \times i}
 
-A begins at random and B at 0, so that W' = W before the first step. A convolution is a matrix of (out, in x kernel).
+A is random and B is 0 at the start, so that W' = W before the first step. A convolution is a matrix (out, in x kernel).
 
 References: Hu et al. 2021, https://arxiv.org/abs/2106.09685
 """
@@ -33,7 +33,7 @@ def draw_adapters(matrices: Mapping[str, Tensor], rank: int, generator: torch.Ge
     Args:
         matrices: the frozen weights by name, shape ``(out, in)`` or ``(out, in, kernel, kernel)``.
         rank: r >= 1.
-        generator: where A comes from.
+        generator: random generator of A.
     """
     factors: Params = {}
     for name, matrix in matrices.items():

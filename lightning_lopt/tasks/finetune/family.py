@@ -1,4 +1,4 @@
-"""What families of fine-tuning tasks draw in the same way: a pretrained network, and what of it is trained."""
+"""The common part of families of fine-tuning tasks: draws of a pretrained network, and of the part that is trained."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from lightning_lopt.tasks.finetune.task import FineTuneTask
 from lightning_lopt.tasks.model_family import ModelFamily
 
 TRAINED = ("all", "part", "adapters")
-"""What is trained beside the head: the whole body, all but its first layers, or low-rank adapters of its matrices."""
+"""The part trained besides the head: the whole body, all but its first layers, or low-rank adapters of its matrices."""
 
 Source = TypeVar("Source")
 
 
 @dataclass(frozen=True)
 class Body(Generic[Source]):
-    """A pretrained network that several tasks start from.
+    """A pretrained network, the common start of several tasks.
 
     Attributes:
-        pretraining: makes its parameters at first use.
-        settings: keyword arguments of its architecture, which a new task's network has too.
-        source: what the family draws the new tasks from.
+        pretraining: computes its parameters at first use.
+        settings: keyword arguments of its architecture, also for the network of a new task.
+        source: data that the family draws the new tasks from.
         label: short name.
         names: as ``body`` of :class:`~lightning_lopt.tasks.finetune.FineTuneTask`.
-        config: everything that was drawn for it, JSON values only.
+        config: settings that were drawn for it, JSON values only.
     """
 
     pretraining: Pretraining
@@ -46,11 +46,11 @@ class Body(Generic[Source]):
 class FineTuneFamily(ModelFamily, Generic[Source]):
     """Tasks of few examples for a small number of pretrained networks.
 
-    The networks are numbered; each is drawn from its number alone, and pretrained when a task that starts from it is
-    first asked for parameters (seconds each, once in a process).
+    The networks are numbered; each is drawn from its number alone, and pretrained when a task that starts from it first
+    needs parameters (seconds each, once in a process).
 
     Args:
-        bodies: how many pretrained networks there are to draw from, >= 1.
+        bodies: number of pretrained networks to draw from, >= 1.
         steps: steps of their pretraining, >= 1.
         trained: some of :data:`TRAINED` to draw from.
         ranks: ranks of the adapters to draw from.

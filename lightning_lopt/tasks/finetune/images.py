@@ -1,4 +1,4 @@
-"""Fine-tuning on images: other classes, other images, and classifiers that begin as autoencoders."""
+"""Fine-tuning on images: other classes, other images, and classifiers whose body is that of an autoencoder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NETWORKS: dict[str, Callable[..., Task]] = {
     "vit": ImageViTTask,
     "autoencoder": ImageMLPTask,
 }
-"""The classifiers; one of ``"autoencoder"`` has the hidden layers of a denoising autoencoder's encoder."""
+"""Names of classifiers; the body of ``"autoencoder"`` is the encoder of a denoising autoencoder."""
 
 MAX_SIDE = 16
 MAX_OLD = 5000  # images for pretraining
@@ -50,6 +50,14 @@ class FineTuneImages(FineTuneFamily[tuple[LabelledImages, LabelledImages]]):
     Raises:
         ValueError: if a list is empty, an entry is unknown, or data have too few classes or cannot be loaded.
         ImportError: if ``data`` is ``None`` and scikit-learn is not installed.
+
+    Example:
+        >>> from lightning_lopt.tasks import LabelledImages
+        >>> images = LabelledImages.from_arrays(torch.rand(200, 8, 8), torch.arange(200) % 10, "mine")
+        >>> family = FineTuneImages(images, networks=("mlp",), widths=(8,), shots=(2, 4), bodies=1, steps=5)
+        >>> task = family.sample(torch.Generator().manual_seed(0))  # bodies=8 and steps=400 by default
+        >>> task.head  # drawn anew in each run; the body begins at pretrained values
+        ('layers.2.weight', 'layers.2.bias')
     """
 
     name = "finetune_image"

@@ -1,4 +1,4 @@
-"""Pretraining: parameters that plain AdamW leaves on one task, for another task to start from."""
+"""Pretraining: parameters trained by AdamW on one task, as the start of another task."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from lightning_lopt.tasks.base import Batch, Task
 WARM_UP = 0.1  # share of the steps
 WEIGHT_DECAY = 0.01
 
-_PRETRAINED: dict[str, Params] = {}  # by the content of a pretraining, for this process
+_PRETRAINED: dict[str, Params] = {}  # cache of this process, by the hash of a pretraining
 
 
 @dataclass(frozen=True, eq=False)
 class Pretraining:
-    """How parameters are made: ``steps`` of AdamW on ``task``, with warm-up and linear decay of the learning rate.
+    """A pretraining: ``steps`` steps of AdamW on ``task``, with warm-up and linear decay of the learning rate.
 
     Attributes:
-        task: what the parameters are trained on.
+        task: the task that the parameters are trained on.
         steps: training steps, >= 0; with 0 the parameters are the initial ones.
         lr: largest learning rate, > 0.
-        seed: of the initial parameters and of the mini-batches.
+        seed: seed of the initial parameters and of the mini-batches.
 
     Raises:
         ValueError: if ``steps`` or ``lr`` lies outside its range.
@@ -52,7 +52,7 @@ class Pretraining:
             raise ValueError(f"lr must be a positive number, got {self.lr!r}.")
 
     def params(self) -> Params:
-        """The parameters after the last step, float32; computed at the first call in a process, then kept.
+        """The parameters after the last step, float32; computed at the first call in a process, then cached.
 
         The steps are computed in double precision on the CPU, so that another machine gets the same float32 numbers up
         to their last digits, although AdamW enlarges rounding errors.
@@ -63,7 +63,7 @@ class Pretraining:
         return {name: value.clone() for name, value in _PRETRAINED[key].items()}
 
     def key(self) -> str:
-        """A hash of all that the result depends on: the settings, the data, the first gradient of the network."""
+        """A hash of everything that the result depends on: settings, data, and the first gradient of the network."""
         batch = _in_double(self.task.batch(generator(self.seed, "pretraining")))
         params = self._initial()
         content = hashlib.sha256(repr((self.steps, self.lr, self.seed, self.task.roles)).encode())
@@ -82,8 +82,8 @@ class Pretraining:
         optimizer = torch.optim.AdamW(params.values(), self.lr, weight_decay=WEIGHT_DECAY)
         warm_up = max(round(WARM_UP * self.steps), 1)
         for step in range(self.steps):
-            left = (self.steps - step) / max(self.steps - warm_up, 1)
-            optimizer.param_groups[0]["lr"] = self.lr * min((step + 1) / warm_up, left)
+            remaining = (self.steps - step) / max(self.steps - warm_up, 1)
+            optimizer.param_groups[0]["lr"] = self.lr * min((step + 1) / warm_up, remaining)
             optimizer.zero_grad()
             with torch.enable_grad():
                 loss = self.task.loss(params, _in_double(self.task.batch(draws)))

@@ -1,4 +1,4 @@
-"""Fine-tuning on synthetic tables: students of a random network that get another one with the same hidden layers."""
+"""Fine-tuning on synthetic tables: students of a random network get a new teacher with the same hidden layers."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ OLD_ROWS, OLD_OUTPUTS, VALID = 6000, 32, 512  # as many outputs as hidden units:
 
 
 class FineTuneStudents(FineTuneFamily[Params]):
-    """Perceptrons pretrained on the values of a random network, and few rows of another with the same hidden layers.
+    """Perceptrons pretrained on the outputs of a random network, and few rows of another with the same hidden layers.
 
-    A new task has values to match, or classes (the largest output) to tell apart; some have noise in
-    the training targets.
+    The targets of a new task are values or classes (the largest output); some tasks have noise in the training targets.
 
     Args:
         dims: numbers of inputs to draw from.
@@ -34,6 +33,12 @@ class FineTuneStudents(FineTuneFamily[Params]):
 
     Raises:
         ValueError: if a list is empty or an entry is unknown or out of range.
+
+    Example:
+        >>> family = FineTuneStudents(dims=(4,), depths=(1,), widths=(8,), rows=(20, 30), bodies=1, steps=5)
+        >>> task = family.sample(torch.Generator().manual_seed(0))
+        >>> sorted(task.init(torch.Generator()))  # pretrains the network at the first call
+        ['layers.0.weight.lora_a', 'layers.0.weight.lora_b', 'layers.1.bias', 'layers.1.weight']
     """
 
     name = "finetune_student"

@@ -1,4 +1,4 @@
-"""Synthetic images whose classes share their parts, so that what was learned on some classes serves others."""
+"""Synthetic images whose classes share their parts, so that features of some classes are useful for others."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def draw_images(
     per_class: int = 3,
     noise: float = 0.5,
 ) -> LabelledImages:
-    """Grey images: each class has some of a common set of smooth parts at places of its own.
+    """Grey images: each class has some of a common set of smooth parts, at positions that belong to the class.
 
-    In each image every part is moved by up to one pixel and has another contrast of either sign, one random part lies
-    at a random place, and pixels have noise. The sign says nothing about the class, which few images cannot tell: a
-    network has to learn it on many.
+    In each image every part is moved by up to one pixel and has a random contrast of either sign, one random part is at
+    a random position, and pixels have noise. The sign does not depend on the class, which a network can learn only from
+    many images.
 
     Args:
-        generator: where everything comes from.
+        generator: random generator of all draws.
         classes: number of classes.
-        examples: number of images; classes take turns.
+        examples: number of images, in the order of classes 0, 1, ..., 0, 1, ...
         size: pixels along a side, > 5.
         parts: number of different parts.
         per_class: parts of one class.
@@ -74,8 +74,8 @@ def of_classes(data: LabelledImages, classes: Tensor) -> LabelledImages:
     """
     number = torch.full((data.classes,), -1, dtype=torch.int64)
     number[classes] = torch.arange(len(classes))
-    kept = data.take(torch.nonzero(number[data.targets] >= 0).squeeze(1))
-    return replace(kept, targets=number[kept.targets], classes=len(classes))
+    selected = data.take(torch.nonzero(number[data.targets] >= 0).squeeze(1))
+    return replace(selected, targets=number[selected.targets], classes=len(classes))
 
 
 def few_of_each(
@@ -86,7 +86,7 @@ def few_of_each(
     Args:
         data: the images; each class has more than ``shots`` of them where all are to be held out as well.
         shots: training images of each class, >= 1; a class with fewer than twice as many gives half of its images.
-        generator: on the CPU.
+        generator: random generator on the CPU.
         max_valid: upper bound on the number of held-out images.
 
     Returns:
@@ -94,12 +94,12 @@ def few_of_each(
     """
     order = torch.randperm(len(data), generator=generator)
     targets = data.targets[order]
-    few, rest = [], []
+    train_parts, other_parts = [], []
     for label in range(data.classes):
         members = order[targets == label]
         count = min(shots, len(members) // 2)
-        few.append(members[:count])
-        rest.append(members[count:])
-    held_out = torch.cat(rest)
+        train_parts.append(members[:count])
+        other_parts.append(members[count:])
+    held_out = torch.cat(other_parts)
     held_out = held_out[torch.randperm(len(held_out), generator=generator)[:max_valid]]
-    return data.take(torch.cat(few)), data.take(held_out)
+    return data.take(torch.cat(train_parts)), data.take(held_out)

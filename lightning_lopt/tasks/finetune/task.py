@@ -1,4 +1,4 @@
-"""A task whose network was trained on another task before: fine-tuning."""
+"""Fine-tuning tasks, whose network was pretrained on another task."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from lightning_lopt.devices import kept_on
+from lightning_lopt.devices import cached_on
 from lightning_lopt.rules.base import Params
 from lightning_lopt.seeding import generator as derived_generator
 from lightning_lopt.tasks.base import Batch, Task
@@ -22,23 +22,23 @@ from lightning_lopt.tasks.transforms.parts import FrozenTask
 class FineTuneTask(TransformedTask):
     r"""Training of a network whose *body* begins at pretrained values and whose *head* is drawn anew for every run.
 
-    Only what is trained is among the parameters; frozen tensors belong to the task, as its data do. Beside the task's
-    own metrics there is ``"body_moved"``, how far the weights of the body (matrices, kernels, tables; not biases and
-    normalisations) are from where they began:
+    The parameters contain only tensors that are trained; frozen tensors belong to the task, as its data do. Besides the
+    metrics of ``task`` there is ``"body_moved"``, the relative distance of the weights of the body (matrices, kernels,
+    tables; not biases and normalisations) from their pretrained values:
 
     .. math:: \sqrt{\sum_i \lVert W_i - W_i^0 \rVert^2} \Big/ \sqrt{\sum_i \lVert W_i^0 \rVert^2}
 
     Args:
         task: the new task, with a network that shares tensors with the pretrained one.
-        pretraining: how the body was trained; it is carried out when parameters are first asked for.
+        pretraining: pretraining of the body; it is carried out when parameters are first needed.
         body: names of the task's tensors that begin at pretrained values, and their names in the pretraining. ``None``
             takes every tensor that has the same name and shape there, but for those of the head.
         frozen: names of tensors of the body that keep their values.
-        rank: r > 0 freezes the whole body and trains low-rank adapters of its matrices and kernels instead, as
-            :mod:`~lightning_lopt.tasks.finetune.adapters` has them.
+        rank: r > 0 freezes the whole body and trains low-rank adapters of its matrices and kernels instead, see
+            :mod:`~lightning_lopt.tasks.finetune.adapters`.
 
     Attributes:
-        body: as above.
+        body: names of the tensors with pretrained values, and their names in the pretraining.
         head: names of the task's tensors that are drawn anew.
 
     Raises:
@@ -63,16 +63,16 @@ class FineTuneTask(TransformedTask):
         frozen: Sequence[str] = (),
         rank: int = 0,
     ) -> None:
-        drawn, there = (one.init(derived_generator(0, "shapes")) for one in (task, pretraining.task))
+        drawn, pretrained = (either.init(derived_generator(0, "shapes")) for either in (task, pretraining.task))
         if body is None:
             heads = head_names(task)
-            same = (name for name in drawn if name in there and drawn[name].shape == there[name].shape)
+            same = (name for name in drawn if name in pretrained and drawn[name].shape == pretrained[name].shape)
             body = {name: name for name in same if name not in heads}
         for name, source in body.items():
-            if name not in drawn or source not in there or drawn[name].shape != there[source].shape:
+            if name not in drawn or source not in pretrained or drawn[name].shape != pretrained[source].shape:
                 raise ValueError(
                     f"body maps {name!r} to {source!r}, but {task.name} has {_shape(drawn, name)} and "
-                    f"{pretraining.task.name} has {_shape(there, source)}; map tensors of the same shape."
+                    f"{pretraining.task.name} has {_shape(pretrained, source)}; map tensors of the same shape."
                 )
         if not body:
             raise ValueError(f"{task.name} shares no tensor with {pretraining.task.name}; give two alike networks.")
@@ -112,7 +112,7 @@ class FineTuneTask(TransformedTask):
         return self._start
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_start": self.start}  # another process need not pretrain again
+        return self.__dict__ | {"_start": self.start}  # so that another process does not pretrain again
 
     def init(self, generator: torch.Generator) -> Params:
         drawn = self.task.init(generator) | {name: value.clone() for name, value in self.start.items()}
@@ -121,11 +121,11 @@ class FineTuneTask(TransformedTask):
         return {name: value for name, value in drawn.items() if name not in self.frozen} | factors
 
     def inner(self, params: Params) -> Params:
-        """All tensors of the network: what is trained, what is frozen, and matrices with their adapters."""
+        """All tensors of the network: trained ones, frozen ones, and matrices with their adapters."""
         device = next(iter(params.values())).device
-        kept = {name: kept_on(self.start[name], device) for name in self.frozen}
+        frozen = {name: cached_on(self.start[name], device) for name in self.frozen}
         trained = {name: value for name, value in params.items() if name in self.task.roles}
-        return kept | trained | adapted({name: kept[name] for name in self.matrices}, params)
+        return frozen | trained | adapted({name: frozen[name] for name in self.matrices}, params)
 
     def gradient(self, params: Params, batch: Batch) -> tuple[Params, Tensor, Params]:
         grads, loss = grad_and_value(self.loss)({name: params[name] for name in self.roles}, batch)
@@ -135,22 +135,22 @@ class FineTuneTask(TransformedTask):
         return super().metrics(params, batch) | {"body_moved": self.body_moved(params)}
 
     def body_moved(self, params: Params) -> Tensor:
-        """Distance of the body's weights from their start, 0-dim, in units of the norm that they began with."""
+        """Distance of the body's weights from their pretrained values, 0-dim, divided by the norm of those values."""
         now = self.inner(params)
         weights = [name for name in self.body if self.task.roles[name] != "vector"]
-        start = {name: kept_on(self.start[name], now[name].device) for name in weights}
+        start = {name: cached_on(self.start[name], now[name].device) for name in weights}
         moved = torch.stack([(now[name] - start[name]).square().sum() for name in weights]).sum()
         return (moved / torch.stack([start[name].square().sum() for name in weights]).sum()).sqrt()
 
 
 def head_names(task: Task) -> tuple[str, ...]:
-    """Names of the tensors of a network's last layer: those with the role ``"head"``, and the biases beside them."""
+    """Names of the tensors of a network's last layer: those with the role ``"head"``, and their biases."""
     layers = {name.rpartition(".")[0] for name, role in task.roles.items() if role == "head"}
     return tuple(name for name in task.roles if name.rpartition(".")[0] in layers)
 
 
 def head_alone(task: Task) -> Task:
-    """The task with everything frozen but its last layer: the same initial values and mini-batches.
+    """The task with all tensors frozen except the last layer, and with the same initial values and mini-batches.
 
     Raises:
         ValueError: if no tensor has the role ``"head"``.

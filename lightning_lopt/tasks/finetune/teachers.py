@@ -1,4 +1,4 @@
-"""Tables of values that random networks make: those of one kind share hidden layers, and differ in their last one."""
+"""Tables with outputs of random networks; related tables have the same hidden layers and another last layer."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from lightning_lopt.tasks.layers import ACTIVATIONS, mlp
 from lightning_lopt.tasks.tables import Table
 from lightning_lopt.tasks.teacher import draw_teacher
 
-SAMPLE = 4096  # inputs over which outputs are brought to mean 0 and variance 1
+SAMPLE = 4096  # number of inputs for scaling the outputs to mean 0 and variance 1
 NAME = "teachers"
 
 
 def teacher_table(generator: torch.Generator, sizes: Sequence[int], activation: str, rows: int) -> tuple[Params, Table]:
-    """A random network, and its answers to standard normal inputs.
+    """A random network, and its outputs for standard normal inputs.
 
     Args:
-        generator: where both come from.
+        generator: random generator of both.
         sizes: numbers of inputs D, of each hidden layer, of outputs K.
         activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
         rows: N.
 
     Returns:
-        its parameters, ``layers.0.weight`` and so on, and a table of shapes ``(N, D)`` to ``(N, K)``.
+        its parameters, ``layers.0.weight`` and so on, and a table with inputs ``(N, D)`` and targets ``(N, K)``.
     """
     sample = torch.randn(SAMPLE, sizes[0], generator=generator)
     teacher = draw_teacher(sizes, activation, sample, generator)
@@ -43,18 +43,18 @@ def related_table(
     *,
     classify: bool = False,
 ) -> Table:
-    """Answers of the same network with another last layer.
+    """Outputs of the same network with another last layer.
 
     Args:
         teacher: parameters of the network, as :func:`teacher_table` returns them.
-        generator: where the last layer and the inputs come from.
-        outputs: K, >= 2 where they are classes; their mean is 0 and their deviation 1.
+        generator: random generator of the last layer and the inputs.
+        outputs: K, >= 2 for classes; the outputs have mean 0 and deviation 1.
         activation: as in :func:`teacher_table`.
         rows: N.
-        classify: whether the table has the number of the largest output instead of the outputs.
+        classify: whether the targets are the index of the largest output instead of the outputs.
 
     Returns:
-        a table of shapes ``(N, D)`` to ``(N, K)``, or ``(N, D)`` to ``(N,)``.
+        a table with inputs ``(N, D)`` and targets ``(N, K)``, or ``(N,)`` for classes.
     """
     layers = len(teacher) // 2
     last = f"layers.{layers - 1}"

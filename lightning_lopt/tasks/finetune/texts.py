@@ -1,4 +1,4 @@
-"""Fine-tuning on text: character models that were trained on one text, and a little of another."""
+"""Fine-tuning on text: character models that were pretrained on one text, and a short part of another."""
 
 from __future__ import annotations
 
@@ -37,6 +37,14 @@ class FineTuneTexts(FineTuneFamily[str]):
 
     Raises:
         ValueError: if a list is empty, an entry is unknown, or a text cannot be loaded.
+
+    Example:
+        >>> from lightning_lopt.tasks import Text
+        >>> text = Text.from_string("to be or not to be, that is the question. " * 200, "hamlet")
+        >>> sizes = {"characters": (500, 1000), "vocabularies": (16,), "lengths": (8,), "widths": (8,)}
+        >>> family = FineTuneTexts(text, networks=("gru",), bodies=1, steps=5, **sizes)
+        >>> family.sample(torch.Generator().manual_seed(0)).head
+        ('head.weight', 'head.bias')
     """
 
     name = "finetune_text"

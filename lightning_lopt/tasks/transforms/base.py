@@ -1,4 +1,4 @@
-"""What a transform is: a task seen through a change, drawn for each task of a family."""
+"""The interface of transforms: random changes of a task, drawn for each task of a family."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from lightning_lopt.tasks.base import OWN, Batch, Split, Task, TaskFamily
 
 
 class TransformedTask(Task):
-    """A task seen through a transform: all is as in ``task`` but for what a subclass overrides.
+    """A task after a transform: it behaves as ``task``, except for methods that a subclass overrides.
 
     Args:
         task: the task to change, itself transformed or not.
-        label: what is added to its name, after a ``+``.
-        settings: what is added to the list ``config["transforms"]``, JSON values only.
+        label: suffix of its name, after a ``+``.
+        settings: entry of the list ``config["transforms"]``, JSON values only.
     """
 
     def __init__(self, task: Task, label: str, settings: dict[str, Any]) -> None:
@@ -38,15 +38,15 @@ class TransformedTask(Task):
         self.depth: int = getattr(task, "depth", 0) + 1
 
     def own(self, name: str) -> str:
-        """The name of an entry of params or batch that is this transform's: ``"~<depth>/<name>"``."""
+        """The name of an entry of params or batch that belongs to this transform: ``"~<depth>/<name>"``."""
         return f"{OWN}{self.depth}/{name}"
 
     def without_own(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The entries of params, draws or batch that are not this transform's."""
+        """The entries of params, draws or batch that do not belong to this transform."""
         return {name: value for name, value in entries.items() if not name.startswith(self.own(""))}
 
     def inner(self, params: Params) -> Params:
-        """The parameters of the task within."""
+        """The parameters of the inner task, ``task``."""
         return self.without_own(params)
 
     def init(self, generator: torch.Generator) -> Params:
@@ -74,10 +74,20 @@ class TransformedTask(Task):
 
 @dataclass(frozen=True)
 class Transform(ABC):
-    """A distribution of changes to a task; a subclass says which, and from what its settings are drawn.
+    """A distribution of changes of a task; a subclass defines the change, and draws its settings.
 
     Attributes:
         probability: share of tasks that are changed, in [0, 1].
+
+    Example:
+        >>> from lightning_lopt.tasks import QuadraticFamily
+        >>> @dataclass(frozen=True)
+        ... class Renamed(Transform):
+        ...     name = "renamed"
+        ...     def apply(self, task, generator):
+        ...         return TransformedTask(task, self.name, {"name": self.name})
+        >>> Augmented(QuadraticFamily(dims=(2,)), [Renamed()]).sample(torch.Generator().manual_seed(0)).name
+        'quadratic/d2/k1000/n0.1/e57d67+renamed'
     """
 
     name: ClassVar[str]
@@ -94,7 +104,7 @@ class Transform(ABC):
         return {"name": self.name} | {key: list(value) if isinstance(value, tuple) else value for key, value in fields}
 
     def __call__(self, task: Task, generator: torch.Generator) -> Task:
-        """The task, changed or left alone as ``generator`` decides."""
+        """The task, changed with probability :attr:`probability`, as drawn from ``generator``."""
         return self.apply(task, generator) if chance(self.probability, generator) else task
 
     @abstractmethod
@@ -103,14 +113,22 @@ class Transform(ABC):
 
 
 class Augmented(TaskFamily):
-    """A family whose tasks go through transforms, the first one innermost.
+    """A family whose tasks are transformed, with the first transform innermost.
 
-    The tasks within are those that the plain family draws from the same generator. The family keeps its name, so logs
-    go on telling families apart; names and ``config`` of its tasks say what was applied.
+    The inner tasks are those that the plain family draws from the same generator. The family keeps its name, so that
+    logs still distinguish families; names and ``config`` of its tasks contain the transforms.
 
     Args:
-        family: where tasks come from.
-        transforms: what is applied to each, in this order.
+        family: the family of the inner tasks.
+        transforms: transforms of each task, in this order.
+
+    Example:
+        >>> from lightning_lopt.tasks import QuadraticFamily
+        >>> from lightning_lopt.tasks.transforms import GradientNoise
+        >>> family = Augmented(QuadraticFamily(), [GradientNoise(probability=1.0)])
+        >>> task = family.sample(torch.Generator().manual_seed(0))
+        >>> task.name
+        'quadratic/d2/k1000/n0.1/e57d67+noise(0.1839)'
     """
 
     def __init__(self, family: TaskFamily, transforms: Sequence[Transform]) -> None:
@@ -130,7 +148,7 @@ class Augmented(TaskFamily):
 
 
 def tag(settings: dict[str, Any]) -> str:
-    """Four characters that tell settings apart that are too long for a name."""
+    """Four characters, a hash of settings that are too long for a name."""
     return f"{derive_seed(0, json.dumps(settings)) & 0xFFFF:04x}"
 
 

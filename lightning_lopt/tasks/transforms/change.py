@@ -1,4 +1,4 @@
-"""Data that become others in the middle of a run."""
+"""A change of the data during a run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from lightning_lopt.tasks.transforms.base import TransformedTask
 
 
 class ChangingDataTask(TransformedTask):
-    """The first ``change`` inner steps see the mini-batches of another task, all later ones those of this.
+    """The first ``change`` inner steps have mini-batches of another task, all later ones those of ``task``.
 
-    Mini-batches hold examples of both; which of them count is decided by the steps that a run has made, which travel as
-    a carried entry of ``params``. Full batches are those of ``task``: what is measured is how well the data that come
-    last are learned.
+    Mini-batches contain examples of both tasks; the number of steps so far, a carried entry of ``params``, decides
+    which of them are used. Full batches are those of ``task``, so the measured loss is that of the later data.
 
     Args:
         task: the task whose data come last.
@@ -31,8 +30,8 @@ class ChangingDataTask(TransformedTask):
     def __init__(self, task: Task, before: Task, change: int) -> None:
         check_sizes([change], "change")
         shapes = [
-            {name: value.shape for name, value in (one.init(draws) | one.batch(draws)).items()}
-            for one in (task, before)
+            {name: value.shape for name, value in (either.init(draws) | either.batch(draws)).items()}
+            for either in (task, before)
             for draws in (derived_generator(0, "shapes"),)
         ]
         if shapes[0] != shapes[1]:
@@ -69,7 +68,7 @@ class ChangingDataTask(TransformedTask):
         return super().metrics(params, self._now(params, batch))
 
     def _now(self, params: Params, batch: Batch) -> Batch:
-        """What of a mini-batch counts at present; a full batch as it is."""
+        """The part of a mini-batch that is used at the present step; a full batch is returned as it is."""
         changed = params[self.own("step")] >= self.change
         later = self.without_own(batch)
         if len(later) == len(batch):

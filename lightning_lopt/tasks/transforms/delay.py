@@ -1,4 +1,4 @@
-"""Delayed gradients: those of parameters some steps ago, as workers that run asynchronously send them."""
+"""Delayed gradients: those of the parameters some steps ago, as in asynchronous training."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class DelayedGradientTask(TransformedTask):
 
     .. math:: x_{t+1} = x_t + u\big(\nabla L(x_{\max(t - d, 0)};\, z_t)\big)
 
-    The rule gets the stale loss too, as it would from such a worker, and so does the meta-loss; :meth:`loss` is that
-    of the present parameters. Past parameters travel as carried entries of ``params``, leading axis d, oldest first.
+    The rule gets the delayed loss too, as it would from an asynchronous worker, and so does the meta-loss; :meth:`loss`
+    is that of the present parameters. Past parameters are carried entries of ``params``, leading axis d, oldest first.
 
     Args:
         task: the task to change.
-        delay: d >= 1 inner steps; memory is d further copies of the trained tensors.
+        delay: d >= 1 inner steps; it takes the memory of d further copies of the trained tensors.
 
     Raises:
         ValueError: if ``delay`` is not a positive integer.

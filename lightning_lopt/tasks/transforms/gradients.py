@@ -1,4 +1,4 @@
-"""Gradients that are worse than the task's own: noisy, or rounded to few bits. The loss stays exact."""
+"""Inexact gradients: noisy, or rounded to few bits. The loss stays exact."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FORMATS: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.
 
 
 class NoisyGradientTask(TransformedTask):
-    r"""Adds Gaussian noise to each tensor's gradient, in proportion to its size: nothing here depends on units.
+    r"""Adds Gaussian noise to the gradient of each tensor, in proportion to its size, so that units do not matter.
 
     .. math:: g' = g + \lambda\, \mathrm{RMS}(g)\, z, \qquad z \sim \mathcal N(0, 1), \qquad
         \mathbb E\, \lVert g' \rVert^2 = (1 + \lambda^2) \lVert g \rVert^2
@@ -111,7 +111,7 @@ class GradientNoise(Transform):
 
 
 def rounded(x: Tensor, precision: str) -> Tensor:
-    """``x`` as it comes out of a number format with fewer bits, in the type of ``x``.
+    """``x`` after rounding to a number format with fewer bits, in the type of ``x``.
 
     Args:
         x: floating point, any shape.

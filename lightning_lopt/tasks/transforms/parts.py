@@ -1,4 +1,4 @@
-"""Part of a task: part of each mini-batch, part of the parameters."""
+"""Transforms that use only a part of each mini-batch, or train only a part of the parameters."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lightning_lopt.tasks.transforms.base import Transform, TransformedTask, tag
 
 
 class SmallerBatchTask(TransformedTask):
-    """Keeps a random part of each mini-batch, drawn without replacement; full batches stay whole.
+    """Uses a random part of each mini-batch, drawn without replacement; full batches stay whole.
 
     Args:
         task: a task with a ``batch_size``: the first axis of every entry of its mini-batches.
-        batch_size: examples kept, between 1 and ``task.batch_size``.
+        batch_size: number of examples to use, between 1 and ``task.batch_size``.
 
     Raises:
         ValueError: if there is no such axis, or fewer examples than that.
@@ -59,9 +59,9 @@ class SmallerBatchTask(TransformedTask):
         rows = (first[:, None] + order.reshape(groups, self.batch_size)).flatten()
 
         def part(value: Tensor) -> Tensor:
-            rest = value.shape[len(lead) + 1 :]
-            kept = value.reshape(groups * self.available, *rest).index_select(0, rows)
-            return kept.reshape(*lead, self.batch_size, *rest)
+            item_shape = value.shape[len(lead) + 1 :]
+            part_rows = value.reshape(groups * self.available, *item_shape).index_select(0, rows)
+            return part_rows.reshape(*lead, self.batch_size, *item_shape)
 
         batch = super().look_up(self.without_own(drawn), split)
         return {name: value if name.startswith(OWN) else part(value) for name, value in batch.items()}
@@ -72,7 +72,7 @@ class SmallerBatch(Transform):
     """:class:`SmallerBatchTask` with a share of the batch drawn log-uniformly; tasks without a batch size stay.
 
     Attributes:
-        smallest: smallest share of a mini-batch that is kept, in (0, 1].
+        smallest: smallest share of a mini-batch to use, in (0, 1].
     """
 
     name: ClassVar[str] = "smaller_batch"
@@ -90,7 +90,7 @@ class SmallerBatch(Transform):
 
 
 class FrozenTask(TransformedTask):
-    """Some tensors keep their initial values, hidden from the rule: training goes on in fewer directions.
+    """Some tensors keep their initial values; the rule does not get them.
 
     Args:
         task: the task to change.

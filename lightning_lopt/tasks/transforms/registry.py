@@ -24,7 +24,7 @@ AUGMENTATIONS: dict[str, tuple[Transform, ...]] = {
     ),
 }
 """``"celo"``: one scale for all tensors of each task, log-uniform in [1e-3, 1e3], as Celo and Celo2 were trained;
-``"broad"``: each transform for some of the tasks, about one task in five left as it is."""
+``"broad"``: each transform for some of the tasks, about one task in five is not changed."""
 
 
 def augment(families: Sequence[TaskFamily], augmentation: str | Sequence[Transform] | None) -> list[TaskFamily]:
@@ -36,12 +36,18 @@ def augment(families: Sequence[TaskFamily], augmentation: str | Sequence[Transfo
 
     Raises:
         ValueError: if the name is unknown.
+
+    Example:
+        >>> from lightning_lopt.tasks import make_families
+        >>> (family,) = augment(make_families("quadratic"), "celo")
+        >>> family.config["transforms"]
+        [{'name': 'reparametrise', 'probability': 1.0, 'low': 0.001, 'high': 1000.0, 'per_tensor': False}]
     """
     if augmentation is None:
         return list(families)
     if isinstance(augmentation, str):
         if augmentation not in AUGMENTATIONS:
-            known = ", ".join(map(repr, AUGMENTATIONS))
-            raise ValueError(f"there is no augmentation {augmentation!r}; use one of {known}, or a list of transforms.")
+            names = ", ".join(map(repr, AUGMENTATIONS))
+            raise ValueError(f"there is no augmentation {augmentation!r}; use one of {names}, or a list of transforms.")
         augmentation = AUGMENTATIONS[augmentation]
     return [Augmented(family, augmentation) for family in families]

@@ -1,4 +1,4 @@
-"""Reparametrisation: the same losses at other units, so that only the dynamics of training change."""
+"""Reparametrisation: the same losses with other units of the parameters, which change the dynamics of training."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from lightning_lopt.tasks.transforms.base import Transform, TransformedTask, che
 
 @computes(lambda task: computation_of(task.task))
 class ReparametrisedTask(TransformedTask):
-    r"""Trains :math:`u = p / s` in place of the parameters p.
+    r"""Trains :math:`u = p / s` instead of the parameters p.
 
     .. math:: L'(u) = L(s u), \qquad \nabla L'(u) = s\, \nabla L(s u), \qquad u_0 = p_0 / s
 
-    The scales are carried entries of ``params``: what is compiled for one task is good for another.
+    The scales are carried entries of ``params``, so that tasks with different scales share compiled code.
 
     Args:
         task: the task to change.

@@ -1,4 +1,4 @@
-"""A task that begins where another training ended: fine-tuning."""
+"""Tasks that start from given parameters, for instance those of another training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_lopt.tasks.transforms.base import TransformedTask
 
 
 class GivenStartTask(TransformedTask):
-    """Some tensors begin at given values, the same in every run; the others are drawn as the task draws them.
+    """Some tensors start at given values, the same in every run; the others are drawn as in ``task``.
 
     Args:
         task: the task to change.
@@ -28,8 +28,8 @@ class GivenStartTask(TransformedTask):
         drawn = task.init(derived_generator(0, "shapes"))
         for name, value in start.items():
             if name not in drawn or drawn[name].shape != value.shape:
-                wanted = tuple(drawn[name].shape) if name in drawn else f"one of {sorted(drawn)}"
-                raise ValueError(f"start has {name!r} of shape {tuple(value.shape)}; {task.name} needs {wanted}.")
+                needed = tuple(drawn[name].shape) if name in drawn else f"one of {sorted(drawn)}"
+                raise ValueError(f"start has {name!r} of shape {tuple(value.shape)}; {task.name} needs {needed}.")
         super().__init__(task, f"start({len(start)})", {"name": "given_start", "tensors": sorted(start)})
         self.start = {name: value.detach().clone() for name, value in start.items()}
 
