@@ -42,7 +42,7 @@ def charts_html(results: Results) -> list[str]:
 def _legend(rule: str, against: str) -> str:
     return (
         f"<p>Final loss of {escaped(label(rule))} over that of {escaped(label(against))}, median over seeds, both with "
-        '1 % of the know-nothing loss added. <span class="win">✔ and a full bar to the left: lower.</span> '
+        '1 % of the uninformed loss added. <span class="win">✔ and a full bar to the left: lower.</span> '
         '<span class="loss">✘ and a hatched bar to the right: higher.</span></p>'
     )
 

@@ -94,7 +94,7 @@ def _sections(results: Results, found: Sequence[Number], pictures: Mapping[str, 
         "Where it loses": [
             "<p>Every problem and split on which a baseline ends lower, by more than a thousandth. Factor: the median "
             "over seeds of the rule's final loss over the baseline's from the same initial model, both with 1 % of the "
-            "know-nothing loss added. Losses: medians over seeds of each, which need not have that ratio.</p>",
+            "uninformed loss added. Losses: medians over seeds of each, which need not have that ratio.</p>",
             table(defeats_table(results), empty="Nowhere."),
         ],
         "Problem by problem": [
@@ -160,7 +160,7 @@ def _untuned(results: Results) -> list[str]:
         return []
     return [
         "<p>Rules beside the baselines that nobody tuned: on how many problems a rule ends lower, by the median over "
-        "seeds of the ratio of final losses, both with 1 % of the know-nothing loss added.</p>",
+        "seeds of the ratio of final losses, both with 1 % of the uninformed loss added.</p>",
         table(untuned),
     ]
 
