@@ -20,7 +20,7 @@ from lightning_lopt.rules.contract.context import (
 )
 from lightning_lopt.rules.contract.registry import RULES, register_rule
 from lightning_lopt.rules.contract.roles import ROLES, Role, role_of_shape
-from lightning_lopt.rules.contract.stacks import Stack, TensorInputs, grouped, joined, joined_decay
+from lightning_lopt.rules.contract.stacks import Stack, TensorInputs, grouped, joined, joined_decay, scaled
 from lightning_lopt.rules.pickled import PickledAsData
 
 __all__ = [
@@ -60,8 +60,8 @@ class UpdateRule(PickledAsData, ABC):
             step, >= 1.
         exact_state: keys of state that keeps its type under ``state_dtype``: positions, since a step is small beside
             them and would be lost by rounding; averages and moments can be rounded.
-        update_state: keys of state that hold the last update; what makes the step multiplies them by the learning rate
-            of the tensor, as it does the update itself.
+        update_state: keys of state that hold the last update; the optimizer multiplies them by the learning rate of the
+            tensor, as it multiplies the update.
         starts_random: whether a new rule of this class steps at random until θ is meta-trained or loaded.
         trained: whether θ of this rule was meta-trained or loaded; set to ``True`` by ``load_state_dict`` (and so by
             :func:`~lightning_lopt.load_rule`) and :class:`~lightning_lopt.MetaTrainer`.
@@ -288,20 +288,8 @@ class UpdateRule(PickledAsData, ABC):
         return params
 
     def at_rates(self, after: TensorState, rates: Sequence[float | Tensor]) -> TensorState:
-        """The state after a step whose updates were multiplied by learning rates, so that what it remembers of the
-        updates is what was added to the parameters.
-
-        Args:
-            after: state of n tensors that are stepped as one, (n, ...) each, or of a single tensor, without an axis n.
-            rates: n numbers or 0-dim tensors.
-        """
-        scaled = dict(after)
-        for key in self.update_state & after.keys():
-            if len(rates) == 1:
-                scaled[key] = after[key] * rates[0]
-            else:
-                scaled[key] = torch.stack([part * rate for part, rate in zip(after[key], rates, strict=True)])
-        return scaled
+        """The state after a step whose n updates are multiplied by n ``rates``; see :attr:`update_state`."""
+        return {key: scaled(value, rates) if key in self.update_state else value for key, value in after.items()}
 
     def diagnostics(self, state: State) -> dict[str, Tensor]:
         """Numbers of the state for logs, 0-dim each, by name; none by default."""

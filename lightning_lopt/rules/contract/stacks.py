@@ -148,3 +148,19 @@ def joined_decay(names: Sequence[str], weight_decay: Mapping[str, float | Tensor
         return first
     tensors = [value if isinstance(value, Tensor) else like.new_full((), value) for value in values]
     return torch.stack([value.to(like.dtype) for value in tensors])
+
+
+def scaled(values: Tensor, rates: Sequence[float | Tensor]) -> Tensor:
+    """The values of n tensors, each multiplied by its rate.
+
+    Args:
+        values: (n, ...), or those of a single tensor, without an axis n.
+        rates: n numbers or 0-dim tensors.
+
+    >>> scaled(torch.ones(2, 3), [0.5, 2.0])
+    tensor([[0.5000, 0.5000, 0.5000],
+            [2.0000, 2.0000, 2.0000]])
+    """
+    if len(rates) == 1:
+        return values * rates[0]
+    return torch.stack([value * rate for value, rate in zip(values, rates, strict=True)])
