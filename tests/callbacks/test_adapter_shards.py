@@ -12,6 +12,8 @@ from small_fits import BATCHES
 
 import lightning_lopt
 
+pytestmark = pytest.mark.slow  # half a minute of processes; tests/matrix trains on shards in every run
+
 KINDS = ["single", "directory"]
 KEY = "lightning_lopt_trained_parameters"
 

@@ -68,8 +68,12 @@ def test_what_a_name_means_does_not_depend_on_what_was_imported_before():
     assert python(
         "import json, lightning_lopt, lightning_lopt.assessment, lightning_lopt.evaluation.assess\n"
         "kinds = [type(lightning_lopt.assess).__name__, type(lightning_lopt.rules).__name__]\n"
-        "print(json.dumps([*kinds, hasattr(lightning_lopt, 'no_such_name')]))"
-    ) == ["function", "module", False]
+        "import lightning_lopt.evaluation.evaluate\n"
+        "from lightning_lopt.evaluation.evaluate import evaluate as before\n"
+        "from lightning_lopt.evaluation import evaluate\n"
+        "same = [evaluate is before, callable(lightning_lopt.evaluation.evaluate)]\n"
+        "print(json.dumps([*kinds, hasattr(lightning_lopt, 'no_such_name'), *same]))"
+    ) == ["function", "module", False, True, True]
 
 
 @pytest.mark.parametrize("name", lightning_lopt.__all__)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 
 from lightning_lopt import (
@@ -115,3 +116,20 @@ CATALOGUE = [
     Entry(NNAdamRule, {"lr": 0.01, "lstm_hidden": 8, "output_scale": 0.1, "decay": 0.1}),
     Entry(MuAdafacMLPRule, {"base_width": 4, "hidden": 4}, rests=False),
 ]
+
+ALSO_IN_EVERY_RUN = ("rotated",)  # arguments whose entries are tested in every run, too, since `base` has them
+
+
+def cases() -> list[Any]:
+    """The entries for ``pytest.mark.parametrize``: the first of each class in every run, others with ``-m slow``."""
+    first = {entry.build: entry for entry in reversed(CATALOGUE)}
+    return [
+        pytest.param(
+            entry,
+            id=str(entry),
+            marks=[]
+            if entry is first[entry.build] or any(name in entry.config for name in ALSO_IN_EVERY_RUN)
+            else pytest.mark.slow,
+        )
+        for entry in CATALOGUE
+    ]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from rule_catalogue import CATALOGUE
+from rule_catalogue import CATALOGUE, cases
 from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,7 +30,7 @@ SHAPES = {
 }
 TOTAL = 10
 
-every_rule = pytest.mark.parametrize("entry", CATALOGUE, ids=str)
+every_rule = pytest.mark.parametrize("entry", cases())
 
 
 def tensors(seed, *, shapes=SHAPES, scale=1.0, dtype=torch.float64):

@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from rule_catalogue import CATALOGUE
+from rule_catalogue import cases
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from lightning_lopt import PES, LearnedOptimizer, MetaLoss, StepContext, TruncatedBackprop, load_rule, save_rule
@@ -15,7 +15,7 @@ from lightning_lopt.tasks import ImageMLP
 
 SHAPES = {"scalar": (), "vector": (7,), "matrix": (4, 5), "cube": (3, 4, 2), "conv": (5, 3, 2, 2)}
 
-every_rule = pytest.mark.parametrize("entry", CATALOGUE, ids=str)
+every_rule = pytest.mark.parametrize("entry", cases())
 
 
 def draw(seed, dtype):
