@@ -114,7 +114,7 @@ class WithIdeas(ResidualRule):
         return super().at(shared, context)
 
     def _accumulate(
-        self, grad: Tensor, old: Mapping[str, Tensor], at: Constants, turn: bool
+        self, grad: Tensor, old: Mapping[str, Tensor], at: Constants, *, turn: bool
     ) -> tuple[dict[str, Tensor], Tensor]:
         coherence = old["log_coherence"]
         momentum, moment = (power * coherence for power in (self.ideas.momentum_coherence, self.ideas.moment_coherence))
@@ -123,20 +123,20 @@ class WithIdeas(ResidualRule):
             moment_rate=_forgetful(at.moment_rate, moment),
             rotated_rate=_forgetful(at.rotated_rate, moment),
         )
-        new, inside = super()._accumulate(grad, old, at, turn)
+        new, inside = super()._accumulate(grad, old, at, turn=turn)
         rate = 1 / (1 + SLOW * (1 + self._now.step / SLOW) ** self.ideas.slow_growth)
         new["slow"] = torch.lerp(old["slow"], grad, rate)
         new["slow_weight"] = torch.lerp(old["slow_weight"], torch.ones_like(rate), rate)
         return new, inside
 
-    def _direction(
-        self, param: Tensor, grad: Tensor, inside: Tensor, state: dict[str, Tensor], role: Role, at: Constants
+    def _direction_of(
+        self, param: Tensor, grad: Tensor, inside: Tensor, state: dict[str, Tensor], at: Constants, **how: Any
     ) -> tuple[Tensor, Tensor]:
         share, key = self.ideas.slow_share, "rotated_momentum" if "rotated_momentum" in state else "momentum"
         slow = into_bases(state["slow"], state)
         mixed = state[key] + share * at.momentum_weight * slow / state["slow_weight"]
         seen = {**state, key: mixed / (1 + share)}
-        direction, length = super()._direction(param, grad, inside, seen, role, at)
+        direction, length = super()._direction_of(param, grad, inside, seen, at, **how)
         unit = at.step_size / length  # what the direction is in for a step of RMS (r / 0.3)^power
         coherence = torch.log(rms(direction) / unit + TINY) / at.coherence_power.clamp(min=0.1)  # r / 0.3
         state["log_coherence"] = torch.lerp(state["log_coherence"], coherence.clamp(-3.0, 1.3), 0.05)

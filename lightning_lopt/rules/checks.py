@@ -29,6 +29,14 @@ def check_numbers(least: float = -math.inf, **numbers: float) -> None:
             raise ValueError(f"{what} must be a number{bound}, got {number!r}.")
 
 
+def check_numbers_or_none(least: float = -math.inf, **numbers: float | None) -> None:
+    """Every argument is ``None``, or a finite number that is not below ``least``."""
+    for what, number in numbers.items():
+        if number is not None and not (math.isfinite(number) and number >= least):
+            bound = "" if least == -math.inf else f" >= {least:g}"
+            raise ValueError(f"{what} must be a number{bound} or None, got {number!r}.")
+
+
 def check_positive(**numbers: float) -> None:
     """Every number is finite, and above 0."""
     for what, number in numbers.items():

@@ -21,7 +21,7 @@ from lightning_lopt.rules.base import (
     UpdateRule,
     register_rule,
 )
-from lightning_lopt.rules.checks import check_numbers, check_positive, check_role, check_sizes
+from lightning_lopt.rules.checks import check_numbers_or_none, check_positive, check_role, check_sizes
 from lightning_lopt.rules.residual_parts.calibration import Calibration, promise
 from lightning_lopt.rules.residual_parts.controller import Controller, Controls
 from lightning_lopt.rules.residual_parts.direction import DirectionMLP
@@ -111,6 +111,8 @@ class ResidualRule(UpdateRule):
 
     reads_horizon = True
     update_state = frozenset({"last_update"})
+    _accumulate = staticmethod(accumulate)  # experiments override both
+    _direction_of = staticmethod(direction_of)
 
     def __init__(
         self,
@@ -135,10 +137,8 @@ class ResidualRule(UpdateRule):
         if not 1 < step_range < math.inf:
             raise ValueError(f"step_range must be a number above 1, got {step_range!r}.")
         check_positive(step_size=step_size, weight_decay=weight_decay)
-        if horizon_power is not None:
-            check_numbers(horizon_power=horizon_power)
-        if careful is not None:
-            check_numbers(0.0, careful=careful)
+        check_numbers_or_none(horizon_power=horizon_power)
+        check_numbers_or_none(0.0, careful=careful)
         both = sorted(set(orthogonalised) & set(rotated))
         if both:
             raise ValueError(f"orthogonalised and rotated both name {', '.join(both)}; a role can be one of them.")
@@ -258,7 +258,7 @@ class ResidualRule(UpdateRule):
 
     def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: Moment) -> tuple[Tensor, TensorState]:
         param, grad, constants = inputs.param, in_unit(inputs.grad, controls["per_unit"]), at.constants[inputs.role]
-        state, inside = accumulate(grad, inputs.state, constants, turn=inputs.full)
+        state, inside = self._accumulate(grad, inputs.state, constants, turn=inputs.full)
         if self.controller is not None:
             constants = Controls(*(controls[name] for name in Controls._fields)).applied_to(constants)
             state["hidden"] = controls["hidden"].to(state["hidden"].dtype)
@@ -266,15 +266,9 @@ class ResidualRule(UpdateRule):
             constants = constants._replace(step_size=constants.step_size * controls["calibrated"])
         if self.log_careful is not None:
             constants = constants._replace(step_size=constants.step_size * controls["careful"])
-        direction, length = direction_of(
-            param,
-            grad,
-            inside,
-            state,
-            constants,
-            is_evened=inputs.role == "matrix",
-            is_orthogonal=_has_role(param, inputs.role, self.orthogonalised),
-            correction=self.direction,
+        evened, orthogonal = inputs.role == "matrix", _has_role(param, inputs.role, self.orthogonalised)
+        direction, length = self._direction_of(
+            param, grad, inside, state, constants, evened=evened, orthogonal=orthogonal, correction=self.direction
         )
         length = length * torch.maximum(state["initial_rms"], constants.rms_floor)
         decay = constants.step_size * (constants.weight_decay + inputs.weight_decay)

@@ -112,6 +112,7 @@ def test_the_average_of_theta_is_measured_too(tmp_path):
     assert validation.history[-1]["score"] == pytest.approx(scores["theta"])
 
 
+@pytest.mark.slow
 def test_files_beside_the_csv_log(tmp_path):
     logger = CSVLogger(tmp_path, name="", version="log")
     fit(tmp_path / "best", logger=logger)
@@ -160,6 +161,7 @@ def test_bad_settings_get_one_sentence(tmp_path):
         MetaValidation(problems(), tmp_path).setup(L.Trainer(logger=False), L.LightningModule(), "fit")
 
 
+@pytest.mark.slow
 def test_runs_several_times_as_long_as_those_of_meta_training(tmp_path):
     """Very small problems join the others, are solved and logged like them; a second setup adds nothing."""
     pytest.importorskip("sklearn", reason="the handwritten digits come with scikit-learn")

@@ -213,6 +213,7 @@ def test_without_clear_evidence_a_calibrated_rule_trains_as_if_alone(tmp_path):
     assert torch.equal(saved.constants.log_weight_decay, calibrated.constants.log_weight_decay)
 
 
+@pytest.mark.slow
 def test_too_much_weight_decay_of_a_calibrated_rule_is_found(tmp_path):
     given = ResidualRule(direction=False, controller=False, calibrated=True, weight_decay=3.0)
     batches, finals = smooth_signal(400), {}

@@ -130,7 +130,7 @@ def sharded(name, rule, *, single, ckpt=None, save=False, epochs=2, end=None):
         trainer = fit(Sharded(), adapter=adapter, devices=2, strategy=strategy, **settings)
         if end is not None:
             trainer.save_checkpoint(OUT / end)
-    messages = [str(warning.message) for warning in seen if "averages that this rule" in str(warning.message)]
+    messages = [str(warning.message) for warning in seen if "evaluation weights of this rule" in str(warning.message)]
     torch.save(messages, OUT / f"{name}-warnings-{trainer.global_rank}.pt")
 
 

@@ -91,7 +91,7 @@ def test_licence_is_an_identifier(licence):
 
 def test_examples_in_docstrings():
     results = doctest.testmod(card)
-    assert results.attempted == 4
+    assert results.attempted >= 4
     assert results.failed == 0
 
 

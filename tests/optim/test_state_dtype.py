@@ -199,6 +199,7 @@ def test_a_step_that_is_not_finite_changes_no_state():
     assert all(torch.equal(value, after[number][key]) for number, own in before.items() for key, value in own.items())
 
 
+@pytest.mark.slow
 def test_compiled_steps_round_in_their_graphs(monkeypatch):
     """The same bits, where graphs run uncompiled."""
     torch._dynamo.reset()
@@ -222,6 +223,7 @@ def test_steps_compiled_by_inductor():
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_step_that_is_traced_as_a_whole():
     """Its rounding follows the count of steps, which is a tensor."""
     torch._dynamo.reset()

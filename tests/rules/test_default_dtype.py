@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from rule_catalogue import CATALOGUE
+from rule_catalogue import cases
 from test_contract import assert_same, tensors
 
 from lightning_lopt import StepContext, load_rule
@@ -46,7 +46,7 @@ def two_steps(rule):
     return params, state
 
 
-@pytest.mark.parametrize("entry", CATALOGUE, ids=str)
+@pytest.mark.parametrize("entry", cases())
 def test_theta_and_steps_are_the_same_bit_for_bit(entry):
     expected = built(entry)
     theta = {name: value.clone() for name, value in expected.state_dict().items()}

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
-from rule_catalogue import CATALOGUE
+from rule_catalogue import cases
 from test_default_dtype import default
 
 from lightning_lopt import LearnedOptimizer, load_rule
 
-RULES = [pytest.param(lambda: load_rule("base"), id="base"), *(pytest.param(e.rule, id=str(e)) for e in CATALOGUE)]
+RULES = [
+    pytest.param(lambda: load_rule("base"), id="base"),
+    *(pytest.param(case.values[0].rule, id=case.id, marks=case.marks) for case in cases()),
+]
 
 
 def trained(rule, dtype):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rule_catalogue import CATALOGUE
+from rule_catalogue import cases
 from torch import nn
 
 from lightning_lopt import LearnedOptimizer
@@ -21,7 +21,7 @@ def trained(rule, more=()):
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 8), (3, 0)], ids=str)
-@pytest.mark.parametrize("entry", CATALOGUE, ids=str)
+@pytest.mark.parametrize("entry", cases())
 def test_an_empty_parameter_changes_nothing(entry, shape):
     rule, empty = entry.rule().float(), nn.Parameter(torch.zeros(shape))
     params, optimizer = trained(rule, [empty])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rule_catalogue import CATALOGUE
+from rule_catalogue import cases
 
 from lightning_lopt import AdafacMLPRule, AdamRule, Celo2Rule, LSTMRule, MLPRule, ResidualRule
 from lightning_lopt.rules.contract.footprint import footprint, report
@@ -42,7 +42,7 @@ def test_turning_the_eigenbases_counts_as_often_as_it_is_done(every):
     assert footprint(rule, (64, 64)).flops == 64 * (12 + 36 / every)
 
 
-@pytest.mark.parametrize("entry", CATALOGUE, ids=str)
+@pytest.mark.parametrize("entry", cases())
 def test_report(entry):
     """For every rule, and without a change to it."""
     rule = entry.rule(torch.float32)

@@ -123,6 +123,7 @@ def test_turning_takes_a_period():
         rotated(0)
 
 
+@pytest.mark.slow
 def test_no_step_is_a_slow_one():
     """After the first steps each one turns the bases of as many matrices."""
     params = [nn.Parameter(torch.randn(100, 100)) for _ in range(8)]  # too large to be stacked on a CPU

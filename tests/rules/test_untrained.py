@@ -5,7 +5,7 @@ import copy
 import lightning.pytorch as L
 import pytest
 import torch
-from rule_catalogue import CATALOGUE
+from rule_catalogue import cases
 from test_contract import tensors
 
 from lightning_lopt import (
@@ -37,7 +37,7 @@ def first_step(entry, seed):
     return rule, torch.cat([update.flatten() for update in updates.values()])
 
 
-@pytest.mark.parametrize("entry", CATALOGUE, ids=str)
+@pytest.mark.parametrize("entry", cases())
 def test_a_rule_whose_step_depends_on_the_seed_warns(entry):
     (rule, step), (_, other) = (first_step(entry, seed) for seed in (0, 1))
     warning = untrained_warning(rule)

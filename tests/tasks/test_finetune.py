@@ -195,6 +195,7 @@ def test_a_pretrained_student_generalises_better_than_a_fresh_one(students, opti
     assert best(FineTuneTask(task, body, **options)) < 0.9 * best(task)
 
 
+@pytest.mark.slow
 def test_a_pretrained_convolutional_network_generalises_better_than_a_fresh_one():
     images = draw_images(generator(0), 20, 3000, 10, parts=8, noise=0.3)
     old = of_classes(images, torch.arange(14)).split(0.1, generator(0))

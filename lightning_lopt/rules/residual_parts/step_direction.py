@@ -22,8 +22,8 @@ def direction_of(
     state: Mapping[str, Tensor],
     at: Constants,
     *,
-    is_evened: bool,
-    is_orthogonal: bool,
+    evened: bool,
+    orthogonal: bool,
     correction: DirectionMLP | None,
 ) -> tuple[Tensor, Tensor]:
     """The direction of the step of a tensor of shape s, and what the direction is multiplied by.
@@ -34,8 +34,8 @@ def direction_of(
         inside: the gradient in the coordinates of the eigenbases where the tensor has them, else ``grad``; s.
         state: the tensor's state after this gradient.
         at: constants of the tensor.
-        is_evened: whether a rotated tensor with one basis is orthogonalised along its other side.
-        is_orthogonal: whether the direction is the orthogonalised momentum instead of Adam's direction.
+        evened: whether a rotated tensor with one basis is orthogonalised along its other side.
+        orthogonal: whether the direction is the orthogonalised momentum instead of Adam's direction.
         correction: what meta-training adds to the direction.
 
     Returns:
@@ -45,18 +45,18 @@ def direction_of(
     dtype, length = grad.dtype, at.step_size
     momentum = state["rotated_momentum" if is_rotated else "momentum"]
     direction = torch.lerp(inside, momentum, at.momentum_share.to(dtype))
-    if not is_orthogonal:
+    if not orthogonal:
         scale = inverse_root(state["rotated_moment" if is_rotated else "second_moment"])
         direction = direction * scale
         unbiased = (at.rotated_root if is_rotated else at.moment_root) * at.mix_factor
         length = length * coherence_factor(direction, unbiased, at.coherence_power)
         direction = cautious(direction, inside * scale, at.caution.to(dtype))
     if is_rotated:
-        direction = (out_evened if is_evened else out_of_bases)(direction, state)
+        direction = (out_evened if evened else out_of_bases)(direction, state)
     if correction is not None:
         scale = inverse_root(state["second_moment"])
         adam = torch.lerp(grad, momentum_of(state), at.momentum_share.to(dtype)) * scale
         direction = correction.corrected(direction, adam, grad * scale, param)
-    if is_orthogonal:
+    if orthogonal:
         direction = orthogonalise(direction)
     return direction, length / rms(direction)
