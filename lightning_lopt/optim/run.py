@@ -1,4 +1,4 @@
-"""The run of a rule as its optimizer knows it: counters, horizon, and the context of the next step."""
+"""The state of a run in the optimizer: counters, horizon, and the context of the next step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_lopt.tracing import tensors_of
 
 
 class RunOptimizer(torch.optim.Optimizer):
-    """What :class:`~lightning_lopt.LearnedOptimizer` knows of its run.
+    """The part of :class:`~lightning_lopt.LearnedOptimizer` that holds the state of its run.
 
     The state of a parameter is ``state[param]``; everything else that a checkpoint needs is in the first parameter
     group: the counters ``step``, ``skipped_steps`` and ``skipped_in_a_row`` (0-dim, int64), the rule's ``shared`` state
@@ -26,9 +26,9 @@ class RunOptimizer(torch.optim.Optimizer):
 
     Attributes:
         rule: the update rule.
-        rule_label: what the user calls it.
+        rule_label: name of the rule in messages, as the user wrote it.
         labels: names and roles of parameters that may join later.
-        signals: what reaches a step from outside; shared with wrappers.
+        signals: inputs of a step that do not come through its arguments, such as the loss; shared with wrappers.
     """
 
     rule: UpdateRule
@@ -49,28 +49,28 @@ class RunOptimizer(torch.optim.Optimizer):
 
     @property
     def calls(self) -> int:
-        """Steps, skipped ones too: what is known without waiting for the device."""
+        """Number of steps, skipped ones included; reading it does not wait for the device."""
         return self._run.calls
 
     @property
     def steps_made(self) -> int:
-        """Steps that were made, without skipped ones; reading it waits for the device."""
+        """Number of steps without the skipped ones; reading it waits for the device."""
         return int(self.param_groups[0]["step"])
 
     @property
     def skipped_steps(self) -> int:
-        """Steps that were skipped because the loss, a gradient or an update was not finite; reading it waits for the
+        """Number of steps skipped because the loss, a gradient or an update was not finite; reading it waits for the
         device."""
         return int(self.param_groups[0]["skipped_steps"])
 
     @property
     def guard_state(self) -> str:
-        """Of :class:`~lightning_lopt.LossGuard`: ``"off"``, ``"active"``, or when and why training switched."""
+        """State of :class:`~lightning_lopt.LossGuard`: ``"off"``, ``"active"``, or when and why training switched."""
         return "off" if self._guard is None else self._guard.state
 
     @property
     def _acting(self) -> UpdateRule:
-        """What makes the steps and made the state: the rule, or what a guard has put in its place."""
+        """The rule that makes the steps: the rule of the optimizer, or the one that a guard has replaced it with."""
         return self.rule if self._guard is None else self._guard.acting(self.rule)
 
     def _members(self) -> list[Member]:
@@ -79,34 +79,36 @@ class RunOptimizer(torch.optim.Optimizer):
     def _follow(self, members: Sequence[Member]) -> torch.device:
         """Bring the rule, and the state that belongs to no parameter, to the device of the first parameter."""
         device = members[0].param.device
-        own = self.param_groups[0]
-        if own["step"].device != device:
-            own.update({key: own[key].to(device) for key in (*COUNTERS, horizon.KEY) if key in own})
-            own["shared"] = {key: value.to(device) for key, value in own["shared"].items()}
+        first_group = self.param_groups[0]
+        if first_group["step"].device != device:
+            first_group.update(
+                {key: first_group[key].to(device) for key in (*COUNTERS, horizon.KEY) if key in first_group}
+            )
+            first_group["shared"] = {key: value.to(device) for key, value in first_group["shared"].items()}
         if any(value.device != device for value in tensors_of(self.rule)):
             self.rule.to(device)
         return device
 
     def _context(self, members: Sequence[Member], loss: Tensor | None) -> tuple[StepContext, Tensor]:
-        """The step's context, and whether its loss is finite."""
-        own = self.param_groups[0]
-        device = own["step"].device
+        """The context of the step, and whether its loss is finite, 0-dim."""
+        first_group = self.param_groups[0]
+        device = first_group["step"].device
         if self._acting.reads_loss and loss is None:
             self._miss_loss()
         total = self._horizon()
         finite = torch.ones((), dtype=torch.bool, device=device) if loss is None else torch.isfinite(loss)
-        # The type is named, since the default is half under "16-true". Unlike torch.tensor, no copy is waited for.
+        # float32 is explicit, since the default type is half under "16-true". torch.full does not wait for a copy.
         planned = torch.full((), float(total), dtype=torch.float32, device=device)
         context = StepContext(
-            step=own["step"].float(),
+            step=first_group["step"].float(),
             total_steps=planned,
             loss=loss,
             roles={m.name: m.role for m in members},
             weight_decay={m.name: m.group["weight_decay"] for m in members if m.group["weight_decay"]},
             phase=None
             if torch.compiler.is_compiling()
-            else self._acting.phase_of(self.calls),  # whose count stands still then
-            scheduled=horizon.scheduled(own, planned),
+            else self._acting.phase_of(self.calls),  # the count does not change while a step is compiled
+            scheduled=horizon.scheduled(first_group, planned),
         )
         return context, finite
 
@@ -120,8 +122,8 @@ class RunOptimizer(torch.optim.Optimizer):
         if "loss" not in self.signals.warned:
             self.signals.warned.add("loss")
             warnings.warn(
-                f"rule {self.rule_label!r} reads the loss, but none arrived, so it goes on without; for better steps "
-                f"{how}",
+                f"rule {self.rule_label!r} reads the loss, but none arrived, so training continues without it; for "
+                f"better steps {how}",
                 stacklevel=7,
             )
 
@@ -135,7 +137,7 @@ class RunOptimizer(torch.optim.Optimizer):
         self._run.saved_total = None
         if self._acting.reads_horizon and total is None:
             raise ValueError(
-                f"rule {self.rule_label!r} needs the number of steps to come, but total_steps is None; pass "
+                f"rule {self.rule_label!r} needs the planned number of steps, but total_steps is None; pass "
                 "total_steps=..., or add LearnedOptimizerAdapter() to Trainer(callbacks=[...])."
             )
         if self._acting.reads_horizon and total is not None and self.calls >= total:
@@ -143,10 +145,10 @@ class RunOptimizer(torch.optim.Optimizer):
         return total or 1
 
     def _warn_past_horizon(self, total: int) -> None:
-        """Warn once that the planned steps are over, which waits for the device until it has happened."""
+        """Warn once after the planned steps; until then each call waits for the device."""
         if "horizon" not in self.signals.warned and self.steps_made >= total:
             self.signals.warned.add("horizon")
             warnings.warn(
-                f"LearnedOptimizer is past its total_steps={total}; it goes on with its last step size.",
-                stacklevel=8,  # whoever called step, through torch's two wrappers
+                f"LearnedOptimizer is past its total_steps={total}; it continues with its last step size.",
+                stacklevel=8,  # the caller of step, through the two wrappers of torch
             )

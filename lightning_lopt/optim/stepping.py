@@ -1,4 +1,4 @@
-"""One step of a rule on the parameters of an optimizer: state, arithmetic, counters."""
+"""One step of a rule on the parameters of an optimizer: begin the state, apply the rule, count the step."""
 
 from __future__ import annotations
 
@@ -32,18 +32,19 @@ from lightning_lopt.rules.contract.stacks import Stack
 
 
 class RuleOptimizer(RunOptimizer):
-    """What makes the steps of :class:`~lightning_lopt.LearnedOptimizer`.
+    """The part of :class:`~lightning_lopt.LearnedOptimizer` that makes its steps.
 
     Attributes:
-        compiles: whether the step of a stack of parameters is compiled; ``None``: traced, where that pays.
-        state_dtype: in which the state of parameters is kept; ``None``: as the rule makes it.
+        compiles: whether the step of a stack of parameters is compiled; with ``None`` it is traced where that saves
+            time.
+        state_dtype: type of the stored state of parameters; ``None`` for the types that the rule makes.
     """
 
     compiles: bool | None
     state_dtype: torch.dtype | None
 
     def _begin_watching(self) -> None:
-        """What belongs to this object and process: it is neither copied nor saved."""
+        """Make what belongs to this object in this process; it is neither copied nor saved."""
         self.signals = StepSignals()
         self._skips = SkipWatch()
         self._rates = RateWatch()
@@ -52,51 +53,53 @@ class RuleOptimizer(RunOptimizer):
         self._traced_steps = TracedSteps()
 
     def _advance(self, members: Sequence[Member], loss: Tensor | None) -> None:
-        """Step the parameters of ``members``, or count a skipped step."""
-        own, rule = self.param_groups[0], self._acting
+        """Make a step with the parameters of ``members``, or count a skipped step."""
+        first_group, rule = self.param_groups[0], self._acting
         context, finite = self._context(members, loss)
         stacks = self._stacks(members, context)
         finite = finite & all_finite([stack.grads for stack in stacks], finite.device)
         wants_diagnostics, self.signals.wants_diagnostics = self.signals.wants_diagnostics, False
-        # what is shown is relative to the parameters before the step
+        # diagnostics are relative to the parameters before the step
         before = {name: x.clone() for name, x in _by_name(stacks, "params").items()} if wants_diagnostics else {}
         is_watched = wants_diagnostics or self._guard is not None
-        watched: dict[str, Tensor] = {}
+        updates: dict[str, Tensor] = {}
         suspects: dict[str, Tensor] = {}
         if known(finite) is not False or is_watched:
-            seeds = [None] * len(stacks) if self.state_dtype is None else seeds_of(own["step"], len(stacks))
-            shared, steps = self._steps(rule, stacks, seeds, own["shared"], context)
-            # one stack after the other, so that what is computed on the way lives for one at a time
-            made = finite
+            seeds = [None] * len(stacks) if self.state_dtype is None else seeds_of(first_group["step"], len(stacks))
+            shared, steps = self._steps(rule, stacks, seeds, first_group["shared"], context)
+            # one stack after the other, so that temporary tensors of one stack exist at a time
+            all_finite_so_far = finite
             by_name = {member.name: member for member in members}
             for stack, (update, after, update_is_finite) in zip(stacks, steps, strict=True):
                 sound = finite & update_is_finite.to(finite.device)
                 self._commit([by_name[name] for name in stack.names], stack, update, after, sound)
-                made = made & sound
+                all_finite_so_far = all_finite_so_far & sound
                 if known(sound) is not True:
                     suspects |= _suspects(stack, update, sound)
                 if is_watched:
-                    watched |= zip(stack.names, stack.parts(update), strict=True)
-            finite = made
-            is_sound = known(made) or made
-            own["shared"] = {key: unless(is_sound, value, own["shared"][key]) for key, value in shared.items()}
+                    updates |= zip(stack.names, stack.parts(update), strict=True)
+            finite = all_finite_so_far
+            is_sound = known(finite) or finite
+            first_group["shared"] = {
+                key: unless(is_sound, value, first_group["shared"][key]) for key, value in shared.items()
+            }
         if wants_diagnostics:
-            relative = relative_steps(members, before, watched)
-            self.signals.diagnostics = relative | rule.diagnostics(State({}, own["shared"]))
+            relative = relative_steps(members, before, updates)
+            self.signals.diagnostics = relative | rule.diagnostics(State({}, first_group["shared"]))
             if self._guard is not None:
                 self.signals.diagnostics.setdefault(SWITCHED, torch.zeros(()))
         self._run.calls += 1
         skipped = (~finite).long()
-        own["step"] = own["step"] + finite.long()
-        own["skipped_steps"] = own["skipped_steps"] + skipped
-        own["skipped_in_a_row"] = (own["skipped_in_a_row"] + skipped) * skipped
+        first_group["step"] = first_group["step"] + finite.long()
+        first_group["skipped_steps"] = first_group["skipped_steps"] + skipped
+        first_group["skipped_in_a_row"] = (first_group["skipped_in_a_row"] + skipped) * skipped
 
         if self._guard is not None:  # before `_skips`, which may raise
             params = {m.name: m.param.detach() for m in members}
-            reading = partial(measured, members, params, _by_name(stacks, "grads"), watched, loss)
-            self._guard.look(reading, self._members, self.state, own["shared"], self.total_steps)
+            reading = partial(measured, members, params, _by_name(stacks, "grads"), updates, loss)
+            self._guard.look(reading, self._members, self.state, first_group["shared"], self.total_steps)
         self._rates.look(self.param_groups)
-        self._skips.look(own, self.calls, lambda: not_finite(loss, _by_name(stacks, "grads"), suspects))
+        self._skips.look(first_group, self.calls, lambda: not_finite(loss, _by_name(stacks, "grads"), suspects))
 
     def _steps(
         self,
@@ -106,17 +109,17 @@ class RuleOptimizer(RunOptimizer):
         shared: dict[str, Tensor],
         context: StepContext,
     ) -> tuple[dict[str, Tensor], Iterator[StackStep]]:
-        """The shared state after a step, and the steps of the stacks, compiled or traced where that is asked for or
-        pays."""
-        given, total = (rule, stacks, seeds, shared, context), self.total_steps
+        """The shared state after a step, and the steps of the stacks: compiled if ``compiles``, traced if that saves
+        time."""
+        arguments, total = (rule, stacks, seeds, shared, context), self.total_steps
         if self.compiles is False or torch.compiler.is_compiling():
-            return steps_of_stacks(*given)
+            return steps_of_stacks(*arguments)
         if self.compiles:
-            return steps_of_stacks(*given, step=self._compiled_steps)
-        return self._traced_steps(*given, steps_ahead=total - self.calls if isinstance(total, int) else 0)
+            return steps_of_stacks(*arguments, step=self._compiled_steps)
+        return self._traced_steps(*arguments, steps_ahead=total - self.calls if isinstance(total, int) else 0)
 
     def _stacks(self, members: Sequence[Member], context: StepContext) -> list[Stack]:
-        """What the rule steps: parameters and gradients in wide types, state as it is kept."""
+        """The stacks of this step: parameters and gradients in wide types, and the state as it is stored."""
         if is_sharded(members):
             return self._acting.stacked(*self._whole(members), context)
         self._begin(members)
@@ -127,7 +130,7 @@ class RuleOptimizer(RunOptimizer):
     def _commit(
         self, members: Sequence[Member], stack: Stack, update: Tensor, after: TensorState, sound: Tensor
     ) -> None:
-        """Add an update to the parameters of a stack, and keep their state after it, in place."""
+        """Add an update to the parameters of a stack, and store their new state, in place."""
         is_sound = known(sound)
         if is_sound is False:
             return
@@ -137,7 +140,7 @@ class RuleOptimizer(RunOptimizer):
             moves = [move * rate for move, rate in zip(moves, rates, strict=True)]
             after = self._acting.at_rates(after, rates)
         places = [real(local(member.param)) for member in members]
-        # the sum is made in the wider type, rounded once
+        # the sum is computed in the wider type and rounded once
         torch._foreach_add_(places, [part(move, member.param) for move, member in zip(moves, members, strict=True)])
         if is_sharded(members):
             for member, tensors in zip(members, stack.parts(after), strict=True):
@@ -151,7 +154,7 @@ class RuleOptimizer(RunOptimizer):
             torch._foreach_copy_([place for place, _ in changed], values)
 
     def _begin(self, members: Sequence[Member]) -> None:
-        """Begin the state of those of ``members`` that have none."""
+        """Make the initial state of the ``members`` that have none."""
         if is_sharded(members):
             self._whole(members)
         else:
@@ -159,8 +162,8 @@ class RuleOptimizer(RunOptimizer):
             self._begin_state(beginners, {m.name: wide(m.param.detach()) for m in beginners})
 
     def _whole(self, members: Sequence[Member]) -> tuple[Params, Params, dict[str, TensorState]]:
-        """Parameters and gradients of sharded ``members`` by name, whole and wide, and their state, whole and as it is
-        kept; the state is begun."""
+        """Parameters and gradients of sharded ``members`` by name, gathered and in wide types, and their state by name,
+        gathered and in its stored types; members without a state get their initial one."""
         grads = {m.name: reduced(dense(m.param.grad), m.param) for m in members}
         tensors = {m.name: self.state[m.param] for m in members if self.state.get(m.param)}
         # Checkpoints of torch.distributed miss the state of a trainable parameter that has had no gradient.
@@ -174,19 +177,19 @@ class RuleOptimizer(RunOptimizer):
         return {m.name: params[m.name] for m in members}, grads, {m.name: tensors[m.name] for m in members}
 
     def _begin_state(self, members: Sequence[Member], params: Params) -> dict[str, dict[str, Tensor]]:
-        """Begin the state of ``members``, whose whole values are ``params``; return it, whole, by name."""
-        own, begun = self.param_groups[0], {}
-        for member in members:  # one after the other, so that the wide state of one is there at a time
+        """Make the initial state of ``members``, whose gathered values are ``params``; return it, gathered, by name."""
+        first_group, begun = self.param_groups[0], {}
+        for member in members:  # one after the other, so that the wide state of one tensor exists at a time
             name, param = member.name, member.param
             state = self._acting.init_state({name: params[name]}, {name: member.role})
             begun[name] = narrowed(state.tensors[name], self.state_dtype, self._acting)
             self.state[param] = {k: cut_like(v, param) for k, v in begun[name].items()}
-            own["shared"] = own["shared"] or state.shared
+            first_group["shared"] = first_group["shared"] or state.shared
         return begun
 
     def _is_made_to_create_state(self, members: Sequence[Member], loss: Tensor | None) -> bool:
-        """Whether this step is that of ``torch.distributed.checkpoint``, which makes one to have the state created:
-        no loss, all gradients and learning rates 0, no state."""
+        """Whether this step is the one that ``torch.distributed.checkpoint`` makes in order that the state is created:
+        without a loss and a state, with all gradients and learning rates 0."""
         if self.state or loss is not None or any(float(m.group["lr"]) for m in members):
             return False
         grads = whole([reduced(dense(m.param.grad), m.param) for m in members])
@@ -194,12 +197,12 @@ class RuleOptimizer(RunOptimizer):
 
 
 def unless(sound: Tensor | Literal[True], new: Tensor, otherwise: Tensor | float) -> Tensor:
-    """``new`` where ``sound``, 0-dim, is true, and what stands otherwise: not multiplied, since 0 x nan is nan.
+    """``new`` if ``sound`` is true, and ``otherwise`` if it is not; a selection, since 0 x nan is nan.
 
     Args:
-        sound: ``True`` where that is known without waiting for the device.
-        new: of any shape.
-        otherwise: likewise, or a number.
+        sound: 0-dim, or ``True`` if that is known without waiting for the device.
+        new: a tensor of any shape.
+        otherwise: a tensor of the same shape, or a number.
     """
     return new if sound is True or new is otherwise else torch.where(sound, new, otherwise)
 
@@ -210,7 +213,7 @@ def _by_name(stacks: Sequence[Stack], what: Literal["params", "grads"]) -> dict[
 
 
 def _suspects(stack: Stack, update: Tensor, sound: Tensor) -> dict[str, Tensor]:
-    """For each tensor of a stack what is not finite if its update is not."""
+    """Updates by name for the search for values that are not finite; NaN for all if the device has to be asked."""
     if known(sound) is False:
         return dict(zip(stack.names, stack.parts(update), strict=True))
     return dict.fromkeys(stack.names, torch.where(sound, 0.0, math.nan))

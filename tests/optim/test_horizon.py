@@ -78,7 +78,7 @@ def test_past_the_horizon_it_warns_once_and_goes_on():
     """The step count goes on; the last step sizes stay those of the last planned step."""
     optimizer, weight = optimizer_and_weight(3)
     track = []
-    with pytest.warns(UserWarning, match=r"past its total_steps=3; it goes on with its last step size\.") as record:
+    with pytest.warns(UserWarning, match=r"past its total_steps=3; it continues with its last step size\.") as record:
         make_and_record_steps(optimizer, weight, 7, track)
     sizes = [float(one - other) for one, other in pairwise(track)][1:]
     assert len(record) == 1
@@ -122,7 +122,7 @@ def test_rules_without_a_horizon_need_none():
         warnings.simplefilter("error")
         make_steps(optimizer, weight, 3)
     optimizer, weight = optimizer_and_weight(None)
-    with pytest.raises(ValueError, match=r"needs the number of steps to come.*LearnedOptimizerAdapter\(\)"):
+    with pytest.raises(ValueError, match=r"needs the planned number of steps.*LearnedOptimizerAdapter\(\)"):
         make_steps(optimizer, weight, 1)
     optimizer.total_steps = 4
     make_steps(optimizer, weight, 1)

@@ -94,7 +94,7 @@ def test_what_is_no_number_is_named(loss):
 
 def test_a_rule_that_needs_none_warns_once_and_goes_on():
     optimizer = build(needs=False)
-    with pytest.warns(UserWarning, match="reads the loss, but none arrived, so it goes on without") as record:
+    with pytest.warns(UserWarning, match="reads the loss, but none arrived, so training continues without it") as record:
         optimizer.step()
     assert record[0].filename == __file__
     with warnings.catch_warnings():
@@ -108,7 +108,7 @@ def test_a_rule_that_needs_one_says_so_under_the_name_that_the_user_typed():
         build().step()
     weight = nn.Parameter(torch.ones(2))
     weight.grad = torch.ones(2)
-    with pytest.raises(ValueError, match=r"rule 'base' needs the number of steps to come"):
+    with pytest.raises(ValueError, match=r"rule 'base' needs the planned number of steps"):
         LearnedOptimizer([weight], "base").step(1.0)
 
 
