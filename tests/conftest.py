@@ -8,6 +8,14 @@ import pytest
 import torch
 
 
+def pytest_collection_modifyitems(items):
+    """Tests that need a GPU are skipped without one, also where ``-m slow`` selects them."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+
+
 def wandb_records(data):
     """Records of a run file: after 7 bytes a LevelDB log, 32 KiB blocks of pieces with checksum, length and type.
 
