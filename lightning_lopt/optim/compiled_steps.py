@@ -18,8 +18,8 @@ class CompiledSteps:
     """:func:`~lightning_lopt.optim.stack_steps.step_of_stack`, compiled: the same numbers up to rounding.
 
     A graph belongs to the number of tensors of a stack, their shape, type, device and role, and whether their step is
-    a full one. Where compiling fails, as without a C++ compiler, a warning says so once; from then on nothing more is
-    compiled, and stacks without a graph are stepped as they are.
+    a full one. If compiling fails, for instance without a C++ compiler, one warning says so; no later
+    step is compiled, and stacks without a graph are stepped without one.
 
     Attributes:
         backend: as in ``torch.compile``.
@@ -42,9 +42,9 @@ class CompiledSteps:
         if kind not in self._functions:
             if self.fails:
                 return step_of_stack(rule, stack, controls, at, seed)
-            # a copy for each kind, since torch compiles one function for a few shapes only
+            # a copy of the function for each kind, since torch compiles one function for a few shapes only
             self._functions[kind] = CompiledFunction(own_copy(step_of_stack), backend=self.backend)
-        # Graphs are made anew where numbers and texts change, but not where the entries of tensors do.
+        # A change of a number or a text makes torch compile again; a change of the entries of a tensor does not.
         if decays and not isinstance(decay, Tensor):
             decay = params.new_full((count,) if count > 1 else (), decay)
         alike = replace(stack, names=("",) * count, weight_decay=decay)

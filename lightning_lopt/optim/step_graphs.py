@@ -1,4 +1,4 @@
-"""Graphs of the parts of a step: what is the same for all tensors, and the step of one stack."""
+"""Graphs of the parts of a step: one for the quantities of all tensors, one for the step of each stack."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from lightning_lopt.tracing import TracedFunction, UntraceableError
 
 @dataclass(frozen=True, eq=False)
 class TreeTemplate:
-    """What a tree is beside its tensors.
+    """A tree without its tensors.
 
     Attributes:
         structure: of the tree.
-        leaves: numbers, texts and ``None`` in their places, ``...`` in those of tensors.
-        is_context: whether the tree stands for a :class:`StepContext`.
-        text: the same for equal templates.
+        leaves: numbers, texts and ``None`` as they are, and ``...`` in place of tensors.
+        is_context: whether the tree is a :class:`StepContext`.
+        text: a description that is equal for equal templates.
     """
 
     structure: TreeSpec
@@ -54,7 +54,7 @@ class TreeTemplate:
 
 
 class CommonInputs:
-    """What :meth:`UpdateRule.at` returned: its tensors, and the template that they fit into."""
+    """The result of :meth:`UpdateRule.at`: its tensors, and the template of the tree that has them."""
 
     def __init__(self, tensors: list[Tensor], template: TreeTemplate) -> None:
         self.tensors, self.template = tensors, template
@@ -67,8 +67,8 @@ class CommonInputs:
 class PreludeGraph:
     """:meth:`UpdateRule.at` and :meth:`UpdateRule.exchanged` as a graph.
 
-    What the graph does not depend on raises an error where it is read: names of parameters, their weight decay, and
-    what kind of step it is.
+    Names of parameters, their weight decay and the kind of the step are not inputs of the graph; reading them while it
+    is traced raises an error.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class StepGraph:
 
 
 class _Unread:
-    """In place of something that must not be read while a function is traced."""
+    """A placeholder that raises an error if it is read while a function is traced."""
 
     def _refuse(self, *_: object) -> NoReturn:
         raise UntraceableError("the rule reads names, weight decay or the kind of a step where it looks at all tensors")

@@ -19,11 +19,11 @@ from lightning_lopt.tracing import UntraceableError, tensors_of
 _log = logging.getLogger(__name__)
 
 FIRST = 20
-"""Steps that are made as they are, so that short runs pay for no graph."""
+"""Number of steps before tracing begins, so that short runs spend no time on graphs."""
 RETURNS = 1
-"""How often a kind of stack comes before its step is traced: what changes at every step would be traced at each."""
+"""Steps of a kind of stack before its step is traced; a stack whose kind changes at every step is never traced."""
 LEAST_USES = 150
-"""Planned steps of a kind of stack from which on tracing it takes less time than it saves."""
+"""Planned steps of a kind of stack above which tracing takes less time than it saves."""
 MOST_KINDS = 256
 MOST_ENTRIES = 2**20
 """Entries of a stack above which its arithmetic takes so much longer than its calls that a graph saves nothing."""
@@ -34,13 +34,13 @@ class TracedSteps:
     for small stacks, and in five sixths of the time for matrices of 512 x 128.
 
     A graph belongs to the number of tensors of a stack, their shape, type and role, the types of their state, their
-    weight decay, and whether their step is a full one. One more computes what is the same for all tensors, and what
-    they get from one another. Stacks of more than :data:`MOST_ENTRIES` entries, and those on another device
-    than the CPU, are stepped as they are. If something cannot be traced, the log says
-    why once, at level ``INFO``, and from then on everything is stepped as it is.
+    weight decay, and whether their step is a full one. One more graph computes :meth:`UpdateRule.at` and
+    :meth:`UpdateRule.exchanged`, which concern all tensors. Stacks of more than :data:`MOST_ENTRIES` entries, and those
+    on another device than the CPU, are stepped as they are. If a step cannot be traced, the log gives the reason once,
+    at level ``INFO``, and no later step is traced.
 
     Attributes:
-        failure: why nothing is traced any more; empty as long as it is.
+        failure: the reason why tracing has ended; empty while steps are traced.
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class TracedSteps:
 
         Args:
             rule, stacks, seeds, shared, context: likewise.
-            steps_ahead: planned steps to come; 0 if unknown.
+            steps_ahead: number of planned steps that are left; 0 if unknown.
         """
         self._calls += 1
         pays = steps_ahead >= LEAST_USES or self.count > 0
@@ -89,11 +89,11 @@ class TracedSteps:
         return after, each()
 
     def _follow(self, rule: UpdateRule) -> None:
-        """Forget the graphs of another rule, of parameters that were replaced, and of other constants."""
+        """Delete the graphs if the rule, its parameters, its config or the default type of torch has changed."""
         theta = tensors_of(rule)
         known = rule, [(id(x), x.dtype) for x in theta], rule.config, torch.get_default_dtype()
         if known != self._known:
-            self._known, self._theta = known, theta  # the latter so that no id comes again
+            self._known, self._theta = known, theta  # θ is kept alive so that no id is used again
             self._forget()
 
     def _forget(self) -> None:
@@ -107,7 +107,7 @@ class TracedSteps:
         _log.info("LearnedOptimizer: steps are not traced: %s", why)
 
     def _returns(self, kind: Hashable) -> bool:
-        """Whether a kind has come often enough to be traced."""
+        """Whether a kind of stack has occurred often enough to be traced."""
         self._times[kind] += 1
         if len(self._times) > MOST_KINDS:
             self._fail(f"there are more than {MOST_KINDS} kinds of stacks")
@@ -122,7 +122,7 @@ class TracedSteps:
         context: StepContext,
         steps_ahead: int,
     ) -> tuple[CommonInputs, list[Columns], dict[str, Tensor]] | None:
-        """What precedes the steps of stacks, if it is traced."""
+        """The results of the graph that precedes the steps of stacks; ``None`` if it is not traced."""
         key = (*kinds, *shared, context.loss is None, context.scheduled is None)
         prelude = self._preludes.get(key)
         try:
@@ -149,7 +149,7 @@ class TracedSteps:
         seed: Tensor | None,
         steps_ahead: int,
     ) -> StackStep | None:
-        """The step of a stack, if it is traced."""
+        """The step of a stack from its graph; ``None`` if it is not traced."""
         if self.failure:
             return None
         decay = None if isinstance(stack.weight_decay, Tensor) else stack.weight_decay
@@ -172,7 +172,7 @@ def _is_traced(stack: Stack) -> bool:
 
 
 def _kind_of(stack: Stack) -> Hashable:
-    """What graphs depend on beside the kind of a step."""
+    """The properties of a stack that its graphs depend on."""
     state = tuple([(key, x.dtype, x.shape) for key, x in stack.state.items()])
     params = stack.params
     return len(stack.names), stack.role, params.dtype, params.shape, params.stride(), stack.grads.stride(), state

@@ -94,7 +94,9 @@ def test_what_is_no_number_is_named(loss):
 
 def test_a_rule_that_needs_none_warns_once_and_goes_on():
     optimizer = build(needs=False)
-    with pytest.warns(UserWarning, match="reads the loss, but none arrived, so training continues without it") as record:
+    with pytest.warns(
+        UserWarning, match="reads the loss, but none arrived, so training continues without it"
+    ) as record:
         optimizer.step()
     assert record[0].filename == __file__
     with warnings.catch_warnings():
