@@ -199,6 +199,7 @@ def test_a_far_model_ends_lower(tmp_path):
     assert float(saved.constants.log_step_size.detach().mean()) < math.log(0.02) - 0.2
 
 
+@pytest.mark.slow
 def test_without_clear_evidence_a_calibrated_rule_trains_as_if_alone(tmp_path):
     """Steps are too long by far here, and the rule's own calibration sees to that."""
     calibrated = ResidualRule(direction=False, controller=False, calibrated=True)

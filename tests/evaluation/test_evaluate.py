@@ -261,6 +261,7 @@ def test_files_for_other_loggers(tmp_path):
     assert len(drawn["evaluation/curves"].axes) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_tiny_suites")
 def test_weights_and_biases_offline(tmp_path, monkeypatch, wandb_run):
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -27,6 +27,7 @@ def test_without_calibration_the_constants_are_the_same(example):
         assert value.equal(rule.get_parameter(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [[], pytest.param(["--validation"], marks=pytest.mark.slow)], ids=["", "validation"]
 )

@@ -33,6 +33,7 @@ def run(folder, script, *arguments):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [pytest.param("mnist.py", marks=pytest.mark.slow), "out_of_distribution.py"])
 def test_prediction_and_outcome(script, images, tmp_path):
     done = run(tmp_path, script, *(["--data", images, "--model", "cnn"] if script == "mnist.py" else []))

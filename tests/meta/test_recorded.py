@@ -74,6 +74,7 @@ def test_a_recording_has_the_numbers_of_the_step_itself(rule, replayed):
     assert len(replayed) == 1  # in their first steps, rules with several phases do all at each
 
 
+@pytest.mark.slow
 def test_steps_that_are_full_and_steps_that_are_not_take_turns(replayed):
     rule, task = ResidualRule(direction=False, orthogonalised=[], rotated=["matrix", "head"], turn_every=3), small_mlp()
     expected = estimates(PES(30, pairs=2), rule, [task])  # the first 20 steps are all full
