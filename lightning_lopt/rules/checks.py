@@ -21,20 +21,13 @@ def check_sizes(**sizes: int) -> None:
             raise ValueError(f"{what} must be at least 1, got {size}.")
 
 
-def check_numbers(least: float = -math.inf, **numbers: float) -> None:
-    """Every number is finite, and not below ``least``."""
+def check_numbers(least: float = -math.inf, *, or_none: bool = False, **numbers: float | None) -> None:
+    """Every number is finite, and not below ``least``; with ``or_none`` it may be ``None`` instead."""
     for what, number in numbers.items():
-        if not least <= number < math.inf:
-            bound = "" if least == -math.inf else f" >= {least:g}"
-            raise ValueError(f"{what} must be a number{bound}, got {number!r}.")
-
-
-def check_numbers_or_none(least: float = -math.inf, **numbers: float | None) -> None:
-    """Every argument is ``None``, or a finite number that is not below ``least``."""
-    for what, number in numbers.items():
-        if number is not None and not (math.isfinite(number) and number >= least):
-            bound = "" if least == -math.inf else f" >= {least:g}"
-            raise ValueError(f"{what} must be a number{bound} or None, got {number!r}.")
+        if or_none if number is None else math.isfinite(number) and number >= least:
+            continue
+        bound = "" if least == -math.inf else f" >= {least:g}"
+        raise ValueError(f"{what} must be a number{bound}{' or None' if or_none else ''}, got {number!r}.")
 
 
 def check_positive(**numbers: float) -> None:

@@ -21,7 +21,7 @@ from lightning_lopt.rules.base import (
     UpdateRule,
     register_rule,
 )
-from lightning_lopt.rules.checks import check_numbers_or_none, check_positive, check_role, check_sizes
+from lightning_lopt.rules.checks import check_numbers, check_positive, check_role, check_sizes
 from lightning_lopt.rules.residual_parts.calibration import Calibration, promise
 from lightning_lopt.rules.residual_parts.controller import Controller, Controls
 from lightning_lopt.rules.residual_parts.direction import DirectionMLP
@@ -137,8 +137,8 @@ class ResidualRule(UpdateRule):
         if not 1 < step_range < math.inf:
             raise ValueError(f"step_range must be a number above 1, got {step_range!r}.")
         check_positive(step_size=step_size, weight_decay=weight_decay)
-        check_numbers_or_none(horizon_power=horizon_power)
-        check_numbers_or_none(0.0, careful=careful)
+        check_numbers(or_none=True, horizon_power=horizon_power)
+        check_numbers(0.0, or_none=True, careful=careful)
         both = sorted(set(orthogonalised) & set(rotated))
         if both:
             raise ValueError(f"orthogonalised and rotated both name {', '.join(both)}; a role can be one of them.")

@@ -24,6 +24,7 @@ from lightning_lopt import (
     SGDRule,
     UpdateRule,
     VeLORule,
+    load_rule,
 )
 
 
@@ -133,3 +134,9 @@ def cases() -> list[Any]:
         )
         for entry in CATALOGUE
     ]
+
+
+def builders() -> list[Any]:
+    """:func:`cases` and ``base``, as functions that give the rule."""
+    rules = [pytest.param(case.values[0].rule, id=case.id, marks=case.marks) for case in cases()]
+    return [pytest.param(lambda: load_rule("base"), id="base"), *rules]

@@ -2,16 +2,13 @@
 
 import pytest
 import torch
-from rule_catalogue import cases
+from rule_catalogue import builders
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_lopt import LearnedOptimizer, load_rule
+from lightning_lopt import LearnedOptimizer
 
-RULES = [
-    pytest.param(lambda: load_rule("base"), id="base"),
-    *(pytest.param(case.values[0].rule, id=case.id, marks=case.marks) for case in cases()),
-]
+RULES = builders()
 STEPS = 3
 
 

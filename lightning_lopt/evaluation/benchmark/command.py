@@ -13,7 +13,7 @@ import torch
 from lightning_lopt.command_line import CommandParser, whole_number
 from lightning_lopt.devices import usable_device
 from lightning_lopt.evaluation.benchmark.device_limits import DeviceLimits, measured_limits
-from lightning_lopt.evaluation.benchmark.measure import measure
+from lightning_lopt.evaluation.benchmark.measure import check_repeats, measure
 from lightning_lopt.evaluation.benchmark.optimizers import (
     PEERS,
     REFERENCE,
@@ -92,8 +92,7 @@ def _write(
 
 def _check(options: argparse.Namespace) -> None:
     """Refuse what can be seen to be wrong before anything is measured."""
-    if options.repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {options.repeats}.")
+    check_repeats(options.repeats)
     for name in options.models:
         if ":" in name:
             load_object(name)

@@ -57,6 +57,12 @@ class _Training:
         return self.last_loss
 
 
+def check_repeats(repeats: int) -> None:
+    """Raise ``ValueError`` for a number of steps below 1."""
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}.")
+
+
 def measure(
     workload: Workload,
     contenders: Mapping[str, Contender],
@@ -83,8 +89,7 @@ def measure(
     """
     if REFERENCE not in contenders:
         raise ValueError(f"ratios are those over {REFERENCE!r}; put it among the optimizers.")
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}.")
+    check_repeats(repeats)
     training = _Training(workload, autocast)
     parameters = sum(param.numel() for param in training.params)
     steps: dict[str, Step] = {}
