@@ -123,7 +123,7 @@ class TracedSteps:
         steps_ahead: int,
     ) -> tuple[CommonInputs, list[Columns], dict[str, Tensor]] | None:
         """The results of the graph that precedes the steps of stacks; ``None`` if it is not traced."""
-        key = (*kinds, *shared, context.loss is None, context.scheduled is None)
+        key = (*kinds, *shared, context.loss is None, context.scheduled is None, context.epochs is None)
         prelude = self._preludes.get(key)
         try:
             if prelude is None:
