@@ -94,7 +94,7 @@ def planned_epochs(trainer: L.Trainer) -> float | None:
 def _batches_in_data(trainer: L.Trainer) -> float:
     """Batches of a pass over the training data; 0 where batches repeat or their number is unknown."""
     loader = trainer.train_dataloader
-    if trainer.overfit_batches or not isinstance(loader, DataLoader):
+    if trainer.overfit_batches or not isinstance(loader, DataLoader):  # type: ignore[attr-defined]
         return 0
     try:
         return len(loader)

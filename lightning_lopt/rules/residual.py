@@ -256,7 +256,8 @@ class ResidualRule(UpdateRule):
         if self.restraint is not None:
             log_norm = log_norm_of(columns["power"].sum(), at.per_unit)
             log_restraint, after["gradient_size"] = self.restraint(shared["gradient_size"], log_norm, context.epochs)
-            shares = trained(Signs(*columns["structure"].unbind(-1)))
+            signs = Signs(*columns["structure"].unbind(-1))
+            shares = trained(signs, self.restraint.repetition(context.epochs))
             controls["careful"] = torch.exp((log_restraint - columns["careful"]) * shares)
         return controls, after
 

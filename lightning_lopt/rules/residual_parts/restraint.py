@@ -73,9 +73,19 @@ class Restraint(nn.Module):
         mean = torch.where(there, torch.lerp(mean, size, weight), mean)
         log_factor = self.power.to(memory.dtype) * (average - mean).clamp(max=0.0)
         if self.epoch_power is not None and epochs is not None:
-            more = torch.nan_to_num(torch.log(epochs.to(memory.dtype) / TYPICAL_EPOCHS).clamp(FEWEST, MOST))
-            log_factor = log_factor - self.epoch_power.to(memory.dtype) * more
+            more = torch.log(epochs.to(memory.dtype) / TYPICAL_EPOCHS).clamp(FEWEST, MOST)
+            log_factor = log_factor - self.epoch_power.to(memory.dtype) * torch.nan_to_num(more)
         return log_factor, torch.stack([count, average, mean])
+
+    def repetition(self, epochs: Tensor | None) -> Tensor | float:
+        """How much examples are repeated, 0-dim: 0 up to 1.5 epochs and where their number is unknown, 1 from 30 on.
+
+        >>> [round(float(Restraint(epoch_power=1.0).repetition(torch.tensor(x))), 2) for x in (1.0, 6.7, 50.0)]
+        [0.0, 0.5, 1.0]
+        """
+        if self.epoch_power is None or epochs is None:
+            return 0.0
+        return torch.nan_to_num((torch.log(epochs / TYPICAL_EPOCHS).clamp(FEWEST, MOST) - FEWEST) / (MOST - FEWEST))
 
 
 def log_norm_of(power: Tensor, per_unit: Tensor) -> Tensor:
