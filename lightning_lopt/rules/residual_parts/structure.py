@@ -82,11 +82,12 @@ def signs_of(param: Tensor, role: Role) -> Signs:
     like = NEW_HEAD if role == "head" else 1.0
     unsure = like if role == "head" or not tells else 1 / (1 + (count / SMALL_SIDE) ** 2)
     measured = excess(param)
+    alone = _shown(measured, number((), pairs))
     return Signs(
         measured,
-        _shown(measured, number((), pairs)),
+        alone,
         number((), pairs if tells and role == "matrix" else 0.0),
-        unsure * not_zero,
+        torch.where(alone > 0, like, unsure) * not_zero,
         like * not_zero,
         number((), 0.0),
         number((), 0.0),
