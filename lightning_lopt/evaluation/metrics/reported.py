@@ -11,8 +11,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lightning_lopt.evaluation.metrics.base import PairedMetric, PairedRuns
-from lightning_lopt.evaluation.metrics.losses import DivergenceRate, LossRatio, NormalisedLoss, WinRate, WorstRegret
-from lightning_lopt.evaluation.metrics.speedup import StepSpeedup, WallClockSpeedup
+from lightning_lopt.evaluation.metrics.scores import (
+    DivergenceRate,
+    LossRatio,
+    NormalisedLoss,
+    StepSpeedup,
+    WallClockSpeedup,
+    WinRate,
+    WorstRegret,
+)
 
 Section = Literal["speed and wins", "loss ratios", "worst cases", "groups", "shell", "loggers"]
 """Tables in which a metric may be a column: the first three stand in the page's summary, and ``"groups"`` has a row for
