@@ -27,9 +27,8 @@ from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.results import ProblemResult, Results
 from lightning_lopt.evaluation.rule_record import RuleRecord
 from lightning_lopt.evaluation.runs import run_rules
-from lightning_lopt.evaluation.step_cost import step_costs
+from lightning_lopt.evaluation.step_cost import environment_of, step_costs
 from lightning_lopt.evaluation.sweeps import BASELINES, FINE_TUNING_BASELINES, SEED, sweep_of
-from lightning_lopt.evaluation.timing import environment_of
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.user_files import import_again, imported_files
 
