@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import multiprocessing
 import os
 import pickle
@@ -14,21 +16,15 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_lopt.evaluation.baselines import Baselines
-from lightning_lopt.evaluation.measurement import Measurement
-from lightning_lopt.evaluation.measurement_store import (
-    MeasurementStore,
-    baseline_key,
-    cost_key,
-    problem_marks,
-    rule_key,
-)
+from lightning_lopt.__about__ import __version__
+from lightning_lopt.evaluation.baselines import VERSION, Baselines, fingerprint
+from lightning_lopt.evaluation.measurement import Measurement, MeasurementStore
 from lightning_lopt.evaluation.problem import Problem
-from lightning_lopt.evaluation.results import ProblemResult, Results
-from lightning_lopt.evaluation.rule_record import RuleRecord
+from lightning_lopt.evaluation.results import ProblemResult, Results, RuleRecord
 from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.evaluation.step_cost import environment_of, step_costs
 from lightning_lopt.evaluation.sweeps import BASELINES, FINE_TUNING_BASELINES, SEED, sweep_of
+from lightning_lopt.io import weights_sha256
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.user_files import import_again, imported_files
 
@@ -124,7 +120,7 @@ def evaluate(
     _check(rules, problems, against, workers)
     work = Work(tuple(problems), dict(rules), baselines)
     store = MeasurementStore(None if folder is None else Path(folder))
-    marks = [problem_marks(problem) for problem in problems]
+    marks = [_marks(problem) for problem in problems]
     keys = _keys(work, marks, against)
     total = len(keys) + len(problems)
 
@@ -151,7 +147,7 @@ def evaluate(
     results = []
     for number, problem in enumerate(problems):
         runs = {name: measurements[number, name] for name in (*rules, *against)}
-        key = cost_key(marks[number], {name: keys[number, name] for name in runs}, environment)
+        key = _hash([marks[number], {name: keys[number, name] for name in runs}, environment, "consecutive steps"])
         costs = store.costs(key)
         if costs is None:  # measured by this process alone, after the others have finished
             report(len(keys) + number, f"cost of a step on {problem.name}")
@@ -166,15 +162,30 @@ def evaluate(
 
 
 def _keys(work: Work, marks: Sequence[list[Any]], against: Sequence[str]) -> dict[Job, str]:
-    """Hashes of everything that each measurement depends on, in the order of the measurements."""
-    seeds = work.baselines.seeds
-    return {
-        (number, name): rule_key(marks[number], work.rules[name], seeds, SEED)
-        if name in work.rules
-        else baseline_key(marks[number], problem, name, work.baselines)
-        for number, problem in enumerate(work.problems)
-        for name in (*work.rules, *against)
-    }
+    """Hashes of everything that each measurement depends on, in the order of the measurements.
+
+    Raises:
+        RuleFileError: if a rule's weights are not finite.
+    """
+    seeds, keys = work.baselines.seeds, {}
+    for number, problem in enumerate(work.problems):
+        for name, rule in work.rules.items():
+            rule_content = [type(rule).__qualname__, rule.config, weights_sha256(rule), seeds, SEED]
+            keys[number, name] = _hash([marks[number], *rule_content])
+        for name in against:
+            baseline_content = [name, sweep_of(name).learning_rates, work.baselines.key(problem, name)]
+            keys[number, name] = _hash([marks[number], *baseline_content])
+    return keys
+
+
+def _marks(problem: Problem) -> list[Any]:
+    """JSON values that identify a problem; the last digits of losses depend on the machine."""
+    return [problem.name, problem.horizon, [f"{mark:.3g}" for mark in fingerprint(problem.task)]]
+
+
+def _hash(content: list[Any]) -> str:
+    text = json.dumps([VERSION, __version__, content], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _measured_before(work: Work, store: MeasurementStore, keys: Mapping[Job, str]) -> dict[Job, Measurement]:

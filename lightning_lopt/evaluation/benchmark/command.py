@@ -30,7 +30,7 @@ from lightning_lopt.evaluation.benchmark.workloads import (
     named_workload,
     users_workload,
 )
-from lightning_lopt.evaluation.json_files import write_json
+from lightning_lopt.evaluation.measurement import write_json
 from lightning_lopt.evaluation.report.figures import png
 from lightning_lopt.evaluation.step_cost import environment_of
 from lightning_lopt.io.whole import write_whole
