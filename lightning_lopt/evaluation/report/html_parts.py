@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
-from lightning_lopt.evaluation.report.tables import TextTable
-from lightning_lopt.evaluation.report.verdict import Outcome
+from lightning_lopt.evaluation.report.numbers import SPLITS
+from lightning_lopt.evaluation.report.tables import TextTable, label, plain
+from lightning_lopt.evaluation.report.verdict import ChartRow, Outcome, Standing, Verdict, chart_rows, outcome
+from lightning_lopt.evaluation.results import Results
 
 SIGNS: dict[Outcome, tuple[str, str]] = {"win": ("✔", "lower"), "tie": ("=", "equal"), "loss": ("✘", "higher")}
 """Sign and word of an outcome, so that none is shown by a colour alone."""
@@ -15,6 +18,10 @@ FASTER: dict[Outcome, str] = {"win": "faster", "tie": "equal", "loss": "slower"}
 """Words for outcomes of speed-ups."""
 Marks = Mapping[tuple[int, int], list[Outcome]]
 """Outcomes shown in cells of a table, by row and column."""
+
+STANDINGS: dict[Standing, str] = {"ahead": "✔", "mixed": "≈", "behind": "✘"}
+"""Sign of each standing; the word is in the sentence."""
+WIDEST = math.log(4)  # log-ratios from here on have a bar of full width
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
@@ -91,3 +98,56 @@ def picture(pictures: Mapping[str, bytes], name: str, description: str) -> str:
         return "<p>No picture: matplotlib is not installed.</p>"
     data = base64.b64encode(pictures[name]).decode()
     return f'<div class="wide"><img src="data:image/png;base64,{data}" alt="{escaped(description)}"></div>'
+
+
+def verdicts_html(made: Sequence[Verdict]) -> list[str]:
+    """A paragraph for each verdict, with a sign and a coloured edge."""
+    return [
+        f'<p class="verdict {verdict.standing}">{STANDINGS[verdict.standing]} {escaped(verdict.text)}</p>'
+        for verdict in made
+    ]
+
+
+def charts_html(results: Results) -> list[str]:
+    """A chart for each rule against each baseline; all but the first are folded."""
+    pairs = [(rule, against) for rule in results.rules for against in results.against]
+    parts = []
+    for number, (rule, against) in enumerate(pairs):
+        head = f"{label(rule)} against {label(against)}, problem by problem"
+        chart = _chart(chart_rows(results, rule, against))
+        parts.append(
+            f"<h3>{escaped(head)}</h3>\n{_legend(rule, against)}\n{chart}"
+            if number == 0
+            else f"<details><summary>{escaped(head)}</summary>{chart}</details>"
+        )
+    return parts
+
+
+def _legend(rule: str, against: str) -> str:
+    return (
+        f"<p>Final loss of {escaped(label(rule))} over that of {escaped(label(against))}, median over seeds, both with "
+        '1 % of the uninformed loss added. <span class="win">✔ and a full bar to the left: lower.</span> '
+        '<span class="loss">✘ and a hatched bar to the right: higher.</span></p>'
+    )
+
+
+def _chart(rows: Sequence[ChartRow]) -> str:
+    """A row for each problem, a bar for each split: to the left where the rule ends lower."""
+    return '<div class="chart">' + "\n".join(_row(row) for row in rows) + "</div>"
+
+
+def _row(row: ChartRow) -> str:
+    bars = "".join(_bar(name, row.log_ratios[split]) for split, name in SPLITS.items())
+    return f'<div class="row"><div class="name">{escaped(plain(row.problem))}</div><div>{bars}</div></div>'
+
+
+def _bar(split: str, log_ratio: float) -> str:
+    found = outcome(log_ratio)
+    sign, word = SIGNS[found]
+    width = round(100 * min(abs(log_ratio) / WIDEST, 1.0))
+    bar = f'<i class="bar {found}" style="width: {width}%"></i>'
+    left, right = (bar, "") if log_ratio < 0 else ("", bar)
+    return (
+        f'<div class="split"><div>{split}</div><div class="left">{left}</div><div>{right}</div>'
+        f'<div class="result {found}">{sign} {math.exp(log_ratio):.2f}, {word}</div></div>'
+    )

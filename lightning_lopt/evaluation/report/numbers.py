@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_lopt.evaluation.metrics import final_loss, median_loss
+from lightning_lopt.evaluation.metrics import final_loss, log_ratio, median_loss
 from lightning_lopt.evaluation.metrics.reported import REPORTED
 from lightning_lopt.evaluation.results import ProblemResult, Results
 
@@ -19,6 +20,8 @@ SEEN_DATA = "seen data"
 UNSEEN_DATA = "unseen data"
 LONGER = "longer than trained on"
 CHOSEN = "the rule was chosen on"
+TIE = 1.001  # factors up to here are no defeat
+SPLITS = {"train": "training", "valid": "validation"}
 
 
 def labels(problem: ProblemResult, trained_on: dict[str, Any]) -> list[str]:
@@ -116,3 +119,71 @@ def _of(results: Results, rule: str, reference: str, group: str, problems: Seque
         found = metric.compute()
         value, low, high = (float(found[f"{reported.statistic}{suffix}"]) for suffix in ("", "_low", "_high"))
         yield Number(rule, reference, group, key, len(problems), value, low, high)
+
+
+@dataclass(frozen=True)
+class Defeat:
+    """A baseline that ends lower than a rule, on one problem and split.
+
+    Attributes:
+        rule: which ends higher.
+        against: which ends lower.
+        problem: where.
+        split: ``"train"`` or ``"valid"``.
+        factor: median over seeds of the ratio of the final losses with the floor, above :data:`TIE`.
+        ours: median final loss of the rule.
+        theirs: median final loss of the baseline.
+        seeds: on how many seeds the rule is behind.
+        groups: what the problem is to the rule.
+    """
+
+    rule: str
+    against: str
+    problem: str
+    split: str
+    factor: float
+    ours: float
+    theirs: float
+    seeds: int
+    groups: tuple[str, ...]
+
+
+def defeats(results: Results) -> list[Defeat]:
+    """All of them, the largest factor first."""
+    return sorted(_defeats(results), key=lambda defeat: -defeat.factor)
+
+
+def _defeats(results: Results) -> Iterator[Defeat]:
+    for rule, record in results.rules.items():
+        for problem in results.problems:
+            for against in results.against:
+                for split in SPLITS:
+                    ours, theirs = (final_loss(problem.measurements[name], split) for name in (rule, against))
+                    ratios = log_ratio(ours, theirs, problem.loss_scale)
+                    factor = math.exp(float(ratios.quantile(0.5)))
+                    if factor > TIE:
+                        yield Defeat(
+                            rule,
+                            against,
+                            problem.name,
+                            split,
+                            factor,
+                            median_loss(ours),
+                            median_loss(theirs),
+                            int((ratios > 0).sum()),
+                            tuple(labels(problem, record.trained_on)),
+                        )
+
+
+def untuned_baselines(results: Results) -> list[str]:
+    """Names of the baselines for which tuning chose no learning rate on any problem."""
+    return [
+        name
+        for name in results.against
+        if all(problem.measurements[name].learning_rate is None for problem in results.problems)
+    ]
+
+
+def problems_lower(results: Results, rule: str, baseline: str, split: str) -> int:
+    """On how many problems ``rule`` ends below ``baseline`` on a split, by the log-ratio of the final losses."""
+    return sum(problem.log_ratio(rule, baseline, split) < 0 for problem in results.problems)

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from lightning_lopt.evaluation.metrics.reported import Section
-from lightning_lopt.evaluation.report.defeats import defeats_table, untuned_table
-from lightning_lopt.evaluation.report.html_parts import FASTER, STYLE, Marks, escaped, picture, table
-from lightning_lopt.evaluation.report.html_verdict import charts_html, verdicts_html
-from lightning_lopt.evaluation.report.numbers import ALL, Number
+from lightning_lopt.evaluation.report.figures import curves, png, profile
+from lightning_lopt.evaluation.report.html_parts import (
+    FASTER,
+    STYLE,
+    Marks,
+    charts_html,
+    escaped,
+    picture,
+    table,
+    verdicts_html,
+)
+from lightning_lopt.evaluation.report.numbers import ALL, Number, numbers
 from lightning_lopt.evaluation.report.tables import (
     TextTable,
     bests,
     costs,
+    defeats_table,
     finals,
     label,
     log_ratios,
@@ -23,14 +34,67 @@ from lightning_lopt.evaluation.report.tables import (
     overall,
     plain,
     speedups,
+    untuned_table,
 )
-from lightning_lopt.evaluation.report.verdict import outcome, outcomes_beside_the_best, verdicts
-from lightning_lopt.evaluation.report.words import definitions, summary
+from lightning_lopt.evaluation.report.verdict import (
+    definitions,
+    outcome,
+    outcomes_beside_the_best,
+    summary,
+    verdicts,
+)
 from lightning_lopt.evaluation.results import Results
+from lightning_lopt.io.whole import write_whole
 
+RESULTS = "results.json"
+PAGE = "report.html"
 SUMMARY: tuple[Section, ...] = ("speed and wins", "loss ratios", "worst cases")
 # Nothing is fetched and nothing runs, whatever a text on the page may hold.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def write_report(results: Results, folder: str | os.PathLike[str]) -> Path:
+    """Write ``results.json``, ``report.html`` and its pictures as PNG files; returns the page's path.
+
+    The page shows what the file holds, six digits of each loss: everything on it can be computed from the file alone.
+    Without matplotlib it has no pictures. Each file is written whole or not at all, the results first.
+
+    Raises:
+        OSError: if one cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.evaluation import Baselines, Problem, evaluate
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Problem("bowl", Quadratic(torch.tensor([1.0, 4.0])), horizon=10)
+        >>> baselines = Baselines(seeds=1, shipped=False)
+        >>> results = evaluate({"mine": AdamRule(0.1)}, [bowl], ["adam_default"], baselines=baselines)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_report(results, folder).name
+        'report.html'
+    """
+    target = Path(folder)
+    results.save(target / RESULTS)
+    results = Results.load(target / RESULTS)
+    pictures = _pictures(results)
+    path = target / PAGE
+    write_whole(path, page(results, numbers(results), pictures))
+    for name, data in pictures.items():
+        write_whole(target / f"{name}.png", data)
+    return path
+
+
+def _pictures(results: Results) -> dict[str, bytes]:
+    """PNG files by name."""
+    rules, against = list(results.rules), list(results.against)
+    try:
+        figures = {"profile": profile(results)}
+        for index, problem in enumerate(results.problems, 1):
+            figures[f"curves_{index:02d}"] = curves([problem], rules, against)
+    except ImportError:
+        return {}
+    return {name: png(figure) for name, figure in figures.items()}
 
 
 def page(results: Results, found: Sequence[Number], pictures: Mapping[str, bytes]) -> str:

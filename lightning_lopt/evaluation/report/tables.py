@@ -10,7 +10,15 @@ from typing import Any
 
 from lightning_lopt.evaluation.metrics import final_loss, lowest, median_loss, step_speedup
 from lightning_lopt.evaluation.metrics.reported import REPORTED, Section, columns
-from lightning_lopt.evaluation.report.numbers import BEST, Number, references
+from lightning_lopt.evaluation.report.numbers import (
+    BEST,
+    SPLITS,
+    Number,
+    defeats,
+    problems_lower,
+    references,
+    untuned_baselines,
+)
 from lightning_lopt.evaluation.results import ProblemResult, Results
 
 LABELS = {
@@ -170,6 +178,45 @@ def speedups(results: Results) -> TextTable:
             cells.append(f"{scores.quantile(0.5):.2f} [{scores.min():.2f}, {scores.max():.2f}]")
         rows.append([plain(problem.name), *cells])
     return TextTable(["problem", *(f"{label(rule)} over {label(other)}" for rule, other in pairs)], rows)
+
+
+def defeats_table(results: Results) -> TextTable:
+    """The defeats as a table."""
+    heads = ["rule", "problem", "split", "ahead of it", "factor", "its loss", "the baseline's", "seeds behind", "kind"]
+    return TextTable(
+        heads,
+        [
+            [
+                label(defeat.rule),
+                plain(defeat.problem),
+                SPLITS[defeat.split],
+                label(defeat.against),
+                f"{defeat.factor:.3f}",
+                short(defeat.ours),
+                short(defeat.theirs),
+                f"{defeat.seeds} of {results.seeds}",
+                ", ".join(defeat.groups),
+            ]
+            for defeat in defeats(results)
+        ],
+    )
+
+
+def untuned_table(results: Results) -> TextTable:
+    """On how many problems each rule ends lower than each untuned baseline; no rows where there is none."""
+    total = len(results.problems)
+    return TextTable(
+        ["rule", "against", *(f"lower in {split}" for split in SPLITS.values())],
+        [
+            [
+                label(rule),
+                label(baseline),
+                *(f"{problems_lower(results, rule, baseline, split)} of {total}" for split in SPLITS),
+            ]
+            for rule in results.rules
+            for baseline in untuned_baselines(results)
+        ],
+    )
 
 
 def costs(results: Results) -> TextTable | None:
