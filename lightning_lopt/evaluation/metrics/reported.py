@@ -98,7 +98,7 @@ REPORTED: dict[str, ReportedMetric] = {
     "speedup": ReportedMetric(
         "speed-up in steps", StepSpeedup, "iqm", _SPEEDUP, ("speed and wins", "groups", "shell", "loggers")
     ),
-    "speedup_median": ReportedMetric("its median", StepSpeedup, "median", _SPEEDUP, ("speed and wins",)),
+    "speedup_median": ReportedMetric("speed-up in steps, median", StepSpeedup, "median", _SPEEDUP, ("speed and wins",)),
     "wall_clock": ReportedMetric(
         "speed-up in seconds", WallClockSpeedup, "iqm", _WALL_CLOCK, ("speed and wins",), needs_step_cost=True
     ),
