@@ -248,8 +248,8 @@ def _measured(
     ordered = sorted(jobs, key=lambda job: (-work.problems[job[0]].horizon, job))
     context = multiprocessing.get_context("spawn")  # torch's threads hang after a fork
     initargs = (imported_files(), pickle.dumps(work))
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=initargs) as pool:
-        waiting: dict[Future[tuple[Measurement, bool]], Job] = {pool.submit(_one, job): job for job in ordered}
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_set_up_process, initargs=initargs) as pool:
+        waiting: dict[Future[tuple[Measurement, bool]], Job] = {pool.submit(_measure_job, job): job for job in ordered}
         try:
             while waiting:
                 done, _ = wait(waiting, return_when=FIRST_COMPLETED)
@@ -262,15 +262,15 @@ def _measured(
 _work: Work | None = None
 
 
-def _begin(files: Mapping[str, Path], work: bytes) -> None:
-    """Set up a process that measures; the tasks of problems may have classes from the user's files."""
+def _set_up_process(files: Mapping[str, Path], work: bytes) -> None:
+    """Give a new process its work; the tasks of problems may have classes from the user's files."""
     global _work
     torch.set_num_threads(1)
     import_again(files)
     _work = pickle.loads(work)
 
 
-def _one(job: Job) -> tuple[Measurement, bool]:
+def _measure_job(job: Job) -> tuple[Measurement, bool]:
     assert _work is not None
     measurement = _work.measure(*job)
     return measurement, _work.is_stored(job[1])

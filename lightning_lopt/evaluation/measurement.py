@@ -21,7 +21,8 @@ from lightning_lopt.io.whole import write_whole
 WINDOWS = 100  # number of windows of the training loss of one run, for any horizon
 CHECKPOINTS = 20  # number of checkpoints of the validation loss of one run
 
-LARGEST = 64 * 2**20  # largest number of bytes that are read
+# Limits of JSON files that are read.
+LARGEST = 64 * 2**20  # bytes of a file
 _MOST = 1000  # entries of an object or a list
 _LONGEST = 20_000  # characters of a text
 
