@@ -12,48 +12,47 @@ from lightning_lopt.terminal import complain, say
 USAGE = """usage: lightning-lopt COMMAND ...
 
   meta-train   meta-train a rule; --config FILE, --print_config, --ckpt_path FILE to resume;
-               a config is code (it names what is built): only run those you trust
-  convert SRC DST  a rule saved by others (flax, PyLO; file, folder or hf://owner/name@revision) in our format
-  push FOLDER OWNER/NAME  a saved rule to the Hugging Face Hub
-  info RULE    what an embedded rule or a folder holds: key numbers, what it costs and reads, its card
-  evaluate RULE  how it does beside tuned baselines: --suite NAME (or FILE.py:NAME, your own) --against NAMES --out DIR
-  compare A B ... the same for several rules on one report; RULE@start is a rule before meta-training
-  baselines    tune hand-designed optimizers on suites of problems, --suite NAMES --out FILE
-  assess FILE.py:MODEL --total-steps N   is a rule to be trusted with your module?
-  benchmark MODEL ...  what a step costs in time and memory, beside AdamW's
+               a config is code (it names classes to build): run only configs that you trust
+  convert SRC DST  convert a rule of flax or PyLO (file, folder or hf://owner/name@revision) to our format
+  push FOLDER OWNER/NAME  upload a saved rule to the Hugging Face Hub
+  info RULE    show the key numbers, costs, inputs and card of an embedded rule or a folder
+  evaluate RULE  measure a rule beside tuned baselines: --suite NAME (or your FILE.py:NAME) --against NAMES --out DIR
+  compare A B ... measure several rules in one report; RULE@start is a rule before meta-training
+  baselines    tune hand-designed optimizers on suites of problems: --suite NAMES --out FILE
+  assess FILE.py:MODEL --total-steps N   say whether to train your module with a rule
+  benchmark MODEL ...  measure time and memory of a step, beside AdamW
 
-lightning-lopt COMMAND --help   all options of a command, and an example
-lightning-lopt --version
+lightning-lopt COMMAND --help   show all options of a command, and an example
+lightning-lopt --version   show the version
 lightning-lopt --traceback COMMAND ...   show where an error comes from
 
-Exit status: 0; 1 where the machine lacks something (a package, space on the disk); 2 for bad input; of assess 3 for
-the verdict "don't".
+Exit status: 0 for success; 1 if the machine lacks something (a package, space on the disk); 2 for bad input; 3 if
+assess has the verdict "don't".
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    traceback = given[:1] == ["--traceback"]
-    given = given[1:] if traceback else given
-    if given[:1] == ["--version"]:
-        say(f"lightning-lopt {__version__}")
-        return 0
-    if given[:1] in (["-h"], ["--help"]):
-        print(USAGE)
-        return 0
-    if not given:
+    """Run one command, and return its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    traceback = words[:1] == ["--traceback"]
+    words = words[1:] if traceback else words
+    if not words:
         print(USAGE, file=sys.stderr)
         return BAD_INPUT
-    if given[0] not in COMMANDS:
-        complain(
-            f"lightning-lopt: there is no command {given[0]!r}; use one of {', '.join(COMMANDS)}, or 'lightning-lopt "
-            "--help'."
-        )
+    command, options = words[0], words[1:]
+    if command == "--version":
+        say(f"lightning-lopt {__version__}")
+        return 0
+    if command in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if command not in COMMANDS:
+        names = ", ".join(COMMANDS)
+        complain(f"lightning-lopt: there is no command {command!r}; use one of {names}, or 'lightning-lopt --help'.")
         return BAD_INPUT
-    if given[0] in LONG and not {"-h", "--help"} & {*given}:
-        complain(f"lightning-lopt {given[0]}: loading PyTorch and Lightning")  # which takes seconds
-    return run(COMMANDS[given[0]], given[1:], traceback=traceback)
+    if command in SLOW and not {"-h", "--help"} & {*options}:
+        complain(f"lightning-lopt {command}: loading PyTorch and Lightning")  # this takes seconds
+    return run(COMMANDS[command], options, traceback=traceback)
 
 
 def meta_train(arguments: Sequence[str]) -> int:
@@ -64,10 +63,10 @@ def meta_train(arguments: Sequence[str]) -> int:
 
 
 def info(arguments: Sequence[str]) -> int:
-    """Print what is known of a rule; see :mod:`lightning_lopt.info`."""
+    """Print the properties of a rule; see :mod:`lightning_lopt.info`."""
     parser = CommandParser(
         "info",
-        "Show what is known of a rule: key numbers first, then what it costs and reads, then its card.",
+        "Show the properties of a rule: key numbers first, then costs and inputs, then the card.",
         example="lightning-lopt info base",
     )
     parser.add_argument("rule", metavar="RULE", help="embedded rule, folder or hf:// address")
@@ -80,7 +79,7 @@ def info(arguments: Sequence[str]) -> int:
 
 
 def convert(arguments: Sequence[str]) -> int:
-    """Import a rule of others; see :mod:`lightning_lopt.io.importers.convert`."""
+    """Convert a rule of another package; see :mod:`lightning_lopt.io.importers.convert`."""
     from lightning_lopt.io.importers.convert import convert_main
 
     return convert_main(arguments)
@@ -91,19 +90,19 @@ def push(arguments: Sequence[str]) -> int:
     parser = CommandParser(
         "push",
         "Upload a saved rule to the Hugging Face Hub: weights (safetensors), config (JSON) and card, nothing else. The "
-        "token is that of 'hf auth login', or of HF_TOKEN.",
+        "token is from 'hf auth login' or the variable HF_TOKEN.",
         example="lightning-lopt push my_rule user/my-rule --private",
     )
-    parser.add_argument("folder", metavar="FOLDER", help="a folder that save_rule, meta-training or convert has made")
-    parser.add_argument("name", metavar="OWNER/NAME", help="of the repository; made if it does not exist")
+    parser.add_argument("folder", metavar="FOLDER", help="a folder of save_rule, meta-training or convert")
+    parser.add_argument("name", metavar="OWNER/NAME", help="name of the repository, which is made if it does not exist")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
-    parser.add_argument("--message", default="Upload a rule", help="of the commit")
-    given = parser.parse_args(arguments)
+    parser.add_argument("--message", default="Upload a rule", help="message of the commit")
+    options = parser.parse_args(arguments)
 
     from lightning_lopt.io import push_rule
 
-    address = push_rule(given.folder, given.name, private=given.private, message=given.message)
-    say(f"pushed; load it with load_rule({address!r})")
+    address = push_rule(options.folder, options.name, private=options.private, message=options.message)
+    say(f"the rule was pushed; load it with load_rule({address!r})")
     return 0
 
 
@@ -129,14 +128,14 @@ def compare(arguments: Sequence[str]) -> int:
 
 
 def assess(arguments: Sequence[str]) -> int:
-    """Is a rule to be trusted with a module; see :mod:`lightning_lopt.assessment`."""
+    """Say whether to train a module with a rule; see :mod:`lightning_lopt.assessment`."""
     from lightning_lopt.assessment.command import assess_command
 
     return assess_command(arguments)
 
 
 def benchmark(arguments: Sequence[str]) -> int:
-    """What a step costs; see :mod:`lightning_lopt.evaluation.benchmark.command`."""
+    """Measure the cost of a step; see :mod:`lightning_lopt.evaluation.benchmark.command`."""
     from lightning_lopt.evaluation.benchmark.command import benchmark_command
 
     return benchmark_command(arguments)
@@ -153,5 +152,5 @@ COMMANDS: dict[str, Command] = {
     "assess": assess,
     "benchmark": benchmark,
 }
-LONG = ("meta-train", "evaluate", "compare", "baselines", "assess", "benchmark")
-"""Commands that take longer than a few seconds, and show how far they are."""
+SLOW = ("meta-train", "evaluate", "compare", "baselines", "assess", "benchmark")
+"""Commands that take longer than a few seconds, and show their progress."""

@@ -23,8 +23,7 @@ from torch import Tensor
 from lightning_lopt import ResidualRule, load_rule
 from lightning_lopt.evaluation.baselines import Baselines
 from lightning_lopt.evaluation.measurement import Measurement
-from lightning_lopt.evaluation.metrics.bootstrap import iqm
-from lightning_lopt.evaluation.metrics.speedup import step_speedup
+from lightning_lopt.evaluation.metrics import iqm, step_speedup
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.results import ProblemResult
 from lightning_lopt.evaluation.runs import run_rules

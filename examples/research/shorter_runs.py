@@ -17,8 +17,7 @@ import torch
 
 from lightning_lopt import load_rule
 from lightning_lopt.evaluation.baselines import Baselines
-from lightning_lopt.evaluation.metrics.bootstrap import iqm
-from lightning_lopt.evaluation.metrics.speedup import smoothed, step_speedup
+from lightning_lopt.evaluation.metrics import iqm, smoothed, step_speedup
 from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.evaluation.suites import make_suite
 

@@ -17,10 +17,10 @@ from lightning_lopt.evaluation.baselines import BASELINES, FINE_TUNING_BASELINES
 from lightning_lopt.evaluation.evaluator import evaluate
 from lightning_lopt.evaluation.problem import Problem, load_problems
 from lightning_lopt.evaluation.report import numbers, write_report
-from lightning_lopt.evaluation.report.defeats import untuned_table
 from lightning_lopt.evaluation.report.numbers import ALL
-from lightning_lopt.evaluation.report.tables import finals, log_ratios, overall, plain
-from lightning_lopt.evaluation.report.words import summary
+from lightning_lopt.evaluation.report.page import PAGE, RESULTS
+from lightning_lopt.evaluation.report.tables import finals, log_ratios, overall, plain, untuned_table
+from lightning_lopt.evaluation.report.verdict import summary
 from lightning_lopt.evaluation.results import Results, RuleRecord
 from lightning_lopt.evaluation.suites import SUITES, make_suite
 from lightning_lopt.io import load_meta_training, load_rule
@@ -188,7 +188,7 @@ def _log(results: Results, folder: Path, project: str) -> None:
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 
-    from lightning_lopt.evaluation.report import PAGE, RESULTS, log_media
+    from lightning_lopt.evaluation.report import log_media
 
     # absolute, since the process that writes may have another working directory
     logger = WandbLogger(project=project, save_dir=folder.resolve(), job_type="evaluation")

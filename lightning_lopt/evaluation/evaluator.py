@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import multiprocessing
 import os
 import pickle
@@ -14,22 +16,15 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_lopt.evaluation.baselines import Baselines
-from lightning_lopt.evaluation.measurement import Measurement
-from lightning_lopt.evaluation.measurement_store import (
-    MeasurementStore,
-    baseline_key,
-    cost_key,
-    problem_marks,
-    rule_key,
-)
+from lightning_lopt.__about__ import __version__
+from lightning_lopt.evaluation.baselines import VERSION, Baselines, fingerprint
+from lightning_lopt.evaluation.measurement import Measurement, MeasurementStore
 from lightning_lopt.evaluation.problem import Problem
-from lightning_lopt.evaluation.results import ProblemResult, Results
-from lightning_lopt.evaluation.rule_record import RuleRecord
+from lightning_lopt.evaluation.results import ProblemResult, Results, RuleRecord
 from lightning_lopt.evaluation.runs import run_rules
-from lightning_lopt.evaluation.step_cost import step_costs
+from lightning_lopt.evaluation.step_cost import environment_of, step_costs
 from lightning_lopt.evaluation.sweeps import BASELINES, FINE_TUNING_BASELINES, SEED, sweep_of
-from lightning_lopt.evaluation.timing import environment_of
+from lightning_lopt.io import weights_sha256
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.user_files import import_again, imported_files
 
@@ -125,7 +120,7 @@ def evaluate(
     _check(rules, problems, against, workers)
     work = Work(tuple(problems), dict(rules), baselines)
     store = MeasurementStore(None if folder is None else Path(folder))
-    marks = [problem_marks(problem) for problem in problems]
+    marks = [_marks(problem) for problem in problems]
     keys = _keys(work, marks, against)
     total = len(keys) + len(problems)
 
@@ -152,7 +147,7 @@ def evaluate(
     results = []
     for number, problem in enumerate(problems):
         runs = {name: measurements[number, name] for name in (*rules, *against)}
-        key = cost_key(marks[number], {name: keys[number, name] for name in runs}, environment)
+        key = _hash([marks[number], {name: keys[number, name] for name in runs}, environment, "consecutive steps"])
         costs = store.costs(key)
         if costs is None:  # measured by this process alone, after the others have finished
             report(len(keys) + number, f"cost of a step on {problem.name}")
@@ -167,15 +162,30 @@ def evaluate(
 
 
 def _keys(work: Work, marks: Sequence[list[Any]], against: Sequence[str]) -> dict[Job, str]:
-    """Hashes of everything that each measurement depends on, in the order of the measurements."""
-    seeds = work.baselines.seeds
-    return {
-        (number, name): rule_key(marks[number], work.rules[name], seeds, SEED)
-        if name in work.rules
-        else baseline_key(marks[number], problem, name, work.baselines)
-        for number, problem in enumerate(work.problems)
-        for name in (*work.rules, *against)
-    }
+    """Hashes of everything that each measurement depends on, in the order of the measurements.
+
+    Raises:
+        RuleFileError: if a rule's weights are not finite.
+    """
+    seeds, keys = work.baselines.seeds, {}
+    for number, problem in enumerate(work.problems):
+        for name, rule in work.rules.items():
+            rule_content = [type(rule).__qualname__, rule.config, weights_sha256(rule), seeds, SEED]
+            keys[number, name] = _hash([marks[number], *rule_content])
+        for name in against:
+            baseline_content = [name, sweep_of(name).learning_rates, work.baselines.key(problem, name)]
+            keys[number, name] = _hash([marks[number], *baseline_content])
+    return keys
+
+
+def _marks(problem: Problem) -> list[Any]:
+    """JSON values that identify a problem; the last digits of losses depend on the machine."""
+    return [problem.name, problem.horizon, [f"{mark:.3g}" for mark in fingerprint(problem.task)]]
+
+
+def _hash(content: list[Any]) -> str:
+    text = json.dumps([VERSION, __version__, content], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _measured_before(work: Work, store: MeasurementStore, keys: Mapping[Job, str]) -> dict[Job, Measurement]:
@@ -238,8 +248,8 @@ def _measured(
     ordered = sorted(jobs, key=lambda job: (-work.problems[job[0]].horizon, job))
     context = multiprocessing.get_context("spawn")  # torch's threads hang after a fork
     initargs = (imported_files(), pickle.dumps(work))
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=initargs) as pool:
-        waiting: dict[Future[tuple[Measurement, bool]], Job] = {pool.submit(_one, job): job for job in ordered}
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_set_up_process, initargs=initargs) as pool:
+        waiting: dict[Future[tuple[Measurement, bool]], Job] = {pool.submit(_measure_job, job): job for job in ordered}
         try:
             while waiting:
                 done, _ = wait(waiting, return_when=FIRST_COMPLETED)
@@ -252,15 +262,15 @@ def _measured(
 _work: Work | None = None
 
 
-def _begin(files: Mapping[str, Path], work: bytes) -> None:
-    """Set up a process that measures; the tasks of problems may have classes from the user's files."""
+def _set_up_process(files: Mapping[str, Path], work: bytes) -> None:
+    """Give a new process its work; the tasks of problems may have classes from the user's files."""
     global _work
     torch.set_num_threads(1)
     import_again(files)
     _work = pickle.loads(work)
 
 
-def _one(job: Job) -> tuple[Measurement, bool]:
+def _measure_job(job: Job) -> tuple[Measurement, bool]:
     assert _work is not None
     measurement = _work.measure(*job)
     return measurement, _work.is_stored(job[1])

@@ -1,17 +1,32 @@
-"""The measurement of an optimizer on a problem, which JSON files store and metrics read."""
+"""The measurement of an optimizer on a problem, which metrics read, and the JSON files that store measurements.
+
+JSON files are written atomically, and checked as untrusted input when they are read.
+"""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from lightning_lopt.io.files import parse_json_object, show
+from lightning_lopt.io.whole import write_whole
+
 WINDOWS = 100  # number of windows of the training loss of one run, for any horizon
 CHECKPOINTS = 20  # number of checkpoints of the validation loss of one run
+
+# Limits of JSON files that are read.
+LARGEST = 64 * 2**20  # bytes of a file
+_MOST = 1000  # entries of an object or a list
+_LONGEST = 20_000  # characters of a text
+
+_Built = TypeVar("_Built")
 
 
 def window_ends(horizon: int, windows: int = WINDOWS) -> list[int]:
@@ -132,3 +147,117 @@ def _count(value: Any) -> int:
     if type(value) is not int or not 1 <= value <= 10**9:
         raise ValueError(f"horizon must be a whole number of at least 1, got {value!r}")
     return value
+
+
+class MeasurementStore:
+    """Measurements and costs in a folder, one file each, named by a hash of everything that its content depends on.
+
+    A damaged file counts as missing. Files are written atomically.
+
+    Args:
+        folder: the folder; ``None`` stores nothing.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def measurement(self, key: str) -> Measurement | None:
+        """The stored measurement with this key; ``None`` if there is none."""
+        return self._read(key, Measurement.from_json)
+
+    def keep_measurement(self, key: str, measurement: Measurement) -> None:
+        """Store a measurement."""
+        self._write(key, measurement.to_json())
+
+    def costs(self, key: str) -> tuple[float, dict[str, float]] | None:
+        """The stored seconds of the gradient and of the steps with this key; ``None`` if there are none."""
+        return self._read(key, _costs)
+
+    def keep_costs(self, key: str, costs: tuple[float, dict[str, float]]) -> None:
+        """Store seconds of the gradient and of the steps."""
+        self._write(key, {"gradient": costs[0], "steps": costs[1]})
+
+    def _read(self, key: str, build: Callable[[Any], _Built]) -> _Built | None:
+        if self.folder is None:
+            return None
+        try:
+            return read_json(self.folder / f"{key}.json", build)
+        except ValueError:
+            return None
+
+    def _write(self, key: str, content: dict[str, Any]) -> None:
+        if self.folder is not None:
+            write_json(self.folder / f"{key}.json", content)
+
+
+def _costs(content: Any) -> tuple[float, dict[str, float]]:
+    entry = as_object(content, "the file")
+    steps = as_object(entry.get("steps"), "steps")
+    return as_positive(entry.get("gradient"), "gradient"), {key: as_positive(steps[key], key) for key in steps}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write ``content`` atomically; the folder is made."""
+    write_whole(path, json.dumps(content, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, build: Callable[[Any], _Built]) -> _Built:
+    """The result of ``build`` for the object in a JSON file of bounded size.
+
+    Raises:
+        ValueError: if there is no such object, or ``build`` refuses it; the message names the file.
+    """
+    try:
+        if not path.is_file():
+            raise ValueError("there is no such file")
+        with open(path, "rb") as file:
+            data = file.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise ValueError(f"it has more than {LARGEST} bytes")
+        return build(parse_json_object(data, path.name))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"{path} holds no results that can be read ({reason}); make them again.") from None
+
+
+def as_object(value: Any, what: str) -> dict[str, Any]:
+    """``value``, if it is an object of bounded size."""
+    if not isinstance(value, dict) or len(value) > _MOST:
+        raise ValueError(f"{what} must be an object of at most {_MOST} entries, got {show(value)}")
+    return value
+
+
+def as_list(value: Any, what: str) -> Sequence[Any]:
+    """``value``, if it is a list of bounded length."""
+    if not isinstance(value, list) or len(value) > _MOST:
+        raise ValueError(f"{what} must be a list of at most {_MOST} entries, got {show(value)}")
+    return value
+
+
+def as_name(value: Any) -> str:
+    """``value``, if it is a text of bounded length."""
+    if not isinstance(value, str) or len(value) > _LONGEST:
+        raise ValueError(f"a text of at most {_LONGEST} characters is missing, got {show(value)}")
+    return value
+
+
+def text_of(entry: dict[str, Any], key: str) -> str:
+    """The text of bounded length under ``key``."""
+    if not isinstance(entry.get(key), str) or len(entry[key]) > _LONGEST:
+        raise ValueError(f"{key} must be a text of at most {_LONGEST} characters, got {show(entry.get(key))}")
+    return str(entry[key])
+
+
+def whole_of(entry: dict[str, Any], key: str) -> int:
+    """The whole number in [0, 2^63) under ``key``."""
+    value = entry.get(key)
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"{key} must be a whole number >= 0, got {show(value)}")
+    return value
+
+
+def as_positive(value: Any, what: str) -> float:
+    """``value``, if it is a positive number."""
+    if type(value) not in (int, float) or not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{what} must be a positive number, got {show(value)}")
+    return float(value)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_lopt.evaluation.json_files import (
+from lightning_lopt.evaluation.measurement import (
+    Measurement,
     as_list,
     as_name,
     as_object,
@@ -18,14 +20,12 @@ from lightning_lopt.evaluation.json_files import (
     whole_of,
     write_json,
 )
-from lightning_lopt.evaluation.measurement import Measurement
 from lightning_lopt.evaluation.metrics import PairedRuns, final_loss, log_ratio
 from lightning_lopt.evaluation.problem import Problem
-from lightning_lopt.evaluation.rule_record import RuleRecord
+from lightning_lopt.io import RuleFileError, weights_sha256
 from lightning_lopt.io.files import show
+from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.seeding import generator
-
-__all__ = ["ProblemResult", "Results", "RuleRecord"]
 
 FORMAT = "lightning_lopt_results"
 FORMAT_VERSION = 1
@@ -70,8 +70,7 @@ class ProblemResult:
     def log_ratio(self, name: str, reference: str, split: str = "train") -> float:
         r"""Median over seeds of :func:`~lightning_lopt.evaluation.metrics.log_ratio` of the final losses on a split.
 
-        It is below 0 where ``name`` ends below ``reference``; for an even number of seeds, the median is the lower one
-        of the middle two.
+        It is below 0 where ``name`` ends lower. For an even number of seeds, the median is the lower of the middle two.
         """
         ours, other = (final_loss(self.measurements[which], split) for which in (name, reference))
         return float(log_ratio(ours, other, self.loss_scale).median())
@@ -87,47 +86,26 @@ class ProblemResult:
     @classmethod
     def of(cls, problem: Problem, measurements: dict[str, Measurement]) -> ProblemResult:
         """The result for a problem, from its measurements."""
-        params = problem.task.init(generator(0, "count"))
-        return cls(
-            problem.name,
-            problem.horizon,
-            float(problem.task.loss_scale),
-            measurements,
-            problem.family,
-            problem.data,
-            sum(params[name].numel() for name in problem.task.roles),
-        )
+        task = problem.task
+        params = task.init(generator(0, "count"))
+        parameters, loss_scale = sum(params[name].numel() for name in task.roles), float(task.loss_scale)
+        return cls(problem.name, problem.horizon, loss_scale, measurements, problem.family, problem.data, parameters)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
-        return {
-            "name": self.name,
-            "horizon": self.horizon,
-            "loss_scale": self.loss_scale,
-            "family": self.family,
-            "data": self.data,
-            "parameters": self.parameters,
-            "gradient_seconds": self.gradient_seconds,
-            "step_seconds": self.step_seconds,
-            "measurements": {name: run.to_json() for name, run in self.measurements.items()},
-        }
+        values = {key: value for key, value in vars(self).items() if key != "measurements"}
+        return values | {"measurements": {name: run.to_json() for name, run in self.measurements.items()}}
 
     @classmethod
     def from_json(cls, content: Any) -> ProblemResult:
-        """What :meth:`to_json` wrote.
-
-        Raises:
-            ValueError: if it is anything else.
-        """
+        """The inverse of :meth:`to_json`; anything else raises a ``ValueError``."""
         entry = as_object(content, "a problem")
-        name = text_of(entry, "name")
+        name, horizon = text_of(entry, "name"), entry.get("horizon")
         runs = as_object(entry.get("measurements"), f"the measurements of {show(name)}")
         measurements = {as_name(key): Measurement.from_json(value) for key, value in runs.items()}
         for key, run in measurements.items():
-            if run.horizon != entry.get("horizon"):
-                raise ValueError(
-                    f"{show(name)} has the horizon {show(entry.get('horizon'))}, {show(key)} {run.horizon}"
-                )
+            if run.horizon != horizon:
+                raise ValueError(f"{show(name)} has the horizon {show(horizon)}, {show(key)} {run.horizon}")
         seconds = as_object(entry.get("step_seconds"), f"the step_seconds of {show(name)}")
         gradient = entry.get("gradient_seconds")
         return cls(
@@ -140,6 +118,67 @@ class ProblemResult:
             whole_of(entry, "parameters"),
             None if gradient is None else as_positive(gradient, f"the gradient_seconds of {show(name)}"),
             {as_name(key): as_positive(value, f"the step_seconds of {show(key)}") for key, value in seconds.items()},
+        )
+
+
+@dataclass(frozen=True)
+class RuleRecord:
+    """The record of a measured rule.
+
+    Attributes:
+        rule: name of the rule in the registry (``"residual"``).
+        config: arguments that build the rule.
+        weights_sha256: SHA-256 of its weights.
+        meta_parameters: number of entries of θ.
+        trained_on: record of its meta-training: lists of names ``families`` and ``data``; ``horizons``, the shortest
+            and the longest; ``chosen_on``, names of the problems on which it was chosen among others. Missing entries
+            are not recorded.
+        source: name or folder from which it was loaded, empty for a rule in memory.
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> record = RuleRecord.of(AdamRule(), {"families": ["image_mlp"], "horizons": [100, 1000]})
+        >>> record.rule, record.meta_parameters, record.trained_on
+        ('adam', 1, {'families': ['image_mlp'], 'horizons': [100, 1000]})
+    """
+
+    rule: str
+    config: dict[str, Any]
+    weights_sha256: str
+    meta_parameters: int
+    trained_on: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+    @classmethod
+    def of(cls, rule: UpdateRule, trained_on: Mapping[str, Any] | None = None, source: str = "") -> RuleRecord:
+        """The record of a rule in memory.
+
+        Args:
+            rule: the rule; if its weights cannot be saved, their hash is empty.
+            trained_on: its record of meta-training, which may have further entries.
+            source: name or folder from which it was loaded.
+
+        Raises:
+            ValueError: if an entry of ``trained_on`` is not a list of names, or ``horizons`` are not two numbers.
+        """
+        try:
+            digest = weights_sha256(rule)
+        except RuleFileError:
+            digest = ""
+        count = sum(parameter.numel() for parameter in rule.parameters())
+        return cls(rule.rule_name, rule.config, digest, count, checked_training(dict(trained_on or {})), source)
+
+    @classmethod
+    def from_json(cls, content: Any) -> RuleRecord:
+        """The record from its attributes as JSON values; anything else raises a ``ValueError``."""
+        entry = as_object(content, "a rule")
+        return cls(
+            text_of(entry, "rule"),
+            as_object(entry.get("config"), "the config of a rule"),
+            text_of(entry, "weights_sha256"),
+            whole_of(entry, "meta_parameters"),
+            checked_training(entry.get("trained_on")),
+            text_of(entry, "source"),
         )
 
 
@@ -162,8 +201,7 @@ class Results:
         >>> from lightning_lopt.evaluation import Baselines, evaluate
         >>> from lightning_lopt.tasks import Quadratic
         >>> bowl = Problem("bowl", Quadratic(torch.tensor([1.0, 4.0])), horizon=10)
-        >>> baselines = Baselines(seeds=1, shipped=False)
-        >>> results = evaluate({"mine": AdamRule(0.1)}, [bowl], ["adam_default"], baselines=baselines)
+        >>> results = evaluate({"mine": AdamRule(0.1)}, [bowl], ["adam_default"], baselines=Baselines(seeds=1))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     results.save(f"{folder}/results.json")
         ...     again = Results.load(f"{folder}/results.json")
@@ -218,32 +256,21 @@ class Results:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Results:
-        """Read a file of :meth:`save`. The file is treated as hostile: it has a bounded size and contains only data.
-
-        Raises:
-            ValueError: if it is anything else.
-        """
+        """Read a file of :meth:`save`, as untrusted input of bounded size; anything else raises a ``ValueError``."""
         return read_json(Path(path), cls.from_json)
 
     @classmethod
     def from_json(cls, content: Any) -> Results:
-        """What :meth:`to_json` wrote.
-
-        Raises:
-            ValueError: if it is anything else.
-        """
+        """The inverse of :meth:`to_json`; anything else raises a ``ValueError``."""
         entry = as_object(content, "the file")
-        if entry.get("format") != FORMAT or entry.get("format_version") != FORMAT_VERSION:
-            raise ValueError(
-                f"the format is {show(entry.get('format'))}, version {show(entry.get('format_version'))}, instead of "
-                f"{FORMAT!r}, version {FORMAT_VERSION}"
-            )
+        stored, version = entry.get("format"), entry.get("format_version")
+        if (stored, version) != (FORMAT, FORMAT_VERSION):
+            needed = f"{FORMAT!r}, version {FORMAT_VERSION}"
+            raise ValueError(f"the format is {show(stored)}, version {show(version)}, instead of {needed}")
         environment = as_object(entry.get("environment"), "the environment")
+        rules = as_object(entry.get("rules"), "rules")
         return cls(
-            {
-                as_name(key): RuleRecord.from_json(value)
-                for key, value in as_object(entry.get("rules"), "rules").items()
-            },
+            {as_name(key): RuleRecord.from_json(value) for key, value in rules.items()},
             tuple(as_name(name) for name in as_list(entry.get("against"), "against")),
             tuple(ProblemResult.from_json(value) for value in as_list(entry.get("problems"), "problems")),
             text_of(entry, "suite"),
@@ -251,3 +278,22 @@ class Results:
             {as_name(key): value if type(value) is int else as_name(value) for key, value in environment.items()},
             text_of(entry, "command"),
         )
+
+
+def checked_training(content: Any) -> dict[str, Any]:
+    """The entries of :attr:`RuleRecord.trained_on` that a record of meta-training has.
+
+    Raises:
+        ValueError: if one of them has another type.
+    """
+    entry = {} if content is None else as_object(content, "trained_on")
+    checked: dict[str, Any] = {}
+    for key in ("families", "data", "chosen_on"):
+        if key in entry:
+            checked[key] = [as_name(name) for name in as_list(entry[key], key)]
+    if "horizons" in entry:
+        horizons = as_list(entry["horizons"], "horizons")
+        if len(horizons) != 2 or not all(type(value) is int and value > 0 for value in horizons):
+            raise ValueError(f"horizons must be the shortest and the longest number of steps, got {show(horizons)}")
+        checked["horizons"] = horizons
+    return checked

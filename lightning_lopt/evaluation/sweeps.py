@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.evaluation.measurement import Measurement
-from lightning_lopt.evaluation.packaged import PackagedOptimizer, packaged_models
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.runs import RuleModels, SideBySide, measured_in_windows, run_rules
+from lightning_lopt.evaluation.torch_optimizers import PackagedOptimizer, packaged_models
 from lightning_lopt.rules import AdamRule, MuonRule, ScheduleFreeAdamRule, SGDRule, UpdateRule
 from lightning_lopt.rules.base import StepContext, TensorState
 from lightning_lopt.rules.contract.stacks import TensorInputs

@@ -1,11 +1,13 @@
 """Training loops of other libraries: Lightning Fabric, Hugging Face Accelerate and ``transformers.Trainer``.
 
-Their wrappers of an optimizer take a closure for ``step`` and nothing else, so the loss is handed over beforehand with
-:meth:`LearnedOptimizer.set_loss <lightning_lopt.LearnedOptimizer.set_loss>`. Three rules hold in each of them:
+Their wrappers of an optimizer pass only a closure to ``step``, so
+:meth:`LearnedOptimizer.set_loss <lightning_lopt.LearnedOptimizer.set_loss>` sets the loss before each step. In each of
+these libraries:
 
-* The loss is that of what was differentiated. Where batches are accumulated, it is the sum of what ``backward`` got,
-  for a loss that the library divides itself the mean over the window.
-* With several processes it is the mean over the processes, as the gradients are; otherwise the ranks drift apart.
+* The loss is the value that was differentiated. Where batches are accumulated, it is the sum of the losses that
+  ``backward`` got; if the library divides these losses, it is the mean over the window.
+* With several processes the loss is the mean over the processes, as the gradients are; otherwise parameters differ
+  between ranks.
 * ``total_steps`` counts steps of the optimizer, not batches.
 
 Fabric, with four batches a step::
@@ -23,7 +25,7 @@ Fabric, with four batches a step::
             optimizer.zero_grad()
             window = 0.0
 
-With Accelerate the loop is the same, but its wrapper passes only ``step`` on, so keep the optimizer itself::
+With Accelerate the loop is the same, but the wrapper has no ``set_loss``, so keep the unwrapped optimizer::
 
     accelerator = Accelerator(gradient_accumulation_steps=4)
     learned = LearnedOptimizer(model, total_steps=len(data) // 4)
@@ -32,7 +34,7 @@ With Accelerate the loop is the same, but its wrapper passes only ``step`` on, s
     for x, y in data:
         with accelerator.accumulate(model):
             loss = loss_function(model(x), y)
-            accelerator.backward(loss)  # which divides by 4
+            accelerator.backward(loss)  # it divides by 4
             window += loss.detach() / 4
             if accelerator.sync_gradients:
                 learned.set_loss(accelerator.reduce(window, reduction="mean"))
@@ -40,8 +42,8 @@ With Accelerate the loop is the same, but its wrapper passes only ``step`` on, s
             optimizer.step()
             optimizer.zero_grad()
 
-``transformers.Trainer`` has no place where an optimizer could be told its loss:
-:class:`~lightning_lopt.LearnedTrainerMixin` makes one.
+``transformers.Trainer`` does not pass the loss to the optimizer; with :class:`~lightning_lopt.LearnedTrainerMixin` it
+does.
 """
 
 from lightning_lopt.interop.transformers_trainer import LearnedTrainerMixin

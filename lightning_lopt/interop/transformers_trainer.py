@@ -1,4 +1,4 @@
-"""``transformers.Trainer``: loss, horizon and a schedule that stays out of the way."""
+"""A mixin by which ``transformers.Trainer`` gives a learned optimizer its loss and horizon, without a schedule."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class LearnedTrainerMixin:
 
     The optimizer gets two values that the Trainer does not pass to optimizers: the loss of each step, summed over the
     accumulated batches as their gradients are and averaged over the processes, and ``max_steps`` as the horizon. The
-    Trainer's schedule, which would be multiplied into the rule's own, is left out. ``resume_from_checkpoint`` works as
-    with any optimizer, also with another ``max_steps``. For a rule with evaluation weights of its own, as
-    :class:`~lightning_lopt.ScheduleFreeAdamRule` has, the model holds these during evaluation and after ``train()``;
-    checkpoints, and so the model of ``load_best_model_at_end``, hold the trained ones.
+    Trainer's schedule is left out, since it would multiply the schedule of the rule. ``resume_from_checkpoint`` works
+    as with any optimizer, also with another ``max_steps``. If the rule has separate evaluation weights, as
+    :class:`~lightning_lopt.ScheduleFreeAdamRule` does, the model has them during evaluation and after ``train()``;
+    checkpoints, and so the model of ``load_best_model_at_end``, contain the trained weights.
 
     ``learning_rate``, ``optim``, ``warmup_steps`` and ``lr_scheduler_type`` of the ``TrainingArguments`` have no
-    effect, clipping (``max_grad_norm``) has. To set more than the rule, pass an optimizer as
-    ``optimizers=(LearnedOptimizer(model, lr=0.5), None)``; a scheduler in the second place is used as it is.
+    effect; clipping (``max_grad_norm``) has. To set more than the rule, pass an optimizer as
+    ``optimizers=(LearnedOptimizer(model, lr=0.5), None)``; a scheduler that is passed with it is used unchanged.
 
     Attributes:
-        rule: what :class:`~lightning_lopt.LearnedOptimizer` takes for a rule.
+        rule: the argument ``rule`` of :class:`~lightning_lopt.LearnedOptimizer`.
 
     Example:
         >>> class Trainer(LearnedTrainerMixin, transformers.Trainer):  # doctest: +SKIP
@@ -56,12 +56,12 @@ class LearnedTrainerMixin:
         return result
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """The scheduler that was passed, or one that leaves every learning rate where it is."""
+        """The scheduler that was passed, or one that leaves every learning rate unchanged."""
         trainer = cast(Any, self)
         optimizer = trainer.optimizer if optimizer is None else optimizer
         if trainer.lr_scheduler is None and _learned_in(optimizer) is not None:
             trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _unchanged)
-            trainer._created_lr_scheduler = True  # so that another call of train() makes its own
+            trainer._created_lr_scheduler = True  # another call of train() makes a new scheduler then
         return cast(Any, super()).create_scheduler(num_training_steps, optimizer)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -71,8 +71,8 @@ class LearnedTrainerMixin:
         learned = _learned_in(trainer.optimizer)
         if learned is None:
             return loss
-        part = loss.detach().float()  # with the factor of the differentiated loss
-        total = part if self._window_loss is None else self._window_loss + part
+        batch_loss = loss.detach().float()  # scaled like the loss that was differentiated
+        total = batch_loss if self._window_loss is None else self._window_loss + batch_loss
         self._window_loss = total
         if trainer.accelerator.sync_gradients:
             self._window_loss = None
@@ -84,7 +84,7 @@ class LearnedTrainerMixin:
         return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluates: the Trainer calls ``eval()`` of the optimizer. During training, the trained weights come back."""
+        """Evaluate with the weights of the optimizer's ``eval()``; during training, return to the trained weights."""
         metrics = cast(Any, super()).evaluate(*args, **kwargs)
         trainer = cast(Any, self)
         learned = _learned_in(trainer.optimizer)
@@ -93,7 +93,7 @@ class LearnedTrainerMixin:
         return metrics
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Training; it leaves the evaluation weights in the model."""
+        """Train; afterwards the model has the evaluation weights, or those of ``load_best_model_at_end``."""
         self._window_loss = None
         output = cast(Any, super()).train(*args, **kwargs)
         trainer = cast(Any, self)
@@ -108,7 +108,7 @@ def _unchanged(step: int) -> float:
 
 
 def _learned_in(optimizer: Any) -> LearnedOptimizer | None:
-    """The learned optimizer in the wrappers of accelerate, if there is one."""
+    """The learned optimizer inside wrappers of accelerate; ``None`` for another optimizer."""
     while optimizer is not None and not isinstance(optimizer, LearnedOptimizer):
         optimizer = optimizer.__dict__.get("optimizer")
     return optimizer

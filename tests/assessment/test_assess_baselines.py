@@ -10,7 +10,7 @@ from lightning_lopt.assessment import assess
 from lightning_lopt.assessment.named_baselines import baseline_pilots
 from lightning_lopt.assessment.pilots import Level
 from lightning_lopt.cli import main
-from lightning_lopt.evaluation.packaged import PackagedOptimizer
+from lightning_lopt.evaluation.torch_optimizers import PackagedOptimizer
 from lightning_lopt.tasks import Quadratic
 
 BOWL = Quadratic(torch.tensor([1.0, 2.0]), noise=0.1)

@@ -9,8 +9,7 @@ from multiprocessing import get_context
 import pytest
 import torch
 
-from lightning_lopt.evaluation.baseline_cache import add_entries, read_entries
-from lightning_lopt.evaluation.baselines import Baselines
+from lightning_lopt.evaluation.baselines import Baselines, add_entries, read_entries
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.tasks import Quadratic
 

@@ -10,8 +10,15 @@ import torch
 
 import lightning_lopt.evaluation.baselines as baselines_module
 import lightning_lopt.evaluation.sweeps as sweeps_module
-from lightning_lopt.evaluation.baseline_cache import BaselineRecord, read_entries, write_entries
-from lightning_lopt.evaluation.baselines import BASELINES, Baselines, Sweep, fingerprint
+from lightning_lopt.evaluation.baselines import (
+    BASELINES,
+    BaselineRecord,
+    Baselines,
+    Sweep,
+    fingerprint,
+    read_entries,
+    write_entries,
+)
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.rules import AdamRule

@@ -7,10 +7,9 @@ import pytest
 
 import lightning_lopt
 from lightning_lopt.cli import main
-from lightning_lopt.evaluation.baseline_cache import read_entries
-from lightning_lopt.evaluation.baselines import BASELINES, SHIPPED, Baselines
-from lightning_lopt.evaluation.packaged import PackagedOptimizer
+from lightning_lopt.evaluation.baselines import BASELINES, SHIPPED, Baselines, read_entries
 from lightning_lopt.evaluation.suites import make_suite
+from lightning_lopt.evaluation.torch_optimizers import PackagedOptimizer
 
 pytest.importorskip("sklearn", reason="the handwritten digits come with scikit-learn")
 FILE = Path(lightning_lopt.__file__).parent / "evaluation" / SHIPPED

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from lightning_lopt.cli import main
-from lightning_lopt.evaluation import evaluate_command, report
+from lightning_lopt.evaluation import evaluate_command
 from lightning_lopt.evaluation.evaluator import Work
 from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.report import page
 from lightning_lopt.evaluation.results import Results
 from lightning_lopt.tasks import Quadratic
 
@@ -23,7 +24,7 @@ def _one_bowl(monkeypatch, tmp_path):
     """The suite ``tiny`` is one small problem, and files go to the test's folder."""
     bowl = Problem("bowl", Quadratic(torch.tensor([1.0, 0.5])), 12, "quadratic")
     monkeypatch.setitem(evaluate_command.SUITES, "tiny", lambda sources: [bowl])
-    monkeypatch.setattr(report, "_pictures", lambda results: {"profile": PICTURE})  # drawing takes seconds
+    monkeypatch.setattr(page, "_pictures", lambda results: {"profile": PICTURE})  # drawing takes seconds
     monkeypatch.chdir(tmp_path)
 
 

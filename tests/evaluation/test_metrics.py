@@ -12,7 +12,7 @@ from scipy.stats import trim_mean
 from torchmetrics import MetricCollection
 
 from lightning_lopt.evaluation import metrics as m
-from lightning_lopt.evaluation.metrics.speedup import SMOOTHING
+from lightning_lopt.evaluation.metrics.scores import SMOOTHING
 
 NAN, INF = math.nan, math.inf
 

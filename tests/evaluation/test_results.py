@@ -7,8 +7,7 @@ import torch
 from made_runs import made_results
 
 from lightning_lopt import ResidualRule
-from lightning_lopt.evaluation.results import Results, RuleRecord
-from lightning_lopt.evaluation.rule_record import checked_training
+from lightning_lopt.evaluation.results import Results, RuleRecord, checked_training
 from lightning_lopt.io import load_meta_training, load_rule, weights_sha256
 from lightning_lopt.tasks import FAMILIES, make_families
 from lightning_lopt.tasks.task_mixture import TaskMixture

@@ -8,7 +8,7 @@ import torch
 
 from lightning_lopt.evaluation.baselines import Baselines
 from lightning_lopt.evaluation.evaluate import evaluate
-from lightning_lopt.evaluation.metrics.speedup import step_speedup
+from lightning_lopt.evaluation.metrics import step_speedup
 from lightning_lopt.evaluation.report.numbers import numbers
 from lightning_lopt.evaluation.report.page import page
 from lightning_lopt.evaluation.runs import run_rules

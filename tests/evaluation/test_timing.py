@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_lopt.evaluation.timing import mean_of_run, time_in_turns
+from lightning_lopt.evaluation.step_cost import mean_of_run, time_in_turns
 
 
 def test_optimizers_take_turns_each_with_the_gradient_of_its_step():

@@ -16,11 +16,10 @@ from lightning_lopt.evaluation import evaluate_command
 from lightning_lopt.evaluation.baselines import BASELINES, Baselines, Sweep
 from lightning_lopt.evaluation.evaluator import evaluate
 from lightning_lopt.evaluation.measurement import CHECKPOINTS, in_windows, window_ends
-from lightning_lopt.evaluation.packaged import PackagedOptimizer
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.evaluation.step_cost import step_costs
-from lightning_lopt.evaluation.torch_optimizers import run_optimizers
+from lightning_lopt.evaluation.torch_optimizers import PackagedOptimizer, run_optimizers
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import Quadratic
 from lightning_lopt.tasks.transforms import ChangingDataTask

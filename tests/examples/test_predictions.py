@@ -40,7 +40,7 @@ def test_prediction_and_outcome(script, images, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     predicted, happened = done.stdout.split("== what happened")
     assert "6 steps planned, rule base" in predicted
-    assert "this took" in predicted
+    assert "the assessment took" in predicted
     for name in ("LearnedOptimizer, nothing tuned", "Adam, PyTorch's default", "AdamW, best of 7 rates + cosine (lr="):
         assert name in happened
     verdict = happened.split('Predicted: "')[1].split('"')[0]

@@ -11,8 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_lopt import PES, AdamRule, MetaTrainer, ResidualRule, TaskDataModule, load_rule, save_rule
 from lightning_lopt.cli import main
 from lightning_lopt.evaluation import evaluate_command
-from lightning_lopt.evaluation.baseline_cache import add_entries, read_entries
-from lightning_lopt.evaluation.baselines import Baselines
+from lightning_lopt.evaluation.baselines import Baselines, add_entries, read_entries
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.results import Results
 from lightning_lopt.io import RuleFileError

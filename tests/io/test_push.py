@@ -87,7 +87,7 @@ def test_save_and_push_in_one_call(hub, tmp_path):
 def test_the_command(hub, folder, capsys):
     assert main(["push", str(folder), "user/my-rule", "--message", "Again"]) == 0
     printed = capsys.readouterr()
-    assert printed.out.startswith("pushed; load it with load_rule('hf://user/my-rule@")
+    assert printed.out.startswith("the rule was pushed; load it with load_rule('hf://user/my-rule@")
     assert printed.err == ""
     assert hub.calls[0][3] is None
     assert hub.calls[1][3] == "Again"

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from lightning_lopt.evaluation.timing import synchronised_clock
+from lightning_lopt.evaluation.step_cost import synchronised_clock
 
 PRODUCT_SIDE = {"cpu": 1024, "cuda": 8192}
 SCALED_BYTES = {"cpu": 2**27, "cuda": 2**30}

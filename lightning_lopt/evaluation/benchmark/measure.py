@@ -14,8 +14,7 @@ from lightning_lopt.evaluation.benchmark.operations import operations_of
 from lightning_lopt.evaluation.benchmark.optimizers import REFERENCE, Contender, NotAvailableError
 from lightning_lopt.evaluation.benchmark.results import Figures, ModelResult
 from lightning_lopt.evaluation.benchmark.workloads import Workload
-from lightning_lopt.evaluation.step_cost import Step
-from lightning_lopt.evaluation.timing import STEADY, time_in_turns
+from lightning_lopt.evaluation.step_cost import STEADY, Step, time_in_turns
 
 OF_RULES, OF_OTHERS = 3, 12
 """Steps in which memory is recorded: first steps of a rule are full ones; other optimizers have periods of up to 10."""

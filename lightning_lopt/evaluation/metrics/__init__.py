@@ -1,13 +1,14 @@
 """Metrics of optimizers: pure functions of measurements, and torchmetrics over a suite of problems."""
 
-from lightning_lopt.evaluation.metrics.base import PairedMetric, PairedRuns
-from lightning_lopt.evaluation.metrics.bootstrap import interval, iqm, mean, median, worst
-from lightning_lopt.evaluation.metrics.losses import (
+from lightning_lopt.evaluation.metrics.base import PairedMetric, PairedRuns, interval, iqm, mean, median, worst
+from lightning_lopt.evaluation.metrics.scores import (
     CAP,
     FLOOR,
     DivergenceRate,
     LossRatio,
     NormalisedLoss,
+    StepSpeedup,
+    WallClockSpeedup,
     WinRate,
     WorstRegret,
     diverged,
@@ -17,9 +18,11 @@ from lightning_lopt.evaluation.metrics.losses import (
     median_loss,
     normalised_loss,
     relative,
+    smoothed,
+    step_speedup,
+    steps_to,
     wins,
 )
-from lightning_lopt.evaluation.metrics.speedup import StepSpeedup, WallClockSpeedup, smoothed, step_speedup, steps_to
 
 Contest = PairedRuns  # former name
 ContestMetric = PairedMetric  # former name

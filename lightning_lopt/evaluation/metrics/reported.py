@@ -11,8 +11,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lightning_lopt.evaluation.metrics.base import PairedMetric, PairedRuns
-from lightning_lopt.evaluation.metrics.losses import DivergenceRate, LossRatio, NormalisedLoss, WinRate, WorstRegret
-from lightning_lopt.evaluation.metrics.speedup import StepSpeedup, WallClockSpeedup
+from lightning_lopt.evaluation.metrics.scores import (
+    DivergenceRate,
+    LossRatio,
+    NormalisedLoss,
+    StepSpeedup,
+    WallClockSpeedup,
+    WinRate,
+    WorstRegret,
+)
 
 Section = Literal["speed and wins", "loss ratios", "worst cases", "groups", "shell", "loggers"]
 """Tables in which a metric may be a column: the first three stand in the page's summary, and ``"groups"`` has a row for
@@ -91,7 +98,7 @@ REPORTED: dict[str, ReportedMetric] = {
     "speedup": ReportedMetric(
         "speed-up in steps", StepSpeedup, "iqm", _SPEEDUP, ("speed and wins", "groups", "shell", "loggers")
     ),
-    "speedup_median": ReportedMetric("its median", StepSpeedup, "median", _SPEEDUP, ("speed and wins",)),
+    "speedup_median": ReportedMetric("speed-up in steps, median", StepSpeedup, "median", _SPEEDUP, ("speed and wins",)),
     "wall_clock": ReportedMetric(
         "speed-up in seconds", WallClockSpeedup, "iqm", _WALL_CLOCK, ("speed and wins",), needs_step_cost=True
     ),

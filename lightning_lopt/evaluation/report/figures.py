@@ -1,4 +1,4 @@
-"""The pictures of a report."""
+"""The pictures of a report: curves of losses, and distributions of speed-ups and loss ratios over runs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive")
 _GREYS = ("black", "tab:gray", "tab:cyan", "rosybrown", "darkkhaki")
-_SPREAD = 0.18  # opacity of the range over seeds
+_RANGE_OPACITY = 0.18  # of the area between the smallest and the largest loss over seeds
 
 
 def empty_figure(width: float, height: float) -> Figure:
-    """A figure that belongs to no window.
+    """A figure without a window; sizes are in inches.
 
     Raises:
         ImportError: if matplotlib is not installed.
@@ -38,19 +38,19 @@ def empty_figure(width: float, height: float) -> Figure:
 
 
 def png(figure: Figure) -> bytes:
-    """A figure as a PNG file."""
+    """The bytes of a PNG file of a figure."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110)
     return file.getvalue()
 
 
 def curves(problems: Sequence[ProblemResult], rules: Sequence[str], against: Sequence[str]) -> Figure:
-    """Training and validation loss of each problem, a row of two panels each: medians over seeds, and their range.
+    """Training and validation losses, a row of two panels for each problem: medians and ranges over seeds.
 
-    Rules have colours and solid lines, baselines are grey and dashed.
+    Rules have colours and solid lines; baselines have grey, dashed lines.
     """
-    made = empty_figure(9.6, 2.9 * len(problems) + 0.5)
-    panels = made.subplots(len(problems), 2, squeeze=False)
+    figure = empty_figure(9.6, 2.9 * len(problems) + 0.5)
+    panels = figure.subplots(len(problems), 2, squeeze=False)
     for row, problem in zip(panels, problems, strict=True):
         for axis, split in zip(row, ("train", "valid"), strict=True):
             count = {"train": None, "valid": CHECKPOINTS}[split]
@@ -63,20 +63,20 @@ def curves(problems: Sequence[ProblemResult], rules: Sequence[str], against: Seq
             _limits(axis, problem, [getattr(problem.measurements[name], split) for name in (*against, *rules)])
             axis.grid(alpha=0.3)
     handles, names = panels[0][0].get_legend_handles_labels()
-    made.legend(handles, names, loc="outside upper center", ncols=min(4, len(names)), fontsize="small")
-    return made
+    figure.legend(handles, names, loc="outside upper center", ncols=min(4, len(names)), fontsize="small")
+    return figure
 
 
 def profile(results: Results) -> Figure:
-    """How results are spread over runs and problems, not their means alone.
+    """The distribution of results over runs and problems, which means do not show.
 
-    Left: the share of runs whose speed-up in steps over a baseline is at least that of the axis, as in VeLO's figure
-    (https://arxiv.org/abs/2211.09760) and the score distributions of https://arxiv.org/abs/2108.13264. Right: a
-    performance profile (Dolan and Moré, 2002, https://arxiv.org/abs/cs/0102001): the share of runs whose final
-    training loss is at most so many times that of the best optimizer on the same problem and seed.
+    Left: the share of runs whose speed-up in steps over a baseline is at least the value on the axis, as in VeLO's
+    figure (https://arxiv.org/abs/2211.09760) and the score distributions of https://arxiv.org/abs/2108.13264. Right: a
+    performance profile (Dolan and Moré, 2002, https://arxiv.org/abs/cs/0102001): the share of runs whose final training
+    loss, over that of the best optimizer on the same problem and seed, is at most the value on the axis.
     """
-    made = empty_figure(9.6, 3.8)
-    left, right = made.subplots(1, 2)
+    figure = empty_figure(9.6, 3.8)
+    left, right = figure.subplots(1, 2)
     rules, against = list(results.rules), list(results.against)
     for rule in rules:
         for other in against:
@@ -116,8 +116,8 @@ def profile(results: Results) -> Figure:
         ]
     )
     ratios = levels / levels.amin(0)
-    for name, own in zip(names, ratios, strict=True):
-        ordered = own.sort().values.tolist()
+    for name, ratios_of_optimizer in zip(names, ratios, strict=True):
+        ordered = ratios_of_optimizer.sort().values.tolist()
         shares = [(index + 1) / len(ordered) for index in range(len(ordered))]
         right.step([1.0, *ordered, 1e3], [0.0, *shares, 1.0], where="post", **_style(name, rules, against))
     right.set(xscale="log", xlim=(1.0, 10.0), ylim=(0, 1.02), xlabel="final training loss over the best one, at most")
@@ -128,20 +128,20 @@ def profile(results: Results) -> Figure:
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
-    return made
+    return figure
 
 
 def _line(
     axis: Any, steps: Sequence[int], values: Tensor, name: str, rules: Sequence[str], against: Sequence[str]
 ) -> None:
     finite = torch.where(values.isfinite(), values, math.inf)
-    middle = finite.sort(1).values[:, (finite.shape[1] - 1) // 2]
+    medians = finite.sort(1).values[:, (finite.shape[1] - 1) // 2]
     style = _style(name, rules, against)
-    axis.plot(steps, torch.where(middle.isfinite(), middle, math.nan).tolist(), **style)
+    axis.plot(steps, torch.where(medians.isfinite(), medians, math.nan).tolist(), **style)
     low, high = finite.amin(1), finite.amax(1)
     inside = (low.isfinite() & high.isfinite()).tolist()
     axis.fill_between(
-        steps, low.tolist(), high.tolist(), where=inside, color=style["color"], alpha=_SPREAD, linewidth=0
+        steps, low.tolist(), high.tolist(), where=inside, color=style["color"], alpha=_RANGE_OPACITY, linewidth=0
     )
 
 
@@ -153,9 +153,9 @@ def _style(name: str, rules: Sequence[str], against: Sequence[str]) -> dict[str,
     return {"color": colour, "linestyle": "--", "linewidth": 1.3, "label": _text(label(name))}
 
 
-def _limits(axis: Any, problem: ProblemResult, curves: Sequence[Tensor]) -> None:
-    """A logarithmic axis where losses are positive; what explodes leaves the picture and not the others flat."""
-    values = torch.cat([curve.flatten() for curve in curves])
+def _limits(axis: Any, problem: ProblemResult, losses: Sequence[Tensor]) -> None:
+    """Set the limits of the loss axis, logarithmic for positive losses; very large losses are outside of them."""
+    values = torch.cat([curve.flatten() for curve in losses])
     values = values[values.isfinite()]
     if not len(values):
         return
@@ -167,6 +167,6 @@ def _limits(axis: Any, problem: ProblemResult, curves: Sequence[Tensor]) -> None
 
 
 def _text(text: str) -> str:
-    """A text for a picture: not read as a formula, nor as a name that legends leave out."""
-    shown = plain(text).replace("$", r"\$")
-    return f" {shown}" if shown.startswith("_") else shown
+    """A text for matplotlib, which reads ``$`` as a formula and leaves a name that begins with ``_`` out of legends."""
+    line = plain(text).replace("$", r"\$")
+    return f" {line}" if line.startswith("_") else line

@@ -1,20 +1,27 @@
-"""Pieces of HTML that a report is made of; every text that comes from outside is escaped."""
+"""The HTML of tables, pictures, verdicts and charts; every untrusted text is escaped."""
 
 from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
-from lightning_lopt.evaluation.report.tables import TextTable
-from lightning_lopt.evaluation.report.verdict import Outcome
+from lightning_lopt.evaluation.report.numbers import SPLITS
+from lightning_lopt.evaluation.report.tables import TextTable, label, plain
+from lightning_lopt.evaluation.report.verdict import ChartRow, Outcome, Standing, Verdict, chart_rows, outcome
+from lightning_lopt.evaluation.results import Results
 
 SIGNS: dict[Outcome, tuple[str, str]] = {"win": ("✔", "lower"), "tie": ("=", "equal"), "loss": ("✘", "higher")}
-"""Sign and word of an outcome, so that none is shown by a colour alone."""
+"""Sign and word of an outcome, so that no outcome is shown by colour alone."""
 FASTER: dict[Outcome, str] = {"win": "faster", "tie": "equal", "loss": "slower"}
 """Words for outcomes of speed-ups."""
 Marks = Mapping[tuple[int, int], list[Outcome]]
-"""Outcomes shown in cells of a table, by row and column."""
+"""Outcomes that cells of a table show, by row and column."""
+
+STANDINGS: dict[Standing, str] = {"ahead": "✔", "mixed": "≈", "behind": "✘"}
+"""Sign of each standing, which stands before the sentence of a verdict."""
+FULL_WIDTH = math.log(4)  # log-ratio of a bar of full width; larger ones are cut
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
@@ -48,7 +55,7 @@ th, td { padding: 0.25rem 0.4rem; } td:first-child { white-space: normal; overfl
 
 
 def escaped(text: str) -> str:
-    """Any text for the page, an attribute or between tags; what cannot be printed becomes a question mark.
+    """A text as HTML, for attributes and between tags; a character that cannot be printed becomes a question mark.
 
     >>> escaped("a < b")
     'a &lt; b'
@@ -60,34 +67,87 @@ def escaped(text: str) -> str:
 def table(
     content: TextTable, empty: str = "", marks: Marks | None = None, words: Mapping[Outcome, str] | None = None
 ) -> str:
-    """A table that scrolls by itself where the window is narrow.
+    """A table that scrolls separately where the window is narrow.
 
     Args:
-        content: heads and cells.
-        empty: what stands in place of a table without rows.
-        marks: outcomes to show behind the text of cells, each as a sign in a colour, with its word as a title.
-        words: other words for the outcomes.
+        content: headings and cells.
+        empty: text that replaces a table without rows.
+        marks: outcomes to show after the texts of cells, each as a coloured sign with a word as its title.
+        words: words for outcomes, instead of those of :data:`SIGNS`.
     """
     if not content.rows:
         return f"<p>{escaped(empty)}</p>"
-    shown = {outcome: word for outcome, (_, word) in SIGNS.items()} | dict(words or {})
+    titles = {outcome: word for outcome, (_, word) in SIGNS.items()} | dict(words or {})
     heads = "".join(f"<th>{escaped(head)}</th>" for head in content.heads)
     rows = []
     for i, row in enumerate(content.rows):
-        cells = [_cell(cell, (marks or {}).get((i, j), []), shown) for j, cell in enumerate(row)]
+        cells = [_cell(cell, (marks or {}).get((i, j), []), titles) for j, cell in enumerate(row)]
         rows.append(f"<tr>{''.join(cells)}</tr>")
     body = "\n".join(rows)
     return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
 
 
-def _cell(text: str, outcomes: list[Outcome], words: Mapping[Outcome, str]) -> str:
-    signs = "".join(f'<span class="{found}" title="{words[found]}"> {SIGNS[found][0]}</span>' for found in outcomes)
+def _cell(text: str, outcomes: list[Outcome], titles: Mapping[Outcome, str]) -> str:
+    signs = "".join(f'<span class="{kind}" title="{titles[kind]}"> {SIGNS[kind][0]}</span>' for kind in outcomes)
     return f"<td>{escaped(text)}{signs}</td>"
 
 
 def picture(pictures: Mapping[str, bytes], name: str, description: str) -> str:
-    """A PNG file inside the page, which scrolls where the window is narrow."""
+    """A PNG file inside the page, which scrolls separately where the window is narrow."""
     if name not in pictures:
         return "<p>No picture: matplotlib is not installed.</p>"
     data = base64.b64encode(pictures[name]).decode()
     return f'<div class="wide"><img src="data:image/png;base64,{data}" alt="{escaped(description)}"></div>'
+
+
+def verdicts_html(verdicts: Sequence[Verdict]) -> list[str]:
+    """A paragraph for each verdict, with a sign and a coloured edge."""
+    return [
+        f'<p class="verdict {verdict.standing}">{STANDINGS[verdict.standing]} {escaped(verdict.text)}</p>'
+        for verdict in verdicts
+    ]
+
+
+def charts_html(results: Results) -> list[str]:
+    """A chart for each rule against each baseline; all but the first are folded."""
+    pairs = [(rule, against) for rule in results.rules for against in results.against]
+    parts = []
+    for number, (rule, against) in enumerate(pairs):
+        heading = f"{label(rule)} against {label(against)}, problem by problem"
+        chart = _chart(chart_rows(results, rule, against))
+        parts.append(
+            f"<h3>{escaped(heading)}</h3>\n{_legend(rule, against)}\n{chart}"
+            if number == 0
+            else f"<details><summary>{escaped(heading)}</summary>{chart}</details>"
+        )
+    return parts
+
+
+def _legend(rule: str, against: str) -> str:
+    return (
+        f"<p>Final loss of {escaped(label(rule))} over that of {escaped(label(against))}, median over seeds, both with "
+        '1 % of the uninformed loss added. <span class="win">✔ and a full bar to the left: lower.</span> '
+        '<span class="loss">✘ and a hatched bar to the right: higher.</span></p>'
+    )
+
+
+def _chart(rows: Sequence[ChartRow]) -> str:
+    """A row for each problem and a bar for each split, to the left where the rule ends lower; it needs no picture."""
+    return '<div class="chart">' + "\n".join(_row(row) for row in rows) + "</div>"
+
+
+def _row(row: ChartRow) -> str:
+    bars = "".join(_bar(name, row.log_ratios[split]) for split, name in SPLITS.items())
+    return f'<div class="row"><div class="name">{escaped(plain(row.problem))}</div><div>{bars}</div></div>'
+
+
+def _bar(split: str, log_ratio: float) -> str:
+    kind = outcome(log_ratio)
+    sign, word = SIGNS[kind]
+    width = round(100 * min(abs(log_ratio) / FULL_WIDTH, 1.0))
+    bar = f'<i class="bar {kind}" style="width: {width}%"></i>'
+    left, right = (bar, "") if log_ratio < 0 else ("", bar)
+    return (
+        f'<div class="split"><div>{split}</div><div class="left">{left}</div><div>{right}</div>'
+        f'<div class="result {kind}">{sign} {math.exp(log_ratio):.2f}, {word}</div></div>'
+    )

@@ -1,4 +1,4 @@
-"""Tables, pictures and files of results for whatever logger is in use."""
+"""Tables, pictures and files of results for loggers of Lightning."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 def log_media(
     logger: Logger, results: Results, name: str, *, step: int | None = None, artifacts: Mapping[str, Path] | None = None
 ) -> None:
-    """Tables of final losses and metrics, pictures of profile and curves, and files, as far as ``logger`` takes them.
+    """Log tables of final losses and metrics, pictures of profile and curves, and files, if ``logger`` supports them.
 
     Weights & Biases gets the Tables ``<name>/table`` (medians of final losses) and ``<name>/numbers`` (every metric),
-    the Images ``<name>/profile`` and ``<name>/curves``, and Artifacts; TensorBoard a text and figures; the CSV logger
-    files beside its metrics. Other loggers get nothing here. Without matplotlib there are no pictures.
+    the Images ``<name>/profile`` and ``<name>/curves``, and Artifacts; TensorBoard gets a text and figures; the CSV
+    logger gets files beside its metrics; other loggers get nothing. Without matplotlib, pictures are left out.
 
     Args:
-        logger: of a Trainer, or one of its own.
-        results: what to show.
-        name: what the entries are called.
-        step: for the logger's axis; ``None`` leaves it to the logger.
-        artifacts: folders and files by the artifact's name, its type too.
+        logger: the logger.
+        results: the results.
+        name: prefix of the names of the entries.
+        step: step of the entries; ``None`` for the logger's default.
+        artifacts: folders and files by name, which is the type of the Artifact too.
     """
     if not isinstance(logger, WandbLogger | TensorBoardLogger | CSVLogger):
         return
@@ -43,9 +43,8 @@ def log_media(
     if isinstance(logger, WandbLogger):
         _log_wandb(logger, results, name, pictures, step, artifacts or {})
         return
-    found = numbers(results)
     names = [*results.rules, *results.against]
-    text = f"{finals(results.problems, names).markdown()}\n\n{overall(found, 'loggers').markdown()}"
+    text = f"{finals(results.problems, names).markdown()}\n\n{overall(numbers(results), 'loggers').markdown()}"
     if isinstance(logger, TensorBoardLogger):
         logger.experiment.add_text(name, text, step)
         for key, picture in pictures.items():
@@ -56,7 +55,7 @@ def log_media(
         write_whole(Path(logger.log_dir) / f"{name}.md", f"{heading}{text}\n")
         for key, picture in pictures.items():
             write_whole(Path(logger.log_dir) / f"{name}_{key}.png", png(picture))
-    except OSError as error:  # a full disk ends nobody's fit here
+    except OSError as error:  # a full disk must not end a fit
         rank_zero_warn(f"tables and pictures were not written to {logger.log_dir} ({cause(error)}).")
 
 
@@ -96,7 +95,7 @@ def _log_wandb(
 
 
 def log_artifact(logger: WandbLogger, name: str, path: Path, *, kind: str, metadata: dict[str, Any]) -> None:
-    """A folder or a file as an Artifact of the logger's run."""
+    """Log a folder or a file as an Artifact of the logger's run."""
     import wandb
 
     artifact = wandb.Artifact(name, type=kind, metadata=metadata)

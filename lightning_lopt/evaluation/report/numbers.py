@@ -1,17 +1,18 @@
-"""Every aggregate number of a report, from results alone: for all problems, and by what a rule was meta-trained on."""
+"""The numbers of a report, computed from results alone: metrics on groups of problems, and defeats of rules."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_lopt.evaluation.metrics import final_loss, median_loss
+from lightning_lopt.evaluation.metrics import final_loss, log_ratio, median_loss
 from lightning_lopt.evaluation.metrics.reported import REPORTED
 from lightning_lopt.evaluation.results import ProblemResult, Results
 
 BEST = "best baseline"
-"""On each problem the baseline whose median final loss, on the split in question, is lowest."""
+"""On each problem, the baseline with the lowest median final loss on the split of the metric."""
 ALL = "all problems"
 SEEN_FAMILIES = "seen families"
 UNSEEN_FAMILIES = "unseen families"
@@ -19,54 +20,58 @@ SEEN_DATA = "seen data"
 UNSEEN_DATA = "unseen data"
 LONGER = "longer than trained on"
 CHOSEN = "the rule was chosen on"
+TIE = 1.001  # largest ratio of final losses that counts as equal
+SPLITS = {"train": "training", "valid": "validation"}
+"""Splits of final losses, and their names in a report."""
 
 
-def labels(problem: ProblemResult, trained_on: dict[str, Any]) -> list[str]:
-    """Which of the groups a problem belongs to, by what a rule says of its meta-training.
+def groups_of(problem: ProblemResult, trained_on: dict[str, Any]) -> list[str]:
+    """The groups to which a problem belongs, by the record of a rule's meta-training.
 
-    Family and data are told apart by their names: a problem of a seen family can have unseen data and the other way
-    round. A problem without a family counts as unseen; one without data of its own is in neither group of data. What a
-    rule does not say puts no problem in a group. Problems on which a rule was chosen among others, by
-    :class:`~lightning_lopt.MetaValidation` for instance, flatter it even where their families are unseen.
+    Family and data are compared by name, so a problem of a seen family can have unseen data, and the other way round. A
+    problem without a family counts as unseen; a problem without data is in neither group of data. An entry that the
+    record lacks makes no groups. Results on problems on which a rule was chosen among others, by
+    :class:`~lightning_lopt.MetaValidation` for instance, flatter the rule even where their families are unseen.
 
-    >>> labels(ProblemResult("p", 2000, 1.0, {}, "image_mlp", "mnist"), {"families": ["image_mlp"], "data": ["digits"]})
+    >>> problem = ProblemResult("p", 2000, 1.0, {}, "image_mlp", "mnist")
+    >>> groups_of(problem, {"families": ["image_mlp"], "data": ["digits"]})
     ['seen families', 'unseen data']
     """
-    found = []
+    names = []
     if "families" in trained_on:
-        found.append(SEEN_FAMILIES if problem.family in trained_on["families"] else UNSEEN_FAMILIES)
+        names.append(SEEN_FAMILIES if problem.family in trained_on["families"] else UNSEEN_FAMILIES)
     if "data" in trained_on and problem.data:
-        found.append(SEEN_DATA if problem.data in trained_on["data"] else UNSEEN_DATA)
+        names.append(SEEN_DATA if problem.data in trained_on["data"] else UNSEEN_DATA)
     if "horizons" in trained_on and problem.horizon > trained_on["horizons"][1]:
-        found.append(LONGER)
+        names.append(LONGER)
     if problem.name in trained_on.get("chosen_on", ()):
-        found.append(CHOSEN)
-    return found
+        names.append(CHOSEN)
+    return names
 
 
 def groups(problems: Sequence[ProblemResult], trained_on: dict[str, Any]) -> dict[str, list[ProblemResult]]:
-    """All problems, and those groups that are not empty; a problem may be in several."""
-    found = {ALL: list(problems)}
+    """All problems, and the groups that are not empty, by name; a problem may be in several groups."""
+    by_name = {ALL: list(problems)}
     for group in (SEEN_FAMILIES, UNSEEN_FAMILIES, SEEN_DATA, UNSEEN_DATA, LONGER, CHOSEN):
-        members = [problem for problem in problems if group in labels(problem, trained_on)]
+        members = [problem for problem in problems if group in groups_of(problem, trained_on)]
         if members:
-            found[group] = members
-    return found
+            by_name[group] = members
+    return by_name
 
 
 @dataclass(frozen=True)
 class Number:
-    """One number with its interval.
+    """The value of a metric on a group of problems, with its interval.
 
     Attributes:
-        rule: name of the optimizer.
+        rule: name of the rule.
         against: name of the baseline, or :data:`BEST`.
-        group: of problems.
+        group: name of the group of problems.
         metric: a key of :data:`~lightning_lopt.evaluation.metrics.reported.REPORTED`.
-        problems: how many.
-        value: of the metric.
-        low: lower bound of its 95 % interval.
-        high: upper bound.
+        problems: number of problems in the group.
+        value: value of the metric.
+        low: lower bound of the 95 % interval.
+        high: upper bound of the 95 % interval.
     """
 
     rule: str
@@ -80,12 +85,12 @@ class Number:
 
 
 def best_baseline(problem: ProblemResult, against: Sequence[str], split: str) -> str:
-    """The baseline with the lowest median final loss on a split; the first of equals."""
+    """The baseline with the lowest median final loss on a split; of equal ones, the first."""
     return min(against, key=lambda name: median_loss(final_loss(problem.measurements[name], split)))
 
 
 def references(results: Results) -> list[str]:
-    """What rules are compared with: each baseline and, of several, the best of them."""
+    """Names of what rules are compared with: each baseline and, if there are several, :data:`BEST`."""
     return [*results.against, *([BEST] if len(results.against) > 1 else [])]
 
 
@@ -96,11 +101,14 @@ def numbers(results: Results) -> list[Number]:
         for rule, record in results.rules.items()
         for group, problems in groups(results.problems, record.trained_on).items()
         for reference in references(results)
-        for number in _of(results, rule, reference, group, problems)
+        for number in _compared(results, rule, reference, group, problems)
     ]
 
 
-def _of(results: Results, rule: str, reference: str, group: str, problems: Sequence[ProblemResult]) -> Iterator[Number]:
+def _compared(
+    results: Results, rule: str, reference: str, group: str, problems: Sequence[ProblemResult]
+) -> Iterator[Number]:
+    """Every metric that can be computed of one rule against one reference on a group of problems."""
     for key, reported in REPORTED.items():
         pairs = [
             problem.paired_runs(
@@ -113,6 +121,74 @@ def _of(results: Results, rule: str, reference: str, group: str, problems: Seque
         metric = reported.make()
         for runs in pairs:
             metric.update(runs)
-        found = metric.compute()
-        value, low, high = (float(found[f"{reported.statistic}{suffix}"]) for suffix in ("", "_low", "_high"))
+        statistics = metric.compute()
+        value, low, high = (float(statistics[f"{reported.statistic}{suffix}"]) for suffix in ("", "_low", "_high"))
         yield Number(rule, reference, group, key, len(problems), value, low, high)
+
+
+@dataclass(frozen=True)
+class Defeat:
+    """A rule that ends higher than a baseline, on one problem and split.
+
+    Attributes:
+        rule: name of the rule.
+        against: name of the baseline.
+        problem: name of the problem.
+        split: ``"train"`` or ``"valid"``.
+        factor: median over seeds of the rule's final loss over the baseline's, both with the floor; above :data:`TIE`.
+        ours: median final loss of the rule.
+        theirs: median final loss of the baseline.
+        seeds: number of seeds on which the rule ends higher.
+        groups: groups of the problem, see :func:`groups_of`.
+    """
+
+    rule: str
+    against: str
+    problem: str
+    split: str
+    factor: float
+    ours: float
+    theirs: float
+    seeds: int
+    groups: tuple[str, ...]
+
+
+def defeats(results: Results) -> list[Defeat]:
+    """All defeats of rules by baselines, the largest factor first."""
+    return sorted(_defeats(results), key=lambda defeat: -defeat.factor)
+
+
+def _defeats(results: Results) -> Iterator[Defeat]:
+    for rule, record in results.rules.items():
+        for problem in results.problems:
+            for against in results.against:
+                for split in SPLITS:
+                    ours, theirs = (final_loss(problem.measurements[name], split) for name in (rule, against))
+                    ratios = log_ratio(ours, theirs, problem.loss_scale)
+                    factor = math.exp(float(ratios.quantile(0.5)))
+                    if factor > TIE:
+                        yield Defeat(
+                            rule,
+                            against,
+                            problem.name,
+                            split,
+                            factor,
+                            median_loss(ours),
+                            median_loss(theirs),
+                            int((ratios > 0).sum()),
+                            tuple(groups_of(problem, record.trained_on)),
+                        )
+
+
+def untuned_baselines(results: Results) -> list[str]:
+    """Names of the baselines for which tuning chose no learning rate on any problem."""
+    return [
+        name
+        for name in results.against
+        if all(problem.measurements[name].learning_rate is None for problem in results.problems)
+    ]
+
+
+def problems_lower(results: Results, rule: str, baseline: str, split: str) -> int:
+    """Number of problems on which ``rule`` ends below ``baseline``, by the log-ratio of the final losses on a split."""
+    return sum(problem.log_ratio(rule, baseline, split) < 0 for problem in results.problems)

@@ -1,4 +1,4 @@
-"""The tables of a report: plain rows of texts, whatever shows them."""
+"""The tables of a report as rows of texts, for a page, a shell or a logger."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from typing import Any
 
 from lightning_lopt.evaluation.metrics import final_loss, lowest, median_loss, step_speedup
 from lightning_lopt.evaluation.metrics.reported import REPORTED, Section, columns
-from lightning_lopt.evaluation.report.numbers import BEST, Number, references
+from lightning_lopt.evaluation.report.numbers import (
+    SPLITS,
+    Number,
+    defeats,
+    problems_lower,
+    untuned_baselines,
+)
 from lightning_lopt.evaluation.results import ProblemResult, Results
 
 LABELS = {
@@ -32,46 +38,46 @@ LABELS = {
 
 @dataclass(frozen=True)
 class TextTable:
-    """Rows of texts under heads, for a page, a shell or a logger."""
+    """Rows of texts under headings."""
 
     heads: list[str]
     rows: list[list[str]]
 
     def markdown(self) -> str:
-        """As a markdown table."""
+        """The table in markdown."""
         lines = [self.heads, ["---"] * len(self.heads), *self.rows]
         return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
 
 
 def label(name: str) -> str:
-    """An optimizer's name as it is shown, without characters that cannot be printed."""
+    """The name of an optimizer in a report, without characters that cannot be printed."""
     return plain(LABELS.get(name, name))
 
 
 def plain(text: str) -> str:
-    """A text from outside on one line: what cannot be printed becomes a question mark, what is long is cut."""
-    shown = "".join(character if character.isprintable() else "?" for character in text)
-    return shown if len(shown) <= 120 else shown[:117] + "..."
+    """A text of at most 120 characters on one line; a character that cannot be printed becomes a question mark."""
+    line = "".join(character if character.isprintable() else "?" for character in text)
+    return line if len(line) <= 120 else line[:117] + "..."
 
 
 def short(value: float) -> str:
-    """Three significant digits, at most five places; a loss that is infinite has diverged."""
+    """A loss with three significant digits and at most five decimals; a loss that is not finite has diverged."""
     if not math.isfinite(value):
         return "diverged"
     return f"{value:.3g}" if abs(value) >= 1e-4 else f"{value:.5f}"
 
 
-def overall(found: Sequence[Number], section: Section, group: str | None = None) -> TextTable:
+def overall(report_numbers: Sequence[Number], section: Section, group: str | None = None) -> TextTable:
     """Metrics of each rule against each reference: for one group of problems, or with a row for each group.
 
     Args:
-        found: the numbers.
-        section: whose metrics are the columns.
-        group: of problems; ``None`` for a row for each group.
+        report_numbers: the numbers of a report.
+        section: the section whose metrics are the columns.
+        group: name of the group of problems; ``None`` for a row for each group.
     """
     metrics = columns(section)
     rows: dict[tuple[str, ...], dict[str, str]] = {}
-    for number in found:
+    for number in report_numbers:
         if group in (None, number.group):
             key = (label(number.rule), f"{number.group} ({number.problems})", label(number.against))
             rows.setdefault(key, {})[number.metric] = REPORTED[number.metric].text(
@@ -83,10 +89,10 @@ def overall(found: Sequence[Number], section: Section, group: str | None = None)
 
 
 def log_ratios(results: Results) -> TextTable:
-    """Each rule against every other optimizer, the other rules too: problems on which it ends lower, mean log-ratio.
+    """Each rule against every other optimizer: on how many problems the rule ends lower, and its mean log-ratio.
 
-    The log-ratio is that of :meth:`~lightning_lopt.evaluation.results.ProblemResult.log_ratio`, which
-    :class:`~lightning_lopt.MetaValidation` scores rules with.
+    :class:`~lightning_lopt.MetaValidation` scores rules with the same log-ratio,
+    :meth:`~lightning_lopt.evaluation.results.ProblemResult.log_ratio`.
     """
     rows = []
     for rule, other in _log_ratio_pairs(results):
@@ -100,7 +106,7 @@ def log_ratios(results: Results) -> TextTable:
 
 
 def mean_log_ratios(results: Results) -> list[tuple[float, ...]]:
-    """The mean log-ratios of :func:`log_ratios`, for training and validation, a tuple for each row."""
+    """The mean log-ratios of :func:`log_ratios` for training and validation, a tuple for each row."""
     return [
         tuple(
             fmean(problem.log_ratio(rule, other, split) for problem in results.problems) for split in ("train", "valid")
@@ -110,13 +116,13 @@ def mean_log_ratios(results: Results) -> list[tuple[float, ...]]:
 
 
 def _log_ratio_pairs(results: Results) -> list[tuple[str, str]]:
-    """Each rule and every other optimizer, the other rules too."""
+    """Each rule with every other optimizer, a rule or a baseline."""
     names = (*results.rules, *results.against)
     return [(rule, other) for rule in results.rules for other in names if other != rule]
 
 
 def finals(problems: Sequence[ProblemResult], names: Sequence[str]) -> TextTable:
-    """Loss after the last step on both splits, training / validation: medians over seeds."""
+    """Losses after the last step, training / validation, medians over seeds."""
     return TextTable(
         ["problem", *(label(name) for name in names)],
         [
@@ -130,7 +136,7 @@ def finals(problems: Sequence[ProblemResult], names: Sequence[str]) -> TextTable
 
 
 def bests(results: Results) -> TextTable:
-    """The lowest validation loss of each run and the best of its metrics, medians over seeds."""
+    """The lowest validation loss of a run, and the best value of each further metric, medians over seeds."""
     names = [*results.rules, *results.against]
     rows = []
     for problem in results.problems:
@@ -138,8 +144,8 @@ def bests(results: Results) -> TextTable:
         for name in names:
             run = problem.measurements[name]
             best = {key: -median_loss(lowest(-values)) for key, values in run.metrics.items()}
-            extra = "".join(f"; {plain(key)} {short(value)}" for key, value in best.items())
-            cells.append(short(_median(problem, name, "best_valid")) + extra)
+            metrics = "".join(f"; {plain(key)} {short(value)}" for key, value in best.items())
+            cells.append(short(_median(problem, name, "best_valid")) + metrics)
         rows.append([plain(problem.name), *cells])
     return TextTable(["problem", *(label(name) for name in names)], rows)
 
@@ -172,8 +178,48 @@ def speedups(results: Results) -> TextTable:
     return TextTable(["problem", *(f"{label(rule)} over {label(other)}" for rule, other in pairs)], rows)
 
 
+def defeats_table(results: Results) -> TextTable:
+    """Each problem and split on which a rule ends higher than a baseline."""
+    losses = ["rule's loss", "baseline's loss"]
+    heads = ["rule", "problem", "split", "baseline", "factor", *losses, "seeds behind", "groups of the problem"]
+    return TextTable(
+        heads,
+        [
+            [
+                label(defeat.rule),
+                plain(defeat.problem),
+                SPLITS[defeat.split],
+                label(defeat.against),
+                f"{defeat.factor:.3f}",
+                short(defeat.ours),
+                short(defeat.theirs),
+                f"{defeat.seeds} of {results.seeds}",
+                ", ".join(defeat.groups),
+            ]
+            for defeat in defeats(results)
+        ],
+    )
+
+
+def untuned_table(results: Results) -> TextTable:
+    """On how many problems each rule ends lower than each untuned baseline; without such baselines, no rows."""
+    total = len(results.problems)
+    return TextTable(
+        ["rule", "against", *(f"lower in {split}" for split in SPLITS.values())],
+        [
+            [
+                label(rule),
+                label(baseline),
+                *(f"{problems_lower(results, rule, baseline, split)} of {total}" for split in SPLITS),
+            ]
+            for rule in results.rules
+            for baseline in untuned_baselines(results)
+        ],
+    )
+
+
 def costs(results: Results) -> TextTable | None:
-    """Milliseconds of gradient and step on each problem; ``None`` where nothing was measured."""
+    """Milliseconds of the gradient and of each optimizer's step, by problem; ``None`` if no step was measured."""
     names = [name for name in (*results.rules, *results.against) if name in results.problems[0].step_seconds]
     if not names:
         return None
@@ -185,15 +231,15 @@ def costs(results: Results) -> TextTable | None:
     return TextTable(["problem", "parameters", "gradient", *(f"step of {label(name)}" for name in names)], rows)
 
 
-def long_form(found: Sequence[Number]) -> tuple[list[str], list[list[Any]]]:
-    """Numbers as heads and rows of values, one number a row: for data frames and loggers."""
+def long_form(report_numbers: Sequence[Number]) -> tuple[list[str], list[list[Any]]]:
+    """Headings, and a row of values for each number: for data frames and loggers."""
     heads = list(Number.__dataclass_fields__)
-    return heads, [[getattr(number, head) for head in heads] for number in found]
+    return heads, [[getattr(number, head) for head in heads] for number in report_numbers]
 
 
-def shown_references(results: Results) -> str:
-    """References in words."""
-    return ", ".join(label(name) for name in references(results) if name != BEST)
+def baseline_names(results: Results) -> str:
+    """The names of all baselines, joined by commas."""
+    return ", ".join(map(label, results.against))
 
 
 def _median(problem: ProblemResult, name: str, split: str) -> float:

@@ -1,4 +1,4 @@
-"""What a report begins with: who ends lower, in a sentence and as a chart of all problems."""
+"""The sentences of a report, and the outcomes of a rule beside a baseline on each problem."""
 
 from __future__ import annotations
 
@@ -8,17 +8,36 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lightning_lopt.evaluation.metrics import diverged
-from lightning_lopt.evaluation.report.defeats import SPLITS, TIE, problems_lower
-from lightning_lopt.evaluation.report.numbers import ALL, Number
-from lightning_lopt.evaluation.report.tables import label
+from lightning_lopt.evaluation.metrics.reported import REPORTED
+from lightning_lopt.evaluation.report.numbers import (
+    ALL,
+    BEST,
+    CHOSEN,
+    LONGER,
+    SEEN_FAMILIES,
+    SPLITS,
+    TIE,
+    UNSEEN_DATA,
+    UNSEEN_FAMILIES,
+    Number,
+    defeats,
+    problems_lower,
+)
+from lightning_lopt.evaluation.report.tables import baseline_names, label, plain
 from lightning_lopt.evaluation.results import ProblemResult, Results
 
 Outcome = Literal["win", "tie", "loss"]
 Standing = Literal["ahead", "mixed", "behind"]
 
+INTERVALS = (
+    "Speed-ups, ratios and normalised losses are interquartile means over all runs. Intervals are 95 % percentile "
+    "intervals of a bootstrap that resamples seeds within each problem (arXiv 2108.13264): they show what other seeds "
+    "would change, not what other problems would change."
+)
+
 
 def outcome(log_ratio: float) -> Outcome:
-    """Of a rule against another optimizer, from the logarithm of the ratio of their losses; 0.1 % and less is a tie.
+    """The outcome for a rule, from the log-ratio of its loss over another one; a difference up to 0.1 % is a tie.
 
     >>> outcome(-0.5), outcome(0.0005), outcome(math.inf)
     ('win', 'tie', 'loss')
@@ -30,15 +49,15 @@ def outcome(log_ratio: float) -> Outcome:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a rule stands against a baseline.
+    """Whether a rule is better than a baseline.
 
     Attributes:
         rule: name of the rule.
         against: name of the baseline.
         standing: ``"ahead"`` where the rule ends lower on more than half of the problems, in training and in
-            validation, and is not slower in seconds; ``"behind"`` where it ends lower on fewer than half of them in
-            both; ``"mixed"`` else.
-        text: a sentence.
+            validation, and is not slower in seconds; ``"behind"`` where the rule ends lower on fewer than half of them
+            in both; ``"mixed"`` otherwise.
+        text: the verdict as a sentence.
     """
 
     rule: str
@@ -47,43 +66,49 @@ class Verdict:
     text: str
 
 
-def verdicts(results: Results, found: Sequence[Number]) -> list[Verdict]:
-    """One for each rule against each baseline, in the order of the results.
+def verdicts(results: Results, report_numbers: Sequence[Number]) -> list[Verdict]:
+    """A verdict for each rule against each baseline, in the order of the results.
 
     Args:
-        results: what was measured.
-        found: its numbers.
+        results: the results.
+        report_numbers: the numbers of these results.
     """
-    at = {(number.rule, number.against, number.metric): number.value for number in found if number.group == ALL}
-    return [_verdict(results, at, rule, against) for rule in results.rules for against in results.against]
+    values = _by_key(report_numbers)
+    return [_verdict(results, values, rule, against) for rule in results.rules for against in results.against]
 
 
-def _verdict(results: Results, at: Mapping[tuple[str, str, str], float], rule: str, against: str) -> Verdict:
+_Key = tuple[str, str, str, str]
+"""Rule, baseline, group of problems and metric of a number."""
+
+
+def _by_key(report_numbers: Sequence[Number]) -> dict[_Key, Number]:
+    return {(number.rule, number.against, number.group, number.metric): number for number in report_numbers}
+
+
+def _verdict(results: Results, values: Mapping[_Key, Number], rule: str, against: str) -> Verdict:
     total = len(results.problems)
     lower = [problems_lower(results, rule, against, split) for split in SPLITS]
     ahead, behind = ([sign * (2 * count - total) > 0 for count in lower] for sign in (1, -1))
-    seconds = at.get((rule, against, "wall_clock"))
-    clock = "" if seconds is None else f", {seconds:.2f} in seconds"
+    seconds = values.get((rule, against, ALL, "wall_clock"))
+    clock = "" if seconds is None else f", {seconds.value:.2f} in seconds"
     other = label(against)
     standing: Standing = "mixed"
-    if all(ahead) and seconds is not None and seconds < 1:  # a win is one by the clock
-        how = f"is ahead of {other} in as many steps, and behind it by the clock"
+    if all(ahead) and seconds is not None and seconds.value < 1:  # only a win in seconds counts as a win
+        how = f"is ahead of {other} in as many steps, but behind it in seconds"
     elif all(ahead):
         standing, how = "ahead", f"is ahead of {other}"
     elif all(behind):
         standing, how = "behind", f"is behind {other}"
     else:
         how = f"is ahead of {other} on some problems, and behind it on others"
+    speed = values[rule, against, ALL, "speedup"].value
     text = (
-        f"{label(rule)} {how}: it ends lower on {lower[0]} of {total} problems in training and on "
-        f"{lower[1]} of {total} in validation; its speed-up is {at[rule, against, 'speedup']:.2f} in steps{clock}."
+        f"{label(rule)} {how}: it ends lower on {lower[0]} of {total} problems in training and on {lower[1]} of "
+        f"{total} in validation; its speed-up is {speed:.2f} in steps{clock}."
     )
-    broken = sum(int(diverged(problem.measurements[rule], problem.loss_scale).sum()) for problem in results.problems)
-    return Verdict(rule, against, standing, f"{text} {_diverged(broken)}" if broken else text)
-
-
-def _diverged(runs: int) -> str:
-    return f"{runs} {'run' if runs == 1 else 'runs'} of it diverged."
+    if runs := _diverged_runs(results, rule):
+        text += f" {runs} {'run' if runs == 1 else 'runs'} of it diverged."
+    return Verdict(rule, against, standing, text)
 
 
 @dataclass(frozen=True)
@@ -91,7 +116,7 @@ class ChartRow:
     """One problem in the chart of a rule against a baseline.
 
     Attributes:
-        problem: its name.
+        problem: name of the problem.
         log_ratios: by split, the logarithm of the rule's loss over the baseline's, median over seeds.
     """
 
@@ -100,7 +125,7 @@ class ChartRow:
 
 
 def chart_rows(results: Results, rule: str, against: str) -> list[ChartRow]:
-    """All problems, the largest win in validation first."""
+    """A row for each problem, the largest win in validation first."""
     rows = [
         ChartRow(problem.name, {split: problem.log_ratio(rule, against, split) for split in SPLITS})
         for problem in results.problems
@@ -108,6 +133,73 @@ def chart_rows(results: Results, rule: str, against: str) -> list[ChartRow]:
     return sorted(rows, key=lambda row: row.log_ratios["valid"])
 
 
-def outcomes_beside_the_best(problem: ProblemResult, rule: str, against: Sequence[str]) -> dict[str, Outcome]:
-    """By split, how a rule ends against whichever baseline is hardest for it there."""
+def outcomes_beside_best(problem: ProblemResult, rule: str, against: Sequence[str]) -> dict[str, Outcome]:
+    """By split, the outcome for a rule beside the baseline with the largest log-ratio, the best one on that split."""
     return {split: outcome(max(problem.log_ratio(rule, name, split) for name in against)) for split in SPLITS}
+
+
+def definitions() -> list[str]:
+    """The definitions of the metrics, a text for each kind, and that of their intervals."""
+    return [*dict.fromkeys(metric.definition for metric in REPORTED.values()), INTERVALS]
+
+
+def summary(results: Results, report_numbers: Sequence[Number]) -> list[str]:
+    """Paragraphs on each rule: beside each baseline, on seen and unseen problems, and its defeats."""
+    values = _by_key(report_numbers)
+    paragraphs = []
+    for rule in results.rules:
+        paragraphs += [_beside(results, values, rule, against) for against in results.against]
+        paragraphs += [_by_meta_training(results, values, rule), _defeats(results, rule)]
+    return paragraphs
+
+
+def _beside(results: Results, values: Mapping[_Key, Number], rule: str, against: str) -> str:
+    def number(metric: str) -> Number:
+        return values[rule, against, ALL, metric]
+
+    speed = number("speedup")
+    runs = len(results.problems) * results.seeds
+    seconds = values.get((rule, against, ALL, "wall_clock"))
+    clock = "" if seconds is None else f", and {seconds.value:.2f} in seconds"
+    wins, regrets = ([number(f"{split}_{name}").value for split in SPLITS] for name in ("wins", "regret"))
+    return (
+        f"{label(rule)} against {label(against)}, {len(results.problems)} problems with {results.seeds} seeds: a "
+        f"speed-up of {speed.value:.2f} in steps (95 % interval {speed.low:.2f} to {speed.high:.2f}){clock}. The rule "
+        f"ends lower in {100 * wins[0]:.0f} % of runs in training and {100 * wins[1]:.0f} % in validation (ties count "
+        f"half); on its worst problem it ends {regrets[0]:.2f} (training) and {regrets[1]:.2f} (validation) times as "
+        f"high. {_diverged_runs(results, rule)} of {runs} runs diverged."
+    )
+
+
+def _diverged_runs(results: Results, rule: str) -> int:
+    return sum(int(diverged(problem.measurements[rule], problem.loss_scale).sum()) for problem in results.problems)
+
+
+def _by_meta_training(results: Results, values: Mapping[_Key, Number], rule: str) -> str:
+    """The speed-up and the validation loss ratio on each group of problems."""
+    if not results.rules[rule].trained_on:
+        return f"{label(rule)} does not say what it was meta-trained on, so all problems are in one group."
+    against = BEST if len(results.against) > 1 else results.against[0]
+    parts = []
+    for group in (SEEN_FAMILIES, UNSEEN_FAMILIES, UNSEEN_DATA, LONGER, CHOSEN):
+        if (rule, against, group, "speedup") in values:
+            speed, ratio = (values[rule, against, group, metric] for metric in ("speedup", "valid_ratio"))
+            parts.append(
+                f"{group} ({speed.problems}): speed-up {speed.value:.2f}, validation loss ratio {ratio.value:.2f}"
+            )
+    text = "; ".join(parts)
+    return f"{label(rule)} against {label(against)} by what the rule was meta-trained on. {text[:1].upper()}{text[1:]}."
+
+
+def _defeats(results: Results, rule: str) -> str:
+    behind = [defeat for defeat in defeats(results) if defeat.rule == rule]
+    comparisons = 2 * len(results.problems) * len(results.against)
+    baselines = baseline_names(results)
+    if not behind:
+        return f"{label(rule)} is behind {baselines} in none of {comparisons} comparisons of final losses."
+    worst = behind[0]
+    return (
+        f"{label(rule)} is behind {baselines} in {len(behind)} of {comparisons} comparisons of final losses; most on "
+        f"{plain(worst.problem)} ({SPLITS[worst.split]}), where {label(worst.against)} ends {worst.factor:.2f} times "
+        "lower."
+    )
