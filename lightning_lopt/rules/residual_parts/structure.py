@@ -19,6 +19,7 @@ CLEAR = 0.3  # excess from which on a tensor counts as trained throughout: publi
 LARGEST = 1.0  # a single tensor counts no more than this excess in the mean over a model
 SURE = 3.0  # a model counts as trained throughout where its mean says so by a third
 SMALL_SIDE = 32.0  # so many vectors without excess are as likely of a trained matrix as of a new one
+ADAPTED = 0.6  # how trained adapters count whose examples are repeated, and the new head beside them
 NEW_HEAD = 0.5  # a head that does not look trained, or a bias of zeros, is new, but what it reads is not
 ROUNDING = 1e-6  # of entries, relative to their mean
 SPREAD = 1e-3  # of gains, relative to their mean, which are all equal at initialisation
@@ -136,9 +137,9 @@ def trained(signs: Signs, repetition: Tensor | float = 0.0) -> Tensor:
     initialised with random gains, but then its biases are zeros. Tensors that are like matrices and gains share in
     both.
 
-    Adapters on a frozen model, for each of which there are two factors, are new, but what they adapt was trained. They
-    and what is like matrices count as trained as far as examples are repeated, where pairs of factors make up more
-    than two thirds of the matrices.
+    Adapters on a frozen model, for each of which there are two factors, are new, but what they adapt was trained. Where
+    pairs of factors make up more than two thirds of the matrices, they and all tensors beside them count as trained by
+    up to 0.6, as far as examples are repeated.
 
     Args:
         signs: of all tensors, (N,) each.
@@ -153,10 +154,9 @@ def trained(signs: Signs, repetition: Tensor | float = 0.0) -> Tensor:
     matrices = (SURE * _shown(mean, total)).clamp(max=1.0)
     gains = (2 * signs.moved.sum() / signs.tells.sum().clamp(min=1.0) - 1).clamp(min=0.0)
     pairs = torch.minimum(signs.is_first.sum(), signs.is_second.sum())
-    adapters = (6 * pairs / signs.is_matrix.sum().clamp(min=1.0) - 2).clamp(0.0, 1.0) * repetition
-    shared = torch.maximum(torch.maximum(matrices, adapters) * signs.as_matrices, gains * signs.as_gains)
-    shared = torch.maximum(shared, adapters * signs.is_second)
-    return torch.maximum(signs.alone, shared)
+    adapters = ADAPTED * (6 * pairs / signs.is_matrix.sum().clamp(min=1.0) - 2).clamp(0.0, 1.0) * repetition
+    shared = torch.maximum(matrices * signs.as_matrices, gains * signs.as_gains)
+    return torch.maximum(torch.maximum(signs.alone, shared), adapters)
 
 
 def chance(pairs: Tensor) -> Tensor:
