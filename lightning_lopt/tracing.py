@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.jit import optimized_execution  # type: ignore[attr-defined]
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+from lightning_lopt.operations import Operation, Place, Shortened, needed
 
 aten = torch.ops.aten
 _ALIASES = {aten.view.default, aten._unsafe_view.default, aten.detach.default, aten.alias.default}
@@ -73,20 +74,17 @@ class TracedFunction:
         count = recording.count
         places = [recording.place_of(result) for result in results]
         computed = list(dict.fromkeys(place for place in places if place >= count))
-        operations, needed = [], set(computed)
-        for operation in reversed(recording.operations):
-            if operation.mutates or needed.intersection(operation.results):
-                operations.append(operation)
-                needed.update(leaf.place for leaf in tree_leaves(operation.arguments) if isinstance(leaf, _Place))
-        operations.reverse()
-        beside = [place for place in recording.beside if place in needed]
-        self._read = [place for place in range(count) if place in needed]
+        shortened = Shortened(recording.operations, recording.tensors, computed)
+        operations = needed(shortened.operations, computed)
+        read = {place for operation in operations for place in operation.reads} | set(computed)
+        beside = [place for place in recording.beside if place in read]
+        self._read = [place for place in range(count) if place in read]
         self._beside = [recording.tensors[place] for place in beside]
         self._results = [(place < count, place if place < count else computed.index(place)) for place in places]
         self._computes = bool(computed)
 
         def replay(*tensors: Tensor) -> tuple[Tensor, ...]:
-            values = dict(zip([*self._read, *beside], tensors, strict=True))
+            values = shortened.constants | dict(zip([*self._read, *beside], tensors, strict=True))
             for function, (arguments, options), made, _ in operations:
                 made_now = function(*_filled(arguments, values), **_filled(options, values))
                 values.update(zip(made, [x for x in tree_leaves(made_now) if isinstance(x, Tensor)], strict=True))
@@ -98,29 +96,6 @@ class TracedFunction:
             self._script = torch.jit.trace(replay, examples, check_trace=False)  # type: ignore[no-untyped-call]
             if self._script is replay:
                 raise UntraceableError("TorchScript is switched off")
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A tensor among those of a recording."""
-
-    place: int
-
-
-class _Operation(NamedTuple):
-    """A call of an operator.
-
-    Attributes:
-        function: the operator.
-        arguments: positional and keyword arguments, with places for tensors.
-        results: places of the tensors that it returns.
-        mutates: whether it writes into one of its arguments.
-    """
-
-    function: Any
-    arguments: Any
-    results: list[int]
-    mutates: bool
 
 
 class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -141,7 +116,7 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._add(argument)
         self.count = len(arguments)
         self.beside: list[int] = []
-        self.operations: list[_Operation] = []
+        self.operations: list[Operation] = []
 
     def place_of(self, tensor: Tensor) -> int:
         """The place of a tensor; a tensor without one gets a new place in ``beside``."""
@@ -154,7 +129,7 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise UntraceableError(f"{func} draws random numbers")
         if torch.Tag.data_dependent_output in func.tags:
             raise UntraceableError(f"{func} reads the value of a tensor")
-        arguments = tree_map_only(Tensor, lambda x: _Place(self.place_of(x)), (args, kwargs or {}))
+        arguments = tree_map_only(Tensor, lambda x: Place(self.place_of(x)), (args, kwargs or {}))
         made = func(*args, **(kwargs or {}))
         if func in _ALIASES and made.shape == args[0].shape and made.stride() == args[0].stride():
             self._add(made, self.place_of(args[0]))
@@ -165,7 +140,7 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if mutates and any(0 <= place < self.count or place in self.beside for place in results):
             raise UntraceableError(f"{func} writes into a tensor that the function did not make")
         results = [self._add(x) if place < 0 else place for x, place in zip(tensors, results, strict=True)]
-        self.operations.append(_Operation(func, arguments, results, mutates))
+        self.operations.append(Operation(func, arguments, results, mutates))
         return made
 
     def _add(self, tensor: Tensor, place: int | None = None) -> int:
@@ -181,7 +156,7 @@ def tensors_of(module: nn.Module) -> list[Tensor]:
 
 
 def _filled(tree: Any, values: dict[int, Tensor]) -> Any:
-    return tree_map_only(_Place, lambda leaf: values[leaf.place], tree)
+    return tree_map_only(Place, lambda leaf: values[leaf.place], tree)
 
 
 def _same_bits(result: Tensor, expected: Tensor) -> bool:
