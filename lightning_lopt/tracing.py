@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,14 @@ from lightning_lopt.operations import Operation, Place, Shortened, needed
 
 aten = torch.ops.aten
 _ALIASES = {aten.view.default, aten._unsafe_view.default, aten.detach.default, aten.alias.default}
+
+
+@contextmanager
+def as_recorded() -> Iterator[None]:
+    """Run graphs without optimisation, which may change bits, and without autograd, which every operation would pass
+    through."""
+    with optimized_execution(False), torch._C._AutoDispatchBelowAutograd():
+        yield
 
 
 class UntraceableError(Exception):
@@ -34,6 +43,12 @@ class TracedFunction:
         function: function from tensors to tensors; it must not write into tensors that it has not made.
         arguments: tensors with the shapes and types of all later arguments.
 
+    Attributes:
+        script: the graph, a function of some of the arguments and of ``beside``; ``None`` if nothing is computed.
+        read: indices of the arguments of the graph.
+        beside: tensors that the function reads besides its arguments.
+        results: for each result whether it is an argument, and its index among the arguments or those of the graph.
+
     Raises:
         UntraceableError: if the function draws random numbers, reads the value of a tensor, or otherwise cannot be
             traced; or if the graph gives other bits than the function on ``arguments``.
@@ -50,8 +65,7 @@ class TracedFunction:
 
     def __init__(self, function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor]) -> None:
         try:
-            with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", r"`torch\.jit\.trace` is", DeprecationWarning)
+            with torch.random.fork_rng(devices=[]):
                 expected = function(*arguments)
                 with _Recording(arguments) as recording:
                     results = function(*arguments)
@@ -64,11 +78,11 @@ class TracedFunction:
 
     def __call__(self, arguments: Sequence[Tensor]) -> list[Tensor]:
         """The results of the function; a result that is an argument is the same tensor object."""
-        inputs = [arguments[index] for index in self._read]
-        # no optimisation, which may change bits, and nothing of autograd, which every operation would pass through
-        with optimized_execution(False), torch._C._AutoDispatchBelowAutograd():
-            computed = self._script(*inputs, *self._beside) if self._computes else ()
-        return [arguments[index] if is_argument else computed[index] for is_argument, index in self._results]
+        computed: Sequence[Tensor] = ()
+        if self.script is not None:
+            with as_recorded():
+                computed = self.script(*[arguments[index] for index in self.read], *self.beside)
+        return [arguments[index] if is_argument else computed[index] for is_argument, index in self.results]
 
     def _compile(self, recording: _Recording, results: Sequence[Tensor]) -> None:
         count = recording.count
@@ -78,24 +92,19 @@ class TracedFunction:
         operations = needed(shortened.operations, computed)
         read = {place for operation in operations for place in operation.reads} | set(computed)
         beside = [place for place in recording.beside if place in read]
-        self._read = [place for place in range(count) if place in read]
-        self._beside = [recording.tensors[place] for place in beside]
-        self._results = [(place < count, place if place < count else computed.index(place)) for place in places]
-        self._computes = bool(computed)
+        self.read = [place for place in range(count) if place in read]
+        self.beside = [recording.tensors[place] for place in beside]
+        self.results = [(place < count, place if place < count else computed.index(place)) for place in places]
 
         def replay(*tensors: Tensor) -> tuple[Tensor, ...]:
-            values = shortened.constants | dict(zip([*self._read, *beside], tensors, strict=True))
+            values = shortened.constants | dict(zip([*self.read, *beside], tensors, strict=True))
             for function, (arguments, options), made, _ in operations:
                 made_now = function(*_filled(arguments, values), **_filled(options, values))
                 values.update(zip(made, [x for x in tree_leaves(made_now) if isinstance(x, Tensor)], strict=True))
             return tuple(values[place] for place in computed)
 
-        examples = tuple(recording.tensors[place] for place in (*self._read, *beside))
-        self._script: Any = None
-        if computed:
-            self._script = torch.jit.trace(replay, examples, check_trace=False)  # type: ignore[no-untyped-call]
-            if self._script is replay:
-                raise UntraceableError("TorchScript is switched off")
+        examples = tuple(recording.tensors[place] for place in (*self.read, *beside))
+        self.script = scripted(replay, examples) if computed else None
 
 
 class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -147,6 +156,20 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.tensors.append(tensor)
         self._places[id(tensor)] = len(self.tensors) - 1 if place is None else place
         return self._places[id(tensor)]
+
+
+def scripted(function: Callable[..., tuple[Tensor, ...]], examples: Sequence[Tensor]) -> Any:
+    """The operations of a function on ``examples``, and its calls of graphs, as a graph.
+
+    Raises:
+        UntraceableError: if TorchScript is switched off.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.trace` is", DeprecationWarning)
+        script = torch.jit.trace(function, tuple(examples), check_trace=False)  # type: ignore[no-untyped-call]
+    if script is function:
+        raise UntraceableError("TorchScript is switched off")
+    return script
 
 
 def tensors_of(module: nn.Module) -> list[Tensor]:

@@ -8,13 +8,22 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_lopt.optim.precision import all_finite
+from lightning_lopt.optim.precision import extremes_of
 from lightning_lopt.optim.state_types import rounded_like, seen, widened
 from lightning_lopt.rules.base import StepContext, TensorState, UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack
 
 StackStep = tuple[Tensor, TensorState, Tensor]
-"""The updates of a stack, its state after the step, and whether all updates are finite, 0-dim."""
+"""The updates of a stack, its state after the step, and the smallest and the largest entry of the updates, (2,)."""
+
+MOST_TOGETHER = 2**18
+"""Most entries of all stacks that are stepped together: their temporary tensors take some MiB."""
+
+
+def fit_together(stacks: Sequence[Stack]) -> bool:
+    """Whether all stacks are stepped before one of them is written, so that they are written at once; of larger models
+    the temporary tensors of one stack exist at a time."""
+    return sum(stack.params.numel() for stack in stacks) <= MOST_TOGETHER
 
 
 def step_of_stack(
@@ -36,7 +45,7 @@ def step_of_stack(
         before = widened(stack.state, stack.params.dtype)
         update, after = rule.stepped(replace(stack, state=before), dict(controls), at)
         after = rounded_like(after, before, stack.state, seed)
-    return update, after, all_finite([update], update.device)
+    return update, after, extremes_of([update], update.device)
 
 
 def steps_of_stacks(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_lopt.optim.stack_steps import StackStep, step_of_stack, steps_of_stacks
-from lightning_lopt.optim.step_graphs import CommonInputs, PreludeGraph, StepGraph
+from lightning_lopt.optim.stack_steps import StackStep, fit_together, step_of_stack, steps_of_stacks
+from lightning_lopt.optim.step_graphs import CommonInputs, PreludeGraph, StepGraph, TreeTemplate, WholeStepGraph
 from lightning_lopt.rules.base import Columns, StepContext, UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack
 from lightning_lopt.tracing import UntraceableError, tensors_of
@@ -24,6 +24,9 @@ RETURNS = 1
 """Steps of a kind of stack before its step is traced; a stack whose kind changes at every step is never traced."""
 LEAST_USES = 150
 """Planned steps of a kind of stack above which tracing takes less time than it saves."""
+LEAST_JOINED_USES = 30
+"""Planned uses of a graph of a whole step, one for each phase of a rule, above which it saves more time than it takes
+to join it from those of its parts (5 ms)."""
 MOST_KINDS = 256
 MOST_ENTRIES = 2**20
 """Entries of a stack above which its arithmetic takes so much longer than its calls that a graph saves nothing."""
@@ -76,6 +79,10 @@ class TracedSteps:
             return steps_of_stacks(rule, stacks, seeds, shared, context)
         self._follow(rule)
         kinds = [_kind_of(stack) for stack in stacks]
+        if all(seed is None for seed in seeds) and fit_together(stacks):
+            whole = self._whole(stacks, kinds, shared, context, steps_ahead // rule.period)
+            if whole is not None:
+                return whole
         prelude = self._prelude(rule, stacks, kinds, shared, context, steps_ahead)
         if prelude is None:
             return steps_of_stacks(rule, stacks, seeds, shared, context)
@@ -99,6 +106,7 @@ class TracedSteps:
     def _forget(self) -> None:
         self._preludes: dict[Hashable, PreludeGraph] = {}
         self._steps: dict[Hashable, StepGraph] = {}
+        self._wholes: dict[Hashable, WholeStepGraph] = {}
         self._times: Counter[Hashable] = Counter()
 
     def _fail(self, why: object) -> None:
@@ -123,7 +131,7 @@ class TracedSteps:
         steps_ahead: int,
     ) -> tuple[CommonInputs, list[Columns], dict[str, Tensor]] | None:
         """The results of the graph that precedes the steps of stacks; ``None`` if it is not traced."""
-        key = (*kinds, *shared, context.loss is None, context.scheduled is None)
+        key = _prelude_key(kinds, shared, context)
         prelude = self._preludes.get(key)
         try:
             if prelude is None:
@@ -139,6 +147,33 @@ class TracedSteps:
             self._fail(error)
             return None
 
+    def _whole(
+        self,
+        stacks: Sequence[Stack],
+        kinds: Sequence[Hashable],
+        shared: dict[str, Tensor],
+        context: StepContext,
+        uses: int,
+    ) -> tuple[dict[str, Tensor], Iterator[StackStep]] | None:
+        """The results of one graph for all of the step; ``None`` unless there is a graph of each part."""
+        key = (_prelude_key(kinds, shared, context), *((stack.full, _number_of(stack)) for stack in stacks))
+        try:
+            if key not in self._wholes:
+                prelude = self._preludes.get(key[0])
+                if prelude is None or uses < LEAST_JOINED_USES:
+                    return None
+                pairs = zip(stacks, kinds, strict=True)
+                graphs = [self._steps.get(_step_key(*pair, prelude.template)) for pair in pairs]
+                steps = [graph for graph in graphs if graph is not None]
+                if len(steps) < len(stacks):
+                    return None
+                self._wholes[key] = WholeStepGraph(prelude, steps, stacks, shared, context)
+            after, made = self._wholes[key](stacks, shared, context)
+        except (UntraceableError, RuntimeError) as error:
+            self._fail(error)
+            return None
+        return after, iter(made)
+
     def _step(
         self,
         rule: UpdateRule,
@@ -152,8 +187,7 @@ class TracedSteps:
         """The step of a stack from its graph; ``None`` if it is not traced."""
         if self.failure:
             return None
-        decay = None if isinstance(stack.weight_decay, Tensor) else stack.weight_decay
-        key = kind, stack.full, decay, at.template.text
+        key = _step_key(stack, kind, at.template)
         graph = self._steps.get(key)
         try:
             if graph is None:
@@ -176,3 +210,16 @@ def _kind_of(stack: Stack) -> Hashable:
     state = tuple([(key, x.dtype, x.shape) for key, x in stack.state.items()])
     params = stack.params
     return len(stack.names), stack.role, params.dtype, params.shape, params.stride(), stack.grads.stride(), state
+
+
+def _number_of(stack: Stack) -> float | None:
+    """The weight decay of a stack where it is a number, which is part of a graph; a tensor is an input of it."""
+    return None if isinstance(stack.weight_decay, Tensor) else stack.weight_decay
+
+
+def _prelude_key(kinds: Sequence[Hashable], shared: Mapping[str, Tensor], context: StepContext) -> Hashable:
+    return (*kinds, *shared, context.loss is None, context.scheduled is None)
+
+
+def _step_key(stack: Stack, kind: Hashable, at: TreeTemplate) -> Hashable:
+    return kind, stack.full, _number_of(stack), at.text
