@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from lightning_lopt.operations import Operation, Place, Shortened, needed
 
 aten = torch.ops.aten
+_VIEWS = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
 _ALIASES = {aten.view.default, aten._unsafe_view.default, aten.detach.default, aten.alias.default}
 
 
@@ -23,7 +24,7 @@ _ALIASES = {aten.view.default, aten._unsafe_view.default, aten.detach.default, a
 def as_recorded() -> Iterator[None]:
     """Run graphs without optimisation, which may change bits, and without autograd, which every operation would pass
     through."""
-    with optimized_execution(False), torch._C._AutoDispatchBelowAutograd():
+    with optimized_execution(False), torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(_VIEWS):
         yield
 
 
