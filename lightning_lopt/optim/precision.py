@@ -39,9 +39,10 @@ def extremes_of(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
 
 
 def all_finite(x: Tensor) -> Flag:
-    """Whether all entries are finite, for tensors of a few entries."""
+    """Whether all entries of a short vector, or of a 0-dim tensor, are finite."""
     if _is_on_host(x):
-        return all(map(math.isfinite, x.reshape(-1).tolist()))
+        values = x.tolist()
+        return all(map(math.isfinite, values if x.ndim else [values]))
     return torch.isfinite(x).all()
 
 

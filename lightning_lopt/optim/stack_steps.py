@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -48,6 +48,20 @@ def step_of_stack(
     return update, after, extremes_of([update], update.device)
 
 
+class ModelStep(NamedTuple):
+    """The step of all stacks.
+
+    Attributes:
+        shared: the shared state after the step.
+        extremes: the smallest and the largest entry of the gradients of each of n stacks, (2 n,).
+        stacks: the steps of the stacks, each computed when its turn comes, or all of them before.
+    """
+
+    shared: dict[str, Tensor]
+    extremes: Tensor
+    stacks: Iterable[StackStep]
+
+
 def steps_of_stacks(
     rule: UpdateRule,
     stacks: Sequence[Stack],
@@ -55,8 +69,8 @@ def steps_of_stacks(
     shared: dict[str, Tensor],
     context: StepContext,
     step: Callable[..., StackStep] = step_of_stack,
-) -> tuple[dict[str, Tensor], Iterator[StackStep]]:
-    """The shared state after a step, and the steps of the stacks, each computed when its turn comes.
+) -> ModelStep:
+    """The step of all stacks, those of the stacks computed one by one.
 
     Args:
         rule: makes the steps.
@@ -66,9 +80,19 @@ def steps_of_stacks(
         context: loss, step and horizon.
         step: makes the step of one stack, with the arguments of :func:`step_of_stack`.
     """
+    extremes = extremes_of_gradients(stacks)
     at = rule.at(shared, context)
     controls, after = rule.exchanged([seen(stack) for stack in stacks], at, shared, context)
-    return after, (
-        step(rule, *stack_and_controls, at, seed)
-        for *stack_and_controls, seed in zip(stacks, controls, seeds, strict=True)
+    return ModelStep(
+        after,
+        extremes,
+        (
+            step(rule, *stack_and_controls, at, seed)
+            for *stack_and_controls, seed in zip(stacks, controls, seeds, strict=True)
+        ),
     )
+
+
+def extremes_of_gradients(stacks: Sequence[Stack]) -> Tensor:
+    """As in :class:`ModelStep`."""
+    return extremes_of([stack.grads for stack in stacks], stacks[0].params.device)

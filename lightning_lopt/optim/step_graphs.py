@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from lightning_lopt.optim.precision import extremes_of
-from lightning_lopt.optim.stack_steps import StackStep
+from lightning_lopt.optim.stack_steps import ModelStep, StackStep, extremes_of_gradients
 from lightning_lopt.optim.state_types import rounded_like, seen, widened
 from lightning_lopt.rules.base import Columns, StepContext, UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack
@@ -68,7 +68,7 @@ class CommonInputs:
 
 
 class PreludeGraph:
-    """:meth:`UpdateRule.at` and :meth:`UpdateRule.exchanged` as a graph.
+    """:meth:`UpdateRule.at`, :meth:`UpdateRule.exchanged` and the extremes of the gradients as a graph.
 
     Names of parameters, their weight decay and the kind of the step are not inputs of the graph; reading them while it
     is traced raises an error.
@@ -89,22 +89,25 @@ class PreludeGraph:
             at, self.template = TreeTemplate.of(rule.at(before, now))
             controls, after = rule.exchanged([seen(stack) for stack in inside], self.template.tree(at), before, now)
             self._controls, self._shared = [list(given) for given in controls], list(after)
-            return [*at, *(value for given in controls for value in given.values()), *after.values()]
+            extremes = extremes_of_gradients(inside)
+            return [extremes, *at, *(value for given in controls for value in given.values()), *after.values()]
 
         self.graph = TracedFunction(prelude, self._arguments(stacks, shared, context))
 
     def __call__(
         self, stacks: Sequence[Stack], shared: Mapping[str, Tensor], context: StepContext
-    ) -> tuple[CommonInputs, list[Columns], dict[str, Tensor]]:
-        at, controls, after = self.split(self.graph(self._arguments(stacks, shared, context)))
-        return CommonInputs(at, self.template), controls, after
+    ) -> tuple[Tensor, CommonInputs, list[Columns], dict[str, Tensor]]:
+        extremes, at, controls, after = self.split(self.graph(self._arguments(stacks, shared, context)))
+        return extremes, CommonInputs(at, self.template), controls, after
 
-    def split(self, results: Iterable[Entry]) -> tuple[list[Entry], list[dict[str, Entry]], dict[str, Entry]]:
-        """The results of the graph in three parts: of ``at``, the controls of each stack, and the shared state."""
+    def split(self, results: Iterable[Entry]) -> tuple[Entry, list[Entry], list[dict[str, Entry]], dict[str, Entry]]:
+        """The results of the graph: the extremes of the gradients, the tensors of ``at``, the controls of each stack,
+        and the shared state."""
         rest = iter(results)
+        extremes = next(rest)
         at = [next(rest) for leaf in self.template.leaves if leaf is ...]
         controls = [{key: next(rest) for key in keys} for keys in self._controls]
-        return at, controls, {key: next(rest) for key in self._shared}
+        return extremes, at, controls, {key: next(rest) for key in self._shared}
 
     def _arguments(self, stacks: Sequence[Stack], shared: Mapping[str, Tensor], context: StepContext) -> list[Tensor]:
         of_stacks = [x for stack in stacks for x in (stack.params, stack.grads, *stack.state.values())]
@@ -164,24 +167,22 @@ class WholeStepGraph:
         of_all = [
             place for stack, given in zip(stacks, of_stacks, strict=True) for place in given[: 2 + len(stack.state)]
         ]
-        at, controls, after = prelude.split(self._calls.add(prelude.graph, [*of_all, *before]))
-        results = list(after.values())
+        extremes, at, controls, after = prelude.split(self._calls.add(prelude.graph, [*of_all, *before]))
+        results = [extremes, *after.values()]
         for given, graph, set_for_stack in zip(of_stacks, steps, controls, strict=True):
             results += self._calls.add(graph.graph, [*given, *set_for_stack.values(), *at])
         self._shared, self._keys = list(after), [graph.keys for graph in steps]
         self._calls.join(results, examples)
 
-    def __call__(
-        self, stacks: Sequence[Stack], shared: Mapping[str, Tensor], context: StepContext
-    ) -> tuple[dict[str, Tensor], list[StackStep]]:
-        """As :func:`~lightning_lopt.optim.stack_steps.steps_of_stacks`."""
+    def __call__(self, stacks: Sequence[Stack], shared: Mapping[str, Tensor], context: StepContext) -> ModelStep:
         results = iter(self._calls(self._arguments(stacks, shared, context)))
+        of_gradients = next(results)
         after = {key: next(results) for key in self._shared}
         steps = []
         for keys in self._keys:
             update, extremes = next(results), next(results)
             steps.append((update, {key: next(results) for key in keys}, extremes))
-        return after, steps
+        return ModelStep(after, of_gradients, steps)
 
     def _arguments(self, stacks: Sequence[Stack], shared: Mapping[str, Tensor], context: StepContext) -> list[Tensor]:
         of_stacks = [x for stack in stacks for x in _tensors_of_stack(stack)]

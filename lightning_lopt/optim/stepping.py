@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -17,13 +17,13 @@ from lightning_lopt.optim.guard_adamw import SWITCHED
 from lightning_lopt.optim.guard_readings import measured
 from lightning_lopt.optim.habits import RateWatch
 from lightning_lopt.optim.inputs import StepSignals
-from lightning_lopt.optim.precision import Flag, all_finite, both, extremes_of, real, wide
+from lightning_lopt.optim.precision import Flag, all_finite, both, real, wide
 from lightning_lopt.optim.rates import multiplier
 from lightning_lopt.optim.rounding import seeds_of
 from lightning_lopt.optim.run import RunOptimizer
 from lightning_lopt.optim.sharding import cut_like, is_sharded, local, mean_over_ranks, part, reduced, whole
 from lightning_lopt.optim.skips import SkipWatch, not_finite
-from lightning_lopt.optim.stack_steps import StackStep, fit_together, steps_of_stacks
+from lightning_lopt.optim.stack_steps import ModelStep, fit_together, steps_of_stacks
 from lightning_lopt.optim.stacking import StackedState, dense
 from lightning_lopt.optim.state_types import narrowed
 from lightning_lopt.optim.traced_steps import TracedSteps
@@ -74,17 +74,16 @@ class RuleOptimizer(RunOptimizer):
         first_group, rule = self.param_groups[0], self._acting
         context, finite = self._context(members, loss)
         stacks = self._stacks(members, context)
-        extremes = extremes_of([stack.grads for stack in stacks], first_group["step"].device)
-        finite = both(finite, all_finite(extremes))
         wants_diagnostics, self.signals.wants_diagnostics = self.signals.wants_diagnostics, False
         # diagnostics are relative to the parameters before the step
         before = {name: x.clone() for name, x in _by_name(stacks, "params").items()} if wants_diagnostics else {}
         is_watched = wants_diagnostics or self._guard is not None
         updates: dict[str, Tensor] = {}
         suspects: dict[str, Tensor] = {}
+        seeds = [None] * len(stacks) if self.state_dtype is None else seeds_of(first_group["step"], len(stacks))
+        shared, extremes, steps = self._steps(rule, stacks, seeds, first_group["shared"], context)
+        finite = both(finite, all_finite(extremes))
         if finite is not False or is_watched:
-            seeds = [None] * len(stacks) if self.state_dtype is None else seeds_of(first_group["step"], len(stacks))
-            shared, steps = self._steps(rule, stacks, seeds, first_group["shared"], context)
             all_finite_so_far = finite
             by_name = {member.name: member for member in members}
             pairs = zip(stacks, steps, strict=True)
@@ -125,9 +124,8 @@ class RuleOptimizer(RunOptimizer):
         seeds: Sequence[Tensor | None],
         shared: dict[str, Tensor],
         context: StepContext,
-    ) -> tuple[dict[str, Tensor], Iterator[StackStep]]:
-        """The shared state after a step, and the steps of the stacks: compiled if ``compiles``, traced if that saves
-        time."""
+    ) -> ModelStep:
+        """The step of all stacks: compiled if ``compiles``, traced if that saves time."""
         arguments, total = (rule, stacks, seeds, shared, context), self.total_steps
         if self.compiles is False or torch.compiler.is_compiling():
             return steps_of_stacks(*arguments)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lopt.optim.stack_steps import StackStep, fit_together, step_of_stack, steps_of_stacks
+from lightning_lopt.optim.stack_steps import ModelStep, StackStep, fit_together, step_of_stack, steps_of_stacks
 from lightning_lopt.optim.step_graphs import CommonInputs, PreludeGraph, StepGraph, TreeTemplate, WholeStepGraph
 from lightning_lopt.rules.base import Columns, StepContext, UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack
@@ -49,6 +49,7 @@ class TracedSteps:
     def __init__(self) -> None:
         self.failure = ""
         self._calls = 0
+        self._kinds = _StackKinds()
         self._known: Any = None
         self._forget()
 
@@ -66,7 +67,7 @@ class TracedSteps:
         context: StepContext,
         *,
         steps_ahead: int,
-    ) -> tuple[dict[str, Tensor], Iterator[StackStep]]:
+    ) -> ModelStep:
         """As :func:`~lightning_lopt.optim.stack_steps.steps_of_stacks`.
 
         Args:
@@ -78,7 +79,7 @@ class TracedSteps:
         if self.failure or self._calls <= FIRST or not pays or not any(map(_is_traced, stacks)):
             return steps_of_stacks(rule, stacks, seeds, shared, context)
         self._follow(rule)
-        kinds = [_kind_of(stack) for stack in stacks]
+        kinds = self._kinds.of(stacks)
         if all(seed is None for seed in seeds) and fit_together(stacks):
             whole = self._whole(stacks, kinds, shared, context, steps_ahead // rule.period)
             if whole is not None:
@@ -86,14 +87,14 @@ class TracedSteps:
         prelude = self._prelude(rule, stacks, kinds, shared, context, steps_ahead)
         if prelude is None:
             return steps_of_stacks(rule, stacks, seeds, shared, context)
-        at, controls, after = prelude
+        extremes, at, controls, after = prelude
 
         def each() -> Iterator[StackStep]:
             for stack, kind, given, seed in zip(stacks, kinds, controls, seeds, strict=True):
                 made = self._step(rule, stack, kind, given, at, seed, steps_ahead) if _is_traced(stack) else None
                 yield made or step_of_stack(rule, stack, given, at.tree, seed)
 
-        return after, each()
+        return ModelStep(after, extremes, each())
 
     def _follow(self, rule: UpdateRule) -> None:
         """Delete the graphs if the rule, its parameters, its config or the default type of torch has changed."""
@@ -125,11 +126,11 @@ class TracedSteps:
         self,
         rule: UpdateRule,
         stacks: Sequence[Stack],
-        kinds: Sequence[Hashable],
+        kinds: Sequence[int],
         shared: dict[str, Tensor],
         context: StepContext,
         steps_ahead: int,
-    ) -> tuple[CommonInputs, list[Columns], dict[str, Tensor]] | None:
+    ) -> tuple[Tensor, CommonInputs, list[Columns], dict[str, Tensor]] | None:
         """The results of the graph that precedes the steps of stacks; ``None`` if it is not traced."""
         key = _prelude_key(kinds, shared, context)
         prelude = self._preludes.get(key)
@@ -150,11 +151,11 @@ class TracedSteps:
     def _whole(
         self,
         stacks: Sequence[Stack],
-        kinds: Sequence[Hashable],
+        kinds: Sequence[int],
         shared: dict[str, Tensor],
         context: StepContext,
         uses: int,
-    ) -> tuple[dict[str, Tensor], Iterator[StackStep]] | None:
+    ) -> ModelStep | None:
         """The results of one graph for all of the step; ``None`` unless there is a graph of each part."""
         key = (_prelude_key(kinds, shared, context), *((stack.full, _number_of(stack)) for stack in stacks))
         try:
@@ -168,17 +169,16 @@ class TracedSteps:
                 if len(steps) < len(stacks):
                     return None
                 self._wholes[key] = WholeStepGraph(prelude, steps, stacks, shared, context)
-            after, made = self._wholes[key](stacks, shared, context)
+            return self._wholes[key](stacks, shared, context)
         except (UntraceableError, RuntimeError) as error:
             self._fail(error)
             return None
-        return after, iter(made)
 
     def _step(
         self,
         rule: UpdateRule,
         stack: Stack,
-        kind: Hashable,
+        kind: int,
         controls: Columns,
         at: CommonInputs,
         seed: Tensor | None,
@@ -205,6 +205,27 @@ def _is_traced(stack: Stack) -> bool:
     return stack.params.numel() <= MOST_ENTRIES and stack.params.device.type == "cpu"
 
 
+class _StackKinds:
+    """Numbers of kinds of stacks. A stack with the same state, in the same dictionary, as in the last step is looked
+    through no more."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Hashable, int] = {}
+        self._last: list[tuple[object, Hashable, int]] = []
+
+    def of(self, stacks: Sequence[Stack]) -> list[int]:
+        """The number of the kind of each stack."""
+        if len(stacks) != len(self._last):
+            self._last = [(None, None, 0)] * len(stacks)
+        for index, ((state, layout, _), stack) in enumerate(zip(self._last, stacks, strict=True)):
+            params = stack.params
+            layout_now = params.dtype, params.shape, params.stride(), stack.grads.stride()
+            if state is not stack.state or layout != layout_now:
+                number = self._numbers.setdefault(_kind_of(stack), len(self._numbers))
+                self._last[index] = stack.state, layout_now, number
+        return [number for _, _, number in self._last]
+
+
 def _kind_of(stack: Stack) -> Hashable:
     """The properties of a stack that its graphs depend on."""
     state = tuple([(key, x.dtype, x.shape) for key, x in stack.state.items()])
@@ -217,9 +238,9 @@ def _number_of(stack: Stack) -> float | None:
     return None if isinstance(stack.weight_decay, Tensor) else stack.weight_decay
 
 
-def _prelude_key(kinds: Sequence[Hashable], shared: Mapping[str, Tensor], context: StepContext) -> Hashable:
+def _prelude_key(kinds: Sequence[int], shared: Mapping[str, Tensor], context: StepContext) -> Hashable:
     return (*kinds, *shared, context.loss is None, context.scheduled is None)
 
 
-def _step_key(stack: Stack, kind: Hashable, at: TreeTemplate) -> Hashable:
+def _step_key(stack: Stack, kind: int, at: TreeTemplate) -> Hashable:
     return kind, stack.full, _number_of(stack), at.text
