@@ -34,7 +34,7 @@ def step_of_stack(
     Args:
         rule: makes the step.
         stack: a stack of n tensors.
-        controls: results of :meth:`UpdateRule.exchange` for these tensors, shape (n, ...) each.
+        controls: results of :meth:`UpdateRule.exchanged` for this stack.
         at: result of :meth:`UpdateRule.at`.
         seed: 0-dim, for the rounding of state that is stored in a narrower type than that of the arithmetic; ``None``
             where no state is.
