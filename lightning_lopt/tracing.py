@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.jit import optimized_execution  # type: ignore[attr-defined]
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
-from lightning_lopt.operations import Operation, Place, Shortened, needed
+from lightning_lopt.operations import Operation, Place, Shortened, mapped, needed
 
 aten = torch.ops.aten
 _VIEWS = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
@@ -139,7 +139,7 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise UntraceableError(f"{func} draws random numbers")
         if torch.Tag.data_dependent_output in func.tags:
             raise UntraceableError(f"{func} reads the value of a tensor")
-        arguments = tree_map_only(Tensor, lambda x: Place(self.place_of(x)), (args, kwargs or {}))
+        arguments = mapped(Tensor, lambda x: Place(self.place_of(x)), (args, kwargs or {}))
         made = func(*args, **(kwargs or {}))
         if func in _ALIASES and made.shape == args[0].shape and made.stride() == args[0].stride():
             self._add(made, self.place_of(args[0]))
@@ -174,13 +174,17 @@ def scripted(function: Callable[..., tuple[Tensor, ...]], examples: Sequence[Ten
 
 
 def tensors_of(module: nn.Module) -> list[Tensor]:
-    """Parameters and buffers of a module, in a third of the time of ``module.parameters()``."""
-    holders = [holder for part in module.modules() for holder in (part._parameters, part._buffers) if holder]
-    return [x for holder in holders for x in holder.values() if x is not None]
+    """Parameters and buffers of a module, in a fifth of the time of ``module.parameters()``; those of a module that
+    occurs twice come twice."""
+    tensors = [x for holder in (module._parameters, module._buffers) for x in holder.values() if x is not None]
+    for part in module._modules.values():
+        if part is not None:
+            tensors += tensors_of(part)
+    return tensors
 
 
 def _filled(tree: Any, values: dict[int, Tensor]) -> Any:
-    return tree_map_only(Place, lambda leaf: values[leaf.place], tree)
+    return mapped(Place, lambda leaf: values[leaf.place], tree)
 
 
 def _same_bits(result: Tensor, expected: Tensor) -> bool:

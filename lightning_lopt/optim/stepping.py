@@ -153,17 +153,20 @@ class RuleOptimizer(RunOptimizer):
             if any(not isinstance(rate, float) or rate != 1.0 for rate in rates):
                 updates = [move * rate for move, rate in zip(updates, rates, strict=True)]
                 after = self._acting.at_rates(after, rates)
-            places += [real(local(member.param)) for member in members]
-            moves += [part(move, member.param) for move, member in zip(updates, members, strict=True)]
             if is_sharded(members):
+                places += [real(local(member.param)) for member in members]
+                moves += [part(move, member.param) for move, member in zip(updates, members, strict=True)]
                 for member, tensors in zip(members, stack.parts(after), strict=True):
                     state = self.state[member.param]
                     kept += [local(state[key]) for key in tensors]
                     values += [unless(sound, part(x, state[key]), local(state[key])) for key, x in tensors.items()]
                 continue
-            changed = [(place, after[key]) for key, place in stack.state.items() if after[key] is not place]
-            kept += [place for place, _ in changed]
-            values += [unless(sound, value, place) for place, value in changed]
+            places += [real(member.param) for member in members]
+            moves += updates
+            for key, place in stack.state.items():
+                if after[key] is not place:  # otherwise it was handed through
+                    kept.append(place)
+                    values.append(unless(sound, after[key], place))
         if places:
             # the sum is computed in the wider type and rounded once
             torch._foreach_add_(places, moves)
@@ -223,11 +226,13 @@ def unless(sound: Flag, new: Tensor, otherwise: Tensor) -> Tensor:
 def _count(group: dict[str, Any], finite: Flag) -> None:
     """Count a step in the first parameter group, as one that was made or as one that was skipped."""
     made: int | Tensor = finite.long() if isinstance(finite, Tensor) else int(finite)
-    skipped = 1 - made
     group["step"] = group["step"] + made
-    if finite is not True:
+    if finite is True:
+        group["skipped_in_a_row"] = torch.zeros_like(group["skipped_in_a_row"])
+    else:
+        skipped = 1 - made
         group["skipped_steps"] = group["skipped_steps"] + skipped
-    group["skipped_in_a_row"] = (group["skipped_in_a_row"] + skipped) * skipped
+        group["skipped_in_a_row"] = (group["skipped_in_a_row"] + skipped) * skipped
 
 
 def _by_name(stacks: Sequence[Stack], what: Literal["params", "grads"]) -> dict[str, Tensor]:
