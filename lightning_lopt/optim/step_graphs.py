@@ -1,4 +1,4 @@
-"""Graphs of the parts of a step: one for the quantities of all tensors, one for the step of each stack."""
+"""Graphs of the parts of a step, one for the quantities of all tensors and one for each stack, and of a whole step."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from operator import is_
 from typing import Any
 
 import torch
@@ -38,9 +39,10 @@ class TracedSteps:
 
     A graph belongs to the number of tensors of a stack, their shape, type and role, the types of their state, their
     weight decay, and whether their step is a full one. One more graph computes :meth:`UpdateRule.at` and
-    :meth:`UpdateRule.exchanged`, which concern all tensors. Stacks of more than :data:`MOST_ENTRIES` entries, and those
-    on another device than the CPU, are stepped as they are. If a step cannot be traced, the log gives the reason once,
-    at level ``INFO``, and no later step is traced.
+    :meth:`UpdateRule.exchanged`, which concern all tensors. Where all stacks have graphs and are few entries
+    (:func:`~lightning_lopt.optim.stack_steps.fit_together`), one graph calls all of these. Stacks of more than
+    :data:`MOST_ENTRIES` entries, and those on another device than the CPU, are stepped as they are. If a step cannot be
+    traced, the log gives the reason once, at level ``INFO``, and no later step is traced.
 
     Attributes:
         failure: the reason why tracing has ended; empty while steps are traced.
@@ -51,6 +53,7 @@ class TracedSteps:
         self._calls = 0
         self._kinds = _StackKinds()
         self._known: Any = None
+        self._theta: list[Tensor] = []
         self._forget()
 
     @property
@@ -99,9 +102,9 @@ class TracedSteps:
     def _follow(self, rule: UpdateRule) -> None:
         """Delete the graphs if the rule, its parameters, its config or the default type of torch has changed."""
         theta = tensors_of(rule)
-        known = rule, [(id(x), x.dtype) for x in theta], rule.config, torch.get_default_dtype()
-        if known != self._known:
-            self._known, self._theta = known, theta  # θ is kept alive so that no id is used again
+        known = rule, rule.config, [x.dtype for x in theta], torch.get_default_dtype()
+        if known != self._known or not all(map(is_, theta, self._theta)):
+            self._known, self._theta = known, theta
             self._forget()
 
     def _forget(self) -> None:
