@@ -53,7 +53,7 @@ class Restraint(nn.Module):
             log_norm: logarithm of the norm of all gradients, 0-dim; minus infinity if they are null.
         """
         count, average, mean = memory.unbind()
-        there = torch.isfinite(log_norm)
+        there = log_norm.abs() < torch.inf
         size = torch.where(there, log_norm, 0.0).to(memory.dtype)
         size = torch.where(count > FIRST, torch.minimum(torch.maximum(size, mean - LIMIT), mean + LIMIT), size)
         count = count + there
