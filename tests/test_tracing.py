@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_lopt.traced_calls import TracedCalls
 from lightning_lopt.tracing import TracedFunction, UntraceableError, tensors_of
 
 COUNTS = itertools.count()
@@ -54,3 +55,72 @@ def test_what_cannot_be_traced(function, why):
     with pytest.raises(UntraceableError, match=why):
         TracedFunction(function, [torch.ones(3)])
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def operations_of(traced):
+    return [node.kind() for node in traced.script.graph.nodes() if node.kind().startswith("aten::")]
+
+
+def test_equal_operations_and_views_are_computed_once():
+    def function(x):
+        first, second = x.mT.mT.unbind()
+        return ((x.exp() + first).sum() + (x.exp() * 1 + x.unbind()[0] + second.view(3)).sum(),)
+
+    x = torch.randn(2, 3)
+    traced = TracedFunction(function, [torch.randn(2, 3)])
+    assert torch.equal(traced([x])[0], function(x)[0])
+    assert sorted(operations_of(traced)) == sorted(
+        f"aten::{name}" for name in ["unbind", "exp", "add", "sum", "add", "sum", "add"]
+    )
+
+
+def test_views_that_only_look_alike_differ():
+    def function(z, square):
+        return z.conj() * z, square + square.mT, square[:1] + square[1:], torch.view_as_real(z)[:, 0] * z.real.abs()
+
+    z, square = torch.randn(3, dtype=torch.complex64), torch.randn(2, 2)
+    results = TracedFunction(function, [z, square])([2 * z, 3 * square])
+    assert all(map(torch.equal, results, function(2 * z, 3 * square)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64])
+@pytest.mark.parametrize("shape", [(), (5,)])
+def test_numbers_give_the_bits_and_types_that_they_gave(dtype, shape):
+    def function(x):
+        numbers = 3, 0.1, 1e-30, -7, 2**24 + 1, float("inf"), 1, 1.0
+        operators = torch.add, torch.sub, torch.mul, torch.div, torch.gt, torch.eq
+        results = [operator(x, number) for number in numbers for operator in operators]
+        return [*results, x * True, *(n - x for n in numbers), *(n / x for n in numbers), torch.where(x > 0.5, 0.1, x)]
+
+    x = (10 * torch.randn(shape, dtype=torch.float64)).to(dtype)
+    for result, expected in zip(TracedFunction(function, [torch.ones_like(x)])([x]), function(x), strict=True):
+        assert result.dtype == expected.dtype
+        assert torch.equal(result.nan_to_num(9.0), expected.nan_to_num(9.0))
+
+
+def test_results_are_tensors_of_their_own():
+    x = torch.randn(3)
+    results = TracedFunction(lambda x: (x * 1, x * 2, x * 2, torch.full((), 0.5)), [torch.ones(3)])([x])
+    for result in results:
+        result.add_(1)
+    assert torch.equal(results[1], 2 * x + 1)
+    assert torch.equal(results[2], 2 * x + 1)
+    assert torch.equal(results[0], x + 1)
+
+
+def test_calls_joined_to_one_graph():
+    weight = nn.Parameter(torch.ones(()))
+    with torch.no_grad():
+        scaled = TracedFunction(lambda x, y: (weight * x, y, x + y), [torch.ones(2), torch.ones(2)])
+        handed = TracedFunction(lambda x: (x,), [torch.ones(2)])
+        calls = TracedCalls(count=3)
+        first = calls.add(scaled, [2, 0])
+        second = calls.add(scaled, [first[2], *calls.add(handed, [first[1]])])
+        calls.join([*second, first[0], 1], [torch.ones(2), torch.ones(5), torch.ones(2)])
+        weight.mul_(3)
+        x, y, z = torch.randn(2), torch.randn(5), torch.randn(2)
+        results = calls([x, y, z])
+    expected = 3 * (z + x), x, z + x + x, 3 * z, y
+    assert all(map(torch.equal, results, expected))
+    assert results[1] is x
+    assert results[4] is y

@@ -61,7 +61,8 @@ def scalar_loss(loss: Any, device: torch.device) -> Tensor:
     """
     try:
         # the type is named for numbers of Python, since the default is half under "16-true"
-        value = torch.as_tensor(loss, dtype=torch.float32 if isinstance(loss, float | int) else None).detach()
+        dtype = torch.float32 if isinstance(loss, float | int) else None
+        value = loss.detach() if isinstance(loss, Tensor) else torch.as_tensor(loss, dtype=dtype)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"the loss must be a number or a tensor of one entry, got a {type(loss).__name__}; call step(loss=loss), "

@@ -58,9 +58,10 @@ class LearnedOptimizer(SavedOptimizer):
     :meth:`train` before the next step or checkpoint; :class:`~lightning_lopt.LearnedOptimizerAdapter` calls both.
 
     On a CPU, where calling small operations takes longer than their arithmetic, steps are traced: after 20 steps, the
-    operations of each stack of up to 32,768 entries of one shape and role become a graph that runs without Python and
-    gives the same bits (:class:`~lightning_lopt.optim.traced_steps.TracedSteps`). A graph takes 20 to 150 ms, and is
-    made where the planned run is long enough to save that. What a rule does must then follow from its arguments, θ and
+    operations of each stack of up to 2^20 entries of one shape and role become a graph that runs without Python and
+    gives the same bits, and the graphs of a model of up to 2^18 entries become one
+    (:class:`~lightning_lopt.optim.traced_steps.TracedSteps`). A graph takes 5 to 100 ms, and is made where the planned
+    run is long enough to save that. What a rule does must then follow from its arguments, θ and
     ``config`` alone, as :class:`~lightning_lopt.UpdateRule` demands.
 
     With ``compile=True`` the step of each stack of parameters of one shape and role goes through ``torch.compile``, and

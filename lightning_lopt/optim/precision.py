@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor
 
 _WITH_AUTOCAST = ("cpu", "cuda")
+
+Flag = bool | Tensor
+"""A truth value: a ``bool`` where it is known on the host, otherwise 0-dim, on the device that computes it."""
 
 
 def wide(x: Tensor) -> Tensor:
@@ -28,17 +32,34 @@ def real(x: Tensor) -> Tensor:
     return torch.view_as_real(x) if x.is_complex() else x
 
 
-def all_finite(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
-    """Whether all entries are finite, 0-dim on ``device``; NaN is both the smallest and the largest of its tensor."""
+def extremes_of(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
+    """The smallest and the largest entry of each tensor, (2 n,) on ``device``; NaN where an entry is NaN."""
     extremes = [extreme.to(device) for x in tensors if x.numel() for extreme in torch.aminmax(x)]
-    return torch.isfinite(torch.stack(extremes)).all() if extremes else torch.ones((), dtype=torch.bool, device=device)
+    return torch.stack(extremes) if extremes else torch.zeros(0, device=device)
+
+
+def all_finite(x: Tensor) -> Flag:
+    """Whether all entries of a short vector, or of a 0-dim tensor, are finite."""
+    if _is_on_host(x):
+        values = x.tolist()
+        return all(map(math.isfinite, values if x.ndim else [values]))
+    return torch.isfinite(x).all()
+
+
+def both(first: Flag, second: Flag) -> Flag:
+    """Whether two flags are true, on the device of the first one."""
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        second = second.to(first.device)
+    return first & second
 
 
 def known(flag: Tensor) -> bool | None:
     """The value of a 0-dim flag where it lies in the memory of the host; ``None`` where reading it would wait."""
-    if flag.device.type != "cpu" or torch.compiler.is_compiling():
-        return None
-    return bool(flag.tolist())
+    return bool(flag.tolist()) if _is_on_host(flag) else None
+
+
+def _is_on_host(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from lightning_lopt.optim.checkpoint import COUNTERS
 from lightning_lopt.optim.groups import Labels, Member, members_of
 from lightning_lopt.optim.guard_run import Guard
 from lightning_lopt.optim.inputs import RunState, StepSignals, checked_epochs, checked_horizon
+from lightning_lopt.optim.precision import Flag, all_finite
 from lightning_lopt.rules.base import StepContext, UpdateRule
 from lightning_lopt.tracing import tensors_of
 
@@ -98,14 +99,13 @@ class RunOptimizer(torch.optim.Optimizer):
             self.rule.to(device)
         return device
 
-    def _context(self, members: Sequence[Member], loss: Tensor | None) -> tuple[StepContext, Tensor]:
-        """The context of the step, and whether its loss is finite, 0-dim."""
+    def _context(self, members: Sequence[Member], loss: Tensor | None) -> tuple[StepContext, Flag]:
+        """The context of the step, and whether its loss is finite."""
         first_group = self.param_groups[0]
         device = first_group["step"].device
         if self._acting.reads_loss and loss is None:
             self._miss_loss()
         total = self._horizon()
-        finite = torch.ones((), dtype=torch.bool, device=device) if loss is None else torch.isfinite(loss)
         # float32 is explicit, since the default type is half under "16-true". torch.full does not wait for a copy.
         planned = torch.full((), float(total), dtype=torch.float32, device=device)
         context = StepContext(
@@ -120,7 +120,7 @@ class RunOptimizer(torch.optim.Optimizer):
             scheduled=horizon.scheduled(first_group, planned),
             epochs=None if self.epochs is None else torch.full_like(planned, self.epochs),
         )
-        return context, finite
+        return context, loss is None or all_finite(loss)
 
     def _miss_loss(self) -> None:
         how = (

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from lightning_lopt.optim.precision import all_finite
+from lightning_lopt.optim.precision import extremes_of
 from lightning_lopt.optim.state_types import rounded_like, seen, widened
 from lightning_lopt.rules.base import StepContext, TensorState, UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack
 
 StackStep = tuple[Tensor, TensorState, Tensor]
-"""The updates of a stack, its state after the step, and whether all updates are finite, 0-dim."""
+"""The updates of a stack, its state after the step, and the smallest and the largest entry of the updates, (2,)."""
+
+MOST_TOGETHER = 2**18
+"""Most entries of all stacks that are stepped together: their temporary tensors take some MiB."""
+
+
+def fit_together(stacks: Sequence[Stack]) -> bool:
+    """Whether all stacks are stepped before one of them is written, so that they are written at once; of larger models
+    the temporary tensors of one stack exist at a time."""
+    return sum(stack.params.numel() for stack in stacks) <= MOST_TOGETHER
 
 
 def step_of_stack(
@@ -25,7 +34,7 @@ def step_of_stack(
     Args:
         rule: makes the step.
         stack: a stack of n tensors.
-        controls: results of :meth:`UpdateRule.exchange` for these tensors, shape (n, ...) each.
+        controls: results of :meth:`UpdateRule.exchanged` for this stack.
         at: result of :meth:`UpdateRule.at`.
         seed: 0-dim, for the rounding of state that is stored in a narrower type than that of the arithmetic; ``None``
             where no state is.
@@ -36,7 +45,21 @@ def step_of_stack(
         before = widened(stack.state, stack.params.dtype)
         update, after = rule.stepped(replace(stack, state=before), dict(controls), at)
         after = rounded_like(after, before, stack.state, seed)
-    return update, after, all_finite([update], update.device)
+    return update, after, extremes_of([update], update.device)
+
+
+class ModelStep(NamedTuple):
+    """The step of all stacks.
+
+    Attributes:
+        shared: the shared state after the step.
+        extremes: the smallest and the largest entry of the gradients of each of n stacks, (2 n,).
+        stacks: the steps of the stacks, each computed when its turn comes, or all of them before.
+    """
+
+    shared: dict[str, Tensor]
+    extremes: Tensor
+    stacks: Iterable[StackStep]
 
 
 def steps_of_stacks(
@@ -46,8 +69,8 @@ def steps_of_stacks(
     shared: dict[str, Tensor],
     context: StepContext,
     step: Callable[..., StackStep] = step_of_stack,
-) -> tuple[dict[str, Tensor], Iterator[StackStep]]:
-    """The shared state after a step, and the steps of the stacks, each computed when its turn comes.
+) -> ModelStep:
+    """The step of all stacks, those of the stacks computed one by one.
 
     Args:
         rule: makes the steps.
@@ -57,9 +80,19 @@ def steps_of_stacks(
         context: loss, step and horizon.
         step: makes the step of one stack, with the arguments of :func:`step_of_stack`.
     """
+    extremes = extremes_of_gradients(stacks)
     at = rule.at(shared, context)
     controls, after = rule.exchanged([seen(stack) for stack in stacks], at, shared, context)
-    return after, (
-        step(rule, *stack_and_controls, at, seed)
-        for *stack_and_controls, seed in zip(stacks, controls, seeds, strict=True)
+    return ModelStep(
+        after,
+        extremes,
+        (
+            step(rule, *stack_and_controls, at, seed)
+            for *stack_and_controls, seed in zip(stacks, controls, seeds, strict=True)
+        ),
     )
+
+
+def extremes_of_gradients(stacks: Sequence[Stack]) -> Tensor:
+    """As in :class:`ModelStep`."""
+    return extremes_of([stack.grads for stack in stacks], stacks[0].params.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
 from functools import cache
+from operator import is_
 from typing import Any
 
 import torch
@@ -119,7 +120,7 @@ def dense(grad: Any) -> Tensor:
 
 
 def _same(state: Mapping[str, Tensor], views: Mapping[str, Tensor]) -> bool:
-    return bool(views) and all(state.get(key) is value for key, value in views.items())
+    return bool(views) and all(map(is_, map(state.get, views), views.values()))
 
 
 def _writable(value: Tensor) -> Tensor:

@@ -1,21 +1,24 @@
-"""Graphs of the parts of a step: one for the quantities of all tensors, one for the step of each stack."""
+"""Graphs of the parts of a step, one for the quantities of all tensors and one for each stack, and of a whole step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from lightning_lopt.optim.precision import all_finite
-from lightning_lopt.optim.stack_steps import StackStep
+from lightning_lopt.optim.precision import extremes_of
+from lightning_lopt.optim.stack_steps import ModelStep, StackStep, extremes_of_gradients
 from lightning_lopt.optim.state_types import rounded_like, seen, widened
 from lightning_lopt.rules.base import Columns, StepContext, UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack
+from lightning_lopt.traced_calls import TracedCalls, Value
 from lightning_lopt.tracing import TracedFunction, UntraceableError
+
+Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +68,7 @@ class CommonInputs:
 
 
 class PreludeGraph:
-    """:meth:`UpdateRule.at` and :meth:`UpdateRule.exchanged` as a graph.
+    """:meth:`UpdateRule.at`, :meth:`UpdateRule.exchanged` and the extremes of the gradients as a graph.
 
     Names of parameters, their weight decay and the kind of the step are not inputs of the graph; reading them while it
     is traced raises an error.
@@ -83,20 +86,28 @@ class PreludeGraph:
             before = {key: next(rest) for key in shared}
             times = {key: next(rest) for key in _tensors_of(context)}
             now = StepContext(**times, roles=unread, weight_decay=unread, phase=unread)
-            at, self._template = TreeTemplate.of(rule.at(before, now))
-            controls, after = rule.exchanged([seen(stack) for stack in inside], self._template.tree(at), before, now)
+            at, self.template = TreeTemplate.of(rule.at(before, now))
+            controls, after = rule.exchanged([seen(stack) for stack in inside], self.template.tree(at), before, now)
             self._controls, self._shared = [list(given) for given in controls], list(after)
-            return [*at, *(value for given in controls for value in given.values()), *after.values()]
+            extremes = extremes_of_gradients(inside)
+            return [extremes, *at, *(value for given in controls for value in given.values()), *after.values()]
 
-        self._graph = TracedFunction(prelude, self._arguments(stacks, shared, context))
+        self.graph = TracedFunction(prelude, self._arguments(stacks, shared, context))
 
     def __call__(
         self, stacks: Sequence[Stack], shared: Mapping[str, Tensor], context: StepContext
-    ) -> tuple[CommonInputs, list[Columns], dict[str, Tensor]]:
-        results = iter(self._graph(self._arguments(stacks, shared, context)))
-        at = CommonInputs([next(results) for leaf in self._template.leaves if leaf is ...], self._template)
-        controls = [{key: next(results) for key in keys} for keys in self._controls]
-        return at, controls, {key: next(results) for key in self._shared}
+    ) -> tuple[Tensor, CommonInputs, list[Columns], dict[str, Tensor]]:
+        extremes, at, controls, after = self.split(self.graph(self._arguments(stacks, shared, context)))
+        return extremes, CommonInputs(at, self.template), controls, after
+
+    def split(self, results: Iterable[Entry]) -> tuple[Entry, list[Entry], list[dict[str, Entry]], dict[str, Entry]]:
+        """The results of the graph: the extremes of the gradients, the tensors of ``at``, the controls of each stack,
+        and the shared state."""
+        rest = iter(results)
+        extremes = next(rest)
+        at = [next(rest) for leaf in self.template.leaves if leaf is ...]
+        controls = [{key: next(rest) for key in keys} for keys in self._controls]
+        return extremes, at, controls, {key: next(rest) for key in self._shared}
 
     def _arguments(self, stacks: Sequence[Stack], shared: Mapping[str, Tensor], context: StepContext) -> list[Tensor]:
         of_stacks = [x for stack in stacks for x in (stack.params, stack.grads, *stack.state.values())]
@@ -116,20 +127,66 @@ class StepGraph:
                 inside = replace(inside, weight_decay=next(rest))
             given = {key: next(rest) for key in controls}
             update, after = rule.stepped(inside, given, at.template.tree(rest))
-            self._keys = list(after)
-            return [update, all_finite([update], update.device), *after.values()]
+            self.keys = list(after)
+            return [update, extremes_of([update], update.device), *after.values()]
 
-        self._graph = TracedFunction(step, self._arguments(blank, controls, at))
+        self.graph = TracedFunction(step, self._arguments(blank, controls, at))
 
     def __call__(self, stack: Stack, controls: Columns, at: CommonInputs, seed: Tensor | None) -> StackStep:
         before = stack if seed is None else replace(stack, state=widened(stack.state, stack.params.dtype))
-        update, finite, *values = self._graph(self._arguments(before, controls, at))
-        after = dict(zip(self._keys, values, strict=True))
-        return update, after if seed is None else rounded_like(after, before.state, stack.state, seed), finite
+        update, extremes, *values = self.graph(self._arguments(before, controls, at))
+        after = dict(zip(self.keys, values, strict=True))
+        return update, after if seed is None else rounded_like(after, before.state, stack.state, seed), extremes
 
     def _arguments(self, stack: Stack, controls: Columns, at: CommonInputs) -> list[Tensor]:
-        decay = [stack.weight_decay] if isinstance(stack.weight_decay, Tensor) else []
-        return [stack.params, stack.grads, *stack.state.values(), *decay, *controls.values(), *at.tensors]
+        return [*_tensors_of_stack(stack), *controls.values(), *at.tensors]
+
+
+class WholeStepGraph:
+    """The graphs of a prelude and of the steps of all stacks behind one call; for state that is stored as it is seen.
+
+    Args:
+        prelude: of these stacks.
+        steps: one for each stack.
+        stacks, shared, context: as those of all later calls.
+    """
+
+    def __init__(
+        self,
+        prelude: PreludeGraph,
+        steps: Sequence[StepGraph],
+        stacks: Sequence[Stack],
+        shared: Mapping[str, Tensor],
+        context: StepContext,
+    ) -> None:
+        examples = self._arguments(stacks, shared, context)
+        self._calls = TracedCalls(len(examples))
+        places: Iterator[Value] = iter(range(len(examples)))
+        of_stacks = [[next(places) for _ in _tensors_of_stack(stack)] for stack in stacks]
+        before = [next(places) for _ in (*shared, *_tensors_of(context))]
+        of_all = [
+            place for stack, given in zip(stacks, of_stacks, strict=True) for place in given[: 2 + len(stack.state)]
+        ]
+        extremes, at, controls, after = prelude.split(self._calls.add(prelude.graph, [*of_all, *before]))
+        results = [extremes, *after.values()]
+        for given, graph, set_for_stack in zip(of_stacks, steps, controls, strict=True):
+            results += self._calls.add(graph.graph, [*given, *set_for_stack.values(), *at])
+        self._shared, self._keys = list(after), [graph.keys for graph in steps]
+        self._calls.join(results, examples)
+
+    def __call__(self, stacks: Sequence[Stack], shared: Mapping[str, Tensor], context: StepContext) -> ModelStep:
+        results = iter(self._calls(self._arguments(stacks, shared, context)))
+        of_gradients = next(results)
+        after = {key: next(results) for key in self._shared}
+        steps = []
+        for keys in self._keys:
+            update, extremes = next(results), next(results)
+            steps.append((update, {key: next(results) for key in keys}, extremes))
+        return ModelStep(after, of_gradients, steps)
+
+    def _arguments(self, stacks: Sequence[Stack], shared: Mapping[str, Tensor], context: StepContext) -> list[Tensor]:
+        of_stacks = [x for stack in stacks for x in _tensors_of_stack(stack)]
+        return [*of_stacks, *shared.values(), *_tensors_of(context).values()]
 
 
 class _Unread:
@@ -144,6 +201,12 @@ class _Unread:
 def _refilled(stack: Stack, tensors: Iterator[Tensor]) -> Stack:
     """A stack with other parameters, gradients and state."""
     return replace(stack, params=next(tensors), grads=next(tensors), state={key: next(tensors) for key in stack.state})
+
+
+def _tensors_of_stack(stack: Stack) -> list[Tensor]:
+    """Parameters, gradients and state, and the weight decay where it is a tensor."""
+    decay = [stack.weight_decay] if isinstance(stack.weight_decay, Tensor) else []
+    return [stack.params, stack.grads, *stack.state.values(), *decay]
 
 
 def _tensors_of(context: StepContext) -> dict[str, Tensor]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,18 +17,35 @@ from lightning_lopt.optim.guard_adamw import SWITCHED
 from lightning_lopt.optim.guard_readings import measured
 from lightning_lopt.optim.habits import RateWatch
 from lightning_lopt.optim.inputs import StepSignals
-from lightning_lopt.optim.precision import all_finite, known, real, wide
+from lightning_lopt.optim.precision import Flag, all_finite, both, real, wide
 from lightning_lopt.optim.rates import multiplier
 from lightning_lopt.optim.rounding import seeds_of
 from lightning_lopt.optim.run import RunOptimizer
 from lightning_lopt.optim.sharding import cut_like, is_sharded, local, mean_over_ranks, part, reduced, whole
 from lightning_lopt.optim.skips import SkipWatch, not_finite
-from lightning_lopt.optim.stack_steps import StackStep, steps_of_stacks
+from lightning_lopt.optim.stack_steps import ModelStep, fit_together, steps_of_stacks
 from lightning_lopt.optim.stacking import StackedState, dense
 from lightning_lopt.optim.state_types import narrowed
 from lightning_lopt.optim.traced_steps import TracedSteps
 from lightning_lopt.rules.base import Params, State, StepContext, TensorState, UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack
+
+
+class Stepped(NamedTuple):
+    """The step of a stack.
+
+    Attributes:
+        stack: before the step.
+        members: its parameters.
+        update, after: as in :data:`~lightning_lopt.optim.stack_steps.StackStep`.
+        sound: whether the step is written: loss, gradients and the updates of this stack are finite.
+    """
+
+    stack: Stack
+    members: list[Member]
+    update: Tensor
+    after: TensorState
+    sound: Flag
 
 
 class RuleOptimizer(RunOptimizer):
@@ -57,31 +74,34 @@ class RuleOptimizer(RunOptimizer):
         first_group, rule = self.param_groups[0], self._acting
         context, finite = self._context(members, loss)
         stacks = self._stacks(members, context)
-        finite = finite & all_finite([stack.grads for stack in stacks], finite.device)
         wants_diagnostics, self.signals.wants_diagnostics = self.signals.wants_diagnostics, False
         # diagnostics are relative to the parameters before the step
         before = {name: x.clone() for name, x in _by_name(stacks, "params").items()} if wants_diagnostics else {}
         is_watched = wants_diagnostics or self._guard is not None
         updates: dict[str, Tensor] = {}
         suspects: dict[str, Tensor] = {}
-        if known(finite) is not False or is_watched:
-            seeds = [None] * len(stacks) if self.state_dtype is None else seeds_of(first_group["step"], len(stacks))
-            shared, steps = self._steps(rule, stacks, seeds, first_group["shared"], context)
-            # one stack after the other, so that temporary tensors of one stack exist at a time
+        seeds = [None] * len(stacks) if self.state_dtype is None else seeds_of(first_group["step"], len(stacks))
+        shared, extremes, steps = self._steps(rule, stacks, seeds, first_group["shared"], context)
+        finite = both(finite, all_finite(extremes))
+        if finite is not False or is_watched:
             all_finite_so_far = finite
             by_name = {member.name: member for member in members}
-            for stack, (update, after, update_is_finite) in zip(stacks, steps, strict=True):
-                sound = finite & update_is_finite.to(finite.device)
-                self._commit([by_name[name] for name in stack.names], stack, update, after, sound)
-                all_finite_so_far = all_finite_so_far & sound
-                if known(sound) is not True:
-                    suspects |= _suspects(stack, update, sound)
-                if is_watched:
-                    updates |= zip(stack.names, stack.parts(update), strict=True)
+            pairs = zip(stacks, steps, strict=True)
+            for batch in [pairs] if fit_together(stacks) else ([pair] for pair in pairs):
+                stepped = []
+                for stack, (update, after, extremes) in batch:
+                    sound = both(finite, all_finite(extremes))
+                    stepped.append(Stepped(stack, [by_name[name] for name in stack.names], update, after, sound))
+                self._commit(stepped)
+                for stack, _, update, _, sound in stepped:
+                    all_finite_so_far = both(all_finite_so_far, sound)
+                    if sound is not True:
+                        suspects |= _suspects(stack, update, sound)
+                    if is_watched:
+                        updates |= zip(stack.names, stack.parts(update), strict=True)
             finite = all_finite_so_far
-            is_sound = known(finite) or finite
             first_group["shared"] = {
-                key: unless(is_sound, value, first_group["shared"][key]) for key, value in shared.items()
+                key: unless(finite, value, first_group["shared"][key]) for key, value in shared.items()
             }
         if wants_diagnostics:
             relative = relative_steps(members, before, updates)
@@ -89,11 +109,7 @@ class RuleOptimizer(RunOptimizer):
             if self._guard is not None:
                 self.signals.diagnostics.setdefault(SWITCHED, torch.zeros(()))
         self._run.calls += 1
-        skipped = (~finite).long()
-        first_group["step"] = first_group["step"] + finite.long()
-        first_group["skipped_steps"] = first_group["skipped_steps"] + skipped
-        first_group["skipped_in_a_row"] = (first_group["skipped_in_a_row"] + skipped) * skipped
-
+        _count(first_group, finite)
         if self._guard is not None:  # before `_skips`, which may raise
             params = {m.name: m.param.detach() for m in members}
             reading = partial(measured, members, params, _by_name(stacks, "grads"), updates, loss)
@@ -108,9 +124,8 @@ class RuleOptimizer(RunOptimizer):
         seeds: Sequence[Tensor | None],
         shared: dict[str, Tensor],
         context: StepContext,
-    ) -> tuple[dict[str, Tensor], Iterator[StackStep]]:
-        """The shared state after a step, and the steps of the stacks: compiled if ``compiles``, traced if that saves
-        time."""
+    ) -> ModelStep:
+        """The step of all stacks: compiled if ``compiles``, traced if that saves time."""
         arguments, total = (rule, stacks, seeds, shared, context), self.total_steps
         if self.compiles is False or torch.compiler.is_compiling():
             return steps_of_stacks(*arguments)
@@ -127,31 +142,36 @@ class RuleOptimizer(RunOptimizer):
             self._guard.prepare(members, self.state)
         return self._stacked.stacks(self._acting, members, self.state, context, self.state_dtype)
 
-    def _commit(
-        self, members: Sequence[Member], stack: Stack, update: Tensor, after: TensorState, sound: Tensor
-    ) -> None:
-        """Add an update to the parameters of a stack, and store their new state, in place."""
-        is_sound = known(sound)
-        if is_sound is False:
-            return
-        moves = stack.parts(unless(is_sound or sound, update, 0.0))
-        rates = [multiplier(member.group) for member in members]
-        if any(not isinstance(rate, float) or rate != 1.0 for rate in rates):
-            moves = [move * rate for move, rate in zip(moves, rates, strict=True)]
-            after = self._acting.at_rates(after, rates)
-        places = [real(local(member.param)) for member in members]
-        # the sum is computed in the wider type and rounded once
-        torch._foreach_add_(places, [part(move, member.param) for move, member in zip(moves, members, strict=True)])
-        if is_sharded(members):
-            for member, tensors in zip(members, stack.parts(after), strict=True):
-                state = self.state[member.param]
-                for key, value in tensors.items():
-                    local(state[key]).copy_(unless(is_sound or sound, part(value, state[key]), local(state[key])))
-            return
-        changed = [(place, after[key]) for key, place in stack.state.items() if after[key] is not place]
-        if changed:
-            values = [unless(is_sound or sound, value, place) for place, value in changed]
-            torch._foreach_copy_([place for place, _ in changed], values)
+    def _commit(self, steps: Sequence[Stepped]) -> None:
+        """Add updates to the parameters of stacks, and store their new state, in place."""
+        places, moves, kept, values = [], [], [], []
+        for stack, members, update, after, sound in steps:
+            if sound is False:
+                continue
+            updates = stack.parts(update if sound is True else torch.where(sound, update, 0.0))
+            rates = [multiplier(member.group) for member in members]
+            if any(not isinstance(rate, float) or rate != 1.0 for rate in rates):
+                updates = [move * rate for move, rate in zip(updates, rates, strict=True)]
+                after = self._acting.at_rates(after, rates)
+            if is_sharded(members):
+                places += [real(local(member.param)) for member in members]
+                moves += [part(move, member.param) for move, member in zip(updates, members, strict=True)]
+                for member, tensors in zip(members, stack.parts(after), strict=True):
+                    state = self.state[member.param]
+                    kept += [local(state[key]) for key in tensors]
+                    values += [unless(sound, part(x, state[key]), local(state[key])) for key, x in tensors.items()]
+                continue
+            places += [real(member.param) for member in members]
+            moves += updates
+            for key, place in stack.state.items():
+                if after[key] is not place:  # otherwise it was handed through
+                    kept.append(place)
+                    values.append(unless(sound, after[key], place))
+        if places:
+            # the sum is computed in the wider type and rounded once
+            torch._foreach_add_(places, moves)
+        if kept:
+            torch._foreach_copy_(kept, values)
 
     def _begin(self, members: Sequence[Member]) -> None:
         """Make the initial state of the ``members`` that have none."""
@@ -196,15 +216,23 @@ class RuleOptimizer(RunOptimizer):
         return not any(bool(grad.any()) for grad in grads)
 
 
-def unless(sound: Tensor | Literal[True], new: Tensor, otherwise: Tensor | float) -> Tensor:
-    """``new`` if ``sound`` is true, and ``otherwise`` if it is not; a selection, since 0 x nan is nan.
+def unless(sound: Flag, new: Tensor, otherwise: Tensor) -> Tensor:
+    """``new`` if ``sound`` is true, and ``otherwise``, of the same shape, if not; a selection, since 0 x nan is nan."""
+    if isinstance(sound, Tensor):
+        return new if new is otherwise else torch.where(sound, new, otherwise)
+    return new if sound else otherwise
 
-    Args:
-        sound: 0-dim, or ``True`` if that is known without waiting for the device.
-        new: a tensor of any shape.
-        otherwise: a tensor of the same shape, or a number.
-    """
-    return new if sound is True or new is otherwise else torch.where(sound, new, otherwise)
+
+def _count(group: dict[str, Any], finite: Flag) -> None:
+    """Count a step in the first parameter group, as one that was made or as one that was skipped."""
+    made: int | Tensor = finite.long() if isinstance(finite, Tensor) else int(finite)
+    group["step"] = group["step"] + made
+    if finite is True:
+        group["skipped_in_a_row"] = torch.zeros_like(group["skipped_in_a_row"])
+    else:
+        skipped = 1 - made
+        group["skipped_steps"] = group["skipped_steps"] + skipped
+        group["skipped_in_a_row"] = (group["skipped_in_a_row"] + skipped) * skipped
 
 
 def _by_name(stacks: Sequence[Stack], what: Literal["params", "grads"]) -> dict[str, Tensor]:
@@ -212,8 +240,8 @@ def _by_name(stacks: Sequence[Stack], what: Literal["params", "grads"]) -> dict[
     return {name: x for stack in stacks for name, x in zip(stack.names, stack.parts(getattr(stack, what)), strict=True)}
 
 
-def _suspects(stack: Stack, update: Tensor, sound: Tensor) -> dict[str, Tensor]:
+def _suspects(stack: Stack, update: Tensor, sound: Flag) -> dict[str, Tensor]:
     """Updates by name for the search for values that are not finite; NaN for all if the device has to be asked."""
-    if known(sound) is False:
-        return dict(zip(stack.names, stack.parts(update), strict=True))
-    return dict.fromkeys(stack.names, torch.where(sound, 0.0, math.nan))
+    if isinstance(sound, Tensor):
+        return dict.fromkeys(stack.names, torch.where(sound, 0.0, math.nan))
+    return dict(zip(stack.names, stack.parts(update), strict=True))

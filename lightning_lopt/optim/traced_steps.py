@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_lopt.optim.stack_steps import StackStep, step_of_stack, steps_of_stacks
-from lightning_lopt.optim.step_graphs import CommonInputs, PreludeGraph, StepGraph
+from lightning_lopt.optim.stack_steps import ModelStep, StackStep, fit_together, step_of_stack, steps_of_stacks
+from lightning_lopt.optim.step_graphs import CommonInputs, PreludeGraph, StepGraph, TreeTemplate, WholeStepGraph
 from lightning_lopt.rules.base import Columns, StepContext, UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack
 from lightning_lopt.tracing import UntraceableError, tensors_of
@@ -24,6 +25,9 @@ RETURNS = 1
 """Steps of a kind of stack before its step is traced; a stack whose kind changes at every step is never traced."""
 LEAST_USES = 150
 """Planned steps of a kind of stack above which tracing takes less time than it saves."""
+LEAST_JOINED_USES = 30
+"""Planned uses of a graph of a whole step, one for each phase of a rule, above which it saves more time than it takes
+to join it from those of its parts (5 ms)."""
 MOST_KINDS = 256
 MOST_ENTRIES = 2**20
 """Entries of a stack above which its arithmetic takes so much longer than its calls that a graph saves nothing."""
@@ -35,9 +39,10 @@ class TracedSteps:
 
     A graph belongs to the number of tensors of a stack, their shape, type and role, the types of their state, their
     weight decay, and whether their step is a full one. One more graph computes :meth:`UpdateRule.at` and
-    :meth:`UpdateRule.exchanged`, which concern all tensors. Stacks of more than :data:`MOST_ENTRIES` entries, and those
-    on another device than the CPU, are stepped as they are. If a step cannot be traced, the log gives the reason once,
-    at level ``INFO``, and no later step is traced.
+    :meth:`UpdateRule.exchanged`, which concern all tensors. Where all stacks have graphs and are few entries
+    (:func:`~lightning_lopt.optim.stack_steps.fit_together`), one graph calls all of these. Stacks of more than
+    :data:`MOST_ENTRIES` entries, and those on another device than the CPU, are stepped as they are. If a step cannot be
+    traced, the log gives the reason once, at level ``INFO``, and no later step is traced.
 
     Attributes:
         failure: the reason why tracing has ended; empty while steps are traced.
@@ -46,7 +51,9 @@ class TracedSteps:
     def __init__(self) -> None:
         self.failure = ""
         self._calls = 0
+        self._kinds = _StackKinds()
         self._known: Any = None
+        self._theta: list[Tensor] = []
         self._forget()
 
     @property
@@ -63,7 +70,7 @@ class TracedSteps:
         context: StepContext,
         *,
         steps_ahead: int,
-    ) -> tuple[dict[str, Tensor], Iterator[StackStep]]:
+    ) -> ModelStep:
         """As :func:`~lightning_lopt.optim.stack_steps.steps_of_stacks`.
 
         Args:
@@ -75,30 +82,35 @@ class TracedSteps:
         if self.failure or self._calls <= FIRST or not pays or not any(map(_is_traced, stacks)):
             return steps_of_stacks(rule, stacks, seeds, shared, context)
         self._follow(rule)
-        kinds = [_kind_of(stack) for stack in stacks]
+        kinds = self._kinds.of(stacks)
+        if all(seed is None for seed in seeds) and fit_together(stacks):
+            whole = self._whole(stacks, kinds, shared, context, steps_ahead // rule.period)
+            if whole is not None:
+                return whole
         prelude = self._prelude(rule, stacks, kinds, shared, context, steps_ahead)
         if prelude is None:
             return steps_of_stacks(rule, stacks, seeds, shared, context)
-        at, controls, after = prelude
+        extremes, at, controls, after = prelude
 
         def each() -> Iterator[StackStep]:
             for stack, kind, given, seed in zip(stacks, kinds, controls, seeds, strict=True):
                 made = self._step(rule, stack, kind, given, at, seed, steps_ahead) if _is_traced(stack) else None
                 yield made or step_of_stack(rule, stack, given, at.tree, seed)
 
-        return after, each()
+        return ModelStep(after, extremes, each())
 
     def _follow(self, rule: UpdateRule) -> None:
         """Delete the graphs if the rule, its parameters, its config or the default type of torch has changed."""
         theta = tensors_of(rule)
-        known = rule, [(id(x), x.dtype) for x in theta], rule.config, torch.get_default_dtype()
-        if known != self._known:
-            self._known, self._theta = known, theta  # θ is kept alive so that no id is used again
+        known = rule, rule.config, [x.dtype for x in theta], torch.get_default_dtype()
+        if known != self._known or not all(map(is_, theta, self._theta)):
+            self._known, self._theta = known, theta
             self._forget()
 
     def _forget(self) -> None:
         self._preludes: dict[Hashable, PreludeGraph] = {}
         self._steps: dict[Hashable, StepGraph] = {}
+        self._wholes: dict[Hashable, WholeStepGraph] = {}
         self._times: Counter[Hashable] = Counter()
 
     def _fail(self, why: object) -> None:
@@ -117,13 +129,13 @@ class TracedSteps:
         self,
         rule: UpdateRule,
         stacks: Sequence[Stack],
-        kinds: Sequence[Hashable],
+        kinds: Sequence[int],
         shared: dict[str, Tensor],
         context: StepContext,
         steps_ahead: int,
-    ) -> tuple[CommonInputs, list[Columns], dict[str, Tensor]] | None:
+    ) -> tuple[Tensor, CommonInputs, list[Columns], dict[str, Tensor]] | None:
         """The results of the graph that precedes the steps of stacks; ``None`` if it is not traced."""
-        key = (*kinds, *shared, context.loss is None, context.scheduled is None, context.epochs is None)
+        key = _prelude_key(kinds, shared, context)
         prelude = self._preludes.get(key)
         try:
             if prelude is None:
@@ -139,11 +151,37 @@ class TracedSteps:
             self._fail(error)
             return None
 
+    def _whole(
+        self,
+        stacks: Sequence[Stack],
+        kinds: Sequence[int],
+        shared: dict[str, Tensor],
+        context: StepContext,
+        uses: int,
+    ) -> ModelStep | None:
+        """The results of one graph for all of the step; ``None`` unless there is a graph of each part."""
+        key = (_prelude_key(kinds, shared, context), *((stack.full, _number_of(stack)) for stack in stacks))
+        try:
+            if key not in self._wholes:
+                prelude = self._preludes.get(key[0])
+                if prelude is None or uses < LEAST_JOINED_USES:
+                    return None
+                pairs = zip(stacks, kinds, strict=True)
+                graphs = [self._steps.get(_step_key(*pair, prelude.template)) for pair in pairs]
+                steps = [graph for graph in graphs if graph is not None]
+                if len(steps) < len(stacks):
+                    return None
+                self._wholes[key] = WholeStepGraph(prelude, steps, stacks, shared, context)
+            return self._wholes[key](stacks, shared, context)
+        except (UntraceableError, RuntimeError) as error:
+            self._fail(error)
+            return None
+
     def _step(
         self,
         rule: UpdateRule,
         stack: Stack,
-        kind: Hashable,
+        kind: int,
         controls: Columns,
         at: CommonInputs,
         seed: Tensor | None,
@@ -152,8 +190,7 @@ class TracedSteps:
         """The step of a stack from its graph; ``None`` if it is not traced."""
         if self.failure:
             return None
-        decay = None if isinstance(stack.weight_decay, Tensor) else stack.weight_decay
-        key = kind, stack.full, decay, at.template.text
+        key = _step_key(stack, kind, at.template)
         graph = self._steps.get(key)
         try:
             if graph is None:
@@ -171,8 +208,42 @@ def _is_traced(stack: Stack) -> bool:
     return stack.params.numel() <= MOST_ENTRIES and stack.params.device.type == "cpu"
 
 
+class _StackKinds:
+    """Numbers of kinds of stacks. A stack with the same state, in the same dictionary, as in the last step is looked
+    through no more."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Hashable, int] = {}
+        self._last: list[tuple[object, Hashable, int]] = []
+
+    def of(self, stacks: Sequence[Stack]) -> list[int]:
+        """The number of the kind of each stack."""
+        if len(stacks) != len(self._last):
+            self._last = [(None, None, 0)] * len(stacks)
+        for index, ((state, layout, _), stack) in enumerate(zip(self._last, stacks, strict=True)):
+            params = stack.params
+            layout_now = params.dtype, params.shape, params.stride(), stack.grads.stride()
+            if state is not stack.state or layout != layout_now:
+                number = self._numbers.setdefault(_kind_of(stack), len(self._numbers))
+                self._last[index] = stack.state, layout_now, number
+        return [number for _, _, number in self._last]
+
+
 def _kind_of(stack: Stack) -> Hashable:
     """The properties of a stack that its graphs depend on."""
     state = tuple([(key, x.dtype, x.shape) for key, x in stack.state.items()])
     params = stack.params
     return len(stack.names), stack.role, params.dtype, params.shape, params.stride(), stack.grads.stride(), state
+
+
+def _number_of(stack: Stack) -> float | None:
+    """The weight decay of a stack where it is a number, which is part of a graph; a tensor is an input of it."""
+    return None if isinstance(stack.weight_decay, Tensor) else stack.weight_decay
+
+
+def _prelude_key(kinds: Sequence[int], shared: Mapping[str, Tensor], context: StepContext) -> Hashable:
+    return (*kinds, *shared, context.loss is None, context.scheduled is None, context.epochs is None)
+
+
+def _step_key(stack: Stack, kind: int, at: TreeTemplate) -> Hashable:
+    return kind, stack.full, _number_of(stack), at.text

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, final
 
-import torch
 from torch import Tensor
 
 from lightning_lopt.rules.contract.context import (
@@ -20,7 +19,16 @@ from lightning_lopt.rules.contract.context import (
 )
 from lightning_lopt.rules.contract.registry import RULES, register_rule
 from lightning_lopt.rules.contract.roles import ROLES, Role, role_of_shape
-from lightning_lopt.rules.contract.stacks import Stack, TensorInputs, grouped, joined, joined_decay, scaled
+from lightning_lopt.rules.contract.stacks import (
+    Stack,
+    TensorInputs,
+    grouped,
+    joined,
+    joined_columns,
+    joined_decay,
+    scaled,
+    split_columns,
+)
 from lightning_lopt.rules.pickled import PickledAsData
 
 __all__ = [
@@ -246,20 +254,12 @@ class UpdateRule(PickledAsData, ABC):
     def exchanged(
         self, stacks: Sequence[Stack], at: Any, shared: Mapping[str, Tensor], context: StepContext
     ) -> tuple[list[Columns], dict[str, Tensor]]:
-        """The controls of each stack, shape (n, ...) for its n tensors, and the shared state after the step."""
+        """The controls of each stack, as :meth:`Stack.map` takes them, and the shared state after the step."""
         if not self._exchanges:
             return [{} for _ in stacks], dict(shared)
-        summaries = [stack.columns(stack.map(lambda inputs, _: self.summary(inputs, at), {})) for stack in stacks]
-        device = stacks[0].params.device
-        columns = {key: torch.cat([summary[key].to(device) for summary in summaries]) for key in summaries[0]}
-        controls, after = self.exchange(columns, at, shared, context)
-        sizes = [len(stack.names) for stack in stacks]
-        pieces = {key: torch.split(value, sizes) for key, value in controls.items()}
-        controls_by_stack = [
-            {key: value[index].to(stack.params.device) for key, value in pieces.items()}
-            for index, stack in enumerate(stacks)
-        ]
-        return controls_by_stack, after
+        summaries = [stack.map(lambda inputs, _: self.summary(inputs, at), {}) for stack in stacks]
+        controls, after = self.exchange(joined_columns(stacks, summaries), at, shared, context)
+        return split_columns(stacks, controls), after
 
     @final
     def stepped(self, stack: Stack, controls: Columns, at: Any) -> tuple[Tensor, TensorState]:

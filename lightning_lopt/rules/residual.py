@@ -26,7 +26,7 @@ from lightning_lopt.rules.residual_parts.calibration import Calibration, promise
 from lightning_lopt.rules.residual_parts.controller import Controller, Controls
 from lightning_lopt.rules.residual_parts.direction import DirectionMLP
 from lightning_lopt.rules.residual_parts.eigenbasis import init_bases
-from lightning_lopt.rules.residual_parts.gradient_unit import in_unit, largest_of, per_unit_of, unit_of
+from lightning_lopt.rules.residual_parts.gradient_unit import extremes_of, in_unit, largest_of, per_unit_of, unit_of
 from lightning_lopt.rules.residual_parts.moment import Moment
 from lightning_lopt.rules.residual_parts.restraint import Restraint, log_norm_of
 from lightning_lopt.rules.residual_parts.role_constants import RoleConstants
@@ -220,7 +220,8 @@ class ResidualRule(UpdateRule):
 
     def summary(self, inputs: TensorInputs, at: Moment) -> Columns:
         param, grad, state = inputs.param, inputs.grad, inputs.state
-        columns = {"largest": largest_of(grad)}
+        lowest, highest = extremes_of(grad)
+        columns = {"lowest": lowest, "highest": highest}
         grad = in_unit(grad, at.per_unit)
         if self.calibration is not None:
             columns["log_factor"], columns["promise"] = state["log_factor"], promise(grad, state["last_update"])
@@ -241,8 +242,8 @@ class ResidualRule(UpdateRule):
         self, columns: Columns, at: Moment, shared: Mapping[str, Tensor], context: StepContext
     ) -> tuple[Columns, dict[str, Tensor]]:
         controls, after = {}, dict(shared)
-        after["gradient_unit"] = unit_of(columns["largest"].amax(), shared["gradient_unit"])
-        controls["per_unit"] = per_unit_of(after["gradient_unit"]).expand(len(columns["largest"]))
+        after["gradient_unit"] = unit_of(largest_of(columns["lowest"], columns["highest"]), shared["gradient_unit"])
+        controls["per_unit"] = per_unit_of(after["gradient_unit"]).expand(len(columns["lowest"]))
         if self.controller is not None:
             assert at.loss_averages is not None
             after["loss_averages"], dtype = at.loss_averages, self.controller.gate_weight.dtype
@@ -277,7 +278,7 @@ class ResidualRule(UpdateRule):
         )
         length = length * torch.maximum(state["initial_rms"], constants.rms_floor)
         decay = constants.step_size * (constants.weight_decay + inputs.weight_decay)
-        update = torch.addcmul(direction * -length, param, -decay.to(param.dtype)).to(param.dtype)
+        update = torch.addcmul(direction * -length, param, decay.to(param.dtype), value=-1).to(param.dtype)
         if self.calibration is not None:
             state |= {"last_update": update, "log_factor": controls["log_factor"].to(state["log_factor"].dtype)}
         return update, state

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from lightning_lopt import AdamRule, LearnedOptimizer, SGDRule, load_rule
-from lightning_lopt.optim import traced_steps
+from lightning_lopt.optim import stack_steps, traced_steps
 from lightning_lopt.rules import RULES
+from lightning_lopt.traced_calls import TracedCalls
+from lightning_lopt.tracing import TracedFunction
 
 OURS = {name: rule for name, rule in sorted(RULES.items()) if rule.__module__.startswith("lightning_lopt.")}
 
@@ -84,6 +86,36 @@ def test_full_steps_have_graphs_of_their_own():
     full = optimizer._traced_steps.count
     train(*pair, steps=20, first=20)
     assert optimizer._traced_steps.count > full
+
+
+def test_a_step_of_a_small_model_is_one_graph(monkeypatch):
+    net, optimizer = build(load_rule("base"))
+    train(net, optimizer, steps=30)
+    assert optimizer._traced_steps._wholes
+    monkeypatch.setattr(stack_steps, "MOST_TOGETHER", 0)
+    other_net, other = build(load_rule("base"))
+    train(other_net, other, steps=30)
+    assert not other._traced_steps._wholes
+    assert_same(net.parameters(), other_net.parameters())
+
+
+def test_one_stack_with_an_update_that_is_not_finite_is_not_written():
+    def between(optimizer):
+        def change(number):
+            if number == 10:
+                next(iter(optimizer.state.values()))["momentum"].fill_(torch.inf)
+
+        return change
+
+    ends = []
+    for compile in (None, False):
+        net, optimizer = build(AdamRule(), compile)
+        with pytest.warns(UserWarning, match="were skipped"):
+            ends.append(train(net, optimizer, steps=18, between=between(optimizer)))
+        assert optimizer.skipped_steps == 8
+        assert (optimizer._traced_steps.count > 0) is (compile is None)
+        assert all(x.isfinite().all() for x in net.parameters())
+    assert_same(*ends)
 
 
 def test_the_log_says_once_that_steps_are_traced(caplog):
@@ -229,8 +261,8 @@ def test_state_in_bfloat16():
 def test_an_error_in_a_graph_leads_back_to_the_plain_path(monkeypatch):
     net, optimizer = build(AdamRule())
     train(net, optimizer, steps=6)
-    for graph in optimizer._traced_steps._steps.values():
-        monkeypatch.setattr(graph, "_graph", lambda arguments: torch.ones(2) @ torch.ones(3))
+    for graph in (TracedFunction, TracedCalls):
+        monkeypatch.setattr(graph, "__call__", lambda self, arguments: torch.ones(2) @ torch.ones(3))
     traced = train(net, optimizer, steps=4, first=6)
     assert "RuntimeError" in optimizer._traced_steps.failure or optimizer._traced_steps.failure
     assert_same(traced, train(*build(AdamRule(), False), steps=10))

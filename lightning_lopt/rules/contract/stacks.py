@@ -72,11 +72,11 @@ class Stack:
 
         Args:
             function: function of the inputs and controls of one tensor.
-            controls: controls by name, shape (n, ...) each, also for n = 1.
+            controls: controls by name, with a first axis n, or none for n = 1.
         """
         if len(self.names) == 1:
             inputs = TensorInputs(self.params, self.grads, self.state, self.role, self.weight_decay, self.full)
-            return function(inputs, {key: value[0] for key, value in controls.items()})
+            return function(inputs, controls)
         decay = self.weight_decay
         mapped = decay if isinstance(decay, Tensor) else None
 
@@ -93,10 +93,6 @@ class Stack:
         in_dims = (0, 0, 0, None if mapped is None else 0, 0)
         result: Result = vmap(of_each, in_dims=in_dims)(self.params, self.grads, dict(self.state), mapped, controls)
         return result
-
-    def columns(self, result: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The result of :meth:`map` with a first axis n, also for n = 1."""
-        return {key: value[None] for key, value in result.items()} if len(self.names) == 1 else result
 
     def parts(self, result: Any) -> list[Any]:
         """The result of :meth:`map` as a list with one entry for each tensor."""
@@ -138,6 +134,35 @@ def grouped(params: Mapping[str, Tensor], names: Sequence[str], roles: Mapping[s
 def joined(values: Sequence[Tensor]) -> Tensor:
     """n tensors of one shape s as one of shape (n, *s); a single tensor is returned as it is."""
     return values[0] if len(values) == 1 else torch.stack(list(values))
+
+
+def joined_columns(stacks: Sequence[Stack], results: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Results of :meth:`Stack.map` for each stack as tensors with a first axis for all tensors of all stacks."""
+    device, singles = stacks[0].params.device, [len(stack.names) == 1 for stack in stacks]
+
+    def joined_values(values: list[Tensor]) -> Tensor:
+        if all(singles):
+            return torch.stack(values)
+        return torch.cat([value[None] if single else value for value, single in zip(values, singles, strict=True)])
+
+    return {key: joined_values([result[key].to(device) for result in results]) for key in results[0]}
+
+
+def split_columns(stacks: Sequence[Stack], columns: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The inverse of :func:`joined_columns`: what :meth:`Stack.map` takes as controls of each stack."""
+    counts = [len(stack.names) for stack in stacks]
+
+    def pieces(column: Tensor) -> Sequence[Tensor]:
+        if max(counts) == 1:
+            return column.unbind()
+        split = torch.split(column, counts)
+        return [piece[0] if count == 1 else piece for piece, count in zip(split, counts, strict=True)]
+
+    split = {key: pieces(column) for key, column in columns.items()}
+    return [
+        {key: values[index].to(stack.params.device) for key, values in split.items()}
+        for index, stack in enumerate(stacks)
+    ]
 
 
 def joined_decay(names: Sequence[str], weight_decay: Mapping[str, float | Tensor], like: Tensor) -> float | Tensor:

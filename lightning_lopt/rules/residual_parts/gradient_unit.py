@@ -36,9 +36,21 @@ def in_unit(grad: Tensor, per_unit: Tensor) -> Tensor:
     return (grad * per_unit.to(grad.dtype)).clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT)
 
 
-def largest_of(grad: Tensor) -> Tensor:
-    """The largest absolute value, 0-dim; 0 for an empty tensor."""
+def extremes_of(grad: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest entry, 0-dim each; 0 for an empty tensor."""
     if not grad.numel():
-        return grad.new_zeros(())
+        return grad.new_zeros(()), grad.new_zeros(())
     low, high = torch.aminmax(grad)
-    return torch.maximum(high, -low)
+    return low, high
+
+
+def largest_of(lowest: Tensor, highest: Tensor) -> Tensor:
+    """The largest absolute value of all entries of n tensors, 0-dim.
+
+    Args:
+        lowest, highest: :func:`extremes_of` each tensor, (n,).
+
+    >>> largest_of(torch.tensor([-3.0, 1.0]), torch.tensor([2.0, 1.0]))
+    tensor(3.)
+    """
+    return torch.maximum(highest.amax(), -lowest.amin())

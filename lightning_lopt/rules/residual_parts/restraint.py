@@ -64,7 +64,7 @@ class Restraint(nn.Module):
             epochs: planned passes over the training data, 0-dim; ``None`` or NaN where it is unknown.
         """
         count, average, mean = memory.unbind()
-        there = torch.isfinite(log_norm)
+        there = log_norm.abs() < torch.inf
         size = torch.where(there, log_norm, 0.0).to(memory.dtype)
         size = torch.where(count > FIRST, torch.minimum(torch.maximum(size, mean - LIMIT), mean + LIMIT), size)
         count = count + there

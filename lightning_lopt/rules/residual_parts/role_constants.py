@@ -114,24 +114,26 @@ class RoleConstants(nn.Module):
 
     def at(self, context: StepContext) -> dict[Role, Constants]:
         """The constants of each role at a step, computed for all roles at once."""
-        logit_momentum = _grown(self.logit_momentum, self.momentum_growth, context)
-        logit_moment = _grown(self.logit_second_moment, self.moment_growth, context)
-        logit_rotated = _grown(self.logit_rotated_moment, self.moment_growth, context) if self.rotated else logit_moment
-        momentum_weight = _weight(logit_momentum, context)
+        logit_rotated = self.logit_rotated_moment if self.rotated else self.logit_second_moment
+        logits = torch.stack([self.logit_momentum, self.logit_second_moment, logit_rotated])
+        logits = _grown(logits, torch.stack([self.momentum_growth, self.moment_growth, self.moment_growth]), context)
+        momentum_rate, moment_rate, rotated_rate = torch.sigmoid(-logits).unbind()
+        weights = _weight(logits, context)
+        momentum_weight, roots = weights[0], weights[1:].sqrt()
         share, factor = momentum_share(self.momentum_mix, momentum_weight)
         constants = Constants(
             step_size=torch.exp(self.log_step_size) * self.schedule(context),
             rms_floor=torch.exp(self.log_rms_floor),
             weight_decay=_fallen(torch.exp(self.log_weight_decay), self.decay_horizon_power, context),
             momentum_mix=self.momentum_mix,
-            momentum_rate=torch.sigmoid(-logit_momentum),
+            momentum_rate=momentum_rate,
             momentum_weight=momentum_weight,
             momentum_share=share,
             mix_factor=factor,
-            moment_rate=torch.sigmoid(-logit_moment),
-            moment_root=_weight(logit_moment, context).sqrt(),
-            rotated_rate=torch.sigmoid(-logit_rotated),
-            rotated_root=_weight(logit_rotated, context).sqrt(),
+            moment_rate=moment_rate,
+            moment_root=roots[0],
+            rotated_rate=rotated_rate,
+            rotated_root=roots[1],
             caution=self.caution,
             coherence_power=self.coherence_power,
         )

@@ -1,0 +1,174 @@
+"""Recorded calls of operators, and shorter lists of them that give the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+Leaf = TypeVar("Leaf")
+_WITH_TENSOR = {
+    operator: operator for operator in (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
+} | {getattr(aten, name).Scalar: getattr(aten, name).Tensor for name in ("eq", "ne", "lt", "le", "gt", "ge")}
+"""The operators that take a 0-dim tensor for a number, by those that take a tensor and a number."""
+LARGEST_WHOLE = 2**24
+"""Largest whole number up to which all are exact in float32."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor among those of a recording."""
+
+    place: int
+
+
+class Operation(NamedTuple):
+    """A call of an operator.
+
+    Attributes:
+        function: the operator.
+        arguments: positional and keyword arguments, with places for tensors.
+        results: places of the tensors that it returns.
+        mutates: whether it writes into one of its arguments.
+    """
+
+    function: Any
+    arguments: Any
+    results: list[int]
+    mutates: bool
+
+    @property
+    def reads(self) -> list[int]:
+        """The places of the tensors among the arguments."""
+        places: list[int] = []
+        mapped(Place, lambda leaf: places.append(leaf.place), self.arguments)
+        return places
+
+
+def mapped(kind: type[Leaf], change: Callable[[Leaf], object], tree: Any) -> Any:
+    """Arguments of an operator with another value for each leaf of one type, in a tenth of the time of a map over a
+    pytree.
+
+    >>> mapped(int, lambda x: x + 1, ([1, None], {"dim": 2}))
+    ([2, None], {'dim': 3})
+    """
+    if isinstance(tree, kind):
+        return change(tree)
+    if isinstance(tree, tuple | list):
+        return type(tree)([mapped(kind, change, branch) for branch in tree])
+    if isinstance(tree, dict):
+        return {key: mapped(kind, change, branch) for key, branch in tree.items()}
+    return tree
+
+
+def needed(operations: Sequence[Operation], results: Collection[int]) -> list[Operation]:
+    """The operations that ``results`` depend on, and those that write into tensors."""
+    kept, places = [], set(results)
+    for operation in reversed(operations):
+        if operation.mutates or places.intersection(operation.results):
+            kept.append(operation)
+            places.update(operation.reads)
+    return kept[::-1]
+
+
+class Shortened:
+    """Operations that compute the same bits in fewer and cheaper calls.
+
+    Of equal operations on the same tensors the first one is kept, and so it is of views of the same entries; a product
+    with 1 is its other factor. A number beside a tensor becomes a 0-dim tensor of the same type: an operator would
+    convert a number at each call, which takes as long as its arithmetic on a small tensor. Operations whose results the
+    function returns are kept, so that these are tensors of their own. Nothing changes where any operation writes into a
+    tensor.
+
+    Args:
+        operations: in their order.
+        tensors: all tensors of the recording by place.
+        results: places of the tensors that the function returns.
+
+    Attributes:
+        operations: the new list.
+        constants: by place, tensors that are the same at each call.
+    """
+
+    def __init__(self, operations: Sequence[Operation], tensors: Sequence[Tensor], results: Collection[int]) -> None:
+        self.operations: list[Operation] = []
+        self.constants: dict[int, Tensor] = {}
+        self._tensors, self._results = list(tensors), frozenset(results)
+        self._renamed: dict[int, int] = {}  # places by those of equal tensors
+        self._bases: dict[int, int] = {}  # by places of views
+        self._earlier: dict[Any, list[int]] = {}  # results of operations, and views, by what they are
+        if any(operation.mutates for operation in operations):
+            self.operations += operations
+            return
+        for operation in operations:
+            self._add(operation)
+
+    def _add(self, operation: Operation) -> None:
+        renamed = self._renamed
+        arguments = mapped(Place, lambda x: Place(renamed.get(x.place, x.place)), operation.arguments)
+        operation = operation._replace(arguments=arguments)
+        if self._results.isdisjoint(operation.results):
+            if operation.function is aten.scalar_tensor.default:
+                self.constants |= {place: self._tensors[place] for place in operation.results}
+                return
+            equal = self._equal(operation)
+            if equal is not None:
+                renamed.update(zip(operation.results, equal, strict=True))
+                return
+        self.operations.append(self._without_numbers(operation))
+
+    def _equal(self, operation: Operation) -> list[int] | None:
+        """Places of earlier tensors that are equal to the results of an operation; ``None`` if there are none."""
+        function, (arguments, _), results, _ = operation
+        is_product_with_one = function is aten.mul.Tensor and arguments[1] == 1
+        if is_product_with_one and self._type(arguments[0].place) == self._type(results[0]):
+            return [arguments[0].place]
+        key = function, repr(operation.arguments)
+        if key not in self._earlier:
+            self._earlier[key] = self._equal_views(arguments[0].place, results) if function.is_view else results
+        equal = self._earlier[key]
+        return None if equal is results else equal
+
+    def _equal_views(self, viewed: int, results: list[int]) -> list[int]:
+        """Places of earlier tensors with the same entries as ``results``, or ``results`` if one of these is new."""
+        base = self._bases.get(viewed, viewed)
+        self._bases |= dict.fromkeys(results, base)
+        _, *views = (self._earlier.setdefault(self._entries(base, place), [place]) for place in (base, *results))
+        equal = [view[0] for view in views]
+        return results if set(equal) & set(results) else equal
+
+    def _entries(self, base: int, place: int) -> Any:
+        """The entries of ``base`` that a view of it has, and how."""
+        x = self._tensors[place]
+        return base, x.dtype, x.storage_offset(), x.shape, x.stride(), x.is_conj(), x.is_neg()
+
+    def _without_numbers(self, operation: Operation) -> Operation:
+        """An operation that gives the same bits, with a tensor in place of a number."""
+        function, (arguments, options), results, _ = operation
+        if len(arguments) != 2 or options or not isinstance(arguments[0], Place):
+            return operation
+        given, number = arguments
+        is_number = isinstance(number, float) or (type(number) is int and abs(number) <= LARGEST_WHOLE)
+        if not is_number or self._type(given.place) not in (torch.float32, torch.float64):
+            return operation
+        if function is aten.rsub.Scalar:
+            return Operation(aten.sub.Tensor, ([self._constant(number, given.place), given], {}), results, False)
+        if function in _WITH_TENSOR:
+            constant = self._constant(number, given.place)
+            return Operation(_WITH_TENSOR[function], ([given, constant], {}), results, False)
+        return operation
+
+    def _constant(self, number: float, beside: int) -> Place:
+        key = repr(number), self._type(beside), self._tensors[beside].device
+        if key not in self._earlier:
+            self._earlier[key] = [len(self._tensors)]
+            self._tensors.append(torch.full((), number, dtype=key[1], device=key[2]))
+            self.constants[len(self._tensors) - 1] = self._tensors[-1]
+        return Place(self._earlier[key][0])
+
+    def _type(self, place: int) -> torch.dtype:
+        return self._tensors[place].dtype
