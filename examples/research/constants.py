@@ -25,7 +25,7 @@ from lightning_lopt.evaluation.baselines import Baselines
 from lightning_lopt.evaluation.results import ProblemResult
 from lightning_lopt.evaluation.runs import run_rules
 
-PART = re.compile(r"([a-z_]+\.[a-z_]+)([+-][0-9.]+),?")
+PART = re.compile(r"((?:[a-z_]+\.)?[a-z_]+)([+-][0-9.]+),?")
 
 
 def changed(name: str, change: str, others: str = "") -> UpdateRule:

@@ -2,21 +2,27 @@
 
 python examples/research/finetuning.py
 python examples/research/finetuning.py --only cnn gru --seeds 3 --scratch
+python examples/research/finetuning.py --data mnist10k.npz cifar10_16x16.npz --change restraint.epoch_power-1
 
 `finetune_problems()` gives the problems, for `lightning_lopt.evaluation.runs.run_rules(rules, problem, seeds=2)`; the
 metric `"body_moved"` of a measurement says how far the body is from its pretrained values, in units of its norm. The
 printed table has, for each problem, final losses on held-out data (median of the seeds): of AdamW at the best of eight
 learning rates (warm-up, linear decay, weight decay 0.01), of the same on the head alone, of AdamW at 1e-3, of `base`,
-with `--scratch` of AdamW from random initial values; then how far AdamW and `base` moved the body.
+with `--scratch` of AdamW from random initial values; then how far AdamW and `base` moved the body. `--data` adds
+problems on sets of images, with few and with many examples; `--change` adds rules with other constants, as in
+`constants.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
+from constants import changed
 
 from lightning_lopt import load_rule
 from lightning_lopt.evaluation.baselines import FINE_TUNING_BASELINES, Baselines
@@ -24,6 +30,8 @@ from lightning_lopt.evaluation.measurement import Measurement
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.evaluation.suites import make_suite
+from lightning_lopt.evaluation.suites.small import fine_tuning
+from lightning_lopt.evaluation.suites.sources import halves, small_images
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import (
     CharRNNTask,
@@ -33,7 +41,9 @@ from lightning_lopt.tasks import (
     ImageViTTask,
     LabelledImages,
     TabularTask,
+    Task,
 )
+from lightning_lopt.tasks.data import load_images
 from lightning_lopt.tasks.finetune import FineTuneTask, Pretraining
 from lightning_lopt.tasks.finetune.synthetic_images import draw_images, few_of_each, of_classes
 from lightning_lopt.tasks.finetune.teachers import related_table, teacher_table
@@ -45,9 +55,12 @@ OLD, NEW = 20, 8  # classes of images
 SEED = 1234  # of data, pretrained models and splits
 
 
-def finetune_problems() -> list[Problem]:
-    """Six small problems of 150 to 300 steps, each with few examples, a pretrained body and a fresh head."""
-    return [cnn_on_new_classes(), vit_on_new_classes(), perceptron_on_new_images(), *texts(), related_values()]
+def finetune_problems(data: Iterable[str] = ()) -> list[Problem]:
+    """Small problems of 150 to 350 steps with a pretrained body and a fresh head: six with few examples, two with
+    adapters, one of classes of a network; and six for each set of images in ``data``, three with few examples each."""
+    on_images = [problem for source in data for problem in of_images(small_images(load_images(source)))]
+    plain = [cnn_on_new_classes(), vit_on_new_classes(), perceptron_on_new_images(), *texts(), related_values()]
+    return [*plain, adapters_of_a_vit(), adapters_of_a_transformer(), related_classes(), *on_images]
 
 
 def cnn_on_new_classes() -> Problem:
@@ -110,6 +123,60 @@ def related_values() -> Problem:
     return _problem("choose-values", FineTuneTask(task, Pretraining(body, 1500, 1e-2, SEED)), 300)
 
 
+def adapters_of_a_vit() -> Problem:
+    """Adapters of rank 2 on a vision transformer, for 8 new classes with 6 images each."""
+    images, options = _images("adapters"), {"grid": 4, "width": 24, "depth": 2}
+    body = Pretraining(ImageViTTask(*_old(images), **options), 600, 5e-3, SEED)
+    task = ImageViTTask(*_few(images, 6), **options, batch_size=12)
+    return _problem("choose-vit-adapters", FineTuneTask(task, body, rank=2), 250)
+
+
+def adapters_of_a_transformer() -> Problem:
+    """Adapters of rank 4 on a language model, for another text backwards."""
+    old, new = resolve_texts(None)[5], resolve_texts(None)[9]
+    alphabet, options = old.alphabet[:VOCABULARY], {"width": 24, "depth": 2, "length": 20}
+    old_tokens, tokens = old.in_alphabet(alphabet), new.in_alphabet(alphabet)
+    before = CharTransformerTask(old_tokens[:-4000], old_tokens[-4000:], VOCABULARY, **options, batch_size=16)
+    task = CharTransformerTask(tokens[:3000].flip(0), tokens[-6000:].flip(0), VOCABULARY, **options, batch_size=8)
+    made = FineTuneTask(task, Pretraining(before, 800, 5e-3, SEED), rank=4)
+    return _problem("choose-text-adapters", made, 250)
+
+
+def related_classes() -> Problem:
+    """A perceptron pretrained on values of a random network, on classes of one with the same hidden layers."""
+    widths, draws = (28, 14), generator(SEED, "classes")
+    teacher, old = teacher_table(draws, (14, *widths, 24), "tanh", 6000)
+    train, valid = related_table(teacher, draws, 4, "tanh", 1080, classify=True).cut(1000)
+    body = TabularTask(*old.cut(500), widths, "squared", activation="tanh", batch_size=64)
+    task = TabularTask(with_noise(train, 0.1, draws), valid, widths, "cross_entropy", activation="tanh", batch_size=16)
+    return _problem("choose-classes", FineTuneTask(task, Pretraining(body, 1500, 1e-2, SEED)), 350)
+
+
+def of_images(data: LabelledImages) -> Iterator[Problem]:
+    """Three networks on four new classes with 6 images each; two networks, one with adapters, on all images of all
+    classes; and a body that was trained for a few steps of gradient descent, on half of all images."""
+    label, images = data.name, data.standardised()
+    seen = of_classes(images, torch.arange(6))
+    some = torch.randperm(len(seen), generator=generator(SEED, "some"))[:3000]
+    old = seen.take(some).split(0.1, generator(SEED, "old"))
+    few, others = few_of_each(of_classes(images, torch.arange(6, 10)), 6, generator(SEED, "few"))
+    others = others.take(torch.randperm(len(others), generator=generator(SEED, "others"))[:800])
+    everything, held_out = images.split(0.2, generator(SEED, "all"))
+    held_out = held_out.take(torch.arange(1000))
+    kinds: list[tuple[str, Callable[..., Task], dict[str, Any], int]] = [
+        ("mlp", ImageMLPTask, {"activation": "gelu", "widths": (64, 48)}, 400),
+        ("cnn", ImageCNNTask, {"activation": "gelu", "channels": (8, 16), "readout": "flatten"}, 300),
+        ("vit", ImageViTTask, {"width": 24}, 400),
+    ]
+    for name, network, options, steps in kinds:
+        body = Pretraining(network(*old, **options), steps, seed=SEED)
+        yield _problem(f"{label}-{name}-few", FineTuneTask(network(few, others, **options, batch_size=8), body), 200)
+        if name != "cnn":
+            task = network(everything, held_out, **options, batch_size=24)
+            yield _problem(f"{label}-{name}-many", FineTuneTask(task, body, rank=2 if name == "vit" else 0), 250)
+    yield _problem(f"{label}-barely-trained", fine_tuning(*halves(data)), 200)
+
+
 def _images(name: str) -> LabelledImages:
     return draw_images(generator(SEED, name), OLD + NEW, 6000, parts=8, noise=0.3)
 
@@ -124,11 +191,22 @@ def _few(images: LabelledImages, shots: int) -> tuple[LabelledImages, LabelledIm
     return few_of_each(of_classes(images, torch.arange(OLD, OLD + NEW)), shots, generator(SEED, "few"))
 
 
-def _problem(name: str, task: FineTuneTask, horizon: int) -> Problem:
+def _problem(name: str, task: Task, horizon: int) -> Problem:
     return Problem(name, task, horizon, "", "choosing")
 
 
-COLUMNS = ("problem", "steps", "AdamW", "its rate", "head alone", "AdamW 1e-3", "base", "moved: AdamW", "moved: base")
+COLUMNS = (
+    "problem",
+    "steps",
+    "epochs",
+    "AdamW",
+    "its rate",
+    "head alone",
+    "AdamW 1e-3",
+    "base",
+    "moved: AdamW",
+    "moved: base",
+)
 
 
 def row(problem: Problem, seeds: int) -> dict[str, Measurement]:
@@ -143,20 +221,26 @@ def main() -> None:
     parser.add_argument(
         "--suite", action="store_true", help="the problems of the suite `finetune` instead: no choosing"
     )
+    parser.add_argument("--data", nargs="+", default=[], help="sets of images")
+    parser.add_argument("--change", nargs="+", default=[], help="entries of θ and what is added to them")
     parser.add_argument("--only", nargs="+", default=[""], help="parts of names of problems")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--scratch", action="store_true", help="also AdamW from random initial values")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    columns = (*COLUMNS, *(("from scratch",) if arguments.scratch else ()), "CPU seconds of base")
+    columns = (*COLUMNS, *arguments.change, *(("from scratch",) if arguments.scratch else ()), "CPU seconds of base")
     print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns), flush=True)
-    for problem in make_suite("finetune") if arguments.suite else finetune_problems():
+    for problem in make_suite("finetune") if arguments.suite else finetune_problems(arguments.data):
         if not any(part in problem.name for part in arguments.only):
             continue
         runs = row(problem, arguments.seeds)
-        cells = [problem.name, str(problem.horizon), valid(runs["adamw_warmup"])]
+        steps = problem.task.steps_per_epoch
+        epochs = "" if steps is None else f"{problem.horizon / steps:.1f}"
+        cells = [problem.name, str(problem.horizon), epochs, valid(runs["adamw_warmup"])]
         cells += [f"{runs['adamw_warmup'].learning_rate:g}", valid(runs["adamw_head"]), valid(runs["adamw_default"])]
         cells += [valid(runs["base"]), moved(runs["adamw_warmup"]), moved(runs["base"])]
+        others = [changed("base", change) for change in arguments.change]
+        cells += [valid(run) for run in (run_rules(others, problem, seeds=arguments.seeds) if others else ())]
         if arguments.scratch:
             scratch = Problem(problem.name, problem.task.task, problem.horizon)
             cells.append(valid(Baselines(seeds=arguments.seeds, shipped=False)(scratch, "adamw_warmup")))
@@ -172,7 +256,7 @@ def valid(run: Measurement) -> str:
 
 def moved(run: Measurement) -> str:
     """Median movement of the body at the end, in units of its norm at the start."""
-    return f"{float(run.metrics['body_moved'][-1].median()):.2f}"
+    return f"{float(run.metrics['body_moved'][-1].median()):.2f}" if "body_moved" in run.metrics else ""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The number of steps that a Trainer is still going to make."""
+"""The number of steps that a Trainer is still going to make, and of its passes over the data."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import lightning.pytorch as L
+from torch.utils.data import DataLoader
 
 from lightning_lopt._lightning import is_lightning
 from lightning_lopt.callbacks.pace import Pace
@@ -71,6 +72,34 @@ def trainer_steps_left(trainer: L.Trainer, at: Progress) -> float:
     window = accumulated(at.epoch)
     steps_in_epoch = 0 if at.is_over else max(math.ceil(length / window) - at.done // window, 0)
     return min(steps_in_epoch + sum(math.ceil(length / accumulated(epoch)) for epoch in later), at.steps_left)
+
+
+def planned_epochs(trainer: L.Trainer) -> float | None:
+    """Planned passes over the training data of the whole fit; ``None`` if they are unknown.
+
+    Where ``limit_train_batches`` leaves batches out, an epoch is a part of a pass, unless the batches are the same ones
+    in each epoch (``overfit_batches``). With several optimizers, ``max_steps`` counts the steps of all of them.
+    """
+    length, limit, steps = float(trainer.num_training_batches), trainer.max_epochs, trainer.max_steps
+    if not 1 <= length < math.inf:
+        return None
+    epochs = math.inf if limit in (None, -1) else float(limit)
+    if steps != -1:
+        steps_in_epoch = math.ceil(length / trainer.accumulate_grad_batches) * max(len(trainer.optimizers), 1)
+        epochs = min(epochs, steps / steps_in_epoch)
+    passes = epochs * length / max(length, _batches_in_data(trainer))
+    return passes if 0 < passes < math.inf else None
+
+
+def _batches_in_data(trainer: L.Trainer) -> float:
+    """Batches of a pass over the training data; 0 where batches repeat or their number is unknown."""
+    loader = trainer.train_dataloader
+    if trainer.overfit_batches or not isinstance(loader, DataLoader):  # type: ignore[attr-defined]
+        return 0
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):  # a data set without a length
+        return 0
 
 
 def paced_steps_left(pace: Pace, others: Sequence[Pace], at: Progress, batch: int) -> float:

@@ -11,13 +11,13 @@ import lightning.pytorch as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
-from lightning_lopt.callbacks.horizon import paced_steps_left, progress_of, trainer_steps_left
+from lightning_lopt.callbacks.horizon import paced_steps_left, planned_epochs, progress_of, trainer_steps_left
 from lightning_lopt.callbacks.pace import Pace
 from lightning_lopt.optim import LearnedOptimizer
 
 
 class Plan(ABC):
-    """Keeps the horizons of learned optimizers up to date.
+    """Keeps the horizons of learned optimizers up to date, and tells them the planned number of epochs.
 
     A horizon from the user wins; if it is not the number of steps of the fit, a warning names both.
 
@@ -28,6 +28,7 @@ class Plan(ABC):
     """
 
     def __init__(self, trainer: L.Trainer, learned: Sequence[LearnedOptimizer], total_steps: int | None) -> None:
+        epochs = planned_epochs(trainer)
         self._trainer = trainer
         self._learned = list(learned)
         self._given = {o for o in learned if total_steps is not None or o.total_steps_given}
@@ -35,6 +36,9 @@ class Plan(ABC):
         if total_steps is not None:
             for optimizer in learned:
                 optimizer.set_horizon(total_steps)
+        for optimizer in learned:
+            if epochs is not None and not optimizer.epochs_given:
+                optimizer.epochs = epochs
 
     @abstractmethod
     def begin(self, saved: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ these libraries:
 * With several processes the loss is the mean over the processes, as the gradients are; otherwise parameters differ
   between ranks.
 * ``total_steps`` counts steps of the optimizer, not batches.
+* ``epochs`` is the number of passes over the training data; ``base`` reads it where it fine-tunes.
 
 Fabric, with four batches a step::
 

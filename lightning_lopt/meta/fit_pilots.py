@@ -103,6 +103,7 @@ def snapshot_of(trainer: Any, module: Any, optimizer: LearnedOptimizer, task: Li
         decay,
         clip_norm=None if by_value else clip,
         clip_value=clip if by_value else None,
+        epochs=optimizer.epochs,
     )
 
 

@@ -28,6 +28,7 @@ class RunSnapshot:
         weight_decay: extra decoupled weight decay, by name.
         clip_norm: largest norm of the gradient of all parameters together; ``None`` for no clipping.
         clip_value: largest absolute value of an entry of the gradient; ``None`` for no clipping.
+        epochs: planned passes over the training data; ``None`` if unknown.
     """
 
     params: Params
@@ -39,6 +40,7 @@ class RunSnapshot:
     weight_decay: Mapping[str, float] = field(default_factory=dict)
     clip_norm: float | None = None
     clip_value: float | None = None
+    epochs: float | None = None
 
 
 def pilot_losses(
@@ -92,7 +94,8 @@ def _context(rule: UpdateRule, snapshot: RunSnapshot, index: int, steps: int, de
     step = torch.full((), snapshot.step + ahead, device=device)
     horizon = torch.full((), float(total or 1), device=device)
     phase = rule.phase_of(snapshot.step + index)
-    return StepContext(step, horizon, None, snapshot.roles, snapshot.weight_decay, phase)
+    epochs = None if snapshot.epochs is None else torch.full((), snapshot.epochs, device=device)
+    return StepContext(step, horizon, None, snapshot.roles, snapshot.weight_decay, phase, epochs=epochs)
 
 
 def _advance(

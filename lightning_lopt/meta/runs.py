@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -139,11 +141,29 @@ def separated(groups: Sequence[InnerRuns], params: Params, state: State) -> list
     return [tree_unflatten(list(part), structure) for part in parts]
 
 
-def positions(groups: Sequence[InnerRuns], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Step and horizon: 0-dim for one group, a number for each of N runs, shape ``(N,)``, for several."""
+class Position(NamedTuple):
+    """Where runs stand in their plans: 0-dim for one group, a number for each of N runs, shape ``(N,)``, for several.
+
+    Attributes:
+        step: inner steps made.
+        total_steps: the horizon.
+        epochs: planned passes over the training data; NaN where a task does not say how many steps make a pass.
+    """
+
+    step: Tensor
+    total_steps: Tensor
+    epochs: Tensor
+
+
+def positions(groups: Sequence[InnerRuns], device: torch.device) -> Position:
+    """The positions of the runs of groups that can be batched."""
+    numbers = [(float(runs.step), float(runs.horizon), _epochs(runs)) for runs in groups]
     if len(groups) == 1:  # unlike with torch.tensor, there is no copy to wait for
-        step, total = groups[0].step, groups[0].horizon
-        return torch.full((), float(step), device=device), torch.full((), float(total), device=device)
-    rows = sent(torch.tensor([[float(runs.step), float(runs.horizon)] for runs in groups]), device)
-    steps, totals = rows.repeat_interleave(groups[0].count, 0).unbind(1)
-    return steps.contiguous(), totals.contiguous()
+        return Position(*(torch.full((), number, device=device) for number in numbers[0]))
+    rows = sent(torch.tensor(numbers), device).repeat_interleave(groups[0].count, 0)
+    return Position(*(column.contiguous() for column in rows.unbind(1)))
+
+
+def _epochs(runs: InnerRuns) -> float:
+    steps = runs.task.steps_per_epoch
+    return math.nan if steps is None else runs.horizon / steps

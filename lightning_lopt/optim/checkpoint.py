@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -102,9 +103,11 @@ def _check_counters(first: Mapping[str, Any]) -> None:
         counts = isinstance(value, Tensor) and value.shape == () and value.dtype == torch.int64
         if not counts or (value.device.type != "meta" and int(value) < 0):
             raise _damaged(f"its {key} is no number of steps")
-    total, schedule = first.get("total_steps"), first.get("schedule")
+    total, schedule, epochs = first.get("total_steps"), first.get("schedule"), first.get("epochs")
     if total is not None and (type(total) is not int or total < 1):
         raise _damaged(f"its total_steps is {total!r}")
+    if epochs is not None and not (type(epochs) is float and 0 < epochs < math.inf):
+        raise _damaged(f"its epochs is {epochs!r}")
     if schedule is not None and not (_is_real(schedule) and schedule.shape == (2,)):
         raise _damaged("its schedule is no pair of numbers")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -40,12 +42,14 @@ class RunState:
         calls: number of steps, including skipped ones.
         trained: the trained values of the parameters, while these hold evaluation weights.
         saved_total: horizon of the checkpoint that was loaded, until the first step.
+        epochs: the planned number of passes over the training data; ``None`` if it is unknown.
     """
 
     total_steps: int | Callable[[], int] | None = None
     calls: int = 0
     trained: dict[Tensor, Tensor] | None = None
     saved_total: int | None = None
+    epochs: float | None = None
 
 
 def scalar_loss(loss: Any, device: torch.device) -> Tensor:
@@ -87,3 +91,16 @@ def checked_horizon(total_steps: Any) -> int | None:
     if whole < 1 or whole != total_steps:
         raise ValueError(f"total_steps must be a whole number of at least 1, got {total_steps!r}.")
     return whole
+
+
+def checked_epochs(epochs: Any) -> float | None:
+    """A number of passes over the training data as ``float``; ``None`` stays ``None``.
+
+    Raises:
+        ValueError: if it is no finite number above 0.
+    """
+    if epochs is None:
+        return None
+    if isinstance(epochs, bool) or not isinstance(epochs, Real) or not 0 < float(epochs) < math.inf:
+        raise ValueError(f"epochs must be a finite number above 0, got {epochs!r}.")
+    return float(epochs)

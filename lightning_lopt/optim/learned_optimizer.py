@@ -83,6 +83,8 @@ class LearnedOptimizer(SavedOptimizer):
             ``state_dict``.
         total_steps: planned number of steps, or a function of no arguments read at the first step. ``None`` leaves it
             to :class:`~lightning_lopt.LearnedOptimizerAdapter`.
+        epochs: planned number of passes over the training data, > 0: the more there are, the shorter are the steps of
+            pretrained tensors. ``None`` leaves it to the adapter, too, or unknown.
         lr: multiplies every step, >= 0.
         weight_decay: extra decoupled weight decay, >= 0, in units of the rule's own step size.
         guard: whether to test the rule in each step, and to switch to AdamW, with a warning, where it fails; or a
@@ -121,6 +123,7 @@ class LearnedOptimizer(SavedOptimizer):
         rule: str | Path | UpdateRule = "base",
         *,
         total_steps: int | Callable[[], int] | None = None,
+        epochs: float | None = None,
         lr: float = 1.0,
         weight_decay: float = 0.0,
         guard: bool | LossGuard = False,
@@ -137,6 +140,7 @@ class LearnedOptimizer(SavedOptimizer):
         self.rule_label = self.rule.rule_name if isinstance(rule, UpdateRule) else str(rule)
         self._run = RunState(total_steps if callable(total_steps) else checked_horizon(total_steps))
         self.total_steps_given = total_steps is not None  # then it wins over the Trainer's estimate
+        self.epochs, self.epochs_given = epochs, epochs is not None
         self.labels: Labels = labels_of(params) if isinstance(params, nn.Module) else {}
         self._guard = checked_guard(guard)
         self.state_dtype = checked_state_dtype(state_dtype)

@@ -12,7 +12,7 @@ from lightning_lopt.optim import horizon
 from lightning_lopt.optim.checkpoint import COUNTERS
 from lightning_lopt.optim.groups import Labels, Member, members_of
 from lightning_lopt.optim.guard_run import Guard
-from lightning_lopt.optim.inputs import RunState, StepSignals, checked_horizon
+from lightning_lopt.optim.inputs import RunState, StepSignals, checked_epochs, checked_horizon
 from lightning_lopt.optim.precision import Flag, all_finite
 from lightning_lopt.rules.base import StepContext, UpdateRule
 from lightning_lopt.tracing import tensors_of
@@ -47,6 +47,15 @@ class RunOptimizer(torch.optim.Optimizer):
     @total_steps.setter
     def total_steps(self, total_steps: int | Callable[[], int] | None) -> None:
         self._run.total_steps = total_steps
+
+    @property
+    def epochs(self) -> float | None:
+        """The planned number of passes over the training data; ``None`` if it is unknown."""
+        return self._run.epochs
+
+    @epochs.setter
+    def epochs(self, epochs: float | None) -> None:
+        self._run.epochs = checked_epochs(epochs)
 
     @property
     def calls(self) -> int:
@@ -109,6 +118,7 @@ class RunOptimizer(torch.optim.Optimizer):
             if torch.compiler.is_compiling()
             else self._acting.phase_of(self.calls),  # the count does not change while a step is compiled
             scheduled=horizon.scheduled(first_group, planned),
+            epochs=None if self.epochs is None else torch.full_like(planned, self.epochs),
         )
         return context, loss is None or all_finite(loss)
 

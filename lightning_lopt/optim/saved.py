@@ -27,9 +27,11 @@ class SavedOptimizer(RuleOptimizer):
 
     Attributes:
         total_steps_given: whether the user gave the horizon, which then wins over the Trainer's estimate.
+        epochs_given: likewise for the number of epochs.
     """
 
     total_steps_given: bool
+    epochs_given: bool
 
     @property
     def is_in_eval(self) -> bool:
@@ -80,6 +82,7 @@ class SavedOptimizer(RuleOptimizer):
         }
         first = saved["param_groups"][0]
         first["total_steps"] = None if callable(self.total_steps) else self.total_steps
+        first["epochs"] = self.epochs
         # torch.distributed restores only keys that exist before; (0, 0) stands for no change of the horizon
         first.setdefault(horizon.KEY, torch.zeros(2, dtype=torch.float32, device=first["step"].device))
         if self._guard is not None:
@@ -139,10 +142,15 @@ class SavedOptimizer(RuleOptimizer):
         self._run.saved_total = saved_total if self.total_steps is not None else None
         if self.total_steps is None:
             self.total_steps = saved_total
+        saved_epochs = first_group.pop("epochs", None)
+        self.epochs = saved_epochs if self.epochs is None else self.epochs
         self._run.calls = sum(int(fitting["param_groups"][0][key]) for key in ("step", "skipped_steps"))
 
     def __getstate__(self) -> dict[str, Any]:
-        attributes = ("rule", "rule_label", "total_steps_given", "_run", "_guard", "compiles", "state_dtype")
+        attributes = (
+            *("rule", "rule_label", "total_steps_given", "epochs_given"),
+            *("_run", "_guard", "compiles", "state_dtype"),
+        )
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in attributes}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -150,6 +158,7 @@ class SavedOptimizer(RuleOptimizer):
         self.__dict__.setdefault("_guard", None)
         self.__dict__.setdefault("compiles", None)
         self.__dict__.setdefault("state_dtype", None)
+        self.__dict__.setdefault("epochs_given", False)
         if "signals" not in self.__dict__:
             self._begin_watching()
             self.labels = {}

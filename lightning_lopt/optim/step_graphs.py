@@ -214,4 +214,4 @@ def _tensors_of(context: StepContext) -> dict[str, Tensor]:
     return {key: x for key in _TIMES if (x := getattr(context, key)) is not None}
 
 
-_TIMES = ("step", "total_steps", "loss", "scheduled")
+_TIMES = ("step", "total_steps", "loss", "scheduled", "epochs")

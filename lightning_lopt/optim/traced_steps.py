@@ -242,7 +242,7 @@ def _number_of(stack: Stack) -> float | None:
 
 
 def _prelude_key(kinds: Sequence[int], shared: Mapping[str, Tensor], context: StepContext) -> Hashable:
-    return (*kinds, *shared, context.loss is None, context.scheduled is None)
+    return (*kinds, *shared, context.loss is None, context.scheduled is None, context.epochs is None)
 
 
 def _step_key(stack: Stack, kind: int, at: TreeTemplate) -> Hashable:

@@ -88,6 +88,8 @@ class ResidualRule(UpdateRule):
             (:mod:`~lightning_lopt.rules.residual_parts.structure`): the initial logarithm, for all roles, of what their
             steps are divided by, >= 0; they shorten further where gradients vanish
             (:class:`~lightning_lopt.rules.residual_parts.restraint.Restraint`). ``None`` treats all alike.
+        epoch_power: initial power with which careful steps shorten as the training data are repeated; ``None`` for
+            steps that do not depend on it.
         longest_side: a side of a rotated tensor that is longer than this, and than the other side, has no basis, > 0;
             in the role ``matrix`` directions are orthogonalised then
             (:func:`~lightning_lopt.rules.residual_parts.eigenbasis.out_evened`).
@@ -130,6 +132,7 @@ class ResidualRule(UpdateRule):
         turn_every: int = 1,
         longest_side: int = 1024,
         careful: float | None = None,
+        epoch_power: float | None = None,
     ) -> None:
         super().__init__()
         check_sizes(direction_hidden=direction_hidden, controller_hidden=controller_hidden)
@@ -138,7 +141,7 @@ class ResidualRule(UpdateRule):
             raise ValueError(f"step_range must be a number above 1, got {step_range!r}.")
         check_positive(step_size=step_size, weight_decay=weight_decay)
         check_numbers(or_none=True, horizon_power=horizon_power)
-        check_numbers(0.0, or_none=True, careful=careful)
+        check_numbers(0.0, or_none=True, careful=careful, epoch_power=epoch_power)
         both = sorted(set(orthogonalised) & set(rotated))
         if both:
             raise ValueError(f"orthogonalised and rotated both name {', '.join(both)}; a role can be one of them.")
@@ -157,6 +160,7 @@ class ResidualRule(UpdateRule):
             "turn_every": turn_every,
             "longest_side": longest_side,
             "careful": careful,
+            "epoch_power": epoch_power,
         }
         self.longest_side, self.period = longest_side, turn_every
         self.reads_loss = controller
@@ -170,7 +174,7 @@ class ResidualRule(UpdateRule):
         self.direction = DirectionMLP(direction_hidden) if direction else None
         self.controller = Controller(SIGNALS, controller_hidden, step_range) if controller else None
         self.calibration = Calibration() if calibrated else None
-        self.restraint = None if careful is None else Restraint()
+        self.restraint = None if careful is None else Restraint(epoch_power=epoch_power)
 
     def phase_of(self, step: int) -> int | None:
         return None if step < FIRST_TURNS else super().phase_of(step)
@@ -252,8 +256,9 @@ class ResidualRule(UpdateRule):
             controls["log_factor"], controls["calibrated"] = factors, torch.exp(common + factors)
         if self.restraint is not None:
             log_norm = log_norm_of(columns["power"].sum(), at.per_unit)
-            log_restraint, after["gradient_size"] = self.restraint(shared["gradient_size"], log_norm)
-            shares = trained(Signs(*columns["structure"].unbind(-1)))
+            log_restraint, after["gradient_size"] = self.restraint(shared["gradient_size"], log_norm, context.epochs)
+            signs = Signs(*columns["structure"].unbind(-1))
+            shares = trained(signs, self.restraint.repetition(context.epochs))
             controls["careful"] = torch.exp((log_restraint - columns["careful"]) * shares)
         return controls, after
 

@@ -32,6 +32,7 @@ class Task(ABC):
         loss_scale: loss of an uninformed model, one with a constant prediction (e.g. ``log(classes)``), > 0; losses of
             different tasks are divided by it before they are averaged.
         config: settings that were drawn for this task, JSON values only.
+        steps_per_epoch: number of mini-batches in the training data; ``None`` where it has no size.
 
     Example:
         >>> class Bowl(Task):
@@ -54,6 +55,7 @@ class Task(ABC):
     roles: dict[str, Role]
     loss_scale: float = 1.0
     config: dict[str, Any]
+    steps_per_epoch: float | None = None
 
     @abstractmethod
     def init(self, generator: torch.Generator) -> Params:

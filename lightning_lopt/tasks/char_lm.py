@@ -75,6 +75,7 @@ class CharTask(Task):
         self.loss_scale = math.log(vocabulary)
         self.length = length
         self.batch_size = batch_size
+        self.steps_per_epoch = len(train) / (length * batch_size)
         self.name = name
         self.config = config or {}
 

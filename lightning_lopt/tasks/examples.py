@@ -73,6 +73,7 @@ class ExamplesTask(Task):
         self.roles = layout.roles
         self.loss_scale = loss_scale
         self.batch_size = batch_size
+        self.steps_per_epoch = next(iter(splits["train"].values())).shape[0] / batch_size
         self.name = name
         self.config = config or {}
 

@@ -104,6 +104,7 @@ class LightningTask(Task):
         self.roles = {key: roles[key] for key in self._step.trained}
         self.data = self._read(train, valid, max_batches)
         self.batch_size = self.data["train"].batch_size
+        self.steps_per_epoch = len(self.data["train"])
         params = self._step.params()
         count = sum(value.numel() for value in params.values())
         self.name = name if name is not None else f"lightning/{kind}/p{count}"

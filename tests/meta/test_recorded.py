@@ -123,7 +123,7 @@ def test_groups_that_compute_the_same_advance_as_one(replayed, rule, recorded, k
 
     class Counted(Eager):
         def step(self, *arguments):
-            advances.append(arguments[6].shape)
+            advances.append(arguments[6].step.shape)
             return super().step(*arguments)
 
     execution = Recorded(Counted()) if recorded else Counted()

@@ -1,6 +1,7 @@
 """Steps that shorten where gradients vanish."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -36,6 +37,19 @@ def test_vanishing_gradients_shorten_steps_and_steady_or_growing_ones_do_not():
     assert factors([1.02**t for t in range(200)])[-1] == 1.0
     assert factors([0.97**t for t in range(200)])[-1] < 0.1
     assert factors([t**-0.5 for t in range(1, 400)])[-1] > 0.55  # to exp(-0.5) = 0.61, whatever the number of steps
+
+
+@pytest.mark.parametrize(
+    ("epochs", "factor"),
+    [(12.0, 1.0), (24.0, 0.5**0.8), (3.0, 4**0.8), (0.5, 8**0.8), (100.0, 2.5**-0.8), (math.nan, 1.0), (None, 1.0)],
+)
+def test_more_epochs_make_steps_shorter_by_a_power_within_limits(epochs, factor):
+    restraint, memory = Restraint(epoch_power=0.8).double(), torch.zeros(3).double()
+    given = None if epochs is None else torch.tensor(epochs)
+    log_factor, _ = restraint(memory, torch.tensor(0.0).double(), given)
+    assert math.exp(log_factor.item()) == pytest.approx(factor, rel=1e-6)
+    log_factor, _ = Restraint().double()(memory, torch.tensor(0.0).double(), given)
+    assert log_factor.item() == 0.0  # without a power, the epochs are not read
 
 
 def test_a_single_gradient_does_not_set_it():
@@ -76,6 +90,22 @@ def test_steps_of_trained_tensors_shorten_and_those_of_new_ones_do_not():
     assert float(log_factor.detach()) < -1.5
     torch.testing.assert_close(updates[careful]["words"], updates[plain]["words"] * factor, rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(updates[careful]["w"], updates[plain]["w"])
+
+
+def test_epochs_change_the_steps_of_trained_tensors_alone():
+    torch.manual_seed(0)
+    rule = ResidualRule(direction=False, controller=False, orthogonalised=[], careful=3.0, epoch_power=1.0)
+    params = {"words": torch.randn(64, 2) @ torch.randn(2, 64), "w": torch.randn(64, 64)}
+    roles, grads = {"words": "embedding"}, {name: torch.randn(64, 64) for name in params}
+    updates = {}
+    for epochs in (None, 3.0, 24.0):
+        context = StepContext(torch.tensor(0.0), torch.tensor(100.0), roles=roles)
+        context = replace(context, epochs=None if epochs is None else torch.tensor(epochs))
+        updates[epochs], _ = rule(params, grads, rule.init_state(params, roles), context)
+    for epochs in (3.0, 24.0):
+        expected = updates[None]["words"] * 12 / epochs
+        torch.testing.assert_close(updates[epochs]["words"], expected, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(updates[epochs]["w"], updates[None]["w"])
 
 
 def test_a_loss_times_a_constant_is_the_same_run():

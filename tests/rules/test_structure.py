@@ -21,9 +21,10 @@ INITS = {
 }
 
 
-def shown(params, roles):
+def shown(params, roles, repetition=0.0):
     signs = [signs_of(param, roles.get(name, "matrix")) for name, param in params.items()]
-    return dict(zip(params, trained(Signs(*map(torch.stack, zip(*signs, strict=True)))).tolist(), strict=True))
+    found = trained(Signs(*map(torch.stack, zip(*signs, strict=True))), repetition)
+    return dict(zip(params, found.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (16, 64), (64, 16), (100, 100)])
@@ -118,8 +119,29 @@ def test_word_vectors_do_not_make_a_new_model_a_trained_one():
     assert shown(params, {"words": "embedding"}) == {"words": 1.0, "w": 0.0, "bias": 0.0}
 
 
-def test_adapters_of_low_rank_on_a_frozen_body_are_new():
-    assert set(shown({"a": torch.randn(8, 128), "b": torch.zeros(128, 8)}, {}).values()) == {0.0}
+@pytest.mark.parametrize("rank", [1, 2, 8, 16])
+def test_adapters_of_low_rank_belong_to_a_trained_model(rank):
+    torch.manual_seed(0)
+    adapters = {"0.a": torch.randn(rank, 128), "0.b": torch.zeros(96, rank)}
+    adapters |= {"1.a": torch.randn(rank, 32, 3, 3), "1.b": torch.zeros(128, rank, 1, 1)}  # of a convolution
+    assert set(shown(adapters, {}).values()) == {0.0}  # new, where nothing is said about the data
+    assert list(shown(adapters, {}, 1.0).values()) == pytest.approx([0.6] * 4)
+    assert shown(adapters, {}, 0.5)["0.b"] == pytest.approx(0.3)
+    with_head = {**adapters, "head": torch.randn(5, 128), "bias": torch.zeros(5)}
+    assert list(shown(with_head, {"head": "head"}, 1.0).values()) == pytest.approx([0.6] * 6)
+    with_matrix = {**adapters, "full": torch.randn(64, 64), "other": torch.randn(64, 64)}
+    assert set(shown(with_matrix, {}, 1.0).values()) == {0.0}  # pairs are two thirds of the matrices
+
+
+def test_zeros_in_new_models_are_no_adapters():
+    torch.manual_seed(0)
+    gates = {f"{i}.qkv": torch.randn(192, 64) for i in range(4)} | {f"{i}.out": torch.randn(64, 64) for i in range(4)}
+    gates |= {f"{i}.gate": torch.zeros(384, 64) for i in range(4)}  # of a diffusion transformer
+    branches = {f"{i}.first": torch.randn(32, 32, 3, 3) for i in range(4)}
+    branches |= {f"{i}.last": torch.zeros(32, 32, 3, 3) for i in range(4)}  # Zhang et al. 2019, arXiv:1901.09321
+    wide = {"a": torch.randn(64, 256), "b": torch.zeros(256, 64)}  # bottlenecks of a residual network
+    for params in (gates, branches, wide):
+        assert set(shown(params, {}, 1.0).values()) == {0.0}
 
 
 def test_steps_of_trained_tensors_are_shortened():

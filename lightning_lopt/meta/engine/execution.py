@@ -75,15 +75,13 @@ def steps_one_by_one(
     """:meth:`Execution.steps` by one call of ``step`` for each."""
     params, state = joined(groups)
     device, first = groups[0].device, groups[0].step
-    position, total_steps = positions(groups, device)
+    at = positions(groups, device)
     losses: list[dict[Split, Tensor]] = []
     for number in range(first, first + steps):
         chunk = batches_of(groups, [group_draws(1) for group_draws in draws], device)
         batches: Batches = {split: {name: value[0] for name, value in batch.items()} for split, batch in chunk.items()}
-        params, state, loss = step(
-            rule, groups[0].task, theta, params, state, batches, position, total_steps, rule.phase_of(number)
-        )
-        position = position + 1
+        params, state, loss = step(rule, groups[0].task, theta, params, state, batches, at, rule.phase_of(number))
+        at = at._replace(step=at.step + 1)
         losses.append(loss)
     return Advanced(
         separated(groups, params, state), {split: torch.stack([loss[split] for loss in losses]) for split in losses[0]}

@@ -71,7 +71,7 @@ class Recording:
         }
         self.losses: dict[Split, Tensor] = {}
         self.row = torch.zeros(1, dtype=torch.int64, device=device)  # index of the present batch
-        self.position, self.total_steps = positions(groups, device)
+        self.at = positions(groups, device)
         self.replay: dict[int | None, Callable[[], object]] = {}
 
     def fits(self, rule: UpdateRule, theta: Theta, groups: Sequence[InnerRuns], splits: Sequence[Split]) -> bool:
@@ -106,21 +106,19 @@ class Recording:
             split: {name: value.index_select(0, self.row)[0] for name, value in batch.items()}
             for split, batch in self.batches.items()
         }
-        params, state, losses = step(
-            self.rule, task, self.theta, self.params, self.state, batches, self.position, self.total_steps, phase
-        )
+        params, state, losses = step(self.rule, task, self.theta, self.params, self.state, batches, self.at, phase)
         overwrite([*_pairs(self.params, params), *_state_pairs(self.state, state)])
         for split, loss in losses.items():
             if split not in self.losses:
                 self.losses[split] = loss.new_zeros(self.most, *loss.shape)
             self.losses[split].index_copy_(0, self.row, loss[None])
         self.row += 1
-        self.position += 1
+        self.at.step.add_(1)
 
     def steps(self, theta: Theta, groups: Sequence[InnerRuns], draws: Sequence[BatchDraws], steps: int) -> Advanced:
         """As :meth:`Execution.steps <lightning_lopt.meta.engine.Execution.steps>`, after :meth:`prepare`."""
-        position, total_steps = positions(groups, self.row.device)
-        inputs = [*_pairs(self.theta, theta), (self.position, position), (self.total_steps, total_steps)]
+        at = positions(groups, self.row.device)
+        inputs = [*_pairs(self.theta, theta), *zip(self.at, at, strict=True)]
         for runs, (params, state) in zip(groups, self.memory_of_groups, strict=True):
             inputs += [*_pairs(params, runs.params), *_state_pairs(state, runs.state)]
         # the results are copies, not views of this memory

@@ -8,6 +8,7 @@ from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_map
 
 from lightning_lopt.meta.batches import Batches
+from lightning_lopt.meta.runs import Position
 from lightning_lopt.meta.theta import Theta
 from lightning_lopt.rules.base import Params, State, StepContext, UpdateRule
 from lightning_lopt.tasks.base import Split, Task
@@ -26,6 +27,7 @@ def inner_step(
     step: Tensor,
     total_steps: Tensor,
     phase: int | None = None,
+    epochs: Tensor | None = None,
 ) -> Stepped:
     """One step of one inner run: new parameters, new state, and losses before the step. A pure function.
 
@@ -44,7 +46,7 @@ def inner_step(
     """
     grads, loss, carried = task.gradient(params, batches["train"])
     trained = {name: params[name] for name in grads}
-    context = StepContext(step, total_steps, loss, task.roles, phase=phase)
+    context = StepContext(step, total_steps, loss, task.roles, phase=phase, epochs=epochs)
     losses = {split: loss if split == "train" else task.loss(params, batch) for split, batch in batches.items()}
     updates, state = functional_call(rule, theta, (trained, grads, state, context))
     return params | {name: value + updates[name] for name, value in trained.items()} | carried, state, losses
@@ -57,21 +59,22 @@ def advance_runs(
     params: Params,
     state: State,
     batches: Batches,
-    step: Tensor,
-    total_steps: Tensor,
+    at: Position,
     phase: int | None = None,
 ) -> Stepped:
     """:func:`inner_step` for all runs side by side: leading axis N on θ, parameters, state, batches, and the losses.
 
-    Step and horizon are 0-dim if they are the same for all runs, or have the shape ``(N,)``; then runs at their horizon
-    do not change.
+    The numbers of ``at`` are 0-dim if they are the same for all runs, or have the shape ``(N,)``; then runs at their
+    horizon do not change.
     """
-    shared = step.ndim == 0
+    shared = at.step.ndim == 0
 
     def advance_run(
-        theta: Theta, params: Params, state: State, batches: Batches, step: Tensor, total_steps: Tensor
+        theta: Theta, params: Params, state: State, batches: Batches, step: Tensor, total_steps: Tensor, epochs: Tensor
     ) -> Stepped:
-        after, state_after, losses = inner_step(rule, theta, task, params, state, batches, step, total_steps, phase)
+        after, state_after, losses = inner_step(
+            rule, theta, task, params, state, batches, step, total_steps, phase, epochs
+        )
         if not shared:
             going = step < total_steps
             after, state_after = tree_map(
@@ -80,4 +83,4 @@ def advance_runs(
         return after, state_after, losses
 
     axis = None if shared else 0
-    return vmap(advance_run, in_dims=(0, 0, 0, 0, axis, axis))(theta, params, state, batches, step, total_steps)
+    return vmap(advance_run, in_dims=(0, 0, 0, 0, axis, axis, axis))(theta, params, state, batches, *at)

@@ -57,6 +57,7 @@ class StepContext:
             graph of its own.
         scheduled: step for schedules, 0-dim, if a change of the horizon during the run has made it differ from
             ``step``; ``None`` where it is ``step``.
+        epochs: planned number of passes over the training data, 0-dim, > 0; ``None`` or NaN where it is unknown.
 
     Example:
         >>> context = StepContext(step=torch.tensor(120), total_steps=torch.tensor(100), roles={"w": "head"})
@@ -71,6 +72,7 @@ class StepContext:
     weight_decay: Mapping[str, float | Tensor] = field(default_factory=dict)
     phase: int | None = None
     scheduled: Tensor | None = None
+    epochs: Tensor | None = None
 
     @property
     def scheduled_step(self) -> Tensor:

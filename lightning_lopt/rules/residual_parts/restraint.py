@@ -1,12 +1,17 @@
-"""Shorter steps in fine-tuning where gradients vanish, as they do where a network has memorised a few examples."""
+"""Shorter steps in fine-tuning where few examples are repeated, as the plan says and vanishing gradients show."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
 
 from lightning_lopt.rules.base import THETA_DTYPE
 from lightning_lopt.rules.shared.arithmetic import TINY
+
+TYPICAL_EPOCHS = 12.0  # passes over the training data for which the rule's ``careful`` is meant
+FEWEST, MOST = math.log(1.5 / TYPICAL_EPOCHS), math.log(30.0 / TYPICAL_EPOCHS)  # fewer or more passes change no more
 
 RATE = 0.05  # of the running average that is the present size of gradients
 FIRST = 20  # gradients that count as they are
@@ -29,8 +34,12 @@ class Restraint(nn.Module):
     mean falls with them. Multiplying the loss by a constant changes nothing, and a step without a gradient counts for
     nothing. A gradient counts as at most 1,000 times as large or as small as the mean, once there were 20.
 
+    Where the planned number of epochs E is known, there is one factor more, :math:`(E / 12)^{-\psi}` with E between 1.5
+    and 30: the more often examples are seen again, the less of a step is about other examples than these.
+
     Args:
         power: initial :math:`\rho`, >= 0.
+        epoch_power: initial :math:`\psi`, >= 0; ``None`` for a factor that does not depend on the epochs.
 
     Example:
         >>> restraint, memory = Restraint(power=1.0), torch.zeros(3)
@@ -40,17 +49,19 @@ class Restraint(nn.Module):
         0.0
     """
 
-    def __init__(self, power: float = 3.0) -> None:
+    def __init__(self, power: float = 3.0, epoch_power: float | None = None) -> None:
         super().__init__()
         self.power = nn.Parameter(torch.tensor(power, dtype=THETA_DTYPE))
+        self.epoch_power = None if epoch_power is None else nn.Parameter(torch.tensor(epoch_power, dtype=THETA_DTYPE))
 
-    def forward(self, memory: Tensor, log_norm: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, memory: Tensor, log_norm: Tensor, epochs: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The logarithm of the factor, 0-dim, and what to remember.
 
         Args:
             memory: the number of gradients so far, the average and the mean of their logarithm, shape ``(3,)``; zeros
                 before the first.
             log_norm: logarithm of the norm of all gradients, 0-dim; minus infinity if they are null.
+            epochs: planned passes over the training data, 0-dim; ``None`` or NaN where it is unknown.
         """
         count, average, mean = memory.unbind()
         there = log_norm.abs() < torch.inf
@@ -61,7 +72,20 @@ class Restraint(nn.Module):
         average = torch.where(there, torch.lerp(average, size, weight.clamp(min=RATE)), average)
         mean = torch.where(there, torch.lerp(mean, size, weight), mean)
         log_factor = self.power.to(memory.dtype) * (average - mean).clamp(max=0.0)
+        if self.epoch_power is not None and epochs is not None:
+            more = torch.log(epochs.to(memory.dtype) / TYPICAL_EPOCHS).clamp(FEWEST, MOST)
+            log_factor = log_factor - self.epoch_power.to(memory.dtype) * torch.nan_to_num(more)
         return log_factor, torch.stack([count, average, mean])
+
+    def repetition(self, epochs: Tensor | None) -> Tensor | float:
+        """How much examples are repeated, 0-dim: 0 up to 1.5 epochs and where their number is unknown, 1 from 30 on.
+
+        >>> [round(float(Restraint(epoch_power=1.0).repetition(torch.tensor(x))), 2) for x in (1.0, 6.7, 50.0)]
+        [0.0, 0.5, 1.0]
+        """
+        if self.epoch_power is None or epochs is None:
+            return 0.0
+        return torch.nan_to_num((torch.log(epochs / TYPICAL_EPOCHS).clamp(FEWEST, MOST) - FEWEST) / (MOST - FEWEST))
 
 
 def log_norm_of(power: Tensor, per_unit: Tensor) -> Tensor:

@@ -19,9 +19,11 @@ CLEAR = 0.3  # excess from which on a tensor counts as trained throughout: publi
 LARGEST = 1.0  # a single tensor counts no more than this excess in the mean over a model
 SURE = 3.0  # a model counts as trained throughout where its mean says so by a third
 SMALL_SIDE = 32.0  # so many vectors without excess are as likely of a trained matrix as of a new one
+ADAPTED = 0.6  # how trained adapters count whose examples are repeated, and the new head beside them
 NEW_HEAD = 0.5  # a head that does not look trained, or a bias of zeros, is new, but what it reads is not
 ROUNDING = 1e-6  # of entries, relative to their mean
 SPREAD = 1e-3  # of gains, relative to their mean, which are all equal at initialisation
+THIN = 4  # how many times as long as the other one the long side of a factor of an adapter is, at least
 
 
 class Signs(NamedTuple):
@@ -37,6 +39,10 @@ class Signs(NamedTuple):
         tells: 1 for a vector of 8 or more entries that are equal, as of new gains and new biases, or that are positive
             and nearly equal, as of trained gains of normalisation layers; else 0.
         moved: 1 for a vector of the second kind, else 0.
+        is_matrix: 1 in the role ``matrix``, else 0.
+        is_first: 1 for a matrix of that role that may be the first factor of an adapter of low rank (Hu et al. 2021,
+            https://arxiv.org/abs/2106.09685): more than four times as many columns as rows, not all zero; else 0.
+        is_second: likewise the second factor: more than four times as many rows as columns, all zero.
     """
 
     excess: Tensor
@@ -46,6 +52,9 @@ class Signs(NamedTuple):
     as_gains: Tensor
     tells: Tensor
     moved: Tensor
+    is_matrix: Tensor
+    is_first: Tensor
+    is_second: Tensor
 
 
 def signs_of(param: Tensor, role: Role) -> Signs:
@@ -58,29 +67,34 @@ def signs_of(param: Tensor, role: Role) -> Signs:
     if param.ndim < 2:
         one, none = number((), 1.0), number((), 0.0)
         if not param.numel():
-            return Signs(none, none, none, one, one, none, none)
+            return Signs(none, none, none, one, one, none, none, none, none, none)
         mean = param.mean()
         equal = ((param - mean).abs() <= SPREAD * mean.abs()).all()
         moved = (param > 0.5 * mean).all() & (param < 1.5 * mean).all() & ~equal
         new = torch.where(equal, NEW_HEAD, one)
         tells = float(param.numel() >= SMALLEST_GAIN)
-        return Signs(
-            none, none, none, new, new, (tells * (equal | moved)).to(param.dtype), (tells * moved).to(param.dtype)
-        )
-    count = min(*matrix_shape(param.shape), LARGEST_BLOCK)
+        shown = (tells * (equal | moved)).to(param.dtype), (tells * moved).to(param.dtype)
+        return Signs(none, none, none, new, new, *shown, none, none, none)
+    rows, columns = matrix_shape(param.shape)
+    count = min(rows, columns, LARGEST_BLOCK)
     tells = count >= SMALLEST_SIDE
     pairs = count * (count - 1) / 2 if tells else 1.0
     not_zero = (param != 0).any().to(param.dtype)
     like = NEW_HEAD if role == "head" else 1.0
     unsure = like if role == "head" or not tells else 1 / (1 + (count / SMALL_SIDE) ** 2)
     measured = excess(param)
+    alone = _shown(measured, number((), pairs))
     return Signs(
         measured,
-        _shown(measured, number((), pairs)),
+        alone,
         number((), pairs if tells and role == "matrix" else 0.0),
-        unsure * not_zero,
+        torch.where(alone > 0, like, unsure) * not_zero,
         like * not_zero,
-        *number((2,), 0.0).unbind(),
+        number((), 0.0),
+        number((), 0.0),
+        number((), float(role == "matrix")),
+        not_zero * float(role == "matrix" and columns > THIN * rows),
+        (1 - not_zero) * float(role == "matrix" and rows > THIN * columns),
     )
 
 
@@ -114,7 +128,7 @@ def excess(x: Tensor) -> Tensor:
     return squares / (count * (count - 1)) * entries - 1
 
 
-def trained(signs: Signs) -> Tensor:
+def trained(signs: Signs, repetition: Tensor | float = 0.0) -> Tensor:
     r"""How trained each of N tensors looks, from 0 to 1, (N,), by itself and by all of them together.
 
     An excess e shows :math:`\log(1 + \max(e - c, 0)) / \log 1.3`, cut off at 1, with the excess c that
@@ -123,8 +137,13 @@ def trained(signs: Signs) -> Tensor:
     initialised with random gains, but then its biases are zeros. Tensors that are like matrices and gains share in
     both.
 
+    Adapters on a frozen model, for each of which there are two factors, are new, but what they adapt was trained. Where
+    pairs of factors make up more than two thirds of the matrices, they and all tensors beside them count as trained by
+    up to 0.6, as far as examples are repeated.
+
     Args:
         signs: of all tensors, (N,) each.
+        repetition: how much examples are repeated, from 0 to 1, 0-dim.
 
     >>> embedding, gain = signs_of(torch.randn(50, 8), "embedding"), signs_of(torch.linspace(0.9, 1.1, 8), "vector")
     >>> trained(Signs(*(torch.stack(pair) for pair in zip(embedding, gain))))
@@ -134,8 +153,10 @@ def trained(signs: Signs) -> Tensor:
     mean = (signs.weight * signs.excess.clamp(max=LARGEST)).sum() / total
     matrices = (SURE * _shown(mean, total)).clamp(max=1.0)
     gains = (2 * signs.moved.sum() / signs.tells.sum().clamp(min=1.0) - 1).clamp(min=0.0)
+    pairs = torch.minimum(signs.is_first.sum(), signs.is_second.sum())
+    adapters = ADAPTED * (6 * pairs / signs.is_matrix.sum().clamp(min=1.0) - 2).clamp(0.0, 1.0) * repetition
     shared = torch.maximum(matrices * signs.as_matrices, gains * signs.as_gains)
-    return torch.maximum(signs.alone, shared)
+    return torch.maximum(torch.maximum(signs.alone, shared), adapters)
 
 
 def chance(pairs: Tensor) -> Tensor:

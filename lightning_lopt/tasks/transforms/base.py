@@ -34,6 +34,7 @@ class TransformedTask(Task):
         self.roles = task.roles
         self.loss_scale = task.loss_scale
         self.batch_size: int | None = getattr(task, "batch_size", None)
+        self.steps_per_epoch = task.steps_per_epoch
         self.config = config | {"transforms": [*config.get("transforms", []), settings]}
         self.depth: int = getattr(task, "depth", 0) + 1
 

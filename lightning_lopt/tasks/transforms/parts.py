@@ -45,6 +45,8 @@ class SmallerBatchTask(TransformedTask):
             )
         super().__init__(task, f"b{batch_size}", {"name": SmallerBatch.name, "batch_size": batch_size})
         self.batch_size = batch_size
+        if task.steps_per_epoch is not None:
+            self.steps_per_epoch = task.steps_per_epoch * available / batch_size
         self.available = available
 
     def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
