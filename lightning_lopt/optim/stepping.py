@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -23,7 +23,7 @@ from lightning_lopt.optim.rounding import seeds_of
 from lightning_lopt.optim.run import RunOptimizer
 from lightning_lopt.optim.sharding import cut_like, is_sharded, local, mean_over_ranks, part, reduced, whole
 from lightning_lopt.optim.skips import SkipWatch, not_finite
-from lightning_lopt.optim.stack_steps import ModelStep, fit_together, steps_of_stacks
+from lightning_lopt.optim.stack_steps import ModelStep, StackStep, fit_together, steps_of_stacks
 from lightning_lopt.optim.stacking import StackedState, dense
 from lightning_lopt.optim.state_types import narrowed
 from lightning_lopt.optim.traced_steps import TracedSteps
@@ -86,19 +86,11 @@ class RuleOptimizer(RunOptimizer):
         if finite is not False or is_watched:
             all_finite_so_far = finite
             by_name = {member.name: member for member in members}
-            pairs = zip(stacks, steps, strict=True)
-            for batch in [pairs] if fit_together(stacks) else ([pair] for pair in pairs):
-                stepped = []
-                for stack, (update, after, extremes) in batch:
-                    sound = both(finite, all_finite(extremes))
-                    stepped.append(Stepped(stack, [by_name[name] for name in stack.names], update, after, sound))
-                self._commit(stepped)
-                for stack, _, update, _, sound in stepped:
-                    all_finite_so_far = both(all_finite_so_far, sound)
-                    if sound is not True:
-                        suspects |= _suspects(stack, update, sound)
-                    if is_watched:
-                        updates |= zip(stack.names, stack.parts(update), strict=True)
+            turns = iter(steps)
+            for batch in [stacks] if fit_together(stacks) else ([stack] for stack in stacks):
+                # a call for each batch, so that nothing refers to the steps of a batch while the next ones are computed
+                sound = self._step_and_commit(batch, turns, by_name, finite, suspects, updates if is_watched else None)
+                all_finite_so_far = both(all_finite_so_far, sound)
             finite = all_finite_so_far
             first_group["shared"] = {
                 key: unless(finite, value, first_group["shared"][key]) for key, value in shared.items()
@@ -141,6 +133,38 @@ class RuleOptimizer(RunOptimizer):
         if self._guard is not None:
             self._guard.prepare(members, self.state)
         return self._stacked.stacks(self._acting, members, self.state, context, self.state_dtype)
+
+    def _step_and_commit(
+        self,
+        stacks: Sequence[Stack],
+        turns: Iterator[StackStep],
+        by_name: Mapping[str, Member],
+        finite: Flag,
+        suspects: dict[str, Tensor],
+        updates: dict[str, Tensor] | None,
+    ) -> Flag:
+        """Take the steps of some stacks and write them; return whether all of them are finite.
+
+        Args:
+            stacks, turns: the stacks, and an iterator whose next items are their steps.
+            by_name: the parameters.
+            finite: whether loss and gradients are finite.
+            suspects: gets the updates that may not be finite, by name.
+            updates: gets all updates by name, if it is a dictionary.
+        """
+        steps = []
+        for stack in stacks:
+            update, after, extremes = next(turns)
+            sound = both(finite, all_finite(extremes))
+            steps.append(Stepped(stack, [by_name[name] for name in stack.names], update, after, sound))
+        self._commit(steps)
+        for stack, _, update, _, sound in steps:
+            finite = both(finite, sound)
+            if sound is not True:
+                suspects |= _suspects(stack, update, sound)
+            if updates is not None:
+                updates |= zip(stack.names, stack.parts(update), strict=True)
+        return finite
 
     def _commit(self, steps: Sequence[Stepped]) -> None:
         """Add updates to the parameters of stacks, and store their new state, in place."""

@@ -94,8 +94,10 @@ class TracedSteps:
 
         def each() -> Iterator[StackStep]:
             for stack, kind, given, seed in zip(stacks, kinds, controls, seeds, strict=True):
-                made = self._step(rule, stack, kind, given, at, seed, steps_ahead) if _is_traced(stack) else None
-                yield made or step_of_stack(rule, stack, given, at.tree, seed)
+                # without a name for the step, which would keep its tensors while the next one is computed
+                yield (
+                    self._step(rule, stack, kind, given, at, seed, steps_ahead) if _is_traced(stack) else None
+                ) or step_of_stack(rule, stack, given, at.tree, seed)
 
         return ModelStep(after, extremes, each())
 

@@ -256,7 +256,8 @@ def test_memory():
     entries = count * side**2
     assert high.state == pytest.approx(28 * entries, rel=0.01)
     assert low.state == pytest.approx(14 * entries, rel=0.01)
-    assert low.peak < high.peak + 28 * side**2
+    assert high.peak < 10 * entries  # of 14 where the step before is still referred to
+    assert low.peak < high.peak + 28 * side**2 + 1000  # and seeds of the rounding
 
 
 def test_a_rule_that_is_measured_elsewhere():

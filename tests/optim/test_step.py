@@ -1,5 +1,7 @@
 """One step: where the loss comes from, what it is called through, and what it does to each kind of tensor."""
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -217,3 +219,24 @@ def test_one_entry_that_is_not_finite_is_found_anywhere(dtype, bad, size):
         optimizer.step()
         assert optimizer.skipped_steps == 1
         assert param.isfinite().all()
+
+
+@pytest.mark.parametrize("traces", [None, False])
+def test_nothing_keeps_the_step_of_a_stack_while_the_next_one_is_computed(traces):
+    """Of models that are stepped stack by stack, temporary tensors of one stack exist at a time."""
+    side, alive, updates = 600, [], weakref.WeakSet()
+
+    class Watched(AdamRule):
+        def stepped(self, stack, controls, at):
+            alive.append(len(updates))
+            update, after = super().stepped(stack, controls, at)
+            updates.add(update)
+            return update, after
+
+    weights = [nn.Parameter(torch.randn(side, side + number)) for number in range(3)]  # a stack of each
+    optimizer = LearnedOptimizer(weights, Watched(), total_steps=500, compile=traces)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    for _ in range(2):
+        optimizer.step()
+    assert alive == [0] * 6
