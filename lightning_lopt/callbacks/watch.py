@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
@@ -78,13 +79,18 @@ def warn_if_pretrained(module: nn.Module, optimizers: Sequence[LearnedOptimizer]
     for optimizer in optimizers:
         rule = optimizer.rule
         if isinstance(rule, ResidualRule) and rule.log_careful is not None:
-            shares = trained_shares(members_of(optimizer.param_groups, optimizer.labels))
+            assert rule.restraint is not None
+            epochs = None if optimizer.epochs is None else torch.tensor(optimizer.epochs)
+            members = members_of(optimizer.param_groups, optimizer.labels)
+            shares = trained_shares(members, rule.restraint.repetition(epochs))
             count = sum(share > 0.5 for share in shares.values())
             if count:
-                factor = float(rule.log_careful.detach().max().exp())
+                log_factor = rule.log_careful.detach().max() - rule.restraint.epoch_factor(epochs)
+                planned = "an unknown number of" if epochs is None else f"{optimizer.epochs:.3g}"
                 rank_zero_info(
                     f"{count} of {len(shares)} tensors look pretrained, so rule {optimizer.rule_label!r} makes steps "
-                    f"up to {factor:.0f} times shorter; lr > 1 makes them longer."
+                    f"up to {float(log_factor.exp()):.0f} times shorter, for {planned} epochs; "
+                    "lr > 1 makes them longer."
                 )
         elif rule.rule_name in RELATIVE_RULES:
             reason = looks_pretrained(module)

@@ -41,17 +41,17 @@ def looks_pretrained(module: nn.Module) -> str | None:
 
 
 @torch.no_grad()
-def trained_shares(members: Iterable[Member]) -> dict[str, float]:
+def trained_shares(members: Iterable[Member], repetition: Tensor | float = 0.0) -> dict[str, float]:
     """How trained each parameter looks, from 0 to 1, by name.
 
-    See :func:`~lightning_lopt.rules.residual_parts.structure.trained`. Complex, frozen and sharded parameters are left
-    out. Reading the shares waits for the device.
+    See :func:`~lightning_lopt.rules.residual_parts.structure.trained`, also for ``repetition``. Complex, frozen and
+    sharded parameters are left out. Reading the shares waits for the device.
     """
     readable = {m.name: (m.param.detach().float(), m.role) for m in members if _can_be_read(m.param)}
     if not readable:
         return {}
     signs = (signs_of(param, role) for param, role in readable.values())
-    shares = trained(Signs(*(torch.stack(values) for values in zip(*signs, strict=True))))
+    shares = trained(Signs(*(torch.stack(values) for values in zip(*signs, strict=True))), repetition)
     return dict(zip(readable, shares.tolist(), strict=True))
 
 

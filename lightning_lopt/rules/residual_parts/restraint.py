@@ -72,10 +72,19 @@ class Restraint(nn.Module):
         average = torch.where(there, torch.lerp(average, size, weight.clamp(min=RATE)), average)
         mean = torch.where(there, torch.lerp(mean, size, weight), mean)
         log_factor = self.power.to(memory.dtype) * (average - mean).clamp(max=0.0)
-        if self.epoch_power is not None and epochs is not None:
-            more = torch.log(epochs.to(memory.dtype) / TYPICAL_EPOCHS).clamp(FEWEST, MOST)
-            log_factor = log_factor - self.epoch_power.to(memory.dtype) * torch.nan_to_num(more)
+        log_factor = log_factor + self.epoch_factor(epochs)
         return log_factor, torch.stack([count, average, mean])
+
+    def epoch_factor(self, epochs: Tensor | None) -> Tensor | float:
+        """The logarithm of the factor that follows from the epochs, 0-dim; 0 where their number is unknown.
+
+        >>> round(float(Restraint(epoch_power=1.0).epoch_factor(torch.tensor(3.0)).exp()), 2)
+        4.0
+        """
+        if self.epoch_power is None or epochs is None:
+            return 0.0
+        more = torch.log(epochs / TYPICAL_EPOCHS).clamp(FEWEST, MOST)
+        return -self.epoch_power.to(epochs.dtype) * torch.nan_to_num(more)
 
     def repetition(self, epochs: Tensor | None) -> Tensor | float:
         """How much examples are repeated, 0-dim: 0 up to 1.5 epochs and where their number is unknown, 1 from 30 on.
