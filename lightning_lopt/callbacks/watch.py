@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -82,14 +83,16 @@ def warn_if_pretrained(module: nn.Module, optimizers: Sequence[LearnedOptimizer]
             assert rule.restraint is not None
             epochs = None if optimizer.epochs is None else torch.tensor(optimizer.epochs)
             members = members_of(optimizer.param_groups, optimizer.labels)
-            shares = trained_shares(members, rule.restraint.repetition(epochs))
+            shares, depth = trained_shares(members, rule.restraint.repetition(epochs))
             count = sum(share > 0.5 for share in shares.values())
             if count:
-                log_factor = rule.log_careful.detach().max() - rule.restraint.epoch_factor(epochs)
+                log_factor = float(rule.log_careful.detach().max()) - float(
+                    rule.restraint.planned_factor(epochs, depth)
+                )
                 planned = "an unknown number of" if epochs is None else f"{optimizer.epochs:.3g}"
                 rank_zero_info(
                     f"{count} of {len(shares)} tensors look pretrained, so rule {optimizer.rule_label!r} makes steps "
-                    f"up to {float(log_factor.exp()):.0f} times shorter, for {planned} epochs; "
+                    f"up to {math.exp(log_factor):.0f} times shorter, for {planned} epochs; "
                     "lr > 1 makes them longer."
                 )
         elif rule.rule_name in RELATIVE_RULES:
