@@ -72,6 +72,7 @@ class StepWatch:
         return sum(param._version for group in groups for param in group["params"])
 
 
+@torch.no_grad()
 def warn_if_pretrained(module: nn.Module, optimizers: Sequence[LearnedOptimizer]) -> None:
     """Warn if the steps of a rule are relative to the size of a tensor and the module looks pretrained.
 
@@ -86,9 +87,7 @@ def warn_if_pretrained(module: nn.Module, optimizers: Sequence[LearnedOptimizer]
             shares, depth = trained_shares(members, rule.restraint.repetition(epochs))
             count = sum(share > 0.5 for share in shares.values())
             if count:
-                log_factor = float(rule.log_careful.detach().max()) - float(
-                    rule.restraint.planned_factor(epochs, depth)
-                )
+                log_factor = float(rule.log_careful.max()) - float(rule.restraint.planned_factor(epochs, depth))
                 planned = "an unknown number of" if epochs is None else f"{optimizer.epochs:.3g}"
                 rank_zero_info(
                     f"{count} of {len(shares)} tensors look pretrained, so rule {optimizer.rule_label!r} makes steps "
