@@ -106,12 +106,12 @@ def test_info_begins_with_key_numbers(capsys, monkeypatch):
     assert main(["info", "base"]) == 0
     printed = capsys.readouterr().out
     keys = printed.split("\n\n")[1]
-    for words in ("- constants: 70", "bytes per parameter", "a step of the optimizer", "suite `small`", "it loses"):
+    for words in ("- constants: 71", "bytes per parameter", "a step of the optimizer", "suite `small`", "it loses"):
         assert words in keys
-    assert "meta-parameters: 70" in printed
+    assert "meta-parameters: 71" in printed
     assert "reads: gradients, the horizon" in printed
     assert printed.index("- constants") < printed.index("class: ResidualRule(") < printed.index("# base")
-    assert printed.count("- constants: 70") == 1
+    assert printed.count("- constants: 71") == 1
     assert "license:" not in printed
     assert "char_transformer (" in printed
     assert "state 28.0 and peak of a step beyond it 4.0 (float32 state)" in printed

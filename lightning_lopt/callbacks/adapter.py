@@ -157,9 +157,9 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
                 "LearnedOptimizerAdapter() found no LearnedOptimizer; return one from configure_optimizers, or give "
                 "the adapter a rule, as in LearnedOptimizerAdapter('base')."
             )
-        if all(optimizer.calls == 0 for optimizer in learned):
+        begins = all(optimizer.calls == 0 for optimizer in learned)
+        if begins:
             self._steps_before = trainer.global_step  # not 0 in a second fit, which has fresh optimizers
-            warn_if_pretrained(pl_module, learned)
         for optimizer in learned:
             # clone: some strategies reduce in place, and this is the user's tensor
             optimizer.signals.reduce = lambda loss: trainer.strategy.reduce(loss.clone(), reduce_op="mean")
@@ -167,6 +167,8 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
         self._losses = MeanLoss() if automatic else SummedLosses(trainer.optimizers)
         plan = (AutomaticPlan if automatic else ManualPlan)(trainer, learned, self.total_steps)
         plan.begin(self._saved_horizons)
+        if begins:
+            warn_if_pretrained(pl_module, learned)
         self._horizons = plan
         self._scaler, self._steps = ScalerWatch(), StepWatch(learned)
         self._logs = Logs(trainer, learned) if self.logs and trainer.loggers else None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
@@ -70,6 +72,7 @@ class StepWatch:
         return sum(param._version for group in groups for param in group["params"])
 
 
+@torch.no_grad()
 def warn_if_pretrained(module: nn.Module, optimizers: Sequence[LearnedOptimizer]) -> None:
     """Warn if the steps of a rule are relative to the size of a tensor and the module looks pretrained.
 
@@ -78,13 +81,18 @@ def warn_if_pretrained(module: nn.Module, optimizers: Sequence[LearnedOptimizer]
     for optimizer in optimizers:
         rule = optimizer.rule
         if isinstance(rule, ResidualRule) and rule.log_careful is not None:
-            shares = trained_shares(members_of(optimizer.param_groups, optimizer.labels))
+            assert rule.restraint is not None
+            epochs = None if optimizer.epochs is None else torch.tensor(optimizer.epochs)
+            members = members_of(optimizer.param_groups, optimizer.labels)
+            shares, depth = trained_shares(members, rule.restraint.repetition(epochs))
             count = sum(share > 0.5 for share in shares.values())
             if count:
-                factor = float(rule.log_careful.detach().max().exp())
+                log_factor = float(rule.log_careful.max()) - float(rule.restraint.planned_factor(epochs, depth))
+                planned = "an unknown number of" if epochs is None else f"{optimizer.epochs:.3g}"
                 rank_zero_info(
                     f"{count} of {len(shares)} tensors look pretrained, so rule {optimizer.rule_label!r} makes steps "
-                    f"up to {factor:.0f} times shorter; lr > 1 makes them longer."
+                    f"up to {math.exp(log_factor):.0f} times shorter, for {planned} epochs; "
+                    "lr > 1 makes them longer."
                 )
         elif rule.rule_name in RELATIVE_RULES:
             reason = looks_pretrained(module)

@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_lopt.optim.groups import Member
 from lightning_lopt.optim.sharding import is_shard
-from lightning_lopt.rules.residual_parts.structure import Signs, signs_of, trained
+from lightning_lopt.rules.residual_parts.structure import Signs, depth_of, signs_of, trained
 
 SPREAD = 1e-3  # of the weights of a normalisation layer, above which they are not those of an initialisation
 
@@ -41,18 +41,20 @@ def looks_pretrained(module: nn.Module) -> str | None:
 
 
 @torch.no_grad()
-def trained_shares(members: Iterable[Member]) -> dict[str, float]:
-    """How trained each parameter looks, from 0 to 1, by name.
+def trained_shares(
+    members: Iterable[Member], repetition: Tensor | float = 0.0
+) -> tuple[dict[str, float], Tensor | None]:
+    """How trained each parameter looks, from 0 to 1, by name; and the number of matrices, ``None`` without parameters.
 
-    See :func:`~lightning_lopt.rules.residual_parts.structure.trained`. Complex, frozen and sharded parameters are left
-    out. Reading the shares waits for the device.
+    See :func:`~lightning_lopt.rules.residual_parts.structure.trained`, also for ``repetition``. Complex, frozen and
+    sharded parameters are left out. Reading the shares waits for the device.
     """
     readable = {m.name: (m.param.detach().float(), m.role) for m in members if _can_be_read(m.param)}
     if not readable:
-        return {}
-    signs = (signs_of(param, role) for param, role in readable.values())
-    shares = trained(Signs(*(torch.stack(values) for values in zip(*signs, strict=True))))
-    return dict(zip(readable, shares.tolist(), strict=True))
+        return {}, None
+    each = (signs_of(param, role) for param, role in readable.values())
+    signs = Signs(*(torch.stack(values) for values in zip(*each, strict=True)))
+    return dict(zip(readable, trained(signs, repetition).tolist(), strict=True)), depth_of(signs)
 
 
 def _can_be_read(param: Tensor) -> bool:

@@ -39,7 +39,7 @@ from lightning_lopt.rules.residual_parts.signals import (
     tensor_signals,
 )
 from lightning_lopt.rules.residual_parts.step_direction import direction_of
-from lightning_lopt.rules.residual_parts.structure import Signs, signs_of, trained
+from lightning_lopt.rules.residual_parts.structure import Signs, depth_of, signs_of, trained
 from lightning_lopt.rules.shared.arithmetic import mean_square, rms
 
 FIRST_TURNS = 20  # steps that all turn the eigenbases, which are far from their goal then
@@ -75,8 +75,7 @@ class ResidualRule(UpdateRule):
         orthogonalised: roles whose direction is orthogonalised; an empty list for none.
         rotated: roles whose direction is Adam's in the eigenbases of the gradients; none of them orthogonalised.
         horizon_power: h before meta-training, for all roles: step sizes fall as :math:`((T + 1000) / 1500)^{-h}` with
-            the horizon T, and weight decay by a power of its own, 1 before meta-training; ``None`` for constants that
-            do not depend on it.
+            the horizon T, and weight decay with a power of its own; ``None`` for constants that do not depend on it.
         direction_hidden: width of the two hidden layers of the direction MLP.
         controller_hidden: size of the controller's recurrent state.
         step_range: largest factor by which the controller may change a step size, > 1.
@@ -88,15 +87,14 @@ class ResidualRule(UpdateRule):
             (:mod:`~lightning_lopt.rules.residual_parts.structure`): the initial logarithm, for all roles, of what their
             steps are divided by, >= 0; they shorten further where gradients vanish
             (:class:`~lightning_lopt.rules.residual_parts.restraint.Restraint`). ``None`` treats all alike.
-        epoch_power: initial power with which careful steps shorten as the training data are repeated; ``None`` for
-            steps that do not depend on it.
+        epoch_power, depth_power: initial powers with which careful steps shorten as the training data are repeated,
+            and with the number of matrices; ``None`` for steps that do not depend on them.
         longest_side: a side of a rotated tensor that is longer than this, and than the other side, has no basis, > 0;
             in the role ``matrix`` directions are orthogonalised then
             (:func:`~lightning_lopt.rules.residual_parts.eigenbasis.out_evened`).
 
     Raises:
-        ValueError: if a size or constant is not positive, ``step_range`` not above 1, or a role unknown or both
-            orthogonalised and rotated.
+        ValueError: if a number is out of its range, or a role is unknown, or both orthogonalised and rotated.
 
     State bytes per parameter (float32): 4 for orthogonalised tensors without learned direction, else 8; 4 more if
     calibrated; for a rotated n x m matrix 8 (n² + m²) / (n m) more, 8 m / n where only m has a basis, and 4 more if
@@ -133,6 +131,7 @@ class ResidualRule(UpdateRule):
         longest_side: int = 1024,
         careful: float | None = None,
         epoch_power: float | None = None,
+        depth_power: float | None = None,
     ) -> None:
         super().__init__()
         check_sizes(direction_hidden=direction_hidden, controller_hidden=controller_hidden)
@@ -141,7 +140,7 @@ class ResidualRule(UpdateRule):
             raise ValueError(f"step_range must be a number above 1, got {step_range!r}.")
         check_positive(step_size=step_size, weight_decay=weight_decay)
         check_numbers(or_none=True, horizon_power=horizon_power)
-        check_numbers(0.0, or_none=True, careful=careful, epoch_power=epoch_power)
+        check_numbers(0.0, or_none=True, careful=careful, epoch_power=epoch_power, depth_power=depth_power)
         both = sorted(set(orthogonalised) & set(rotated))
         if both:
             raise ValueError(f"orthogonalised and rotated both name {', '.join(both)}; a role can be one of them.")
@@ -161,6 +160,7 @@ class ResidualRule(UpdateRule):
             "longest_side": longest_side,
             "careful": careful,
             "epoch_power": epoch_power,
+            "depth_power": depth_power,
         }
         self.longest_side, self.period = longest_side, turn_every
         self.reads_loss = controller
@@ -168,13 +168,12 @@ class ResidualRule(UpdateRule):
         self.orthogonalised, self.rotated = frozenset(orthogonalised), frozenset(rotated)
         self.controller_hidden = controller_hidden
         self.constants = RoleConstants(step_size, weight_decay, rotated=bool(rotated), horizon_power=horizon_power)
-        self.log_careful = (
-            None if careful is None else nn.Parameter(torch.full((len(ROLES),), careful, dtype=THETA_DTYPE))
-        )
+        start = None if careful is None else torch.full((len(ROLES),), careful, dtype=THETA_DTYPE)
+        self.log_careful = None if start is None else nn.Parameter(start)
         self.direction = DirectionMLP(direction_hidden) if direction else None
         self.controller = Controller(SIGNALS, controller_hidden, step_range) if controller else None
         self.calibration = Calibration() if calibrated else None
-        self.restraint = None if careful is None else Restraint(epoch_power=epoch_power)
+        self.restraint = None if careful is None else Restraint(3.0, epoch_power, depth_power)
 
     def phase_of(self, step: int) -> int | None:
         return None if step < FIRST_TURNS else super().phase_of(step)
@@ -255,9 +254,11 @@ class ResidualRule(UpdateRule):
             common, after["calibration"], factors = self.calibration(memory, factors, promises, context.step)
             controls["log_factor"], controls["calibrated"] = factors, torch.exp(common + factors)
         if self.restraint is not None:
-            log_norm = log_norm_of(columns["power"].sum(), at.per_unit)
-            log_restraint, after["gradient_size"] = self.restraint(shared["gradient_size"], log_norm, context.epochs)
             signs = Signs(*columns["structure"].unbind(-1))
+            log_norm = log_norm_of(columns["power"].sum(), at.per_unit)
+            log_restraint, after["gradient_size"] = self.restraint(
+                shared["gradient_size"], log_norm, context.epochs, depth_of(signs)
+            )
             shares = trained(signs, self.restraint.repetition(context.epochs))
             controls["careful"] = torch.exp((log_restraint - columns["careful"]) * shares)
         return controls, after
@@ -268,10 +269,9 @@ class ResidualRule(UpdateRule):
         if self.controller is not None:
             constants = Controls(*(controls[name] for name in Controls._fields)).applied_to(constants)
             state["hidden"] = controls["hidden"].to(state["hidden"].dtype)
-        if self.calibration is not None:
-            constants = constants._replace(step_size=constants.step_size * controls["calibrated"])
-        if self.log_careful is not None:
-            constants = constants._replace(step_size=constants.step_size * controls["careful"])
+        for factor in ("calibrated", "careful"):
+            if factor in controls:
+                constants = constants._replace(step_size=constants.step_size * controls[factor])
         evened, orthogonal = inputs.role == "matrix", _has_role(param, inputs.role, self.orthogonalised)
         direction, length = self._direction_of(
             param, grad, inside, state, constants, evened=evened, orthogonal=orthogonal, correction=self.direction
@@ -286,13 +286,13 @@ class ResidualRule(UpdateRule):
     def diagnostics(self, state: State) -> dict[str, Tensor]:
         """``calibration``: the common factor on all steps, 1 before the second step; nothing if not calibrated.
         ``trained``: mean over the tensors of how trained they looked at first, from 0 to 1; nothing if not careful."""
-        found = {}
+        values = {}
         if "calibration" in state.shared:
-            found["calibration"] = torch.exp(state.shared["calibration"][0])
+            values["calibration"] = torch.exp(state.shared["calibration"][0])
         structures = [tensors["structure"] for tensors in state.tensors.values() if "structure" in tensors]
         if structures:
-            found["trained"] = trained(Signs(*torch.stack(structures).unbind(-1))).mean()
-        return found
+            values["trained"] = trained(Signs(*torch.stack(structures).unbind(-1))).mean()
+        return values
 
 
 def _has_role(param: Tensor, role: Role, roles: frozenset[str]) -> bool:

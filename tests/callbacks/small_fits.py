@@ -4,7 +4,7 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_lopt import LearnedOptimizer, LearnedOptimizerAdapter, ResidualRule
 
@@ -28,6 +28,17 @@ def loader():
     draws = torch.Generator().manual_seed(1)
     data = [(torch.randn(5, generator=draws), torch.randint(3, (), generator=draws)) for _ in range(4 * BATCHES)]
     return DataLoader(data, batch_size=4)
+
+
+class Stream(IterableDataset):
+    """The batches of ``loader()``, without a length."""
+
+    def __iter__(self):
+        return iter(loader())
+
+
+def stream():
+    return DataLoader(Stream(), batch_size=None)
 
 
 class StatefulLoader:

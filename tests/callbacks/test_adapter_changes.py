@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.tuner import Tuner
-from small_fits import BATCHES, RULE, ManualModule, Module, fit, loader
+from small_fits import BATCHES, RULE, ManualModule, Module, fit, loader, stream
 from torch.utils.data import DataLoader
 
 from lightning_lopt import LearnedOptimizer, LearnedOptimizerAdapter, ResidualRule
@@ -223,10 +223,10 @@ def test_careful_rules_say_how_many_tensors_look_pretrained(caplog):
             super().__init__(lambda module: torch.optim.SGD(module.parameters(), 0.1))
             self.net.insert(1, torch.nn.LayerNorm(8))
 
-    def said(module):
+    def said(module, **settings):
         caplog.clear()
         with caplog.at_level("INFO"):
-            fit(module, adapter=LearnedOptimizerAdapter("base"))
+            fit(module, adapter=LearnedOptimizerAdapter("base"), **settings)
         return [r.getMessage() for r in caplog.records if "look pretrained" in r.getMessage()]
 
     assert said(Normalised()) == []
@@ -234,8 +234,10 @@ def test_careful_rules_say_how_many_tensors_look_pretrained(caplog):
     with torch.no_grad():
         module.net[1].weight.add_(0.1 * torch.randn(8))
         module.net[1].bias.add_(0.1 * torch.randn(8))
-    (line,) = said(module)
-    assert "tensors look pretrained, so rule 'base' makes steps up to 55 times shorter" in line
+    (line,) = said(copy.deepcopy(module))
+    assert "tensors look pretrained, so rule 'base' makes steps up to 9 times shorter, for 2 epochs" in line
+    (line,) = said(module, data=stream(), max_steps=4)
+    assert "tensors look pretrained, so rule 'base' makes steps up to 55 times shorter, for an unknown number" in line
 
 
 def test_a_copy_of_the_optimizer_holds_no_trainer():

@@ -1,23 +1,9 @@
 """The number of epochs that the adapter tells the rule, in every way a Trainer can be told when to stop."""
 
 import pytest
-import torch
-from small_fits import BATCHES, RULE, ManualModule, Module, fit, loader
-from torch.utils.data import IterableDataset
+from small_fits import BATCHES, RULE, ManualModule, Module, fit, stream
 
 from lightning_lopt import LearnedOptimizer
-
-
-class Stream(IterableDataset):
-    """The batches of ``loader()``, without a length."""
-
-    def __iter__(self):
-        return iter(loader())
-
-
-def stream():
-    return torch.utils.data.DataLoader(Stream(), batch_size=None)
-
 
 CASES = {
     "epochs": ({}, 2.0),

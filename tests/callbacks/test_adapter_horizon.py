@@ -6,21 +6,9 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
-from small_fits import BATCHES, RULE, ManualModule, Module, fit, fit_of_pytorch_lightning, loader
-from torch.utils.data import IterableDataset
+from small_fits import BATCHES, RULE, ManualModule, Module, fit, fit_of_pytorch_lightning, loader, stream
 
 from lightning_lopt import AdamRule, LearnedOptimizer, LearnedOptimizerAdapter
-
-
-class Stream(IterableDataset):
-    """The batches of ``loader()``, without a length."""
-
-    def __iter__(self):
-        return iter(loader())
-
-
-def stream():
-    return torch.utils.data.DataLoader(Stream(), batch_size=None)
 
 
 def planned_and_made(trainer):

@@ -122,7 +122,7 @@ def test_a_rule_in_memory_and_its_record():
     rule = load_rule("base")
     record = RuleRecord.of(rule, load_meta_training("base"), "base")
     assert record.weights_sha256 == weights_sha256(rule)
-    assert record.meta_parameters == 70
+    assert record.meta_parameters == 71
     assert record.trained_on["horizons"] == [100, 3000]
     assert "image_mixer" in record.trained_on["families"]
     assert "image_vit" not in record.trained_on["families"]

@@ -52,6 +52,14 @@ def test_more_epochs_make_steps_shorter_by_a_power_within_limits(epochs, factor)
     assert log_factor.item() == 0.0  # without a power, the epochs are not read
 
 
+@pytest.mark.parametrize(("depth", "factor"), [(1.0, 1.0), (3.0, 1.0), (6.0, 0.5**0.8), (48.0, 16**-0.8), (None, 1.0)])
+def test_more_matrices_make_steps_shorter_by_a_power(depth, factor):
+    restraint, memory = Restraint(epoch_power=1.0, depth_power=0.8).double(), torch.zeros(3).double()
+    given = None if depth is None else torch.tensor(depth)
+    log_factor, _ = restraint(memory, torch.tensor(0.0).double(), torch.tensor(6.0), given)
+    assert math.exp(log_factor.item()) == pytest.approx(2 * factor, rel=1e-6)
+
+
 def test_a_single_gradient_does_not_set_it():
     steady = [1.0] * 200
     early = factors([1e6, *steady])

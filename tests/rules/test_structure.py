@@ -195,9 +195,23 @@ def test_base_keeps_what_a_transformer_has_learned():
         rule = load_rule("base")
         if not careful:
             rule.log_careful.data.zero_()
+            rule.restraint.depth_power.data.zero_()
         losses = train(LearnedOptimizer(net, rule, total_steps=200), 40)
         body = "1.self_attn.in_proj_weight"
         moved[careful] = float((net.state_dict()[body] - start[body]).norm() / start[body].norm())
         assert not careful or max(losses) < 0.1
     assert moved[True] < 0.05
     assert moved[False] > 0.3
+
+
+def test_steps_of_a_trained_network_are_divided_by_its_matrices_over_three():
+    torch.manual_seed(0)
+    config = {"direction": False, "controller": False, "orthogonalised": [], "careful": 3.0}
+    params = {str(number): torch.randn(32, 2) @ torch.randn(2, 32) for number in range(12)}
+    params |= {"b": torch.randn(8)}
+    grads = {name: torch.randn_like(param) for name, param in params.items()}
+    context, updates = StepContext(torch.tensor(0.0), torch.tensor(100.0)), []
+    for rule in (ResidualRule(**config), ResidualRule(**config, depth_power=1.0)):
+        updates.append(rule(params, grads, rule.init_state(params, {}), context)[0])
+    for name in params:
+        torch.testing.assert_close(updates[1][name], updates[0][name] / 4)

@@ -11,6 +11,7 @@ from lightning_lopt.rules.base import THETA_DTYPE
 from lightning_lopt.rules.shared.arithmetic import TINY
 
 TYPICAL_EPOCHS = 12.0  # passes over the training data for which the rule's ``careful`` is meant
+TYPICAL_DEPTH = 3.0  # matrices, up to which nothing is shortened for them
 FEWEST, MOST = math.log(1.5 / TYPICAL_EPOCHS), math.log(30.0 / TYPICAL_EPOCHS)  # fewer or more passes change no more
 
 RATE = 0.05  # of the running average that is the present size of gradients
@@ -35,11 +36,13 @@ class Restraint(nn.Module):
     nothing. A gradient counts as at most 1,000 times as large or as small as the mean, once there were 20.
 
     Where the planned number of epochs E is known, there is one factor more, :math:`(E / 12)^{-\psi}` with E between 1.5
-    and 30: the more often examples are seen again, the less of a step is about other examples than these.
+    and 30: the more often examples are seen again, the less of a step is about other examples than these. For a network
+    of n > 3 matrices there is a factor :math:`(n / 3)^{-\delta}`, since their changes add up in its output.
 
     Args:
         power: initial :math:`\rho`, >= 0.
         epoch_power: initial :math:`\psi`, >= 0; ``None`` for a factor that does not depend on the epochs.
+        depth_power: initial :math:`\delta`, >= 0; ``None`` for a factor that does not depend on the depth.
 
     Example:
         >>> restraint, memory = Restraint(power=1.0), torch.zeros(3)
@@ -49,12 +52,15 @@ class Restraint(nn.Module):
         0.0
     """
 
-    def __init__(self, power: float = 3.0, epoch_power: float | None = None) -> None:
+    def __init__(self, power: float = 3.0, epoch_power: float | None = None, depth_power: float | None = None) -> None:
         super().__init__()
         self.power = nn.Parameter(torch.tensor(power, dtype=THETA_DTYPE))
         self.epoch_power = None if epoch_power is None else nn.Parameter(torch.tensor(epoch_power, dtype=THETA_DTYPE))
+        self.depth_power = None if depth_power is None else nn.Parameter(torch.tensor(depth_power, dtype=THETA_DTYPE))
 
-    def forward(self, memory: Tensor, log_norm: Tensor, epochs: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, memory: Tensor, log_norm: Tensor, epochs: Tensor | None = None, depth: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The logarithm of the factor, 0-dim, and what to remember.
 
         Args:
@@ -62,6 +68,7 @@ class Restraint(nn.Module):
                 before the first.
             log_norm: logarithm of the norm of all gradients, 0-dim; minus infinity if they are null.
             epochs: planned passes over the training data, 0-dim; ``None`` or NaN where it is unknown.
+            depth: number of matrices, 0-dim; see :func:`~lightning_lopt.rules.residual_parts.structure.depth_of`.
         """
         count, average, mean = memory.unbind()
         there = log_norm.abs() < torch.inf
@@ -72,10 +79,23 @@ class Restraint(nn.Module):
         average = torch.where(there, torch.lerp(average, size, weight.clamp(min=RATE)), average)
         mean = torch.where(there, torch.lerp(mean, size, weight), mean)
         log_factor = self.power.to(memory.dtype) * (average - mean).clamp(max=0.0)
+        return log_factor + self.planned_factor(epochs, depth), torch.stack([count, average, mean])
+
+    def planned_factor(self, epochs: Tensor | None, depth: Tensor | None) -> Tensor | float:
+        """The logarithm of the factors that follow from the epochs and the depth, 0-dim; 0 for what is unknown.
+
+        >>> rule = Restraint(epoch_power=1.0, depth_power=1.0)
+        >>> round(float(rule.planned_factor(torch.tensor(3.0), torch.tensor(6.0)).exp()), 2)  # 12 / 3, 3 / 6
+        2.0
+        """
+        log_factor: Tensor | float = 0.0
         if self.epoch_power is not None and epochs is not None:
-            more = torch.log(epochs.to(memory.dtype) / TYPICAL_EPOCHS).clamp(FEWEST, MOST)
-            log_factor = log_factor - self.epoch_power.to(memory.dtype) * torch.nan_to_num(more)
-        return log_factor, torch.stack([count, average, mean])
+            more = torch.log(epochs / TYPICAL_EPOCHS).clamp(FEWEST, MOST)
+            log_factor = log_factor - self.epoch_power.to(epochs.dtype) * torch.nan_to_num(more)
+        if self.depth_power is not None and depth is not None:
+            deeper = torch.log(depth / TYPICAL_DEPTH).clamp(min=0.0)
+            log_factor = log_factor - self.depth_power.to(depth.dtype) * deeper
+        return log_factor
 
     def repetition(self, epochs: Tensor | None) -> Tensor | float:
         """How much examples are repeated, 0-dim: 0 up to 1.5 epochs and where their number is unknown, 1 from 30 on.

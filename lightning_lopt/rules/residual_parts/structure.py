@@ -159,6 +159,16 @@ def trained(signs: Signs, repetition: Tensor | float = 0.0) -> Tensor:
     return torch.maximum(torch.maximum(signs.alone, shared), adapters)
 
 
+def depth_of(signs: Signs) -> Tensor:
+    """The number of matrices, 0-dim, where the two factors of an adapter count as one.
+
+    >>> adapter = [signs_of(torch.randn(2, 32), "matrix"), signs_of(torch.zeros(32, 2), "matrix")]
+    >>> depth_of(Signs(*(torch.stack(pair) for pair in zip(*adapter))))
+    tensor(1.)
+    """
+    return signs.is_matrix.sum() - signs.is_second.sum()
+
+
 def chance(pairs: Tensor) -> Tensor:
     r"""The excess that so many pairs of random vectors do not reach, but for one draw in some 30,000.
 
