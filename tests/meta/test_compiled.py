@@ -27,7 +27,7 @@ def small_mlp(seed=3):
 
 
 def gradient(estimator, rule, task, execution=EAGER):
-    groups = [estimator.start(rule, task, horizon=26, seed=0)]
+    groups = [estimator.start(rule, task, horizon=28, seed=0)]
     for _ in range(2):
         estimate = estimator.estimate(rule, groups, execution)
         groups = estimate.groups
