@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lightning_lopt.compiling import CompiledFunction, signature_of
+from lightning_lopt.compiling import CompiledFunction, own_copy, signature_of
 from lightning_lopt.meta.batches import BatchDraws
 from lightning_lopt.meta.engine.execution import Advanced, Execution, steps_one_by_one
 from lightning_lopt.meta.engine.step import Stepped, advance_runs
@@ -17,7 +17,8 @@ from lightning_lopt.rules.base import UpdateRule
 class Compiled(Execution):
     """Inner steps compiled: the numbers of :class:`~lightning_lopt.meta.engine.Eager` up to rounding, in fewer kernels.
 
-    One inner step of all runs is compiled, once for each architecture of a task (shapes, batch size, activation). It
+    One inner step of all runs is compiled, once for each architecture of a task (shapes, batch size, activation) and
+    each phase of the rule (:meth:`UpdateRule.phase_of <lightning_lopt.UpdateRule.phase_of>`). It
     pays off for few architectures with many steps each. If compiling fails, the steps of that architecture are eager
     (:class:`~lightning_lopt.compiling.CompiledFunction`).
 
@@ -45,12 +46,21 @@ class Compiled(Execution):
     """
 
     def __init__(self, backend: str | Callable[..., Any] = "inductor") -> None:
-        self.function = CompiledFunction(advance_runs, backend=backend)
+        self._backend = backend
+        self._functions: dict[int | None, CompiledFunction[Stepped]] = {}  # by phase
+
+    @property
+    def uncompiled(self) -> list[str]:
+        """Why steps are not compiled, for each architecture and phase whose steps are not."""
+        return [why for function in self._functions.values() for why in function.uncompiled.values()]
 
     def step(self, *arguments: Any) -> Stepped:
-        rule, task, theta, params, _, batches, *_ = arguments
+        rule, task, theta, params, _, batches, _, phase = arguments
+        if phase not in self._functions:
+            # a copy of the function for each phase, since torch compiles a function for eight sets of arguments only
+            self._functions[phase] = CompiledFunction(own_copy(advance_runs), backend=self._backend)
         signature = (type(rule), type(task), *signature_of(theta, params, *batches.values()))
-        return self.function(*arguments, signature=signature, what=f"inner steps of {task.name}")
+        return self._functions[phase](*arguments, signature=signature, what=f"inner steps of {task.name}")
 
     def steps(
         self, rule: UpdateRule, theta: Theta, groups: Sequence[InnerRuns], draws: Sequence[BatchDraws], steps: int
