@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 from lightning_lopt.compiling import CompiledFunction, own_copy, signature_of
@@ -57,8 +58,7 @@ class Compiled(Execution):
     def step(self, *arguments: Any) -> Stepped:
         rule, task, theta, params, _, batches, _, phase = arguments
         if phase not in self._functions:
-            # a copy of the function for each phase, since torch compiles a function for eight sets of arguments only
-            self._functions[phase] = CompiledFunction(own_copy(advance_runs), backend=self._backend)
+            self._functions[phase] = CompiledFunction(_steps_of(phase), backend=self._backend)
         signature = (type(rule), type(task), *signature_of(theta, params, *batches.values()))
         return self._functions[phase](*arguments, signature=signature, what=f"inner steps of {task.name}")
 
@@ -66,3 +66,9 @@ class Compiled(Execution):
         self, rule: UpdateRule, theta: Theta, groups: Sequence[InnerRuns], draws: Sequence[BatchDraws], steps: int
     ) -> Advanced:
         return steps_one_by_one(self.step, rule, theta, groups, draws, steps)
+
+
+@cache
+def _steps_of(phase: int | None) -> Callable[..., Stepped]:
+    """A copy of :func:`advance_runs` for each phase, since torch compiles a function for eight sets of arguments only."""
+    return own_copy(advance_runs)
