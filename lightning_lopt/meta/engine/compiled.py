@@ -70,5 +70,5 @@ class Compiled(Execution):
 
 @cache
 def _steps_of(phase: int | None) -> Callable[..., Stepped]:
-    """A copy of :func:`advance_runs` for each phase, since torch compiles a function for eight sets of arguments only."""
+    """A copy of :func:`advance_runs` for each phase: torch compiles a function for eight sets of arguments only."""
     return own_copy(advance_runs)
