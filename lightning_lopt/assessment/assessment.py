@@ -134,10 +134,14 @@ def _level_line(level: Level, size: int | None) -> str:
 def _swept(adamw: Mapping[int, LossesBySplit]) -> tuple[str, str]:
     """The losses of AdamW at the best learning rate for each split, and these rates."""
     splits = list(next(iter(adamw.values())))
-    best = {split: min(adamw, key=lambda rate, split=split: _median(adamw[rate][split])) for split in splits}  # type: ignore[misc]
+    best = {split: _best_rate(adamw, split) for split in splits}
     losses = _losses({split: adamw[best[split]][split] for split in splits})
     rates = [f"{learning_rate(exponent):.3g}" for exponent in best.values()]
     return losses, " / ".join(rates if len(set(rates)) > 1 else rates[:1])
+
+
+def _best_rate(adamw: Mapping[int, LossesBySplit], split: Split) -> int:
+    return min(adamw, key=lambda rate: _median(adamw[rate][split]))
 
 
 def _finite(value: Any) -> Any:

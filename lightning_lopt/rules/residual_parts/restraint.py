@@ -13,14 +13,15 @@ from lightning_lopt.rules.shared.arithmetic import TINY
 TYPICAL_EPOCHS = 12.0  # passes over the training data for which the rule's ``careful`` is meant
 TYPICAL_DEPTH = 3.0  # matrices, up to which nothing is shortened for them
 FEWEST, MOST = math.log(1.5 / TYPICAL_EPOCHS), math.log(30.0 / TYPICAL_EPOCHS)  # fewer or more passes change no more
-
 RATE = 0.05  # of the running average that is the present size of gradients
 FIRST = 20  # gradients that count as they are
 LIMIT = 7.0  # of the logarithm of that size, relative to the mean: a single gradient counts as no smaller or larger
 
 
 class Restraint(nn.Module):
-    r"""The logarithm of a factor of at most 1 on steps, from the size of gradients beside their geometric mean so far.
+    r"""The logarithm of a factor on the steps of trained tensors, from the size of gradients and the plan of the run.
+
+    The size of gradients beside their geometric mean so far gives a factor of at most 1.
 
     With the norm n of all gradients together, its running average and its mean in the logarithm are
 
@@ -90,8 +91,7 @@ class Restraint(nn.Module):
         """
         log_factor: Tensor | float = 0.0
         if self.epoch_power is not None and epochs is not None:
-            more = torch.log(epochs / TYPICAL_EPOCHS).clamp(FEWEST, MOST)
-            log_factor = log_factor - self.epoch_power.to(epochs.dtype) * torch.nan_to_num(more)
+            log_factor = log_factor - self.epoch_power.to(epochs.dtype) * torch.nan_to_num(_log_epochs(epochs))
         if self.depth_power is not None and depth is not None:
             deeper = torch.log(depth / TYPICAL_DEPTH).clamp(min=0.0)
             log_factor = log_factor - self.depth_power.to(depth.dtype) * deeper
@@ -105,7 +105,12 @@ class Restraint(nn.Module):
         """
         if self.epoch_power is None or epochs is None:
             return 0.0
-        return torch.nan_to_num((torch.log(epochs / TYPICAL_EPOCHS).clamp(FEWEST, MOST) - FEWEST) / (MOST - FEWEST))
+        return torch.nan_to_num((_log_epochs(epochs) - FEWEST) / (MOST - FEWEST))
+
+
+def _log_epochs(epochs: Tensor) -> Tensor:
+    """The logarithm of the epochs, relative to the typical number and within limits; NaN stays NaN."""
+    return torch.log(epochs / TYPICAL_EPOCHS).clamp(FEWEST, MOST)
 
 
 def log_norm_of(power: Tensor, per_unit: Tensor) -> Tensor:

@@ -153,8 +153,7 @@ def trained(signs: Signs, repetition: Tensor | float = 0.0) -> Tensor:
     mean = (signs.weight * signs.excess.clamp(max=LARGEST)).sum() / total
     matrices = (SURE * _shown(mean, total)).clamp(max=1.0)
     gains = (2 * signs.moved.sum() / signs.tells.sum().clamp(min=1.0) - 1).clamp(min=0.0)
-    pairs = torch.minimum(signs.is_first.sum(), signs.is_second.sum())
-    adapters = ADAPTED * (6 * pairs / signs.is_matrix.sum().clamp(min=1.0) - 2).clamp(0.0, 1.0) * repetition
+    adapters = ADAPTED * (6 * _adapters(signs) / signs.is_matrix.sum().clamp(min=1.0) - 2).clamp(0.0, 1.0) * repetition
     shared = torch.maximum(matrices * signs.as_matrices, gains * signs.as_gains)
     return torch.maximum(torch.maximum(signs.alone, shared), adapters)
 
@@ -166,7 +165,12 @@ def depth_of(signs: Signs) -> Tensor:
     >>> depth_of(Signs(*(torch.stack(pair) for pair in zip(*adapter))))
     tensor(1.)
     """
-    return signs.is_matrix.sum() - signs.is_second.sum()
+    return signs.is_matrix.sum() - _adapters(signs)
+
+
+def _adapters(signs: Signs) -> Tensor:
+    """The number of pairs of factors, 0-dim."""
+    return torch.minimum(signs.is_first.sum(), signs.is_second.sum())
 
 
 def chance(pairs: Tensor) -> Tensor:
