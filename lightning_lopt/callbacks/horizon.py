@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import lightning.pytorch as L
+from lightning.fabric.utilities.data import sized_len
 from torch.utils.data import DataLoader
 
 from lightning_lopt._lightning import is_lightning
@@ -96,10 +97,7 @@ def _batches_in_data(trainer: L.Trainer) -> float:
     loader = trainer.train_dataloader
     if trainer.overfit_batches or not isinstance(loader, DataLoader):  # type: ignore[attr-defined]
         return 0
-    try:
-        return len(loader)
-    except (TypeError, NotImplementedError):  # a data set without a length
-        return 0
+    return sized_len(loader) or 0
 
 
 def paced_steps_left(pace: Pace, others: Sequence[Pace], at: Progress, batch: int) -> float:

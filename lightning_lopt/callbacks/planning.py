@@ -37,8 +37,7 @@ class Plan(ABC):
             for optimizer in learned:
                 optimizer.set_horizon(total_steps)
         for optimizer in learned:
-            if epochs is not None and not optimizer.epochs_given:
-                optimizer.epochs = epochs
+            optimizer.plan_epochs(epochs)
 
     @abstractmethod
     def begin(self, saved: dict[str, Any]) -> None:

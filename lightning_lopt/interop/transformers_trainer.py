@@ -79,8 +79,8 @@ class LearnedTrainerMixin:
             learned.set_loss(trainer.accelerator.reduce(total.clone(), reduction="mean"))
             if not learned.total_steps_given and learned.total_steps != trainer.state.max_steps:
                 learned.set_horizon(trainer.state.max_steps)
-                epochs = trainer.state.num_train_epochs  # a data set without a length has sys.maxsize
-                learned.epochs = learned.epochs if learned.epochs_given or epochs >= sys.maxsize else float(epochs)
+            epochs = trainer.state.num_train_epochs  # sys.maxsize for a data set without a length
+            learned.plan_epochs(epochs if epochs < sys.maxsize else None)
         return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:

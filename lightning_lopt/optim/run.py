@@ -29,6 +29,7 @@ class RunOptimizer(torch.optim.Optimizer):
         rule: the update rule.
         rule_label: name of the rule in messages, as the user wrote it.
         labels: names and roles of parameters that may join later.
+        epochs_given: whether the user gave the number of epochs, which then wins over that of a training loop.
         signals: inputs of a step that do not come through its arguments, such as the loss; shared with wrappers.
     """
 
@@ -36,6 +37,7 @@ class RunOptimizer(torch.optim.Optimizer):
     rule_label: str
     labels: Labels
     signals: StepSignals
+    epochs_given: bool
     _run: RunState
     _guard: Guard | None
 
@@ -56,6 +58,11 @@ class RunOptimizer(torch.optim.Optimizer):
     @epochs.setter
     def epochs(self, epochs: float | None) -> None:
         self._run.epochs = checked_epochs(epochs)
+
+    def plan_epochs(self, epochs: float | None) -> None:
+        """Take over the number of epochs of a training loop, if it is known, unless the user gave another."""
+        if epochs is not None and not self.epochs_given:
+            self.epochs = epochs
 
     @property
     def calls(self) -> int:

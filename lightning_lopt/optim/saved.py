@@ -27,11 +27,9 @@ class SavedOptimizer(RuleOptimizer):
 
     Attributes:
         total_steps_given: whether the user gave the horizon, which then wins over the Trainer's estimate.
-        epochs_given: likewise for the number of epochs.
     """
 
     total_steps_given: bool
-    epochs_given: bool
 
     @property
     def is_in_eval(self) -> bool:

@@ -104,6 +104,14 @@ def test_what_is_passed_is_used(trainer):
     assert learned(made) is optimizer
 
 
+@pytest.mark.parametrize(("given", "epochs"), [({}, 3.0), ({"total_steps": 50}, 3.0), ({"epochs": 7}, 7.0)])
+def test_the_epochs_are_those_of_the_trainer_unless_they_are_given(trainer, given, epochs):
+    net = Model()
+    optimizer = LearnedOptimizer(net, **given)
+    trainer(net=net, optimizers=(optimizer, None), num_train_epochs=3).train()
+    assert optimizer.epochs == epochs
+
+
 def test_resuming_is_no_stop(trainer, tmp_path):
     straight = trainer(save_strategy="steps", save_steps=2)
     straight.train()
