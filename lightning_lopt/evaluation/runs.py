@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -29,7 +30,8 @@ def run_rules(
     """Train ``seeds`` models with each of several rules of one class and config, which differ only in θ.
 
     All rules have the same initial models and the same mini-batches, side by side under ``vmap``. Losses and metrics of
-    whole splits are those of the evaluation weights, :meth:`~lightning_lopt.UpdateRule.evaluation_params`.
+    whole splits are those of the evaluation weights, :meth:`~lightning_lopt.UpdateRule.evaluation_params`. Rules that
+    read the validation loss get it at each checkpoint, 20 times in a run.
 
     Args:
         rules: at least one; the runs are on their device.
@@ -62,6 +64,9 @@ class SideBySide(Protocol):
     def on_full_batch(self, split: Split, function: PerModel) -> Batch:
         """``function`` of the parameters of each model and of the whole split, shape ``(N,)`` for each result."""
 
+    def validated(self, losses: Tensor) -> None:
+        """Take note of the validation loss of each model, shape ``(N,)``, where the optimizer reads it."""
+
 
 def measured_in_windows(models: SideBySide, task: Task, steps: int, *, copies: int) -> list[Measurement]:
     """Train models from their first to their last step, and measure them during the run.
@@ -88,6 +93,7 @@ def measured_in_windows(models: SideBySide, task: Task, steps: int, *, copies: i
             made = end
             if end in window_ends(steps, CHECKPOINTS):
                 checkpoints.append(models.on_full_batch("valid", loss) | models.on_full_batch("valid", task.metrics))
+                models.validated(checkpoints[-1]["loss"])
         final = models.on_full_batch("train", loss)["loss"]
 
     def of(copy: int, values: Tensor) -> Tensor:
@@ -121,6 +127,16 @@ class RuleModels:
 
     def on_full_batch(self, split: Split, function: PerModel) -> Batch:
         return _on_full_batch(self.rule, self.runs, split, function)
+
+    def validated(self, losses: Tensor) -> None:
+        if self.rule.reads_validation:
+            progress = losses.new_tensor(self.runs.step / self.runs.horizon)
+
+            def after(shared: dict[str, Tensor], loss: Tensor) -> dict[str, Tensor]:
+                return self.rule.validated(State({}, shared), loss, progress).shared
+
+            shared = vmap(after)(self.runs.state.shared, losses)
+            self.runs = replace(self.runs, state=State(self.runs.state.tensors, shared))
 
 
 def _on_full_batch(rule: UpdateRule, runs: InnerRuns, split: Split, function: PerModel) -> Batch:

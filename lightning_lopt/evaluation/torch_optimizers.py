@@ -128,6 +128,9 @@ class TorchModels:
             leaf.grad = grads[name]
         optimizer.step()
 
+    def validated(self, losses: Tensor) -> None:
+        """Optimizers of PyTorch read no validation loss."""
+
     def on_full_batch(self, split: Split, function: PerModel) -> Batch:
         """``function`` of the parameters of each model and of the whole split, one optimizer at a time."""
         device = next(iter(self.params.values())).device

@@ -221,10 +221,12 @@ class LearnedOptimizer(SavedOptimizer):
 
     @torch.no_grad()
     def validated(self, loss: Tensor | float) -> None:
-        """Pass a validation loss to a rule that reads it, as :class:`~lightning_lopt.RNNMLPRule` does.
+        """Pass a validation loss to a rule that reads it, as ``base`` and :class:`~lightning_lopt.RNNMLPRule` do.
+
+        :class:`~lightning_lopt.LearnedOptimizerAdapter` does so after each validation.
 
         Args:
-            loss: one number, finite; in distributed training the mean over the ranks.
+            loss: one number, lower is better; in distributed training the mean over the ranks.
         """
         first_group = self.param_groups[0]
         if not first_group["shared"]:
@@ -233,8 +235,10 @@ class LearnedOptimizer(SavedOptimizer):
                 first_member.param.shape, dtype=first_member.param.dtype, device=first_member.param.device
             )
             first_group["shared"] = self._acting.init_state({first_member.name: wide(blank)}, {}).shared
+        made, planned = first_group["step"], self._run.saved_total or self.total_steps
+        progress = made / planned if isinstance(planned, int) else torch.zeros_like(made, dtype=torch.float32)
         first_group["shared"] = self._acting.validated(
-            State({}, first_group["shared"]), scalar_loss(loss, first_group["step"].device)
+            State({}, first_group["shared"]), scalar_loss(loss, made.device), progress
         ).shared
 
     @torch.no_grad()

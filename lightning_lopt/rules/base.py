@@ -61,15 +61,14 @@ class UpdateRule(PickledAsData, ABC):
 
     Attributes:
         rule_name: the key in :data:`RULES`, written into ``config.json`` by ``save_rule``.
-        reads_loss: whether the rule reads ``context.loss``.
+        reads_loss, reads_validation: whether the rule reads ``context.loss``, and the losses of :meth:`validated`.
         reads_horizon: whether the rule needs a meaningful ``context.total_steps``.
         calibrates_steps: whether a run sets the common scale of its steps by itself.
         period: one step in ``period`` is a full step for a stack of tensors, with the work that is not needed at every
             step, >= 1.
-        exact_state: keys of state that keeps its type under ``state_dtype``: positions, since a step is small beside
-            them and would be lost by rounding; averages and moments can be rounded.
-        update_state: keys of state that hold the last update; the optimizer multiplies them by the learning rate of the
-            tensor, as it multiplies the update.
+        exact_state: keys of state that keeps its type under ``state_dtype``: positions, beside which a step is lost
+            by rounding.
+        update_state: keys of state that hold the last update, which the optimizer multiplies by learning rates, too.
         starts_random: whether a new rule of this class steps at random until θ is meta-trained or loaded.
         trained: whether θ of this rule was meta-trained or loaded; set to ``True`` by ``load_state_dict`` (and so by
             :func:`~lightning_lopt.load_rule`) and :class:`~lightning_lopt.MetaTrainer`.
@@ -93,6 +92,7 @@ class UpdateRule(PickledAsData, ABC):
 
     rule_name: ClassVar[str] = ""
     reads_loss: bool = False
+    reads_validation: bool = False
     reads_horizon: bool = False
     calibrates_steps: bool = False
     period: int = 1
@@ -295,6 +295,6 @@ class UpdateRule(PickledAsData, ABC):
         """Numbers of the state for logs, 0-dim each, by name; none by default."""
         return {}
 
-    def validated(self, state: State, loss: Tensor) -> State:
-        """The state after a validation loss, 0-dim, has updated ``state.shared``; overridden by rules that read it."""
+    def validated(self, state: State, loss: Tensor, progress: Tensor) -> State:
+        """The state after a validation loss, 0-dim, at a share ``progress`` of the planned steps, 0-dim."""
         return state

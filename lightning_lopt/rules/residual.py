@@ -28,7 +28,7 @@ from lightning_lopt.rules.residual_parts.direction import DirectionMLP
 from lightning_lopt.rules.residual_parts.eigenbasis import init_bases
 from lightning_lopt.rules.residual_parts.gradient_unit import extremes_of, in_unit, largest_of, per_unit_of, unit_of
 from lightning_lopt.rules.residual_parts.moment import Moment
-from lightning_lopt.rules.residual_parts.restraint import Restraint, log_norm_of
+from lightning_lopt.rules.residual_parts.restraint import Restraint
 from lightning_lopt.rules.residual_parts.role_constants import RoleConstants
 from lightning_lopt.rules.residual_parts.running_averages import accumulate, gradient_power, momentum_of
 from lightning_lopt.rules.residual_parts.signals import (
@@ -38,8 +38,9 @@ from lightning_lopt.rules.residual_parts.signals import (
     shared_signals,
     tensor_signals,
 )
-from lightning_lopt.rules.residual_parts.step_direction import direction_of
-from lightning_lopt.rules.residual_parts.structure import Signs, depth_of, signs_of, trained
+from lightning_lopt.rules.residual_parts.step_direction import direction_of, has_role
+from lightning_lopt.rules.residual_parts.structure import Signs, signs_of, trained
+from lightning_lopt.rules.residual_parts.validation import ValidationMemory
 from lightning_lopt.rules.shared.arithmetic import mean_square, rms
 
 FIRST_TURNS = 20  # steps that all turn the eigenbases, which are far from their goal then
@@ -53,21 +54,20 @@ class ResidualRule(UpdateRule):
 
     - :math:`d`, of RMS 1: for matrices the orthogonalised Nesterov momentum, for the other roles the bias-corrected
       Adam direction, or, where asked for, that direction in the eigenbases of the gradients' covariances
-      (:mod:`~lightning_lopt.rules.residual_parts.eigenbasis`); each after an optional correction by a per-parameter
-      MLP;
+      (:mod:`~lightning_lopt.rules.residual_parts.eigenbasis`); each after an optional correction by an MLP;
     - in Adam's direction, entries of another sign than the gradient times 1 - c, as in cautious optimizers (Liang et
       al. 2024, https://arxiv.org/abs/2411.16085), but in the coordinates of its second moment;
     - :math:`r`, the coherence of the gradients: the RMS of Adam's direction, 1 where they agree and small where they
       are noise; the factor is 1 for orthogonalised tensors;
     - :math:`s(t)`: linear warm-up over 5 % of the horizon, then linear decay to 0;
     - :math:`\eta = 0.02`, :math:`\rho = 0.03`, and further constants, per role (:class:`RoleConstants`), c and
-      :math:`\omega` (0 before meta-training) among them, times what a recurrent :class:`Controller` sets for each
-      tensor;
+      :math:`\omega` (0 at first) among them, times what a recurrent :class:`Controller` sets for each tensor;
     - if it is calibrated, all of it times factors that follow from the run itself (:class:`Calibration`).
 
     The step is relative to the RMS of the tensor at initialisation: relative to the present one it would feed on
     itself. Multiplying the loss by a constant, or adding one to it, leaves the run unchanged: gradients are taken in a
-    unit that the first of them sets, and only a controller reads the loss.
+    unit that the first of them sets, and only a controller reads the loss. Losses on held-out data change the steps by
+    how they compare with one another (:class:`~lightning_lopt.rules.residual_parts.validation.ValidationMemory`).
 
     Args:
         direction: learn a per-parameter correction of the direction.
@@ -83,15 +83,15 @@ class ResidualRule(UpdateRule):
         weight_decay: λ before meta-training, for all roles, > 0.
         calibrated: let the run calibrate its steps.
         turn_every: one step in how many turns the eigenbases of rotated roles, >= 1; each of the first 20 does.
-        careful: shorten the steps of tensors that look trained already
-            (:mod:`~lightning_lopt.rules.residual_parts.structure`): the initial logarithm, for all roles, of what their
-            steps are divided by, >= 0; they shorten further where gradients vanish
-            (:class:`~lightning_lopt.rules.residual_parts.restraint.Restraint`). ``None`` treats all alike.
-        epoch_power, depth_power: initial powers with which careful steps shorten as the training data are repeated,
-            and with the number of matrices; ``None`` for steps that do not depend on them.
+        careful: shorten the steps of tensors that look trained (:mod:`~lightning_lopt.rules.residual_parts.structure`):
+            the initial logarithm, for all roles, of what their steps are divided by, >= 0; they shorten further by a
+            :class:`~lightning_lopt.rules.residual_parts.restraint.Restraint`. ``None`` treats all alike.
+        epoch_power, depth_power: initial powers with which careful steps shorten with the number of epochs and of
+            matrices; ``None`` for steps that do not depend on them.
         longest_side: a side of a rotated tensor that is longer than this, and than the other side, has no basis, > 0;
             in the role ``matrix`` directions are orthogonalised then
             (:func:`~lightning_lopt.rules.residual_parts.eigenbasis.out_evened`).
+        reads_validation: shorten all steps where the validation loss rises, if the run passes it.
 
     Raises:
         ValueError: if a number is out of its range, or a role is unknown, or both orthogonalised and rotated.
@@ -132,10 +132,11 @@ class ResidualRule(UpdateRule):
         careful: float | None = None,
         epoch_power: float | None = None,
         depth_power: float | None = None,
+        reads_validation: bool = False,
     ) -> None:
         super().__init__()
-        check_sizes(direction_hidden=direction_hidden, controller_hidden=controller_hidden)
-        check_sizes(turn_every=turn_every, longest_side=longest_side)
+        sizes = {"direction_hidden": direction_hidden, "controller_hidden": controller_hidden}
+        check_sizes(**sizes, turn_every=turn_every, longest_side=longest_side)
         if not 1 < step_range < math.inf:
             raise ValueError(f"step_range must be a number above 1, got {step_range!r}.")
         check_positive(step_size=step_size, weight_decay=weight_decay)
@@ -148,8 +149,7 @@ class ResidualRule(UpdateRule):
             "direction": direction,
             "controller": controller,
             "orthogonalised": [check_role(role, "orthogonalised") for role in orthogonalised],
-            "direction_hidden": direction_hidden,
-            "controller_hidden": controller_hidden,
+            **sizes,
             "step_range": step_range,
             "step_size": step_size,
             "weight_decay": weight_decay,
@@ -161,15 +161,15 @@ class ResidualRule(UpdateRule):
             "careful": careful,
             "epoch_power": epoch_power,
             "depth_power": depth_power,
+            "reads_validation": reads_validation,
         }
         self.longest_side, self.period = longest_side, turn_every
-        self.reads_loss = controller
-        self.calibrates_steps = calibrated
+        self.reads_loss, self.reads_validation, self.calibrates_steps = controller, reads_validation, calibrated
         self.orthogonalised, self.rotated = frozenset(orthogonalised), frozenset(rotated)
         self.controller_hidden = controller_hidden
         self.constants = RoleConstants(step_size, weight_decay, rotated=bool(rotated), horizon_power=horizon_power)
-        start = None if careful is None else torch.full((len(ROLES),), careful, dtype=THETA_DTYPE)
-        self.log_careful = None if start is None else nn.Parameter(start)
+        log_careful = torch.full((len(ROLES),), careful or 0.0, dtype=THETA_DTYPE)
+        self.log_careful = None if careful is None else nn.Parameter(log_careful)
         self.direction = DirectionMLP(direction_hidden) if direction else None
         self.controller = Controller(SIGNALS, controller_hidden, step_range) if controller else None
         self.calibration = Calibration() if calibrated else None
@@ -183,16 +183,15 @@ class ResidualRule(UpdateRule):
         return dict(self.config_values)
 
     def init_tensor(self, param: Tensor, role: Role) -> TensorState:
-        rotated = _has_role(param, role, self.rotated)
+        rotated = has_role(param, role, self.rotated)
         state = {"rotated_momentum" if rotated else "momentum": torch.zeros_like(param), "initial_rms": rms(param)}
-        if self.direction is not None or not (rotated or _has_role(param, role, self.orthogonalised)):
+        if self.direction is not None or not (rotated or has_role(param, role, self.orthogonalised)):
             state["second_moment"] = torch.zeros_like(param)
         if rotated:
             state["rotated_moment"] = torch.zeros_like(param)
             state |= init_bases(param, self.longest_side)
         if self.controller is not None:
-            state["hidden"] = param.new_zeros(self.controller_hidden)
-            state["gradient_power"] = param.new_zeros(())
+            state |= {"hidden": param.new_zeros(self.controller_hidden), "gradient_power": param.new_zeros(())}
         if self.log_careful is not None:
             state["structure"] = torch.stack(signs_of(param, role))
         if self.calibration is not None:
@@ -207,11 +206,12 @@ class ResidualRule(UpdateRule):
             shared["calibration"] = like.new_zeros(2)
         if self.restraint is not None:
             shared["gradient_size"] = like.new_zeros(3)
+        if self.reads_validation:
+            shared["validation"] = ValidationMemory.blank(like)
         return shared
 
     def at(self, shared: Mapping[str, Tensor], context: StepContext) -> Moment:
-        constants = self.constants.at(context)
-        per_unit = per_unit_of(shared["gradient_unit"])
+        constants, per_unit = self.constants.at(context), per_unit_of(shared["gradient_unit"])
         if self.controller is None:
             return Moment(constants, per_unit)
         averages = average_loss(shared["loss_averages"], context)
@@ -254,13 +254,10 @@ class ResidualRule(UpdateRule):
             common, after["calibration"], factors = self.calibration(memory, factors, promises, context.step)
             controls["log_factor"], controls["calibrated"] = factors, torch.exp(common + factors)
         if self.restraint is not None:
-            signs = Signs(*columns["structure"].unbind(-1))
-            log_norm = log_norm_of(columns["power"].sum(), at.per_unit)
-            log_restraint, after["gradient_size"] = self.restraint(
-                shared["gradient_size"], log_norm, context.epochs, depth_of(signs)
-            )
-            shares = trained(signs, self.restraint.repetition(context.epochs))
-            controls["careful"] = torch.exp((log_restraint - columns["careful"]) * shares)
+            careful = self.restraint.factors(shared["gradient_size"], columns, at.per_unit, context.epochs)
+            controls["careful"], after["gradient_size"] = careful
+        if self.reads_validation:
+            controls["validated"] = ValidationMemory.factor(shared["validation"]).expand(len(columns["lowest"]))
         return controls, after
 
     def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: Moment) -> tuple[Tensor, TensorState]:
@@ -269,10 +266,10 @@ class ResidualRule(UpdateRule):
         if self.controller is not None:
             constants = Controls(*(controls[name] for name in Controls._fields)).applied_to(constants)
             state["hidden"] = controls["hidden"].to(state["hidden"].dtype)
-        for factor in ("calibrated", "careful"):
+        for factor in ("calibrated", "careful", "validated"):
             if factor in controls:
                 constants = constants._replace(step_size=constants.step_size * controls[factor])
-        evened, orthogonal = inputs.role == "matrix", _has_role(param, inputs.role, self.orthogonalised)
+        evened, orthogonal = inputs.role == "matrix", has_role(param, inputs.role, self.orthogonalised)
         direction, length = self._direction_of(
             param, grad, inside, state, constants, evened=evened, orthogonal=orthogonal, correction=self.direction
         )
@@ -283,18 +280,21 @@ class ResidualRule(UpdateRule):
             state |= {"last_update": update, "log_factor": controls["log_factor"].to(state["log_factor"].dtype)}
         return update, state
 
+    def validated(self, state: State, loss: Tensor, progress: Tensor) -> State:
+        if self.reads_validation:
+            memory = ValidationMemory.after(state.shared["validation"], loss, progress)
+            state = State(state.tensors, state.shared | {"validation": memory})
+        return state
+
     def diagnostics(self, state: State) -> dict[str, Tensor]:
-        """``calibration``: the common factor on all steps, 1 before the second step; nothing if not calibrated.
-        ``trained``: mean over the tensors of how trained they looked at first, from 0 to 1; nothing if not careful."""
+        """``calibration``: the common factor on all steps, 1 before the second step; ``validation``: likewise that from
+        validation losses; ``trained``: mean of how trained the tensors looked, from 0 to 1. Nothing for what is off."""
         values = {}
         if "calibration" in state.shared:
             values["calibration"] = torch.exp(state.shared["calibration"][0])
+        if "validation" in state.shared:
+            values["validation"] = ValidationMemory.factor(state.shared["validation"])
         structures = [tensors["structure"] for tensors in state.tensors.values() if "structure" in tensors]
         if structures:
             values["trained"] = trained(Signs(*torch.stack(structures).unbind(-1))).mean()
         return values
-
-
-def _has_role(param: Tensor, role: Role, roles: frozenset[str]) -> bool:
-    """Whether a tensor is treated as a matrix of one of these roles."""
-    return param.ndim >= 2 and role in roles

@@ -94,7 +94,7 @@ class RNNMLPRule(UpdateRule):
     """
 
     starts_random = True
-    reads_loss = True
+    reads_loss = reads_validation = True
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ class RNNMLPRule(UpdateRule):
         clip = torch.stack([like.new_full((), 0.01), like.new_ones(())])
         return losses | {"clip": clip, "from_lstm": like.new_zeros(FROM_LSTM)}
 
-    def validated(self, state: State, loss: Tensor) -> State:
+    def validated(self, state: State, loss: Tensor, progress: Tensor) -> State:
         """The state after a validation loss, for the next steps; before the first one, the validation loss is 0."""
         losses = LossStatistics(*state.shared["valid_loss"]).updated(loss, VALID_DECAY)
         return State(state.tensors, state.shared | {"valid_loss": torch.stack(losses)})

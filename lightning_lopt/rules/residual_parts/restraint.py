@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lightning_lopt.rules.base import THETA_DTYPE
+from lightning_lopt.rules.base import THETA_DTYPE, Columns
+from lightning_lopt.rules.residual_parts.structure import Signs, depth_of, trained
 from lightning_lopt.rules.shared.arithmetic import TINY
 
 TYPICAL_EPOCHS = 12.0  # passes over the training data for which the rule's ``careful`` is meant
@@ -81,6 +82,25 @@ class Restraint(nn.Module):
         mean = torch.where(there, torch.lerp(mean, size, weight), mean)
         log_factor = self.power.to(memory.dtype) * (average - mean).clamp(max=0.0)
         return log_factor + self.planned_factor(epochs, depth), torch.stack([count, average, mean])
+
+    def factors(
+        self, memory: Tensor, columns: Columns, per_unit: Tensor, epochs: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The factor on the steps of each of n tensors, (n,), and what to remember.
+
+        Args:
+            memory: as of :meth:`forward`.
+            columns: of n tensors the signs of training ``"structure"``, (n, 10), the sum of squares of their gradients
+                in a unit, ``"power"``, and the logarithm of what the steps of a trained tensor are divided by,
+                ``"careful"``, (n,) each.
+            per_unit: 1 / unit, 0-dim.
+            epochs: as of :meth:`forward`.
+        """
+        signs = Signs(*columns["structure"].unbind(-1))
+        log_norm = log_norm_of(columns["power"].sum(), per_unit)
+        log_restraint, memory = self(memory, log_norm, epochs, depth_of(signs))
+        shares = trained(signs, self.repetition(epochs))
+        return torch.exp((log_restraint - columns["careful"]) * shares), memory
 
     def planned_factor(self, epochs: Tensor | None, depth: Tensor | None) -> Tensor | float:
         """The logarithm of the factors that follow from the epochs and the depth, 0-dim; 0 for what is unknown.

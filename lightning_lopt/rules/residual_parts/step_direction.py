@@ -7,12 +7,18 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lightning_lopt.rules.contract.roles import Role
 from lightning_lopt.rules.residual_parts.adam_direction import cautious, coherence_factor, inverse_root
 from lightning_lopt.rules.residual_parts.direction import DirectionMLP
 from lightning_lopt.rules.residual_parts.eigenbasis import out_evened, out_of_bases
 from lightning_lopt.rules.residual_parts.role_constants import Constants
 from lightning_lopt.rules.residual_parts.running_averages import momentum_of
 from lightning_lopt.rules.shared.arithmetic import orthogonalise, rms
+
+
+def has_role(param: Tensor, role: Role, roles: frozenset[str]) -> bool:
+    """Whether a tensor is treated as a matrix of one of these roles."""
+    return param.ndim >= 2 and role in roles
 
 
 def direction_of(
