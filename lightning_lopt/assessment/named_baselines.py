@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_lopt.assessment.ladder import SHORTEST
 from lightning_lopt.assessment.pilots import Level, OutOfTime, losses_by_split_json
 from lightning_lopt.evaluation.baselines import BASELINES
-from lightning_lopt.evaluation.runs import SideBySide
+from lightning_lopt.evaluation.measurement import SideBySide
 from lightning_lopt.rules.base import Params
 from lightning_lopt.tasks.base import Batch, MissingSplitError, Split, Task
 from lightning_lopt.tasks.users_code import named

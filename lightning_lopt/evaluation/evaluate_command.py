@@ -19,8 +19,8 @@ from lightning_lopt.evaluation.problem import Problem, load_problems
 from lightning_lopt.evaluation.report import numbers, write_report
 from lightning_lopt.evaluation.report.numbers import ALL
 from lightning_lopt.evaluation.report.page import PAGE, RESULTS
-from lightning_lopt.evaluation.report.tables import finals, log_ratios, overall, plain, untuned_table
-from lightning_lopt.evaluation.report.verdict import summary
+from lightning_lopt.evaluation.report.tables import finals, log_ratios, overall, plain
+from lightning_lopt.evaluation.report.verdict import summary, untuned_table
 from lightning_lopt.evaluation.results import Results, RuleRecord
 from lightning_lopt.evaluation.suites import SUITES, make_suite
 from lightning_lopt.io import load_meta_training, load_rule

@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_lopt.evaluation.measurement import (
-    Measurement,
+from lightning_lopt.evaluation.measurement import Measurement
+from lightning_lopt.evaluation.metrics import PairedRuns, final_loss, log_ratio
+from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.io import RuleFileError, weights_sha256
+from lightning_lopt.io.checked_json import (
     as_list,
     as_name,
     as_object,
@@ -20,9 +23,6 @@ from lightning_lopt.evaluation.measurement import (
     whole_of,
     write_json,
 )
-from lightning_lopt.evaluation.metrics import PairedRuns, final_loss, log_ratio
-from lightning_lopt.evaluation.problem import Problem
-from lightning_lopt.io import RuleFileError, weights_sha256
 from lightning_lopt.io.files import show
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.seeding import generator

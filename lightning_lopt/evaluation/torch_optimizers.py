@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from lightning_lopt.evaluation.measurement import Measurement
+from lightning_lopt.evaluation.measurement import Measurement, PerModel, measured_in_windows
 from lightning_lopt.evaluation.problem import Problem
-from lightning_lopt.evaluation.runs import PerModel, measured_in_windows
 from lightning_lopt.extras import how_to_install
 from lightning_lopt.rules.base import StepContext
 from lightning_lopt.rules.shared.schedules import schedule_factor
@@ -40,7 +39,7 @@ def run_optimizers(
 ) -> list[Measurement]:
     """Train ``seeds`` models with each of several optimizers; each model has a separate optimizer.
 
-    Initial models and mini-batches are those of :func:`~lightning_lopt.evaluation.runs.run_rules`.
+    Initial models and mini-batches are those of :func:`~lightning_lopt.evaluation.measurement.run_rules`.
 
     Args:
         builds: functions that make an optimizer.

@@ -30,9 +30,9 @@ from lightning_lopt.evaluation.benchmark.workloads import (
     named_workload,
     users_workload,
 )
-from lightning_lopt.evaluation.measurement import write_json
 from lightning_lopt.evaluation.report.figures import png
 from lightning_lopt.evaluation.step_cost import environment_of
+from lightning_lopt.io.checked_json import write_json
 from lightning_lopt.io.whole import write_whole
 from lightning_lopt.progress import Progress
 from lightning_lopt.rules.base import RULES
