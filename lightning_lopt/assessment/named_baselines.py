@@ -127,14 +127,14 @@ def _final(models: SideBySide, task: Task, horizon: int, until: float) -> dict[S
 
     finals: dict[Split, Tensor] = {}
     splits: tuple[Split, ...] = ("train", "valid")
-    made = 0
+    steps_made = 0
     with torch.no_grad():
-        while made < horizon:
+        while steps_made < horizon:
             if time.perf_counter() > until:
                 raise OutOfTime
-            steps = min(max(1, horizon // 20), horizon - made)
+            steps = min(max(1, horizon // 20), horizon - steps_made)
             models.advance(steps)
-            made += steps
+            steps_made += steps
         for split in splits:
             try:
                 finals[split] = models.on_full_batch(split, loss)["loss"].cpu()

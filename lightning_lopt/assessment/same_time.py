@@ -116,7 +116,7 @@ def _after(
     if longer is not None and longer.horizon == level.horizon:
         same_time = _best(longer.adamw, split)
         return same_time if _middle(same_time) < _middle(same_steps) else same_steps
-    curve = {other.horizon: _middle(other.adamw[other.best(split)][split]) for other in levels}
+    curve = {pilot.horizon: _middle(pilot.adamw[pilot.best(split)][split]) for pilot in levels}
     if longer is not None:
         curve[longer.steps] = _middle(_best(longer.adamw, split))
     middle = _middle(same_steps)

@@ -35,7 +35,7 @@ SUITE_HELP = (
     f"one of {', '.join(SUITES)}; or FILE.py:NAME, a list of lightning_lopt.evaluation.Problem in a file of yours, "
     "or a function without arguments that returns one (the file is run)"
 )
-KEPT = "measurements so far are kept: free space or memory and run the command again, or give another --out."
+RUN_AGAIN = "measurements so far are kept: free space or memory and run the command again, or give another --out."
 
 
 def evaluate_main(arguments: Sequence[str]) -> int:
@@ -76,9 +76,9 @@ def _main(command: str, arguments: Sequence[str]) -> int:
             progress.doing("writing the report")
             page = write_report(results, folder)
     except OSError as error:
-        raise CommandError(f"a file could not be read or written ({cause(error)}); {KEPT}") from error
+        raise CommandError(f"a file could not be read or written ({cause(error)}); {RUN_AGAIN}") from error
     except BrokenExecutor as error:
-        raise CommandError(f"a process that measures was killed, or was out of memory; {KEPT}") from error
+        raise CommandError(f"a process that measures was killed, or was out of memory; {RUN_AGAIN}") from error
     _print(results)
     if options.wandb is not None:
         _log(results, folder, options.wandb)

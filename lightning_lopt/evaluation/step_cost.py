@@ -61,13 +61,13 @@ class MuonWithAdamW:
 
     def __init__(self, leaves: Leaves) -> None:
         hidden = [leaf for _, leaf, role in leaves if role == "matrix" and leaf.dim() >= 2]
-        others = [leaf for _, leaf, role in leaves if not (role == "matrix" and leaf.dim() >= 2)]
+        remaining = [leaf for _, leaf, role in leaves if not (role == "matrix" and leaf.dim() >= 2)]
         self.matrices = [(leaf, leaf.detach().flatten(1).requires_grad_()) for leaf in hidden]
         self.optimizers: list[torch.optim.Optimizer] = []
         if hidden:
             self.optimizers.append(torch.optim.Muon([matrix for _, matrix in self.matrices]))
-        if others:
-            self.optimizers.append(torch.optim.AdamW(others, foreach=True))
+        if remaining:
+            self.optimizers.append(torch.optim.AdamW(remaining, foreach=True))
 
     def __call__(self) -> None:
         for leaf, matrix in self.matrices:  # views of parameters and gradients

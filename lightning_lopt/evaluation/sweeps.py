@@ -66,15 +66,15 @@ class Sweep:
     @property
     def packaged(self) -> PackagedOptimizer | None:
         """The class of another package at the first learning rate; ``None`` for a rule."""
-        made = self.make(self.learning_rates[0])
-        return made if isinstance(made, PackagedOptimizer) else None
+        optimizer = self.make(self.learning_rates[0])
+        return optimizer if isinstance(optimizer, PackagedOptimizer) else None
 
     @property
     def identity(self) -> list[object]:
         """The optimizer, its version and all settings except the learning rate, as JSON values."""
-        made = self.make(1.0)
-        name = made.full_name if isinstance(made, PackagedOptimizer) else made.rule_name
-        return [name, {key: value for key, value in made.config.items() if key != "lr"}]
+        optimizer = self.make(1.0)
+        name = optimizer.full_name if isinstance(optimizer, PackagedOptimizer) else optimizer.rule_name
+        return [name, {key: value for key, value in optimizer.config.items() if key != "lr"}]
 
     def start(self, task: Task, horizon: int, *, seeds: int, device: torch.device | str) -> SideBySide:
         """Models before their first step, ``seeds`` models for each learning rate; see :meth:`run`."""

@@ -216,10 +216,10 @@ class PackagedOptimizer:
         options = dict(self.options)
         if self.warmup:
             options["warmup_steps"] = round(self.warmup * horizon)
-        made = getattr(importlib.import_module(self.package), self.name)(params, lr=self.lr, **options)
-        assert isinstance(made, torch.optim.Optimizer)
-        switch([made], "train")
-        return made
+        optimizer = getattr(importlib.import_module(self.package), self.name)(params, lr=self.lr, **options)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        switch([optimizer], "train")
+        return optimizer
 
 
 def packaged_models(

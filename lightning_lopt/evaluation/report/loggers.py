@@ -81,7 +81,7 @@ def _log_wandb(
 
     names = [*results.rules, *results.against]
     losses = [
-        [problem.name, split, *(median_loss(final_loss(problem.measurements[which], split)) for which in names)]
+        [problem.name, split, *(median_loss(final_loss(problem.measurements[optimizer], split)) for optimizer in names)]
         for problem in results.problems
         for split in ("train", "valid")
     ]
