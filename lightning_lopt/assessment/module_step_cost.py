@@ -109,7 +109,7 @@ def _timed(
                 learned_optimizer.step(loss=loss.detach())
             else:
                 adamw_optimizer.step()
-            if steps_made:  # the first allocates
+            if steps_made:  # the first step allocates memory, so it does not count
                 times["gradient"].append(middle - start)
                 times[name].append(_now(device) - middle)
         spent = time.perf_counter() - began

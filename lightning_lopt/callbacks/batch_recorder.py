@@ -51,7 +51,7 @@ class BatchRecorder:
         """Record a batch of the validation of the fit."""
         try:
             self.validation.record(batch)
-        except Exception as error:  # a tensor that cannot be cloned
+        except Exception as error:  # some tensors cannot be cloned
             self.trouble = named(error)
 
     def choose_split(self, trainer: Any, module: Any) -> None:

@@ -121,7 +121,7 @@ def _beside(loader: Any) -> Iterator[Any]:
 def _copy_of(dataset: Dataset[Any]) -> Dataset[Any]:
     """A copy that shares the examples: an attribute that the dataset, or one inside it, sets is set on the copy."""
     copied = copy.copy(dataset)
-    if not hasattr(copied, "__dict__"):  # a list
+    if not hasattr(copied, "__dict__"):  # a list has no attributes to replace
         return copied
     for name, value in list(vars(copied).items()):
         if isinstance(value, Dataset):

@@ -151,7 +151,7 @@ def evaluate(
         runs = {name: measurements[number, name] for name in (*rules, *against)}
         key = _hash([marks[number], {name: keys[number, name] for name in runs}, environment, "consecutive steps"])
         costs = store.read(key, _costs)
-        if costs is None:  # measured by this process alone, after the others have finished
+        if costs is None:  # this process measures alone, after the others have finished
             report(len(keys) + number, f"cost of a step on {problem.name}")
             costs = step_costs(problem, rules, against, device=baselines.device)
             store.write(key, {"gradient": costs[0], "steps": costs[1]})

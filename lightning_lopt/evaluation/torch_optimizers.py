@@ -90,7 +90,7 @@ class TorchModels:
         self.params = {name: torch.stack([init[name] for init in inits] * self.copies).to(device) for name in inits[0]}
         self.draws = generator(seed, "batches")
         self.step = 0
-        self.leaves = [  # views: a step changes the stack
+        self.leaves = [  # these are views, so a step changes the stack
             {name: self.params[name][model] for name in task.roles} for model in range(self.copies * seeds)
         ]
         self.optimizers = [

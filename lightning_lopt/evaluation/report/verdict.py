@@ -148,7 +148,7 @@ def _verdict(results: Results, values: Mapping[_Key, Number], rule: str, against
     clock = "" if seconds is None else f", {seconds.value:.2f} in seconds"
     other = label(against)
     standing: Standing = "mixed"
-    if all(ahead) and seconds is not None and seconds.value < 1:  # only a win in seconds counts as a win
+    if all(ahead) and seconds is not None and seconds.value < 1:  # a lead in steps alone is not called a lead
         how = f"is ahead of {other} in as many steps, but behind it in seconds"
     elif all(ahead):
         standing, how = "ahead", f"is ahead of {other}"

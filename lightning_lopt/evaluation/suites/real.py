@@ -32,8 +32,8 @@ VOCABULARY = 96
 SIDE = 32
 SMALLEST_SIDE = 24
 """Images with a shorter side than this many pixels are too coarse for the residual network."""
-MAX_TRAIN, MAX_VALID = 2000, 300  # numbers of images, since whole splits are measured at once
-CLASSES, SHOTS, VALID_SHOTS = 8, 40, 64  # of the fine-tuning problem
+MAX_TRAIN, MAX_VALID = 2000, 300  # largest numbers of images; whole splits are measured at once
+CLASSES, SHOTS, VALID_SHOTS = 8, 40, 64  # classes, and pieces of text of each, in the fine-tuning problem
 PIECE = 48
 
 
