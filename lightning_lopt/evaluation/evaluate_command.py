@@ -175,9 +175,12 @@ def _folder_name(rules: Sequence[str], suite: str) -> str:
 
 def _print(results: Results) -> None:
     report_numbers = numbers(results)
-    say("\n" + finals(results.problems, [*results.rules, *results.against]).markdown())
-    say("\n" + overall(report_numbers, "shell", ALL).markdown() + "\n")
-    say(log_ratios(results).markdown() + "\n")
+    losses = finals(results.problems, [*results.rules, *results.against])
+    say(f"\nLosses after the last step, training / validation, medians over seeds:\n\n{losses.markdown()}\n")
+    metrics = overall(report_numbers, "shell", ALL)
+    say(f"Metrics with 95 % intervals; the report has their definitions:\n\n{metrics.markdown()}\n")
+    ratios = log_ratios(results)
+    say(f"Logarithms of the ratios of final losses; below 0 the rule ends lower:\n\n{ratios.markdown()}\n")
     if (table := untuned_table(results)).rows:
         say(f"Untuned against untuned:\n\n{table.markdown()}\n")
     for paragraph in summary(results, report_numbers):
