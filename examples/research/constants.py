@@ -22,8 +22,8 @@ from ideas import WithIdeas
 
 from lightning_lopt import ResidualRule, UpdateRule, load_rule
 from lightning_lopt.evaluation.baselines import Baselines
+from lightning_lopt.evaluation.measurement import run_rules
 from lightning_lopt.evaluation.results import ProblemResult
-from lightning_lopt.evaluation.runs import run_rules
 
 PART = re.compile(r"((?:[a-z_]+\.)?[a-z_]+)([+-][0-9.]+),?")
 

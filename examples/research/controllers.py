@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from lightning_lopt import NRES, PES, MetaLoss, MetaTrainer, ResidualRule, TaskDataModule, load_rule, save_rule
 from lightning_lopt.evaluation.baselines import Baselines
+from lightning_lopt.evaluation.measurement import run_rules
 from lightning_lopt.evaluation.results import ProblemResult
-from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.evaluation.suites import make_suite
 from lightning_lopt.rules.base import ROLES
 from lightning_lopt.rules.residual_parts.controller import Controller, Controls

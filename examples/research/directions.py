@@ -22,11 +22,10 @@ from torch import Tensor
 
 from lightning_lopt import ResidualRule, load_rule
 from lightning_lopt.evaluation.baselines import Baselines
-from lightning_lopt.evaluation.measurement import Measurement
+from lightning_lopt.evaluation.measurement import Measurement, run_rules
 from lightning_lopt.evaluation.metrics import iqm, step_speedup
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.results import ProblemResult
-from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.evaluation.suites import long_runs, make_suite
 from lightning_lopt.evaluation.suites.long import language_model, regression
 from lightning_lopt.rules.base import Role, TensorState

@@ -4,13 +4,13 @@ python examples/research/finetuning.py
 python examples/research/finetuning.py --only cnn gru --seeds 3 --scratch
 python examples/research/finetuning.py --data mnist10k.npz cifar10_16x16.npz --change restraint.epoch_power-1
 
-`finetune_problems()` gives the problems, for `lightning_lopt.evaluation.runs.run_rules(rules, problem, seeds=2)`; the
-metric `"body_moved"` of a measurement says how far the body is from its pretrained values, in units of its norm. The
-printed table has, for each problem, final losses on held-out data (median of the seeds): of AdamW at the best of eight
-learning rates (warm-up, linear decay, weight decay 0.01), of the same on the head alone, of AdamW at 1e-3, of `base`,
-with `--scratch` of AdamW from random initial values; then how far AdamW and `base` moved the body. `--data` adds
-problems on sets of images, with few and with many examples; `--change` adds rules with other constants, as in
-`constants.py`.
+`finetune_problems()` gives the problems, for `run_rules(rules, problem, seeds=2)` of
+`lightning_lopt.evaluation.measurement`; the metric `"body_moved"` of a measurement says how far the body is from its
+pretrained values, in units of its norm. The printed table has, for each problem, final losses on held-out data (median
+of the seeds): of AdamW at the best of eight learning rates (warm-up, linear decay, weight decay 0.01), of the same on
+the head alone, of AdamW at 1e-3, of `base`, with `--scratch` of AdamW from random initial values; then how far AdamW
+and `base` moved the body. `--data` adds problems on sets of images, with few and with many examples; `--change` adds
+rules with other constants, as in `constants.py`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from constants import changed
 
 from lightning_lopt import load_rule
 from lightning_lopt.evaluation.baselines import FINE_TUNING_BASELINES, Baselines
-from lightning_lopt.evaluation.measurement import Measurement
+from lightning_lopt.evaluation.measurement import Measurement, run_rules
 from lightning_lopt.evaluation.problem import Problem
-from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.evaluation.suites import make_suite
 from lightning_lopt.evaluation.suites.small import fine_tuning
 from lightning_lopt.evaluation.suites.sources import halves, small_images

@@ -17,8 +17,8 @@ import torch
 
 from lightning_lopt import load_rule
 from lightning_lopt.evaluation.baselines import Baselines
+from lightning_lopt.evaluation.measurement import run_rules
 from lightning_lopt.evaluation.metrics import iqm, smoothed, step_speedup
-from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.evaluation.suites import make_suite
 
 FACTORS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)

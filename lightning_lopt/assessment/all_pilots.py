@@ -107,7 +107,7 @@ class AllPilots:
         self, size: int | None, resized: Callable[[float], PilotTask | None], findings: PilotFindings
     ) -> None:
         self.tell("pilots with other batch sizes")
-        tasks = [(f, int((size or 0) * f), other) for f in FACTORS if (other := resized(f)) is not None]
+        tasks = [(f, int((size or 0) * f), resized_task) for f in FACTORS if (resized_task := resized(f)) is not None]
         if len(tasks) < len(FACTORS):
             findings.notes.append(
                 "not all other batch sizes could be tried: batches are too few or no stacks of examples"

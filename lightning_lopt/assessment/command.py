@@ -38,35 +38,35 @@ def assess_command(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--device", help="where pilots run, for instance cuda; without it where the module is")
     parser.add_argument("--json", metavar="FILE", help="write everything that was measured")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
     from lightning_lopt.assessment.run import assess
     from lightning_lopt.tasks.users_code import users_code
     from lightning_lopt.user_files import load_object
 
     with Progress("assess") as progress:
-        progress.doing(f"importing {given.model}")
-        if given.device is not None:
-            usable_device(given.device)
-        model = load_object(given.model)
+        progress.doing(f"importing {options.model}")
+        if options.device is not None:
+            usable_device(options.device)
+        model = load_object(options.model)
         data = None
-        if given.datamodule is not None:
-            build = load_object(given.datamodule)
-            with users_code(f"{given.datamodule}()"):
+        if options.datamodule is not None:
+            build = load_object(options.datamodule)
+            with users_code(f"{options.datamodule}()"):
                 data = build()
-        found = assess(
-            model if given.device is None else _moved(model, given.device),
+        assessment = assess(
+            model if options.device is None else _moved(model, options.device),
             data,
-            given.rule,
-            total_steps=given.total_steps,
-            budget=given.budget,
-            against=[name for name in given.against.split(",") if name],
+            options.rule,
+            total_steps=options.total_steps,
+            budget=options.budget,
+            against=[name for name in options.against.split(",") if name],
             tell=progress.line,
         )
-    if given.json is not None:
-        found.save(given.json)
-    say(str(found))
-    return VERDICTS[found.verdict]
+    if options.json is not None:
+        assessment.save(options.json)
+    say(str(assessment))
+    return VERDICTS[assessment.verdict]
 
 
 def _moved(build: Callable[[], Any], device: str) -> Callable[[], Any]:

@@ -84,7 +84,7 @@ class PilotFindings:
             "pilots": [level.to_json() for level in self.levels],
             "same_time": None if self.longer is None else self.longer.to_json(),
             "planned_passes": None if self.matched is None else self.matched.to_json(),
-            "other_batches": [other.to_json() for other in self.others],
+            "other_batches": [pilot.to_json() for pilot in self.others],
             "baselines": [pilot.to_json() for pilot in self.baselines],
         }
 
@@ -155,8 +155,8 @@ class Findings:
             "cost": self.cost.to_json(),
             **self.pilots.to_json(),
             "outlook": {
-                which: {split: vars(outlook) for split, outlook in outlooks.items()}
-                for which, outlooks in self.outlooks.items()
+                comparison: {split: vars(outlook) for split, outlook in outlooks.items()}
+                for comparison, outlooks in self.outlooks.items()
             },
             "gaps": self.gaps,
             "notes": self.pilots.notes,

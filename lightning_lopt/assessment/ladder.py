@@ -136,7 +136,8 @@ def next_horizon(cost: PilotSeconds, seconds: float, before: int, levels: int, r
     if before == 0:  # later levels have about 1.6 times as many runs
         for count in range(levels, 0, -1):
             first = int(room(count) / (1 + 1.6 * sum(2**level for level in range(1, count))))
-            if first >= SHORTEST:  # an eighth of the time, since the speed is a guess; later levels use the rest
+            # The speed is a guess, so this level gets an eighth of its time, and later levels use the rest.
+            if first >= SHORTEST:
                 return min(total_steps, max(SHORTEST, min(first // 8, total_steps >> (levels - 1))))
         return 0
     if total_steps <= 2 * before:

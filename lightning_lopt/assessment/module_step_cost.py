@@ -89,36 +89,43 @@ def _timed(
     seconds: Callable[[float], float],
 ) -> ModuleStepCost:
     device = next(learned.module.parameters()).device
-    ours = LearnedOptimizer(learned.module, copy.deepcopy(rule), total_steps=max(total_steps, ROUNDS + 1))
-    theirs = torch.optim.AdamW([p for p in adamw.module.parameters() if p.requires_grad], foreach=True)
-    rows: dict[str, tuple[TrainingStep, torch.optim.Optimizer]] = {"learned": (learned, ours), "adamw": (adamw, theirs)}
+    learned_optimizer = LearnedOptimizer(learned.module, copy.deepcopy(rule), total_steps=max(total_steps, ROUNDS + 1))
+    adamw_optimizer = torch.optim.AdamW([p for p in adamw.module.parameters() if p.requires_grad], foreach=True)
+    rows: dict[str, tuple[TrainingStep, torch.optim.Optimizer]] = {
+        "learned": (learned, learned_optimizer),
+        "adamw": (adamw, adamw_optimizer),
+    }
     times: dict[str, list[float]] = {"gradient": [], "learned": [], "adamw": []}
     period = min(rule.period, ROUNDS)
     began = time.perf_counter()
-    for made in range(ROUNDS + 1):
+    for steps_made in range(ROUNDS + 1):
         for name, (step, optimizer) in rows.items():
             optimizer.zero_grad()
             start = _now(device)
-            loss = step.loss_in(step(batches[made % len(batches)]))
+            loss = step.loss_in(step(batches[steps_made % len(batches)]))
             loss.backward()  # type: ignore[no-untyped-call]
             middle = _now(device)
             if name == "learned":
-                ours.step(loss=loss.detach())
+                learned_optimizer.step(loss=loss.detach())
             else:
-                theirs.step()
-            if made:  # the first allocates
+                adamw_optimizer.step()
+            if steps_made:  # the first step allocates memory, so it does not count
                 times["gradient"].append(middle - start)
                 times[name].append(_now(device) - middle)
         spent = time.perf_counter() - began
-        if made >= period and spent > QUICK and spent * (1 + 1 / (made + 1)) > seconds(spent / (2 * made + 2)):
+        if (
+            steps_made >= period
+            and spent > QUICK
+            and spent * (1 + 1 / (steps_made + 1)) > seconds(spent / (2 * steps_made + 2))
+        ):
             break
     count = sum(p.numel() for p in learned.module.parameters() if p.requires_grad)
     return ModuleStepCost(
         min(times["gradient"]),
         _mean_of_period(times["learned"], period),
         min(times["adamw"]),
-        _state_bytes(ours) / count,
-        _state_bytes(theirs) / count,
+        _state_bytes(learned_optimizer) / count,
+        _state_bytes(adamw_optimizer) / count,
         count,
     )
 

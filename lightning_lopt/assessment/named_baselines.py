@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_lopt.assessment.ladder import SHORTEST
 from lightning_lopt.assessment.pilots import Level, OutOfTime, losses_by_split_json
 from lightning_lopt.evaluation.baselines import BASELINES
-from lightning_lopt.evaluation.runs import SideBySide
+from lightning_lopt.evaluation.measurement import SideBySide
 from lightning_lopt.rules.base import Params
 from lightning_lopt.tasks.base import Batch, MissingSplitError, Split, Task
 from lightning_lopt.tasks.users_code import named
@@ -127,14 +127,14 @@ def _final(models: SideBySide, task: Task, horizon: int, until: float) -> dict[S
 
     finals: dict[Split, Tensor] = {}
     splits: tuple[Split, ...] = ("train", "valid")
-    made = 0
+    steps_made = 0
     with torch.no_grad():
-        while made < horizon:
+        while steps_made < horizon:
             if time.perf_counter() > until:
                 raise OutOfTime
-            steps = min(max(1, horizon // 20), horizon - made)
+            steps = min(max(1, horizon // 20), horizon - steps_made)
             models.advance(steps)
-            made += steps
+            steps_made += steps
         for split in splits:
             try:
                 finals[split] = models.on_full_batch(split, loss)["loss"].cpu()

@@ -56,7 +56,7 @@ def with_other_batches(
     for index, (factor, size, task) in enumerate(tasks):
         if time.perf_counter() > until:
             break
-        share = (until - time.perf_counter()) * factor / sum(other for other, _, _ in tasks[index:])
+        share = (until - time.perf_counter()) * factor / sum(later_factor for later_factor, _, _ in tasks[index:])
         horizon = min(last.horizon, PilotSeconds.of(last).horizon(share / max(1.0, factor), 2 * SEEDS))
         if horizon < SHORTEST:
             continue

@@ -92,8 +92,8 @@ def outlook(
             expected = float(ratio.mean())
             spread = math.hypot(NOISE * _error(ratio), drift * _doublings(matched, total_steps), apart)
     rule, adamw, positive = _losses(levels[-1], split, default)
-    seen = tuple(float(torch.nan_to_num(losses, nan=torch.inf).median()) for losses in (rule, adamw))
-    return Outlook(points, expected, spread, doublings, (seen[0], seen[1]), positive)
+    medians = tuple(float(torch.nan_to_num(losses, nan=torch.inf).median()) for losses in (rule, adamw))
+    return Outlook(points, expected, spread, doublings, (medians[0], medians[1]), positive)
 
 
 def _doublings(level: Level, total_steps: int) -> float:

@@ -88,7 +88,9 @@ def regrouped(batches: list[Tree], size: int) -> list[Tree] | None:
     flat = [pytree.tree_flatten(batch) for batch in batches]
     leaves, structure = flat[0]
     shapes = [[tuple(leaf.shape[1:]) if isinstance(leaf, Tensor) else None for leaf in tensors] for tensors, _ in flat]
-    if any(other != structure for _, other in flat) or any(shape != shapes[0] for shape in shapes):
+    if any(structure_of_batch != structure for _, structure_of_batch in flat) or any(
+        shape != shapes[0] for shape in shapes
+    ):
         return None
     columns = [
         torch.cat([tensors[place] for tensors, _ in flat]) if isinstance(leaf, Tensor) else leaf

@@ -1,8 +1,8 @@
 """Pilots: complete short runs of a rule and of AdamW at several learning rates, on the same models and batches.
 
-A pilot differs from a measurement (:func:`~lightning_lopt.evaluation.runs.run_rules`), which has no time limit, stores
-curves, and uses the evaluation weights of the rule. A pilot has a time limit, stores only the losses before the first
-and after the last step, and uses the trained weights.
+A pilot differs from a measurement (:func:`~lightning_lopt.evaluation.measurement.run_rules`), which has no time limit,
+stores curves, and uses the evaluation weights of the rule. A pilot has a time limit, stores only the
+losses before the first and after the last step, and uses the trained weights.
 """
 
 from __future__ import annotations

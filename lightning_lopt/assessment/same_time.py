@@ -42,7 +42,7 @@ def time_for_levels(seconds: float, slowdown: float) -> float:
     """The part of ``seconds`` for the levels, such that there is time for longer runs of AdamW after them."""
     if slowdown < SAME:
         return seconds
-    # in steps of AdamW: three seeds of the rule and of four rates, and then of three rates that are as slow as the rule
+    # Counted in steps of AdamW, the levels take slowdown + 4 (the rule and four rates), the longer runs 3 x slowdown.
     return seconds / (1 + 3 * slowdown / (slowdown + 4))
 
 
@@ -67,10 +67,9 @@ def longer_runs(
     exponents = sorted({exponent + offset for exponent in best for offset in (-1, 0, 1)})
     for level in reversed(levels):
         steps, seeds = math.ceil(level.horizon * slowdown), len(level.rule["train"])
-        cost = PilotSeconds.of(level)
-        cost = PilotSeconds(
-            cost.step * (1 + len(level.adamw)) / (slowdown + len(level.adamw)), cost.run
-        )  # of AdamW alone
+        measured = PilotSeconds.of(level)
+        step_of_adamw = measured.step * (1 + len(level.adamw)) / (slowdown + len(level.adamw))
+        cost = PilotSeconds(step_of_adamw, measured.run)
         if cost.horizon(until - time.perf_counter(), len(exponents) * seeds) < steps:
             continue
         try:
@@ -116,7 +115,7 @@ def _after(
     if longer is not None and longer.horizon == level.horizon:
         same_time = _best(longer.adamw, split)
         return same_time if _middle(same_time) < _middle(same_steps) else same_steps
-    curve = {other.horizon: _middle(other.adamw[other.best(split)][split]) for other in levels}
+    curve = {pilot.horizon: _middle(pilot.adamw[pilot.best(split)][split]) for pilot in levels}
     if longer is not None:
         curve[longer.steps] = _middle(_best(longer.adamw, split))
     middle = _middle(same_steps)

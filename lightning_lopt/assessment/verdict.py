@@ -60,8 +60,8 @@ def judge(
         return (DONT if reasons[:-1] else CARE), [*reasons, *_gap_reasons(gaps), *_slow_reasons(slowdown)]
     split: Split = "valid" if "valid" in against_tuned else "train"
     tuned, default, timed = against_tuned[split], against_default[split], in_the_same_time.get(split)
-    seen = timed is not None and _is_seen(timed, tuned, slowdown)
-    ahead = tuned.ahead and timed is not None and seen and timed.ahead and not hopeless
+    is_shown = timed is not None and _is_shown(timed, tuned, slowdown)
+    ahead = tuned.ahead and timed is not None and is_shown and timed.ahead and not hopeless
     behind = (tuned.behind or (timed is not None and timed.behind)) and not hopeless
     reasons += warning
     if hopeless:
@@ -69,7 +69,7 @@ def judge(
     compared = [_sentence(tuned, split, "an AdamW with a swept learning rate")]
     if slowdown >= SLOWER or (timed is not None and timed.ahead != tuned.ahead):
         more = f"an AdamW that makes {slowdown:.1f} times as many in the same time"
-        is_known = timed is not None and (seen or timed.behind)
+        is_known = timed is not None and (is_shown or timed.behind)
         compared.append(_sentence(timed, split, more) if timed is not None and is_known else _unknown(slowdown))
     if timed is not None and timed.behind and not tuned.behind:
         compared.reverse()
@@ -83,7 +83,7 @@ def judge(
     return (USE if ahead and not pretrained else CARE), reasons
 
 
-def _is_seen(timed: Outlook, tuned: Outlook, slowdown: float) -> bool:
+def _is_shown(timed: Outlook, tuned: Outlook, slowdown: float) -> bool:
     """Whether the longest pilots show the loss of AdamW in the same time, at the planned end or with a trend."""
     longest = timed.pilots[-1][0] == tuned.pilots[-1][0]
     return longest and (slowdown < SLOWER or timed.doublings == 0 or len(timed.pilots) >= TREND)
@@ -93,17 +93,17 @@ def _unknown(slowdown: float) -> str:
     return f"what AdamW reaches with {slowdown:.0f} times as many steps could not be seen; give a larger budget"
 
 
-def _sentence(view: Outlook, split: Split, other: str) -> str:
+def _sentence(view: Outlook, split: Split, reference: str) -> str:
     loss = "validation loss" if split == "valid" else "training loss"
-    (ours, theirs), horizon = view.losses, view.pilots[-1][0]
-    seen = f"after {horizon} steps its {loss} was {ours:.4g}, and {theirs:.4g} for {other}"
+    (of_rule, of_reference), horizon = view.losses, view.pilots[-1][0]
+    measured = f"after {horizon} steps its {loss} was {of_rule:.4g}, and {of_reference:.4g} for {reference}"
     if view.doublings == 0:
-        return seen
+        return measured
     if not view.positive:
         end = "lower" if view.ahead else "higher" if view.behind else "lower or higher"
-        return f"{seen}; at the planned end a {end} one is to be expected"
+        return f"{measured}; at the planned end a {end} one is to be expected"
     low, high = (math.exp(view.expected + sign * view.uncertainty) for sign in (-1, 1))
-    return f"{seen}; at the planned end {low:.2f} to {high:.2f} times that is to be expected"
+    return f"{measured}; at the planned end {low:.2f} to {high:.2f} times that is to be expected"
 
 
 def _gap_reasons(gaps: Sequence[str]) -> list[str]:
@@ -119,18 +119,20 @@ def _slow_reasons(slowdown: float) -> list[str]:
 def troubles(levels: Sequence[Level], others: Sequence[OtherBatches]) -> list[str]:
     """One sentence for each set of pilots in which the rule diverged or ended above its start, and AdamW did not."""
     sentences = []
-    seen = [(level, "") for level in levels] + [(other.level, f" with batches of {other.size}") for other in others]
-    for level, where in seen:
+    pilots = [(level, "") for level in levels] + [
+        (batches.level, f" with batches of {batches.size}") for batches in others
+    ]
+    for level, where in pilots:
         start = level.start["train"]
         limit = torch.where(start > 0, start * RISE, start / RISE)
-        bad = ~(level.rule["train"] <= limit)
+        failed = ~(level.rule["train"] <= limit)
         adamw = level.adamw[level.best("train")]["train"]
-        if bad.any() and bool((adamw <= limit).all()):
-            rose = level.rule["train"][bad]
-            how = "diverged" if not bool(rose.isfinite().all()) else "ended above its first loss"
+        if failed.any() and bool((adamw <= limit).all()):
+            losses = level.rule["train"][failed]
+            outcome = "diverged" if not bool(losses.isfinite().all()) else "ended above its first loss"
             sentences.append(
-                f"in pilots of {level.horizon} steps{where} it {how} with {int(bad.sum())} of {len(bad)} seeds, where "
-                f"AdamW at {learning_rate(level.best('train')):.2g} did not"
+                f"in pilots of {level.horizon} steps{where} it {outcome} with {int(failed.sum())} of {len(failed)} "
+                f"seeds, where AdamW at {learning_rate(level.best('train')):.2g} did not"
             )
     return sentences
 

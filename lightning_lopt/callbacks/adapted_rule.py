@@ -34,7 +34,7 @@ def hand_over(trainer: Any, rule: UpdateRule, search: Search, steps: int, folder
     if trainer.is_global_zero:
         try:
             _save_and_log(trainer, rule, search, steps, folder)
-        except Exception as error:  # a full disk, a logger that fails
+        except Exception as error:  # the disk may be full, or a logger may fail
             rank_zero_warn(f"OnlineMetaTraining could not hand over its rule ({named(error)}).")
 
 

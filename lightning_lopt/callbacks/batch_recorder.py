@@ -51,7 +51,7 @@ class BatchRecorder:
         """Record a batch of the validation of the fit."""
         try:
             self.validation.record(batch)
-        except Exception as error:  # a tensor that cannot be cloned
+        except Exception as error:  # some tensors cannot be cloned
             self.trouble = named(error)
 
     def choose_split(self, trainer: Any, module: Any) -> None:
@@ -72,7 +72,7 @@ class BatchRecorder:
         """The recorded batches of all ranks; called on all ranks."""
         return {
             "windows": _of_all_ranks(trainer, self.window),
-            "validation": _of_all_ranks(trainer, self.validation.seen),
+            "validation": _of_all_ranks(trainer, self.validation.recorded),
             "on_validation": self.on_validation,
         }
 
@@ -86,7 +86,7 @@ class BatchRecorder:
         """Continue with the saved batches of this rank; with another number of ranks recording begins anew."""
         if len(self._saved_windows) == world_size:
             self.window = [list(leaves) for leaves in self._saved_windows[rank]]
-            self.validation.seen = [list(leaves) for leaves in self._saved_validation[rank]]
+            self.validation.recorded = [list(leaves) for leaves in self._saved_validation[rank]]
 
 
 def _of_all_ranks(trainer: Any | None, batches: list[Leaves]) -> list[list[Leaves]]:

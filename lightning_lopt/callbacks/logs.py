@@ -43,7 +43,8 @@ class Logs:
     def ask(self) -> None:
         """Before a step that is logged: let it compute the diagnostics."""
         if self._are_due:
-            for name in self._optimizers.keys() - self._asked:  # an optimizer that steps seldom answers later
+            # An optimizer that makes no step in this batch answers after a later one.
+            for name in self._optimizers.keys() - self._asked:
                 self._optimizers[name].signals.wants_diagnostics = True
                 self._asked.add(name)
 

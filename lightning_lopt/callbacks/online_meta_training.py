@@ -261,7 +261,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
         self.rounds.plan(self._step, self._optimizer.total_steps)
         try:
             self._log(trainer, present_loss, ahead)
-        except Exception as error:  # an error of a logger
+        except Exception as error:  # a logger may fail in any way
             rank_zero_warn(f"OnlineMetaTraining could not log its numbers ({named(error)}).")
 
     def _losses_of_pilots(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Tensor:

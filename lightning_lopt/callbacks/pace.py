@@ -78,11 +78,12 @@ class Pace:
             done: batches of this epoch so far, the present one included.
             epochs: whole epochs to come after this one.
         """
-        if self.period > length:  # counted across epochs
+        if self.period > length:  # batches are counted across epochs
             return self.steps_within(length - done + length * epochs)
         if self.whole_epoch >= 0 and self.epoch_length == length:
             return max(self.whole_epoch - self.epoch, 0) + self.whole_epoch * epochs
-        per_epoch = round(self.at_once * math.floor(length / self.period + 1e-9))  # counted anew in each
+        # Batches are counted anew in each epoch.
+        per_epoch = round(self.at_once * math.floor(length / self.period + 1e-9))
         return self.steps_within(length - done) + per_epoch * epochs
 
     def state_dict(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Plan(ABC):
         epochs = planned_epochs(trainer)
         self._trainer = trainer
         self._learned = list(learned)
-        self._given = {o for o in learned if total_steps is not None or o.total_steps_given}
+        self._with_user_horizon = {o for o in learned if total_steps is not None or o.total_steps_given}
         self._warned: set[LearnedOptimizer] = set()
         if total_steps is not None:
             for optimizer in learned:
@@ -63,7 +63,7 @@ class Plan(ABC):
 
     def _set(self, optimizer: LearnedOptimizer, total: int, *, announce: bool) -> None:
         """Set the horizon of ``optimizer``, ``total`` steps from its first one on, unless the user gave another."""
-        if optimizer in self._given:
+        if optimizer in self._with_user_horizon:
             given_steps = optimizer.total_steps
             if isinstance(given_steps, int) and given_steps != total and optimizer not in self._warned and announce:
                 self._warned.add(optimizer)
@@ -81,7 +81,7 @@ class Plan(ABC):
             )
 
     def _check_end(self, is_open: bool) -> None:
-        needing = [o for o in self._learned if o.rule.reads_horizon and o not in self._given]
+        needing = [o for o in self._learned if o.rule.reads_horizon and o not in self._with_user_horizon]
         if is_open and needing:
             raise ValueError(
                 f"rule {needing[0].rule_label!r} needs the number of steps to come, and this fit has no end that is "
@@ -111,8 +111,8 @@ class AutomaticPlan(Plan):
         self._looked = False
         if steps_left < 1 or math.isinf(steps_left) or (resumed and saved.get("end") == self._end):
             return
-        made = optimizer.steps_made if resumed else 0
-        self._set(optimizer, made + round(steps_left * self._ratio), announce=True)
+        steps_made = optimizer.steps_made if resumed else 0
+        self._set(optimizer, steps_made + round(steps_left * self._ratio), announce=True)
 
     def batch_begins(self) -> None:
         if self._looked and self._trainer.fit_loop.epoch_loop.batch_progress.current.ready != 1:
@@ -160,16 +160,16 @@ class ManualPlan(Plan):
         pace = self._paces[optimizer]
         pace.stepped(batch)
         if isinstance(optimizer, LearnedOptimizer):
-            others = [other for other in self._paces.values() if other is not pace]
+            other_paces = [each for each in self._paces.values() if each is not pace]
             at = progress_of(self._trainer)
-            left = paced_steps_left(pace, others, at, batch)
-            if math.isfinite(left):
-                total, before = pace.total + int(left), optimizer.total_steps
+            steps_left = paced_steps_left(pace, other_paces, at, batch)
+            if math.isfinite(steps_left):
+                total, before = pace.total + int(steps_left), optimizer.total_steps
                 surprising = not isinstance(before, int) or abs(total - before) > 0.1 * before
                 # the user's number may include a short last window, which is counted only at the end of an epoch
                 counted = pace.whole_epoch >= 0 or math.isinf(at.length)
-                seen = counted if optimizer in self._given else pace.stepping > 1
-                self._set(optimizer, total, announce=seen and surprising)
+                is_certain = counted if optimizer in self._with_user_horizon else pace.stepping > 1
+                self._set(optimizer, total, announce=is_certain and surprising)
 
     def epoch_ends(self) -> None:
         batches: Any = self._trainer.fit_loop.epoch_loop.batch_progress

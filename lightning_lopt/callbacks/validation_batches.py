@@ -45,18 +45,18 @@ class ValidationBatches:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.seen: list[Leaves] = []  # batches of the validation of the fit
-        self._structure: Any = None  # tree structure of the batches in ``seen``
+        self.recorded: list[Leaves] = []  # batches of the validation of the fit
+        self._structure: Any = None  # tree structure of the batches in ``recorded``
         self._read: list[Any] | None = None
 
     def record(self, batch: Any) -> None:
         """Record a batch of the validation of the fit, if there is room and it consists of tensors and plain values."""
-        if len(self.seen) >= self.limit or self._read:
+        if len(self.recorded) >= self.limit or self._read:
             return
         leaves, structure = pytree.tree_flatten(batch)
         if all(isinstance(leaf, (Tensor, *PLAIN)) for leaf in leaves) and self._structure in (None, structure):
             self._structure = structure
-            self.seen.append([leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves])
+            self.recorded.append([leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves])
 
     def like(self, structure: Any, trainer: Any, module: Any) -> list[Any]:
         """Batches that have the structure of training batches, possibly none.
@@ -69,13 +69,17 @@ class ValidationBatches:
         if self._read is None:
             self._read = _read_beside(trainer, module, self.limit)
             if self._read:
-                self.seen = []
+                self.recorded = []
         if self._read:
             return self._read if pytree.tree_structure(self._read[0]) == structure else []
-        if not self.seen or self._structure not in (None, structure) or len(self.seen[0]) != structure.num_leaves:
+        if (
+            not self.recorded
+            or self._structure not in (None, structure)
+            or len(self.recorded[0]) != structure.num_leaves
+        ):
             return []
         device = module.device
-        trees = [pytree.tree_unflatten(leaves, structure) for leaves in self.seen]
+        trees = [pytree.tree_unflatten(leaves, structure) for leaves in self.recorded]
         return pytree.tree_map_only(Tensor, lambda leaf: leaf.to(device), trees)  # type: ignore[no-any-return]
 
 
@@ -103,7 +107,7 @@ def _beside(loader: Any) -> Iterator[Any]:
     order = _order(loader.sampler, len(loader.dataset))  # type: ignore[arg-type]
     if order is None:
         return
-    dataset: Any = _own(loader.dataset)
+    dataset: Any = _copy_of(loader.dataset)
     size = loader.batch_size
     if size is None:
         yield from (loader.collate_fn(dataset[index]) for index in order)
@@ -114,14 +118,14 @@ def _beside(loader: Any) -> Iterator[Any]:
             yield loader.collate_fn([dataset[index] for index in chosen])
 
 
-def _own(dataset: Dataset[Any]) -> Dataset[Any]:
+def _copy_of(dataset: Dataset[Any]) -> Dataset[Any]:
     """A copy that shares the examples: an attribute that the dataset, or one inside it, sets is set on the copy."""
     copied = copy.copy(dataset)
-    if not hasattr(copied, "__dict__"):  # a list
+    if not hasattr(copied, "__dict__"):  # a list has no attributes to replace
         return copied
     for name, value in list(vars(copied).items()):
         if isinstance(value, Dataset):
-            vars(copied)[name] = _own(value)
+            vars(copied)[name] = _copy_of(value)
     return copied
 
 

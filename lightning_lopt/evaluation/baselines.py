@@ -105,7 +105,9 @@ class Baselines:
         self.path = None if path is None else Path(path)
         self.seeds = seeds
         self.device = device
-        self.own: list[BaselineRecord] = read_entries(self.path) if self.path is not None and self.path.exists() else []
+        self.entries: list[BaselineRecord] = (
+            read_entries(self.path) if self.path is not None and self.path.exists() else []
+        )
         self.shipped: list[BaselineRecord] = shipped_entries() if shipped else []
         self.not_kept = ""
         self._fingerprints: dict[int, tuple[Task, list[float]]] = {}
@@ -130,7 +132,7 @@ class Baselines:
             ValueError: if there is no such baseline.
         """
         key, marks = self.key(problem, name), self._fingerprint(problem.task)
-        matching = (entry for entry in (*self.own, *self.shipped) if entry.key == key and entry.fits(marks))
+        matching = (entry for entry in (*self.entries, *self.shipped) if entry.key == key and entry.fits(marks))
         return next(matching, None)
 
     def key(self, problem: Problem, name: str) -> str:
@@ -172,11 +174,11 @@ class Baselines:
 
     def _keep(self, entry: BaselineRecord) -> None:
         """Store an entry in memory, and in the file if that can be written."""
-        self.own.append(entry)
+        self.entries.append(entry)
         if self.path is None:
             return
         try:
-            self.own = add_entries(self.path, self.own)
+            self.entries = add_entries(self.path, self.entries)
             self.not_kept = ""
         except (OSError, ValueError) as error:
             if not self.not_kept:

@@ -7,10 +7,9 @@ from dataclasses import replace
 from statistics import fmean
 
 from lightning_lopt.evaluation.baselines import Baselines
-from lightning_lopt.evaluation.measurement import Measurement
+from lightning_lopt.evaluation.measurement import Measurement, run_rules
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.results import ProblemResult
-from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.rules.base import UpdateRule
 
 

@@ -19,8 +19,8 @@ from lightning_lopt.evaluation.problem import Problem, load_problems
 from lightning_lopt.evaluation.report import numbers, write_report
 from lightning_lopt.evaluation.report.numbers import ALL
 from lightning_lopt.evaluation.report.page import PAGE, RESULTS
-from lightning_lopt.evaluation.report.tables import finals, log_ratios, overall, plain, untuned_table
-from lightning_lopt.evaluation.report.verdict import summary
+from lightning_lopt.evaluation.report.tables import finals, log_ratios, overall, plain
+from lightning_lopt.evaluation.report.verdict import summary, untuned_table
 from lightning_lopt.evaluation.results import Results, RuleRecord
 from lightning_lopt.evaluation.suites import SUITES, make_suite
 from lightning_lopt.io import load_meta_training, load_rule
@@ -35,7 +35,7 @@ SUITE_HELP = (
     f"one of {', '.join(SUITES)}; or FILE.py:NAME, a list of lightning_lopt.evaluation.Problem in a file of yours, "
     "or a function without arguments that returns one (the file is run)"
 )
-KEPT = "measurements so far are kept: free space or memory and run the command again, or give another --out."
+RUN_AGAIN = "measurements so far are kept: free space or memory and run the command again, or give another --out."
 
 
 def evaluate_main(arguments: Sequence[str]) -> int:
@@ -76,9 +76,9 @@ def _main(command: str, arguments: Sequence[str]) -> int:
             progress.doing("writing the report")
             page = write_report(results, folder)
     except OSError as error:
-        raise CommandError(f"a file could not be read or written ({cause(error)}); {KEPT}") from error
+        raise CommandError(f"a file could not be read or written ({cause(error)}); {RUN_AGAIN}") from error
     except BrokenExecutor as error:
-        raise CommandError(f"a process that measures was killed, or was out of memory; {KEPT}") from error
+        raise CommandError(f"a process that measures was killed, or was out of memory; {RUN_AGAIN}") from error
     _print(results)
     if options.wandb is not None:
         _log(results, folder, options.wandb)
@@ -175,9 +175,12 @@ def _folder_name(rules: Sequence[str], suite: str) -> str:
 
 def _print(results: Results) -> None:
     report_numbers = numbers(results)
-    say("\n" + finals(results.problems, [*results.rules, *results.against]).markdown())
-    say("\n" + overall(report_numbers, "shell", ALL).markdown() + "\n")
-    say(log_ratios(results).markdown() + "\n")
+    losses = finals(results.problems, [*results.rules, *results.against])
+    say(f"\nLosses after the last step, training / validation, medians over seeds:\n\n{losses.markdown()}\n")
+    metrics = overall(report_numbers, "shell", ALL)
+    say(f"Metrics with 95 % intervals; the report has their definitions:\n\n{metrics.markdown()}\n")
+    ratios = log_ratios(results)
+    say(f"Logarithms of the ratios of final losses; below 0 the rule ends lower:\n\n{ratios.markdown()}\n")
     if (table := untuned_table(results)).rows:
         say(f"Untuned against untuned:\n\n{table.markdown()}\n")
     for paragraph in summary(results, report_numbers):

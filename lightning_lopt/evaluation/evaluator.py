@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
-import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_lopt.__about__ import __version__
 from lightning_lopt.evaluation.baselines import VERSION, Baselines, fingerprint
-from lightning_lopt.evaluation.measurement import Measurement, MeasurementStore
+from lightning_lopt.evaluation.measurement import Measurement, run_rules
 from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.processes import call_in_processes
 from lightning_lopt.evaluation.results import ProblemResult, Results, RuleRecord
-from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.evaluation.step_cost import environment_of, step_costs
 from lightning_lopt.evaluation.sweeps import BASELINES, FINE_TUNING_BASELINES, SEED, sweep_of
 from lightning_lopt.io import weights_sha256
+from lightning_lopt.io.checked_json import as_object, as_positive, read_json, write_json
 from lightning_lopt.rules.base import UpdateRule
-from lightning_lopt.user_files import import_again, imported_files
 
 Job = tuple[int, str]
 """Number of a problem, and name of the optimizer that is measured on it."""
+
+_Built = TypeVar("_Built")
 
 
 @dataclass(frozen=True)
@@ -46,10 +45,6 @@ class Work:
     rules: dict[str, UpdateRule]
     baselines: Baselines
 
-    def is_stored(self, name: str) -> bool:
-        """Whether the file of baselines has the last measurement, so that it need not be stored again."""
-        return name not in self.rules and self.baselines.path is not None and not self.baselines.not_kept
-
     def describe(self, job: Job) -> str:
         """A job in words."""
         return f"{job[1]} on {self.problems[job[0]].name}"
@@ -62,6 +57,12 @@ class Work:
             (run,) = run_rules([rule], problem, seeds=self.baselines.seeds, seed=SEED)
             return replace(run, optimizer=name)
         return self.baselines(problem, name)
+
+    def measured(self, job: Job) -> tuple[Measurement, bool]:
+        """The measurement, and whether the file of baselines has it, so that it need not be stored again."""
+        measurement = self.measure(*job)
+        of_baseline = job[1] not in self.rules
+        return measurement, of_baseline and self.baselines.path is not None and not self.baselines.not_kept
 
 
 def evaluate(
@@ -135,9 +136,10 @@ def evaluate(
             sweep_of(name).require()
     if measurements:
         report(len(measurements), "measured before")
-    for job, measurement, is_stored in _measured(work, missing, workers, lambda what: report(len(measurements), what)):
+    new = _measured(work, missing, workers, lambda what: report(len(measurements), what))
+    for job, (measurement, is_stored) in new:
         if not is_stored:
-            store.keep_measurement(keys[job], measurement)
+            store.write(keys[job], measurement.to_json())
         measurements[job] = measurement
         report(len(measurements), work.describe(job))
     if torch.get_num_threads() > 1 and workers > 1:
@@ -148,11 +150,11 @@ def evaluate(
     for number, problem in enumerate(problems):
         runs = {name: measurements[number, name] for name in (*rules, *against)}
         key = _hash([marks[number], {name: keys[number, name] for name in runs}, environment, "consecutive steps"])
-        costs = store.costs(key)
-        if costs is None:  # measured by this process alone, after the others have finished
+        costs = store.read(key, _costs)
+        if costs is None:  # this process measures alone, after the others have finished
             report(len(keys) + number, f"cost of a step on {problem.name}")
             costs = step_costs(problem, rules, against, device=baselines.device)
-            store.keep_costs(key, costs)
+            store.write(key, {"gradient": costs[0], "steps": costs[1]})
         results.append(replace(ProblemResult.of(problem, runs), gradient_seconds=costs[0], step_seconds=costs[1]))
         report(len(keys) + number + 1, f"cost of a step on {problem.name}")
     records = {name: RuleRecord.of(rule) for name, rule in rules.items()} if records is None else records
@@ -192,7 +194,7 @@ def _measured_before(work: Work, store: MeasurementStore, keys: Mapping[Job, str
     """Measurements that an earlier call has stored, and stored measurements of baselines."""
     measurements: dict[Job, Measurement] = {}
     for (number, name), key in keys.items():
-        stored = store.measurement(key)
+        stored = store.read(key, Measurement.from_json)
         if stored is not None:
             measurements[number, name] = replace(stored, optimizer=name)  # the rule may have had another name then
         elif name not in work.rules:
@@ -231,46 +233,47 @@ def _packages(against: Sequence[str]) -> dict[str, str]:
 
 def _measured(
     work: Work, jobs: Sequence[Job], workers: int, begins: Callable[[str], None]
-) -> Iterator[tuple[Job, Measurement, bool]]:
-    """Measurements as they are computed, each with whether the file of baselines has it.
-
-    ``begins`` is called with the name of each job before it starts.
-    """
+) -> Iterator[tuple[Job, tuple[Measurement, bool]]]:
+    """Results of :meth:`Work.measured` as they are computed; ``begins`` is called with a text before they are."""
     workers = min(workers, len(jobs))
     if workers <= 1:
         for job in jobs:
             begins(work.describe(job))
-            measurement = work.measure(*job)
-            yield job, measurement, work.is_stored(job[1])
+            yield job, work.measured(job)
         return
     begins(f"{len(jobs)} measurements in {workers} processes")
     # Long runs come first, so that the processes finish at about the same time.
     ordered = sorted(jobs, key=lambda job: (-work.problems[job[0]].horizon, job))
-    context = multiprocessing.get_context("spawn")  # torch's threads hang after a fork
-    initargs = (imported_files(), pickle.dumps(work))
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_set_up_process, initargs=initargs) as pool:
-        waiting: dict[Future[tuple[Measurement, bool]], Job] = {pool.submit(_measure_job, job): job for job in ordered}
+    yield from call_in_processes(work.measured, ordered, workers)
+
+
+@dataclass(frozen=True)
+class MeasurementStore:
+    """Measurements and costs in a folder, one file each, named by a hash of everything that its content depends on.
+
+    A damaged file counts as missing. Files are written atomically.
+
+    Attributes:
+        folder: the folder; ``None`` stores nothing.
+    """
+
+    folder: Path | None
+
+    def read(self, key: str, build: Callable[[Any], _Built]) -> _Built | None:
+        """The result of ``build`` for the stored JSON values with this key; ``None`` if there are none."""
         try:
-            while waiting:
-                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield waiting.pop(future), *future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            return None if self.folder is None else read_json(self.folder / f"{key}.json", build)
+        except ValueError:
+            return None
+
+    def write(self, key: str, content: Mapping[str, Any]) -> None:
+        """Store JSON values."""
+        if self.folder is not None:
+            write_json(self.folder / f"{key}.json", content)
 
 
-_work: Work | None = None
-
-
-def _set_up_process(files: Mapping[str, Path], work: bytes) -> None:
-    """Give a new process its work; the tasks of problems may have classes from the user's files."""
-    global _work
-    torch.set_num_threads(1)
-    import_again(files)
-    _work = pickle.loads(work)
-
-
-def _measure_job(job: Job) -> tuple[Measurement, bool]:
-    assert _work is not None
-    measurement = _work.measure(*job)
-    return measurement, _work.is_stored(job[1])
+def _costs(content: Any) -> tuple[float, dict[str, float]]:
+    """Seconds of the gradient, and seconds of the steps by optimizer."""
+    entry = as_object(content, "the file")
+    steps = as_object(entry.get("steps"), "steps")
+    return as_positive(entry.get("gradient"), "gradient"), {key: as_positive(steps[key], key) for key in steps}

@@ -1,32 +1,33 @@
-"""The measurement of an optimizer on a problem, which metrics read, and the JSON files that store measurements.
+"""The measurement of an optimizer on a problem: what it holds, and the complete inner runs that give it.
 
-JSON files are written atomically, and checked as untrusted input when they are read.
+Models of many seeds and of many settings of an optimizer run side by side.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
-from lightning_lopt.io.files import parse_json_object, show
-from lightning_lopt.io.whole import write_whole
+from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.meta.engine import Recorded
+from lightning_lopt.meta.runs import InnerRuns, start_runs, validated
+from lightning_lopt.meta.theta import stacked_theta
+from lightning_lopt.meta.unroll import unroll
+from lightning_lopt.rules.base import Params, State, UpdateRule
+from lightning_lopt.seeding import generator
+from lightning_lopt.tasks.base import Batch, Split, Task
 
 WINDOWS = 100  # number of windows of the training loss of one run, for any horizon
 CHECKPOINTS = 20  # number of checkpoints of the validation loss of one run
 
-# Limits of JSON files that are read.
-LARGEST = 64 * 2**20  # bytes of a file
-_MOST = 1000  # entries of an object or a list
-_LONGEST = 20_000  # characters of a text
-
-_Built = TypeVar("_Built")
+PerModel = Callable[[Params, Batch], Batch]
+"""A pure function of one model's parameters and a batch, with 0-dim tensors in its result."""
 
 
 def window_ends(horizon: int, windows: int = WINDOWS) -> list[int]:
@@ -149,115 +150,132 @@ def _count(value: Any) -> int:
     return value
 
 
-class MeasurementStore:
-    """Measurements and costs in a folder, one file each, named by a hash of everything that its content depends on.
+def run_rules(
+    rules: Sequence[UpdateRule], problem: Problem | Task, *, horizon: int | None = None, seeds: int, seed: int = 0
+) -> list[Measurement]:
+    """Train ``seeds`` models with each of several rules of one class and config, which differ only in θ.
 
-    A damaged file counts as missing. Files are written atomically.
+    All rules have the same initial models and the same mini-batches, side by side under ``vmap``. Losses and metrics of
+    whole splits are those of the evaluation weights, :meth:`~lightning_lopt.UpdateRule.evaluation_params`. A rule that
+    reads validation losses gets those of the 20 checkpoints.
 
     Args:
-        folder: the folder; ``None`` stores nothing.
-    """
+        rules: at least one; the runs are on their device.
+        problem: a problem, or a task.
+        horizon: inner steps; ``None`` means those of the problem.
+        seeds: models for each rule, >= 1.
+        seed: seed of models and mini-batches.
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-
-    def measurement(self, key: str) -> Measurement | None:
-        """The stored measurement with this key; ``None`` if there is none."""
-        return self._read(key, Measurement.from_json)
-
-    def keep_measurement(self, key: str, measurement: Measurement) -> None:
-        """Store a measurement."""
-        self._write(key, measurement.to_json())
-
-    def costs(self, key: str) -> tuple[float, dict[str, float]] | None:
-        """The stored seconds of the gradient and of the steps with this key; ``None`` if there are none."""
-        return self._read(key, _costs)
-
-    def keep_costs(self, key: str, costs: tuple[float, dict[str, float]]) -> None:
-        """Store seconds of the gradient and of the steps."""
-        self._write(key, {"gradient": costs[0], "steps": costs[1]})
-
-    def _read(self, key: str, build: Callable[[Any], _Built]) -> _Built | None:
-        if self.folder is None:
-            return None
-        try:
-            return read_json(self.folder / f"{key}.json", build)
-        except ValueError:
-            return None
-
-    def _write(self, key: str, content: dict[str, Any]) -> None:
-        if self.folder is not None:
-            write_json(self.folder / f"{key}.json", content)
-
-
-def _costs(content: Any) -> tuple[float, dict[str, float]]:
-    entry = as_object(content, "the file")
-    steps = as_object(entry.get("steps"), "steps")
-    return as_positive(entry.get("gradient"), "gradient"), {key: as_positive(steps[key], key) for key in steps}
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write ``content`` atomically; the folder is made."""
-    write_whole(path, json.dumps(content, allow_nan=False) + "\n")
-
-
-def read_json(path: Path, build: Callable[[Any], _Built]) -> _Built:
-    """The result of ``build`` for the object in a JSON file of bounded size.
+    Returns:
+        one measurement for each rule, on the CPU, named ``"0"``, ``"1"``, ...
 
     Raises:
-        ValueError: if there is no such object, or ``build`` refuses it; the message names the file.
+        ValueError: if a bare task comes without a horizon, or there is nothing to run.
     """
-    try:
-        if not path.is_file():
-            raise ValueError("there is no such file")
-        with open(path, "rb") as file:
-            data = file.read(LARGEST + 1)
-        if len(data) > LARGEST:
-            raise ValueError(f"it has more than {LARGEST} bytes")
-        return build(parse_json_object(data, path.name))
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(f"{path} holds no results that can be read ({reason}); make them again.") from None
+    task, planned = (problem.task, problem.horizon) if isinstance(problem, Problem) else (problem, None)
+    steps = planned if horizon is None else horizon
+    if steps is None:
+        raise ValueError(f"{task.name} is a task, which has no horizon; give horizon, or a Problem.")
+    if not rules or seeds < 1 or steps < 1:
+        raise ValueError(f"got {len(rules)} rules, {seeds} seeds and {steps} steps; give at least one of each.")
+    return measured_in_windows(RuleModels(rules, task, steps, seeds, seed), task, steps, copies=len(rules))
 
 
-def as_object(value: Any, what: str) -> dict[str, Any]:
-    """``value``, if it is an object of bounded size."""
-    if not isinstance(value, dict) or len(value) > _MOST:
-        raise ValueError(f"{what} must be an object of at most {_MOST} entries, got {show(value)}")
-    return value
+class SideBySide(Protocol):
+    """N models that are trained side by side, in the order of the optimizers."""
+
+    def advance(self, steps: int) -> Tensor:
+        """Make some steps, and return the losses before each of them, shape ``(steps, N)``."""
+
+    def on_full_batch(self, split: Split, function: PerModel) -> Batch:
+        """``function`` of the parameters of each model and of the whole split, shape ``(N,)`` for each result."""
+
+    def validated(self, losses: Tensor) -> None:
+        """Pass the validation loss of each model, shape ``(N,)``, to an optimizer that reads it."""
 
 
-def as_list(value: Any, what: str) -> Sequence[Any]:
-    """``value``, if it is a list of bounded length."""
-    if not isinstance(value, list) or len(value) > _MOST:
-        raise ValueError(f"{what} must be a list of at most {_MOST} entries, got {show(value)}")
-    return value
+def measured_in_windows(models: SideBySide, task: Task, steps: int, *, copies: int) -> list[Measurement]:
+    """Train models from their first to their last step, and measure them during the run.
+
+    Args:
+        models: the models before their first step.
+        task: the task.
+        steps: number of steps of the run.
+        copies: number of optimizers; all have the same number of models.
+
+    Returns:
+        one measurement for each optimizer, on the CPU, named ``"0"``, ``"1"``, ...
+    """
+
+    def loss(params: Params, batch: Batch) -> Batch:
+        return {"loss": task.loss(params, batch)}
+
+    windows: list[Tensor] = []
+    checkpoints: list[Batch] = []
+    made = 0
+    with torch.no_grad():
+        for end in window_ends(steps):  # every checkpoint is the end of a window too
+            windows.append(models.advance(end - made).mean(0))
+            made = end
+            if end in window_ends(steps, CHECKPOINTS):
+                checkpoints.append(models.on_full_batch("valid", loss) | models.on_full_batch("valid", task.metrics))
+                models.validated(checkpoints[-1]["loss"])
+        final = models.on_full_batch("train", loss)["loss"]
+
+    def of(copy: int, values: Tensor) -> Tensor:
+        return values.reshape(*values.shape[:-1], copies, -1)[..., copy, :].cpu()
+
+    curves = {key: torch.stack([point[key] for point in checkpoints]) for key in checkpoints[0]}
+    return [
+        Measurement(
+            str(copy),
+            steps,
+            of(copy, torch.stack(windows)),
+            of(copy, curves["loss"]),
+            of(copy, final),
+            metrics={key: of(copy, values) for key, values in curves.items() if key != "loss"},
+        )
+        for copy in range(copies)
+    ]
 
 
-def as_name(value: Any) -> str:
-    """``value``, if it is a text of bounded length."""
-    if not isinstance(value, str) or len(value) > _LONGEST:
-        raise ValueError(f"a text of at most {_LONGEST} characters is missing, got {show(value)}")
-    return value
+class RuleModels:
+    """Models trained by rules of one class and config, ``seeds`` by each; arguments as of :func:`run_rules`."""
+
+    def __init__(self, rules: Sequence[UpdateRule], task: Task, steps: int, seeds: int, seed: int) -> None:
+        self.rule, self.theta = rules[0], stacked_theta(rules, seeds)
+        self.runs = start_runs(self.rule, task, pairs=seeds, horizon=steps, seed=seed, copies=len(rules))
+        self.draws, self.execution = generator(seed, "batches"), Recorded()
+
+    def advance(self, steps: int) -> Tensor:
+        self.runs, losses = unroll(self.rule, self.theta, self.runs, steps, self.draws, execution=self.execution)
+        return losses[0]
+
+    def validated(self, losses: Tensor) -> None:
+        self.runs = validated(self.rule, self.runs, losses)
+
+    def on_full_batch(self, split: Split, function: PerModel) -> Batch:
+        """``function`` of each model and of the whole split, one rule at a time to bound the memory."""
+
+        def of_model(params: Params, state: State, batch: Batch) -> Batch:
+            trained = {name: value for name, value in params.items() if name in task.roles}
+            return function(params | self.rule.evaluation_params(trained, state), batch)
+
+        task, device = self.runs.task, next(iter(self.runs.params.values())).device
+        full = {name: value.to(device) for name, value in task.full_batch(split).items()}
+        parts = [vmap(of_model, in_dims=(0, 0, None))(*models, full) for models in _models_by_rule(self.runs)]
+        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
-def text_of(entry: dict[str, Any], key: str) -> str:
-    """The text of bounded length under ``key``."""
-    if not isinstance(entry.get(key), str) or len(entry[key]) > _LONGEST:
-        raise ValueError(f"{key} must be a text of at most {_LONGEST} characters, got {show(entry.get(key))}")
-    return str(entry[key])
-
-
-def whole_of(entry: dict[str, Any], key: str) -> int:
-    """The whole number in [0, 2^63) under ``key``."""
-    value = entry.get(key)
-    if type(value) is not int or not 0 <= value < 2**63:
-        raise ValueError(f"{key} must be a whole number >= 0, got {show(value)}")
-    return value
-
-
-def as_positive(value: Any, what: str) -> float:
-    """``value``, if it is a positive number."""
-    if type(value) not in (int, float) or not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{what} must be a positive number, got {show(value)}")
-    return float(value)
+def _models_by_rule(runs: InnerRuns) -> list[tuple[Params, State]]:
+    """Parameters and states of the models of each rule."""
+    count = runs.count // runs.copies
+    pieces = []
+    for index in range(runs.copies):
+        rows = slice(index * count, (index + 1) * count)
+        tensors = {
+            name: {key: value[rows] for key, value in state.items()} for name, state in runs.state.tensors.items()
+        }
+        shared = {key: value[rows] for key, value in runs.state.shared.items()}
+        pieces.append(({name: value[rows] for name, value in runs.params.items()}, State(tensors, shared)))
+    return pieces

@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_lopt.evaluation.measurement import (
-    Measurement,
+from lightning_lopt.evaluation.measurement import Measurement
+from lightning_lopt.evaluation.metrics import PairedRuns, final_loss, log_ratio
+from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.io import RuleFileError, weights_sha256
+from lightning_lopt.io.checked_json import (
     as_list,
     as_name,
     as_object,
@@ -20,9 +23,6 @@ from lightning_lopt.evaluation.measurement import (
     whole_of,
     write_json,
 )
-from lightning_lopt.evaluation.metrics import PairedRuns, final_loss, log_ratio
-from lightning_lopt.evaluation.problem import Problem
-from lightning_lopt.io import RuleFileError, weights_sha256
 from lightning_lopt.io.files import show
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.seeding import generator
@@ -72,14 +72,14 @@ class ProblemResult:
 
         It is below 0 where ``name`` ends lower. For an even number of seeds, the median is the lower of the middle two.
         """
-        ours, other = (final_loss(self.measurements[which], split) for which in (name, reference))
+        ours, other = (final_loss(self.measurements[optimizer], split) for optimizer in (name, reference))
         return float(log_ratio(ours, other, self.loss_scale).median())
 
     def paired_runs(self, name: str, reference: str) -> PairedRuns:
         """The runs of ``name`` and of ``reference``, for metrics."""
         cost = math.nan
         if self.gradient_seconds is not None and {name, reference} <= set(self.step_seconds):
-            ours, other = (self.gradient_seconds + self.step_seconds[which] for which in (name, reference))
+            ours, other = (self.gradient_seconds + self.step_seconds[optimizer] for optimizer in (name, reference))
             cost = other / ours
         return PairedRuns(self.name, self.loss_scale, self.measurements[name], self.measurements[reference], cost)
 

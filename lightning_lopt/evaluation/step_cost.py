@@ -61,16 +61,16 @@ class MuonWithAdamW:
 
     def __init__(self, leaves: Leaves) -> None:
         hidden = [leaf for _, leaf, role in leaves if role == "matrix" and leaf.dim() >= 2]
-        others = [leaf for _, leaf, role in leaves if not (role == "matrix" and leaf.dim() >= 2)]
+        remaining = [leaf for _, leaf, role in leaves if not (role == "matrix" and leaf.dim() >= 2)]
         self.matrices = [(leaf, leaf.detach().flatten(1).requires_grad_()) for leaf in hidden]
         self.optimizers: list[torch.optim.Optimizer] = []
         if hidden:
             self.optimizers.append(torch.optim.Muon([matrix for _, matrix in self.matrices]))
-        if others:
-            self.optimizers.append(torch.optim.AdamW(others, foreach=True))
+        if remaining:
+            self.optimizers.append(torch.optim.AdamW(remaining, foreach=True))
 
     def __call__(self) -> None:
-        for leaf, matrix in self.matrices:  # views of parameters and gradients
+        for leaf, matrix in self.matrices:  # a matrix is a view of its parameter
             matrix.grad = None if leaf.grad is None else leaf.grad.flatten(1)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -94,7 +94,7 @@ IN_TORCH: dict[str, Callable[[Leaves], Step]] = {
     "sgd": lambda leaves: torch.optim.SGD(tensors_of(leaves), momentum=0.9, nesterov=True, lr=1e-3, foreach=True).step,
 }
 """Baselines of :mod:`~lightning_lopt.evaluation.sweeps` as optimizers of ``torch.optim``."""
-if hasattr(torch.optim, "Muon"):  # from torch 2.9 on
+if hasattr(torch.optim, "Muon"):  # torch has it from 2.9 on
     IN_TORCH["muon"] = MuonWithAdamW
 
 

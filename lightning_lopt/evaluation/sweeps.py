@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lightning_lopt.evaluation.measurement import Measurement
+from lightning_lopt.evaluation.measurement import Measurement, RuleModels, SideBySide, measured_in_windows, run_rules
 from lightning_lopt.evaluation.problem import Problem
-from lightning_lopt.evaluation.runs import RuleModels, SideBySide, measured_in_windows, run_rules
 from lightning_lopt.evaluation.torch_optimizers import PackagedOptimizer, packaged_models
 from lightning_lopt.rules import AdamRule, MuonRule, ScheduleFreeAdamRule, SGDRule, UpdateRule
 from lightning_lopt.rules.base import StepContext, TensorState
@@ -36,6 +35,7 @@ class Sweep:
         description: one line for tables and help.
         chosen_by: split for the choice: the rate with the lowest median final loss over seeds is chosen.
         head_alone: whether only the last layer is trained, see :func:`~lightning_lopt.tasks.finetune.head_alone`.
+        label: name in reports; empty for the name in :data:`BASELINES`.
     """
 
     make: Callable[[float], UpdateRule | PackagedOptimizer]
@@ -43,6 +43,7 @@ class Sweep:
     description: str
     chosen_by: Split = "train"
     head_alone: bool = False
+    label: str = ""
 
     @property
     def tuned(self) -> bool:
@@ -65,15 +66,15 @@ class Sweep:
     @property
     def packaged(self) -> PackagedOptimizer | None:
         """The class of another package at the first learning rate; ``None`` for a rule."""
-        made = self.make(self.learning_rates[0])
-        return made if isinstance(made, PackagedOptimizer) else None
+        optimizer = self.make(self.learning_rates[0])
+        return optimizer if isinstance(optimizer, PackagedOptimizer) else None
 
     @property
     def identity(self) -> list[object]:
         """The optimizer, its version and all settings except the learning rate, as JSON values."""
-        made = self.make(1.0)
-        name = made.full_name if isinstance(made, PackagedOptimizer) else made.rule_name
-        return [name, {key: value for key, value in made.config.items() if key != "lr"}]
+        optimizer = self.make(1.0)
+        name = optimizer.full_name if isinstance(optimizer, PackagedOptimizer) else optimizer.rule_name
+        return [name, {key: value for key, value in optimizer.config.items() if key != "lr"}]
 
     def start(self, task: Task, horizon: int, *, seeds: int, device: torch.device | str) -> SideBySide:
         """Models before their first step, ``seeds`` models for each learning rate; see :meth:`run`."""
@@ -159,45 +160,61 @@ BASELINES: dict[str, Sweep] = {
         lambda lr: AdamRule(lr, weight_decay=0.01, schedule="cosine"),
         _eight_from(3e-5),
         "AdamW, weight decay 0.01, cosine schedule, best of 8 learning rates",
+        label="tuned AdamW",
     ),
     "sgd": Sweep(
         lambda lr: SGDRule(lr, momentum=0.9, nesterov=True, schedule="cosine"),
         _eight_from(1e-3),
         "SGD, Nesterov momentum 0.9, cosine schedule, best of 8 learning rates",
+        label="tuned SGD",
     ),
     "muon": Sweep(
         lambda lr: MuonRule(lr, weight_decay=0.1, schedule="cosine"),
         _eight_from(1e-4),
         "Muon for hidden matrices, AdamW for the rest, weight decay 0.1, cosine schedule, best of 8 learning rates",
+        label="tuned Muon",
     ),
     "schedule_free": Sweep(
         lambda lr: ScheduleFreeAdamRule(lr, weight_decay=0.01),
         _eight_from(1e-4),
         "schedule-free AdamW, weight decay 0.01, 5 % warm-up, best of 8 learning rates",
+        label="tuned schedule-free AdamW",
     ),
     "soap": Sweep(
         _soap,
         HALF_DECADES[4:9],
         "SOAP of pytorch_optimizer, weight decay 0.01, cosine schedule, best of 5 learning rates",
+        label="tuned SOAP",
     ),
-    "adam_default": Sweep(AdamRule, (1e-3,), "Adam as PyTorch has it: learning rate 1e-3, constant"),
+    "adam_default": Sweep(
+        AdamRule,
+        (1e-3,),
+        "Adam as PyTorch has it: learning rate 1e-3, constant",
+        label="Adam as it comes",
+    ),
     "adamw_1e-3": Sweep(
         lambda lr: AdamRule(lr, weight_decay=0.01, schedule="cosine"),
         (1e-3,),
         "AdamW, weight decay 0.01, cosine schedule, untuned: learning rate 1e-3",
+        label="AdamW at 1e-3",
     ),
     "soap_3e-3": Sweep(
-        _soap, (3e-3,), "SOAP of pytorch_optimizer, weight decay 0.01, cosine schedule, untuned: learning rate 3e-3"
+        _soap,
+        (3e-3,),
+        "SOAP of pytorch_optimizer, weight decay 0.01, cosine schedule, untuned: learning rate 3e-3",
+        label="SOAP at 3e-3",
     ),
     "prodigy": Sweep(
         lambda lr: PackagedOptimizer("prodigyopt", "1.1.2", "Prodigy", lr, schedule="cosine"),
         (1.0,),
         "Prodigy of prodigyopt, which estimates its step size, cosine schedule, untuned: learning rate 1",
+        label="Prodigy",
     ),
     "schedule_free_2.5e-3": Sweep(
         lambda lr: PackagedOptimizer("schedulefree", "1.4.1", "AdamWScheduleFree", lr, warmup=0.05),
         (2.5e-3,),
         "schedule-free AdamW of schedulefree, 5 % warm-up, untuned: learning rate 2.5e-3",
+        label="schedule-free AdamW at 2.5e-3",
     ),
 }
 """Baselines by name. The learning rate with the lowest median final training loss over seeds is chosen.
@@ -211,6 +228,7 @@ FINE_TUNING_BASELINES: dict[str, Sweep] = {
         _eight_from(3e-5),
         "AdamW, weight decay 0.01, 10 % warm-up, linear decay, best of 8 learning rates in validation",
         "valid",
+        label="tuned AdamW, warm-up",
     ),
     "adamw_head": Sweep(
         WarmUpAdamRule,
@@ -218,9 +236,13 @@ FINE_TUNING_BASELINES: dict[str, Sweep] = {
         "the same on the last layer alone, the rest frozen, best of 8 learning rates in validation",
         "valid",
         head_alone=True,
+        label="tuned AdamW, head alone",
     ),
     "adamw_default": Sweep(
-        lambda lr: AdamRule(lr, weight_decay=0.01), (1e-3,), "AdamW as PyTorch has it: learning rate 1e-3, constant"
+        lambda lr: AdamRule(lr, weight_decay=0.01),
+        (1e-3,),
+        "AdamW as PyTorch has it: learning rate 1e-3, constant",
+        label="AdamW as it comes",
     ),
 }
 """Baselines for fine-tuning by name: models memorise few examples, so the validation loss chooses the learning rate."""

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from lightning_lopt.evaluation.measurement import Measurement
+from lightning_lopt.evaluation.measurement import Measurement, PerModel, measured_in_windows
 from lightning_lopt.evaluation.problem import Problem
-from lightning_lopt.evaluation.runs import PerModel, measured_in_windows
 from lightning_lopt.extras import how_to_install
 from lightning_lopt.rules.base import StepContext
 from lightning_lopt.rules.shared.schedules import schedule_factor
@@ -40,7 +39,7 @@ def run_optimizers(
 ) -> list[Measurement]:
     """Train ``seeds`` models with each of several optimizers; each model has a separate optimizer.
 
-    Initial models and mini-batches are those of :func:`~lightning_lopt.evaluation.runs.run_rules`.
+    Initial models and mini-batches are those of :func:`~lightning_lopt.evaluation.measurement.run_rules`.
 
     Args:
         builds: functions that make an optimizer.
@@ -91,7 +90,7 @@ class TorchModels:
         self.params = {name: torch.stack([init[name] for init in inits] * self.copies).to(device) for name in inits[0]}
         self.draws = generator(seed, "batches")
         self.step = 0
-        self.leaves = [  # views: a step changes the stack
+        self.leaves = [  # these are views, so a step changes the stack
             {name: self.params[name][model] for name in task.roles} for model in range(self.copies * seeds)
         ]
         self.optimizers = [
@@ -220,10 +219,10 @@ class PackagedOptimizer:
         options = dict(self.options)
         if self.warmup:
             options["warmup_steps"] = round(self.warmup * horizon)
-        made = getattr(importlib.import_module(self.package), self.name)(params, lr=self.lr, **options)
-        assert isinstance(made, torch.optim.Optimizer)
-        switch([made], "train")
-        return made
+        optimizer = getattr(importlib.import_module(self.package), self.name)(params, lr=self.lr, **options)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        switch([optimizer], "train")
+        return optimizer
 
 
 def packaged_models(

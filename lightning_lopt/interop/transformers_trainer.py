@@ -71,7 +71,7 @@ class LearnedTrainerMixin:
         learned = _learned_in(trainer.optimizer)
         if learned is None:
             return loss
-        batch_loss = loss.detach().float()  # scaled like the loss that was differentiated
+        batch_loss = loss.detach().float()  # it has the scale of the loss that was differentiated
         total = batch_loss if self._window_loss is None else self._window_loss + batch_loss
         self._window_loss = total
         if trainer.accelerator.sync_gradients:
@@ -79,7 +79,7 @@ class LearnedTrainerMixin:
             learned.set_loss(trainer.accelerator.reduce(total.clone(), reduction="mean"))
             if not learned.total_steps_given and learned.total_steps != trainer.state.max_steps:
                 learned.set_horizon(trainer.state.max_steps)
-            epochs = trainer.state.num_train_epochs  # sys.maxsize for a data set without a length
+            epochs = trainer.state.num_train_epochs  # it is sys.maxsize for a data set without a length
             learned.plan_epochs(epochs if epochs < sys.maxsize else None)
         return loss
 

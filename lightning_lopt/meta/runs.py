@@ -93,6 +93,18 @@ def start_runs(rule: UpdateRule, task: Task, *, pairs: int, horizon: int, seed: 
     return InnerRuns(task, params, state, 0, horizon, seed, copies)
 
 
+def validated(rule: UpdateRule, runs: InnerRuns, losses: Tensor) -> InnerRuns:
+    """The runs after the rule has read the validation loss of each, shape ``(copies x P,)``."""
+    if not rule.reads_validation:
+        return runs
+    progress = losses.new_tensor(runs.step / runs.horizon)
+
+    def after(shared: dict[str, Tensor], loss: Tensor) -> dict[str, Tensor]:
+        return rule.validated(State({}, shared), loss, progress).shared
+
+    return replace(runs, state=State(runs.state.tensors, vmap(after)(runs.state.shared, losses)))
+
+
 def device_of(rule: UpdateRule) -> torch.device:
     """The device of the rule's parameters, where its inner runs live."""
     return next((parameter.device for parameter in rule.parameters()), torch.device("cpu"))

@@ -276,7 +276,7 @@ class UpdateRule(PickledAsData, ABC):
 
         A rule whose evaluation weights differ from the trained ones, averages of iterates for instance, overrides this
         method. It is pure and vmap-able, and must not read θ. Losses of a rule are measured at these weights
-        (:func:`~lightning_lopt.evaluation.runs.run_rules`).
+        (:func:`~lightning_lopt.evaluation.measurement.run_rules`).
 
         Args:
             params: parameters by name, after any number of steps.

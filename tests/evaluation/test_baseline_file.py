@@ -50,7 +50,7 @@ def add_one_by_one(path, entry, number, count, go):
 def test_processes_that_share_a_file_lose_nothing(processes, count, tmp_path):
     known, path = Baselines(seeds=1, shipped=False), tmp_path / "new" / "baselines.json"
     known(bowl(), "adam_default")
-    (entry,) = known.own
+    (entry,) = known.entries
     context = get_context("fork")
     go = context.Event()
     writers = [context.Process(target=add_one_by_one, args=(path, entry, n, count, go)) for n in range(processes)]

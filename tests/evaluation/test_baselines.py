@@ -19,8 +19,8 @@ from lightning_lopt.evaluation.baselines import (
     read_entries,
     write_entries,
 )
+from lightning_lopt.evaluation.measurement import run_rules
 from lightning_lopt.evaluation.problem import Problem
-from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.rules import AdamRule
 from lightning_lopt.tasks import ImageMLPTask, LabelledImages, Quadratic
 from lightning_lopt.tasks.transforms import LowPrecisionTask
@@ -126,7 +126,7 @@ def test_whatever_changes_the_numbers_is_another_baseline():
     assert known.find(bowl(), "sgd") is None
     assert known.find(bowl(name="renamed"), "adamw") is not None
     more_seeds = Baselines(seeds=2, shipped=False)
-    more_seeds.own = known.own
+    more_seeds.entries = known.entries
     assert more_seeds.find(bowl(), "adamw") is None
 
 
@@ -157,17 +157,17 @@ def test_the_last_digits_of_another_machine_do_not_matter():
 def test_the_users_file_comes_before_the_shipped_one_and_that_before_computing(tmp_path, monkeypatch, request):
     shipped, own = Baselines(seeds=1, shipped=False), tmp_path / "own.json"
     shipped(bowl(), "adamw")
-    monkeypatch.setattr(baselines_module, "shipped_entries", lambda: shipped.own)
+    monkeypatch.setattr(baselines_module, "shipped_entries", lambda: shipped.entries)
     request.getfixturevalue("forbidden")
     found = Baselines(own, seeds=1)(bowl(), "adamw")
-    assert found == shipped.own[0].measurement
+    assert found == shipped.entries[0].measurement
     assert not own.exists()
     changed = BaselineRecord(
-        shipped.own[0].key, "bowl", shipped.own[0].fingerprint, [], Baselines(seeds=1).shipped[0].measurement
+        shipped.entries[0].key, "bowl", shipped.entries[0].fingerprint, [], Baselines(seeds=1).shipped[0].measurement
     )
     write_entries(own, [changed])
     assert float(Baselines(own, seeds=1)(bowl(), "adamw").final_train) == pytest.approx(float(found.final_train))
-    assert Baselines(own, seeds=1).find(bowl(), "adamw") is not shipped.own[0]
+    assert Baselines(own, seeds=1).find(bowl(), "adamw") is not shipped.entries[0]
     with pytest.raises(AssertionError, match="computed although"):
         Baselines(seeds=1, shipped=False)(bowl(), "adamw")
 
@@ -209,7 +209,7 @@ def test_what_diverged_survives_the_file(tmp_path):
     known(bowl(curvature=300.0, horizon=300), "sgd")
     (entry,) = read_entries(path)
     assert math.inf in entry.sweep
-    assert entry.sweep == [pytest.approx(value, rel=1e-5) for value in known.own[0].sweep]
+    assert entry.sweep == [pytest.approx(value, rel=1e-5) for value in known.entries[0].sweep]
 
 
 def test_bad_arguments():

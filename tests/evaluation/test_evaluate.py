@@ -18,10 +18,10 @@ from lightning_lopt.cli import main
 from lightning_lopt.evaluation import evaluate_command
 from lightning_lopt.evaluation.baselines import Baselines
 from lightning_lopt.evaluation.evaluator import Work, evaluate
+from lightning_lopt.evaluation.measurement import run_rules
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.report import write_report
 from lightning_lopt.evaluation.results import Results
-from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.evaluation.step_cost import step_costs
 from lightning_lopt.rules import MuonRule
 from lightning_lopt.tasks import ImageMLPTask, Quadratic, load_digits_data

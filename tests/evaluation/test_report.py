@@ -10,12 +10,19 @@ import pytest
 from made_runs import made_results, noisy_run
 
 from lightning_lopt.evaluation.metrics import DivergenceRate
-from lightning_lopt.evaluation.metrics.reported import REPORTED, ReportedMetric
 from lightning_lopt.evaluation.report import write_report
-from lightning_lopt.evaluation.report.html_parts import STYLE
-from lightning_lopt.evaluation.report.numbers import BEST, Number, best_baseline, defeats, groups, numbers
+from lightning_lopt.evaluation.report.numbers import (
+    BEST,
+    REPORTED,
+    Number,
+    ReportedMetric,
+    best_baseline,
+    groups,
+    numbers,
+)
+from lightning_lopt.evaluation.report.page import STYLE
 from lightning_lopt.evaluation.report.tables import finals
-from lightning_lopt.evaluation.report.verdict import verdicts
+from lightning_lopt.evaluation.report.verdict import defeats, verdicts
 from lightning_lopt.evaluation.results import Results, RuleRecord
 
 

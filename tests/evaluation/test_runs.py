@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from lightning_lopt import AdamRule, ScheduleFreeAdamRule, StepContext
-from lightning_lopt.evaluation.measurement import CHECKPOINTS, in_windows, window_ends
+from lightning_lopt.evaluation.measurement import CHECKPOINTS, in_windows, run_rules, window_ends
 from lightning_lopt.evaluation.problem import Problem
-from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import ImageMLPTask, LabelledImages, Quadratic
 

@@ -8,10 +8,10 @@ import torch
 
 from lightning_lopt.evaluation.baselines import Baselines
 from lightning_lopt.evaluation.evaluate import evaluate
+from lightning_lopt.evaluation.measurement import run_rules
 from lightning_lopt.evaluation.metrics import step_speedup
 from lightning_lopt.evaluation.report.numbers import numbers
 from lightning_lopt.evaluation.report.page import page
-from lightning_lopt.evaluation.runs import run_rules
 from lightning_lopt.evaluation.suites import make_suite, real
 from lightning_lopt.rules import AdamRule
 from lightning_lopt.seeding import generator

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lightning_lopt.evaluation.runs import run_rules
+from lightning_lopt.evaluation.measurement import run_rules
 from lightning_lopt.evaluation.suites import SUITES, Problem, long_runs, make_suite
 from lightning_lopt.evaluation.suites.small import fine_tuning
 from lightning_lopt.evaluation.suites.sources import halves

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_lopt import load_rule
-from lightning_lopt.evaluation.runs import run_rules
+from lightning_lopt.evaluation.measurement import run_rules
 from lightning_lopt.rules.base import StepContext
 from lightning_lopt.tasks.mixtures import make_families
 from lightning_lopt.tasks.task_mixture import TaskMixture

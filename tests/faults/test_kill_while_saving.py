@@ -73,11 +73,11 @@ def test_file_of_baselines(tmp_path):
     path, known = tmp_path / "baselines.json", Baselines(seeds=1, shipped=False)
     known(Problem("bowl", Quadratic(torch.tensor([1.0, 2.0])), 10), "adam_default")
     for run in range(MOMENTS):
-        for _ in kill_at_moments(add_baselines, path, known.own[0], run, moments=1, seed=run):
+        for _ in kill_at_moments(add_baselines, path, known.entries[0], run, moments=1, seed=run):
             kept = {entry.key for entry in read_entries(path)}
             assert {*path.with_suffix(".done").read_text().split()} <= kept
             began = time.monotonic()
-            add_entries(path, [replace(known.own[0], key=f"{run}-after")])
+            add_entries(path, [replace(known.entries[0], key=f"{run}-after")])
             assert time.monotonic() - began < 5  # the lock died with the process
             assert not drafts(tmp_path)
 

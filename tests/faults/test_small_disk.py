@@ -130,7 +130,7 @@ def test_file_of_baselines(small_disk):
     path, known = small_disk.folder / "baselines.json", Baselines(seeds=1, shipped=False)
     for horizon in (10, 11):
         known(Problem("bowl", bowl().task, horizon), "adam_default")
-    first, second = known.own
+    first, second = known.entries
     add_entries(path, [first])
     small_disk.leave(0)
     with pytest.raises(OSError, match="No space left on device"):

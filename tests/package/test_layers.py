@@ -1,8 +1,9 @@
-"""Packages import only from the layers below them, and no modules import one another in a circle."""
+"""Packages import only from the layers below them, no modules import one another in a circle, and files are short."""
 
 import ast
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -76,3 +77,9 @@ def test_there_is_no_circle():
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(f"these modules import one another: {error.args[1]}")
+
+
+def test_files_are_short():
+    lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in FILES.items()}
+    assert {name: length for name, length in lengths.items() if length > 300} == {}
+    assert 90 <= median(lengths.values()) <= 150

@@ -10,7 +10,7 @@ from family_catalogue import CATALOGUE, words
 from task_helpers import check_draws
 from torch.func import grad, grad_and_value, vmap
 
-from lightning_lopt.evaluation.runs import run_rules
+from lightning_lopt.evaluation.measurement import run_rules
 from lightning_lopt.rules import ROLES, AdamRule
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import FAMILIES, ImageMLP, QuadraticFamily, make_families

@@ -30,16 +30,16 @@ from lightning_lopt.evaluation.benchmark.workloads import (
     named_workload,
     users_workload,
 )
-from lightning_lopt.evaluation.measurement import write_json
 from lightning_lopt.evaluation.report.figures import png
 from lightning_lopt.evaluation.step_cost import environment_of
+from lightning_lopt.io.checked_json import write_json
 from lightning_lopt.io.whole import write_whole
 from lightning_lopt.progress import Progress
 from lightning_lopt.rules.base import RULES
 from lightning_lopt.terminal import say
 from lightning_lopt.user_files import load_object
 
-PLANNED = 10_000  # horizon for the rules
+PLANNED = 10_000  # the horizon that rules get
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -64,11 +64,11 @@ def benchmark_command(arguments: Sequence[str]) -> int:
             autocast = TYPES[options.autocast] if options.autocast else None
             result = measure(workload, contenders, repeats=options.repeats, autocast=autocast, tell=progress.doing)
             results.append(result)
-            del workload  # before the next one is built
+            del workload  # two workloads may not fit into memory
             progress.clear()
             say(text(result, limits) + "\n")
             progress.advance()
-            if options.out is not None:  # after each model, so that a stopped run leaves results
+            if options.out is not None:  # files are written after each model, so a stopped run leaves results
                 _write(Path(options.out), results, limits, ["benchmark", *arguments], device)
     if options.out is not None:
         say(f"written: {options.out}/benchmark.json, {options.out}/benchmark.png")

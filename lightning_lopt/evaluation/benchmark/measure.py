@@ -98,11 +98,11 @@ def measure(
         warnings.simplefilter("ignore")
         for name, contender in contenders.items():
             tell(f"{workload.name}: memory of {name}")
-            made = OF_RULES if contender.is_rule else OF_OTHERS
+            measured_steps = OF_RULES if contender.is_rule else OF_OTHERS
             try:
                 steps[name], memory[name] = measured_memory(
                     lambda contender=contender: contender.build(training.leaves, training.loss),  # type: ignore[misc]
-                    made,
+                    measured_steps,
                     training.device,
                 )
             except NotAvailableError as error:

@@ -48,7 +48,7 @@ def _muon(leaves: Leaves, loss: Loss) -> Step:
 def _soap_of_heavyball(leaves: Leaves, loss: Loss) -> Step:
     module = _imported("heavyball")
     if not leaves[0][1].is_cuda:
-        module.utils.compile_mode = None  # its default tries kernels for minutes
+        module.utils.compile_mode = None  # the default of heavyball tries kernels for minutes
     optimizer = module.SOAP(tensors_of(leaves))
     optimizer.consume_grad = False  # otherwise it deletes the gradients, which other optimizers need too
     step: Step = optimizer.step

@@ -67,8 +67,8 @@ def picture(results: Sequence[ModelResult], limits: DeviceLimits) -> Figure:
     A black tick in a bar of the left panel is the floor of the optimizer's step on the device.
     """
     most = max(len(result.figures) for result in results)
-    made = empty_figure(10.0, len(results) * (0.3 * most + 1.0) + 0.5)
-    panels = made.subplots(len(results), 2, squeeze=False)
+    figure = empty_figure(10.0, len(results) * (0.3 * most + 1.0) + 0.5)
+    panels = figure.subplots(len(results), 2, squeeze=False)
     for (left, right), result in zip(panels, results, strict=True):
         names = [plain(each.name) for each in result.figures]
         places = range(len(names))
@@ -101,5 +101,5 @@ def picture(results: Sequence[ModelResult], limits: DeviceLimits) -> Figure:
             axis.set_axisbelow(True)
     handles = [handle for axis in panels[0] for handle in axis.get_legend_handles_labels()[0]]
     names = [handle.get_label() for handle in handles]
-    made.legend(handles, names, loc="outside upper center", ncols=len(handles), fontsize="small")
-    return made
+    figure.legend(handles, names, loc="outside upper center", ncols=len(handles), fontsize="small")
+    return figure

@@ -177,8 +177,8 @@ def named_workload(
             return inputs, None if recipe.symbols is None else inputs.roll(-1, 1)
         return inputs, torch.randint(recipe.classes, (count,), device=device, generator=random)
 
-    def loss(given: tuple[Tensor, Tensor | None]) -> Tensor:
-        inputs, target = given
+    def loss(batch: tuple[Tensor, Tensor | None]) -> Tensor:
+        inputs, target = batch
         output = module(inputs)
         if target is None:
             return output.float().square().mean()  # type: ignore[no-any-return]
@@ -203,11 +203,11 @@ def users_workload(model: str, datamodule: str | None, device: torch.device) -> 
 
     build = load_object(model)
     data = None if datamodule is None else load_object(datamodule)()
-    given_module = ModuleWithData(lambda: build().to(device), data, None, total_steps=1000)
-    (step,) = given_module.copies(1)
+    users_module = ModuleWithData(lambda: build().to(device), data, None, total_steps=1000)
+    (step,) = users_module.copies(1)
     turn = iter(range(10**9))
 
     def batch() -> Any:
-        return given_module.first[next(turn) % len(given_module.first)]
+        return users_module.first[next(turn) % len(users_module.first)]
 
-    return Workload(model, step.module, batch, lambda given: step.loss_in(step(given)))
+    return Workload(model, step.module, batch, lambda batch: step.loss_in(step(batch)))

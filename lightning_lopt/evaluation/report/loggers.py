@@ -11,8 +11,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_lopt.evaluation.metrics import final_loss, median_loss
 from lightning_lopt.evaluation.report.figures import curves, png, profile
-from lightning_lopt.evaluation.report.numbers import numbers
-from lightning_lopt.evaluation.report.tables import finals, label, long_form, overall
+from lightning_lopt.evaluation.report.numbers import Number, numbers
+from lightning_lopt.evaluation.report.tables import finals, label, overall
 from lightning_lopt.evaluation.results import Results
 from lightning_lopt.io.files import cause
 from lightning_lopt.io.whole import write_whole
@@ -81,13 +81,17 @@ def _log_wandb(
 
     names = [*results.rules, *results.against]
     losses = [
-        [problem.name, split, *(median_loss(final_loss(problem.measurements[which], split)) for which in names)]
+        [problem.name, split, *(median_loss(final_loss(problem.measurements[optimizer], split)) for optimizer in names)]
         for problem in results.problems
         for split in ("train", "valid")
     ]
-    heads, rows = long_form(numbers(results))
     logger.log_table(f"{name}/table", columns=["problem", "split", *map(label, names)], data=losses, step=step)
-    logger.log_table(f"{name}/numbers", columns=heads, data=rows, step=step)
+    logger.log_table(
+        f"{name}/numbers",
+        columns=list(Number.__dataclass_fields__),
+        data=[[*vars(number).values()] for number in numbers(results)],
+        step=step,
+    )
     for key, picture in pictures.items():
         logger.log_image(f"{name}/{key}", [wandb.Image(picture)], step=step)
     for kind, path in artifacts.items():

@@ -1,15 +1,173 @@
-"""The numbers of a report, computed from results alone: metrics on groups of problems, and defeats of rules."""
+"""The numbers of a report, computed from results alone: its metrics, on groups of problems.
+
+A new metric is a class in :mod:`lightning_lopt.evaluation.metrics` and an entry of :data:`REPORTED`; tables, page,
+shell and loggers follow.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from lightning_lopt.evaluation.metrics import final_loss, log_ratio, median_loss
-from lightning_lopt.evaluation.metrics.reported import REPORTED
+from lightning_lopt.evaluation.metrics import (
+    DivergenceRate,
+    LossRatio,
+    NormalisedLoss,
+    PairedMetric,
+    PairedRuns,
+    StepSpeedup,
+    WallClockSpeedup,
+    WinRate,
+    WorstRegret,
+    final_loss,
+    median_loss,
+)
 from lightning_lopt.evaluation.results import ProblemResult, Results
+
+Section = Literal["speed and wins", "loss ratios", "worst cases", "groups", "shell", "loggers"]
+"""Tables in which a metric may be a column: the first three stand in the page's summary, and ``"groups"`` has a row for
+seen problems, one for unseen problems and so on."""
+
+
+@dataclass(frozen=True)
+class ReportedMetric:
+    """A metric of a report.
+
+    Attributes:
+        label: heading of its column in tables.
+        make: makes the metric.
+        statistic: name of the statistic to show.
+        definition: definition in sentences; metrics of one kind share it.
+        sections: tables in which it is a column.
+        split: split on which the best baseline is chosen.
+        percent: whether values are shares, shown in percent.
+        digits: decimals of a value that is no share.
+        needs_step_cost: whether it needs measured costs of a step, and is left out without them.
+    """
+
+    label: str
+    make: Callable[[], PairedMetric]
+    statistic: str
+    definition: str
+    sections: tuple[Section, ...]
+    split: str = "train"
+    percent: bool = False
+    digits: int = 2
+    needs_step_cost: bool = False
+
+    def is_known(self, runs: PairedRuns) -> bool:
+        """Whether the metric can be computed from these runs."""
+        return not (self.needs_step_cost and math.isnan(runs.step_cost))
+
+    def text(self, value: float, low: float, high: float) -> str:
+        """Value and interval."""
+        if self.percent:
+            return f"{100 * value:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
+        return f"{self._fixed(value)} [{self._fixed(low)}, {self._fixed(high)}]"
+
+    def _fixed(self, value: float) -> str:
+        """``value`` with :attr:`digits` decimals, without a minus sign before a zero."""
+        return f"{round(value, self.digits) + 0.0:.{self.digits}f}"
+
+
+_SPEEDUP = (
+    "Speed-up in steps: how many times fewer steps the rule needs for the smoothed training loss at which the baseline "
+    "ends; where it ends higher itself, the inverse of what the baseline needs for its level (after VeLO, arXiv "
+    "2211.09760, and Celo, arXiv 2501.12670). Above 1 the rule is faster."
+)
+_WALL_CLOCK = (
+    "Speed-up in seconds: the speed-up in steps times the ratio of what a training step (gradient and optimizer) costs "
+    "with each, measured here."
+)
+_RATIO = (
+    "Loss ratio: the baseline's loss after the last step over the rule's, both with 1 % of the uninformed loss (that "
+    "of a constant prediction) added. Above 1 the rule ends lower. Best validation loss: the lowest among 20 "
+    "checkpoints."
+)
+_WINS = (
+    "Wins: share of runs that end lower than the baseline's run from the same initial model on the same batches; ties, "
+    "among them two losses below 1 % of the uninformed loss, count half."
+)
+_NORMALISED = "Normalised loss: 0 where the baseline ends, 1 for an uninformed model (a constant prediction)."
+_REGRET = (
+    "Worst regret: on the problem where the rule does worst, how many times as high as the baseline it ends (median "
+    "over seeds)."
+)
+_DIVERGED = (
+    "Diverged: runs with a loss that is not finite, or a final training loss above 1.5 times the uninformed loss."
+)
+
+REPORTED: dict[str, ReportedMetric] = {
+    "speedup": ReportedMetric(
+        "speed-up in steps", StepSpeedup, "iqm", _SPEEDUP, ("speed and wins", "groups", "shell", "loggers")
+    ),
+    "speedup_median": ReportedMetric("speed-up in steps, median", StepSpeedup, "median", _SPEEDUP, ("speed and wins",)),
+    "wall_clock": ReportedMetric(
+        "speed-up in seconds", WallClockSpeedup, "iqm", _WALL_CLOCK, ("speed and wins",), needs_step_cost=True
+    ),
+    "train_ratio": ReportedMetric(
+        "training loss, ratio", LossRatio, "iqm", _RATIO, ("loss ratios", "groups", "shell", "loggers")
+    ),
+    "valid_ratio": ReportedMetric(
+        "validation loss, ratio",
+        lambda: LossRatio("valid"),
+        "iqm",
+        _RATIO,
+        ("loss ratios", "groups", "shell", "loggers"),
+        split="valid",
+    ),
+    "best_valid_ratio": ReportedMetric(
+        "best validation loss, ratio",
+        lambda: LossRatio("best_valid"),
+        "iqm",
+        _RATIO,
+        ("loss ratios",),
+        split="best_valid",
+    ),
+    "train_wins": ReportedMetric(
+        "wins in training", WinRate, "mean", _WINS, ("speed and wins", "loggers"), percent=True
+    ),
+    "valid_wins": ReportedMetric(
+        "wins in validation",
+        lambda: WinRate("valid"),
+        "mean",
+        _WINS,
+        ("speed and wins", "groups", "shell", "loggers"),
+        split="valid",
+        percent=True,
+    ),
+    "train_normalised": ReportedMetric(
+        "normalised training loss", NormalisedLoss, "iqm", _NORMALISED, ("loss ratios",), digits=3
+    ),
+    "valid_normalised": ReportedMetric(
+        "normalised validation loss",
+        lambda: NormalisedLoss("valid"),
+        "iqm",
+        _NORMALISED,
+        ("worst cases",),
+        split="valid",
+        digits=3,
+    ),
+    "train_regret": ReportedMetric("worst regret in training", WorstRegret, "worst", _REGRET, ("worst cases",)),
+    "valid_regret": ReportedMetric(
+        "worst regret in validation",
+        lambda: WorstRegret("valid"),
+        "worst",
+        _REGRET,
+        ("worst cases", "groups", "loggers"),
+        split="valid",
+    ),
+    "diverged": ReportedMetric("diverged", DivergenceRate, "mean", _DIVERGED, ("worst cases",), percent=True),
+}
+"""Metrics by the name that they have in results, tables and logs; columns of tables follow this order."""
+
+
+def columns(section: Section) -> list[str]:
+    """Names of the metrics that are columns of a table."""
+    return [name for name, metric in REPORTED.items() if section in metric.sections]
+
 
 BEST = "best baseline"
 """On each problem, the baseline with the lowest median final loss on the split of the metric."""
@@ -67,7 +225,7 @@ class Number:
         rule: name of the rule.
         against: name of the baseline, or :data:`BEST`.
         group: name of the group of problems.
-        metric: a key of :data:`~lightning_lopt.evaluation.metrics.reported.REPORTED`.
+        metric: a key of :data:`REPORTED`.
         problems: number of problems in the group.
         value: value of the metric.
         low: lower bound of the 95 % interval.
@@ -124,71 +282,3 @@ def _compared(
         statistics = metric.compute()
         value, low, high = (float(statistics[f"{reported.statistic}{suffix}"]) for suffix in ("", "_low", "_high"))
         yield Number(rule, reference, group, key, len(problems), value, low, high)
-
-
-@dataclass(frozen=True)
-class Defeat:
-    """A rule that ends higher than a baseline, on one problem and split.
-
-    Attributes:
-        rule: name of the rule.
-        against: name of the baseline.
-        problem: name of the problem.
-        split: ``"train"`` or ``"valid"``.
-        factor: median over seeds of the rule's final loss over the baseline's, both with the floor; above :data:`TIE`.
-        ours: median final loss of the rule.
-        theirs: median final loss of the baseline.
-        seeds: number of seeds on which the rule ends higher.
-        groups: groups of the problem, see :func:`groups_of`.
-    """
-
-    rule: str
-    against: str
-    problem: str
-    split: str
-    factor: float
-    ours: float
-    theirs: float
-    seeds: int
-    groups: tuple[str, ...]
-
-
-def defeats(results: Results) -> list[Defeat]:
-    """All defeats of rules by baselines, the largest factor first."""
-    return sorted(_defeats(results), key=lambda defeat: -defeat.factor)
-
-
-def _defeats(results: Results) -> Iterator[Defeat]:
-    for rule, record in results.rules.items():
-        for problem in results.problems:
-            for against in results.against:
-                for split in SPLITS:
-                    ours, theirs = (final_loss(problem.measurements[name], split) for name in (rule, against))
-                    ratios = log_ratio(ours, theirs, problem.loss_scale)
-                    factor = math.exp(float(ratios.quantile(0.5)))
-                    if factor > TIE:
-                        yield Defeat(
-                            rule,
-                            against,
-                            problem.name,
-                            split,
-                            factor,
-                            median_loss(ours),
-                            median_loss(theirs),
-                            int((ratios > 0).sum()),
-                            tuple(groups_of(problem, record.trained_on)),
-                        )
-
-
-def untuned_baselines(results: Results) -> list[str]:
-    """Names of the baselines for which tuning chose no learning rate on any problem."""
-    return [
-        name
-        for name in results.against
-        if all(problem.measurements[name].learning_rate is None for problem in results.problems)
-    ]
-
-
-def problems_lower(results: Results, rule: str, baseline: str, split: str) -> int:
-    """Number of problems on which ``rule`` ends below ``baseline``, by the log-ratio of the final losses on a split."""
-    return sum(problem.log_ratio(rule, baseline, split) < 0 for problem in results.problems)

@@ -2,56 +2,52 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 
-from lightning_lopt.evaluation.metrics.reported import Section
 from lightning_lopt.evaluation.report.figures import curves, png, profile
-from lightning_lopt.evaluation.report.html_parts import (
-    FASTER,
-    STYLE,
-    Marks,
-    charts_html,
-    escaped,
-    picture,
-    table,
-    verdicts_html,
-)
-from lightning_lopt.evaluation.report.numbers import ALL, Number, numbers
+from lightning_lopt.evaluation.report.numbers import ALL, SPLITS, Number, Section, numbers
 from lightning_lopt.evaluation.report.tables import (
+    SIGNS,
     TextTable,
     baseline_names,
     bests,
     costs,
-    defeats_table,
+    environment,
+    escaped,
     finals,
     label,
     log_ratios,
-    mean_log_ratios,
-    median_speedups,
+    outcome,
     overall,
     plain,
     speedups,
-    untuned_table,
 )
 from lightning_lopt.evaluation.report.verdict import (
+    Standing,
+    defeats_table,
     definitions,
-    outcome,
-    outcomes_beside_best,
     summary,
+    untuned_table,
     verdicts,
 )
-from lightning_lopt.evaluation.results import Results
+from lightning_lopt.evaluation.results import ProblemResult, Results
 from lightning_lopt.io.whole import write_whole
 
 RESULTS = "results.json"
 PAGE = "report.html"
+STYLE = files(__package__).joinpath("style.css").read_text(encoding="utf-8")
 SUMMARY: tuple[Section, ...] = ("speed and wins", "loss ratios", "worst cases")
 # The browser fetches and runs nothing, whatever a text on the page contains.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_STANDINGS: dict[Standing, str] = {"ahead": "✔", "mixed": "≈", "behind": "✘"}
+"""Sign of each standing, which stands before the sentence of a verdict."""
+_FULL_WIDTH = math.log(4)  # log-ratio of a bar of full width; larger ones are cut
 
 
 def write_report(results: Results, folder: str | os.PathLike[str]) -> Path:
@@ -115,12 +111,15 @@ def page(results: Results, report_numbers: Sequence[Number], pictures: Mapping[s
         '<html lang="en"><head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escaped(title)}</title><style>{STYLE}</style></head><body>",
+        f"<title>{escaped(title)}</title><style>\n{STYLE}</style></head><body>",
         f"<h1>{escaped(title)}</h1>",
         f'<p class="under">{escaped(suite)}{len(results.problems)} problems, {results.seeds} seeds each. '
         "Rules are used unchanged; baselines called tuned are tuned for each problem, other baselines are not.</p>",
-        *verdicts_html(verdicts(results, report_numbers)),
-        *charts_html(results),
+        *(
+            f'<p class="verdict {verdict.standing}">{_STANDINGS[verdict.standing]} {escaped(verdict.text)}</p>'
+            for verdict in verdicts(results, report_numbers)
+        ),
+        *_charts(results),
         _contents(list(sections)),
         *(
             "\n".join([f'<h2 id="section-{number}">{escaped(heading)}</h2>', *section])
@@ -147,14 +146,18 @@ def _sections(
     sections = {
         "Summary": [
             *(f"<p>{escaped(paragraph)}</p>" for paragraph in summary(results, report_numbers)),
-            *(table(overall(report_numbers, section, ALL)) for section in SUMMARY),
+            *(overall(report_numbers, section, ALL).html() for section in SUMMARY),
             "<p>Each rule against every other optimizer, by the logarithm of the ratio of final losses: below 0 the "
             "rule ends lower.</p>",
-            table(log_ratios(results), marks=_log_ratio_marks(results)),
+            log_ratios(results).html(),
         ],
-        "Untuned against untuned": _untuned(results),
+        "Untuned against untuned": _if_it_has_rows(
+            untuned_table(results),
+            "Rules beside the baselines without tuning: on how many problems a rule ends lower, by the median over "
+            "seeds of the ratio of final losses, both with 1 % of the uninformed loss added.",
+        ),
         "How the results are spread": [
-            picture(pictures, "profile", "share of runs by speed-up, and performance profile")
+            _picture(pictures, "profile", "share of runs by speed-up, and performance profile")
         ],
         "Seen and unseen": _seen(results, report_numbers),
         "Where rules lose": [
@@ -162,26 +165,30 @@ def _sections(
             "the median over seeds of the rule's final loss over the baseline's from the same initial model, both with "
             "1 % of the uninformed loss added. The losses are medians over seeds; their ratio may differ from the "
             "factor.</p>",
-            table(defeats_table(results), empty="No rule loses on any problem."),
+            defeats_table(results).html(empty="No rule loses on any problem."),
         ],
         "Problem by problem": [
             "<p>Loss after the last step, training / validation, medians over seeds. "
             "The first sign is for training, the second for validation, by the median over seeds of the loss ratio: "
             '<span class="win">✔</span> lower than every baseline, <span class="loss">✘</span> higher than one, '
             "= within 0.1 % of the best baseline.</p>",
-            table(finals(results.problems, [*results.rules, *results.against]), marks=_final_marks(results)),
+            finals(results.problems, [*results.rules, *results.against], results.against).html(),
             '<p>Speed-up in steps, median over seeds [smallest, largest]. <span class="win">✔</span> faster, '
             '<span class="loss">✘</span> slower.</p>',
-            table(speedups(results), marks=_speedup_marks(results), words=FASTER),
+            speedups(results).html(),
             "<p>Lowest validation loss of a run, and the best value of each other validation metric, medians over "
             "seeds.</p>",
-            table(bests(results)),
-            *_costs(results),
+            bests(results).html(),
+            *_if_it_has_rows(
+                costs(results),
+                "Cost of a training step in one process: forward and backward of one mini-batch (median), and the step "
+                "of each optimizer in its deployed form (mean over the steps of the run).",
+            ),
         ],
         "Curves": [
             "<p>Lines are medians over seeds; shaded areas are the range over seeds.</p>",
             *(
-                picture(pictures, f"curves_{index:02d}", f"curves of {plain(problem.name)}")
+                _picture(pictures, f"curves_{index:02d}", f"curves of {plain(problem.name)}")
                 for index, problem in enumerate(results.problems, 1)
             ),
         ],
@@ -190,47 +197,17 @@ def _sections(
             *(f"<li>{escaped(sentence)}</li>" for sentence in definitions()),
             "</ul>",
         ],
-        "Environment and command": _environment(results),
+        "Environment and command": [
+            environment(results).html(),
+            f"<pre>{escaped(results.command) or 'These results were made in Python, without a command.'}</pre>",
+        ],
     }
     return {heading: parts for heading, parts in sections.items() if parts}
 
 
-def _log_ratio_marks(results: Results) -> Marks:
-    """Outcomes in the table of log-ratios, by the mean over problems."""
-    return {
-        (row, column): [outcome(ratio)]
-        for row, ratios in enumerate(mean_log_ratios(results))
-        for column, ratio in enumerate(ratios, 2)
-    }
-
-
-def _final_marks(results: Results) -> Marks:
-    """Outcomes of the rules in the table of final losses, for training and for validation."""
-    return {
-        (row, column): list(outcomes_beside_best(problem, rule, results.against).values())
-        for row, problem in enumerate(results.problems)
-        for column, rule in enumerate(results.rules, 1)
-    }
-
-
-def _speedup_marks(results: Results) -> Marks:
-    """Outcomes in the table of speed-ups: a speed-up above 1 is a win."""
-    return {
-        (row, column): [outcome(-math.log(value))]
-        for row, values in enumerate(median_speedups(results))
-        for column, value in enumerate(values, 1)
-    }
-
-
-def _untuned(results: Results) -> list[str]:
-    untuned = untuned_table(results)
-    if not untuned.rows:
-        return []
-    return [
-        "<p>Rules beside the baselines without tuning: on how many problems a rule ends lower, by the median over "
-        "seeds of the ratio of final losses, both with 1 % of the uninformed loss added.</p>",
-        table(untuned),
-    ]
+def _if_it_has_rows(table: TextTable, introduction: str) -> list[str]:
+    """A paragraph and the table after it; nothing for a table without rows."""
+    return [f"<p>{introduction}</p>", table.html()] if table.rows else []
 
 
 def _seen(results: Results, report_numbers: Sequence[Number]) -> list[str]:
@@ -249,7 +226,7 @@ def _seen(results: Results, report_numbers: Sequence[Number]) -> list[str]:
             f"<p>{escaped(label(rule))} was meta-trained on {escaped('; '.join(entries))}.{_chosen(results, rule)}</p>"
         )
         numbers_of_rule = [number for number in report_numbers if number.rule == rule]
-        parts.append(table(overall(numbers_of_rule, "groups")))
+        parts.append(overall(numbers_of_rule, "groups").html())
     return parts
 
 
@@ -261,27 +238,53 @@ def _chosen(results: Results, rule: str) -> str:
     return escaped(f" It was chosen among others by its results on {', '.join(names)}: these results flatter the rule.")
 
 
-def _costs(results: Results) -> list[str]:
-    measured = costs(results)
-    if measured is None:
-        return []
-    return [
-        "<p>Cost of a training step in one process: forward and backward of one mini-batch (median), and the step of "
-        "each optimizer in its deployed form (mean over the steps of the run).</p>",
-        table(measured),
-    ]
+def _picture(pictures: Mapping[str, bytes], name: str, description: str) -> str:
+    """A PNG file inside the page, which scrolls separately where the window is narrow."""
+    if name not in pictures:
+        return "<p>No picture: matplotlib is not installed.</p>"
+    data = base64.b64encode(pictures[name]).decode()
+    return f'<div class="wide"><img src="data:image/png;base64,{data}" alt="{escaped(description)}"></div>'
 
 
-def _environment(results: Results) -> list[str]:
-    rows = [[plain(key), plain(str(value))] for key, value in results.environment.items()]
-    for name, record in results.rules.items():
-        arguments = ", ".join(f"{key}={value!r}" for key, value in record.config.items())
-        rows.append([f"rule {plain(name)}", f"{record.rule}({arguments}), {record.meta_parameters} meta-parameters"])
-        rows.append([f"weights of {plain(name)}", f"SHA-256 {record.weights_sha256}"])
-    return [
-        table(TextTable(["entry", "value"], rows)),
-        f"<pre>{escaped(results.command) or 'These results were made in Python, without a command.'}</pre>",
-    ]
+def _charts(results: Results) -> list[str]:
+    """A chart for each rule against each baseline; all but the first are folded."""
+    pairs = [(rule, against) for rule in results.rules for against in results.against]
+    parts = []
+    for number, (rule, against) in enumerate(pairs):
+        ours, other = escaped(label(rule)), escaped(label(against))
+        heading = f"{ours} against {other}, problem by problem"
+        chart = _chart(results.problems, rule, against)
+        legend = (
+            f"<p>Final loss of {ours} over that of {other}, median over seeds, both with "
+            '1 % of the uninformed loss added. <span class="win">✔ and a full bar to the left: lower.</span> '
+            '<span class="loss">✘ and a hatched bar to the right: higher.</span></p>'
+        )
+        is_first = number == 0
+        folded = f"<details><summary>{heading}</summary>{chart}</details>"
+        parts.append(f"<h3>{heading}</h3>\n{legend}\n{chart}" if is_first else folded)
+    return parts
+
+
+def _chart(problems: Sequence[ProblemResult], rule: str, against: str) -> str:
+    """A row for each problem, the largest win in validation first, and in it a bar for each split."""
+    rows = []
+    for problem in sorted(problems, key=lambda problem: problem.log_ratio(rule, against, "valid")):
+        bars = "".join(_bar(name, problem.log_ratio(rule, against, split)) for split, name in SPLITS.items())
+        rows.append(f'<div class="row"><div class="name">{escaped(plain(problem.name))}</div><div>{bars}</div></div>')
+    return '<div class="chart">' + "\n".join(rows) + "</div>"
+
+
+def _bar(split: str, log_ratio: float) -> str:
+    """A bar to the left where the rule ends lower, to the right where it ends higher, with the ratio of losses."""
+    kind = outcome(log_ratio)
+    sign, word = SIGNS[kind]
+    width = round(100 * min(abs(log_ratio) / _FULL_WIDTH, 1.0))
+    bar = f'<i class="bar {kind}" style="width: {width}%"></i>'
+    left, right = (bar, "") if log_ratio < 0 else ("", bar)
+    return (
+        f'<div class="split"><div>{split}</div><div class="left">{left}</div><div>{right}</div>'
+        f'<div class="result {kind}">{sign} {math.exp(log_ratio):.2f}, {word}</div></div>'
+    )
 
 
 def _data(report_numbers: Sequence[Number]) -> str:

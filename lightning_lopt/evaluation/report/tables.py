@@ -1,63 +1,96 @@
-"""The tables of a report as rows of texts, for a page, a shell or a logger."""
+"""The tables of a report for a page, a shell or a logger: texts, and outcomes that a page shows as signs."""
 
 from __future__ import annotations
 
+import html
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
+from typing import Literal
 
 from lightning_lopt.evaluation.metrics import final_loss, lowest, median_loss, step_speedup
-from lightning_lopt.evaluation.metrics.reported import REPORTED, Section, columns
-from lightning_lopt.evaluation.report.numbers import (
-    SPLITS,
-    Number,
-    defeats,
-    problems_lower,
-    untuned_baselines,
-)
+from lightning_lopt.evaluation.report.numbers import REPORTED, SPLITS, TIE, Number, Section, columns
 from lightning_lopt.evaluation.results import ProblemResult, Results
+from lightning_lopt.evaluation.sweeps import BASELINES, FINE_TUNING_BASELINES
 
-LABELS = {
-    "adamw": "tuned AdamW",
-    "sgd": "tuned SGD",
-    "muon": "tuned Muon",
-    "schedule_free": "tuned schedule-free AdamW",
-    "soap": "tuned SOAP",
-    "adam_default": "Adam as it comes",
-    "adamw_1e-3": "AdamW at 1e-3",
-    "soap_3e-3": "SOAP at 3e-3",
-    "prodigy": "Prodigy",
-    "schedule_free_2.5e-3": "schedule-free AdamW at 2.5e-3",
-    "adamw_warmup": "tuned AdamW, warm-up",
-    "adamw_head": "tuned AdamW, head alone",
-    "adamw_default": "AdamW as it comes",
-}
+Outcome = Literal["win", "tie", "loss"]
+SIGNS: dict[Outcome, tuple[str, str]] = {"win": ("✔", "lower"), "tie": ("=", "equal"), "loss": ("✘", "higher")}
+"""Sign and word of an outcome, so that no outcome is shown by colour alone."""
+FASTER: dict[Outcome, str] = {"win": "faster", "tie": "equal", "loss": "slower"}
+"""Words for outcomes of speed-ups."""
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """Rows of texts under headings."""
+    """Rows of texts under headings.
+
+    Attributes:
+        heads: headings of the columns.
+        rows: cells of each row.
+        marks: outcomes of a rule that a cell shows, by row and column; a page shows them after the text of the cell.
+        words: words for outcomes.
+    """
 
     heads: list[str]
     rows: list[list[str]]
+    marks: Mapping[tuple[int, int], Sequence[Outcome]] = field(default_factory=dict)
+    words: Mapping[Outcome, str] = field(default_factory=lambda: {mark: word for mark, (_, word) in SIGNS.items()})
 
     def markdown(self) -> str:
-        """The table in markdown."""
+        """The table in markdown, without outcomes."""
         lines = [self.heads, ["---"] * len(self.heads), *self.rows]
         return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
+
+    def html(self, empty: str = "") -> str:
+        """The table in HTML, which scrolls separately where the window is narrow; without rows, the text ``empty``."""
+        if not self.rows:
+            return f"<p>{escaped(empty)}</p>"
+        heads = "".join(f"<th>{escaped(head)}</th>" for head in self.heads)
+        rows = []
+        for i, row in enumerate(self.rows):
+            cells = [f"<td>{escaped(cell)}{self._signs(i, j)}</td>" for j, cell in enumerate(row)]
+            rows.append(f"<tr>{''.join(cells)}</tr>")
+        body = "\n".join(rows)
+        return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+
+    def _signs(self, row: int, column: int) -> str:
+        """Each outcome of a cell as a coloured sign with a word as its title."""
+        marks = self.marks.get((row, column), ())
+        return "".join(f'<span class="{mark}" title="{self.words[mark]}"> {SIGNS[mark][0]}</span>' for mark in marks)
+
+
+def outcome(log_ratio: float) -> Outcome:
+    """The outcome for a rule, from the log-ratio of its loss over another one; a difference up to 0.1 % is a tie.
+
+    >>> outcome(-0.5), outcome(0.0005), outcome(math.inf)
+    ('win', 'tie', 'loss')
+    """
+    if abs(log_ratio) <= math.log(TIE):
+        return "tie"
+    return "win" if log_ratio < 0 else "loss"
 
 
 def label(name: str) -> str:
     """The name of an optimizer in a report, without characters that cannot be printed."""
-    return plain(LABELS.get(name, name))
+    sweep = (BASELINES | FINE_TUNING_BASELINES).get(name)
+    return plain(sweep.label if sweep is not None and sweep.label else name)
 
 
 def plain(text: str) -> str:
     """A text of at most 120 characters on one line; a character that cannot be printed becomes a question mark."""
     line = "".join(character if character.isprintable() else "?" for character in text)
     return line if len(line) <= 120 else line[:117] + "..."
+
+
+def escaped(text: str) -> str:
+    """A text as HTML, for attributes and between tags; a character that cannot be printed becomes a question mark.
+
+    >>> escaped("a < b")
+    'a &lt; b'
+    """
+    printable = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+    return html.escape(printable, quote=True)
 
 
 def short(value: float) -> str:
@@ -94,45 +127,39 @@ def log_ratios(results: Results) -> TextTable:
     :class:`~lightning_lopt.MetaValidation` scores rules with the same log-ratio,
     :meth:`~lightning_lopt.evaluation.results.ProblemResult.log_ratio`.
     """
-    rows = []
-    for rule, other in _log_ratio_pairs(results):
-        cells = []
-        for split in ("train", "valid"):
+    rows: list[list[str]] = []
+    marks: dict[tuple[int, int], list[Outcome]] = {}
+    names = (*results.rules, *results.against)
+    for rule, other in [(rule, other) for rule in results.rules for other in names if other != rule]:
+        row = [label(rule), label(other)]
+        for split in SPLITS:
             ratios = [problem.log_ratio(rule, other, split) for problem in results.problems]
             lower = sum(ratio < 0 for ratio in ratios)
-            cells.append(f"lower on {lower} of {len(ratios)}, mean log-ratio {fmean(ratios):+.3f}")
-        rows.append([label(rule), label(other), *cells])
-    return TextTable(["rule", "against", "training", "validation"], rows)
+            marks[len(rows), len(row)] = [outcome(fmean(ratios))]
+            row.append(f"lower on {lower} of {len(ratios)}, mean log-ratio {fmean(ratios):+.3f}")
+        rows.append(row)
+    return TextTable(["rule", "against", *SPLITS.values()], rows, marks)
 
 
-def mean_log_ratios(results: Results) -> list[tuple[float, ...]]:
-    """The mean log-ratios of :func:`log_ratios` for training and validation, a tuple for each row."""
-    return [
-        tuple(
-            fmean(problem.log_ratio(rule, other, split) for problem in results.problems) for split in ("train", "valid")
-        )
-        for rule, other in _log_ratio_pairs(results)
+def finals(problems: Sequence[ProblemResult], names: Sequence[str], against: Sequence[str] = ()) -> TextTable:
+    """Losses after the last step, training / validation, medians over seeds.
+
+    Args:
+        problems: the problems, one row each.
+        names: names of optimizers, one column each.
+        against: names of baselines; the marks of the other optimizers are their outcomes beside the best of these.
+    """
+    rows = [
+        [plain(problem.name), *(" / ".join(short(_median(problem, name, split)) for split in SPLITS) for name in names)]
+        for problem in problems
     ]
-
-
-def _log_ratio_pairs(results: Results) -> list[tuple[str, str]]:
-    """Each rule with every other optimizer, a rule or a baseline."""
-    names = (*results.rules, *results.against)
-    return [(rule, other) for rule in results.rules for other in names if other != rule]
-
-
-def finals(problems: Sequence[ProblemResult], names: Sequence[str]) -> TextTable:
-    """Losses after the last step, training / validation, medians over seeds."""
-    return TextTable(
-        ["problem", *(label(name) for name in names)],
-        [
-            [
-                plain(problem.name),
-                *(" / ".join(short(_median(problem, name, split)) for split in ("train", "valid")) for name in names),
-            ]
-            for problem in problems
-        ],
-    )
+    marks = {
+        (row, column): [outcome(max(problem.log_ratio(name, other, split) for other in against)) for split in SPLITS]
+        for row, problem in enumerate(problems)
+        for column, name in enumerate(names, 1)
+        if against and name not in against
+    }
+    return TextTable(["problem", *map(label, names)], rows, marks)
 
 
 def bests(results: Results) -> TextTable:
@@ -150,91 +177,43 @@ def bests(results: Results) -> TextTable:
     return TextTable(["problem", *(label(name) for name in names)], rows)
 
 
-def median_speedups(results: Results) -> list[list[float]]:
-    """The medians of :func:`speedups`, a list for each problem."""
-    return [
-        [
-            float(
-                step_speedup(problem.measurements[rule], problem.measurements[other], problem.loss_scale).quantile(0.5)
-            )
-            for rule in results.rules
-            for other in results.against
-        ]
-        for problem in results.problems
-    ]
-
-
 def speedups(results: Results) -> TextTable:
     """Speed-up in steps on each problem: median over seeds, the smallest and the largest."""
     pairs = [(rule, other) for rule in results.rules for other in results.against]
-    rows = []
+    rows: list[list[str]] = []
+    marks: dict[tuple[int, int], list[Outcome]] = {}
     for problem in results.problems:
-        cells = []
+        row = [plain(problem.name)]
         for rule, other in pairs:
-            ours, reference = (problem.measurements[name] for name in (rule, other))
-            scores = step_speedup(ours, reference, problem.loss_scale)
-            cells.append(f"{scores.quantile(0.5):.2f} [{scores.min():.2f}, {scores.max():.2f}]")
-        rows.append([plain(problem.name), *cells])
-    return TextTable(["problem", *(f"{label(rule)} over {label(other)}" for rule, other in pairs)], rows)
+            scores = step_speedup(problem.measurements[rule], problem.measurements[other], problem.loss_scale)
+            median = scores.quantile(0.5)
+            marks[len(rows), len(row)] = [outcome(-math.log(float(median)))]
+            row.append(f"{median:.2f} [{scores.min():.2f}, {scores.max():.2f}]")
+        rows.append(row)
+    heads = ["problem", *(f"{label(rule)} over {label(other)}" for rule, other in pairs)]
+    return TextTable(heads, rows, marks, FASTER)
 
 
-def defeats_table(results: Results) -> TextTable:
-    """Each problem and split on which a rule ends higher than a baseline."""
-    losses = ["rule's loss", "baseline's loss"]
-    heads = ["rule", "problem", "split", "baseline", "factor", *losses, "seeds behind", "groups of the problem"]
-    return TextTable(
-        heads,
-        [
-            [
-                label(defeat.rule),
-                plain(defeat.problem),
-                SPLITS[defeat.split],
-                label(defeat.against),
-                f"{defeat.factor:.3f}",
-                short(defeat.ours),
-                short(defeat.theirs),
-                f"{defeat.seeds} of {results.seeds}",
-                ", ".join(defeat.groups),
-            ]
-            for defeat in defeats(results)
-        ],
-    )
-
-
-def untuned_table(results: Results) -> TextTable:
-    """On how many problems each rule ends lower than each untuned baseline; without such baselines, no rows."""
-    total = len(results.problems)
-    return TextTable(
-        ["rule", "against", *(f"lower in {split}" for split in SPLITS.values())],
-        [
-            [
-                label(rule),
-                label(baseline),
-                *(f"{problems_lower(results, rule, baseline, split)} of {total}" for split in SPLITS),
-            ]
-            for rule in results.rules
-            for baseline in untuned_baselines(results)
-        ],
-    )
-
-
-def costs(results: Results) -> TextTable | None:
-    """Milliseconds of the gradient and of each optimizer's step, by problem; ``None`` if no step was measured."""
+def costs(results: Results) -> TextTable:
+    """Milliseconds of the gradient and of each optimizer's step, by problem; no rows if no step was measured."""
     names = [name for name in (*results.rules, *results.against) if name in results.problems[0].step_seconds]
-    if not names:
-        return None
     rows = [
         [plain(problem.name), f"{problem.parameters:,}", _milliseconds(problem.gradient_seconds)]
         + [_milliseconds(problem.step_seconds.get(name)) for name in names]
         for problem in results.problems
+        if names
     ]
     return TextTable(["problem", "parameters", "gradient", *(f"step of {label(name)}" for name in names)], rows)
 
 
-def long_form(report_numbers: Sequence[Number]) -> tuple[list[str], list[list[Any]]]:
-    """Headings, and a row of values for each number: for data frames and loggers."""
-    heads = list(Number.__dataclass_fields__)
-    return heads, [[getattr(number, head) for head in heads] for number in report_numbers]
+def environment(results: Results) -> TextTable:
+    """The machine and the versions, and the settings and weights of each rule."""
+    rows = [[plain(key), plain(str(value))] for key, value in results.environment.items()]
+    for name, record in results.rules.items():
+        arguments = ", ".join(f"{key}={value!r}" for key, value in record.config.items())
+        rows.append([f"rule {plain(name)}", f"{record.rule}({arguments}), {record.meta_parameters} meta-parameters"])
+        rows.append([f"weights of {plain(name)}", f"SHA-256 {record.weights_sha256}"])
+    return TextTable(["entry", "value"], rows)
 
 
 def baseline_names(results: Results) -> str:

@@ -1,32 +1,30 @@
-"""The sentences of a report, and the outcomes of a rule beside a baseline on each problem."""
+"""Where a rule wins and where it loses: its defeats, and the sentences of a report."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lightning_lopt.evaluation.metrics import diverged
-from lightning_lopt.evaluation.metrics.reported import REPORTED
+from lightning_lopt.evaluation.metrics import diverged, final_loss, log_ratio, median_loss
 from lightning_lopt.evaluation.report.numbers import (
     ALL,
     BEST,
     CHOSEN,
     LONGER,
+    REPORTED,
     SEEN_FAMILIES,
     SPLITS,
     TIE,
     UNSEEN_DATA,
     UNSEEN_FAMILIES,
     Number,
-    defeats,
-    problems_lower,
+    groups_of,
 )
-from lightning_lopt.evaluation.report.tables import baseline_names, label, plain
-from lightning_lopt.evaluation.results import ProblemResult, Results
+from lightning_lopt.evaluation.report.tables import TextTable, baseline_names, label, plain, short
+from lightning_lopt.evaluation.results import Results
 
-Outcome = Literal["win", "tie", "loss"]
 Standing = Literal["ahead", "mixed", "behind"]
 
 INTERVALS = (
@@ -36,15 +34,72 @@ INTERVALS = (
 )
 
 
-def outcome(log_ratio: float) -> Outcome:
-    """The outcome for a rule, from the log-ratio of its loss over another one; a difference up to 0.1 % is a tie.
+@dataclass(frozen=True)
+class Defeat:
+    """A rule that ends higher than a baseline, on one problem and split.
 
-    >>> outcome(-0.5), outcome(0.0005), outcome(math.inf)
-    ('win', 'tie', 'loss')
+    Attributes:
+        rule: name of the rule.
+        against: name of the baseline.
+        problem: name of the problem.
+        split: ``"train"`` or ``"valid"``.
+        factor: median over seeds of the rule's final loss over the baseline's, both with the floor; above :data:`TIE`.
+        ours: median final loss of the rule.
+        theirs: median final loss of the baseline.
+        seeds: number of seeds on which the rule ends higher.
+        groups: groups of the problem, see :func:`groups_of`.
     """
-    if abs(log_ratio) <= math.log(TIE):
-        return "tie"
-    return "win" if log_ratio < 0 else "loss"
+
+    rule: str
+    against: str
+    problem: str
+    split: str
+    factor: float
+    ours: float
+    theirs: float
+    seeds: int
+    groups: tuple[str, ...]
+
+
+def defeats(results: Results) -> list[Defeat]:
+    """All defeats of rules by baselines, the largest factor first."""
+    return sorted(_defeats(results), key=lambda defeat: -defeat.factor)
+
+
+def _defeats(results: Results) -> Iterator[Defeat]:
+    for rule, record in results.rules.items():
+        for problem in results.problems:
+            for against in results.against:
+                for split in SPLITS:
+                    ours, theirs = (final_loss(problem.measurements[name], split) for name in (rule, against))
+                    ratios = log_ratio(ours, theirs, problem.loss_scale)
+                    factor = math.exp(float(ratios.quantile(0.5)))
+                    if factor > TIE:
+                        yield Defeat(
+                            rule,
+                            against,
+                            problem.name,
+                            split,
+                            factor,
+                            median_loss(ours),
+                            median_loss(theirs),
+                            int((ratios > 0).sum()),
+                            tuple(groups_of(problem, record.trained_on)),
+                        )
+
+
+def untuned_baselines(results: Results) -> list[str]:
+    """Names of the baselines for which tuning chose no learning rate on any problem."""
+    return [
+        name
+        for name in results.against
+        if all(problem.measurements[name].learning_rate is None for problem in results.problems)
+    ]
+
+
+def problems_lower(results: Results, rule: str, baseline: str, split: str) -> int:
+    """Number of problems on which ``rule`` ends below ``baseline``, by the log-ratio of the final losses on a split."""
+    return sum(problem.log_ratio(rule, baseline, split) < 0 for problem in results.problems)
 
 
 @dataclass(frozen=True)
@@ -93,7 +148,7 @@ def _verdict(results: Results, values: Mapping[_Key, Number], rule: str, against
     clock = "" if seconds is None else f", {seconds.value:.2f} in seconds"
     other = label(against)
     standing: Standing = "mixed"
-    if all(ahead) and seconds is not None and seconds.value < 1:  # only a win in seconds counts as a win
+    if all(ahead) and seconds is not None and seconds.value < 1:  # a lead in steps alone is not called a lead
         how = f"is ahead of {other} in as many steps, but behind it in seconds"
     elif all(ahead):
         standing, how = "ahead", f"is ahead of {other}"
@@ -111,33 +166,6 @@ def _verdict(results: Results, values: Mapping[_Key, Number], rule: str, against
     return Verdict(rule, against, standing, text)
 
 
-@dataclass(frozen=True)
-class ChartRow:
-    """One problem in the chart of a rule against a baseline.
-
-    Attributes:
-        problem: name of the problem.
-        log_ratios: by split, the logarithm of the rule's loss over the baseline's, median over seeds.
-    """
-
-    problem: str
-    log_ratios: Mapping[str, float]
-
-
-def chart_rows(results: Results, rule: str, against: str) -> list[ChartRow]:
-    """A row for each problem, the largest win in validation first."""
-    rows = [
-        ChartRow(problem.name, {split: problem.log_ratio(rule, against, split) for split in SPLITS})
-        for problem in results.problems
-    ]
-    return sorted(rows, key=lambda row: row.log_ratios["valid"])
-
-
-def outcomes_beside_best(problem: ProblemResult, rule: str, against: Sequence[str]) -> dict[str, Outcome]:
-    """By split, the outcome for a rule beside the baseline with the largest log-ratio, the best one on that split."""
-    return {split: outcome(max(problem.log_ratio(rule, name, split) for name in against)) for split in SPLITS}
-
-
 def definitions() -> list[str]:
     """The definitions of the metrics, a text for each kind, and that of their intervals."""
     return [*dict.fromkeys(metric.definition for metric in REPORTED.values()), INTERVALS]
@@ -149,7 +177,7 @@ def summary(results: Results, report_numbers: Sequence[Number]) -> list[str]:
     paragraphs = []
     for rule in results.rules:
         paragraphs += [_beside(results, values, rule, against) for against in results.against]
-        paragraphs += [_by_meta_training(results, values, rule), _defeats(results, rule)]
+        paragraphs += [_by_meta_training(results, values, rule), _defeats_of_rule(results, rule)]
     return paragraphs
 
 
@@ -191,7 +219,8 @@ def _by_meta_training(results: Results, values: Mapping[_Key, Number], rule: str
     return f"{label(rule)} against {label(against)} by what the rule was meta-trained on. {text[:1].upper()}{text[1:]}."
 
 
-def _defeats(results: Results, rule: str) -> str:
+def _defeats_of_rule(results: Results, rule: str) -> str:
+    """On how many problems and splits a rule is behind a baseline, and where by most."""
     behind = [defeat for defeat in defeats(results) if defeat.rule == rule]
     comparisons = 2 * len(results.problems) * len(results.against)
     baselines = baseline_names(results)
@@ -202,4 +231,44 @@ def _defeats(results: Results, rule: str) -> str:
         f"{label(rule)} is behind {baselines} in {len(behind)} of {comparisons} comparisons of final losses; most on "
         f"{plain(worst.problem)} ({SPLITS[worst.split]}), where {label(worst.against)} ends {worst.factor:.2f} times "
         "lower."
+    )
+
+
+def defeats_table(results: Results) -> TextTable:
+    """Each problem and split on which a rule ends higher than a baseline."""
+    losses = ["rule's loss", "baseline's loss"]
+    heads = ["rule", "problem", "split", "baseline", "factor", *losses, "seeds behind", "groups of the problem"]
+    return TextTable(
+        heads,
+        [
+            [
+                label(defeat.rule),
+                plain(defeat.problem),
+                SPLITS[defeat.split],
+                label(defeat.against),
+                f"{defeat.factor:.3f}",
+                short(defeat.ours),
+                short(defeat.theirs),
+                f"{defeat.seeds} of {results.seeds}",
+                ", ".join(defeat.groups),
+            ]
+            for defeat in defeats(results)
+        ],
+    )
+
+
+def untuned_table(results: Results) -> TextTable:
+    """On how many problems each rule ends lower than each untuned baseline; without such baselines, no rows."""
+    total = len(results.problems)
+    return TextTable(
+        ["rule", "against", *(f"lower in {split}" for split in SPLITS.values())],
+        [
+            [
+                label(rule),
+                label(baseline),
+                *(f"{problems_lower(results, rule, baseline, split)} of {total}" for split in SPLITS),
+            ]
+            for rule in results.rules
+            for baseline in untuned_baselines(results)
+        ],
     )

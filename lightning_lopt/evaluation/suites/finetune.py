@@ -46,9 +46,9 @@ def _on_images(data: LabelledImages) -> list[Problem]:
     The first three fifths of the classes are for pretraining.
     """
     label, cut = data.name, 3 * data.classes // 5
-    seen = of_classes(data, torch.arange(cut))
-    some = torch.randperm(len(seen), generator=generator(0, "some"))[:MAX_OLD]
-    old = seen.take(some).split(0.1, generator(0, "old"))
+    pretraining_data = of_classes(data, torch.arange(cut))
+    some = torch.randperm(len(pretraining_data), generator=generator(0, "some"))[:MAX_OLD]
+    old = pretraining_data.take(some).split(0.1, generator(0, "old"))
     new = of_classes(data, torch.arange(cut, data.classes))
     few = few_of_each(new, 5, generator(0, "few"))
 
@@ -64,8 +64,10 @@ def _on_images(data: LabelledImages) -> list[Problem]:
         ImageViTTask(*few, width=24, batch_size=8), Pretraining(ImageViTTask(*old, width=24), 400), rank=2
     )
 
-    noise = 0.7 * torch.randn(seen.inputs.shape, generator=generator(0, "noise"))
-    inverted = few_of_each(replace(seen, inputs=noise - 0.8 * seen.inputs), 6, generator(0, "inverted"))
+    noise = 0.7 * torch.randn(pretraining_data.inputs.shape, generator=generator(0, "noise"))
+    inverted = few_of_each(
+        replace(pretraining_data, inputs=noise - 0.8 * pretraining_data.inputs), 6, generator(0, "inverted")
+    )
     turned = FineTuneTask(ImageMLPTask(*inverted, **layers, batch_size=16), Pretraining(mlp.pretraining.task, 400))
 
     whole = data.take(torch.randperm(len(data), generator=generator(0, "whole")))

@@ -50,7 +50,7 @@ def regression(horizon: int, seed: int = 0) -> Problem:
     """Values of a synthetic table by a small perceptron, in small batches; the suite has the table of seed 0."""
     table = draw_value_table(generator(seed, "long"))
     train, valid = table.split(0.2, generator(seed, "split"), 512)
-    train = with_noise(train, 0.1, generator(seed, "noise"))  # so that small steps at the end lower the loss
+    train = with_noise(train, 0.1, generator(seed, "noise"))  # noise makes small steps at the end lower the loss
     task = TabularTask(train, valid, (16, 16), "squared", batch_size=16)
     name = f"synthetic-values-{horizon}" + (f"-{seed}" if seed else "")
     return Problem(name, task, horizon, "tabular_regression", "synthetic")

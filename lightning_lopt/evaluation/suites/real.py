@@ -32,8 +32,8 @@ VOCABULARY = 96
 SIDE = 32
 SMALLEST_SIDE = 24
 """Images with a shorter side than this many pixels are too coarse for the residual network."""
-MAX_TRAIN, MAX_VALID = 2000, 300  # numbers of images, since whole splits are measured at once
-CLASSES, SHOTS, VALID_SHOTS = 8, 40, 64  # of the fine-tuning problem
+MAX_TRAIN, MAX_VALID = 2000, 300  # largest numbers of images; whole splits are measured at once
+CLASSES, SHOTS, VALID_SHOTS = 8, 40, 64  # classes, and pieces of text of each, in the fine-tuning problem
 PIECE = 48
 
 
@@ -156,13 +156,15 @@ def _fine_tune() -> Problem:
     alphabet = texts[0].alphabet[:VOCABULARY]
     tokens = [text_tokens.in_alphabet(alphabet) for text_tokens in texts]
     cuts = [[len(text_tokens) * share // 10 for share in (7, 8, 9)] for text_tokens in tokens]
-    seen = torch.cat([text_tokens[: cut[0]] for text_tokens, cut in zip(tokens, cuts, strict=True)])
-    measured = torch.cat([text_tokens[cut[0] : cut[1]] for text_tokens, cut in zip(tokens, cuts, strict=True)])
+    pretraining_train = torch.cat([text_tokens[: cut[0]] for text_tokens, cut in zip(tokens, cuts, strict=True)])
+    pretraining_valid = torch.cat([text_tokens[cut[0] : cut[1]] for text_tokens, cut in zip(tokens, cuts, strict=True)])
     later = list(zip(tokens, cuts, strict=True))[:CLASSES]
-    few = pieces_of([text_tokens[cut[1] : cut[2]] for text_tokens, cut in later], PIECE, SHOTS)
-    others = pieces_of([text_tokens[cut[2] :] for text_tokens, cut in later], PIECE, VALID_SHOTS)
+    train_pieces = pieces_of([text_tokens[cut[1] : cut[2]] for text_tokens, cut in later], PIECE, SHOTS)
+    valid_pieces = pieces_of([text_tokens[cut[2] :] for text_tokens, cut in later], PIECE, VALID_SHOTS)
     blocks: dict[str, Any] = {"width": 48, "depth": 2, "heads": 4}
-    body = CharTransformerTask(seen, measured, len(alphabet), **blocks, length=PIECE, batch_size=16)
-    classifier = TextClassifierTask(few, others, len(alphabet), **blocks, batch_size=16)
+    body = CharTransformerTask(
+        pretraining_train, pretraining_valid, len(alphabet), **blocks, length=PIECE, batch_size=16
+    )
+    classifier = TextClassifierTask(train_pieces, valid_pieces, len(alphabet), **blocks, batch_size=16)
     task = FineTuneTask(classifier, Pretraining(body, 1000, 5e-3))
     return Problem("modules-finetune", task, 2000, "", "python")

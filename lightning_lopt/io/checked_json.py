@@ -1,0 +1,85 @@
+"""JSON files of results: written atomically, and checked as untrusted input of bounded size when they are read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lightning_lopt.io.files import parse_json_object, show
+from lightning_lopt.io.whole import write_whole
+
+LARGEST = 64 * 2**20  # bytes of a file
+_MOST = 1000  # entries of an object or a list
+_LONGEST = 20_000  # characters of a text
+
+_Built = TypeVar("_Built")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write ``content`` atomically; the folder is made."""
+    write_whole(path, json.dumps(content, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, build: Callable[[Any], _Built]) -> _Built:
+    """The result of ``build`` for the object in a JSON file of bounded size.
+
+    Raises:
+        ValueError: if there is no such object, or ``build`` refuses it; the message names the file.
+    """
+    try:
+        if not path.is_file():
+            raise ValueError("there is no such file")
+        with open(path, "rb") as file:
+            data = file.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise ValueError(f"it has more than {LARGEST} bytes")
+        return build(parse_json_object(data, path.name))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"{path} holds no results that can be read ({reason}); make them again.") from None
+
+
+def as_object(value: Any, what: str) -> dict[str, Any]:
+    """``value``, if it is an object of bounded size."""
+    if not isinstance(value, dict) or len(value) > _MOST:
+        raise ValueError(f"{what} must be an object of at most {_MOST} entries, got {show(value)}")
+    return value
+
+
+def as_list(value: Any, what: str) -> Sequence[Any]:
+    """``value``, if it is a list of bounded length."""
+    if not isinstance(value, list) or len(value) > _MOST:
+        raise ValueError(f"{what} must be a list of at most {_MOST} entries, got {show(value)}")
+    return value
+
+
+def as_name(value: Any) -> str:
+    """``value``, if it is a text of bounded length."""
+    if not isinstance(value, str) or len(value) > _LONGEST:
+        raise ValueError(f"a text of at most {_LONGEST} characters is missing, got {show(value)}")
+    return value
+
+
+def text_of(entry: dict[str, Any], key: str) -> str:
+    """The text of bounded length under ``key``."""
+    if not isinstance(entry.get(key), str) or len(entry[key]) > _LONGEST:
+        raise ValueError(f"{key} must be a text of at most {_LONGEST} characters, got {show(entry.get(key))}")
+    return str(entry[key])
+
+
+def whole_of(entry: dict[str, Any], key: str) -> int:
+    """The whole number in [0, 2^63) under ``key``."""
+    value = entry.get(key)
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"{key} must be a whole number >= 0, got {show(value)}")
+    return value
+
+
+def as_positive(value: Any, what: str) -> float:
+    """``value``, if it is a positive number."""
+    if type(value) not in (int, float) or not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{what} must be a positive number, got {show(value)}")
+    return float(value)
