@@ -443,6 +443,8 @@ def train(name: str, seed: int, rule: UpdateRule | None, rate: float) -> Ends:
             with torch.no_grad():
                 held_out.append(float(problem.loss(model, problem.valid)))
             model.train()
+            if rule is not None:
+                optimizer.validated(held_out[-1])
     last = losses[-max(problem.steps // 20, 1) :]
     return Ends(statistics.fmean(last), held_out[-1], min(held_out))
 

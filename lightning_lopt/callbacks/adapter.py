@@ -16,6 +16,7 @@ from lightning_lopt.callbacks.logs import Logs, warn_at_the_end
 from lightning_lopt.callbacks.losses import MeanLoss, SummedLosses, unscaled
 from lightning_lopt.callbacks.planning import AutomaticPlan, ManualPlan, Plan
 from lightning_lopt.callbacks.swap import AfterSetup, swap_optimizers
+from lightning_lopt.callbacks.validation_loss import ValidationLoss
 from lightning_lopt.callbacks.watch import ScalerWatch, StepWatch, warn_if_pretrained
 from lightning_lopt.optim import LearnedOptimizer, LossGuard, evaluation_weights, labels_of
 from lightning_lopt.optim.inputs import checked_horizon
@@ -37,6 +38,8 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
     steps, and corrected at later steps. A fit that resumes with other batches, devices or epochs gets its new horizon
     without a jump of the schedule, and a message says so. Where another number of steps is made than planned, as after
     early stopping, a warning names both numbers.
+
+    **Validation loss.** Rules that read it get the one that is logged: ``base`` shortens its steps where it rises.
 
     **The swap.** With ``rule``, the optimizers that the module configures are replaced, in this Trainer only; the
     module is not changed. Groups keep their keys and the ratios of their rates; a group with ``lr=0`` beside others
@@ -62,10 +65,10 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
             optimizers.
         total_steps: horizon of each optimizer, where the Trainer has no end (``max_time`` alone), or another one is
             wanted.
-        lr: argument of :class:`~lightning_lopt.LearnedOptimizer`; used with ``rule`` only, for the groups with the
-            largest configured rate.
-        weight_decay: argument of ``LearnedOptimizer``; used with ``rule`` only, for the groups with the largest
-            configured decay.
+        monitor: name of the logged validation loss; ``"auto"`` for what ``EarlyStopping`` or ``ModelCheckpoint``
+            monitors with ``mode="min"``, or ``val_loss``; ``None`` to pass none.
+        lr, weight_decay: arguments of :class:`~lightning_lopt.LearnedOptimizer`; used with ``rule`` only, for the
+            groups with the largest configured rate, or decay.
         guard, compile, state_dtype: arguments of ``LearnedOptimizer``; used with ``rule`` only.
         log: whether to log.
 
@@ -84,6 +87,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
         rule: str | Path | UpdateRule | None = None,
         *,
         total_steps: int | None = None,
+        monitor: str | None = "auto",
         lr: float = 1.0,
         weight_decay: float = 0.0,
         guard: bool | LossGuard = False,
@@ -91,13 +95,10 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
         state_dtype: torch.dtype | None = None,
         log: bool = True,
     ) -> None:
-        self.rule = rule
+        self.rule, self.monitor = rule, monitor
         self.total_steps = checked_horizon(total_steps)
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.guard = guard
-        self.compile = compile
-        self.state_dtype = state_dtype
+        self.lr, self.weight_decay = lr, weight_decay
+        self.guard, self.compile, self.state_dtype = guard, compile, state_dtype
         self.logs = log  # Lightning sets callback.log
         self._after_setup: AfterSetup | None = None
         self._resumes = False
@@ -107,8 +108,8 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
         self._saved_horizons: dict[str, Any] = {}
         self._horizons: Plan | None = None
         self._logs: Logs | None = None
-        self._scaler = ScalerWatch()
-        self._steps = StepWatch([])
+        self._validation: ValidationLoss | None = None
+        self._scaler, self._steps = ScalerWatch(), StepWatch([])
 
     # -- set-up
 
@@ -169,7 +170,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
         plan.begin(self._saved_horizons)
         if begins:
             warn_if_pretrained(pl_module, learned)
-        self._horizons = plan
+        self._horizons, self._validation = plan, ValidationLoss(trainer, learned, self.monitor)
         self._scaler, self._steps = ScalerWatch(), StepWatch(learned)
         self._logs = Logs(trainer, learned) if self.logs and trainer.loggers else None
         if self._logs is not None:
@@ -182,8 +183,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         """Called before each backward pass: remembers its loss, and asks for what is to be logged."""
         value = unscaled(loss, getattr(trainer.precision_plugin, "scaler", None))
-        if pl_module.automatic_optimization:
-            value = value * trainer.accumulate_grad_batches
+        value = value * trainer.accumulate_grad_batches if pl_module.automatic_optimization else value
         self._losses.before_backward(value)
         if self._horizons is not None:
             self._horizons.batch_begins()
@@ -233,9 +233,11 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
             evaluation_weights.to_evaluation(pl_module, _learned(trainer))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Called after validation: puts the trained parameters back into the module."""
+        """Called after validation: puts the trained parameters back into the module, and passes the loss on."""
         if trainer.state.fn == TrainerFn.FITTING:
             evaluation_weights.to_training(pl_module, _learned(trainer))
+            if self._validation is not None:
+                self._validation.after_validation()
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Called for each checkpoint: puts the evaluation weights into its ``state_dict``, and the trained parameters
@@ -281,7 +283,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
         self._undo_setup()
         if self._horizons is not None:
             self._saved_horizons = self._horizons.state_dict()
-        self._horizons = self._logs = None
+        self._horizons = self._logs = self._validation = None
         self._losses, self._scaler, self._steps = MeanLoss(), ScalerWatch(), StepWatch([])
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -84,12 +85,16 @@ class LearnedTrainerMixin:
         return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate with the weights of the optimizer's ``eval()``; during training, return to the trained weights."""
+        """Evaluate with the weights of the optimizer's ``eval()``; during training, return to the trained weights, and
+        pass ``eval_loss`` to a rule that reads it."""
         metrics = cast(Any, super()).evaluate(*args, **kwargs)
         trainer = cast(Any, self)
         learned = _learned_in(trainer.optimizer)
         if learned is not None and trainer.is_in_train:
             learned.train()
+            loss = metrics.get("eval_loss", math.nan)
+            if learned.rule.reads_validation and math.isfinite(loss):
+                learned.validated(loss)
         return metrics
 
     def train(self, *args: Any, **kwargs: Any) -> Any:

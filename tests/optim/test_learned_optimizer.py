@@ -206,7 +206,7 @@ def test_a_validation_loss_reaches_the_rule_that_reads_it():
             for step in range(2):
                 if told and step == 1:
                     optimizer.validated(0.25)
-                    state = rule.validated(state, torch.tensor(0.25))
+                    state = rule.validated(state, torch.tensor(0.25), torch.tensor(0.2))
                 before, param.grad = param.detach().clone(), torch.tensor([1.0, -2.0, 0.5])
                 optimizer.step(loss=1.0 + step)
                 context = StepContext(torch.tensor(float(step)), torch.tensor(5.0), torch.tensor(1.0 + step))

@@ -1,0 +1,81 @@
+"""The validation loss of a module, for rules that read it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from lightning_lopt.optim import LearnedOptimizer
+
+HELD_OUT = re.compile(r"(^|[^a-z])(val|valid|validation|eval|dev)([^a-z]|$)", re.IGNORECASE)
+"""A word in the name of a metric of held-out data."""
+
+
+class ValidationLoss:
+    """Passes the validation loss to the optimizers whose rule reads it, after each validation of a fit.
+
+    Args:
+        trainer: the Trainer.
+        optimizers: all learned optimizers of the fit.
+        monitor: name of the logged metric, lower is better; ``"auto"`` for the one that :func:`validation_loss_of`
+            finds; ``None`` to pass none.
+    """
+
+    def __init__(self, trainer: L.Trainer, optimizers: Sequence[LearnedOptimizer], monitor: str | None) -> None:
+        self._trainer, self._monitor = trainer, monitor
+        self._readers = [optimizer for optimizer in optimizers if optimizer.rule.reads_validation]
+        self._has_spoken = False
+
+    def after_validation(self) -> None:
+        """Read the metric, take its mean over ranks, and pass it on; a value that is not finite is left out."""
+        if not self._readers or self._monitor is None or self._trainer.sanity_checking:
+            return
+        metrics = self._trainer.callback_metrics
+        name = validation_loss_of(self._trainer) if self._monitor == "auto" else self._monitor
+        value = None if name is None else metrics.get(name)
+        if not self._has_spoken:
+            self._speak(name, value)
+        if value is None:
+            return
+        reduced = self._trainer.strategy.reduce(value.detach().clone().float(), reduce_op="mean")
+        if bool(torch.as_tensor(reduced).isfinite()):
+            for optimizer in self._readers:
+                optimizer.validated(reduced)
+
+    def _speak(self, name: str | None, value: Tensor | None) -> None:
+        """Say once which metric is read."""
+        self._has_spoken = True
+        if value is not None:
+            rank_zero_info(f"LearnedOptimizerAdapter: the steps follow {name!r}, the loss of each validation.")
+        elif self._monitor != "auto":
+            rank_zero_warn(
+                f"LearnedOptimizerAdapter(monitor={name!r}): no such metric was logged in validation, so the steps do "
+                f"not follow it; there are {', '.join(sorted(self._trainer.callback_metrics)) or 'none'}."
+            )
+
+
+def validation_loss_of(trainer: L.Trainer) -> str | None:
+    """The name of the logged validation loss, or ``None``.
+
+    It is what :class:`~lightning.pytorch.callbacks.EarlyStopping` or
+    :class:`~lightning.pytorch.callbacks.ModelCheckpoint` monitors with ``mode="min"``, if its name says that it is of
+    held-out data (``val``, ``valid``, ``validation``, ``eval``, ``dev``); otherwise the only logged metric with such a
+    word and ``loss`` in its name, or ``val_loss`` where there are several.
+    """
+    logged = trainer.callback_metrics
+    held_out = [name for name in logged if HELD_OUT.search(name)]
+    for callback in (*trainer.early_stopping_callbacks, *trainer.checkpoint_callbacks):
+        if isinstance(callback, EarlyStopping | ModelCheckpoint):
+            name = callback.monitor if callback.mode == "min" else None
+            if name in held_out:
+                return name
+    losses = [name for name in held_out if "loss" in name.lower()]
+    if len(losses) == 1:
+        return losses[0]
+    return "val_loss" if "val_loss" in losses else None

@@ -1,0 +1,95 @@
+"""Steps that shorten where the validation loss rises."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_lopt import LearnedOptimizer, ResidualRule
+from lightning_lopt.rules.residual_parts.validation import CLEAR, LOWEST, TOLERANCE, ValidationMemory
+
+
+def factors(losses, share=0.05):
+    """The factor after each of ``losses``, of which each comes after this share of the planned steps."""
+    memory, after = ValidationMemory.blank(torch.zeros((), dtype=torch.float64)), []
+    for check, loss in enumerate(losses, 1):
+        memory = ValidationMemory.after(memory, torch.tensor(float(loss)), torch.tensor(share * check))
+        after.append(float(ValidationMemory.factor(memory)))
+    return after
+
+
+def test_the_factor_is_that_of_the_formula():
+    losses = [2.0, 1.0, 1.1, 1.3, 0.9, 1.0, 1.6]
+    expected, log_factor, seen = [], 0.0, []
+    for loss in losses:
+        seen.append(loss)
+        if len(seen) > 1:
+            rise = (loss - min(seen)) / (max(seen) - min(seen))
+            lost = min(max((rise - TOLERANCE) / (CLEAR - TOLERANCE), 0.0), 1.0)
+            log_factor = min(max(log_factor + (loss == min(seen)) - lost, LOWEST), 0.0)
+        expected.append(math.exp(log_factor))
+    assert factors(losses) == pytest.approx(expected, rel=1e-5)
+    assert min(expected) < 0.5
+
+
+def test_a_falling_loss_shortens_nothing_and_a_rising_one_down_to_a_limit():
+    assert factors([2.0 - 0.1 * check for check in range(12)]) == [1.0] * 12
+    rising = factors([1.0 + 0.1 * check for check in range(12)])
+    assert rising[-1] == pytest.approx(math.exp(LOWEST))
+    assert rising == sorted(rising, reverse=True)
+
+
+def test_noise_that_is_small_beside_the_progress_of_the_run_shortens_nothing():
+    draws = torch.Generator().manual_seed(0)
+    noisy = [2.0 * 0.7**check + 0.02 * float(torch.rand((), generator=draws)) for check in range(20)]
+    assert factors(noisy) == [1.0] * 20
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(100.0, 0.0), (0.01, 0.0), (1.0, -100.0), (-1.0, 3.0)])
+def test_neither_the_unit_of_the_loss_nor_a_constant_matters(scale, offset):
+    losses = torch.tensor([2.0, 1.0, 1.1, 1.3, 0.9, 1.0, 1.6], dtype=torch.float64)
+    same = factors((scale * losses + offset).tolist()) == pytest.approx(factors(losses.tolist()), rel=1e-4)
+    assert same == (scale > 0)
+
+
+def test_frequent_losses_are_averaged_and_count_less():
+    jumping = [2.0, 1.0] + [1.2 if check % 2 else 0.9 for check in range(200)]
+    assert factors(jumping, share=1 / 200)[-1] > 0.05
+    rising = [2.0, 1.0] + [1.0 + 0.01 * check for check in range(100)]
+    assert factors(rising, share=1 / 200)[40] > 5 * factors(rising, share=1 / 20)[40]
+
+
+def test_a_loss_that_is_not_finite_changes_nothing():
+    after = factors([2.0, 1.0, math.nan, math.inf, 1.2])
+    assert after == pytest.approx(factors([2.0, 1.0, 1.0, 1.0, 1.2]), rel=1e-5)
+
+
+def steps(rule, losses):
+    """The updates of a run in which each step is followed by one of these validation losses."""
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(6, 6))
+    optimizer, updates = LearnedOptimizer([("w", weight)], rule, total_steps=10), []
+    for loss in losses:
+        weight.grad, before = torch.ones(6, 6).tril() + weight.detach(), weight.detach().clone()
+        optimizer.step(1.0)
+        updates.append(weight.detach() - before)
+        if loss is not None:
+            optimizer.validated(loss)
+    return updates
+
+
+def test_a_rise_shortens_the_next_step_and_no_loss_changes_no_bit():
+    rule = ResidualRule(direction=False, controller=False, reads_validation=True)
+    plain = steps(ResidualRule(direction=False, controller=False), [None] * 4)
+    for told, never_told in zip(steps(rule, [None] * 4), plain, strict=True):
+        assert torch.equal(told, never_told)
+    *same, shortened = steps(rule, [2.0, 1.0, 2.0, None])
+    assert all(map(torch.equal, same, plain[:-1]))
+    assert torch.allclose(shortened, plain[-1] * math.exp(-1.0), rtol=1e-4, atol=1e-7)
+
+
+def test_a_rule_that_does_not_read_it_ignores_it():
+    rule = ResidualRule(direction=False, controller=False)
+    for told, never_told in zip(steps(rule, [1.0, 2.0, 3.0]), steps(rule, [None] * 3), strict=True):
+        assert torch.equal(told, never_told)
