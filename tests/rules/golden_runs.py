@@ -68,15 +68,15 @@ class Recording:
         found = {key[len(prefix) :]: x for key, x in self.data.items() if key.startswith(prefix)}
         return {key: torch.tensor(x, dtype=dtype) for key, x in found.items()}
 
-    def run(self, rule, dtype, *, validate=None, turn=lambda x: x):
+    def run(self, rule, dtype, *, turn=lambda x: x):
         """Parameters and state of our rule after each step: (step, params, state)."""
         params = {name: turn(x) for name, x in self.tensors("param0/", dtype).items()}
         with torch.no_grad():
             state = rule.init_state(params, {})
             for step in range(self.steps):
                 loss = torch.tensor(self.data["loss"][step], dtype=dtype)
-                if validate is not None and "is_valid" in self.data and self.data["is_valid"][step]:
-                    state = validate(state, loss)
+                if "is_valid" in self.data and self.data["is_valid"][step]:
+                    state = rule.validated(state, loss, torch.tensor(step / 20.0, dtype=dtype))
                 else:
                     grads = {name: turn(torch.tensor(self.data[f"grad/{name}"][step], dtype=dtype)) for name in params}
                     at = StepContext(torch.tensor(step, dtype=dtype), torch.tensor(20.0, dtype=dtype), loss)

@@ -28,7 +28,7 @@ def trajectory(record, rule):
     if isinstance(rule, Celo2Rule):
         roles = dict.fromkeys(record.names, "matrix") | {"bias": "vector", "embed": "embedding"}
     if not rule.rule_name.startswith("celo2"):
-        return list(record.run(rule, torch.float64, validate=getattr(rule, "validated", None)))
+        return list(record.run(rule, torch.float64))
     params = record.tensors("param0/")
     state, found = rule.init_state(params, roles), []
     for step in range(record.steps):

@@ -37,7 +37,7 @@ def opened(name):
 
 def runs(record, dtype, rule=None):
     rule = rule or reference_rule(record, dtype)
-    return record.run(rule, dtype, validate=getattr(rule, "validated", None))
+    return record.run(rule, dtype)
 
 
 @recorded
