@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from constants import changed
+from constants import changed, configured
 
 from lightning_lopt import load_rule
 from lightning_lopt.evaluation.baselines import FINE_TUNING_BASELINES, Baselines
@@ -222,12 +222,13 @@ def main() -> None:
     )
     parser.add_argument("--data", nargs="+", default=[], help="sets of images")
     parser.add_argument("--change", nargs="+", default=[], help="entries of θ and what is added to them")
+    parser.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE,...", help="rules of other settings")
     parser.add_argument("--only", nargs="+", default=[""], help="parts of names of problems")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--scratch", action="store_true", help="also AdamW from random initial values")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    columns = (*COLUMNS, *arguments.change, *(("from scratch",) if arguments.scratch else ()), "CPU seconds of base")
+    columns = (*COLUMNS, *arguments.change, *arguments.config, *(("from scratch",) if arguments.scratch else ()), "CPU seconds of base")
     print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns), flush=True)
     for problem in make_suite("finetune") if arguments.suite else finetune_problems(arguments.data):
         if not any(part in problem.name for part in arguments.only):
@@ -240,6 +241,8 @@ def main() -> None:
         cells += [valid(runs["base"]), moved(runs["adamw_warmup"]), moved(runs["base"])]
         others = [changed("base", change) for change in arguments.change]
         cells += [valid(run) for run in (run_rules(others, problem, seeds=arguments.seeds) if others else ())]
+        for settings in arguments.config:
+            cells += [valid(run) for run in run_rules([configured("base", settings)], problem, seeds=arguments.seeds)]
         if arguments.scratch:
             scratch = Problem(problem.name, problem.task.task, problem.horizon)
             cells.append(valid(Baselines(seeds=arguments.seeds, shipped=False)(scratch, "adamw_warmup")))
