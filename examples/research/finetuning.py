@@ -9,8 +9,8 @@ python examples/research/finetuning.py --data mnist10k.npz cifar10_16x16.npz --c
 pretrained values, in units of its norm. The printed table has, for each problem, final losses on held-out data (median
 of the seeds): of AdamW at the best of eight learning rates (warm-up, linear decay, weight decay 0.01), of the same on
 the head alone, of AdamW at 1e-3, of `base`, with `--scratch` of AdamW from random initial values; then how far AdamW
-and `base` moved the body. `--data` adds problems on sets of images, with few and with many examples; `--change` adds
-rules with other constants, as in `constants.py`.
+and `base` moved the body. `--data` adds problems on sets of images, with few and with many examples; `--change` and
+`--config` add rules with other constants and settings, as in `constants.py`.
 """
 
 from __future__ import annotations
@@ -228,7 +228,8 @@ def main() -> None:
     parser.add_argument("--scratch", action="store_true", help="also AdamW from random initial values")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    columns = (*COLUMNS, *arguments.change, *arguments.config, *(("from scratch",) if arguments.scratch else ()), "CPU seconds of base")
+    scratch = ("from scratch",) if arguments.scratch else ()
+    columns = (*COLUMNS, *arguments.change, *arguments.config, *scratch, "CPU seconds of base")
     print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns), flush=True)
     for problem in make_suite("finetune") if arguments.suite else finetune_problems(arguments.data):
         if not any(part in problem.name for part in arguments.only):
