@@ -1,31 +1,22 @@
-"""Graphs of functions of tensors, which the interpreter of TorchScript runs without Python."""
+"""Graphs of functions of tensors, which run without Python."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.jit import optimized_execution  # type: ignore[attr-defined]
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_lopt.operations import Operation, Place, Shortened, mapped, needed
+from lightning_lopt.operations import Operation, Place, Program, Run, Shortened, mapped, needed
+from lightning_lopt.script_graphs import interpreted
 
 aten = torch.ops.aten
-_VIEWS = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
+Build = Callable[[Program, Sequence[Tensor]], Run]
+"""Makes a function from a program and tensors like those that it will get."""
 _ALIASES = {aten.view.default, aten._unsafe_view.default, aten.detach.default, aten.alias.default}
-
-
-@contextmanager
-def as_recorded() -> Iterator[None]:
-    """Run graphs without optimisation, which may change bits, and without autograd, which every operation would pass
-    through."""
-    with optimized_execution(False), torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(_VIEWS):
-        yield
 
 
 class UntraceableError(Exception):
@@ -33,8 +24,8 @@ class UntraceableError(Exception):
 
 
 class TracedFunction:
-    """The recorded operations of a function on given tensors, for calls with other tensors: the same kernels, so the
-    same bits, at about a third of the cost of calling small operations from Python.
+    """The recorded operations of a function on given tensors, for calls with other tensors. By default they call the
+    same kernels, so they give the same bits, at about a third of the cost of calling small operations from Python.
 
     The graph contains no ``vmap`` and no other wrapper of tensors. Tensors that the function reads besides its
     arguments, for instance θ, are read anew at each call, so they may change in place. Numbers and branches are those
@@ -43,12 +34,16 @@ class TracedFunction:
     Args:
         function: function from tensors to tensors; it must not write into tensors that it has not made.
         arguments: tensors with the shapes and types of all later arguments.
+        build: makes a function of the recorded operations; a function other than :func:`interpreted` may give other
+            bits, and its arguments must have the strides of ``arguments``, too.
 
     Attributes:
-        script: the graph, a function of some of the arguments and of ``beside``; ``None`` if nothing is computed.
-        read: indices of the arguments of the graph.
+        program: the operations, on some of the arguments and on ``beside``.
+        read: indices of the arguments of the program.
         beside: tensors that the function reads besides its arguments.
-        results: for each result whether it is an argument, and its index among the arguments or those of the graph.
+        results: for each result whether it is an argument, and its index among the arguments or the results of the
+            program.
+        run: runs the program; ``None`` if nothing is computed.
 
     Raises:
         UntraceableError: if the function draws random numbers, reads the value of a tensor, or otherwise cannot be
@@ -64,14 +59,23 @@ class TracedFunction:
     (tensor([2., 2.]), True)
     """
 
-    def __init__(self, function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor]) -> None:
+    run: Run | None = None
+
+    def __init__(
+        self, function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor], build: Build = interpreted
+    ) -> None:
         try:
             with torch.random.fork_rng(devices=[]):
                 expected = function(*arguments)
                 with _Recording(arguments) as recording:
                     results = function(*arguments)
-                self._compile(recording, results)
-                bits_are_equal = all(map(_same_bits, self(arguments), expected))
+                self._take(recording, results, shorter=build is interpreted)
+                if self.program.outputs:
+                    examples = [*(arguments[index] for index in self.read), *self.beside]
+                    self.run = build(self.program, [x.detach() for x in examples])
+                if build is interpreted:
+                    results = self(arguments)
+                bits_are_equal = all(map(_same_bits, results, expected))
         except Exception as error:  # any error of an operation that cannot be recorded
             raise UntraceableError(f"{type(error).__name__}: {error}") from error
         if not bits_are_equal:
@@ -80,32 +84,27 @@ class TracedFunction:
     def __call__(self, arguments: Sequence[Tensor]) -> list[Tensor]:
         """The results of the function; a result that is an argument is the same tensor object."""
         computed: Sequence[Tensor] = ()
-        if self.script is not None:
-            with as_recorded():
-                computed = self.script(*[arguments[index] for index in self.read], *self.beside)
+        if self.run is not None:
+            computed = self.run(*[arguments[index] for index in self.read], *self.beside)
         return [arguments[index] if is_argument else computed[index] for is_argument, index in self.results]
 
-    def _compile(self, recording: _Recording, results: Sequence[Tensor]) -> None:
+    def _take(self, recording: _Recording, results: Sequence[Tensor], *, shorter: bool) -> None:
+        """Keep what of a recording the results depend on; in fewer calls, if ``shorter``."""
         count = recording.count
         places = [recording.place_of(result) for result in results]
         computed = list(dict.fromkeys(place for place in places if place >= count))
-        shortened = Shortened(recording.operations, recording.tensors, computed)
-        operations = needed(shortened.operations, computed)
-        read = {place for operation in operations for place in operation.reads} | set(computed)
-        beside = [place for place in recording.beside if place in read]
-        self.read = [place for place in range(count) if place in read]
+        operations, constants = recording.operations, {}
+        if shorter:
+            shortened = Shortened(operations, recording.tensors, computed)
+            operations, constants = shortened.operations, shortened.constants
+        operations = needed(operations, computed)
+        reads = {place for operation in operations for place in operation.reads} | set(computed)
+        beside = [place for place in recording.beside if place in reads]
+        self.read = [place for place in range(count) if place in reads]
         self.beside = [recording.tensors[place] for place in beside]
         self.results = [(place < count, place if place < count else computed.index(place)) for place in places]
-
-        def replay(*tensors: Tensor) -> tuple[Tensor, ...]:
-            values = shortened.constants | dict(zip([*self.read, *beside], tensors, strict=True))
-            for function, (arguments, options), made, _ in operations:
-                made_now = function(*_filled(arguments, values), **_filled(options, values))
-                values.update(zip(made, [x for x in tree_leaves(made_now) if isinstance(x, Tensor)], strict=True))
-            return tuple(values[place] for place in computed)
-
-        examples = tuple(recording.tensors[place] for place in (*self.read, *beside))
-        self.script = scripted(replay, examples) if computed else None
+        constants = {place: x for place, x in constants.items() if place in reads}
+        self.program = Program(operations, [*self.read, *beside], computed, constants)
 
 
 class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -159,20 +158,6 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._places[id(tensor)]
 
 
-def scripted(function: Callable[..., tuple[Tensor, ...]], examples: Sequence[Tensor]) -> Any:
-    """The operations of a function on ``examples``, and its calls of graphs, as a graph.
-
-    Raises:
-        UntraceableError: if TorchScript is switched off.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"`torch\.jit\.trace` is", DeprecationWarning)
-        script = torch.jit.trace(function, tuple(examples), check_trace=False)  # type: ignore[no-untyped-call]
-    if script is function:
-        raise UntraceableError("TorchScript is switched off")
-    return script
-
-
 def tensors_of(module: nn.Module) -> list[Tensor]:
     """Parameters and buffers of a module, in a fifth of the time of ``module.parameters()``; those of a module that
     occurs twice come twice."""
@@ -181,10 +166,6 @@ def tensors_of(module: nn.Module) -> list[Tensor]:
         if part is not None:
             tensors += tensors_of(part)
     return tensors
-
-
-def _filled(tree: Any, values: dict[int, Tensor]) -> Any:
-    return mapped(Place, lambda leaf: values[leaf.place], tree)
 
 
 def _same_bits(result: Tensor, expected: Tensor) -> bool:

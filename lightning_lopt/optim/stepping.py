@@ -117,13 +117,12 @@ class RuleOptimizer(RunOptimizer):
         shared: dict[str, Tensor],
         context: StepContext,
     ) -> ModelStep:
-        """The step of all stacks: compiled if ``compiles``, traced if that saves time."""
+        """The step of all stacks: compiled if ``compiles`` and compiling succeeds, else traced if that saves time."""
         arguments, total = (rule, stacks, seeds, shared, context), self.total_steps
         if self.compiles is False or torch.compiler.is_compiling():
             return steps_of_stacks(*arguments)
-        if self.compiles:
-            return steps_of_stacks(*arguments, step=self._compiled_steps)
-        return self._traced_steps(*arguments, steps_ahead=total - self.calls if isinstance(total, int) else 0)
+        steps = self._compiled_steps if self.compiles and not self._compiled_steps.failure else self._traced_steps
+        return steps(*arguments, steps_ahead=total - self.calls if isinstance(total, int) else 0)
 
     def _stacks(self, members: Sequence[Member], context: StepContext) -> list[Stack]:
         """The stacks of this step: parameters and gradients in wide types, and the state as it is stored."""
