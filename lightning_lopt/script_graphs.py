@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Sequence
 from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.jit import optimized_execution  # type: ignore[attr-defined]
 
 from lightning_lopt.operations import WITH_TENSOR, Operation, Place, Program
 
@@ -23,14 +21,6 @@ _NUMBERS = {
 """The numbers that stand for memory formats in TorchScript, c10::MemoryFormat."""
 
 NUMBER_OR_TENSOR = frozenset(WITH_TENSOR.values())
-
-
-@contextmanager
-def as_recorded() -> Iterator[None]:
-    """Run graphs without optimisation, which may change bits, and without autograd, which every operation would pass
-    through."""
-    with optimized_execution(False), torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(_VIEWS):
-        yield
 
 
 def interpreted(program: Program, examples: Sequence[Tensor] = ()) -> ScriptRun:
@@ -88,8 +78,14 @@ class ScriptRun:
         self._function = torch._C._create_function_from_graph("program", graph)
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
-        with as_recorded():
-            results: Sequence[Tensor] = self._function(*tensors)
+        # Without optimisation, which may change bits, and without autograd, which every operation would pass through.
+        optimizes = torch._C._get_graph_executor_optimize()
+        torch._C._set_graph_executor_optimize(False)
+        try:
+            with torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(_VIEWS):
+                results: Sequence[Tensor] = self._function(*tensors)
+        finally:
+            torch._C._set_graph_executor_optimize(optimizes)
         return results
 
 

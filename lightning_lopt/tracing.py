@@ -75,7 +75,7 @@ class TracedFunction:
                     self.run = build(self.program, [x.detach() for x in examples])
                 if build is interpreted:
                     results = self(arguments)
-                bits_are_equal = all(map(_same_bits, results, expected))
+                bits_are_equal = all(map(same_bits, results, expected))
         except Exception as error:  # any error of an operation that cannot be recorded
             raise UntraceableError(f"{type(error).__name__}: {error}") from error
         if not bits_are_equal:
@@ -168,7 +168,8 @@ def tensors_of(module: nn.Module) -> list[Tensor]:
     return tensors
 
 
-def _same_bits(result: Tensor, expected: Tensor) -> bool:
+def same_bits(result: Tensor, expected: Tensor) -> bool:
+    """Whether two tensors have the same shape, type and values, NaN among them."""
     alike = result.shape == expected.shape and result.dtype == expected.dtype
     if not alike or not result.is_floating_point():
         return alike and torch.equal(result, expected)

@@ -39,11 +39,12 @@ class CompiledSteps(TracedSteps):
         seeds: Sequence[Tensor | None],
         shared: dict[str, Tensor],
         context: StepContext,
+        theta: list[Tensor],
         *,
         steps_ahead: int,
     ) -> ModelStep:
         stacks = [_with_decay_as_tensor(stack) for stack in stacks]
-        return super().__call__(rule, stacks, seeds, shared, context, steps_ahead=steps_ahead)
+        return super().__call__(rule, stacks, seeds, shared, context, theta, steps_ahead=steps_ahead)
 
     def _may_begin(self, steps_ahead: int) -> bool:
         return True

@@ -210,13 +210,14 @@ class WholeStepGraph:
         shared: Mapping[str, Tensor],
         context: StepContext,
     ) -> ModelStep:
-        results = iter(self._calls(self._arguments(stacks, seeds, shared, context)))
-        of_gradients = next(results)
-        after = {key: next(results) for key in self._shared}
+        of_gradients, *results = self._calls(self._arguments(stacks, seeds, shared, context))
+        start = len(self._shared)
+        after = dict(zip(self._shared, results[:start], strict=True))
         steps = []
         for keys in self._keys:
-            update, extremes = next(results), next(results)
-            steps.append((update, {key: next(results) for key in keys}, extremes))
+            update, extremes, *values = results[start : start + 2 + len(keys)]
+            start += 2 + len(keys)
+            steps.append((update, dict(zip(keys, values, strict=True)), extremes))
         return ModelStep(after, of_gradients, steps)
 
     def _arguments(

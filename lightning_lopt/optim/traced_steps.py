@@ -17,7 +17,7 @@ from lightning_lopt.optim.step_graphs import CommonInputs, PreludeGraph, StepGra
 from lightning_lopt.rules.base import Columns, StepContext, UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack
 from lightning_lopt.script_graphs import interpreted
-from lightning_lopt.tracing import UntraceableError, tensors_of
+from lightning_lopt.tracing import UntraceableError
 
 _log = logging.getLogger(__name__)
 Graph = TypeVar("Graph")
@@ -74,6 +74,7 @@ class TracedSteps:
         seeds: Sequence[Tensor | None],
         shared: dict[str, Tensor],
         context: StepContext,
+        theta: list[Tensor],
         *,
         steps_ahead: int,
     ) -> ModelStep:
@@ -81,12 +82,13 @@ class TracedSteps:
 
         Args:
             rule, stacks, seeds, shared, context: likewise.
+            theta: all tensors of the rule.
             steps_ahead: number of planned steps that are left; 0 if unknown.
         """
         self._calls += 1
         if self.failure or not self._may_begin(steps_ahead) or not any(map(self._covers, stacks)):
             return steps_of_stacks(rule, stacks, seeds, shared, context)
-        self._follow(rule)
+        self._follow(rule, theta)
         kinds = self._kinds.of(stacks)
         if fit_together(stacks):
             whole = self._whole(stacks, kinds, seeds, shared, context, steps_ahead // rule.period)
@@ -132,9 +134,8 @@ class TracedSteps:
             _log.info("LearnedOptimizer: steps of rule %r are traced from here on", label)
         return graph
 
-    def _follow(self, rule: UpdateRule) -> None:
+    def _follow(self, rule: UpdateRule, theta: list[Tensor]) -> None:
         """Delete the graphs if the rule, its parameters, its config or the default type of torch has changed."""
-        theta = tensors_of(rule)
         known = rule, rule.config, [(x.dtype, x.stride()) for x in theta], torch.get_default_dtype()
         if known != self._known or not all(map(is_, theta, self._theta)):
             self._known, self._theta = known, theta
