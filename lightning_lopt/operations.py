@@ -21,7 +21,7 @@ LARGEST_WHOLE = 2**24
 """Largest whole number up to which all are exact in float32."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Place:
     """A tensor among those of a recording."""
 
@@ -46,9 +46,18 @@ class Operation(NamedTuple):
     @property
     def reads(self) -> list[int]:
         """The places of the tensors among the arguments."""
-        places: list[int] = []
-        mapped(Place, lambda leaf: places.append(leaf.place), self.arguments)
-        return places
+        arguments, options = self.arguments
+        return _places_in([*arguments, *options.values()])
+
+
+def _places_in(values: Sequence[Any]) -> list[int]:
+    places: list[int] = []
+    for value in values:
+        if isinstance(value, Place):
+            places.append(value.place)
+        elif isinstance(value, list | tuple):
+            places += _places_in(value)
+    return places
 
 
 class Program(NamedTuple):
@@ -126,11 +135,12 @@ class Shortened:
             self._add(operation)
 
     def _add(self, operation: Operation) -> None:
-        renamed = self._renamed
-        arguments = mapped(Place, lambda x: Place(renamed.get(x.place, x.place)), operation.arguments)
-        operation = operation._replace(arguments=arguments)
+        renamed, reads = self._renamed, operation.reads
+        if not renamed.keys().isdisjoint(reads):
+            arguments = mapped(Place, lambda x: Place(renamed.get(x.place, x.place)), operation.arguments)
+            operation = operation._replace(arguments=arguments)
         if self._results.isdisjoint(operation.results):
-            if not operation.reads and all(self._tensors[place].ndim == 0 for place in operation.results):
+            if not reads and all(self._tensors[place].ndim == 0 for place in operation.results):
                 self.constants |= {place: self._tensors[place] for place in operation.results}
                 return
             equal = self._equal(operation)

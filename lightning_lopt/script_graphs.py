@@ -140,7 +140,8 @@ class _Builder:
         if list_kind is not None:
             name, inputs = "prim::ListUnpack", [_node(self.graph, name, inputs, list_kind)]
         node = self.graph.insertNode(self.graph.create(name, inputs, len(results)))
-        values.update(zip(results, node.outputs(), strict=True))
+        # a list of all outputs takes 10 µs
+        values.update(zip(results, [node.output()] if len(results) == 1 else list(node.outputs()), strict=True))
 
     def _constant(self, value: Any, kind: type, takes_number: bool = False) -> Any:
         if isinstance(value, torch.memory_format):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -134,17 +135,15 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._places[id(tensor)]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            raise UntraceableError(f"{func} draws random numbers")
-        if torch.Tag.data_dependent_output in func.tags:
-            raise UntraceableError(f"{func} reads the value of a tensor")
-        arguments = mapped(Tensor, lambda x: Place(self.place_of(x)), (args, kwargs or {}))
+        refusal, mutates = _properties_of(func)
+        if refusal:
+            raise UntraceableError(f"{func} {refusal}")
+        arguments = mapped(Tensor, self._placed, (args, kwargs or {}))
         made = func(*args, **(kwargs or {}))
         if func in _ALIASES and made.shape == args[0].shape and made.stride() == args[0].stride():
             self._add(made, self.place_of(args[0]))
             return made
-        mutates = func._schema.is_mutable
-        tensors = [x for x in tree_leaves(made) if isinstance(x, Tensor)]
+        tensors = [made] if isinstance(made, Tensor) else [x for x in tree_leaves(made) if isinstance(x, Tensor)]
         results = [self._places.get(id(x), -1) for x in tensors]
         if mutates and any(0 <= place < self.count or place in self.beside for place in results):
             raise UntraceableError(f"{func} writes into a tensor that the function did not make")
@@ -152,10 +151,24 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operations.append(Operation(func, arguments, results, mutates))
         return made
 
+    def _placed(self, tensor: Tensor) -> Place:
+        return Place(self.place_of(tensor))
+
     def _add(self, tensor: Tensor, place: int | None = None) -> int:
         self.tensors.append(tensor)
         self._places[id(tensor)] = len(self.tensors) - 1 if place is None else place
         return self._places[id(tensor)]
+
+
+@cache
+def _properties_of(function: Any) -> tuple[str, bool]:
+    """Why calls of an operator cannot be recorded, or an empty text, and whether it writes into an argument."""
+    refusal = ""
+    if torch.Tag.nondeterministic_seeded in function.tags:
+        refusal = "draws random numbers"
+    if torch.Tag.data_dependent_output in function.tags:
+        refusal = "reads the value of a tensor"
+    return refusal, function._schema.is_mutable
 
 
 def tensors_of(module: nn.Module) -> list[Tensor]:

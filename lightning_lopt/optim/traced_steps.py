@@ -22,13 +22,13 @@ from lightning_lopt.tracing import UntraceableError
 _log = logging.getLogger(__name__)
 Graph = TypeVar("Graph")
 
-FIRST = 20
+FIRST = 4
 """Number of steps before tracing begins, so that short runs spend no time on graphs."""
 RETURNS = 1
 """Steps of a kind of stack before its step is traced; a stack whose kind changes at every step is never traced."""
-LEAST_USES = 150
+LEAST_USES = 20
 """Planned steps of a kind of stack above which tracing takes less time than it saves."""
-LEAST_JOINED_USES = 30
+LEAST_JOINED_USES = 15
 """Planned uses of a graph of a whole step, one for each phase of a rule, above which it saves more time than it takes
 to join it from those of its parts (5 ms)."""
 MOST_KINDS = 256
@@ -91,7 +91,9 @@ class TracedSteps:
         self._follow(rule, theta)
         kinds = self._kinds.of(stacks)
         if fit_together(stacks):
-            whole = self._whole(stacks, kinds, seeds, shared, context, steps_ahead // rule.period)
+            is_rare = any(stack.full for stack in stacks)
+            uses = steps_ahead // rule.period if is_rare else steps_ahead
+            whole = self._whole(stacks, kinds, seeds, shared, context, uses)
             if whole is not None:
                 return whole
         prelude = self._prelude(rule, stacks, kinds, shared, context, steps_ahead)
