@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -66,7 +68,7 @@ class TracedFunction:
         self, function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor], build: Build = interpreted
     ) -> None:
         try:
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), _collection_paused():
                 expected = function(*arguments)
                 with _Recording(arguments) as recording:
                     results = function(*arguments)
@@ -158,6 +160,19 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.tensors.append(tensor)
         self._places[id(tensor)] = len(self.tensors) - 1 if place is None else place
         return self._places[id(tensor)]
+
+
+@contextmanager
+def _collection_paused() -> Iterator[None]:
+    """Make no search for garbage: a recording makes thousands of objects that stay, and a search that they set off goes
+    through all objects of the process, for a quarter of a second."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @cache
