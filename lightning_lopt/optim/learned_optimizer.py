@@ -57,10 +57,10 @@ class LearnedOptimizer(SavedOptimizer):
     :class:`~lightning_lopt.ScheduleFreeAdamRule` has, needs :meth:`eval` before the model is measured or saved, and
     :meth:`train` before the next step or checkpoint; :class:`~lightning_lopt.LearnedOptimizerAdapter` calls both.
 
-    On a CPU, where calling small operations takes longer than their arithmetic, steps are traced: after 20 steps, the
+    On a CPU, where calling small operations takes longer than their arithmetic, steps are traced: after 4 steps, the
     operations of each stack of up to 2^20 entries of one shape and role become a graph that runs without Python and
     gives the same bits, and the graphs of a model of up to 2^18 entries become one
-    (:class:`~lightning_lopt.optim.traced_steps.TracedSteps`). A graph takes 5 to 100 ms, and is made where the planned
+    (:class:`~lightning_lopt.optim.traced_steps.TracedSteps`). A graph takes 3 to 50 ms, and is made where the planned
     run is long enough to save that. What a rule does must then follow from its arguments, θ and
     ``config`` alone, as :class:`~lightning_lopt.UpdateRule` demands.
 

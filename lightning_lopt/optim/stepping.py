@@ -174,12 +174,13 @@ class RuleOptimizer(RunOptimizer):
     def _commit(self, steps: Sequence[Stepped], sharded: bool) -> None:
         """Add updates to the parameters of stacks, and store their new state, in place."""
         places, moves, kept, values = [], [], [], []
+        whole_steps = all(_is_one(multiplier(group)) for group in self.param_groups)
         for stack, members, update, after, sound in steps:
             if sound is False:
                 continue
             updates = stack.parts(update if sound is True else torch.where(sound, update, 0.0))
-            rates = [multiplier(member.group) for member in members]
-            if any(not isinstance(rate, float) or rate != 1.0 for rate in rates):
+            rates = [] if whole_steps else [multiplier(member.group) for member in members]
+            if not all(map(_is_one, rates)):
                 updates = [move * rate for move, rate in zip(updates, rates, strict=True)]
                 after = self._acting.at_rates(after, rates)
             if sharded:
@@ -247,6 +248,11 @@ class RuleOptimizer(RunOptimizer):
             return False
         grads = whole([reduced(dense(m.param.grad), m.param) for m in members])
         return not any(bool(grad.any()) for grad in grads)
+
+
+def _is_one(rate: Any) -> bool:
+    """Whether a rate changes nothing, where this is known on the host."""
+    return isinstance(rate, float) and rate == 1.0
 
 
 def unless(sound: Flag, new: Tensor, otherwise: Tensor) -> Tensor:
