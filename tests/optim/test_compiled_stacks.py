@@ -273,12 +273,15 @@ def test_a_step_that_is_traced_as_a_whole_is_not_compiled_within(graphs):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["base", *OURS])
 def test_steps_compiled_by_inductor(name, monkeypatch):
-    """The same numbers up to rounding, and the same bits in each run; ``base`` through both kinds of its steps."""
+    """The same numbers up to rounding, and the same bits in each run; ``base`` through both kinds of its steps.
+
+    The quantities of all tensors are float32 also where parameters are float64.
+    """
     monkeypatch.setattr(CompiledSteps, "build", staticmethod(compiled))
     torch.manual_seed(1)
     rule = load_rule("base") if name == "base" else OURS[name]()
     steps = 25 if name == "base" else 3
     ends, optimizer = run(rule, True, steps=steps)
     assert makes_graphs(optimizer)
-    assert_close(ends, run(rule, False, steps=steps)[0], rtol=1e-6, atol=1e-8)
+    assert_close(ends, run(rule, False, steps=steps)[0], rtol=1e-4, atol=1e-4 if name == "base" else 1e-5)
     assert_close(run(rule, True, steps=steps)[0], ends, rtol=0, atol=0)
