@@ -11,7 +11,9 @@ from torch import Tensor
 
 aten = torch.ops.aten
 Leaf = TypeVar("Leaf")
-_WITH_TENSOR = {
+Run = Callable[..., Sequence[Tensor]]
+"""Computes tensors from tensors."""
+WITH_TENSOR = {
     operator: operator for operator in (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
 } | {getattr(aten, name).Scalar: getattr(aten, name).Tensor for name in ("eq", "ne", "lt", "le", "gt", "ge")}
 """The operators that take a 0-dim tensor for a number, by those that take a tensor and a number."""
@@ -19,7 +21,7 @@ LARGEST_WHOLE = 2**24
 """Largest whole number up to which all are exact in float32."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Place:
     """A tensor among those of a recording."""
 
@@ -44,9 +46,34 @@ class Operation(NamedTuple):
     @property
     def reads(self) -> list[int]:
         """The places of the tensors among the arguments."""
-        places: list[int] = []
-        mapped(Place, lambda leaf: places.append(leaf.place), self.arguments)
-        return places
+        arguments, options = self.arguments
+        return _places_in([*arguments, *options.values()])
+
+
+def _places_in(values: Sequence[Any]) -> list[int]:
+    places: list[int] = []
+    for value in values:
+        if isinstance(value, Place):
+            places.append(value.place)
+        elif isinstance(value, list | tuple):
+            places += _places_in(value)
+    return places
+
+
+class Program(NamedTuple):
+    """Operations that compute tensors from tensors.
+
+    Attributes:
+        operations: in their order.
+        inputs: places of the tensors that come in.
+        outputs: places of the tensors that are computed.
+        constants: by place, tensors that are the same at each call.
+    """
+
+    operations: list[Operation]
+    inputs: list[int]
+    outputs: list[int]
+    constants: dict[int, Tensor]
 
 
 def mapped(kind: type[Leaf], change: Callable[[Leaf], object], tree: Any) -> Any:
@@ -108,11 +135,12 @@ class Shortened:
             self._add(operation)
 
     def _add(self, operation: Operation) -> None:
-        renamed = self._renamed
-        arguments = mapped(Place, lambda x: Place(renamed.get(x.place, x.place)), operation.arguments)
-        operation = operation._replace(arguments=arguments)
+        renamed, reads = self._renamed, operation.reads
+        if not renamed.keys().isdisjoint(reads):
+            arguments = mapped(Place, lambda x: Place(renamed.get(x.place, x.place)), operation.arguments)
+            operation = operation._replace(arguments=arguments)
         if self._results.isdisjoint(operation.results):
-            if operation.function is aten.scalar_tensor.default:
+            if not reads and all(self._tensors[place].ndim == 0 for place in operation.results):
                 self.constants |= {place: self._tensors[place] for place in operation.results}
                 return
             equal = self._equal(operation)
@@ -157,9 +185,9 @@ class Shortened:
             return operation
         if function is aten.rsub.Scalar:
             return Operation(aten.sub.Tensor, ([self._constant(number, given.place), given], {}), results, False)
-        if function in _WITH_TENSOR:
+        if function in WITH_TENSOR:
             constant = self._constant(number, given.place)
-            return Operation(_WITH_TENSOR[function], ([given, constant], {}), results, False)
+            return Operation(WITH_TENSOR[function], ([given, constant], {}), results, False)
         return operation
 
     def _constant(self, number: float, beside: int) -> Place:

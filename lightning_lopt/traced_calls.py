@@ -6,21 +6,24 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lightning_lopt.tracing import TracedFunction, as_recorded, scripted
+from lightning_lopt.operations import Run
+from lightning_lopt.script_graphs import ScriptRun, interpreted_in_turn
+from lightning_lopt.tracing import TracedFunction
 
 Value = int | tuple[int, int]
 """The index of an argument, or the number of a call and the index among the results of its graph."""
 
 
 class TracedCalls:
-    """Calls of traced functions, of which some take results of others, as a single graph.
+    """Calls of traced functions, of which some take results of others, behind one call.
 
-    The graph of each function stays as it is, so the bits do; what is saved are the ways from Python and back.
+    Graphs of TorchScript are joined to a single one, so the bits are what they were; what is saved are the ways from
+    Python and back. Others are called in turn.
 
     >>> import torch
     >>> double = TracedFunction(lambda x: (2 * x,), [torch.ones(())])
     >>> calls = TracedCalls(count=1)
-    >>> calls.join(calls.add(double, calls.add(double, [0])), [torch.ones(())])
+    >>> calls.join(calls.add(double, calls.add(double, [0])))
     >>> calls([torch.tensor(3.0)])
     [tensor(12.)]
 
@@ -39,28 +42,39 @@ class TracedCalls:
         self._calls.append((function, list(arguments)))
         return [arguments[index] if is_argument else (number, index) for is_argument, index in function.results]
 
-    def join(self, results: Sequence[Value], examples: Sequence[Tensor]) -> None:
-        """Make the graph, whose results are these values, for arguments like ``examples``."""
+    def join(self, results: Sequence[Value]) -> None:
+        """Prepare calls whose results are these values."""
         computed = list(dict.fromkeys(value for value in results if isinstance(value, tuple)))
         beside = {id(x): x for function, _ in self._calls for x in function.beside}
         self._beside = list(beside.values())
         self._results = [(isinstance(x, int), x if isinstance(x, int) else computed.index(x)) for x in results]
-
-        def replay(*tensors: Tensor) -> tuple[Tensor, ...]:
-            values: dict[Value, Tensor] = dict(enumerate(tensors[: self._count]))
-            others = dict(zip(beside, tensors[self._count :], strict=True))
-            for number, (function, arguments) in enumerate(self._calls):
-                if function.script is not None:
-                    inputs = [values[arguments[index]] for index in function.read]
-                    made = function.script(*inputs, *(others[id(x)] for x in function.beside))
-                    values.update(((number, index), x) for index, x in enumerate(made))
-            return tuple(values[value] for value in computed)
-
-        with as_recorded():
-            self._script = scripted(replay, [*examples, *self._beside])
+        place_beside = {key: self._count + index for index, key in enumerate(beside)}
+        values: list[Value] = [*range(self._count + len(beside))]
+        first, inputs = len(values), []
+        for number, (function, arguments) in enumerate(self._calls):
+            of_arguments = [values.index(arguments[index]) for index in function.read]
+            inputs.append([*of_arguments, *(place_beside[id(x)] for x in function.beside)])
+            values += [(number, index) for index in range(len(function.program.outputs))]
+        outputs = [values.index(value) for value in computed]
+        runs = [function.run for function, _ in self._calls]
+        calls = [(run, given) for run, given in zip(runs, inputs, strict=True) if run is not None]
+        scripts = [(run, given) for run, given in calls if isinstance(run, ScriptRun)]
+        as_one = ScriptRun.joins and len(scripts) == len(calls)
+        self._run: Run = interpreted_in_turn(scripts, first, outputs) if as_one else _in_turn(calls, outputs)
 
     def __call__(self, arguments: Sequence[Tensor]) -> list[Tensor]:
         """The results; a result that is an argument is the same tensor object."""
-        with as_recorded():
-            computed = self._script(*arguments, *self._beside)
+        computed = self._run(*arguments, *self._beside)
         return [arguments[index] if is_argument else computed[index] for is_argument, index in self._results]
+
+
+def _in_turn(calls: Sequence[tuple[Run, list[int]]], outputs: Sequence[int]) -> Run:
+    """Calls of functions, whose inputs and outputs are numbered through: first the arguments, then all results."""
+
+    def run(*tensors: Tensor) -> list[Tensor]:
+        values = list(tensors)
+        for function, inputs in calls:
+            values += function(*[values[index] for index in inputs])
+        return [values[index] for index in outputs]
+
+    return run

@@ -1,31 +1,25 @@
-"""Graphs of functions of tensors, which the interpreter of TorchScript runs without Python."""
+"""Graphs of functions of tensors, which run without Python."""
 
 from __future__ import annotations
 
-import warnings
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.jit import optimized_execution  # type: ignore[attr-defined]
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_lopt.operations import Operation, Place, Shortened, mapped, needed
+from lightning_lopt.operations import Operation, Place, Program, Run, Shortened, mapped, needed
+from lightning_lopt.script_graphs import interpreted
 
 aten = torch.ops.aten
-_VIEWS = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
+Build = Callable[[Program, Sequence[Tensor]], Run]
+"""Makes a function from a program and tensors like those that it will get."""
 _ALIASES = {aten.view.default, aten._unsafe_view.default, aten.detach.default, aten.alias.default}
-
-
-@contextmanager
-def as_recorded() -> Iterator[None]:
-    """Run graphs without optimisation, which may change bits, and without autograd, which every operation would pass
-    through."""
-    with optimized_execution(False), torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(_VIEWS):
-        yield
 
 
 class UntraceableError(Exception):
@@ -33,8 +27,8 @@ class UntraceableError(Exception):
 
 
 class TracedFunction:
-    """The recorded operations of a function on given tensors, for calls with other tensors: the same kernels, so the
-    same bits, at about a third of the cost of calling small operations from Python.
+    """The recorded operations of a function on given tensors, for calls with other tensors. By default they call the
+    same kernels, so they give the same bits, at about a third of the cost of calling small operations from Python.
 
     The graph contains no ``vmap`` and no other wrapper of tensors. Tensors that the function reads besides its
     arguments, for instance θ, are read anew at each call, so they may change in place. Numbers and branches are those
@@ -43,12 +37,16 @@ class TracedFunction:
     Args:
         function: function from tensors to tensors; it must not write into tensors that it has not made.
         arguments: tensors with the shapes and types of all later arguments.
+        build: makes a function of the recorded operations; a function other than :func:`interpreted` may give other
+            bits, and its arguments must have the strides of ``arguments``, too.
 
     Attributes:
-        script: the graph, a function of some of the arguments and of ``beside``; ``None`` if nothing is computed.
-        read: indices of the arguments of the graph.
+        program: the operations, on some of the arguments and on ``beside``.
+        read: indices of the arguments of the program.
         beside: tensors that the function reads besides its arguments.
-        results: for each result whether it is an argument, and its index among the arguments or those of the graph.
+        results: for each result whether it is an argument, and its index among the arguments or the results of the
+            program.
+        run: runs the program; ``None`` if nothing is computed.
 
     Raises:
         UntraceableError: if the function draws random numbers, reads the value of a tensor, or otherwise cannot be
@@ -64,14 +62,23 @@ class TracedFunction:
     (tensor([2., 2.]), True)
     """
 
-    def __init__(self, function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor]) -> None:
+    run: Run | None = None
+
+    def __init__(
+        self, function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor], build: Build = interpreted
+    ) -> None:
         try:
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), _collection_paused():
                 expected = function(*arguments)
                 with _Recording(arguments) as recording:
                     results = function(*arguments)
-                self._compile(recording, results)
-                bits_are_equal = all(map(_same_bits, self(arguments), expected))
+                self._take(recording, results, shorter=build is interpreted)
+                if self.program.outputs:
+                    examples = [*(arguments[index] for index in self.read), *self.beside]
+                    self.run = build(self.program, [x.detach() for x in examples])
+                if build is interpreted:
+                    results = self(arguments)
+                bits_are_equal = all(map(same_bits, results, expected))
         except Exception as error:  # any error of an operation that cannot be recorded
             raise UntraceableError(f"{type(error).__name__}: {error}") from error
         if not bits_are_equal:
@@ -80,32 +87,27 @@ class TracedFunction:
     def __call__(self, arguments: Sequence[Tensor]) -> list[Tensor]:
         """The results of the function; a result that is an argument is the same tensor object."""
         computed: Sequence[Tensor] = ()
-        if self.script is not None:
-            with as_recorded():
-                computed = self.script(*[arguments[index] for index in self.read], *self.beside)
+        if self.run is not None:
+            computed = self.run(*[arguments[index] for index in self.read], *self.beside)
         return [arguments[index] if is_argument else computed[index] for is_argument, index in self.results]
 
-    def _compile(self, recording: _Recording, results: Sequence[Tensor]) -> None:
+    def _take(self, recording: _Recording, results: Sequence[Tensor], *, shorter: bool) -> None:
+        """Keep what of a recording the results depend on; in fewer calls, if ``shorter``."""
         count = recording.count
         places = [recording.place_of(result) for result in results]
         computed = list(dict.fromkeys(place for place in places if place >= count))
-        shortened = Shortened(recording.operations, recording.tensors, computed)
-        operations = needed(shortened.operations, computed)
-        read = {place for operation in operations for place in operation.reads} | set(computed)
-        beside = [place for place in recording.beside if place in read]
-        self.read = [place for place in range(count) if place in read]
+        operations, constants = recording.operations, {}
+        if shorter:
+            shortened = Shortened(operations, recording.tensors, computed)
+            operations, constants = shortened.operations, shortened.constants
+        operations = needed(operations, computed)
+        reads = {place for operation in operations for place in operation.reads} | set(computed)
+        beside = [place for place in recording.beside if place in reads]
+        self.read = [place for place in range(count) if place in reads]
         self.beside = [recording.tensors[place] for place in beside]
         self.results = [(place < count, place if place < count else computed.index(place)) for place in places]
-
-        def replay(*tensors: Tensor) -> tuple[Tensor, ...]:
-            values = shortened.constants | dict(zip([*self.read, *beside], tensors, strict=True))
-            for function, (arguments, options), made, _ in operations:
-                made_now = function(*_filled(arguments, values), **_filled(options, values))
-                values.update(zip(made, [x for x in tree_leaves(made_now) if isinstance(x, Tensor)], strict=True))
-            return tuple(values[place] for place in computed)
-
-        examples = tuple(recording.tensors[place] for place in (*self.read, *beside))
-        self.script = scripted(replay, examples) if computed else None
+        constants = {place: x for place, x in constants.items() if place in reads}
+        self.program = Program(operations, [*self.read, *beside], computed, constants)
 
 
 class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -135,17 +137,15 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._places[id(tensor)]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            raise UntraceableError(f"{func} draws random numbers")
-        if torch.Tag.data_dependent_output in func.tags:
-            raise UntraceableError(f"{func} reads the value of a tensor")
-        arguments = mapped(Tensor, lambda x: Place(self.place_of(x)), (args, kwargs or {}))
+        refusal, mutates = _properties_of(func)
+        if refusal:
+            raise UntraceableError(f"{func} {refusal}")
+        arguments = mapped(Tensor, self._placed, (args, kwargs or {}))
         made = func(*args, **(kwargs or {}))
         if func in _ALIASES and made.shape == args[0].shape and made.stride() == args[0].stride():
             self._add(made, self.place_of(args[0]))
             return made
-        mutates = func._schema.is_mutable
-        tensors = [x for x in tree_leaves(made) if isinstance(x, Tensor)]
+        tensors = [made] if isinstance(made, Tensor) else [x for x in tree_leaves(made) if isinstance(x, Tensor)]
         results = [self._places.get(id(x), -1) for x in tensors]
         if mutates and any(0 <= place < self.count or place in self.beside for place in results):
             raise UntraceableError(f"{func} writes into a tensor that the function did not make")
@@ -153,24 +153,37 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operations.append(Operation(func, arguments, results, mutates))
         return made
 
+    def _placed(self, tensor: Tensor) -> Place:
+        return Place(self.place_of(tensor))
+
     def _add(self, tensor: Tensor, place: int | None = None) -> int:
         self.tensors.append(tensor)
         self._places[id(tensor)] = len(self.tensors) - 1 if place is None else place
         return self._places[id(tensor)]
 
 
-def scripted(function: Callable[..., tuple[Tensor, ...]], examples: Sequence[Tensor]) -> Any:
-    """The operations of a function on ``examples``, and its calls of graphs, as a graph.
+@contextmanager
+def _collection_paused() -> Iterator[None]:
+    """Make no search for garbage: a recording makes thousands of objects that stay, and a search that they set off goes
+    through all objects of the process, for a quarter of a second."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
-    Raises:
-        UntraceableError: if TorchScript is switched off.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"`torch\.jit\.trace` is", DeprecationWarning)
-        script = torch.jit.trace(function, tuple(examples), check_trace=False)  # type: ignore[no-untyped-call]
-    if script is function:
-        raise UntraceableError("TorchScript is switched off")
-    return script
+
+@cache
+def _properties_of(function: Any) -> tuple[str, bool]:
+    """Why calls of an operator cannot be recorded, or an empty text, and whether it writes into an argument."""
+    refusal = ""
+    if torch.Tag.nondeterministic_seeded in function.tags:
+        refusal = "draws random numbers"
+    if torch.Tag.data_dependent_output in function.tags:
+        refusal = "reads the value of a tensor"
+    return refusal, function._schema.is_mutable
 
 
 def tensors_of(module: nn.Module) -> list[Tensor]:
@@ -183,11 +196,8 @@ def tensors_of(module: nn.Module) -> list[Tensor]:
     return tensors
 
 
-def _filled(tree: Any, values: dict[int, Tensor]) -> Any:
-    return mapped(Place, lambda leaf: values[leaf.place], tree)
-
-
-def _same_bits(result: Tensor, expected: Tensor) -> bool:
+def same_bits(result: Tensor, expected: Tensor) -> bool:
+    """Whether two tensors have the same shape, type and values, NaN among them."""
     alike = result.shape == expected.shape and result.dtype == expected.dtype
     if not alike or not result.is_floating_point():
         return alike and torch.equal(result, expected)

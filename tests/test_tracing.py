@@ -1,11 +1,15 @@
 """A function of tensors as a graph: the same bits, and refusals."""
 
+import contextlib
+import gc
 import itertools
 
 import pytest
 import torch
 from torch import nn
 
+from lightning_lopt.inductor_graphs import compiled, module_of
+from lightning_lopt.script_graphs import ScriptRun
 from lightning_lopt.traced_calls import TracedCalls
 from lightning_lopt.tracing import TracedFunction, UntraceableError, tensors_of
 
@@ -58,7 +62,7 @@ def test_what_cannot_be_traced(function, why):
 
 
 def operations_of(traced):
-    return [node.kind() for node in traced.script.graph.nodes() if node.kind().startswith("aten::")]
+    return [operation.function._schema.name for operation in traced.program.operations]
 
 
 def test_equal_operations_and_views_are_computed_once():
@@ -116,7 +120,7 @@ def test_calls_joined_to_one_graph():
         calls = TracedCalls(count=3)
         first = calls.add(scaled, [2, 0])
         second = calls.add(scaled, [first[2], *calls.add(handed, [first[1]])])
-        calls.join([*second, first[0], 1], [torch.ones(2), torch.ones(5), torch.ones(2)])
+        calls.join([*second, first[0], 1])
         weight.mul_(3)
         x, y, z = torch.randn(2), torch.randn(5), torch.randn(2)
         results = calls([x, y, z])
@@ -124,3 +128,61 @@ def test_calls_joined_to_one_graph():
     assert all(map(torch.equal, results, expected))
     assert results[1] is x
     assert results[4] is y
+
+
+def test_operators_with_lists_defaults_types_and_results_of_several_kinds():
+    def function(x):
+        low, high = x.aminmax(dim=1)
+        parts = x.split([1, 2], dim=1)
+        copied = x.to(torch.float64).clone(memory_format=torch.contiguous_format)
+        picked = x[torch.tensor([1, 0]), :]
+        return [low, high, *parts, copied, picked, x.sum(), x.sum([0, 1]), x.new_zeros([]), torch.where(x > 0, x, 0.5)]
+
+    x = torch.randn(2, 3)
+    for result, expected in zip(TracedFunction(function, [torch.ones(2, 3)])([x]), function(x), strict=True):
+        assert result.dtype == expected.dtype
+        assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize("function", [lambda x: (x + 1,), lambda x: (x + torch.randn(3),)])
+def test_the_search_for_garbage_goes_on_after_a_recording(function):
+    for is_enabled in (False, True):
+        (gc.enable if is_enabled else gc.disable)()
+        try:
+            with contextlib.suppress(UntraceableError):
+                TracedFunction(function, [torch.ones(3)])
+            assert gc.isenabled() is is_enabled
+        finally:
+            gc.enable()
+
+
+def test_compiled_graphs_give_the_same_numbers():
+    """Among the results are views of an argument and of another result."""
+
+    def function(x, y):
+        z = torch.zeros_like(x).add_(x)
+        z.mul_(2)
+        rows = (z * y).unbind()
+        return z, *rows, x.mT, torch.aminmax(x)[0], x
+
+    x, y = torch.randn(2, 3), torch.randn(2, 3)
+    with torch.no_grad():
+        results = TracedFunction(function, [torch.ones(2, 3), torch.ones(2, 3)], compiled)([x, y])
+    assert all(map(torch.equal, results, function(x, y)))
+    assert results[-1] is x
+
+
+def test_calls_of_other_graphs_are_made_in_turn():
+    def build(program, examples):
+        return module_of(program)
+
+    double = TracedFunction(lambda x, y: (2 * x, y), [torch.ones(()), torch.ones(())], build)
+    calls = TracedCalls(count=2)
+    first, second = calls.add(double, [0, 1])
+    calls.join([*calls.add(double, [first, second]), first])
+    assert [x.item() for x in calls([torch.tensor(3.0), torch.tensor(5.0)])] == [12.0, 5.0, 6.0]
+
+
+def test_where_graphs_cannot_be_joined_they_are_called_in_turn(monkeypatch):
+    monkeypatch.setattr(ScriptRun, "joins", False)
+    test_calls_joined_to_one_graph()

@@ -228,8 +228,8 @@ def main() -> None:
     parser.add_argument("--scratch", action="store_true", help="also AdamW from random initial values")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    scratch = ("from scratch",) if arguments.scratch else ()
-    columns = (*COLUMNS, *arguments.change, *arguments.config, *scratch, "CPU seconds of base")
+    last = ("from scratch",) if arguments.scratch else ()
+    columns = (*COLUMNS, *arguments.change, *arguments.config, *last, "CPU seconds of base")
     print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns), flush=True)
     for problem in make_suite("finetune") if arguments.suite else finetune_problems(arguments.data):
         if not any(part in problem.name for part in arguments.only):

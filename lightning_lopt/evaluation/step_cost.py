@@ -23,9 +23,9 @@ from lightning_lopt.optim import LearnedOptimizer
 from lightning_lopt.rules.base import Role, UpdateRule
 from lightning_lopt.seeding import generator
 
-BEGINNING = 20
+BEGINNING = 4
 """First steps of a run, which may have other costs than later ones, since rules create their state."""
-TRACING = 20
+TRACING = 36
 """Steps after these in which :class:`~lightning_lopt.LearnedOptimizer` traces steps of small stacks, once in a run."""
 STEADY = BEGINNING + TRACING
 REPEATS = 24

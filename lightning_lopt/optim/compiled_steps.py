@@ -1,55 +1,78 @@
-"""The step of a stack of parameters through ``torch.compile``: a graph for each kind of stack."""
+"""The steps of stacks of parameters through graphs that inductor has compiled."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+import logging
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_lopt.compiling import CompiledFunction, own_copy
-from lightning_lopt.optim.stack_steps import StackStep, step_of_stack
+from lightning_lopt.inductor_graphs import compiled
+from lightning_lopt.operations import Run
+from lightning_lopt.optim.stack_steps import ModelStep
+from lightning_lopt.optim.traced_steps import Graph, TracedSteps
 from lightning_lopt.rules.base import StepContext, UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack
 
+_log = logging.getLogger(__name__)
 
-class CompiledSteps:
-    """:func:`~lightning_lopt.optim.stack_steps.step_of_stack`, compiled: the same numbers up to rounding.
 
-    A graph belongs to the number of tensors of a stack, their shape, type, device and role, and whether their step is
-    a full one. If compiling fails, for instance without a C++ compiler, one warning says so; no later
-    step is compiled, and stacks without a graph are stepped without one.
+class CompiledSteps(TracedSteps):
+    """As :class:`TracedSteps`, with compiled graphs: the same numbers up to rounding, in fewer kernels.
 
-    Attributes:
-        backend: as in ``torch.compile``.
-        fails: whether compiling has failed.
+    All kinds of stacks get graphs, on any device, as soon as they return. The parts of a step are compiled one by one,
+    and called in turn: a graph of the whole step would be compiled once for each phase of a rule. Weight decay is an
+    input of the graphs, and they round the state that is stored in a narrower type. If compiling fails, for instance
+    without a C++ compiler, one warning says so, and no later step is compiled.
     """
 
-    backend: ClassVar[str | Callable[..., Any]] = "inductor"
-
-    def __init__(self) -> None:
-        self.fails = False
-        self._functions: dict[Hashable, CompiledFunction[StackStep]] = {}
+    build: ClassVar[Callable[..., Run]] = staticmethod(compiled)
 
     def __call__(
-        self, rule: UpdateRule, stack: Stack, controls: Mapping[str, Tensor], at: Any, seed: Tensor | None = None
-    ) -> StackStep:
-        decay = stack.weight_decay
-        decays = isinstance(decay, Tensor) or decay != 0.0
-        params, count = stack.params, len(stack.names)
-        kind = (type(rule), count, params.shape, params.dtype, params.device, stack.role, stack.full, decays)
-        if kind not in self._functions:
-            if self.fails:
-                return step_of_stack(rule, stack, controls, at, seed)
-            # a copy of the function for each kind, since torch compiles one function for a few shapes only
-            self._functions[kind] = CompiledFunction(own_copy(step_of_stack), backend=self.backend)
-        # A change of a number or a text makes torch compile again; a change of the entries of a tensor does not.
-        if decays and not isinstance(decay, Tensor):
-            decay = params.new_full((count,) if count > 1 else (), decay)
-        alike = replace(stack, names=("",) * count, weight_decay=decay)
-        at = replace(at, roles={}, weight_decay={}, phase=None) if isinstance(at, StepContext) else at
-        function, what = self._functions[kind], f"{stack.role}, {tuple(params.shape)}, full={stack.full}"
-        result = function(rule, alike, controls, at, seed, signature=kind, what=f"LearnedOptimizer: step of {what}")
-        self.fails = self.fails or bool(function.uncompiled)
-        return result
+        self,
+        rule: UpdateRule,
+        stacks: Sequence[Stack],
+        seeds: Sequence[Tensor | None],
+        shared: dict[str, Tensor],
+        context: StepContext,
+        theta: list[Tensor],
+        *,
+        steps_ahead: int,
+    ) -> ModelStep:
+        stacks = [_with_decay_as_tensor(stack) for stack in stacks]
+        return super().__call__(rule, stacks, seeds, shared, context, theta, steps_ahead=steps_ahead)
+
+    def _may_begin(self, steps_ahead: int) -> bool:
+        return True
+
+    def _covers(self, stack: Stack) -> bool:
+        return True
+
+    def _pays(self, uses: int) -> bool:
+        return True
+
+    def _joins(self, uses: int, seeds: Sequence[Tensor | None]) -> bool:
+        return True
+
+    def _made(self, rule: UpdateRule, what: str, make: Callable[[], Graph]) -> Graph:
+        began = time.perf_counter()
+        graph = make()
+        _log.info("LearnedOptimizer: %s: compiled in %.1f s", what, time.perf_counter() - began)
+        return graph
+
+    def _fail(self, why: object) -> None:
+        self.failure = str(why)
+        self._forget()
+        rank_zero_warn(f"LearnedOptimizer: steps are not compiled: {why}")
+
+
+def _with_decay_as_tensor(stack: Stack) -> Stack:
+    """A stack whose weight decay is a tensor unless it is 0, so that a change of it changes no graph."""
+    decay, count = stack.weight_decay, len(stack.names)
+    if isinstance(decay, Tensor) or decay == 0.0:
+        return stack
+    return replace(stack, weight_decay=stack.params.new_full((count,) if count > 1 else (), decay))

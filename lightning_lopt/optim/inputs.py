@@ -73,6 +73,8 @@ def scalar_loss(loss: Any, device: torch.device) -> Tensor:
             f"the loss must be one number, got a tensor of shape {tuple(value.shape)} and type {value.dtype}; pass the "
             "loss that was differentiated."
         )
+    if value.ndim == 0 and value.dtype == torch.float32 and value.device == device:
+        return value
     return value.to(device, non_blocking=True).reshape(()).float()
 
 

@@ -57,16 +57,17 @@ class LearnedOptimizer(SavedOptimizer):
     :class:`~lightning_lopt.ScheduleFreeAdamRule` has, needs :meth:`eval` before the model is measured or saved, and
     :meth:`train` before the next step or checkpoint; :class:`~lightning_lopt.LearnedOptimizerAdapter` calls both.
 
-    On a CPU, where calling small operations takes longer than their arithmetic, steps are traced: after 20 steps, the
+    On a CPU, where calling small operations takes longer than their arithmetic, steps are traced: after 4 steps, the
     operations of each stack of up to 2^20 entries of one shape and role become a graph that runs without Python and
     gives the same bits, and the graphs of a model of up to 2^18 entries become one
-    (:class:`~lightning_lopt.optim.traced_steps.TracedSteps`). A graph takes 5 to 100 ms, and is made where the planned
+    (:class:`~lightning_lopt.optim.traced_steps.TracedSteps`). A graph takes 3 to 50 ms, and is made where the planned
     run is long enough to save that. What a rule does must then follow from its arguments, θ and
     ``config`` alone, as :class:`~lightning_lopt.UpdateRule` demands.
 
-    With ``compile=True`` the step of each stack of parameters of one shape and role goes through ``torch.compile``, and
-    everything else stays as it is. ``torch.compile(optimizer.step)`` traces the whole step instead and does all work at
-    every step (:attr:`UpdateRule.period`). Measure before keeping either: ``lightning-lopt benchmark --compile``.
+    With ``compile=True`` the same operations are compiled by inductor, the compiler behind ``torch.compile``, in place
+    of being interpreted: for stacks of any size, on any device, and without the checks that ``torch.compile`` makes at
+    each call. ``torch.compile(optimizer.step)`` traces the whole step instead and does all work at every step
+    (:attr:`UpdateRule.period`). Measure before keeping either: ``lightning-lopt benchmark --compile``.
 
     With ``state_dtype=torch.bfloat16`` the state of parameters takes half the memory between steps: a step widens it
     for one stack of parameters at a time, computes in float32, and rounds the new state at random, so that its mean is
@@ -89,11 +90,12 @@ class LearnedOptimizer(SavedOptimizer):
         weight_decay: extra decoupled weight decay, >= 0, in units of the rule's own step size.
         guard: whether to test the rule in each step, and to switch to AdamW, with a warning, where it fails; or a
             :class:`~lightning_lopt.LossGuard` with the settings of the tests. Costs 8 bytes per parameter.
-        compile: whether steps are compiled, a graph for each number of tensors, shape, type and role, and once more
-            for full steps (:attr:`UpdateRule.period`). The first step of each takes seconds, as the log says at level
-            ``INFO``. Numbers are the same up to rounding. Where compiling fails, as without a C++ compiler, a warning
-            says so once and steps are made as they are. ``None``: not compiled, and on a CPU traced where that pays, as
-            the log says once at level ``INFO``; ``False``: neither.
+        compile: whether steps are compiled, a graph for each number of tensors, shape, type and role, once more for
+            full steps (:attr:`UpdateRule.period`), and one for the quantities of all tensors. Each is compiled at the
+            second step that needs it, in 1 to 30 seconds, as the log says at level ``INFO``; together they take about
+            a minute on a small network. Numbers are the same up to rounding. Where compiling fails, as without a C++
+            compiler, a warning says so once and steps are made as with ``None``. ``None``: not compiled, and on a CPU
+            traced where that pays, as the log says once at level ``INFO``; ``False``: neither.
         state_dtype: ``torch.bfloat16`` for the state of parameters, but for numbers of one entry and for
             :attr:`UpdateRule.exact_state`; by default, and with ``torch.float32``, it is kept as the rule makes it.
             Checkpoints of either kind are converted.

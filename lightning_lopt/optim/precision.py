@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,11 +63,8 @@ def _is_on_host(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-@contextmanager
-def autocast_disabled(device: torch.device) -> Iterator[None]:
+def autocast_disabled(device: torch.device) -> AbstractContextManager[Any]:
     """Compute in the types that tensors have: manual optimization calls ``step`` inside Lightning's autocast region."""
     if device.type in _WITH_AUTOCAST and torch.is_autocast_enabled(device.type):
-        with torch.autocast(device.type, enabled=False):
-            yield
-    else:
-        yield
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()

@@ -25,7 +25,7 @@ def seeds_of(step: Tensor, count: int) -> list[Tensor]:
     return list(_mixed(torch.arange(count, device=step.device) + step * 2**16).unbind())
 
 
-def rounded(tensors: Sequence[Tensor], seed: Tensor) -> list[Tensor]:
+def rounded(tensors: Sequence[Tensor], seed: Tensor, *, reads: bool = True) -> list[Tensor]:
     r"""``tensors`` in bfloat16, rounded up or down at random, so that the mean over seeds is the value itself.
 
     For x between the neighbours :math:`a \le x \le b` of bfloat16, the result is b with probability
@@ -41,6 +41,7 @@ def rounded(tensors: Sequence[Tensor], seed: Tensor) -> list[Tensor]:
     Args:
         tensors: at least one, on one device, each with at least one entry; other types are converted to float32 first.
         seed: 0-dim, from :func:`seeds_of`.
+        reads: whether to look first, on a CPU, if all values are finite, which saves passes over them.
 
     References: Zamirai et al., 2020, "Revisiting BFloat16 Training", https://arxiv.org/abs/2010.06192
 
@@ -56,7 +57,9 @@ def rounded(tensors: Sequence[Tensor], seed: Tensor) -> list[Tensor]:
     words = _mixed(torch.arange(width + sum(rows), device=device) ^ seed.to(device))
     columns, *factors = torch.split((words - 2**31).int() | 1, [width, *rows])
     extremes = torch.stack([extreme for x in values for extreme in torch.aminmax(x)])
-    is_ordinary = known((extremes.abs() <= LARGEST).all()) is True  # no inf, no NaN, no number that would become inf
+    is_ordinary = (
+        reads and known((extremes.abs() <= LARGEST).all()) is True
+    )  # no inf, no NaN, no number that would become inf
     results = []
     for x, factor in zip(values, factors, strict=True):
         noise = (factor[:, None] * columns).bitwise_right_shift_(16).bitwise_and_(_HALF)

@@ -40,6 +40,7 @@ class RunOptimizer(torch.optim.Optimizer):
     epochs_given: bool
     _run: RunState
     _guard: Guard | None
+    _theta: list[Tensor]
 
     @property
     def total_steps(self) -> int | Callable[[], int] | None:
@@ -102,8 +103,10 @@ class RunOptimizer(torch.optim.Optimizer):
                 {key: first_group[key].to(device) for key in (*COUNTERS, horizon.KEY) if key in first_group}
             )
             first_group["shared"] = {key: value.to(device) for key, value in first_group["shared"].items()}
-        if any(value.device != device for value in tensors_of(self.rule)):
+        self._theta = tensors_of(self.rule)
+        if any(value.device != device for value in self._theta):
             self.rule.to(device)
+            self._theta = tensors_of(self.rule)
         return device
 
     def _context(self, members: Sequence[Member], loss: Tensor | None) -> tuple[StepContext, Flag]:

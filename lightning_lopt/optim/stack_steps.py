@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -68,7 +68,6 @@ def steps_of_stacks(
     seeds: Sequence[Tensor | None],
     shared: dict[str, Tensor],
     context: StepContext,
-    step: Callable[..., StackStep] = step_of_stack,
 ) -> ModelStep:
     """The step of all stacks, those of the stacks computed one by one.
 
@@ -78,7 +77,6 @@ def steps_of_stacks(
         seeds: one for each stack, as in :func:`step_of_stack`.
         shared: the shared state before the step.
         context: loss, step and horizon.
-        step: makes the step of one stack, with the arguments of :func:`step_of_stack`.
     """
     extremes = extremes_of_gradients(stacks)
     at = rule.at(shared, context)
@@ -87,8 +85,8 @@ def steps_of_stacks(
         after,
         extremes,
         (
-            step(rule, *stack_and_controls, at, seed)
-            for *stack_and_controls, seed in zip(stacks, controls, seeds, strict=True)
+            step_of_stack(rule, stack, given, at, seed)
+            for stack, given, seed in zip(stacks, controls, seeds, strict=True)
         ),
     )
 

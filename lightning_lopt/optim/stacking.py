@@ -58,6 +58,7 @@ class StackedState:
     """The stacks of an optimizer; they are made anew where parameters, roles, types or devices change."""
 
     def __init__(self) -> None:
+        self._known_params: list[Tensor] = []
         self._known: list[Any] = []
         self.kept: list[KeptStack] = []
 
@@ -78,24 +79,23 @@ class StackedState:
             context: context of the step.
             state_dtype: type of the stored state; ``None`` for the type that the rule makes.
         """
-        signature = [(m.param, m.name, m.role, m.param.shape, m.param.dtype, m.param.device) for m in members]
-        if len(signature) != len(self._known) or any(
-            now[0] is not then[0] or now[1:] != then[1:] for now, then in zip(signature, self._known, strict=True)
-        ):
+        params = [member.param for member in members]
+        signature = [(m.name, m.role, m.param.shape, m.param.dtype, m.param.device) for m in members]
+        if signature != self._known or not all(map(is_, params, self._known_params)):
             by_name = {member.name: member for member in members}
-            params = {name: real(member.param.detach()) for name, member in by_name.items()}
-            groups = grouped(params, list(by_name), context.roles)
+            values = {name: real(member.param.detach()) for name, member in by_name.items()}
+            groups = grouped(values, list(by_name), context.roles)
             keep_freed_memory()
             self.kept = [KeptStack([by_name[name] for name in names]) for names in groups]
-            self._known = signature
+            self._known, self._known_params = signature, params
         for kept in self.kept:
             kept.follow(states, state_dtype, rule)
         return [_stack(kept, rule.is_full(index, context), context) for index, kept in enumerate(self.kept)]
 
 
 def _stack(kept: KeptStack, full: bool, context: StepContext) -> Stack:
-    params = wide(joined([real(member.param.detach()) for member in kept.members]))
-    grads = wide(joined([real(dense(member.param.grad)) for member in kept.members]))
+    params = wide(joined([member.param.detach() for member in kept.members]))
+    grads = wide(joined([dense(member.param.grad) for member in kept.members]))
     decay = joined_decay(kept.names, context.weight_decay, params)
     return Stack(kept.names, params, grads, kept.state, kept.members[0].role, decay, full)
 

@@ -60,7 +60,12 @@ def converted(
 
 
 def rounded_like(
-    after: Mapping[str, Tensor], before: Mapping[str, Tensor], stored: Mapping[str, Tensor], seed: Tensor
+    after: Mapping[str, Tensor],
+    before: Mapping[str, Tensor],
+    stored: Mapping[str, Tensor],
+    seed: Tensor,
+    *,
+    reads: bool = True,
 ) -> dict[str, Tensor]:
     """The state after a step, in the types of ``stored`` and rounded at random.
 
@@ -69,11 +74,12 @@ def rounded_like(
         before: what the rule was given, ``stored`` in wide types; tensors that the rule handed through are not rounded.
         stored: the state before the step, in the types in which it is stored.
         seed: 0-dim, of :func:`~lightning_lopt.optim.rounding.seeds_of`.
+        reads: as in :func:`~lightning_lopt.optim.rounding.rounded`.
     """
     result = {key: stored[key] if value is before[key] else value for key, value in after.items()}
     changed = [key for key, value in result.items() if value.dtype != stored[key].dtype]
     if changed:
-        result |= zip(changed, rounded([result[key] for key in changed], seed), strict=True)
+        result |= zip(changed, rounded([result[key] for key in changed], seed, reads=reads), strict=True)
     return result
 
 

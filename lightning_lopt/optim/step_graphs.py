@@ -15,8 +15,9 @@ from lightning_lopt.optim.stack_steps import ModelStep, StackStep, extremes_of_g
 from lightning_lopt.optim.state_types import rounded_like, seen, widened
 from lightning_lopt.rules.base import Columns, StepContext, UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack
+from lightning_lopt.script_graphs import interpreted
 from lightning_lopt.traced_calls import TracedCalls, Value
-from lightning_lopt.tracing import TracedFunction, UntraceableError
+from lightning_lopt.tracing import Build, TracedFunction, UntraceableError
 
 Entry = TypeVar("Entry")
 
@@ -75,7 +76,12 @@ class PreludeGraph:
     """
 
     def __init__(
-        self, rule: UpdateRule, stacks: Sequence[Stack], shared: Mapping[str, Tensor], context: StepContext
+        self,
+        rule: UpdateRule,
+        stacks: Sequence[Stack],
+        shared: Mapping[str, Tensor],
+        context: StepContext,
+        build: Build = interpreted,
     ) -> None:
         unread: Any = _Unread()
         blank = [replace(stack, names=[""] * len(stack.names), weight_decay=unread, full=unread) for stack in stacks]
@@ -92,7 +98,7 @@ class PreludeGraph:
             extremes = extremes_of_gradients(inside)
             return [extremes, *at, *(value for given in controls for value in given.values()), *after.values()]
 
-        self.graph = TracedFunction(prelude, self._arguments(stacks, shared, context))
+        self.graph = TracedFunction(prelude, self._arguments(stacks, shared, context), build)
 
     def __call__(
         self, stacks: Sequence[Stack], shared: Mapping[str, Tensor], context: StepContext
@@ -115,40 +121,61 @@ class PreludeGraph:
 
 
 class StepGraph:
-    """:meth:`UpdateRule.stepped` as a graph."""
+    """:meth:`UpdateRule.stepped` as a graph, and the rounding of its state where the graph is compiled.
 
-    def __init__(self, rule: UpdateRule, stack: Stack, controls: Columns, at: CommonInputs) -> None:
-        blank = replace(stack, names=[""] * len(stack.names), state=widened(stack.state, stack.params.dtype))
+    Attributes:
+        rounds: whether the graph rounds, so that the stored state and a seed are inputs of it.
+    """
+
+    def __init__(
+        self,
+        rule: UpdateRule,
+        stack: Stack,
+        controls: Columns,
+        at: CommonInputs,
+        seed: Tensor | None,
+        build: Build = interpreted,
+    ) -> None:
+        self.rounds = seed is not None and build is not interpreted
+        given_stack = stack if self.rounds or seed is None else _widened(stack)
+        blank = replace(given_stack, names=[""] * len(stack.names))
 
         def step(*tensors: Tensor) -> list[Tensor]:
             rest = iter(tensors)
-            inside = _refilled(blank, rest)
+            stored = _refilled(blank, rest)
             if isinstance(stack.weight_decay, Tensor):
-                inside = replace(inside, weight_decay=next(rest))
+                stored = replace(stored, weight_decay=next(rest))
+            inside = _widened(stored) if self.rounds else stored
             given = {key: next(rest) for key in controls}
             update, after = rule.stepped(inside, given, at.template.tree(rest))
+            if self.rounds:
+                after = rounded_like(after, inside.state, stored.state, next(rest), reads=False)
             self.keys = list(after)
             return [update, extremes_of([update], update.device), *after.values()]
 
-        self.graph = TracedFunction(step, self._arguments(blank, controls, at))
+        self.graph = TracedFunction(step, self._arguments(blank, controls, at, seed), build)
 
     def __call__(self, stack: Stack, controls: Columns, at: CommonInputs, seed: Tensor | None) -> StackStep:
-        before = stack if seed is None else replace(stack, state=widened(stack.state, stack.params.dtype))
-        update, extremes, *values = self.graph(self._arguments(before, controls, at))
+        rounds_here = seed is not None and not self.rounds
+        before = _widened(stack) if rounds_here else stack
+        update, extremes, *values = self.graph(self._arguments(before, controls, at, seed))
         after = dict(zip(self.keys, values, strict=True))
-        return update, after if seed is None else rounded_like(after, before.state, stack.state, seed), extremes
+        if seed is not None and rounds_here:
+            after = rounded_like(after, before.state, stack.state, seed)
+        return update, after, extremes
 
-    def _arguments(self, stack: Stack, controls: Columns, at: CommonInputs) -> list[Tensor]:
-        return [*_tensors_of_stack(stack), *controls.values(), *at.tensors]
+    def _arguments(self, stack: Stack, controls: Columns, at: CommonInputs, seed: Tensor | None) -> list[Tensor]:
+        seeds = [seed] if seed is not None and self.rounds else []
+        return [*_tensors_of_stack(stack), *controls.values(), *at.tensors, *seeds]
 
 
 class WholeStepGraph:
-    """The graphs of a prelude and of the steps of all stacks behind one call; for state that is stored as it is seen.
+    """The graphs of a prelude and of the steps of all stacks behind one call; state is rounded in graphs or not at all.
 
     Args:
         prelude: of these stacks.
         steps: one for each stack.
-        stacks, shared, context: as those of all later calls.
+        stacks, seeds, shared, context: as those of all later calls.
     """
 
     def __init__(
@@ -156,37 +183,53 @@ class WholeStepGraph:
         prelude: PreludeGraph,
         steps: Sequence[StepGraph],
         stacks: Sequence[Stack],
+        seeds: Sequence[Tensor | None],
         shared: Mapping[str, Tensor],
         context: StepContext,
     ) -> None:
-        examples = self._arguments(stacks, shared, context)
-        self._calls = TracedCalls(len(examples))
-        places: Iterator[Value] = iter(range(len(examples)))
+        count = len(self._arguments(stacks, seeds, shared, context))
+        self._calls = TracedCalls(count)
+        places: Iterator[Value] = iter(range(count))
         of_stacks = [[next(places) for _ in _tensors_of_stack(stack)] for stack in stacks]
         before = [next(places) for _ in (*shared, *_tensors_of(context))]
+        of_seeds: list[list[Value]] = [[next(places)] if graph.rounds else [] for graph in steps]
         of_all = [
             place for stack, given in zip(stacks, of_stacks, strict=True) for place in given[: 2 + len(stack.state)]
         ]
         extremes, at, controls, after = prelude.split(self._calls.add(prelude.graph, [*of_all, *before]))
         results = [extremes, *after.values()]
-        for given, graph, set_for_stack in zip(of_stacks, steps, controls, strict=True):
-            results += self._calls.add(graph.graph, [*given, *set_for_stack.values(), *at])
+        for given, graph, set_for_stack, seed in zip(of_stacks, steps, controls, of_seeds, strict=True):
+            results += self._calls.add(graph.graph, [*given, *set_for_stack.values(), *at, *seed])
         self._shared, self._keys = list(after), [graph.keys for graph in steps]
-        self._calls.join(results, examples)
+        self._calls.join(results)
 
-    def __call__(self, stacks: Sequence[Stack], shared: Mapping[str, Tensor], context: StepContext) -> ModelStep:
-        results = iter(self._calls(self._arguments(stacks, shared, context)))
-        of_gradients = next(results)
-        after = {key: next(results) for key in self._shared}
+    def __call__(
+        self,
+        stacks: Sequence[Stack],
+        seeds: Sequence[Tensor | None],
+        shared: Mapping[str, Tensor],
+        context: StepContext,
+    ) -> ModelStep:
+        of_gradients, *results = self._calls(self._arguments(stacks, seeds, shared, context))
+        start = len(self._shared)
+        after = dict(zip(self._shared, results[:start], strict=True))
         steps = []
         for keys in self._keys:
-            update, extremes = next(results), next(results)
-            steps.append((update, {key: next(results) for key in keys}, extremes))
+            update, extremes, *values = results[start : start + 2 + len(keys)]
+            start += 2 + len(keys)
+            steps.append((update, dict(zip(keys, values, strict=True)), extremes))
         return ModelStep(after, of_gradients, steps)
 
-    def _arguments(self, stacks: Sequence[Stack], shared: Mapping[str, Tensor], context: StepContext) -> list[Tensor]:
+    def _arguments(
+        self,
+        stacks: Sequence[Stack],
+        seeds: Sequence[Tensor | None],
+        shared: Mapping[str, Tensor],
+        context: StepContext,
+    ) -> list[Tensor]:
         of_stacks = [x for stack in stacks for x in _tensors_of_stack(stack)]
-        return [*of_stacks, *shared.values(), *_tensors_of(context).values()]
+        given_seeds = [seed for seed in seeds if seed is not None]
+        return [*of_stacks, *shared.values(), *_tensors_of(context).values(), *given_seeds]
 
 
 class _Unread:
@@ -201,6 +244,11 @@ class _Unread:
 def _refilled(stack: Stack, tensors: Iterator[Tensor]) -> Stack:
     """A stack with other parameters, gradients and state."""
     return replace(stack, params=next(tensors), grads=next(tensors), state={key: next(tensors) for key in stack.state})
+
+
+def _widened(stack: Stack) -> Stack:
+    """A stack with its state in the type of the arithmetic."""
+    return replace(stack, state=widened(stack.state, stack.params.dtype))
 
 
 def _tensors_of_stack(stack: Stack) -> list[Tensor]:

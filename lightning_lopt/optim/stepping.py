@@ -29,6 +29,7 @@ from lightning_lopt.optim.state_types import narrowed
 from lightning_lopt.optim.traced_steps import TracedSteps
 from lightning_lopt.rules.base import Params, State, StepContext, TensorState, UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack
+from lightning_lopt.tracing import tensors_of
 
 
 class Stepped(NamedTuple):
@@ -73,7 +74,8 @@ class RuleOptimizer(RunOptimizer):
         """Make a step with the parameters of ``members``, or count a skipped step."""
         first_group, rule = self.param_groups[0], self._acting
         context, finite = self._context(members, loss)
-        stacks = self._stacks(members, context)
+        sharded = is_sharded(members)
+        stacks = self._stacks(members, context, sharded)
         wants_diagnostics, self.signals.wants_diagnostics = self.signals.wants_diagnostics, False
         # diagnostics are relative to the parameters before the step
         before = {name: x.clone() for name, x in _by_name(stacks, "params").items()} if wants_diagnostics else {}
@@ -89,7 +91,8 @@ class RuleOptimizer(RunOptimizer):
             turns = iter(steps)
             for batch in [stacks] if fit_together(stacks) else ([stack] for stack in stacks):
                 # a call for each batch, so that nothing refers to the steps of a batch while the next ones are computed
-                sound = self._step_and_commit(batch, turns, by_name, finite, suspects, updates if is_watched else None)
+                wanted = updates if is_watched else None
+                sound = self._step_and_commit(batch, turns, by_name, finite, suspects, wanted, sharded)
                 all_finite_so_far = both(all_finite_so_far, sound)
             finite = all_finite_so_far
             first_group["shared"] = {
@@ -117,19 +120,19 @@ class RuleOptimizer(RunOptimizer):
         shared: dict[str, Tensor],
         context: StepContext,
     ) -> ModelStep:
-        """The step of all stacks: compiled if ``compiles``, traced if that saves time."""
+        """The step of all stacks: compiled if ``compiles`` and compiling succeeds, else traced if that saves time."""
         arguments, total = (rule, stacks, seeds, shared, context), self.total_steps
         if self.compiles is False or torch.compiler.is_compiling():
             return steps_of_stacks(*arguments)
-        if self.compiles:
-            return steps_of_stacks(*arguments, step=self._compiled_steps)
-        return self._traced_steps(*arguments, steps_ahead=total - self.calls if isinstance(total, int) else 0)
+        steps = self._compiled_steps if self.compiles and not self._compiled_steps.failure else self._traced_steps
+        theta = self._theta if rule is self.rule else tensors_of(rule)
+        return steps(*arguments, theta, steps_ahead=total - self.calls if isinstance(total, int) else 0)
 
-    def _stacks(self, members: Sequence[Member], context: StepContext) -> list[Stack]:
+    def _stacks(self, members: Sequence[Member], context: StepContext, sharded: bool) -> list[Stack]:
         """The stacks of this step: parameters and gradients in wide types, and the state as it is stored."""
-        if is_sharded(members):
+        if sharded:
             return self._acting.stacked(*self._whole(members), context)
-        self._begin(members)
+        self._begin_whole(members)
         if self._guard is not None:
             self._guard.prepare(members, self.state)
         return self._stacked.stacks(self._acting, members, self.state, context, self.state_dtype)
@@ -142,6 +145,7 @@ class RuleOptimizer(RunOptimizer):
         finite: Flag,
         suspects: dict[str, Tensor],
         updates: dict[str, Tensor] | None,
+        sharded: bool,
     ) -> Flag:
         """Take the steps of some stacks and write them; return whether all of them are finite.
 
@@ -151,13 +155,14 @@ class RuleOptimizer(RunOptimizer):
             finite: whether loss and gradients are finite.
             suspects: gets the updates that may not be finite, by name.
             updates: gets all updates by name, if it is a dictionary.
+            sharded: whether any of the parameters is.
         """
         steps = []
         for stack in stacks:
             update, after, extremes = next(turns)
             sound = both(finite, all_finite(extremes))
             steps.append(Stepped(stack, [by_name[name] for name in stack.names], update, after, sound))
-        self._commit(steps)
+        self._commit(steps, sharded)
         for stack, _, update, _, sound in steps:
             finite = both(finite, sound)
             if sound is not True:
@@ -166,18 +171,19 @@ class RuleOptimizer(RunOptimizer):
                 updates |= zip(stack.names, stack.parts(update), strict=True)
         return finite
 
-    def _commit(self, steps: Sequence[Stepped]) -> None:
+    def _commit(self, steps: Sequence[Stepped], sharded: bool) -> None:
         """Add updates to the parameters of stacks, and store their new state, in place."""
         places, moves, kept, values = [], [], [], []
+        whole_steps = all(_is_one(multiplier(group)) for group in self.param_groups)
         for stack, members, update, after, sound in steps:
             if sound is False:
                 continue
             updates = stack.parts(update if sound is True else torch.where(sound, update, 0.0))
-            rates = [multiplier(member.group) for member in members]
-            if any(not isinstance(rate, float) or rate != 1.0 for rate in rates):
+            rates = [] if whole_steps else [multiplier(member.group) for member in members]
+            if not all(map(_is_one, rates)):
                 updates = [move * rate for move, rate in zip(updates, rates, strict=True)]
                 after = self._acting.at_rates(after, rates)
-            if is_sharded(members):
+            if sharded:
                 places += [real(local(member.param)) for member in members]
                 moves += [part(move, member.param) for move, member in zip(updates, members, strict=True)]
                 for member, tensors in zip(members, stack.parts(after), strict=True):
@@ -202,8 +208,12 @@ class RuleOptimizer(RunOptimizer):
         if is_sharded(members):
             self._whole(members)
         else:
-            beginners = [m for m in members if not self.state.get(m.param)]
-            self._begin_state(beginners, {m.name: wide(m.param.detach()) for m in beginners})
+            self._begin_whole(members)
+
+    def _begin_whole(self, members: Sequence[Member]) -> None:
+        """Make the initial state of the ``members`` that have none; none of them is sharded."""
+        beginners = [m for m in members if not self.state.get(m.param)]
+        self._begin_state(beginners, {m.name: wide(m.param.detach()) for m in beginners})
 
     def _whole(self, members: Sequence[Member]) -> tuple[Params, Params, dict[str, TensorState]]:
         """Parameters and gradients of sharded ``members`` by name, gathered and in wide types, and their state by name,
@@ -238,6 +248,11 @@ class RuleOptimizer(RunOptimizer):
             return False
         grads = whole([reduced(dense(m.param.grad), m.param) for m in members])
         return not any(bool(grad.any()) for grad in grads)
+
+
+def _is_one(rate: Any) -> bool:
+    """Whether a rate changes nothing, where this is known on the host."""
+    return isinstance(rate, float) and rate == 1.0
 
 
 def unless(sound: Flag, new: Tensor, otherwise: Tensor) -> Tensor:

@@ -1,33 +1,36 @@
-"""The steps of stacks of parameters on a CPU as graphs that run without Python, one for each kind of stack."""
+"""The steps of stacks of parameters as graphs that run without Python, one for each kind of stack."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from operator import is_
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
+from lightning_lopt.operations import Run
 from lightning_lopt.optim.stack_steps import ModelStep, StackStep, fit_together, step_of_stack, steps_of_stacks
 from lightning_lopt.optim.step_graphs import CommonInputs, PreludeGraph, StepGraph, TreeTemplate, WholeStepGraph
 from lightning_lopt.rules.base import Columns, StepContext, UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack
-from lightning_lopt.tracing import UntraceableError, tensors_of
+from lightning_lopt.script_graphs import interpreted
+from lightning_lopt.tracing import UntraceableError
 
 _log = logging.getLogger(__name__)
+Graph = TypeVar("Graph")
 
-FIRST = 20
+FIRST = 4
 """Number of steps before tracing begins, so that short runs spend no time on graphs."""
 RETURNS = 1
 """Steps of a kind of stack before its step is traced; a stack whose kind changes at every step is never traced."""
-LEAST_USES = 150
-"""Planned steps of a kind of stack above which tracing takes less time than it saves."""
-LEAST_JOINED_USES = 30
-"""Planned uses of a graph of a whole step, one for each phase of a rule, above which it saves more time than it takes
-to join it from those of its parts (5 ms)."""
+LEAST_USES = 20
+"""Planned steps of a kind of stack above which tracing (4 to 12 ms) takes less time than it saves."""
+LEAST_JOINED_USES = 15
+"""Planned uses of a graph of a whole step above which it saves more time than it takes to join it from those of its
+parts (7 ms)."""
 MOST_KINDS = 256
 MOST_ENTRIES = 2**20
 """Entries of a stack above which its arithmetic takes so much longer than its calls that a graph saves nothing."""
@@ -45,8 +48,11 @@ class TracedSteps:
     traced, the log gives the reason once, at level ``INFO``, and no later step is traced.
 
     Attributes:
+        build: makes a function of recorded operations.
         failure: the reason why tracing has ended; empty while steps are traced.
     """
+
+    build: ClassVar[Callable[..., Run]] = staticmethod(interpreted)
 
     def __init__(self) -> None:
         self.failure = ""
@@ -68,6 +74,7 @@ class TracedSteps:
         seeds: Sequence[Tensor | None],
         shared: dict[str, Tensor],
         context: StepContext,
+        theta: list[Tensor],
         *,
         steps_ahead: int,
     ) -> ModelStep:
@@ -75,20 +82,24 @@ class TracedSteps:
 
         Args:
             rule, stacks, seeds, shared, context: likewise.
+            theta: all tensors of the rule.
             steps_ahead: number of planned steps that are left; 0 if unknown.
         """
         self._calls += 1
-        pays = steps_ahead >= LEAST_USES or self.count > 0
-        if self.failure or self._calls <= FIRST or not pays or not any(map(_is_traced, stacks)):
+        if self.failure or not self._may_begin(steps_ahead) or not any(map(self._covers, stacks)):
             return steps_of_stacks(rule, stacks, seeds, shared, context)
-        self._follow(rule)
+        self._follow(rule, theta)
         kinds = self._kinds.of(stacks)
-        if all(seed is None for seed in seeds) and fit_together(stacks):
-            whole = self._whole(stacks, kinds, shared, context, steps_ahead // rule.period)
+        if fit_together(stacks):
+            is_rare = any(stack.full for stack in stacks)
+            uses = steps_ahead // rule.period if is_rare else steps_ahead
+            whole = self._whole(stacks, kinds, seeds, shared, context, uses)
             if whole is not None:
                 return whole
         prelude = self._prelude(rule, stacks, kinds, shared, context, steps_ahead)
         if prelude is None:
+            for stack, kind in zip(stacks, kinds, strict=True):
+                self._returns(_stack_key(stack, kind))
             return steps_of_stacks(rule, stacks, seeds, shared, context)
         extremes, at, controls, after = prelude
 
@@ -96,15 +107,38 @@ class TracedSteps:
             for stack, kind, given, seed in zip(stacks, kinds, controls, seeds, strict=True):
                 # without a name for the step, which would keep its tensors while the next one is computed
                 yield (
-                    self._step(rule, stack, kind, given, at, seed, steps_ahead) if _is_traced(stack) else None
+                    self._step(rule, stack, kind, given, at, seed, steps_ahead) if self._covers(stack) else None
                 ) or step_of_stack(rule, stack, given, at.tree, seed)
 
         return ModelStep(after, extremes, each())
 
-    def _follow(self, rule: UpdateRule) -> None:
+    def _may_begin(self, steps_ahead: int) -> bool:
+        """Whether graphs may be made or used in this step."""
+        return self._calls > FIRST and (self.count > 0 or self._pays(steps_ahead))
+
+    def _covers(self, stack: Stack) -> bool:
+        """Whether the step of a stack may get a graph."""
+        return stack.params.numel() <= MOST_ENTRIES and stack.params.device.type == "cpu"
+
+    def _joins(self, uses: int, seeds: Sequence[Tensor | None]) -> bool:
+        """Whether the graphs of a step become one."""
+        return uses >= LEAST_JOINED_USES and all(seed is None for seed in seeds)
+
+    def _pays(self, uses: int) -> bool:
+        """Whether a graph saves more time than it takes to make."""
+        return uses >= LEAST_USES
+
+    def _made(self, rule: UpdateRule, what: str, make: Callable[[], Graph]) -> Graph:
+        """The graph that ``make`` makes, with a line in the log."""
+        graph = make()
+        if not self.count:
+            label = rule.rule_name or type(rule).__name__
+            _log.info("LearnedOptimizer: steps of rule %r are traced from here on", label)
+        return graph
+
+    def _follow(self, rule: UpdateRule, theta: list[Tensor]) -> None:
         """Delete the graphs if the rule, its parameters, its config or the default type of torch has changed."""
-        theta = tensors_of(rule)
-        known = rule, rule.config, [x.dtype for x in theta], torch.get_default_dtype()
+        known = rule, rule.config, [(x.dtype, x.stride()) for x in theta], torch.get_default_dtype()
         if known != self._known or not all(map(is_, theta, self._theta)):
             self._known, self._theta = known, theta
             self._forget()
@@ -121,7 +155,9 @@ class TracedSteps:
         _log.info("LearnedOptimizer: steps are not traced: %s", why)
 
     def _returns(self, kind: Hashable) -> bool:
-        """Whether a kind of stack has occurred often enough to be traced."""
+        """Whether a kind of stack, of which there is one more now, has occurred often enough to be traced."""
+        if self.failure:
+            return False
         self._times[kind] += 1
         if len(self._times) > MOST_KINDS:
             self._fail(f"there are more than {MOST_KINDS} kinds of stacks")
@@ -141,13 +177,13 @@ class TracedSteps:
         prelude = self._preludes.get(key)
         try:
             if prelude is None:
-                if steps_ahead < LEAST_USES or not self._returns(key):
+                if not self._pays(steps_ahead) or not self._returns(key):
                     return None
-                prelude = PreludeGraph(rule, stacks, shared, context)
-                if not self._preludes:
-                    label = rule.rule_name or type(rule).__name__
-                    _log.info("LearnedOptimizer: steps of rule %r are traced from here on", label)
-                self._preludes[key] = prelude
+                prelude = self._preludes[key] = self._made(
+                    rule,
+                    "the quantities of all tensors",
+                    lambda: PreludeGraph(rule, stacks, shared, context, self.build),
+                )
             return prelude(stacks, shared, context)
         except (UntraceableError, RuntimeError) as error:
             self._fail(error)
@@ -157,24 +193,25 @@ class TracedSteps:
         self,
         stacks: Sequence[Stack],
         kinds: Sequence[int],
+        seeds: Sequence[Tensor | None],
         shared: dict[str, Tensor],
         context: StepContext,
         uses: int,
     ) -> ModelStep | None:
         """The results of one graph for all of the step; ``None`` unless there is a graph of each part."""
-        key = (_prelude_key(kinds, shared, context), *((stack.full, _number_of(stack)) for stack in stacks))
+        key = (_prelude_key(kinds, shared, context), *((stack.full, _decay_of(stack)) for stack in stacks))
         try:
             if key not in self._wholes:
                 prelude = self._preludes.get(key[0])
-                if prelude is None or uses < LEAST_JOINED_USES:
+                if prelude is None or not self._joins(uses, seeds):
                     return None
                 pairs = zip(stacks, kinds, strict=True)
                 graphs = [self._steps.get(_step_key(*pair, prelude.template)) for pair in pairs]
                 steps = [graph for graph in graphs if graph is not None]
                 if len(steps) < len(stacks):
                     return None
-                self._wholes[key] = WholeStepGraph(prelude, steps, stacks, shared, context)
-            return self._wholes[key](stacks, shared, context)
+                self._wholes[key] = WholeStepGraph(prelude, steps, stacks, seeds, shared, context)
+            return self._wholes[key](stacks, seeds, shared, context)
         except (UntraceableError, RuntimeError) as error:
             self._fail(error)
             return None
@@ -197,17 +234,17 @@ class TracedSteps:
         try:
             if graph is None:
                 uses = steps_ahead // rule.period if stack.full else steps_ahead
-                if uses < LEAST_USES or not self._returns(key):
+                if not self._pays(uses) or not self._returns(_stack_key(stack, kind)):
                     return None
-                graph = self._steps[key] = StepGraph(rule, stack, controls, at)
+                graph = self._steps[key] = self._made(
+                    rule,
+                    f"step of {stack.role}, {tuple(stack.params.shape)}, full={stack.full}",
+                    lambda: StepGraph(rule, stack, controls, at, seed, self.build),
+                )
             return graph(stack, controls, at, seed)
         except (UntraceableError, RuntimeError) as error:
             self._fail(error)
             return None
-
-
-def _is_traced(stack: Stack) -> bool:
-    return stack.params.numel() <= MOST_ENTRIES and stack.params.device.type == "cpu"
 
 
 class _StackKinds:
@@ -224,7 +261,7 @@ class _StackKinds:
             self._last = [(None, None, 0)] * len(stacks)
         for index, ((state, layout, _), stack) in enumerate(zip(self._last, stacks, strict=True)):
             params = stack.params
-            layout_now = params.dtype, params.shape, params.stride(), stack.grads.stride()
+            layout_now = params.dtype, params.device, params.shape, params.stride(), stack.grads.stride()
             if state is not stack.state or layout != layout_now:
                 number = self._numbers.setdefault(_kind_of(stack), len(self._numbers))
                 self._last[index] = stack.state, layout_now, number
@@ -233,19 +270,27 @@ class _StackKinds:
 
 def _kind_of(stack: Stack) -> Hashable:
     """The properties of a stack that its graphs depend on."""
-    state = tuple([(key, x.dtype, x.shape) for key, x in stack.state.items()])
+    state = tuple([(key, x.dtype, x.shape, x.stride()) for key, x in stack.state.items()])
     params = stack.params
-    return len(stack.names), stack.role, params.dtype, params.shape, params.stride(), stack.grads.stride(), state
+    layout = params.dtype, params.device, params.shape, params.stride(), stack.grads.stride()
+    return len(stack.names), stack.role, layout, state
 
 
-def _number_of(stack: Stack) -> float | None:
-    """The weight decay of a stack where it is a number, which is part of a graph; a tensor is an input of it."""
-    return None if isinstance(stack.weight_decay, Tensor) else stack.weight_decay
+def _decay_of(stack: Stack) -> Hashable:
+    """The weight decay of a stack where it is a number, which is part of a graph; the properties of a tensor, which is
+    an input of it."""
+    decay = stack.weight_decay
+    return (decay.dtype, decay.device, decay.stride()) if isinstance(decay, Tensor) else decay
 
 
 def _prelude_key(kinds: Sequence[int], shared: Mapping[str, Tensor], context: StepContext) -> Hashable:
-    return (*kinds, *shared, context.loss is None, context.scheduled is None, context.epochs is None)
+    of_shared = [(key, x.stride()) for key, x in shared.items()]
+    return (*kinds, *of_shared, context.loss is None, context.scheduled is None, context.epochs is None)
 
 
 def _step_key(stack: Stack, kind: int, at: TreeTemplate) -> Hashable:
-    return kind, stack.full, _number_of(stack), at.text
+    return *_stack_key(stack, kind), at.text
+
+
+def _stack_key(stack: Stack, kind: int) -> tuple[Hashable, ...]:
+    return kind, stack.full, _decay_of(stack)

@@ -104,13 +104,11 @@ def _contenders(options: argparse.Namespace) -> dict[str, Contender]:
     arguments: dict[str, object] = {}
     if options.state_dtype is not None:
         arguments["state_dtype"] = TYPES[options.state_dtype]
-    if options.compile:
-        arguments["compile"] = True
     peers = {name: PEERS[name] for name in dict.fromkeys([REFERENCE, *options.optimizers])}
     rules = {name: rule_contender(rule_named(name), PLANNED, **arguments) for name in options.rules}
-    if options.plain:
-        arguments["compile"] = False
-        rules |= {f"{name}_plain": rule_contender(rule_named(name), PLANNED, **arguments) for name in options.rules}
+    for suffix, compile in [("plain", False)] * options.plain + [("compiled", True)] * options.compile:
+        arguments["compile"] = compile
+        rules |= {f"{name}_{suffix}": rule_contender(rule_named(name), PLANNED, **arguments) for name in options.rules}
     twice = next((name for name in rules if name in peers), None)
     if twice is not None:
         raise ValueError(f"a rule and another optimizer are both called {twice!r}; leave one of them out.")
@@ -158,7 +156,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--autocast", choices=("bfloat16",), help="of forward and backward passes, as in bf16-mixed")
     parser.add_argument("--tf32", action="store_true", help="products of float32 in TF32, on a GPU")
     parser.add_argument("--state-dtype", choices=tuple(TYPES), help="of the state of learned rules")
-    parser.add_argument("--compile", action="store_true", help="compile the step of learned rules")
+    parser.add_argument("--compile", action="store_true", help="time learned rules also with compiled steps")
     parser.add_argument("--plain", action="store_true", help="time learned rules also neither compiled nor traced")
     parser.add_argument("--out", metavar="FOLDER", help="write benchmark.json and benchmark.png there")
     return parser
