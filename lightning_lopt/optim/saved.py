@@ -88,8 +88,8 @@ class SavedOptimizer(RuleOptimizer):
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore. Names, roles and a horizon already set here win over the saved ones, and so does ``state_dtype``;
-        tensors keep their saved type otherwise.
+        """Restore. Names, roles and a horizon already set here win over the saved ones, and so do the types of state:
+        ``state_dtype``, or that of the arithmetic.
 
         Parameters are matched by name where both sides have the same names, else by order. Where the horizon set here
         is another one, schedules go on from where they stood.

@@ -55,8 +55,10 @@ def widened(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor
 def converted(
     state: Mapping[str, Tensor], state_dtype: torch.dtype | None, rule: UpdateRule, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """A loaded state as it is stored: in ``state_dtype``, or with ``None`` in ``dtype``, the type of the arithmetic."""
-    return widened(state, dtype) if state_dtype is None else narrowed(state, state_dtype, rule)
+    """A loaded state as it is stored: its floating tensors in ``dtype``, the type of the arithmetic, whatever type they
+    were saved in, or in ``state_dtype`` where :func:`narrowed` stores them so; copies of a guard keep their type."""
+    typed = {k: v.to(dtype) if v.is_floating_point() and k not in COPIES else v for k, v in state.items()}
+    return narrowed(typed, state_dtype, rule)
 
 
 def rounded_like(

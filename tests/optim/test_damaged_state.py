@@ -117,3 +117,21 @@ def test_a_damaged_state_is_refused_or_good(name, count):
         steps(net, optimizer, 2)
         assert all(param.isfinite().all() for param in net.parameters())
     assert count / 10 < refused < count
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_a_state_saved_in_another_type_takes_that_of_the_arithmetic(dtype):
+    rule = load_rule("base")
+    net, trained = build(rule)
+    steps(net, trained, 3)
+    saved = copy.deepcopy(trained.state_dict())
+    for tensors in saved["state"].values():
+        tensors |= {key: x.to(dtype) for key, x in tensors.items() if x.is_floating_point()}
+    resumed_net, optimizer = build(rule)
+    resumed_net.load_state_dict(net.state_dict())
+    optimizer.load_state_dict(saved)
+    steps(net, trained, 3)
+    steps(resumed_net, optimizer, 3)
+    tolerance = {torch.float64: 0.0, torch.float16: 0.01, torch.bfloat16: 0.1}[dtype]  # what the narrow types have lost
+    for x, y in zip(net.parameters(), resumed_net.parameters(), strict=True):
+        torch.testing.assert_close(y, x, rtol=0, atol=tolerance)
