@@ -33,7 +33,7 @@ class ValidationLoss:
         self._has_spoken = False
 
     def after_validation(self) -> None:
-        """Read the metric, take its mean over ranks, and pass it on; a value that is not finite is left out."""
+        """Read the metric, and pass on its mean over the ranks that have it; a value that is not finite is left out."""
         if not self._readers or self._monitor is None or self._trainer.sanity_checking:
             return
         metrics = self._trainer.callback_metrics
@@ -41,12 +41,14 @@ class ValidationLoss:
         value = None if name is None else metrics.get(name)
         if not self._has_spoken:
             self._speak(name, value)
-        if value is None:
-            return
-        reduced = self._trainer.strategy.reduce(value.detach().clone().float(), reduce_op="mean")
-        if bool(torch.as_tensor(reduced).isfinite()):
+        strategy = self._trainer.strategy
+        # a metric may be logged on one rank alone, but all ranks have to take part in the sum
+        is_here = value is not None and bool(value.isfinite())
+        pair = [float(value), 1.0] if is_here and value is not None else [0.0, 0.0]
+        total, count = strategy.reduce(torch.tensor(pair, device=strategy.root_device), reduce_op="sum")
+        if count > 0:
             for optimizer in self._readers:
-                optimizer.validated(reduced)
+                optimizer.validated(total / count)
 
     def _speak(self, name: str | None, value: Tensor | None) -> None:
         """Say once which metric is read."""

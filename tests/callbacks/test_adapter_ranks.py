@@ -10,7 +10,7 @@ import torch
 
 import lightning_lopt
 
-FITS = ["plain", "resumed", "accumulation", "swap", "manual", "long", "diverging", "without"]
+FITS = ["plain", "resumed", "accumulation", "swap", "manual", "long", "validated", "diverging", "without"]
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,12 @@ def test_windows_are_averaged_before_the_ranks(reports):
     means = [(x + y) / 2 for x, y in zip(one["own_losses"], other["own_losses"], strict=True)]
     expected = [(means[0] + means[1]) / 2, means[2], (means[3] + means[4]) / 2, means[5]]
     assert one["seen"] == pytest.approx(expected)
+
+
+def test_a_validation_loss_of_one_rank_reaches_all(reports):
+    first, second = (report["shared"]["validation"] for report in reports["validated"])
+    assert torch.equal(first, second)
+    assert first[:4].tolist() == [3.0, 3.0, 1.0, 3.0]  # their number, the last one, the lowest and the highest
 
 
 def test_ranks_agree_after_forty_steps_of_base(reports):

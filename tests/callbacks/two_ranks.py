@@ -10,7 +10,7 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
-from small_fits import ManualModule, Module, Recorder, fit, trained
+from small_fits import ManualModule, Module, Recorder, fit, loader, trained
 from torch import nn
 
 from lightning_lopt import LearnedOptimizer, LearnedOptimizerAdapter
@@ -29,6 +29,7 @@ class Report(Callback):
         report = {
             "parameters": [param.detach().clone() for param in pl_module.parameters()],
             "state": [value for state in optimizer.state.values() for value in state.values()],
+            "shared": dict(optimizer.param_groups[0]["shared"]),
             "own_losses": pl_module.losses,
             "seen": getattr(optimizer.rule, "seen", []),
             "steps": int(optimizer.param_groups[0]["step"]),
@@ -58,6 +59,16 @@ class OneRankDiverges(Module):
         return loss + float("inf") if (batch_idx, self.global_rank) == (1, 1) else loss
 
 
+class ValidatedOnRankZero(Module):
+    """Logs a validation loss that rises, and only on rank 0."""
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def on_validation_epoch_end(self):
+        self.log("val_loss", 1.0 + self.current_epoch, rank_zero_only=True)
+
+
 def learned(module):
     return LearnedOptimizer(module, trained(Recorder()))
 
@@ -84,6 +95,9 @@ def main():
     fit(Module(adamw), adapter=swap, callbacks=[Report("swap")], **two_ranks())
     fit(Manual(learned), callbacks=[Report("manual")], **two_ranks())
     fit(Module(adamw), adapter=LearnedOptimizerAdapter("base"), callbacks=[Report("long")], epochs=14, **two_ranks())
+    data = {"train_dataloaders": loader(), "val_dataloaders": loader()}
+    swap = LearnedOptimizerAdapter("base")
+    fit(ValidatedOnRankZero(adamw), adapter=swap, callbacks=[Report("validated")], epochs=3, data=data, **two_ranks())
     fit(OneRankDiverges(learned), callbacks=[Report("diverging")], **two_ranks())
     without = Module(learned_for_six_steps)
     fit(without, adapter=Report("without"), **two_ranks())
