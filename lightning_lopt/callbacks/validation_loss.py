@@ -60,6 +60,11 @@ class ValidationLoss:
                 f"LearnedOptimizerAdapter(monitor={name!r}): no such metric was logged in validation, so the steps do "
                 f"not follow it; there are {', '.join(sorted(self._trainer.callback_metrics)) or 'none'}."
             )
+        elif held_out := sorted(filter(HELD_OUT.search, self._trainer.callback_metrics)):
+            rank_zero_info(
+                f"LearnedOptimizerAdapter: the steps follow no validation loss, since it is not clear which of "
+                f"{', '.join(held_out)} is one; name it by LearnedOptimizerAdapter(monitor=...)."
+            )
 
 
 def validation_loss_of(trainer: L.Trainer) -> str | None:

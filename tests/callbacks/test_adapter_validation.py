@@ -90,6 +90,12 @@ def test_the_log_says_once_which_one_it_is(caplog):
     assert lines == ["LearnedOptimizerAdapter: the steps follow 'val_loss', the loss of each validation."]
 
 
+def test_the_log_says_that_no_metric_is_clearly_the_loss(caplog):
+    with caplog.at_level(logging.INFO):
+        told({"val/loss": 1.0, "dev/loss": 2.0})
+    assert sum("it is not clear which of dev/loss, val/loss is one; name it" in x for x in caplog.messages) == 1
+
+
 def test_a_loss_that_is_not_finite_does_not_arrive():
     assert told({"val_loss": float("nan")}) == []
 
