@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import warnings
 from pathlib import Path
@@ -92,9 +91,8 @@ class LearnedTrainerMixin:
         learned = _learned_in(trainer.optimizer)
         if learned is not None and trainer.is_in_train:
             learned.train()
-            loss = metrics.get("eval_loss", math.nan)
-            if learned.rule.reads_validation and math.isfinite(loss):
-                learned.validated(loss)
+            if "eval_loss" in metrics:
+                learned.validated(metrics["eval_loss"])
         return metrics
 
     def train(self, *args: Any, **kwargs: Any) -> Any:

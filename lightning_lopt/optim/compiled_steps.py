@@ -13,9 +13,8 @@ from torch import Tensor
 
 from lightning_lopt.inductor_graphs import compiled
 from lightning_lopt.operations import Run
-from lightning_lopt.optim.stack_steps import ModelStep
 from lightning_lopt.optim.traced_steps import Graph, TracedSteps
-from lightning_lopt.rules.base import StepContext, UpdateRule
+from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack
 
 _log = logging.getLogger(__name__)
@@ -32,19 +31,8 @@ class CompiledSteps(TracedSteps):
 
     build: ClassVar[Callable[..., Run]] = staticmethod(compiled)
 
-    def __call__(
-        self,
-        rule: UpdateRule,
-        stacks: Sequence[Stack],
-        seeds: Sequence[Tensor | None],
-        shared: dict[str, Tensor],
-        context: StepContext,
-        theta: list[Tensor],
-        *,
-        steps_ahead: int,
-    ) -> ModelStep:
-        stacks = [_with_decay_as_tensor(stack) for stack in stacks]
-        return super().__call__(rule, stacks, seeds, shared, context, theta, steps_ahead=steps_ahead)
+    def _prepared(self, stacks: Sequence[Stack]) -> Sequence[Stack]:
+        return [_with_decay_as_tensor(stack) for stack in stacks]
 
     def _may_begin(self, steps_ahead: int) -> bool:
         return True

@@ -228,20 +228,20 @@ class LearnedOptimizer(SavedOptimizer):
         :class:`~lightning_lopt.LearnedOptimizerAdapter` does so after each validation.
 
         Args:
-            loss: one number, lower is better; in distributed training the mean over the ranks.
+            loss: one number, lower is better; in distributed training the mean over the ranks. If it is not finite, or
+                the rule has no ``reads_validation``, nothing changes.
         """
         first_group = self.param_groups[0]
+        value = scalar_loss(loss, first_group["step"].device)
+        if not self._acting.reads_validation or not bool(value.isfinite()):
+            return
         if not first_group["shared"]:
-            first_member = next(member for member in self._members())
-            blank = torch.zeros(
-                first_member.param.shape, dtype=first_member.param.dtype, device=first_member.param.device
-            )
-            first_group["shared"] = self._acting.init_state({first_member.name: wide(blank)}, {}).shared
+            first = next(iter(self._members()))
+            blank = torch.zeros(first.param.shape, dtype=first.param.dtype, device=first.param.device)
+            first_group["shared"] = self._acting.init_state({first.name: wide(blank)}, {}).shared
         made, planned = first_group["step"], self._run.saved_total or self.total_steps
         progress = made / planned if isinstance(planned, int) else torch.zeros_like(made, dtype=torch.float32)
-        first_group["shared"] = self._acting.validated(
-            State({}, first_group["shared"]), scalar_loss(loss, made.device), progress
-        ).shared
+        first_group["shared"] = self._acting.validated(State({}, first_group["shared"]), value, progress).shared
 
     @torch.no_grad()
     def step(

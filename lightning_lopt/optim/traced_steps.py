@@ -85,7 +85,7 @@ class TracedSteps:
             theta: all tensors of the rule.
             steps_ahead: number of planned steps that are left; 0 if unknown.
         """
-        self._calls += 1
+        self._calls, stacks = self._calls + 1, self._prepared(stacks)
         if self.failure or not self._may_begin(steps_ahead) or not any(map(self._covers, stacks)):
             return steps_of_stacks(rule, stacks, seeds, shared, context)
         self._follow(rule, theta)
@@ -111,6 +111,10 @@ class TracedSteps:
                 ) or step_of_stack(rule, stack, given, at.tree, seed)
 
         return ModelStep(after, extremes, each())
+
+    def _prepared(self, stacks: Sequence[Stack]) -> Sequence[Stack]:
+        """The stacks in the form in which graphs take them."""
+        return stacks
 
     def _may_begin(self, steps_ahead: int) -> bool:
         """Whether graphs may be made or used in this step."""

@@ -40,7 +40,7 @@ from lightning_lopt.rules.residual_parts.signals import (
 )
 from lightning_lopt.rules.residual_parts.step_direction import direction_of, has_role
 from lightning_lopt.rules.residual_parts.structure import Signs, signs_of, trained
-from lightning_lopt.rules.residual_parts.validation import ValidationMemory
+from lightning_lopt.rules.residual_parts.validation import blank_memory, factor_of, memory_after
 from lightning_lopt.rules.shared.arithmetic import mean_square, rms
 
 FIRST_TURNS = 20  # steps that all turn the eigenbases, which are far from their goal then
@@ -67,7 +67,7 @@ class ResidualRule(UpdateRule):
     The step is relative to the RMS of the tensor at initialisation: relative to the present one it would feed on
     itself. Multiplying the loss by a constant, or adding one to it, leaves the run unchanged: gradients are taken in a
     unit that the first of them sets, and only a controller reads the loss. Losses on held-out data change the steps by
-    how they compare with one another (:class:`~lightning_lopt.rules.residual_parts.validation.ValidationMemory`).
+    how they compare with one another (:mod:`~lightning_lopt.rules.residual_parts.validation`).
 
     Args:
         direction: learn a per-parameter correction of the direction.
@@ -207,7 +207,7 @@ class ResidualRule(UpdateRule):
         if self.restraint is not None:
             shared["gradient_size"] = like.new_zeros(3)
         if self.reads_validation:
-            shared["validation"] = ValidationMemory.blank(like)
+            shared["validation"] = blank_memory(like)
         return shared
 
     def at(self, shared: Mapping[str, Tensor], context: StepContext) -> Moment:
@@ -257,7 +257,7 @@ class ResidualRule(UpdateRule):
             careful = self.restraint.factors(shared["gradient_size"], columns, at.per_unit, context.epochs)
             controls["careful"], after["gradient_size"] = careful
         if self.reads_validation:
-            controls["validated"] = ValidationMemory.factor(shared["validation"]).expand(len(columns["lowest"]))
+            controls["validated"] = factor_of(shared["validation"]).expand(len(columns["lowest"]))
         return controls, after
 
     def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: Moment) -> tuple[Tensor, TensorState]:
@@ -282,7 +282,7 @@ class ResidualRule(UpdateRule):
 
     def validated(self, state: State, loss: Tensor, progress: Tensor) -> State:
         if self.reads_validation:
-            memory = ValidationMemory.after(state.shared["validation"], loss, progress)
+            memory = memory_after(state.shared["validation"], loss, progress)
             state = State(state.tensors, state.shared | {"validation": memory})
         return state
 
@@ -293,7 +293,7 @@ class ResidualRule(UpdateRule):
         if "calibration" in state.shared:
             values["calibration"] = torch.exp(state.shared["calibration"][0])
         if "validation" in state.shared:
-            values["validation"] = ValidationMemory.factor(state.shared["validation"])
+            values["validation"] = factor_of(state.shared["validation"])
         structures = [tensors["structure"] for tensors in state.tensors.values() if "structure" in tensors]
         if structures:
             values["trained"] = trained(Signs(*torch.stack(structures).unbind(-1))).mean()

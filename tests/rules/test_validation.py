@@ -7,15 +7,22 @@ import torch
 from torch import nn
 
 from lightning_lopt import LearnedOptimizer, ResidualRule
-from lightning_lopt.rules.residual_parts.validation import CLEAR, LOWEST, TOLERANCE, ValidationMemory
+from lightning_lopt.rules.residual_parts.validation import (
+    CLEAR,
+    LOWEST,
+    TOLERANCE,
+    blank_memory,
+    factor_of,
+    memory_after,
+)
 
 
 def factors(losses, share=0.05):
     """The factor after each of ``losses``, of which each comes after this share of the planned steps."""
-    memory, after = ValidationMemory.blank(torch.zeros((), dtype=torch.float64)), []
+    memory, after = blank_memory(torch.zeros((), dtype=torch.float64)), []
     for check, loss in enumerate(losses, 1):
-        memory = ValidationMemory.after(memory, torch.tensor(float(loss)), torch.tensor(share * check))
-        after.append(float(ValidationMemory.factor(memory)))
+        memory = memory_after(memory, torch.tensor(float(loss)), torch.tensor(share * check))
+        after.append(float(factor_of(memory)))
     return after
 
 

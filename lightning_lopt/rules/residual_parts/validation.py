@@ -1,4 +1,19 @@
-"""Shorter steps where the validation loss rises: what the training loss cannot say."""
+r"""Shorter steps where the validation loss rises: what the training loss cannot say.
+
+With the losses :math:`v_1 \dots v_k`, their lowest :math:`b` and their highest :math:`h`, the rise
+:math:`r = (v_k - b) / (h - b)` lies between 0 and 1. It has no unit: multiplying losses by a constant, or adding
+one to them, changes nothing. Where most of the range is the progress of the run, noise is a small share of it. The
+factor is 1 at first, and
+
+.. math:: \log f \leftarrow \mathrm{clip}\Big(\log f - w\, \mathrm{clip}\Big(
+    \frac{r - 0.05}{0.2}, 0, 1\Big) + w\, [v_k = b],\ -3,\ 0\Big), \qquad w = \min(1, 20\, \Delta)
+
+with :math:`\Delta` the share of the planned steps since the last loss. More than 20 losses in a run count less
+each, and are averaged at the same rate before they are compared.
+
+A tensor of six numbers is the memory: how many losses there were, their running average, the lowest and the highest
+of it, :math:`\log f`, and the progress at the last loss.
+"""
 
 from __future__ import annotations
 
@@ -11,59 +26,40 @@ STRENGTH = 1.0  # of the logarithm of the factor: lost at a clear rise, gained a
 LOWEST = -3.0  # of that logarithm: steps never end, since a loss that has risen may fall again
 
 
-class ValidationMemory:
-    r"""The logarithm of a factor on all steps, from the validation losses of the run so far.
+def blank_memory(like: Tensor) -> Tensor:
+    """The memory before the first loss, (6,)."""
+    return like.new_zeros(6)
 
-    With the losses :math:`v_1 \dots v_k`, their lowest :math:`b` and their highest :math:`h`, the rise
-    :math:`r = (v_k - b) / (h - b)` lies between 0 and 1. It has no unit: multiplying losses by a constant, or adding
-    one to them, changes nothing. Where most of the range is the progress of the run, noise is a small share of it. The
-    factor is 1 at first, and
 
-    .. math:: \log f \leftarrow \mathrm{clip}\Big(\log f - w\, \mathrm{clip}\Big(
-        \frac{r - 0.05}{0.2}, 0, 1\Big) + w\, [v_k = b],\ -3,\ 0\Big), \qquad w = \min(1, 20\, \Delta)
+def factor_of(memory: Tensor) -> Tensor:
+    """The factor f, 0-dim."""
+    return torch.exp(memory[4])
 
-    with :math:`\Delta` the share of the planned steps since the last loss. More than 20 losses in a run count less
-    each, and are averaged at the same rate before they are compared.
 
-    A tensor of six numbers is the memory: how many losses there were, their running average, the lowest and the highest
-    of it, :math:`\log f`, and the progress at the last loss.
+def memory_after(memory: Tensor, loss: Tensor, progress: Tensor) -> Tensor:
+    """The memory after a further validation loss.
+
+    Args:
+        memory: before it, (6,).
+        loss: 0-dim; one that is not finite changes nothing.
+        progress: steps made over steps planned, 0-dim.
+
+    >>> memory = blank_memory(torch.zeros(()))
+    >>> for check, loss in enumerate([2.0, 1.0, 1.5]):
+    ...     memory = memory_after(memory, torch.tensor(loss), torch.tensor(0.1 * (check + 1)))
+    >>> factor_of(memory)
+    tensor(0.3679)
     """
-
-    @staticmethod
-    def blank(like: Tensor) -> Tensor:
-        """The memory before the first loss, (6,)."""
-        return like.new_zeros(6)
-
-    @staticmethod
-    def factor(memory: Tensor) -> Tensor:
-        """The factor f, 0-dim."""
-        return torch.exp(memory[4])
-
-    @staticmethod
-    def after(memory: Tensor, loss: Tensor, progress: Tensor) -> Tensor:
-        """The memory after a further validation loss.
-
-        Args:
-            memory: before it, (6,).
-            loss: 0-dim; one that is not finite changes nothing.
-            progress: steps made over steps planned, 0-dim.
-
-        >>> memory = ValidationMemory.blank(torch.zeros(()))
-        >>> for check, loss in enumerate([2.0, 1.0, 1.5]):
-        ...     memory = ValidationMemory.after(memory, torch.tensor(loss), torch.tensor(0.1 * (check + 1)))
-        >>> ValidationMemory.factor(memory)
-        tensor(0.3679)
-        """
-        count, average, lowest, highest, log_factor, at = memory.unbind()
-        loss, progress = loss.to(memory.dtype), progress.to(memory.dtype)
-        is_first = count == 0
-        weight = torch.where(is_first, 1.0, (CHECKS * (progress - at)).clamp(0.0, 1.0))
-        average = torch.where(is_first, loss, torch.lerp(average, loss, weight))
-        is_lowest = is_first | (average < lowest)
-        lowest = torch.where(is_lowest, average, lowest)
-        highest = torch.where(is_first, average, torch.maximum(highest, average))
-        rise = (average - lowest) / torch.where(highest > lowest, highest - lowest, 1.0)
-        change = is_lowest.to(memory.dtype) - ((rise - TOLERANCE) / (CLEAR - TOLERANCE)).clamp(0.0, 1.0)
-        log_factor = (log_factor + STRENGTH * weight * change).clamp(LOWEST, 0.0)
-        after = torch.stack([count + 1, average, lowest, highest, log_factor, progress])
-        return torch.where(loss.isfinite(), after, memory)
+    count, average, lowest, highest, log_factor, at = memory.unbind()
+    loss, progress = loss.to(memory.dtype), progress.to(memory.dtype)
+    is_first = count == 0
+    weight = torch.where(is_first, 1.0, (CHECKS * (progress - at)).clamp(0.0, 1.0))
+    average = torch.where(is_first, loss, torch.lerp(average, loss, weight))
+    is_lowest = is_first | (average < lowest)
+    lowest = torch.where(is_lowest, average, lowest)
+    highest = torch.where(is_first, average, torch.maximum(highest, average))
+    rise = (average - lowest) / torch.where(highest > lowest, highest - lowest, 1.0)
+    change = is_lowest.to(memory.dtype) - ((rise - TOLERANCE) / (CLEAR - TOLERANCE)).clamp(0.0, 1.0)
+    log_factor = (log_factor + STRENGTH * weight * change).clamp(LOWEST, 0.0)
+    after = torch.stack([count + 1, average, lowest, highest, log_factor, progress])
+    return torch.where(loss.isfinite(), after, memory)
