@@ -29,7 +29,7 @@ class AllPilots:
         rule: the rule, on the module's device.
         total_steps: steps of the planned run.
         cost: cost of a training step.
-        whole: time of the assessment.
+        assessment_deadline: deadline of the whole assessment.
         against: names of baselines.
         tell: function that gets a line when something begins, or has been done.
     """
@@ -37,14 +37,14 @@ class AllPilots:
     rule: UpdateRule
     total_steps: int
     cost: TrainingCost
-    whole: Deadline
+    assessment_deadline: Deadline
     against: Sequence[str]
     tell: Callable[[str], None]
 
     @property
     def deadline(self) -> Deadline:
         """Deadline for the pilots of the rule and of AdamW."""
-        return self.whole.shortened(1 - FOR_BASELINES) if self.against else self.whole
+        return self.assessment_deadline.shortened(1 - FOR_BASELINES) if self.against else self.assessment_deadline
 
     def run(self, subject: Subject) -> PilotFindings:
         """Run the pilots, as far as there is time."""
@@ -113,8 +113,8 @@ class AllPilots:
                 "not all other batch sizes could be tried: batches are too few or no stacks of examples"
             )
         until = self.deadline.at(UNTIL_BATCHES)
-        findings.others = with_other_batches(self.rule, tasks, findings.levels, until, findings.notes)
-        self.tell(f"{len(findings.others)} other batch sizes tried")
+        findings.other_batches = with_other_batches(self.rule, tasks, findings.levels, until, findings.notes)
+        self.tell(f"{len(findings.other_batches)} other batch sizes tried")
 
     def _baselines(self, task: PilotTask, findings: PilotFindings) -> None:
         if not self.against:
@@ -125,7 +125,7 @@ class AllPilots:
             task,
             findings.levels,
             device=device_of(self.rule),
-            until=self.whole.at(UNTIL_BATCHES),
+            until=self.assessment_deadline.at(UNTIL_BATCHES),
             notes=findings.notes,
         )
         self.tell(f"{len(findings.baselines)} baselines tried")

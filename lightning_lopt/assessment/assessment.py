@@ -107,7 +107,7 @@ def _pilot_lines(pilots: PilotFindings, batch_size: int | None) -> list[str]:
     lines = ["pilots, which are runs with a schedule to zero; medians over seeds of training / validation loss:"]
     lines.append(f"  {'steps':>6} {'batch':>6} {'rule':>19} {'swept AdamW':>19} {'at rate':>15} {'default AdamW':>19}")
     lines += [_level_line(level, batch_size) for level in pilots.levels]
-    lines += [_level_line(pilot.level, pilot.size or batch_size) for pilot in pilots.others]
+    lines += [_level_line(pilot.level, pilot.size or batch_size) for pilot in pilots.other_batches]
     if pilots.matched is not None:
         lines.append("the same with as many passes over the data as planned:")
         lines.append(_level_line(pilots.matched, batch_size))

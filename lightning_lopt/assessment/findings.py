@@ -66,7 +66,7 @@ class PilotFindings:
         levels: pilots of the rule and of AdamW at growing horizons.
         longer: AdamW with as much time as the rule takes; ``None`` if it was not run.
         matched: pilots with as many passes over the data as planned; ``None`` if they were not run.
-        others: pilots with other batch sizes.
+        other_batches: pilots with other batch sizes.
         baselines: pilots of named baselines.
         notes: sentences about pilots that could not be run.
     """
@@ -74,7 +74,7 @@ class PilotFindings:
     levels: list[Level] = field(default_factory=list)
     longer: LongerRuns | None = None
     matched: Level | None = None
-    others: list[OtherBatches] = field(default_factory=list)
+    other_batches: list[OtherBatches] = field(default_factory=list)
     baselines: list[BaselinePilot] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -84,7 +84,7 @@ class PilotFindings:
             "pilots": [level.to_json() for level in self.levels],
             "same_time": None if self.longer is None else self.longer.to_json(),
             "planned_passes": None if self.matched is None else self.matched.to_json(),
-            "other_batches": [pilot.to_json() for pilot in self.others],
+            "other_batches": [pilot.to_json() for pilot in self.other_batches],
             "baselines": [pilot.to_json() for pilot in self.baselines],
         }
 

@@ -147,7 +147,7 @@ class _Plan:
             outlooks["tuned"],
             outlooks["default"],
             in_the_same_time=outlooks["in_the_same_time"],
-            troubles=troubles(pilots.levels, pilots.others),
+            troubles=troubles(pilots.levels, pilots.other_batches),
             hopeless=bool(pilots.levels) and no_optimizer_learns(pilots.levels),
             gaps=missing,
             slowdown=cost.slowdown,

@@ -116,11 +116,11 @@ def _slow_reasons(slowdown: float) -> list[str]:
     return [f"a training step takes {slowdown:.1f} times as long as with AdamW, which could make that many more steps"]
 
 
-def troubles(levels: Sequence[Level], others: Sequence[OtherBatches]) -> list[str]:
+def troubles(levels: Sequence[Level], other_batches: Sequence[OtherBatches]) -> list[str]:
     """One sentence for each set of pilots in which the rule diverged or ended above its start, and AdamW did not."""
     sentences = []
     pilots = [(level, "") for level in levels] + [
-        (batches.level, f" with batches of {batches.size}") for batches in others
+        (batches.level, f" with batches of {batches.size}") for batches in other_batches
     ]
     for level, where in pilots:
         start = level.start["train"]

@@ -100,12 +100,12 @@ def _batches_in_data(trainer: L.Trainer) -> float:
     return sized_len(loader) or 0
 
 
-def paced_steps_left(pace: Pace, others: Sequence[Pace], at: Progress, batch: int) -> float:
+def paced_steps_left(pace: Pace, other_paces: Sequence[Pace], at: Progress, batch: int) -> float:
     """Remaining steps of an optimizer in manual optimization, after the present one; infinite without an end.
 
     Args:
         pace: pace of the optimizer, including its present step.
-        others: paces of the other optimizers, whose steps count for ``max_steps`` too.
+        other_paces: paces of the other optimizers, whose steps count for ``max_steps`` too.
         at: progress of the fit in this batch, without the present step.
         batch: number of this batch since the optimizers were made.
     """
@@ -113,9 +113,9 @@ def paced_steps_left(pace: Pace, others: Sequence[Pace], at: Progress, batch: in
     if math.isfinite(at.length + at.epochs_after):
         by_epochs = pace.steps_left(int(at.length), at.done + 1, int(at.epochs_after))
     if math.isfinite(at.steps_left):
-        made_now = sum(other.now for other in others if other.last == batch) + pace.now - 1
+        made_now = sum(other_pace.now for other_pace in other_paces if other_pace.last == batch) + pace.now - 1
         # an optimizer without a step so far may make its first one in this batch
-        rates = [other.rate if other.total or batch > 1 else pace.rate for other in others]
+        rates = [other_pace.rate if other_pace.total or batch > 1 else pace.rate for other_pace in other_paces]
         batches = math.ceil((at.steps_left + made_now) / (pace.rate + sum(rates)) - 1e-9)
         by_steps = pace.steps_within(batches - 1)
     return min(by_epochs, by_steps)

@@ -44,9 +44,9 @@ class Pace:
         self.total += 1
         self.epoch += 1
 
-    def epoch_ended(self, length: int, *, whole: bool) -> None:
-        """Count an epoch of ``length`` batches; ``whole`` if it was counted from its first batch on."""
-        if whole:
+    def epoch_ended(self, length: int, *, complete: bool) -> None:
+        """Count an epoch of ``length`` batches; ``complete`` if it was counted from its first batch on."""
+        if complete:
             self.whole_epoch, self.epoch_length = self.epoch, length
         self.epoch = 0
 

@@ -64,11 +64,11 @@ class Plan(ABC):
     def _set(self, optimizer: LearnedOptimizer, total: int, *, announce: bool) -> None:
         """Set the horizon of ``optimizer``, ``total`` steps from its first one on, unless the user gave another."""
         if optimizer in self._with_user_horizon:
-            given_steps = optimizer.total_steps
-            if isinstance(given_steps, int) and given_steps != total and optimizer not in self._warned and announce:
+            user_steps = optimizer.total_steps
+            if isinstance(user_steps, int) and user_steps != total and optimizer not in self._warned and announce:
                 self._warned.add(optimizer)
                 rank_zero_warn(
-                    f"total_steps={given_steps} was given, but this fit comes to {total} steps of the "
+                    f"total_steps={user_steps} was given, but this fit comes to {total} steps of the "
                     "optimizer; leave total_steps out, and the adapter plans for them."
                 )
             return
@@ -149,10 +149,10 @@ class ManualPlan(Plan):
         saved_paces = [Pace.from_state(pace) for pace in saved.get("paces", ())]
         if resumed and len(saved_paces) == len(optimizers):
             paces = saved_paces
-            self._before, self._whole = saved["before"], True
+            self._before, self._is_complete_epoch = saved["before"], True
         else:
             paces = [Pace(total=getattr(optimizer, "calls", 0)) for optimizer in optimizers]
-            self._before, self._whole = batches.total.processed, progress_of(self._trainer).done == 0
+            self._before, self._is_complete_epoch = batches.total.processed, progress_of(self._trainer).done == 0
         self._paces = dict(zip(optimizers, paces, strict=True))
 
     def before_step(self, optimizer: Optimizer) -> None:
@@ -160,7 +160,7 @@ class ManualPlan(Plan):
         pace = self._paces[optimizer]
         pace.stepped(batch)
         if isinstance(optimizer, LearnedOptimizer):
-            other_paces = [each for each in self._paces.values() if each is not pace]
+            other_paces = [other_pace for other_pace in self._paces.values() if other_pace is not pace]
             at = progress_of(self._trainer)
             steps_left = paced_steps_left(pace, other_paces, at, batch)
             if math.isfinite(steps_left):
@@ -174,8 +174,8 @@ class ManualPlan(Plan):
     def epoch_ends(self) -> None:
         batches: Any = self._trainer.fit_loop.epoch_loop.batch_progress
         for pace in self._paces.values():
-            pace.epoch_ended(batches.current.processed, whole=self._whole)
-        self._whole = True
+            pace.epoch_ended(batches.current.processed, complete=self._is_complete_epoch)
+        self._is_complete_epoch = True
 
     def state_dict(self) -> dict[str, Any]:
         return {"before": self._before, "paces": [pace.state_dict() for pace in self._paces.values()]}

@@ -31,7 +31,7 @@ def plans(pattern):
                 pace.stepped(ever)
                 at = Progress(epoch, here - 1, False, BATCHES, EPOCHS - epoch - 1, math.inf)
                 found.append((ever, pace.total + paced_steps_left(pace, [], at, ever)))
-        pace.epoch_ended(BATCHES, whole=True)
+        pace.epoch_ended(BATCHES, complete=True)
     return found, pace.total
 
 
