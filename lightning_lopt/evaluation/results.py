@@ -20,7 +20,7 @@ from lightning_lopt.io.checked_json import (
     as_positive,
     read_json,
     text_of,
-    whole_of,
+    whole_number_of,
     write_json,
 )
 from lightning_lopt.io.files import show
@@ -72,15 +72,15 @@ class ProblemResult:
 
         It is below 0 where ``name`` ends lower. For an even number of seeds, the median is the lower of the middle two.
         """
-        ours, other = (final_loss(self.measurements[optimizer], split) for optimizer in (name, reference))
-        return float(log_ratio(ours, other, self.loss_scale).median())
+        losses, reference_losses = (final_loss(self.measurements[optimizer], split) for optimizer in (name, reference))
+        return float(log_ratio(losses, reference_losses, self.loss_scale).median())
 
     def paired_runs(self, name: str, reference: str) -> PairedRuns:
         """The runs of ``name`` and of ``reference``, for metrics."""
         cost = math.nan
         if self.gradient_seconds is not None and {name, reference} <= set(self.step_seconds):
-            ours, other = (self.gradient_seconds + self.step_seconds[optimizer] for optimizer in (name, reference))
-            cost = other / ours
+            seconds, reference_seconds = (self.gradient_seconds + self.step_seconds[key] for key in (name, reference))
+            cost = reference_seconds / seconds
         return PairedRuns(self.name, self.loss_scale, self.measurements[name], self.measurements[reference], cost)
 
     @classmethod
@@ -110,12 +110,12 @@ class ProblemResult:
         gradient = entry.get("gradient_seconds")
         return cls(
             name,
-            whole_of(entry, "horizon"),
+            whole_number_of(entry, "horizon"),
             as_positive(entry.get("loss_scale"), f"the loss_scale of {show(name)}"),
             measurements,
             text_of(entry, "family"),
             text_of(entry, "data"),
-            whole_of(entry, "parameters"),
+            whole_number_of(entry, "parameters"),
             None if gradient is None else as_positive(gradient, f"the gradient_seconds of {show(name)}"),
             {as_name(key): as_positive(value, f"the step_seconds of {show(key)}") for key, value in seconds.items()},
         )
@@ -176,7 +176,7 @@ class RuleRecord:
             text_of(entry, "rule"),
             as_object(entry.get("config"), "the config of a rule"),
             text_of(entry, "weights_sha256"),
-            whole_of(entry, "meta_parameters"),
+            whole_number_of(entry, "meta_parameters"),
             checked_training(entry.get("trained_on")),
             text_of(entry, "source"),
         )
@@ -274,7 +274,7 @@ class Results:
             tuple(as_name(name) for name in as_list(entry.get("against"), "against")),
             tuple(ProblemResult.from_json(value) for value in as_list(entry.get("problems"), "problems")),
             text_of(entry, "suite"),
-            whole_of(entry, "seed"),
+            whole_number_of(entry, "seed"),
             {as_name(key): value if type(value) is int else as_name(value) for key, value in environment.items()},
             text_of(entry, "command"),
         )

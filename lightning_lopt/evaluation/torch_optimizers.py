@@ -101,9 +101,9 @@ class TorchModels:
 
     def advance(self, steps: int) -> Tensor:
         """Make ``steps`` steps, and return the losses before each of them, shape ``(steps, copies x seeds)``."""
-        return torch.stack([self._advance_one() for _ in range(steps)])
+        return torch.stack([self._advance_one_step() for _ in range(steps)])
 
-    def _advance_one(self) -> Tensor:
+    def _advance_one_step(self) -> Tensor:
         batch = {name: self._on_all(value) for name, value in self.task.batch(self.draws, self.seeds).items()}
         grads, losses, carried = vmap(self.task.gradient)(self.params, batch)
         squares = sum((grad.flatten(1).square().sum(1) for grad in grads.values()), losses)

@@ -107,8 +107,8 @@ def front_matter_of(markdown: str) -> str | None:
     >>> front_matter_of("---\\nlicense: mit\\n---\\n# Adam\\n")
     'license: mit\\n'
     """
-    found = _FRONT_MATTER.match(markdown)
-    return None if found is None else found["text"]
+    match = _FRONT_MATTER.match(markdown)
+    return None if match is None else match["text"]
 
 
 def with_front_matter(markdown: str, text: str | None) -> str:

@@ -70,7 +70,7 @@ def text_of(entry: dict[str, Any], key: str) -> str:
     return str(entry[key])
 
 
-def whole_of(entry: dict[str, Any], key: str) -> int:
+def whole_number_of(entry: dict[str, Any], key: str) -> int:
     """The whole number in [0, 2^63) under ``key``."""
     value = entry.get(key)
     if type(value) is not int or not 0 <= value < 2**63:

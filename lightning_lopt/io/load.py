@@ -93,9 +93,9 @@ def read_weights(file: RuleFile, recorded_digest: Any) -> tuple[bytes, str]:
     digest = hashlib.sha256(data).hexdigest()
     pending = file.path.with_name(PENDING)
     if digest != recorded_digest and file.root is not None and os.path.isfile(pending):
-        other = read_file(file._replace(label=str(pending), path=pending))
-        if hashlib.sha256(other).hexdigest() == recorded_digest:
-            return other, recorded_digest
+        pending_data = read_file(file._replace(label=str(pending), path=pending))
+        if hashlib.sha256(pending_data).hexdigest() == recorded_digest:
+            return pending_data, recorded_digest
     return data, digest
 
 

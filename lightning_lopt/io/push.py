@@ -108,13 +108,13 @@ def _contents(source: str | os.PathLike[str], name: str) -> dict[str, bytes]:
     load_rule(source)
     files = find_files(source, (CONFIG, WEIGHTS, CARD))
     config = read_file(files[CONFIG])
-    wanted = parse_json_object(config, files[CONFIG].label).get("weights_sha256")
+    recorded_digest = parse_json_object(config, files[CONFIG].label).get("weights_sha256")
     card = _completed(decode_text(read_file(files[CARD]), files[CARD].label), files[CARD].label, name)
     if len(card) > LIMITS[CARD]:
         raise RuleFileError(
             f"{files[CARD].label} is too large, {len(card)} bytes where at most {LIMITS[CARD]} are read; shorten it."
         )
-    return {CARD: card, CONFIG: config, WEIGHTS: read_weights(files[WEIGHTS], wanted)[0]}
+    return {CARD: card, CONFIG: config, WEIGHTS: read_weights(files[WEIGHTS], recorded_digest)[0]}
 
 
 def _completed(card: str, label: str, name: str) -> bytes:
@@ -122,14 +122,14 @@ def _completed(card: str, label: str, name: str) -> bytes:
     yaml: Any = importlib.import_module("yaml")  # which huggingface_hub needs, too
     text = front_matter_of(card)
     try:
-        given = {} if text is None else yaml.safe_load(text)
+        entries = {} if text is None else yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RuleFileError(f"the front matter of {label} is not YAML ({cause(error)}); correct it.") from error
-    if not isinstance(given, dict):
-        raise RuleFileError(f"the front matter of {label} is {show(given)}; write lines of the form 'license: mit'.")
-    missing = {key: value for key, value in DEFAULTS.items() if key not in given}
+    if not isinstance(entries, dict):
+        raise RuleFileError(f"the front matter of {label} is {show(entries)}; write lines of the form 'license: mit'.")
+    missing = {key: value for key, value in DEFAULTS.items() if key not in entries}
     if not missing:
         return card.encode()
     lines = yaml.safe_dump(missing, sort_keys=False)
-    said = "" if text is None else f"{text.rstrip()}\n"
-    return with_front_matter(card if card.strip() else f"# {name}\n", said + lines).encode()
+    present_lines = "" if text is None else f"{text.rstrip()}\n"
+    return with_front_matter(card if card.strip() else f"# {name}\n", present_lines + lines).encode()

@@ -177,8 +177,8 @@ def find_foreign(source: str | os.PathLike[str]) -> tuple[dict[str, RuleFile], s
     weights = [name for name in FOREIGN if os.path.lexists(path / name)][:1]
     if not weights:
         raise RuleFileError(f"{show(origin)} holds none of {', '.join(FOREIGN)}; point to the file itself.")
-    others = [name for name in (CONFIG, CARD) if os.path.lexists(path / name)]
-    return {name: RuleFile(name, str(path / name), path / name, path) for name in weights + others}, origin
+    optional_files = [name for name in (CONFIG, CARD) if os.path.lexists(path / name)]
+    return {name: RuleFile(name, str(path / name), path / name, path) for name in weights + optional_files}, origin
 
 
 def _foreign_on_hub(source: str) -> tuple[dict[str, RuleFile], str]:

@@ -64,9 +64,9 @@ def measured_limits(device: torch.device, *, side: int | None = None, scaled: in
     clock = synchronised_clock(device)
     products = {}
     for dtype in (torch.float32, torch.bfloat16):
-        left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        out = torch.empty_like(left)
-        seconds = _least_seconds(partial(torch.mm, left, right, out=out), clock)
+        left_factor, right_factor = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        out = torch.empty_like(left_factor)
+        seconds = _least_seconds(partial(torch.mm, left_factor, right_factor, out=out), clock)
         products[str(dtype).removeprefix("torch.")] = 2 * side**3 / seconds
     tensor = torch.ones(scaled // 4, device=device)
     return DeviceLimits(products, 2 * tensor.nbytes / _least_seconds(partial(tensor.mul_, 1.0), clock))

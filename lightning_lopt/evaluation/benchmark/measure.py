@@ -16,7 +16,7 @@ from lightning_lopt.evaluation.benchmark.results import Figures, ModelResult
 from lightning_lopt.evaluation.benchmark.workloads import Workload
 from lightning_lopt.evaluation.step_cost import STEADY, Step, time_in_turns
 
-OF_RULES, OF_OTHERS = 3, 12
+RULE_STEPS, BASELINE_STEPS = 3, 12
 """Steps in which memory is recorded: first steps of a rule are full ones; other optimizers have periods of up to 10."""
 
 
@@ -98,7 +98,7 @@ def measure(
         warnings.simplefilter("ignore")
         for name, contender in contenders.items():
             tell(f"{workload.name}: memory of {name}")
-            measured_steps = OF_RULES if contender.is_rule else OF_OTHERS
+            measured_steps = RULE_STEPS if contender.is_rule else BASELINE_STEPS
             try:
                 steps[name], memory[name] = measured_memory(
                     lambda contender=contender: contender.build(training.leaves, training.loss),  # type: ignore[misc]

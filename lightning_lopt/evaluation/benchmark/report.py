@@ -34,19 +34,19 @@ def table(result: ModelResult, limits: DeviceLimits) -> TextTable:
     """A row for each optimizer, ratios first."""
     rows = [
         [
-            plain(each.name),
-            f"{result.ratio(each):.2f}",
-            f"{result.ratio_of_means(each):.2f}",
-            f"{result.training_ratio(each):.2f}",
-            f"{100 * result.share(each):.0f} %",
-            *(f"{1e3 * seconds:.3g}" for seconds in (each.median, each.mean, each.worst)),
-            f"{1e-9 * sum(each.flops.values()):.3g}",
-            f"{1e3 * limits.seconds_of_products(each.flops):.3g}",
-            f"{1e3 * limits.seconds_of_bytes(each.moved):.3g}",
-            f"{each.state:.1f}",
-            f"{each.peak:.1f}",
+            plain(figures.name),
+            f"{result.ratio(figures):.2f}",
+            f"{result.ratio_of_means(figures):.2f}",
+            f"{result.training_ratio(figures):.2f}",
+            f"{100 * result.share(figures):.0f} %",
+            *(f"{1e3 * seconds:.3g}" for seconds in (figures.median, figures.mean, figures.worst)),
+            f"{1e-9 * sum(figures.flops.values()):.3g}",
+            f"{1e3 * limits.seconds_of_products(figures.flops):.3g}",
+            f"{1e3 * limits.seconds_of_bytes(figures.moved):.3g}",
+            f"{figures.state:.1f}",
+            f"{figures.peak:.1f}",
         ]
-        for each in result.figures
+        for figures in result.figures
     ]
     return TextTable(HEADS, rows)
 
@@ -64,38 +64,42 @@ def text(result: ModelResult, limits: DeviceLimits) -> str:
 def picture(results: Sequence[ModelResult], limits: DeviceLimits) -> Figure:
     """For each model a row of two panels: the parts of a training step, and bytes for each parameter.
 
-    A black tick in a bar of the left panel is the floor of the optimizer's step on the device.
+    A black tick in a bar of the first panel is the floor of the optimizer's step on the device.
     """
     most = max(len(result.figures) for result in results)
     figure = empty_figure(10.0, len(results) * (0.3 * most + 1.0) + 0.5)
     panels = figure.subplots(len(results), 2, squeeze=False)
-    for (left, right), result in zip(panels, results, strict=True):
-        names = [plain(each.name) for each in result.figures]
+    for (time_panel, memory_panel), result in zip(panels, results, strict=True):
+        names = [plain(figures.name) for figures in result.figures]
         places = range(len(names))
         gradient = 1e3 * result.gradient_median
-        means = [1e3 * each.mean for each in result.figures]
-        left.barh(places, [gradient] * len(names), color="lightgray", label="forward and backward")
-        left.barh(places, means, left=gradient, color="tab:blue", label="optimizer")
-        floors = [gradient + 1e3 * each.floor(limits) for each in result.figures]
-        left.plot(floors, places, "|", color="black", markersize=12, markeredgewidth=2, label="floor of the device")
-        for place, each in zip(places, result.figures, strict=True):
+        means = [1e3 * figures.mean for figures in result.figures]
+        time_panel.barh(places, [gradient] * len(names), color="lightgray", label="forward and backward")
+        time_panel.barh(places, means, left=gradient, color="tab:blue", label="optimizer")
+        floors = [gradient + 1e3 * figures.floor(limits) for figures in result.figures]
+        time_panel.plot(
+            floors, places, "|", color="black", markersize=12, markeredgewidth=2, label="floor of the device"
+        )
+        for place, figures in zip(places, result.figures, strict=True):
             end = gradient + means[place]
-            ratio = f"{result.training_ratio(each):.2f}×"
-            left.annotate(ratio, (end, place), (3, 0), textcoords="offset points", va="center")
-        left.set(title=f"{plain(result.name)}: training step", xlabel="ms, mean; × that with AdamW")
-        left.set_xlim(0, 1.25 * (gradient + max(means)))
-        right.barh(places, [each.state for each in result.figures], color="tab:green", label="state")
-        right.barh(
+            ratio = f"{result.training_ratio(figures):.2f}×"
+            time_panel.annotate(ratio, (end, place), (3, 0), textcoords="offset points", va="center")
+        time_panel.set(title=f"{plain(result.name)}: training step", xlabel="ms, mean; × that with AdamW")
+        time_panel.set_xlim(0, 1.25 * (gradient + max(means)))
+        memory_panel.barh(places, [figures.state for figures in result.figures], color="tab:green", label="state")
+        memory_panel.barh(
             places,
-            [each.peak for each in result.figures],
-            left=[each.state for each in result.figures],
+            [figures.peak for figures in result.figures],
+            left=[figures.state for figures in result.figures],
             color="tab:orange",
             label="peak of a step, beyond the state",
         )
-        right.set(title=f"{result.parameters / 1e6:.3g} million parameters: memory", xlabel="bytes per parameter")
-        left.set_yticks(places, names)
-        right.set_yticks(places, [])
-        for axis in (left, right):
+        memory_panel.set(
+            title=f"{result.parameters / 1e6:.3g} million parameters: memory", xlabel="bytes per parameter"
+        )
+        time_panel.set_yticks(places, names)
+        memory_panel.set_yticks(places, [])
+        for axis in (time_panel, memory_panel):
             axis.invert_yaxis()
             axis.grid(axis="x", alpha=0.3)
             axis.set_axisbelow(True)

@@ -79,7 +79,7 @@ class ModelResult:
     @property
     def reference(self) -> Figures:
         """Figures of AdamW with ``foreach=True``."""
-        return next(each for each in self.figures if each.name == REFERENCE)
+        return next(figures for figures in self.figures if figures.name == REFERENCE)
 
     def ratio(self, figures: Figures) -> float:
         """Median time of a step divided by that of the reference."""
@@ -106,24 +106,24 @@ class ModelResult:
             "gradient_seconds": _rounded(self.gradient),
             "optimizers": [
                 {
-                    "optimizer": each.name,
-                    "ratio_of_medians": round(self.ratio(each), 4),
-                    "ratio_of_means": round(self.ratio_of_means(each), 4),
-                    "training_step_ratio": round(self.training_ratio(each), 4),
-                    "share_of_training_step": round(self.share(each), 4),
-                    "median_seconds": each.median,
-                    "mean_seconds": each.mean,
-                    "worst_seconds": each.worst,
-                    "seconds": _rounded(each.seconds),
-                    "flops": sum(each.flops.values()),
-                    "flops_by_type": each.flops,
-                    "floor_of_flops_seconds": limits.seconds_of_products(each.flops),
-                    "bytes": each.moved,
-                    "floor_of_bytes_seconds": limits.seconds_of_bytes(each.moved),
-                    "state_bytes_per_parameter": each.state,
-                    "peak_bytes_per_parameter": each.peak,
+                    "optimizer": figures.name,
+                    "ratio_of_medians": round(self.ratio(figures), 4),
+                    "ratio_of_means": round(self.ratio_of_means(figures), 4),
+                    "training_step_ratio": round(self.training_ratio(figures), 4),
+                    "share_of_training_step": round(self.share(figures), 4),
+                    "median_seconds": figures.median,
+                    "mean_seconds": figures.mean,
+                    "worst_seconds": figures.worst,
+                    "seconds": _rounded(figures.seconds),
+                    "flops": sum(figures.flops.values()),
+                    "flops_by_type": figures.flops,
+                    "floor_of_flops_seconds": limits.seconds_of_products(figures.flops),
+                    "bytes": figures.moved,
+                    "floor_of_bytes_seconds": limits.seconds_of_bytes(figures.moved),
+                    "state_bytes_per_parameter": figures.state,
+                    "peak_bytes_per_parameter": figures.peak,
                 }
-                for each in self.figures
+                for figures in self.figures
             ],
             "left_out": self.left_out,
         }

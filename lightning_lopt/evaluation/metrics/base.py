@@ -112,14 +112,14 @@ class PairedRuns:
     step_cost: float = math.nan
 
     def __post_init__(self) -> None:
-        for what, ours, other in (
+        for what, value, reference_value in (
             ("horizon", self.ours.horizon, self.reference.horizon),
             ("number of seeds", len(self.ours.final_train), len(self.reference.final_train)),
         ):
-            if ours != other:
+            if value != reference_value:
                 raise ValueError(
-                    f"on {self.problem!r} {self.ours.optimizer} has the {what} {ours} and {self.reference.optimizer} "
-                    f"{other}; compare runs of the same kind."
+                    f"on {self.problem!r} {self.ours.optimizer} has the {what} {value} and {self.reference.optimizer} "
+                    f"{reference_value}; compare runs of the same kind."
                 )
         if not (math.isfinite(self.loss_scale) and self.loss_scale > 0):
             raise ValueError(f"the loss scale of {self.problem!r} must be a number above 0, got {self.loss_scale!r}.")

@@ -138,8 +138,8 @@ class LossRatio(_OnSplit):
     statistics = CENTRE
 
     def score(self, runs: PairedRuns) -> Tensor:
-        ours, reference = (final_loss(run, self.split) for run in (runs.ours, runs.reference))
-        return (-log_ratio(ours, reference, runs.loss_scale)).exp()
+        losses, reference_losses = (final_loss(run, self.split) for run in (runs.ours, runs.reference))
+        return (-log_ratio(losses, reference_losses, runs.loss_scale)).exp()
 
 
 class WorstRegret(_OnSplit):
@@ -153,8 +153,8 @@ class WorstRegret(_OnSplit):
     statistics = WORST
 
     def score(self, runs: PairedRuns) -> Tensor:
-        ours, reference = (final_loss(run, self.split) for run in (runs.ours, runs.reference))
-        return log_ratio(ours, reference, runs.loss_scale).exp()
+        losses, reference_losses = (final_loss(run, self.split) for run in (runs.ours, runs.reference))
+        return log_ratio(losses, reference_losses, runs.loss_scale).exp()
 
 
 class WinRate(_OnSplit):
@@ -164,8 +164,8 @@ class WinRate(_OnSplit):
     statistics = MEAN
 
     def score(self, runs: PairedRuns) -> Tensor:
-        ours, reference = (final_loss(run, self.split) for run in (runs.ours, runs.reference))
-        return wins(ours, reference, runs.loss_scale)
+        losses, reference_losses = (final_loss(run, self.split) for run in (runs.ours, runs.reference))
+        return wins(losses, reference_losses, runs.loss_scale)
 
 
 class DivergenceRate(PairedMetric):
@@ -218,12 +218,12 @@ def step_speedup(ours: Measurement, reference: Measurement, loss_scale: float) -
     reference counts against it, as in VeLO's definition, since its whole horizon counts. Times are ends of windows, so
     the result lies between the number of windows (100) and its inverse; a run that diverges has about the latter.
     """
-    end_ours, end_reference = (smoothed(run, loss_scale)[-1] for run in (ours, reference))
-    target = torch.maximum(end_ours, end_reference)
-    t_ours, t_reference = steps_to(ours, target, loss_scale), steps_to(reference, target, loss_scale)
-    same = (end_ours - end_reference).abs() <= 1e-9
-    ratio = torch.where(end_ours < end_reference, ours.horizon / t_ours, t_reference / ours.horizon)
-    return torch.where(same, t_reference / t_ours, ratio)
+    end, reference_end = (smoothed(run, loss_scale)[-1] for run in (ours, reference))
+    target = torch.maximum(end, reference_end)
+    steps, reference_steps = steps_to(ours, target, loss_scale), steps_to(reference, target, loss_scale)
+    is_tie = (end - reference_end).abs() <= 1e-9
+    ratio = torch.where(end < reference_end, ours.horizon / steps, reference_steps / ours.horizon)
+    return torch.where(is_tie, reference_steps / steps, ratio)
 
 
 class StepSpeedup(PairedMetric):

@@ -76,33 +76,33 @@ def profile(results: Results) -> Figure:
     loss, over that of the best optimizer on the same problem and seed, is at most the value on the axis.
     """
     figure = empty_figure(9.6, 3.8)
-    left, right = figure.subplots(1, 2)
+    speedup_panel, ratio_panel = figure.subplots(1, 2)
     rules, against = list(results.rules), list(results.against)
     for rule in rules:
-        for other in against:
+        for baseline in against:
             scores = torch.cat(
                 [
-                    step_speedup(problem.measurements[rule], problem.measurements[other], problem.loss_scale)
+                    step_speedup(problem.measurements[rule], problem.measurements[baseline], problem.loss_scale)
                     for problem in results.problems
                 ]
             )
-            style = ("-", "--", ":", "-.")[against.index(other) % 4]
+            style = ("-", "--", ":", "-.")[against.index(baseline) % 4]
             ordered = scores.sort().values.tolist()
             shares = [1 - index / len(ordered) for index in range(len(ordered))]
-            left.step(
+            speedup_panel.step(
                 [1e-3, *ordered, 1e3],
                 [1.0, *shares, 0.0],
                 where="pre",
                 color=_COLOURS[rules.index(rule) % len(_COLOURS)],
                 linestyle=style,
-                label=f"{_text(label(rule))} over {_text(label(other))}",
+                label=f"{_text(label(rule))} over {_text(label(baseline))}",
             )
-    left.axvline(1.0, color="black", linewidth=0.8)
-    left.set(xscale="log", xlim=(0.05, 20), ylim=(0, 1.02), xlabel="speed-up in steps, at least")
-    left.set(title="speed-up", ylabel="share of runs")
+    speedup_panel.axvline(1.0, color="black", linewidth=0.8)
+    speedup_panel.set(xscale="log", xlim=(0.05, 20), ylim=(0, 1.02), xlabel="speed-up in steps, at least")
+    speedup_panel.set(title="speed-up", ylabel="share of runs")
     ticks = [0.1, 0.2, 0.5, 1, 2, 5, 10]
-    left.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    left.minorticks_off()
+    speedup_panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    speedup_panel.minorticks_off()
     names = [*rules, *against]
     levels = torch.stack(
         [
@@ -119,13 +119,15 @@ def profile(results: Results) -> Figure:
     for name, ratios_of_optimizer in zip(names, ratios, strict=True):
         ordered = ratios_of_optimizer.sort().values.tolist()
         shares = [(index + 1) / len(ordered) for index in range(len(ordered))]
-        right.step([1.0, *ordered, 1e3], [0.0, *shares, 1.0], where="post", **_style(name, rules, against))
-    right.set(xscale="log", xlim=(1.0, 10.0), ylim=(0, 1.02), xlabel="final training loss over the best one, at most")
-    right.set(title="performance profile", ylabel="share of runs")
+        ratio_panel.step([1.0, *ordered, 1e3], [0.0, *shares, 1.0], where="post", **_style(name, rules, against))
+    ratio_panel.set(
+        xscale="log", xlim=(1.0, 10.0), ylim=(0, 1.02), xlabel="final training loss over the best one, at most"
+    )
+    ratio_panel.set(title="performance profile", ylabel="share of runs")
     ticks = [1, 1.5, 2, 3, 5, 10]
-    right.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    right.minorticks_off()
-    for axis in (left, right):
+    ratio_panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ratio_panel.minorticks_off()
+    for axis in (speedup_panel, ratio_panel):
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
     return figure

@@ -159,7 +159,7 @@ def _sections(
         "How the results are spread": [
             _picture(pictures, "profile", "share of runs by speed-up, and performance profile")
         ],
-        "Seen and unseen": _seen(results, report_numbers),
+        "Seen and unseen": _seen_and_unseen(results, report_numbers),
         "Where rules lose": [
             "<p>Every problem and split on which a baseline ends lower than a rule by more than 0.1 %. The factor is "
             "the median over seeds of the rule's final loss over the baseline's from the same initial model, both with "
@@ -210,7 +210,7 @@ def _if_it_has_rows(table: TextTable, introduction: str) -> list[str]:
     return [f"<p>{introduction}</p>", table.html()] if table.rows else []
 
 
-def _seen(results: Results, report_numbers: Sequence[Number]) -> list[str]:
+def _seen_and_unseen(results: Results, report_numbers: Sequence[Number]) -> list[str]:
     parts = []
     for rule, record in results.rules.items():
         if not record.trained_on:
@@ -251,11 +251,11 @@ def _charts(results: Results) -> list[str]:
     pairs = [(rule, against) for rule in results.rules for against in results.against]
     parts = []
     for number, (rule, against) in enumerate(pairs):
-        ours, other = escaped(label(rule)), escaped(label(against))
-        heading = f"{ours} against {other}, problem by problem"
+        rule_label, baseline_label = escaped(label(rule)), escaped(label(against))
+        heading = f"{rule_label} against {baseline_label}, problem by problem"
         chart = _chart(results.problems, rule, against)
         legend = (
-            f"<p>Final loss of {ours} over that of {other}, median over seeds, both with "
+            f"<p>Final loss of {rule_label} over that of {baseline_label}, median over seeds, both with "
             '1 % of the uninformed loss added. <span class="win">✔ and a full bar to the left: lower.</span> '
             '<span class="loss">✘ and a hatched bar to the right: higher.</span></p>'
         )
@@ -280,9 +280,9 @@ def _bar(split: str, log_ratio: float) -> str:
     sign, word = SIGNS[kind]
     width = round(100 * min(abs(log_ratio) / _FULL_WIDTH, 1.0))
     bar = f'<i class="bar {kind}" style="width: {width}%"></i>'
-    left, right = (bar, "") if log_ratio < 0 else ("", bar)
+    left_bar, right_bar = (bar, "") if log_ratio < 0 else ("", bar)
     return (
-        f'<div class="split"><div>{split}</div><div class="left">{left}</div><div>{right}</div>'
+        f'<div class="split"><div>{split}</div><div class="left">{left_bar}</div><div>{right_bar}</div>'
         f'<div class="result {kind}">{sign} {math.exp(log_ratio):.2f}, {word}</div></div>'
     )
 

@@ -130,10 +130,10 @@ def log_ratios(results: Results) -> TextTable:
     rows: list[list[str]] = []
     marks: dict[tuple[int, int], list[Outcome]] = {}
     names = (*results.rules, *results.against)
-    for rule, other in [(rule, other) for rule in results.rules for other in names if other != rule]:
-        row = [label(rule), label(other)]
+    for rule, reference in [(rule, reference) for rule in results.rules for reference in names if reference != rule]:
+        row = [label(rule), label(reference)]
         for split in SPLITS:
-            ratios = [problem.log_ratio(rule, other, split) for problem in results.problems]
+            ratios = [problem.log_ratio(rule, reference, split) for problem in results.problems]
             lower = sum(ratio < 0 for ratio in ratios)
             marks[len(rows), len(row)] = [outcome(fmean(ratios))]
             row.append(f"lower on {lower} of {len(ratios)}, mean log-ratio {fmean(ratios):+.3f}")
@@ -154,7 +154,9 @@ def finals(problems: Sequence[ProblemResult], names: Sequence[str], against: Seq
         for problem in problems
     ]
     marks = {
-        (row, column): [outcome(max(problem.log_ratio(name, other, split) for other in against)) for split in SPLITS]
+        (row, column): [
+            outcome(max(problem.log_ratio(name, baseline, split) for baseline in against)) for split in SPLITS
+        ]
         for row, problem in enumerate(problems)
         for column, name in enumerate(names, 1)
         if against and name not in against
@@ -179,18 +181,18 @@ def bests(results: Results) -> TextTable:
 
 def speedups(results: Results) -> TextTable:
     """Speed-up in steps on each problem: median over seeds, the smallest and the largest."""
-    pairs = [(rule, other) for rule in results.rules for other in results.against]
+    pairs = [(rule, baseline) for rule in results.rules for baseline in results.against]
     rows: list[list[str]] = []
     marks: dict[tuple[int, int], list[Outcome]] = {}
     for problem in results.problems:
         row = [plain(problem.name)]
-        for rule, other in pairs:
-            scores = step_speedup(problem.measurements[rule], problem.measurements[other], problem.loss_scale)
+        for rule, baseline in pairs:
+            scores = step_speedup(problem.measurements[rule], problem.measurements[baseline], problem.loss_scale)
             median = scores.quantile(0.5)
             marks[len(rows), len(row)] = [outcome(-math.log(float(median)))]
             row.append(f"{median:.2f} [{scores.min():.2f}, {scores.max():.2f}]")
         rows.append(row)
-    heads = ["problem", *(f"{label(rule)} over {label(other)}" for rule, other in pairs)]
+    heads = ["problem", *(f"{label(rule)} over {label(baseline)}" for rule, baseline in pairs)]
     return TextTable(heads, rows, marks, FASTER)
 
 

@@ -44,8 +44,8 @@ class Defeat:
         problem: name of the problem.
         split: ``"train"`` or ``"valid"``.
         factor: median over seeds of the rule's final loss over the baseline's, both with the floor; above :data:`TIE`.
-        ours: median final loss of the rule.
-        theirs: median final loss of the baseline.
+        rule_loss: median final loss of the rule.
+        baseline_loss: median final loss of the baseline.
         seeds: number of seeds on which the rule ends higher.
         groups: groups of the problem, see :func:`groups_of`.
     """
@@ -55,8 +55,8 @@ class Defeat:
     problem: str
     split: str
     factor: float
-    ours: float
-    theirs: float
+    rule_loss: float
+    baseline_loss: float
     seeds: int
     groups: tuple[str, ...]
 
@@ -71,8 +71,10 @@ def _defeats(results: Results) -> Iterator[Defeat]:
         for problem in results.problems:
             for against in results.against:
                 for split in SPLITS:
-                    ours, theirs = (final_loss(problem.measurements[name], split) for name in (rule, against))
-                    ratios = log_ratio(ours, theirs, problem.loss_scale)
+                    rule_losses, baseline_losses = (
+                        final_loss(problem.measurements[name], split) for name in (rule, against)
+                    )
+                    ratios = log_ratio(rule_losses, baseline_losses, problem.loss_scale)
                     factor = math.exp(float(ratios.quantile(0.5)))
                     if factor > TIE:
                         yield Defeat(
@@ -81,8 +83,8 @@ def _defeats(results: Results) -> Iterator[Defeat]:
                             problem.name,
                             split,
                             factor,
-                            median_loss(ours),
-                            median_loss(theirs),
+                            median_loss(rule_losses),
+                            median_loss(baseline_losses),
                             int((ratios > 0).sum()),
                             tuple(groups_of(problem, record.trained_on)),
                         )
@@ -146,16 +148,16 @@ def _verdict(results: Results, values: Mapping[_Key, Number], rule: str, against
     ahead, behind = ([sign * (2 * count - total) > 0 for count in lower] for sign in (1, -1))
     seconds = values.get((rule, against, ALL, "wall_clock"))
     clock = "" if seconds is None else f", {seconds.value:.2f} in seconds"
-    other = label(against)
+    baseline = label(against)
     standing: Standing = "mixed"
     if all(ahead) and seconds is not None and seconds.value < 1:  # a lead in steps alone is not called a lead
-        how = f"is ahead of {other} in as many steps, but behind it in seconds"
+        how = f"is ahead of {baseline} in as many steps, but behind it in seconds"
     elif all(ahead):
-        standing, how = "ahead", f"is ahead of {other}"
+        standing, how = "ahead", f"is ahead of {baseline}"
     elif all(behind):
-        standing, how = "behind", f"is behind {other}"
+        standing, how = "behind", f"is behind {baseline}"
     else:
-        how = f"is ahead of {other} on some problems, and behind it on others"
+        how = f"is ahead of {baseline} on some problems, and behind it on others"
     speed = values[rule, against, ALL, "speedup"].value
     text = (
         f"{label(rule)} {how}: it ends lower on {lower[0]} of {total} problems in training and on {lower[1]} of "
@@ -247,8 +249,8 @@ def defeats_table(results: Results) -> TextTable:
                 SPLITS[defeat.split],
                 label(defeat.against),
                 f"{defeat.factor:.3f}",
-                short(defeat.ours),
-                short(defeat.theirs),
+                short(defeat.rule_loss),
+                short(defeat.baseline_loss),
                 f"{defeat.seeds} of {results.seeds}",
                 ", ".join(defeat.groups),
             ]

@@ -47,8 +47,8 @@ def _on_images(data: LabelledImages) -> list[Problem]:
     """
     label, cut = data.name, 3 * data.classes // 5
     pretraining_data = of_classes(data, torch.arange(cut))
-    some = torch.randperm(len(pretraining_data), generator=generator(0, "some"))[:MAX_OLD]
-    old = pretraining_data.take(some).split(0.1, generator(0, "old"))
+    chosen = torch.randperm(len(pretraining_data), generator=generator(0, "some"))[:MAX_OLD]
+    old = pretraining_data.take(chosen).split(0.1, generator(0, "old"))
     new = of_classes(data, torch.arange(cut, data.classes))
     few = few_of_each(new, 5, generator(0, "few"))
 
@@ -70,10 +70,10 @@ def _on_images(data: LabelledImages) -> list[Problem]:
     )
     turned = FineTuneTask(ImageMLPTask(*inverted, **layers, batch_size=16), Pretraining(mlp.pretraining.task, 400))
 
-    whole = data.take(torch.randperm(len(data), generator=generator(0, "whole")))
+    shuffled = data.take(torch.randperm(len(data), generator=generator(0, "whole")))
     held_out, unlabelled = (
-        whole.take(torch.arange(len(whole) // 3)),
-        whole.take(torch.arange(len(whole) // 3, len(whole))),
+        shuffled.take(torch.arange(len(shuffled) // 3)),
+        shuffled.take(torch.arange(len(shuffled) // 3, len(shuffled))),
     )
     unlabelled = unlabelled.take(torch.arange(min(len(unlabelled), MAX_OLD)))
     autoencoder = ImageAutoencoderTask(unlabelled, held_out, (64, 32), 12, 0.5, activation="gelu")
@@ -115,9 +115,9 @@ def _on_text() -> list[Problem]:
     for measurements.
     """
     texts = resolve_texts(None)
-    other, source = texts[-1], texts[0]
-    alphabet = other.alphabet[:VOCABULARY]
-    before, tokens = other.in_alphabet(alphabet), source.in_alphabet(alphabet)
+    pretraining_text, source = texts[-1], texts[0]
+    alphabet = pretraining_text.alphabet[:VOCABULARY]
+    before, tokens = pretraining_text.in_alphabet(alphabet), source.in_alphabet(alphabet)
     old = before[:OLD_CHARACTERS], before[OLD_CHARACTERS:][:VALID_CHARACTERS]
     new = tokens[:NEW_CHARACTERS], tokens[-VALID_CHARACTERS:]
     flipped = new[0].flip(0), new[1].flip(0)

@@ -119,7 +119,7 @@ def _flow(source: LabelledImages) -> Problem:
 
 def _language_models(text: TextLike | None) -> list[Problem]:
     """Language models of all texts, with the last tenth of each text held out; rare characters become one token."""
-    texts = _own_texts() if text is None else resolve_texts(text)
+    texts = _library_texts() if text is None else resolve_texts(text)
     name = "python" if text is None else texts[0].name
     alphabet = texts[0].alphabet[:VOCABULARY]
     tokens = [text_tokens.in_alphabet(alphabet) for text_tokens in texts]
@@ -135,7 +135,7 @@ def _language_models(text: TextLike | None) -> list[Problem]:
     ]
 
 
-def _own_texts() -> list[Text]:
+def _library_texts() -> list[Text]:
     return list(standard_library(OTHER_MODULES))
 
 
@@ -152,7 +152,7 @@ def _policy() -> Problem:
 
 def _fine_tune() -> Problem:
     """Classification of pieces of text by their module; the body is a language model of the first seven tenths."""
-    texts = _own_texts()
+    texts = _library_texts()
     alphabet = texts[0].alphabet[:VOCABULARY]
     tokens = [text_tokens.in_alphabet(alphabet) for text_tokens in texts]
     cuts = [[len(text_tokens) * share // 10 for share in (7, 8, 9)] for text_tokens in tokens]

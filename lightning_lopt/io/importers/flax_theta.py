@@ -76,8 +76,8 @@ def _lstm(prefix: str, theta: Theta) -> dict[str, Tensor]:
 def _layers(names: Mapping[str, str], theta: Theta) -> dict[str, Tensor]:
     """Layers by their names in this package and in the file."""
     values: dict[str, Tensor] = {}
-    for ours, path in names.items():
-        values |= {f"{ours}.weight": theta[f"{path}/w"].mT, f"{ours}.bias": theta[f"{path}/b"]}
+    for name, path in names.items():
+        values |= {f"{name}.weight": theta[f"{path}/w"].mT, f"{name}.bias": theta[f"{path}/b"]}
     return values
 
 
@@ -103,7 +103,7 @@ def _adafac(theta: Theta) -> dict[str, Tensor]:
     offsets |= {"factored_offsets": "adafactor_decays"}
     # Without offsets, the decays are as the arguments say.
     zeros = {"momentum_offsets": 3, "second_moment_offset": 1, "factored_offsets": 3}
-    return values | {ours: theta.get(name, first.new_zeros(zeros[ours])) for ours, name in offsets.items()}
+    return values | {name: theta.get(path, first.new_zeros(zeros[name])) for name, path in offsets.items()}
 
 
 def _stack_shapes(lead: Sequence[int], hidden: int) -> Shapes:
@@ -136,7 +136,7 @@ def _mixture_shapes(signals: int, lstm_hidden: int, copies: int, hidden: int) ->
 
 def _mixture(theta: Theta) -> dict[str, Tensor]:
     names = {"pooled": "linear_1", "own": "linear_2", "share": "rnn_to_controls", "step": "step_size"}
-    layers = {f"controller.{ours}": f"rnn_params/{theirs}" for ours, theirs in names.items()}
+    layers = {f"controller.{name}": f"rnn_params/{path}" for name, path in names.items()}
     return _stack("networks.", theta) | _lstm("controller.lstm.", theta) | _layers(layers, theta)
 
 
@@ -157,7 +157,7 @@ def _rnn_mlp(theta: Theta) -> dict[str, Tensor]:
     layers = {"to_lstms": "rnn_to_in_params/rnn_to_in", "to_network": "rnn_to_ff_params/rnn_to_ff"}
     values = _perceptron("ffmod_params/", 23, theta) | _lstm("lstm.", theta) | _layers(layers, theta)
     initial = {"initial_from_network": "initial_from_mlp", "initial_from_lstm": "initial_from_lstm"}
-    return values | {ours: theta[theirs] for ours, theirs in initial.items()}
+    return values | {name: theta[path] for name, path in initial.items()}
 
 
 NN_ADAM_START = [f"per_layer_{name}" for name in ("lr", "beta1", "beta2", "epsilon")]

@@ -60,7 +60,7 @@ def _celo2_shapes(hidden: int) -> Shapes:
 def _celo2(theta: Theta) -> dict[str, Tensor]:
     names = {f"w0__{index}": f"w0.{index}" for index in range(len(PARTS))} | {"b0": "b0"}
     names |= {"w1": "dense_w.0", "w2": "dense_w.1", "b1": "dense_b.0", "b2": "dense_b.1"}
-    return CELO2.values({f"ff_mod_stack/~/{ours}": theta[theirs] for ours, theirs in names.items()})
+    return CELO2.values({f"ff_mod_stack/~/{flax_name}": theta[name] for flax_name, name in names.items()})
 
 
 CONTROLLER = {
@@ -84,12 +84,12 @@ def _stack_names(suffix: str) -> dict[str, str]:
 
 def _velo_shapes(lstm_hidden: int, copies: int, hidden: int) -> Shapes:
     bank = {"w0": (hidden, 30), "w1": (hidden, hidden), "w2": (3, hidden), "b0": (hidden,), "b1": (hidden,), "b2": (3,)}
-    theirs = FLAX_KINDS["velo"].format.shapes(lstm_hidden, copies, hidden)
+    flax_shapes = FLAX_KINDS["velo"].format.shapes(lstm_hidden, copies, hidden)
     shapes: Shapes = {name: (copies, *bank[layer]) for layer, name in _stack_names("_").items()}
     shapes |= {name: bank[layer] for layer, name in _stack_names("").items()}
     for name, path in CONTROLLER.items():
-        shapes |= {f"{name}.weight": theirs[f"rnn_params/{path}/w"][::-1]}
-        shapes |= {f"{name}.bias": theirs[f"rnn_params/{path}/b"]}
+        shapes |= {f"{name}.weight": flax_shapes[f"rnn_params/{path}/w"][::-1]}
+        shapes |= {f"{name}.bias": flax_shapes[f"rnn_params/{path}/b"]}
     return shapes | {f"lstm_init_state.{index}": (1, lstm_hidden) for index in range(2)}
 
 
