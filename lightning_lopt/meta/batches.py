@@ -28,13 +28,13 @@ class BatchDraws:
 
     def __init__(self, runs: InnerRuns, generator: torch.Generator, splits: Sequence[Split], steps: int) -> None:
         self.task, self.pairs = runs.task, runs.pairs
-        self.generator, self.splits, self.left = generator, splits, steps
+        self.generator, self.splits, self.undrawn_steps = generator, splits, steps
         self.last: Batches = {}  # the draw for the last step so far, with an axis of length 1 in front
 
     def __call__(self, steps: int) -> Batches:
         """The draws for the next ``steps`` steps: axes ``(steps, P)`` in front."""
-        new = min(steps, self.left)
-        self.left -= new
+        new = min(steps, self.undrawn_steps)
+        self.undrawn_steps -= new
         pieces = [self._draw(new)] if new else []
         if new:
             self.last = tree_map(lambda value: value[-1:], pieces[0])

@@ -60,9 +60,11 @@ def meta_train_main(arguments: Sequence[str]) -> int:
 
         def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
             config = self._get(self.config_init, "trainer")
-            given = config.callbacks if isinstance(config.callbacks, list) else [config.callbacks]
-            if config.enable_progress_bar is not False and not any(isinstance(one, ProgressBar) for one in given):
-                kwargs["callbacks"] = [*(one for one in given if one is not None), OuterProgress()]
+            callbacks = config.callbacks if isinstance(config.callbacks, list) else [config.callbacks]
+            if config.enable_progress_bar is not False and not any(
+                isinstance(callback, ProgressBar) for callback in callbacks
+            ):
+                kwargs["callbacks"] = [*(callback for callback in callbacks if callback is not None), OuterProgress()]
             return super().instantiate_trainer(**kwargs)
 
     # Only args can be given here: DDP starts further processes with sys.argv as it is.
@@ -83,8 +85,8 @@ def meta_train_main(arguments: Sequence[str]) -> int:
             },
         )
     except argparse.ArgumentError as error:
-        said = " ".join(str(error).split()).rstrip(".")
-        complain(f"lightning-lopt meta-train: {said}; 'lightning-lopt meta-train --help' shows all arguments.")
+        sentence = " ".join(str(error).split()).rstrip(".")
+        complain(f"lightning-lopt meta-train: {sentence}; 'lightning-lopt meta-train --help' shows all arguments.")
         sys.exit(BAD_INPUT)
     except pickle.UnpicklingError as error:
         raise ValueError("--ckpt_path names no checkpoint of a meta-training; give one that it has written.") from error

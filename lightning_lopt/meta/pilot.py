@@ -117,7 +117,7 @@ def _advance(
         grads = _clipped(grads, snapshot)
         updates, after = functional_call(rule, theta, (params, grads, state, replace(context, loss=loss)))
         rates = {name: snapshot.lr.get(name, 1.0) for name in params}
-        tensors = {name: rule.at_rates(kept, [rates[name]]) for name, kept in after.tensors.items()}
+        tensors = {name: rule.at_rates(tensor_state, [rates[name]]) for name, tensor_state in after.tensors.items()}
         moved = {name: value + rates[name] * updates[name] for name, value in params.items()}
         return moved, State(tensors, after.shared)
 

@@ -64,9 +64,10 @@ class Recording:
         draws = [BatchDraws(runs, generator(0, "shapes"), splits, 1)(1) for runs in groups]
         batches = batches_of(groups, draws, device)
         size = sum(value.nbytes for batch in batches.values() for value in batch.values())
-        self.most = max(WARM_UP + 1, min(CHUNK // max(size, 1), MOST))  # number of steps whose batches are made at once
+        # number of steps whose batches are made at once
+        self.steps_at_once = max(WARM_UP + 1, min(CHUNK // max(size, 1), MOST))
         self.batches: Batches = {
-            split: {name: value.expand(self.most, *value.shape[1:]).clone() for name, value in batch.items()}
+            split: {name: value.expand(self.steps_at_once, *value.shape[1:]).clone() for name, value in batch.items()}
             for split, batch in batches.items()
         }
         self.losses: dict[Split, Tensor] = {}
@@ -110,7 +111,7 @@ class Recording:
         overwrite([*_pairs(self.params, params), *_state_pairs(self.state, state)])
         for split, loss in losses.items():
             if split not in self.losses:
-                self.losses[split] = loss.new_zeros(self.most, *loss.shape)
+                self.losses[split] = loss.new_zeros(self.steps_at_once, *loss.shape)
             self.losses[split].index_copy_(0, self.row, loss[None])
         self.row += 1
         self.at.step.add_(1)
@@ -124,8 +125,8 @@ class Recording:
         # the results are copies, not views of this memory
         torch._foreach_copy_([place for place, _ in inputs], [value for _, value in inputs])
         losses: list[dict[Split, Tensor]] = []
-        for first in range(0, steps, self.most):
-            chunk = min(self.most, steps - first)
+        for first in range(0, steps, self.steps_at_once):
+            chunk = min(self.steps_at_once, steps - first)
             batches = batches_of(groups, [group_draws(chunk) for group_draws in draws], self.row.device)
             for split, batch in batches.items():
                 for name, values in batch.items():
@@ -148,9 +149,9 @@ def _state_pairs(places: State, values: State) -> list[tuple[Tensor, Tensor]]:
     return pairs + _pairs(places.shared, values.shared)
 
 
-def _alike(some: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
-    return some.keys() == others.keys() and all(
-        value.shape == others[name].shape and value.dtype == others[name].dtype for name, value in some.items()
+def _alike(tensors: dict[str, Tensor], recorded: dict[str, Tensor]) -> bool:
+    return tensors.keys() == recorded.keys() and all(
+        value.shape == recorded[name].shape and value.dtype == recorded[name].dtype for name, value in tensors.items()
     )
 
 

@@ -98,7 +98,7 @@ class EvolutionStrategies(Estimator):
         terms: dict[int, _Terms] = {}
         kinds = [(losses.shape, losses.dtype) for _, losses in unrolled]
         for kind in dict.fromkeys(kinds):  # groups with the same number of steps are evaluated at once
-            numbers = [number for number, other in enumerate(kinds) if other == kind]
+            numbers = [number for number, kind_of_group in enumerate(kinds) if kind_of_group == kind]
             losses = [unrolled[number][1] for number in numbers]
             judged = self._terms(
                 [groups[number] for number in numbers], losses, [credited[number] for number in numbers]
