@@ -70,8 +70,8 @@ def module_of(program: Program) -> fx.GraphModule:
         return nodes[x.place]
 
     for function, (arguments, options), results, _ in program.operations:
-        given = mapped(Place, node_of, (tuple(arguments), options))
-        node = graph.call_function(function, *given)
+        node_arguments = mapped(Place, node_of, (tuple(arguments), options))
+        node = graph.call_function(function, *node_arguments)
         returns = function._schema.returns
         if len(returns) == 1 and not isinstance(returns[0].type, torch._C.ListType):
             nodes[results[0]] = node

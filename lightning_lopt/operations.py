@@ -17,7 +17,7 @@ WITH_TENSOR = {
     operator: operator for operator in (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
 } | {getattr(aten, name).Scalar: getattr(aten, name).Tensor for name in ("eq", "ne", "lt", "le", "gt", "ge")}
 """The operators that take a 0-dim tensor for a number, by those that take a tensor and a number."""
-LARGEST_WHOLE = 2**24
+LARGEST_EXACT = 2**24
 """Largest whole number up to which all are exact in float32."""
 
 
@@ -94,12 +94,12 @@ def mapped(kind: type[Leaf], change: Callable[[Leaf], object], tree: Any) -> Any
 
 def needed(operations: Sequence[Operation], results: Collection[int]) -> list[Operation]:
     """The operations that ``results`` depend on, and those that write into tensors."""
-    kept, places = [], set(results)
+    needed_operations, places = [], set(results)
     for operation in reversed(operations):
         if operation.mutates or places.intersection(operation.results):
-            kept.append(operation)
+            needed_operations.append(operation)
             places.update(operation.reads)
-    return kept[::-1]
+    return needed_operations[::-1]
 
 
 class Shortened:
@@ -179,15 +179,15 @@ class Shortened:
         function, (arguments, options), results, _ = operation
         if len(arguments) != 2 or options or not isinstance(arguments[0], Place):
             return operation
-        given, number = arguments
-        is_number = isinstance(number, float) or (type(number) is int and abs(number) <= LARGEST_WHOLE)
-        if not is_number or self._type(given.place) not in (torch.float32, torch.float64):
+        operand, number = arguments
+        is_number = isinstance(number, float) or (type(number) is int and abs(number) <= LARGEST_EXACT)
+        if not is_number or self._type(operand.place) not in (torch.float32, torch.float64):
             return operation
         if function is aten.rsub.Scalar:
-            return Operation(aten.sub.Tensor, ([self._constant(number, given.place), given], {}), results, False)
+            return Operation(aten.sub.Tensor, ([self._constant(number, operand.place), operand], {}), results, False)
         if function in WITH_TENSOR:
-            constant = self._constant(number, given.place)
-            return Operation(WITH_TENSOR[function], ([given, constant], {}), results, False)
+            constant = self._constant(number, operand.place)
+            return Operation(WITH_TENSOR[function], ([operand, constant], {}), results, False)
         return operation
 
     def _constant(self, number: float, beside: int) -> Place:

@@ -125,11 +125,11 @@ class _Builder:
 
     def add(self, operation: Operation, values: dict[int, Any]) -> None:
         """Add an operation, and its results to ``values``, which are those of the graph by place."""
-        function, (given, options), results, _ = operation
+        function, (positional, options), results, _ = operation
         name, arguments, list_kind = _signature(function)
         inputs = []
         for index, (key, default, kind, of_list) in enumerate(arguments):
-            value = given[index] if index < len(given) else options.get(key, default)
+            value = positional[index] if index < len(positional) else options.get(key, default)
             if isinstance(value, Place):
                 inputs.append(values[value.place])
             elif of_list is not None and isinstance(value, list | tuple):

@@ -57,10 +57,10 @@ class TracedCalls:
             values += [(number, index) for index in range(len(function.program.outputs))]
         outputs = [values.index(value) for value in computed]
         runs = [function.run for function, _ in self._calls]
-        calls = [(run, given) for run, given in zip(runs, inputs, strict=True) if run is not None]
-        scripts = [(run, given) for run, given in calls if isinstance(run, ScriptRun)]
-        as_one = ScriptRun.joins and len(scripts) == len(calls)
-        self._run: Run = interpreted_in_turn(scripts, first, outputs) if as_one else _in_turn(calls, outputs)
+        calls = [(run, indices) for run, indices in zip(runs, inputs, strict=True) if run is not None]
+        scripts = [(run, indices) for run, indices in calls if isinstance(run, ScriptRun)]
+        is_joined = ScriptRun.joins and len(scripts) == len(calls)
+        self._run: Run = interpreted_in_turn(scripts, first, outputs) if is_joined else _in_turn(calls, outputs)
 
     def __call__(self, arguments: Sequence[Tensor]) -> list[Tensor]:
         """The results; a result that is an argument is the same tensor object."""

@@ -46,7 +46,7 @@ class CompiledSteps(TracedSteps):
     def _joins(self, uses: int, seeds: Sequence[Tensor | None]) -> bool:
         return True
 
-    def _made(self, rule: UpdateRule, what: str, make: Callable[[], Graph]) -> Graph:
+    def _new_graph(self, rule: UpdateRule, what: str, make: Callable[[], Graph]) -> Graph:
         began = time.perf_counter()
         graph = make()
         _log.info("LearnedOptimizer: %s: compiled in %.1f s", what, time.perf_counter() - began)

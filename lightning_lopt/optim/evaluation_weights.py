@@ -54,20 +54,22 @@ def put_into(weights: dict[str, Any], module: nn.Module, optimizers: Sequence[Le
     if not any(_measured_elsewhere(optimizer.rule) for optimizer in optimizers):
         return {}
     free_copies(module)
-    apart = {param: value for opt in optimizers for param, value in opt.trained_params().items()}
+    trained_params = {param: value for opt in optimizers for param, value in opt.trained_params().items()}
     named = list(module.named_parameters(remove_duplicate=False))  # a shared parameter has several names
     if any(is_shard(value) for value in weights.values()):
-        weights.update({name: apart[param] for name, param in named if param in apart and name in weights})
+        weights.update(
+            {name: trained_params[param] for name, param in named if param in trained_params and name in weights}
+        )
         _warn(optimizers[0])
         return {}
-    measured = {param: value for opt in optimizers for param, value in opt.evaluation_params().items()}
+    evaluation_params = {param: value for opt in optimizers for param, value in opt.evaluation_params().items()}
     trained: dict[str, Tensor] = {}
     for name, param in named:
-        other = apart.get(param, measured.get(param))
-        value = None if other is None else whole(other)  # a collective, also where nothing is written
+        second_version = trained_params.get(param, evaluation_params.get(param))
+        value = None if second_version is None else whole(second_version)  # a collective, also where nothing is written
         if value is None or not _fits(weights.get(name), value):
             continue
-        if param in apart:
+        if param in trained_params:
             trained[name] = value
         else:
             trained[name], weights[name] = weights[name], value

@@ -19,7 +19,8 @@ from lightning_lopt.optim.precision import real, wide
 from lightning_lopt.rules.base import UpdateRule
 
 COPY_EVERY = 30  # steps between two copies; more than the delay of the readings
-LEAST_REST, REST = 100, 0.1  # least steps of AdamW before another try of the rule, and their share of the horizon
+LEAST_RETRY_DELAY = 100  # least number of steps of AdamW before another try of the rule
+RETRY_DELAY = 0.1  # their least share of the horizon
 _NUMBERS = ("calls", "kept_at", "candidate_at", "cause", "switched_at", "rate", "falls", "tries")
 
 
@@ -137,7 +138,7 @@ class Guard:
         warnings.warn(f"LossGuard: training {self.state}. It goes on with AdamW.{place}", stacklevel=7)
 
     def _may_try_again(self, horizon: int | None) -> bool:
-        calls_before_retry = max(LEAST_REST, REST * horizon if horizon else 0)
+        calls_before_retry = max(LEAST_RETRY_DELAY, RETRY_DELAY * horizon if horizon else 0)
         tries_left = self.cause is not None and self.cause.may_pass and self.tries < self.settings.retries
         return tries_left and self.calls - self.switched_at >= calls_before_retry
 

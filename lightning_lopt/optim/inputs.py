@@ -17,7 +17,7 @@ class StepSignals:
 
     Attributes:
         loss: loss of the next step from the adapter, already the mean over ranks.
-        given: loss of the next step from :meth:`~lightning_lopt.LearnedOptimizer.set_loss`.
+        user_loss: loss of the next step from :meth:`~lightning_lopt.LearnedOptimizer.set_loss`.
         reduce: makes a loss from the user the same on all ranks.
         wants_diagnostics: whether the next step fills ``diagnostics``; that step sets it to ``False`` again.
         diagnostics: 0-dim tensors by name, of the last step with ``wants_diagnostics``.
@@ -26,7 +26,7 @@ class StepSignals:
 
     def __init__(self) -> None:
         self.loss: Tensor | None = None
-        self.given: Tensor | None = None
+        self.user_loss: Tensor | None = None
         self.reduce: Callable[[Tensor], Tensor] | None = None
         self.wants_diagnostics = False
         self.diagnostics: dict[str, Tensor] = {}
@@ -87,12 +87,12 @@ def checked_horizon(total_steps: Any) -> int | None:
     if total_steps is None:
         return None
     try:
-        whole = int(total_steps)
+        steps = int(total_steps)
     except (TypeError, ValueError, OverflowError):  # no number, nan, inf
-        whole = 0
-    if whole < 1 or whole != total_steps:
+        steps = 0
+    if steps < 1 or steps != total_steps:
         raise ValueError(f"total_steps must be a whole number of at least 1, got {total_steps!r}.")
-    return whole
+    return steps
 
 
 def checked_epochs(epochs: Any) -> float | None:

@@ -207,7 +207,7 @@ class LearnedOptimizer(SavedOptimizer):
         Args:
             loss: one number; in distributed training see :meth:`step`.
         """
-        self.signals.given = scalar_loss(loss, self.param_groups[0]["step"].device)
+        self.signals.user_loss = scalar_loss(loss, self.param_groups[0]["step"].device)
 
     def set_horizon(self, total_steps: int) -> None:
         """Take over another number of planned steps; in a run that has begun, schedules go on without a jump.
@@ -239,8 +239,8 @@ class LearnedOptimizer(SavedOptimizer):
             first = next(iter(self._members()))
             blank = torch.zeros(first.param.shape, dtype=first.param.dtype, device=first.param.device)
             first_group["shared"] = self._acting.init_state({first.name: wide(blank)}, {}).shared
-        made, planned = first_group["step"], self._run.saved_total or self.total_steps
-        progress = made / planned if isinstance(planned, int) else torch.zeros_like(made, dtype=torch.float32)
+        steps, planned = first_group["step"], self._run.saved_total or self.total_steps
+        progress = steps / planned if isinstance(planned, int) else torch.zeros_like(steps, dtype=torch.float32)
         first_group["shared"] = self._acting.validated(State({}, first_group["shared"]), value, progress).shared
 
     @torch.no_grad()
@@ -269,18 +269,18 @@ class LearnedOptimizer(SavedOptimizer):
         elif closure is not None:
             loss = closure if loss is None else loss
         signals = self.signals
-        given_loss = signals.given if loss is None else loss
-        delivered_loss, signals.loss, signals.given = signals.loss, None, None
-        if given_loss is None and delivered_loss is None and isinstance(result, Tensor | Real):
-            given_loss = cast(Tensor, result)
+        user_loss = signals.user_loss if loss is None else loss
+        delivered_loss, signals.loss, signals.user_loss = signals.loss, None, None
+        if user_loss is None and delivered_loss is None and isinstance(result, Tensor | Real):
+            user_loss = cast(Tensor, result)
         # a mean over a tensor without entries would put NaN into the state
         members = [m for m in self._members() if m.param.grad is not None and m.param.numel()]
         if not members:
             return result
         device = self._follow(members)
-        source = delivered_loss if given_loss is None else given_loss
+        source = delivered_loss if user_loss is None else user_loss
         value = None if source is None else scalar_loss(source, device)
-        if given_loss is not None and signals.reduce is not None:
+        if user_loss is not None and signals.reduce is not None:
             value = signals.reduce(cast(Tensor, value))
         with autocast_disabled(device):
             if self._is_made_to_create_state(members, value):

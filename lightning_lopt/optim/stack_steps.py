@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from lightning_lopt.optim.precision import extremes_of
-from lightning_lopt.optim.state_types import rounded_like, seen, widened
+from lightning_lopt.optim.state_types import rounded_like, widened, with_wide_state
 from lightning_lopt.rules.base import StepContext, TensorState, UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack
 
@@ -80,13 +80,13 @@ def steps_of_stacks(
     """
     extremes = extremes_of_gradients(stacks)
     at = rule.at(shared, context)
-    controls, after = rule.exchanged([seen(stack) for stack in stacks], at, shared, context)
+    controls, after = rule.exchanged([with_wide_state(stack) for stack in stacks], at, shared, context)
     return ModelStep(
         after,
         extremes,
         (
-            step_of_stack(rule, stack, given, at, seed)
-            for stack, given, seed in zip(stacks, controls, seeds, strict=True)
+            step_of_stack(rule, stack, stack_controls, at, seed)
+            for stack, stack_controls, seed in zip(stacks, controls, seeds, strict=True)
         ),
     )
 

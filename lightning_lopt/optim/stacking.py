@@ -20,7 +20,7 @@ from lightning_lopt.rules.contract.stacks import Stack, grouped, joined, joined_
 States = MutableMapping[Tensor, dict[str, Tensor]]
 
 
-class KeptStack:
+class StoredStack:
     """The state of n parameters of one shape and role.
 
     Attributes:
@@ -40,7 +40,7 @@ class KeptStack:
         The stack has ``state_dtype``, as far as the rule allows. The copies of a guard stay as they are.
         """
         owned = [states[member.param] for member in self.members]
-        if all(_same(state, views) for state, views in zip(owned, self._views, strict=True)):
+        if all(_is_unchanged(state, views) for state, views in zip(owned, self._views, strict=True)):
             return
         keys = [key for key in owned[0] if key not in COPIES]
         narrow_states = [narrowed({key: state[key] for key in keys}, state_dtype, rule) for state in owned]
@@ -60,7 +60,7 @@ class StackedState:
     def __init__(self) -> None:
         self._known_params: list[Tensor] = []
         self._known: list[Any] = []
-        self.kept: list[KeptStack] = []
+        self.stored_stacks: list[StoredStack] = []
 
     def stacks(
         self,
@@ -86,18 +86,20 @@ class StackedState:
             values = {name: real(member.param.detach()) for name, member in by_name.items()}
             groups = grouped(values, list(by_name), context.roles)
             keep_freed_memory()
-            self.kept = [KeptStack([by_name[name] for name in names]) for names in groups]
+            self.stored_stacks = [StoredStack([by_name[name] for name in names]) for names in groups]
             self._known, self._known_params = signature, params
-        for kept in self.kept:
-            kept.follow(states, state_dtype, rule)
-        return [_stack(kept, rule.is_full(index, context), context) for index, kept in enumerate(self.kept)]
+        for stored in self.stored_stacks:
+            stored.follow(states, state_dtype, rule)
+        return [
+            _stack(stored, rule.is_full(index, context), context) for index, stored in enumerate(self.stored_stacks)
+        ]
 
 
-def _stack(kept: KeptStack, full: bool, context: StepContext) -> Stack:
-    params = wide(joined([member.param.detach() for member in kept.members]))
-    grads = wide(joined([dense(member.param.grad) for member in kept.members]))
-    decay = joined_decay(kept.names, context.weight_decay, params)
-    return Stack(kept.names, params, grads, kept.state, kept.members[0].role, decay, full)
+def _stack(stored: StoredStack, full: bool, context: StepContext) -> Stack:
+    params = wide(joined([member.param.detach() for member in stored.members]))
+    grads = wide(joined([dense(member.param.grad) for member in stored.members]))
+    decay = joined_decay(stored.names, context.weight_decay, params)
+    return Stack(stored.names, params, grads, stored.state, stored.members[0].role, decay, full)
 
 
 @cache
@@ -119,7 +121,7 @@ def dense(grad: Any) -> Tensor:
     return result
 
 
-def _same(state: Mapping[str, Tensor], views: Mapping[str, Tensor]) -> bool:
+def _is_unchanged(state: Mapping[str, Tensor], views: Mapping[str, Tensor]) -> bool:
     return bool(views) and all(map(is_, map(state.get, views), views.values()))
 
 

@@ -85,7 +85,7 @@ def rounded_like(
     return result
 
 
-def seen(stack: Stack) -> Stack:
+def with_wide_state(stack: Stack) -> Stack:
     """The stack for a rule to read, with its state in wide types."""
     stored = stack.state
     is_narrow = any(value.dtype == NARROW for value in stored.values())
@@ -96,14 +96,14 @@ class WideState(Mapping[str, Tensor]):
     """State whose tensors are widened only when they are read, so that the others take no memory."""
 
     def __init__(self, stored: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-        self.kept, self.dtype = stored, dtype
+        self.stored, self.dtype = stored, dtype
 
     def __getitem__(self, key: str) -> Tensor:
-        value = self.kept[key]
+        value = self.stored[key]
         return value.to(self.dtype) if value.dtype == NARROW else value
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.kept)
+        return iter(self.stored)
 
     def __len__(self) -> int:
-        return len(self.kept)
+        return len(self.stored)

@@ -12,7 +12,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from lightning_lopt.optim.precision import extremes_of
 from lightning_lopt.optim.stack_steps import ModelStep, StackStep, extremes_of_gradients
-from lightning_lopt.optim.state_types import rounded_like, seen, widened
+from lightning_lopt.optim.state_types import rounded_like, widened, with_wide_state
 from lightning_lopt.rules.base import Columns, StepContext, UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack
 from lightning_lopt.script_graphs import interpreted
@@ -43,17 +43,19 @@ class TreeTemplate:
         """The tensors of a tree, and its template."""
         is_context = isinstance(tree, StepContext)
         leaves, structure = tree_flatten(_tensors_of(tree) if is_context else tree)
-        others = [... if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        if not all(leaf is ... or leaf is None or isinstance(leaf, bool | int | float | str) for leaf in others):
+        template_leaves = [... if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        if not all(
+            leaf is ... or leaf is None or isinstance(leaf, bool | int | float | str) for leaf in template_leaves
+        ):
             raise UntraceableError("the rule's at() returns more than tensors, numbers and texts")
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)], cls(
-            structure, others, is_context, f"{structure} {others}"
+            structure, template_leaves, is_context, f"{structure} {template_leaves}"
         )
 
     def tree(self, tensors: Iterable[Tensor]) -> Any:
         """The inverse of :meth:`of`."""
-        rest = iter(tensors)
-        tree = tree_unflatten([next(rest) if leaf is ... else leaf for leaf in self.leaves], self.structure)
+        remaining = iter(tensors)
+        tree = tree_unflatten([next(remaining) if leaf is ... else leaf for leaf in self.leaves], self.structure)
         return StepContext(**tree) if self.is_context else tree
 
 
@@ -87,16 +89,23 @@ class PreludeGraph:
         blank = [replace(stack, names=[""] * len(stack.names), weight_decay=unread, full=unread) for stack in stacks]
 
         def prelude(*tensors: Tensor) -> list[Tensor]:
-            rest = iter(tensors)
-            inside = [_refilled(stack, rest) for stack in blank]
-            before = {key: next(rest) for key in shared}
-            times = {key: next(rest) for key in _tensors_of(context)}
-            now = StepContext(**times, roles=unread, weight_decay=unread, phase=unread)
-            at, self.template = TreeTemplate.of(rule.at(before, now))
-            controls, after = rule.exchanged([seen(stack) for stack in inside], self.template.tree(at), before, now)
-            self._controls, self._shared = [list(given) for given in controls], list(after)
+            remaining = iter(tensors)
+            inside = [_refilled(stack, remaining) for stack in blank]
+            before = {key: next(remaining) for key in shared}
+            times = {key: next(remaining) for key in _tensors_of(context)}
+            traced_context = StepContext(**times, roles=unread, weight_decay=unread, phase=unread)
+            at, self.template = TreeTemplate.of(rule.at(before, traced_context))
+            controls, after = rule.exchanged(
+                [with_wide_state(stack) for stack in inside], self.template.tree(at), before, traced_context
+            )
+            self._controls, self._shared = [list(stack_controls) for stack_controls in controls], list(after)
             extremes = extremes_of_gradients(inside)
-            return [extremes, *at, *(value for given in controls for value in given.values()), *after.values()]
+            return [
+                extremes,
+                *at,
+                *(value for stack_controls in controls for value in stack_controls.values()),
+                *after.values(),
+            ]
 
         self.graph = TracedFunction(prelude, self._arguments(stacks, shared, context), build)
 
@@ -109,11 +118,11 @@ class PreludeGraph:
     def split(self, results: Iterable[Entry]) -> tuple[Entry, list[Entry], list[dict[str, Entry]], dict[str, Entry]]:
         """The results of the graph: the extremes of the gradients, the tensors of ``at``, the controls of each stack,
         and the shared state."""
-        rest = iter(results)
-        extremes = next(rest)
-        at = [next(rest) for leaf in self.template.leaves if leaf is ...]
-        controls = [{key: next(rest) for key in keys} for keys in self._controls]
-        return extremes, at, controls, {key: next(rest) for key in self._shared}
+        remaining = iter(results)
+        extremes = next(remaining)
+        at = [next(remaining) for leaf in self.template.leaves if leaf is ...]
+        controls = [{key: next(remaining) for key in keys} for keys in self._controls]
+        return extremes, at, controls, {key: next(remaining) for key in self._shared}
 
     def _arguments(self, stacks: Sequence[Stack], shared: Mapping[str, Tensor], context: StepContext) -> list[Tensor]:
         of_stacks = [x for stack in stacks for x in (stack.params, stack.grads, *stack.state.values())]
@@ -137,19 +146,19 @@ class StepGraph:
         build: Build = interpreted,
     ) -> None:
         self.rounds = seed is not None and build is not interpreted
-        given_stack = stack if self.rounds or seed is None else _widened(stack)
-        blank = replace(given_stack, names=[""] * len(stack.names))
+        input_stack = stack if self.rounds or seed is None else _widened(stack)
+        blank = replace(input_stack, names=[""] * len(stack.names))
 
         def step(*tensors: Tensor) -> list[Tensor]:
-            rest = iter(tensors)
-            stored = _refilled(blank, rest)
+            remaining = iter(tensors)
+            stored = _refilled(blank, remaining)
             if isinstance(stack.weight_decay, Tensor):
-                stored = replace(stored, weight_decay=next(rest))
+                stored = replace(stored, weight_decay=next(remaining))
             inside = _widened(stored) if self.rounds else stored
-            given = {key: next(rest) for key in controls}
-            update, after = rule.stepped(inside, given, at.template.tree(rest))
+            stack_controls = {key: next(remaining) for key in controls}
+            update, after = rule.stepped(inside, stack_controls, at.template.tree(remaining))
             if self.rounds:
-                after = rounded_like(after, inside.state, stored.state, next(rest), reads=False)
+                after = rounded_like(after, inside.state, stored.state, next(remaining), reads=False)
             self.keys = list(after)
             return [update, extremes_of([update], update.device), *after.values()]
 
@@ -194,12 +203,14 @@ class WholeStepGraph:
         before = [next(places) for _ in (*shared, *_tensors_of(context))]
         of_seeds: list[list[Value]] = [[next(places)] if graph.rounds else [] for graph in steps]
         of_all = [
-            place for stack, given in zip(stacks, of_stacks, strict=True) for place in given[: 2 + len(stack.state)]
+            place
+            for stack, stack_places in zip(stacks, of_stacks, strict=True)
+            for place in stack_places[: 2 + len(stack.state)]
         ]
         extremes, at, controls, after = prelude.split(self._calls.add(prelude.graph, [*of_all, *before]))
         results = [extremes, *after.values()]
-        for given, graph, set_for_stack, seed in zip(of_stacks, steps, controls, of_seeds, strict=True):
-            results += self._calls.add(graph.graph, [*given, *set_for_stack.values(), *at, *seed])
+        for stack_places, graph, set_for_stack, seed in zip(of_stacks, steps, controls, of_seeds, strict=True):
+            results += self._calls.add(graph.graph, [*stack_places, *set_for_stack.values(), *at, *seed])
         self._shared, self._keys = list(after), [graph.keys for graph in steps]
         self._calls.join(results)
 
@@ -228,8 +239,8 @@ class WholeStepGraph:
         context: StepContext,
     ) -> list[Tensor]:
         of_stacks = [x for stack in stacks for x in _tensors_of_stack(stack)]
-        given_seeds = [seed for seed in seeds if seed is not None]
-        return [*of_stacks, *shared.values(), *_tensors_of(context).values(), *given_seeds]
+        present_seeds = [seed for seed in seeds if seed is not None]
+        return [*of_stacks, *shared.values(), *_tensors_of(context).values(), *present_seeds]
 
 
 class _Unread:

@@ -93,9 +93,9 @@ class TracedSteps:
         if fit_together(stacks):
             is_rare = any(stack.full for stack in stacks)
             uses = steps_ahead // rule.period if is_rare else steps_ahead
-            whole = self._whole(stacks, kinds, seeds, shared, context, uses)
-            if whole is not None:
-                return whole
+            model_step = self._whole_step(stacks, kinds, seeds, shared, context, uses)
+            if model_step is not None:
+                return model_step
         prelude = self._prelude(rule, stacks, kinds, shared, context, steps_ahead)
         if prelude is None:
             for stack, kind in zip(stacks, kinds, strict=True):
@@ -103,14 +103,14 @@ class TracedSteps:
             return steps_of_stacks(rule, stacks, seeds, shared, context)
         extremes, at, controls, after = prelude
 
-        def each() -> Iterator[StackStep]:
-            for stack, kind, given, seed in zip(stacks, kinds, controls, seeds, strict=True):
+        def steps_in_turn() -> Iterator[StackStep]:
+            for stack, kind, columns, seed in zip(stacks, kinds, controls, seeds, strict=True):
                 # without a name for the step, which would keep its tensors while the next one is computed
                 yield (
-                    self._step(rule, stack, kind, given, at, seed, steps_ahead) if self._covers(stack) else None
-                ) or step_of_stack(rule, stack, given, at.tree, seed)
+                    self._step(rule, stack, kind, columns, at, seed, steps_ahead) if self._covers(stack) else None
+                ) or step_of_stack(rule, stack, columns, at.tree, seed)
 
-        return ModelStep(after, extremes, each())
+        return ModelStep(after, extremes, steps_in_turn())
 
     def _prepared(self, stacks: Sequence[Stack]) -> Sequence[Stack]:
         """The stacks in the form in which graphs take them."""
@@ -132,7 +132,7 @@ class TracedSteps:
         """Whether a graph saves more time than it takes to make."""
         return uses >= LEAST_USES
 
-    def _made(self, rule: UpdateRule, what: str, make: Callable[[], Graph]) -> Graph:
+    def _new_graph(self, rule: UpdateRule, what: str, make: Callable[[], Graph]) -> Graph:
         """The graph that ``make`` makes, with a line in the log."""
         graph = make()
         if not self.count:
@@ -150,7 +150,7 @@ class TracedSteps:
     def _forget(self) -> None:
         self._preludes: dict[Hashable, PreludeGraph] = {}
         self._steps: dict[Hashable, StepGraph] = {}
-        self._wholes: dict[Hashable, WholeStepGraph] = {}
+        self._whole_steps: dict[Hashable, WholeStepGraph] = {}
         self._times: Counter[Hashable] = Counter()
 
     def _fail(self, why: object) -> None:
@@ -183,7 +183,7 @@ class TracedSteps:
             if prelude is None:
                 if not self._pays(steps_ahead) or not self._returns(key):
                     return None
-                prelude = self._preludes[key] = self._made(
+                prelude = self._preludes[key] = self._new_graph(
                     rule,
                     "the quantities of all tensors",
                     lambda: PreludeGraph(rule, stacks, shared, context, self.build),
@@ -193,7 +193,7 @@ class TracedSteps:
             self._fail(error)
             return None
 
-    def _whole(
+    def _whole_step(
         self,
         stacks: Sequence[Stack],
         kinds: Sequence[int],
@@ -205,7 +205,7 @@ class TracedSteps:
         """The results of one graph for all of the step; ``None`` unless there is a graph of each part."""
         key = (_prelude_key(kinds, shared, context), *((stack.full, _decay_of(stack)) for stack in stacks))
         try:
-            if key not in self._wholes:
+            if key not in self._whole_steps:
                 prelude = self._preludes.get(key[0])
                 if prelude is None or not self._joins(uses, seeds):
                     return None
@@ -214,8 +214,8 @@ class TracedSteps:
                 steps = [graph for graph in graphs if graph is not None]
                 if len(steps) < len(stacks):
                     return None
-                self._wholes[key] = WholeStepGraph(prelude, steps, stacks, seeds, shared, context)
-            return self._wholes[key](stacks, seeds, shared, context)
+                self._whole_steps[key] = WholeStepGraph(prelude, steps, stacks, seeds, shared, context)
+            return self._whole_steps[key](stacks, seeds, shared, context)
         except (UntraceableError, RuntimeError) as error:
             self._fail(error)
             return None
@@ -240,7 +240,7 @@ class TracedSteps:
                 uses = steps_ahead // rule.period if stack.full else steps_ahead
                 if not self._pays(uses) or not self._returns(_stack_key(stack, kind)):
                     return None
-                graph = self._steps[key] = self._made(
+                graph = self._steps[key] = self._new_graph(
                     rule,
                     f"step of {stack.role}, {tuple(stack.params.shape)}, full={stack.full}",
                     lambda: StepGraph(rule, stack, controls, at, seed, self.build),

@@ -91,11 +91,11 @@ def test_full_steps_have_graphs_of_their_own():
 def test_a_step_of_a_small_model_is_one_graph(monkeypatch):
     net, optimizer = build(load_rule("base"))
     train(net, optimizer, steps=30)
-    assert optimizer._traced_steps._wholes
+    assert optimizer._traced_steps._whole_steps
     monkeypatch.setattr(stack_steps, "MOST_TOGETHER", 0)
     other_net, other = build(load_rule("base"))
     train(other_net, other, steps=30)
-    assert not other._traced_steps._wholes
+    assert not other._traced_steps._whole_steps
     assert_same(net.parameters(), other_net.parameters())
 
 

@@ -35,7 +35,7 @@ def test_a_horizon_that_a_wrapper_is_told_holds(wrap):
     assert optimizer.total_steps == wrapper.total_steps == 20
     assert torch.equal(optimizer.param_groups[0]["schedule"], torch.tensor([5.0, 0.5]))
     wrapper.set_loss(0.5)
-    assert float(optimizer.signals.given) == 0.5
+    assert float(optimizer.signals.user_loss) == 0.5
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
