@@ -106,9 +106,9 @@ class UpdateRule(PickledAsData, ABC):
         super().__init_subclass__(**kwargs)
         cls._exchanges = cls.exchange is not UpdateRule.exchange
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         """Called by ``load_state_dict`` of this module and of any module that holds it, a ``MetaTrainer`` for one."""
-        super()._load_from_state_dict(state_dict, prefix, *others)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
         self.trained = self.trained or any(name.startswith(prefix) for name in state_dict)
 
     @property

@@ -81,8 +81,8 @@ class LSTMRule(UpdateRule):
     def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: StepContext) -> tuple[Tensor, TensorState]:
         grad, state = inputs.grad, inputs.state
         size = grad.numel() if torch.compiler.is_compiling() else BLOCK
-        whole = (grad.reshape(-1), 0), (state["hidden"], 1), (state["cell"], 1)
-        pieces = zip(*(torch.split(x, size, axis) for x, axis in whole), strict=True)
+        tensors = (grad.reshape(-1), 0), (state["hidden"], 1), (state["cell"], 1)
+        pieces = zip(*(torch.split(x, size, axis) for x, axis in tensors), strict=True)
         outputs, hidden, cell = zip(*(self._entries(*piece) for piece in pieces), strict=True)
         output = torch.cat(outputs).reshape(grad.shape)
         after = {"hidden": torch.cat(hidden, 1), "cell": torch.cat(cell, 1)}
@@ -96,5 +96,5 @@ class LSTMRule(UpdateRule):
             new.append(layer(x, *before))
             x = new[-1][0]
         output = self.output(x)[:, 0].to(grad.dtype)
-        hidden, cell = (torch.stack(each).to(grad.dtype) for each in zip(*new, strict=True))
+        hidden, cell = (torch.stack(layer_states).to(grad.dtype) for layer_states in zip(*new, strict=True))
         return output, hidden, cell

@@ -71,9 +71,9 @@ class Calibration(nn.Module):
         """
         before, promised = memory.unbind()
         promises = promises.to(memory.dtype)
-        kept = step.to(memory.dtype) / (step + 1).to(memory.dtype)
+        memory_decay = step.to(memory.dtype) / (step + 1).to(memory.dtype)
         total = promises.sum()
-        promised = _promised(kept * promised, total)
+        promised = _promised(memory_decay * promised, total)
         promises = promises / torch.where(promised > 0, promised, total.abs() + TINY)  # the latter while there is no R
         share = promises.sum().clamp(-PROMISE_LIMIT, PROMISE_LIMIT)
         shrink = torch.exp(self.log_shrink) * (share + torch.exp(self.log_tolerance)).clamp(max=0.0)

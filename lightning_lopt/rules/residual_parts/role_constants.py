@@ -86,9 +86,9 @@ class RoleConstants(nn.Module):
     ) -> None:
         super().__init__()
 
-        def table(matrix: float, other: float) -> nn.Parameter:
+        def table(matrix: float, other_roles: float) -> nn.Parameter:
             return nn.Parameter(
-                torch.tensor([matrix if role == "matrix" else other for role in ROLES], dtype=THETA_DTYPE)
+                torch.tensor([matrix if role == "matrix" else other_roles for role in ROLES], dtype=THETA_DTYPE)
             )
 
         def logit(value: float) -> float:
@@ -148,8 +148,8 @@ class RoleConstants(nn.Module):
         step, total = context.scheduled_step, context.total_steps
         warmup = torch.sigmoid(self.logit_warmup) * total
         rise = torch.clamp((step + 1) / torch.clamp(warmup, min=1.0), max=1.0)
-        left = torch.clamp((total - step) / (total - warmup), 1e-6, 1.0)
-        return _fallen(rise * left ** torch.exp(self.log_decay_power), self.horizon_power, context)
+        remaining_share = torch.clamp((total - step) / (total - warmup), 1e-6, 1.0)
+        return _fallen(rise * remaining_share ** torch.exp(self.log_decay_power), self.horizon_power, context)
 
 
 def _grown(logit_beta: Tensor, growth: Tensor, context: StepContext) -> Tensor:

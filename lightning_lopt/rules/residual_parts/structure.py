@@ -65,16 +65,16 @@ def signs_of(param: Tensor, role: Role) -> Signs:
     """
     number = param.new_full
     if param.ndim < 2:
-        one, none = number((), 1.0), number((), 0.0)
+        full, zero = number((), 1.0), number((), 0.0)
         if not param.numel():
-            return Signs(none, none, none, one, one, none, none, none, none, none)
+            return Signs(zero, zero, zero, full, full, zero, zero, zero, zero, zero)
         mean = param.mean()
         equal = ((param - mean).abs() <= SPREAD * mean.abs()).all()
         moved = (param > 0.5 * mean).all() & (param < 1.5 * mean).all() & ~equal
-        new = torch.where(equal, NEW_HEAD, one)
+        new = torch.where(equal, NEW_HEAD, full)
         tells = float(param.numel() >= SMALLEST_GAIN)
         shown = (tells * (equal | moved)).to(param.dtype), (tells * moved).to(param.dtype)
-        return Signs(none, none, none, new, new, *shown, none, none, none)
+        return Signs(zero, zero, zero, new, new, *shown, zero, zero, zero)
     rows, columns = matrix_shape(param.shape)
     count = min(rows, columns, LARGEST_BLOCK)
     tells = count >= SMALLEST_SIDE

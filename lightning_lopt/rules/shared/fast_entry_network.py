@@ -21,8 +21,8 @@ DEVICE_BLOCK = 2**22
 def apply_network(weights: Weights, inputs: EntryFeatures, outer: Sequence[Tensor], eps: float) -> Tensor:
     """Outputs of the network for every entry of a tensor of shape s, (outputs, *s); ``outer`` are outer features."""
     shape = inputs.param.shape[1:]
-    first, *others = _outer_layer(weights, outer, len(shape), eps)
-    beside = [*_shifts(weights, first), *others]
+    first, *outer_terms = _outer_layer(weights, outer, len(shape), eps)
+    beside = [*_shifts(weights, first), *outer_terms]
     rows = _rows_at_a_time(inputs.param[0])
     if rows >= shape[0]:
         features = _gathered(inputs.features(), None)
@@ -39,11 +39,11 @@ def apply_network(weights: Weights, inputs: EntryFeatures, outer: Sequence[Tenso
     ]
     scale = inverse_rms(torch.linalg.vector_norm(torch.stack(norms), dim=0), shape, eps)
     pieces = zip(*(split_rows(x, rows, shape[0]) for x in beside), strict=True)
-    done = [
+    outputs = [
         _layers(weights, _gathered(part.features(), workspace), scale, x, workspace)
         for part, workspace, x in zip(parts, workspace_of, pieces, strict=True)
     ]
-    return torch.cat(done, 1)
+    return torch.cat(outputs, 1)
 
 
 class _Workspace(NamedTuple):
@@ -124,10 +124,10 @@ def _layers(
 
     The terms are those of :func:`_shifts`, and further ones of the first layer.
     """
-    shape, (floor_1, floor_2, last, *others) = features.shape[1:], beside
+    shape, (floor_1, floor_2, last, *outer_terms) = features.shape[1:], beside
     hidden = (None, None) if workspace is None else workspace.hidden
     x = _weighted_sum(weights.inner_0[:, : len(features)], features, scale, hidden[0]).reshape(-1, *shape)
-    for added in others:
+    for added in outer_terms:
         x = x.add_(added)
     x = torch.mm(weights.weight_1, _raised(x, floor_1, workspace).flatten(1), out=hidden[1]).reshape(-1, *shape)
     x = torch.mm(weights.weight_2, _raised(x, floor_2, workspace).flatten(1)).reshape(-1, *shape)

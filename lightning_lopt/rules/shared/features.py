@@ -102,11 +102,11 @@ class FeatureInputs(NamedTuple):
 
     def parts(self, rows: int) -> list[FeatureInputs]:
         total = self.param.shape[1]
-        several = [split_rows(x, rows, total) for x in (*self[:5], *self.factors, *self.momentum_factors)]
+        split_tensors = [split_rows(x, rows, total) for x in (*self[:5], *self.factors, *self.momentum_factors)]
         end = len(self.factors)
         parts = []
-        for param, grad, second_moment, root, momentum, *others in zip(*several, strict=True):
-            groups = tuple(others[:end]), tuple(others[end:])
+        for param, grad, second_moment, root, momentum, *factor_parts in zip(*split_tensors, strict=True):
+            groups = tuple(factor_parts[:end]), tuple(factor_parts[end:])
             parts.append(FeatureInputs(param, grad, second_moment, root, momentum, *groups, self.gradient_forms))
         return parts
 
@@ -134,8 +134,8 @@ def averaged_features(
         gradient_forms: whether clip(g) and g / √v are among the features.
         seen: averages for all features but g R L, if they differ from ``averages``.
     """
-    other = averages if seen is None else seen
-    momentum, second_moment = other["momentum"], other["second_moment"]
+    feature_averages = averages if seen is None else seen
+    momentum, second_moment = feature_averages["momentum"], feature_averages["second_moment"]
     inputs = param[None], grad[None], second_moment[None], (second_moment + eps).rsqrt_()[None], momentum
     if param.ndim < 2:
         diagonal = averages["diagonal"]
@@ -146,10 +146,10 @@ def averaged_features(
         inner_inputs = FeatureInputs(*inputs, (diagonal_factor(diagonal),), (last,), gradient_forms)
         return inner_inputs, outer_features(diagonal, diagonal)
     axes = factored_axes(param.shape, ties)
-    own_factors = factors(averages["rows"], averages["columns"], axes)
-    others = () if seen is None else factors(other["rows"], other["columns"], axes)
-    inner_inputs = FeatureInputs(*inputs, own_factors, others, gradient_forms)
-    return inner_inputs, outer_features(other["rows"], other["columns"])
+    gradient_factors = factors(averages["rows"], averages["columns"], axes)
+    momentum_factors = () if seen is None else factors(feature_averages["rows"], feature_averages["columns"], axes)
+    inner_inputs = FeatureInputs(*inputs, gradient_factors, momentum_factors, gradient_forms)
+    return inner_inputs, outer_features(feature_averages["rows"], feature_averages["columns"])
 
 
 def spread(inputs: FeatureInputs, outer: Sequence[Tensor]) -> tuple[FeatureInputs, list[Tensor]]:
