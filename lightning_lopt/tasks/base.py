@@ -14,7 +14,7 @@ from lightning_lopt.rules.base import Params, Role
 Batch = dict[str, Tensor]
 Split = Literal["train", "valid"]
 
-OWN = "~"
+AUXILIARY_PREFIX = "~"
 """Prefix of the names of entries of params and batches that are neither parameters nor examples."""
 
 

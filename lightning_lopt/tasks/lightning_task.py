@@ -20,7 +20,7 @@ from lightning_lopt.rules.base import Params
 from lightning_lopt.rules.contract.roles import roles_of
 from lightning_lopt.seeding import generator as derived_generator
 from lightning_lopt.tasks._draw import integer
-from lightning_lopt.tasks.base import OWN, Batch, MissingSplitError, Split, Task
+from lightning_lopt.tasks.base import AUXILIARY_PREFIX, Batch, MissingSplitError, Split, Task
 from lightning_lopt.tasks.lightning_batches import StackedBatches
 from lightning_lopt.tasks.lightning_module import TrainingStep
 from lightning_lopt.tasks.loader_reading import first_batches
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     import lightning.pytorch as L
 
 _log = logging.getLogger(__name__)
-_SEED = f"{OWN}seed"
-_ALL = f"{OWN}all/"
+_SEED = f"{AUXILIARY_PREFIX}seed"
+_ALL = f"{AUXILIARY_PREFIX}all/"
 
 
 class LightningTask(Task):
@@ -276,8 +276,10 @@ def _cause(error: BaseException) -> BaseException:
 
 def _place(error: BaseException) -> str:
     """The last line of the user's code in the traceback of the error."""
-    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
+    library_folders = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(library_folders)
+    ]
     return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_lopt.rules.base import Params
-from lightning_lopt.tasks.base import OWN, Batch, Split
+from lightning_lopt.tasks.base import AUXILIARY_PREFIX, Batch, Split
 from lightning_lopt.tasks.categorical import LATENT
 from lightning_lopt.tasks.examples import RandomExamplesTask, accuracy
 from lightning_lopt.tasks.layers import ACTIVATIONS, linear, mlp
@@ -20,7 +20,7 @@ from lightning_lopt.tasks.layout import Layout
 from lightning_lopt.tasks.seeded_random import uniform
 from lightning_lopt.tasks.teacher import draw_teacher
 
-MASKS = f"{OWN}masks"
+MASKS = f"{AUXILIARY_PREFIX}masks"
 """Name of the seeds of dropout masks in a mini-batch; without them there is no dropout."""
 MAX_EMBEDDING = 16
 

@@ -154,7 +154,7 @@ def test_changed_data_are_inverted_before_the_change(suites):
     problem = named(suites["shift"], "changed-data")
     task, batch = problem.task, problem.task.batch(generator(0))
     assert task.change == problem.horizon // 2
-    before, after = batch[task.own("inputs")], batch["inputs"]
+    before, after = batch[task.entry_name("inputs")], batch["inputs"]
     pixels = [
         x.sort(-1).values
         for x in (

@@ -305,7 +305,7 @@ def test_heavy_tails_fall_off_as_a_power():
     wide = Quadratic(torch.ones(400_000))
     for tail in (1.0, 1.5):
         task = HeavyTailedGradientTask(wide, 1.0, tail)
-        noise = task.batch(generator(0))[task.own("x")].abs()
+        noise = task.batch(generator(0))[task.entry_name("x")].abs()
         shares = [float((noise > bound).float().mean()) for bound in (10.0, 20.0)]
         assert shares[1] / shares[0] == pytest.approx(2**-tail, rel=0.1)
     assert task.config["transforms"][-1] == {"name": "gradient_noise", "level": 1.0, "tail": 1.5}

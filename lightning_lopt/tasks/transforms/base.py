@@ -15,7 +15,7 @@ from lightning_lopt.rules.base import Params
 from lightning_lopt.seeding import derive_seed
 from lightning_lopt.tasks._draw import chance
 from lightning_lopt.tasks.accelerations import draws_in_one_call, in_one_call
-from lightning_lopt.tasks.base import OWN, Batch, Split, Task, TaskFamily
+from lightning_lopt.tasks.base import AUXILIARY_PREFIX, Batch, Split, Task, TaskFamily
 
 
 class TransformedTask(Task):
@@ -38,17 +38,17 @@ class TransformedTask(Task):
         self.config = config | {"transforms": [*config.get("transforms", []), settings]}
         self.depth: int = getattr(task, "depth", 0) + 1
 
-    def own(self, name: str) -> str:
+    def entry_name(self, name: str) -> str:
         """The name of an entry of params or batch that belongs to this transform: ``"~<depth>/<name>"``."""
-        return f"{OWN}{self.depth}/{name}"
+        return f"{AUXILIARY_PREFIX}{self.depth}/{name}"
 
-    def without_own(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
+    def inner_entries(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
         """The entries of params, draws or batch that do not belong to this transform."""
-        return {name: value for name, value in entries.items() if not name.startswith(self.own(""))}
+        return {name: value for name, value in entries.items() if not name.startswith(self.entry_name(""))}
 
     def inner(self, params: Params) -> Params:
         """The parameters of the inner task, ``task``."""
-        return self.without_own(params)
+        return self.inner_entries(params)
 
     def init(self, generator: torch.Generator) -> Params:
         return self.task.init(generator)

@@ -44,33 +44,33 @@ class ChangingDataTask(TransformedTask):
         self.change = change
 
     def init(self, generator: torch.Generator) -> Params:
-        return super().init(generator) | {self.own("step"): torch.zeros(())}
+        return super().init(generator) | {self.entry_name("step"): torch.zeros(())}
 
     def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
         earlier = self.before.draw(generator, *lead, split=split)
         drawn = super().draw(generator, *lead, split=split)
-        return drawn | {self.own(name): value for name, value in earlier.items()}
+        return drawn | {self.entry_name(name): value for name, value in earlier.items()}
 
     def look_up(self, drawn: Batch, split: Split = "train") -> Batch:
-        later = self.without_own(drawn)
-        earlier = {name.removeprefix(self.own("")): value for name, value in drawn.items() if name not in later}
+        later = self.inner_entries(drawn)
+        earlier = {name.removeprefix(self.entry_name("")): value for name, value in drawn.items() if name not in later}
         batch = super().look_up(later, split)
-        return batch | {self.own(name): value for name, value in self.before.look_up(earlier, split).items()}
+        return batch | {self.entry_name(name): value for name, value in self.before.look_up(earlier, split).items()}
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         return super().loss(params, self._now(params, batch))
 
     def gradient(self, params: Params, batch: Batch) -> tuple[Params, Tensor, Params]:
         grads, loss, carried = super().gradient(params, self._now(params, batch))
-        return grads, loss, carried | {self.own("step"): params[self.own("step")] + 1}
+        return grads, loss, carried | {self.entry_name("step"): params[self.entry_name("step")] + 1}
 
     def metrics(self, params: Params, batch: Batch) -> dict[str, Tensor]:
         return super().metrics(params, self._now(params, batch))
 
     def _now(self, params: Params, batch: Batch) -> Batch:
         """The part of a mini-batch that is used at the present step; a full batch is returned as it is."""
-        changed = params[self.own("step")] >= self.change
-        later = self.without_own(batch)
+        changed = params[self.entry_name("step")] >= self.change
+        later = self.inner_entries(batch)
         if len(later) == len(batch):
             return batch
-        return {name: torch.where(changed, value, batch[self.own(name)]) for name, value in later.items()}
+        return {name: torch.where(changed, value, batch[self.entry_name(name)]) for name, value in later.items()}

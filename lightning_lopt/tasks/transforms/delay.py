@@ -38,13 +38,13 @@ class DelayedGradientTask(TransformedTask):
 
     def init(self, generator: torch.Generator) -> Params:
         params = super().init(generator)
-        return params | {self.own(name): torch.stack([params[name]] * self.delay) for name in self.roles}
+        return params | {self.entry_name(name): torch.stack([params[name]] * self.delay) for name in self.roles}
 
     def gradient(self, params: Params, batch: Batch) -> tuple[Params, Tensor, Params]:
-        past = {name: params[self.own(name)] for name in self.roles}
+        past = {name: params[self.entry_name(name)] for name in self.roles}
         stale = {name: value[0] for name, value in past.items()}
         grads, loss, carried = super().gradient(params | stale, batch)
-        queue = {self.own(name): torch.cat([value[1:], params[name][None]]) for name, value in past.items()}
+        queue = {self.entry_name(name): torch.cat([value[1:], params[name][None]]) for name, value in past.items()}
         return grads, loss, carried | queue
 
 

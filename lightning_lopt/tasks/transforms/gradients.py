@@ -41,21 +41,21 @@ class NoisyGradientTask(TransformedTask):
         super().__init__(task, f"noise({level:g})", {"name": GradientNoise.name, "level": level})
         self.level = level
         example = task.init(derived_generator(0, "shapes"))
-        self.like = {self.own(name): value for name, value in example.items() if name in task.roles}
+        self.like = {self.entry_name(name): value for name, value in example.items() if name in task.roles}
 
     def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
         drawn = super().draw(generator, *lead, split=split)
         return drawn | {name: self._noise((*lead, *value.shape), value, generator) for name, value in self.like.items()}
 
     def look_up(self, drawn: Batch, split: Split = "train") -> Batch:
-        return super().look_up(self.without_own(drawn), split) | {name: drawn[name] for name in self.like}
+        return super().look_up(self.inner_entries(drawn), split) | {name: drawn[name] for name in self.like}
 
     def full_batch(self, split: Split) -> Batch:
         return super().full_batch(split) | {name: torch.zeros_like(value) for name, value in self.like.items()}
 
     def gradient(self, params: Params, batch: Batch) -> tuple[Params, Tensor, Params]:
         grads, loss, carried = super().gradient(params, batch)
-        grads = {name: grad + self.level * rms(grad) * batch[self.own(name)] for name, grad in grads.items()}
+        grads = {name: grad + self.level * rms(grad) * batch[self.entry_name(name)] for name, grad in grads.items()}
         return grads, loss, carried
 
     def _noise(self, shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:

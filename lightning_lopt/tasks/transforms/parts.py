@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_lopt.rules.base import Params
 from lightning_lopt.seeding import generator as derived_generator
 from lightning_lopt.tasks._draw import check_sizes, log_uniform, uniform
-from lightning_lopt.tasks.base import OWN, Batch, Split, Task
+from lightning_lopt.tasks.base import AUXILIARY_PREFIX, Batch, Split, Task
 from lightning_lopt.tasks.transforms.base import Transform, TransformedTask, tag
 
 
@@ -36,7 +36,7 @@ class SmallerBatchTask(TransformedTask):
         if available is None:
             raise ValueError(f"{task.name} has no batch_size, so its mini-batches cannot be made smaller; leave it.")
         drawn = task.batch(derived_generator(0, "shapes")).items()
-        lengths = {name: value.shape[:1] for name, value in drawn if not name.startswith(OWN)}
+        lengths = {name: value.shape[:1] for name, value in drawn if not name.startswith(AUXILIARY_PREFIX)}
         if batch_size > available or any(length != (available,) for length in lengths.values()):
             raise ValueError(
                 f"{task.name} has mini-batches of {available} examples in entries of length "
@@ -52,10 +52,10 @@ class SmallerBatchTask(TransformedTask):
     def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
         drawn = super().draw(generator, *lead, split=split)
         order = torch.rand(math.prod(lead), self.available, generator=generator).argsort(-1)[:, : self.batch_size]
-        return drawn | {self.own("order"): order.reshape(*lead, self.batch_size)}
+        return drawn | {self.entry_name("order"): order.reshape(*lead, self.batch_size)}
 
     def look_up(self, drawn: Batch, split: Split = "train") -> Batch:
-        order = drawn[self.own("order")]
+        order = drawn[self.entry_name("order")]
         lead, groups = order.shape[:-1], math.prod(order.shape[:-1])
         first = self.available * torch.arange(groups, device=order.device)
         rows = (first[:, None] + order.reshape(groups, self.batch_size)).flatten()
@@ -65,8 +65,8 @@ class SmallerBatchTask(TransformedTask):
             part_rows = value.reshape(groups * self.available, *item_shape).index_select(0, rows)
             return part_rows.reshape(*lead, self.batch_size, *item_shape)
 
-        batch = super().look_up(self.without_own(drawn), split)
-        return {name: value if name.startswith(OWN) else part(value) for name, value in batch.items()}
+        batch = super().look_up(self.inner_entries(drawn), split)
+        return {name: value if name.startswith(AUXILIARY_PREFIX) else part(value) for name, value in batch.items()}
 
 
 @dataclass(frozen=True)

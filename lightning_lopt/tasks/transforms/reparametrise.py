@@ -50,7 +50,9 @@ class ReparametrisedTask(TransformedTask):
 
     def init(self, generator: torch.Generator) -> Params:
         params = self.task.init(generator)
-        scales = {self.own(name): torch.tensor(scale, dtype=params[name].dtype) for name, scale in self.scales.items()}
+        scales = {
+            self.entry_name(name): torch.tensor(scale, dtype=params[name].dtype) for name, scale in self.scales.items()
+        }
         return {name: value / self.scales.get(name, 1.0) for name, value in params.items()} | scales
 
     def gradient(self, params: Params, batch: Batch) -> tuple[Params, torch.Tensor, Params]:
@@ -59,7 +61,10 @@ class ReparametrisedTask(TransformedTask):
 
     def _scaled(self, values: Params, params: Params) -> Params:
         """Each trained tensor times its scale."""
-        return {name: value * params[self.own(name)] if name in self.roles else value for name, value in values.items()}
+        return {
+            name: value * params[self.entry_name(name)] if name in self.roles else value
+            for name, value in values.items()
+        }
 
 
 @dataclass(frozen=True)
