@@ -40,8 +40,8 @@ def compiled(program: Program, examples: Sequence[Tensor]) -> Run:
         warnings.simplefilter("ignore")  # inductor warns of its own lowerings
         module = module_of(program)
         function: Any = compile_fx(module, list(examples), inner_compile=compile_inner, config_patches=options)
-        expected = function(*examples)  # what is compiled at the first call is compiled now
-    # What autograd wraps around the kernels changes nothing here, and takes as long as those of a small stack.
+        expected = function(*examples)  # the first call compiles some parts, so the call is made now
+    # The code that autograd adds around the kernels has no effect here, and takes as long as kernels of a small stack.
     kernels: Any = getattr(graphs[0], "current_callable", None) if len(graphs) == 1 else None
     if kernels is None:
         return cast(Run, function)

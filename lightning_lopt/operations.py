@@ -18,7 +18,7 @@ WITH_TENSOR = {
 } | {getattr(aten, name).Scalar: getattr(aten, name).Tensor for name in ("eq", "ne", "lt", "le", "gt", "ge")}
 """The operators that take a 0-dim tensor for a number, by those that take a tensor and a number."""
 LARGEST_EXACT = 2**24
-"""Largest whole number up to which all are exact in float32."""
+"""All whole numbers up to this one are exact in float32."""
 
 
 @dataclass(slots=True)
@@ -105,11 +105,11 @@ def needed(operations: Sequence[Operation], results: Collection[int]) -> list[Op
 class Shortened:
     """Operations that compute the same bits in fewer and cheaper calls.
 
-    Of equal operations on the same tensors the first one is kept, and so it is of views of the same entries; a product
+    Of equal operations on the same tensors, and of views of the same entries, only the first one is kept; a product
     with 1 is its other factor. A number beside a tensor becomes a 0-dim tensor of the same type: an operator would
     convert a number at each call, which takes as long as its arithmetic on a small tensor. Operations whose results the
-    function returns are kept, so that these are tensors of their own. Nothing changes where any operation writes into a
-    tensor.
+    function returns are kept, so that these results are separate tensors. Nothing changes where any operation writes
+    into a tensor.
 
     Args:
         operations: in their order.
@@ -126,8 +126,8 @@ class Shortened:
         self.constants: dict[int, Tensor] = {}
         self._tensors, self._results = list(tensors), frozenset(results)
         self._renamed: dict[int, int] = {}  # places by those of equal tensors
-        self._bases: dict[int, int] = {}  # by places of views
-        self._earlier: dict[Any, list[int]] = {}  # results of operations, and views, by what they are
+        self._bases: dict[int, int] = {}  # places of base tensors by those of their views
+        self._earlier: dict[Any, list[int]] = {}  # places of results, by operation or by entries of a view
         if any(operation.mutates for operation in operations):
             self.operations += operations
             return
@@ -170,7 +170,7 @@ class Shortened:
         return results if set(equal) & set(results) else equal
 
     def _entries(self, base: int, place: int) -> Any:
-        """The entries of ``base`` that a view of it has, and how."""
+        """A key that is equal for views of ``base`` with the same entries in the same layout."""
         x = self._tensors[place]
         return base, x.dtype, x.storage_offset(), x.shape, x.stride(), x.is_conj(), x.is_neg()
 

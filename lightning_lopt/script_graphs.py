@@ -90,8 +90,8 @@ class ScriptRun:
 
 
 class _Argument(NamedTuple):
-    """An argument of an operator: its name, its value if none is given, the type of its value, or of the entries of a
-    list, and the type of that list."""
+    """An argument of an operator: its name, its default value, the type of its value (of the entries, if it is a list),
+    and the type of that list."""
 
     name: str
     default: Any
@@ -124,7 +124,7 @@ class _Builder:
         self._constants: dict[Hashable, Any] = {}
 
     def add(self, operation: Operation, values: dict[int, Any]) -> None:
-        """Add an operation, and its results to ``values``, which are those of the graph by place."""
+        """Add an operation to the graph, and its results to ``values``, the values of the graph by place."""
         function, (positional, options), results, _ = operation
         name, arguments, list_kind = _signature(function)
         inputs = []

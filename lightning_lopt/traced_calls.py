@@ -15,10 +15,10 @@ Value = int | tuple[int, int]
 
 
 class TracedCalls:
-    """Calls of traced functions, of which some take results of others, behind one call.
+    """Several calls of traced functions behind one call; a call may take results of earlier calls.
 
-    Graphs of TorchScript are joined to a single one, so the bits are what they were; what is saved are the ways from
-    Python and back. Others are called in turn.
+    Graphs of TorchScript are joined to a single graph, which gives the same bits and saves the calls from Python. Other
+    graphs are called in turn.
 
     >>> import torch
     >>> double = TracedFunction(lambda x: (2 * x,), [torch.ones(())])
@@ -37,7 +37,7 @@ class TracedCalls:
         self._beside: list[Tensor] = []
 
     def add(self, function: TracedFunction, arguments: Sequence[Value]) -> list[Value]:
-        """The results of a call."""
+        """Add a call, and return its results."""
         number = len(self._calls)
         self._calls.append((function, list(arguments)))
         return [arguments[index] if is_argument else (number, index) for is_argument, index in function.results]

@@ -1,4 +1,4 @@
-"""All pilots of an assessment, one kind after the other, each in its share of the time."""
+"""Runs all pilots of an assessment, one kind after the other, each within a share of the time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class AllPilots:
         cost: cost of a training step.
         assessment_deadline: deadline of the whole assessment.
         against: names of baselines.
-        tell: function that gets a line when something begins, or has been done.
+        tell: function that gets a line of text when a kind of pilots begins or ends.
     """
 
     rule: UpdateRule

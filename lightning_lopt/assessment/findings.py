@@ -96,7 +96,7 @@ class Seconds:
     Attributes:
         planned: seconds of the planned run with AdamW.
         budget: seconds that the assessment was allowed to take.
-        allowance: source of these, in words.
+        allowance: source of the budget, in words.
         taken: seconds that the assessment took.
     """
 

@@ -65,7 +65,7 @@ def assess(
         valid: validation batches, where ``data`` is no data module; ``training_step`` gives their loss too.
         against: names of baselines (``"soap_3e-3"``, ``"prodigy"``) for further pilots, for the reader; the verdict
             depends on AdamW alone.
-        tell: function that gets a line when something begins, or has been done.
+        tell: function that gets a line of text when a phase of the assessment begins or ends.
 
     Raises:
         ImportError: if the package of a baseline is not installed.
@@ -120,7 +120,7 @@ class _Plan:
         budget: argument of :func:`assess`.
         began: clock ``time.perf_counter()`` at the start.
         against: names of baselines.
-        tell: function that gets a line when something begins, or has been done.
+        tell: function that gets a line of text when a phase of the assessment begins or ends.
     """
 
     rule: UpdateRule

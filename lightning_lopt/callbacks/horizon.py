@@ -1,4 +1,4 @@
-"""The number of steps that a Trainer is still going to make, and of its passes over the data."""
+"""The number of steps that a Trainer is still going to make, and the number of its passes over the data."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def progress_of(trainer: L.Trainer) -> Progress:
 
 
 def trainer_steps_left(trainer: L.Trainer, at: Progress) -> float:
-    """Remaining steps in automatic optimization, with that of the batch that is running; infinite without an end."""
+    """Remaining steps in automatic optimization, including that of the running batch; infinite without an end."""
 
     def accumulated(epoch: int) -> int:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]

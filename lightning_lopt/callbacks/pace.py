@@ -52,17 +52,17 @@ class Pace:
 
     @property
     def period(self) -> float:
-        """Batches from one batch with steps to the next."""
+        """Mean number of batches from one batch with steps to the next."""
         return (self.last - self.first) / (self.stepping - 1) if self.stepping > 1 else float(self.first)
 
     @property
     def at_once(self) -> float:
-        """Steps in a batch with steps."""
+        """Mean number of steps in a batch with steps."""
         return self.before / (self.stepping - 1) if self.stepping > 1 else float(self.now)
 
     @property
     def rate(self) -> float:
-        """Steps per batch; 0 before any."""
+        """Mean number of steps per batch; 0 before any step."""
         return self.at_once / self.period if self.stepping else 0.0
 
     def steps_within(self, batches: float) -> int:

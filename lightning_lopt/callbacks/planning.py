@@ -62,7 +62,7 @@ class Plan(ABC):
         """State for a checkpoint, plain numbers."""
 
     def _set(self, optimizer: LearnedOptimizer, total: int, *, announce: bool) -> None:
-        """Set the horizon of ``optimizer``, ``total`` steps from its first one on, unless the user gave another."""
+        """Set the horizon of ``optimizer``, ``total`` steps from its first one on, unless the user gave a horizon."""
         if optimizer in self._with_user_horizon:
             user_steps = optimizer.total_steps
             if isinstance(user_steps, int) and user_steps != total and optimizer not in self._warned and announce:
@@ -93,9 +93,9 @@ class Plan(ABC):
 class AutomaticPlan(Plan):
     """Automatic optimization: one optimizer, and a step of it for each step of the Trainer.
 
-    The Trainer's last step is worked out at the start and at the first batch of each epoch, when the number of batches
-    or of those that are accumulated may have changed. A module whose ``optimizer_step`` leaves steps out keeps its
-    ratio.
+    The Trainer's last step is computed at the start and at the first batch of each epoch, where the number of batches,
+    or of accumulated batches, may change. If the module's ``optimizer_step`` leaves steps out, the horizon assumes that
+    the ratio of the two numbers of steps stays the same.
     """
 
     def begin(self, saved: dict[str, Any]) -> None:
@@ -130,7 +130,7 @@ class AutomaticPlan(Plan):
         self._steps += 1
 
     def _present_ratio(self) -> float:
-        """Steps of the optimizer for each of the Trainer's."""
+        """Steps of the optimizer for each step of the Trainer."""
         steps = self._trainer.global_step - self._start
         return self._steps / steps if steps and self._steps else 1.0
 

@@ -202,7 +202,7 @@ class PackagedOptimizer:
         """Check that the package is installed.
 
         Raises:
-            ImportError: if it is not.
+            ImportError: if the package is not installed.
         """
         if self.installed_version is None:
             raise ImportError(

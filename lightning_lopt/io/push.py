@@ -72,7 +72,7 @@ def push_rule(
         commit = api.create_commit(name, operations, commit_message=message, repo_type="model")
     except RuleFileError:
         raise
-    except Exception as error:  # of many classes: no network, no rights, no such owner
+    except Exception as error:  # errors of many classes: no network, no rights, no such owner
         raise RuleFileError(
             f"{show(os.fspath(source))} was not pushed to {HUB}{name} ({cause(error)}); check the name, the network "
             "and that your token may write there."
@@ -104,7 +104,7 @@ def check_hub(name: str) -> Any:
 
 
 def _contents(source: str | os.PathLike[str], name: str) -> dict[str, bytes]:
-    """The bytes of the three files of a rule that can be loaded; each is of a size that is read again."""
+    """The bytes of the three files of a rule, after a check that the rule and each file can be loaded again."""
     load_rule(source)
     files = find_files(source, (CONFIG, WEIGHTS, CARD))
     config = read_file(files[CONFIG])
@@ -118,8 +118,8 @@ def _contents(source: str | os.PathLike[str], name: str) -> dict[str, bytes]:
 
 
 def _completed(card: str, label: str, name: str) -> bytes:
-    """The card with every entry of :data:`DEFAULTS` in its front matter; what it says itself stays."""
-    yaml: Any = importlib.import_module("yaml")  # which huggingface_hub needs, too
+    """The card with every entry of :data:`DEFAULTS` in its front matter; entries that the card has stay."""
+    yaml: Any = importlib.import_module("yaml")  # huggingface_hub needs it, too
     text = front_matter_of(card)
     try:
         entries = {} if text is None else yaml.safe_load(text)

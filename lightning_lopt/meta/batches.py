@@ -23,7 +23,7 @@ class BatchDraws:
         runs: the inner runs.
         generator: random generator of the draws, P at a time.
         splits: splits of the mini-batches.
-        steps: number of steps with draws of their own; for later steps the last draw is repeated.
+        steps: number of steps that get new draws; for later steps the last draw is repeated.
     """
 
     def __init__(self, runs: InnerRuns, generator: torch.Generator, splits: Sequence[Split], steps: int) -> None:

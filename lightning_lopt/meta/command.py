@@ -38,11 +38,11 @@ def meta_train_main(arguments: Sequence[str]) -> int:
     """Fit a :class:`MetaTrainer` as LightningCLI does; returns the exit status.
 
     A config is code: whatever class or function its ``class_path`` entries name is imported and called. An error before
-    the first outer step is one sentence; one after it also has its traceback.
+    the first outer step is printed as one sentence; a later error is printed with its traceback, too.
 
     Raises:
         ImportError: if jsonargparse is not installed.
-        ValueError: for values that :class:`MetaTrainer` and others refuse.
+        ValueError: for values that :class:`MetaTrainer` or another class refuses.
     """
     try:
         import jsonargparse  # noqa: F401
@@ -56,7 +56,7 @@ def meta_train_main(arguments: Sequence[str]) -> int:
     from lightning_lopt.meta.outer_progress import OuterProgress
 
     class MetaTrainingCLI(LightningCLI):
-        """With a bar of outer steps, unless the config has one of its own or turns bars off."""
+        """Adds a progress bar of outer steps, unless the config contains a progress bar or turns progress bars off."""
 
         def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
             config = self._get(self.config_init, "trainer")

@@ -23,10 +23,10 @@ _log = logging.getLogger(__name__)
 class CompiledSteps(TracedSteps):
     """As :class:`TracedSteps`, with compiled graphs: the same numbers up to rounding, in fewer kernels.
 
-    All kinds of stacks get graphs, on any device, as soon as they return. The parts of a step are compiled one by one,
-    and called in turn: a graph of the whole step would be compiled once for each phase of a rule. Weight decay is an
-    input of the graphs, and they round the state that is stored in a narrower type. If compiling fails, for instance
-    without a C++ compiler, one warning says so, and no later step is compiled.
+    All kinds of stacks get graphs, on any device, at the second step that has them. The parts of a step are compiled
+    one by one, and called in turn: a graph of the whole step would be compiled once for each phase of a rule. Weight
+    decay is an input of the graphs, and they round the state that is stored in a narrower type. If compiling fails, for
+    instance without a C++ compiler, one warning says so, and no later step is compiled.
     """
 
     build: ClassVar[Callable[..., Run]] = staticmethod(compiled)

@@ -1,6 +1,6 @@
 """Evaluation weights and trained weights of a module, for rules whose evaluation weights are not the trained ones.
 
-A checkpoint has two uses: its ``state_dict`` is for evaluation and deployment, and the whole of it for resuming.
+A checkpoint has two uses: evaluation and deployment read its ``state_dict``, a resumed run reads all entries.
 
 After a forward pass ``fully_shard`` may keep gathered copies of the parameters for the next one. The functions here
 free these copies before they change parameters outside of a training step.
@@ -21,7 +21,7 @@ from lightning_lopt.rules.base import UpdateRule
 
 
 def to_evaluation(module: nn.Module, optimizers: Sequence[LearnedOptimizer]) -> None:
-    """Put the evaluation weights into ``module``, for the rules that have evaluation weights of their own."""
+    """Put the evaluation weights into ``module``, for rules whose evaluation weights are not the trained ones."""
     for optimizer in optimizers:
         if _measured_elsewhere(optimizer.rule):
             free_copies(module)
@@ -81,7 +81,7 @@ def take_over(trained: Mapping[str, Tensor], module: nn.Module) -> None:
     """Give ``module`` the trained parameters of a checkpoint, as :func:`put_into` returned them.
 
     Raises:
-        ValueError: if they are shards, since these are only the shards of the rank that wrote them.
+        ValueError: if they are shards, since the checkpoint then has only those of the rank that wrote it.
     """
     if trained:
         free_copies(module)

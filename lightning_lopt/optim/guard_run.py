@@ -30,7 +30,7 @@ class Guard:
     Attributes:
         settings: settings of the user.
         calls: steps so far, including skipped ones.
-        cause: cause of the last switch, while AdamW trains; ``None`` while the rule does.
+        cause: cause of the last switch, while AdamW trains; ``None`` while the rule trains.
         switched_at: the value of ``calls`` at that switch.
     """
 
@@ -43,12 +43,12 @@ class Guard:
         self.tries = 0  # further tries of the rule so far
         self._judge = Judge()
         self._readings = Readings()
-        self._pending: Tensor | None = None  # from a checkpoint, until a device is known
+        self._pending: Tensor | None = None  # readings of a checkpoint, until a device is known
         self._acting: SafeAdamW | None = None
 
     @property
     def state(self) -> str:
-        """In words: ``"active"``, or when and why training switched."""
+        """The text ``"active"``, or a text that says when and why training switched to AdamW."""
         if self.cause is None:
             return "active"
         return f"switched at step {self.switched_at}, because {self.cause.sentence}"
@@ -204,7 +204,7 @@ def checked(saved: Any) -> Mapping[str, Tensor]:
     """``saved``, after a check that it is a state from :meth:`Guard.saved`.
 
     Raises:
-        ValueError: if it is not.
+        ValueError: if ``saved`` is no such state.
     """
     shapes = {key: x.shape for key, x in saved.items() if isinstance(x, Tensor)} if isinstance(saved, Mapping) else {}
     fits = shapes.get("numbers") == (len(_NUMBERS) + MEMORY,) and len(shapes.get("pending", ())) == 2

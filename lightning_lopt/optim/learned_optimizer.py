@@ -41,7 +41,7 @@ class LearnedOptimizer(SavedOptimizer):
     sizes are what :class:`~lightning_lopt.LearnedOptimizerAdapter` logs.
 
     As in ``torch.optim``, the state of a parameter begins with its first gradient: parameters may be loaded, cast,
-    moved or materialised after the optimizer was built, and frozen ones cost nothing. State that is missing, because
+    moved or materialised after the optimizer was built; frozen parameters need no state. State that is missing, because
     a tensor was replaced or its state cleared, begins anew. Half-precision parameters are updated from float32
     arithmetic with float32 state, also inside an autocast region; complex ones are trained as pairs of real numbers.
 
@@ -141,7 +141,7 @@ class LearnedOptimizer(SavedOptimizer):
         self.rule = _rule_of(rule)
         self.rule_label = self.rule.rule_name if isinstance(rule, UpdateRule) else str(rule)
         self._run = RunState(total_steps if callable(total_steps) else checked_horizon(total_steps))
-        self.total_steps_given = total_steps is not None  # then it wins over the Trainer's estimate
+        self.total_steps_given = total_steps is not None  # a number from the user wins over the Trainer's estimate
         self.epochs, self.epochs_given = epochs, epochs is not None
         self.labels: Labels = labels_of(params) if isinstance(params, nn.Module) else {}
         self._guard = checked_guard(guard)

@@ -1,4 +1,4 @@
-"""The type in which the state of a parameter is kept, and the wider one in which a rule sees it."""
+"""The type in which the state of a parameter is stored, and the wider type in which a rule reads the state."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def rounded_like(
 
     Args:
         after: what the rule returned.
-        before: what the rule was given, ``stored`` in wide types; tensors that the rule handed through are not rounded.
+        before: input of the rule, ``stored`` in wide types; tensors that the rule returns unchanged are not rounded.
         stored: the state before the step, in the types in which it is stored.
         seed: 0-dim, of :func:`~lightning_lopt.optim.rounding.seeds_of`.
         reads: as in :func:`~lightning_lopt.optim.rounding.rounded`.
@@ -93,7 +93,7 @@ def with_wide_state(stack: Stack) -> Stack:
 
 
 class WideState(Mapping[str, Tensor]):
-    """State whose tensors are widened only when they are read, so that the others take no memory."""
+    """State whose tensors are widened only when they are read, so that unread tensors take no further memory."""
 
     def __init__(self, stored: Mapping[str, Tensor], dtype: torch.dtype) -> None:
         self.stored, self.dtype = stored, dtype

@@ -27,7 +27,7 @@ class TreeTemplate:
     """A tree without its tensors.
 
     Attributes:
-        structure: of the tree.
+        structure: structure of the tree.
         leaves: numbers, texts and ``None`` as they are, and ``...`` in place of tensors.
         is_context: whether the tree is a :class:`StepContext`.
         text: a description that is equal for equal templates.
@@ -182,8 +182,8 @@ class WholeStepGraph:
     """The graphs of a prelude and of the steps of all stacks behind one call; state is rounded in graphs or not at all.
 
     Args:
-        prelude: of these stacks.
-        steps: one for each stack.
+        prelude: graph of the prelude of these stacks.
+        steps: graphs of the steps, one for each stack.
         stacks, seeds, shared, context: as those of all later calls.
     """
 
@@ -269,7 +269,7 @@ def _tensors_of_stack(stack: Stack) -> list[Tensor]:
 
 
 def _tensors_of(context: StepContext) -> dict[str, Tensor]:
-    """The tensors of a context by their names there."""
+    """The tensors of a context by the names of their fields."""
     return {key: x for key in _TIMES if (x := getattr(context, key)) is not None}
 
 

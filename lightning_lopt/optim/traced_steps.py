@@ -81,9 +81,9 @@ class TracedSteps:
         """As :func:`~lightning_lopt.optim.stack_steps.steps_of_stacks`.
 
         Args:
-            rule, stacks, seeds, shared, context: likewise.
+            rule, stacks, seeds, shared, context: as for that function.
             theta: all tensors of the rule.
-            steps_ahead: number of planned steps that are left; 0 if unknown.
+            steps_ahead: number of planned steps that remain; 0 if unknown.
         """
         self._calls, stacks = self._calls + 1, self._prepared(stacks)
         if self.failure or not self._may_begin(steps_ahead) or not any(map(self._covers, stacks)):
@@ -159,7 +159,7 @@ class TracedSteps:
         _log.info("LearnedOptimizer: steps are not traced: %s", why)
 
     def _returns(self, kind: Hashable) -> bool:
-        """Whether a kind of stack, of which there is one more now, has occurred often enough to be traced."""
+        """Count a stack of this kind, and return whether the kind has occurred often enough to be traced."""
         if self.failure:
             return False
         self._times[kind] += 1
@@ -252,8 +252,8 @@ class TracedSteps:
 
 
 class _StackKinds:
-    """Numbers of kinds of stacks. A stack with the same state, in the same dictionary, as in the last step is looked
-    through no more."""
+    """Numbers of kinds of stacks. A stack with the same state, in the same dictionary, as in the last step is not
+    examined again."""
 
     def __init__(self) -> None:
         self._numbers: dict[Hashable, int] = {}
@@ -282,7 +282,7 @@ def _kind_of(stack: Stack) -> Hashable:
 
 def _decay_of(stack: Stack) -> Hashable:
     """The weight decay of a stack where it is a number, which is part of a graph; the properties of a tensor, which is
-    an input of it."""
+    an input of the graph."""
     decay = stack.weight_decay
     return (decay.dtype, decay.device, decay.stride()) if isinstance(decay, Tensor) else decay
 

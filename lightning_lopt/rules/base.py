@@ -107,7 +107,7 @@ class UpdateRule(PickledAsData, ABC):
         cls._exchanges = cls.exchange is not UpdateRule.exchange
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        """Called by ``load_state_dict`` of this module and of any module that holds it, a ``MetaTrainer`` for one."""
+        """Called by ``load_state_dict`` of this module and of a module that contains it, as a ``MetaTrainer`` does."""
         super()._load_from_state_dict(state_dict, prefix, *arguments)
         self.trained = self.trained or any(name.startswith(prefix) for name in state_dict)
 

@@ -37,7 +37,7 @@ class LSTMRule(UpdateRule):
     .. math:: \Delta p = \eta\, (w \cdot h + b - \lambda p)
 
     with h the hidden state of the last of the :class:`~lightning_lopt.rules.shared.recurrent.Cell` s, which begin at 0;
-    the first sees :func:`log_and_sign` of the gradient, each further one the h of the one before.
+    the first cell reads :func:`log_and_sign` of the gradient, each further cell reads the h of the cell before.
 
     Args:
         hidden: size H of each cell.

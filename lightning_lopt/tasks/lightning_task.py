@@ -42,7 +42,7 @@ class LightningTask(Task):
 
     Mini-batches are drawn with replacement from the first ``max_batches`` batches of one pass over the dataloader.
     Dropout and other random functions of torch use a seed in the mini-batch: both particles of a pair have the same
-    masks, and the next step has others. :meth:`full_batch` contains all of the batches; its loss is their mean loss
+    masks, and the next step has new ones. :meth:`full_batch` contains all of the batches; its loss is their mean loss
     without dropout.
 
     A test with two inner runs decides whether ``vmap`` is used: if it fails or gives other numbers than a loop
@@ -63,7 +63,7 @@ class LightningTask(Task):
 
     Attributes:
         vmapped: whether ``vmap`` is used for losses and gradients.
-        reason: the reason if it is not, in words; empty if it is.
+        reason: why ``vmap`` is not used, in words; empty if it is used.
         uses_metrics: whether metrics of torchmetrics compute, since the loss needs them.
 
     Raises:
@@ -108,7 +108,8 @@ class LightningTask(Task):
         params = self._step.params()
         count = sum(value.numel() for value in params.values())
         self.name = name if name is not None else f"lightning/{kind}/p{count}"
-        self.random = self.strays = False  # whether the step draws random numbers; and some of them from global state
+        # whether the step draws random numbers, and whether some of them come from global state
+        self.random = self.strays = False
         self.vmapped = True
         scale = self._try_out(params)
         self.loss_scale = scale if loss_scale is None else loss_scale

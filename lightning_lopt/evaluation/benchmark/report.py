@@ -62,9 +62,9 @@ def text(result: ModelResult, limits: DeviceLimits) -> str:
 
 
 def picture(results: Sequence[ModelResult], limits: DeviceLimits) -> Figure:
-    """For each model a row of two panels: the parts of a training step, and bytes for each parameter.
+    """A row of two panels for each model: the parts of a training step, and bytes for each parameter.
 
-    A black tick in a bar of the first panel is the floor of the optimizer's step on the device.
+    A black tick in a bar of the first panel marks the floor of the optimizer's step on the device.
     """
     most = max(len(result.figures) for result in results)
     figure = empty_figure(10.0, len(results) * (0.3 * most + 1.0) + 0.5)

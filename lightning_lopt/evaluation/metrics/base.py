@@ -51,7 +51,7 @@ def mean(scores: Tensor) -> Tensor:
 
 
 def worst(scores: Tensor) -> Tensor:
-    """The largest, over problems, of the median over seeds; 1 where that is below 1."""
+    """The largest, over problems, of the median over seeds; 1 where that median is below 1."""
     return scores.quantile(0.5, -1).amax(-1).clamp(min=1.0)
 
 
@@ -102,7 +102,7 @@ class PairedRuns:
         step_cost: seconds of one training step with the reference, divided by those with ours; NaN where unknown.
 
     Raises:
-        ValueError: if the two do not belong together.
+        ValueError: if horizons or numbers of seeds differ, or ``loss_scale`` is not a positive number.
     """
 
     problem: str
@@ -151,7 +151,7 @@ class PairedMetric(Metric):
         super().__init__(**kwargs)
         self.resamples = resamples
         self.seed = seed
-        # A process without problems sends an empty tensor of this type, which has to be that of the others.
+        # A process without problems sends an empty tensor of this type; all processes must send the same type.
         self.set_dtype(torch.float64)
         self.add_state("values", default=[], dist_reduce_fx="cat")
         self.add_state("problems", default=[], dist_reduce_fx="cat")

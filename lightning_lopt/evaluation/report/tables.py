@@ -61,7 +61,7 @@ class TextTable:
 
 
 def outcome(log_ratio: float) -> Outcome:
-    """The outcome for a rule, from the log-ratio of its loss over another one; a difference up to 0.1 % is a tie.
+    """The outcome for a rule, from the log-ratio of its loss over another loss; a difference up to 0.1 % is a tie.
 
     >>> outcome(-0.5), outcome(0.0005), outcome(math.inf)
     ('win', 'tie', 'loss')

@@ -43,7 +43,7 @@ class Defeat:
         against: name of the baseline.
         problem: name of the problem.
         split: ``"train"`` or ``"valid"``.
-        factor: median over seeds of the rule's final loss over the baseline's, both with the floor; above :data:`TIE`.
+        factor: median over seeds of the rule's final loss over the baseline's, with a floor added; above :data:`TIE`.
         rule_loss: median final loss of the rule.
         baseline_loss: median final loss of the baseline.
         seeds: number of seeds on which the rule ends higher.
@@ -169,7 +169,7 @@ def _verdict(results: Results, values: Mapping[_Key, Number], rule: str, against
 
 
 def definitions() -> list[str]:
-    """The definitions of the metrics, a text for each kind, and that of their intervals."""
+    """The definitions of the metrics, a text for each kind, and the definition of their intervals."""
     return [*dict.fromkeys(metric.definition for metric in REPORTED.values()), INTERVALS]
 
 
@@ -222,7 +222,7 @@ def _by_meta_training(results: Results, values: Mapping[_Key, Number], rule: str
 
 
 def _defeats_of_rule(results: Results, rule: str) -> str:
-    """On how many problems and splits a rule is behind a baseline, and where by most."""
+    """On how many problems and splits a rule is behind a baseline, and where its factor is largest."""
     behind = [defeat for defeat in defeats(results) if defeat.rule == rule]
     comparisons = 2 * len(results.problems) * len(results.against)
     baselines = baseline_names(results)

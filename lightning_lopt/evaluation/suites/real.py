@@ -96,7 +96,7 @@ def synthetic_images() -> LabelledImages:
 
 
 def _parts(images: LabelledImages, side: int) -> tuple[LabelledImages, LabelledImages]:
-    """At most 2,000 standardised images for training, and at most 300 others for validation."""
+    """At most 2,000 standardised images for training, and at most 300 other images for validation."""
     order = torch.randperm(len(images), generator=generator(0, "real", "images"))[: MAX_TRAIN + MAX_VALID]
     chosen = images.take(order).resized(side).standardised()
     return chosen.split(MAX_VALID / (MAX_TRAIN + MAX_VALID), generator(0, "split"), MAX_VALID)

@@ -31,7 +31,7 @@ from lightning_lopt.rules import (
 PARTS = (1, 1, 1, 3, 1, 3, 1, 3, 1, 3, 3, 3, 3, 3)
 """Inputs of each part of the first layer of VeLO, Celo and Celo2."""
 
-# These parts, and the inputs of the first layer of AdafacMLP, in the order of the layers of this package.
+# Indices of these parts, and of the inputs of the first layer of AdafacMLP, as this package orders its layers.
 INNER, OUTER = (0, 1, 2, 3, 4, 5, 6, 7, 8, 13), (9, 11, 10, 12)
 ADAFAC_INNER = [*range(13), 25, 26, 27]
 ADAFAC_OUTER = [13, 14, 15, 19, 20, 21, 16, 17, 18, 22, 23, 24]
@@ -74,7 +74,12 @@ def _lstm(prefix: str, theta: Theta) -> dict[str, Tensor]:
 
 
 def _layers(names: Mapping[str, str], theta: Theta) -> dict[str, Tensor]:
-    """Layers by their names in this package and in the file."""
+    """The weights and biases of layers.
+
+    Args:
+        names: path of each layer in the file, by its name in this package.
+        theta: the arrays of the file.
+    """
     values: dict[str, Tensor] = {}
     for name, path in names.items():
         values |= {f"{name}.weight": theta[f"{path}/w"].mT, f"{name}.bias": theta[f"{path}/b"]}
@@ -101,7 +106,7 @@ def _adafac(theta: Theta) -> dict[str, Tensor]:
     values |= {f"network.bias_{layer}": theta[f"nn/~/b{layer}"] for layer in range(3)}
     offsets = {"momentum_offsets": "momentum_decays", "second_moment_offset": "rms_decays"}
     offsets |= {"factored_offsets": "adafactor_decays"}
-    # Without offsets, the decays are as the arguments say.
+    # A file without offsets leaves the decays at the values of the arguments.
     zeros = {"momentum_offsets": 3, "second_moment_offset": 1, "factored_offsets": 3}
     return values | {name: theta.get(path, first.new_zeros(zeros[name])) for name, path in offsets.items()}
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_lopt.rules.base import THETA_DTYPE
 from lightning_lopt.rules.shared.arithmetic import TINY
 
-PROMISE_LIMIT = 0.3  # one gradient says no more than that
+PROMISE_LIMIT = 0.3  # limit of the promise of one gradient
 LOWEST, HIGHEST = math.log(1e-3), 1.0  # of the logarithm of the common factor
 LEAST, MOST = -4.0, 1.5  # of the logarithm of what one tensor has beside it
 
@@ -58,7 +58,7 @@ class Calibration(nn.Module):
     def forward(
         self, memory: Tensor, log_factors: Tensor, promises: Tensor, step: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The common factor's logarithm, and what to remember.
+        """The logarithm of the common factor, and the memory for the next step.
 
         Args:
             memory: logarithm of the common factor and R, shape ``(2,)``; zeros before the first step.
@@ -74,7 +74,8 @@ class Calibration(nn.Module):
         memory_decay = step.to(memory.dtype) / (step + 1).to(memory.dtype)
         total = promises.sum()
         promised = _promised(memory_decay * promised, total)
-        promises = promises / torch.where(promised > 0, promised, total.abs() + TINY)  # the latter while there is no R
+        # While R is 0, the unit is the sum of the promises of this step.
+        promises = promises / torch.where(promised > 0, promised, total.abs() + TINY)
         share = promises.sum().clamp(-PROMISE_LIMIT, PROMISE_LIMIT)
         shrink = torch.exp(self.log_shrink) * (share + torch.exp(self.log_tolerance)).clamp(max=0.0)
         grow = torch.exp(self.log_grow) * share.clamp(min=0.0)
@@ -94,6 +95,6 @@ def promise(grad: Tensor, last_update: Tensor) -> Tensor:
 
 
 def _promised(before: Tensor, promise: Tensor) -> Tensor:
-    """The sum of what was promised with one promise more, which at most doubles it; 0-dim."""
+    """The sum of the promises after one more promise, which at most doubles the sum; 0-dim."""
     gain = promise.clamp(min=0.0)
     return before + torch.where(before > 0, torch.minimum(gain, before), gain)

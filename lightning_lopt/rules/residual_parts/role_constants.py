@@ -1,4 +1,4 @@
-"""What ResidualRule's hand-designed part has for constants: one of each kind for every role."""
+"""The constants of the hand-designed part of ResidualRule: one of each kind for every role."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from torch import Tensor, nn
 
 from lightning_lopt.rules.base import ROLES, THETA_DTYPE, Role, StepContext
 
-TYPICAL, BEND = 500.0, 1000.0  # horizons, in steps: of meta-training, and where a dependence on it sets in
+TYPICAL, BEND = 500.0, 1000.0  # steps: typical horizon of meta-training; horizon at which its influence begins
 
 
 class Constants(NamedTuple):
-    """What holds for the tensors of one role at one step, 0-dim each.
+    """The constants of the tensors of one role at one step, 0-dim each.
 
     Attributes:
         step_size: in units of the tensor's scale, schedule included.
         rms_floor: least scale of a tensor.
         weight_decay: in units of the step size.
         momentum_mix: weight of the momentum against the bare gradient.
-        momentum_rate: what the momentum takes in of a gradient.
-        momentum_weight: weights of all gradients in the momentum together, as if its rate had always been the present.
+        momentum_rate: weight of a new gradient in the momentum.
+        momentum_weight: sum of the weights of all gradients in the momentum, as if the present rate had always held.
         momentum_share: s such that (1 - s) g + s m is the mix of the gradient g and the momentum m without its bias to
             zero, but for a factor.
-        mix_factor: this factor.
-        moment_rate: what the second moment takes in.
+        mix_factor: the factor that ``momentum_share`` leaves out.
+        moment_rate: weight of a new square in the second moment.
         moment_root: root of the weights of all squares in the second moment together, for its bias correction.
-        rotated_rate: the same of the second moment in the eigenbases, and of the covariances.
-        rotated_root: likewise.
+        rotated_rate: ``moment_rate`` of the second moment in the eigenbases, and of the covariances.
+        rotated_root: ``moment_root`` of the second moment in the eigenbases.
         caution: share by which entries of a direction whose sign is not that of the gradient are shortened.
         coherence_power: power of a direction's coherence with which its step grows.
     """
@@ -76,9 +76,9 @@ class RoleConstants(nn.Module):
     Args:
         step_size: initial step size for all roles, > 0, in units of a tensor's initial RMS.
         weight_decay: initial weight decay for all roles, > 0, in units of the step size, as in AdamW.
-        rotated: whether any role is, which takes one constant more.
-        horizon_power: initial power for all roles with which step sizes fall with the horizon, and weight decay with
-            one of its own; ``None`` for no such constants.
+        rotated: whether any role has a second moment in eigenbases, which takes one more constant.
+        horizon_power: initial power for all roles with which step sizes fall with the horizon; the weight decay
+            has a separate power. ``None`` for no such constants.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class RoleConstants(nn.Module):
         self.logit_second_moment = table(logit(0.99), logit(0.99))
         self.log_weight_decay = table(math.log(weight_decay), math.log(weight_decay))
         if rotated:
-            self.logit_rotated_moment = table(logit(0.95), logit(0.95))  # and of the covariances whose bases it is in
+            self.logit_rotated_moment = table(logit(0.95), logit(0.95))  # also of the covariances of the eigenbases
         self.rotated = rotated
         self.moment_growth = table(0.0, 0.0)
         self.horizon_power = None if horizon_power is None else table(horizon_power, horizon_power)
@@ -143,7 +143,7 @@ class RoleConstants(nn.Module):
     def schedule(self, context: StepContext) -> Tensor:
         """Linear warm-up, then decay to 0 at the horizon, as factors on the step sizes of the roles, shape (4,).
 
-        With a horizon power h it is multiplied by ((T + 1000) / 1500)^-h for a horizon of T steps.
+        With a horizon power h the factors are multiplied by ((T + 1000) / 1500)^-h for a horizon of T steps.
         """
         step, total = context.scheduled_step, context.total_steps
         warmup = torch.sigmoid(self.logit_warmup) * total
@@ -162,7 +162,7 @@ def _grown(logit_beta: Tensor, growth: Tensor, context: StepContext) -> Tensor:
 
 
 def _fallen(value: Tensor, power: Tensor | None, context: StepContext) -> Tensor:
-    """``value`` times ((T + 1000) / 1500)^-power for a horizon of T steps, or as it is without a power."""
+    """``value`` times ((T + 1000) / 1500)^-power for a horizon of T steps, or ``value`` itself without a power."""
     return value if power is None else value * ((context.total_steps + BEND) / (TYPICAL + BEND)) ** -power
 
 

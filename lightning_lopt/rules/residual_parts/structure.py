@@ -11,23 +11,23 @@ from torch import Tensor
 from lightning_lopt.rules.contract.roles import Role
 from lightning_lopt.rules.shared.arithmetic import TINY, matrix_shape
 
-LARGEST_BLOCK = 1024  # rows and columns that are looked at: more tell little more, and their products take long
-SMALLEST_SIDE = 4  # fewer vectors tell nothing
+LARGEST_BLOCK = 1024  # most rows and columns that are used: more of them add little, and their products take long
+SMALLEST_SIDE = 4  # fewer vectors show nothing
 SMALLEST_GAIN = 8  # entries: of shorter vectors with random entries, some look like gains (one of 20,000 of this size)
-SIGNIFICANT = 4.0  # standard deviations that chance alone does not reach
+SIGNIFICANT = 4.0  # standard deviations above the mean that random vectors do not reach
 CLEAR = 0.3  # excess from which on a tensor counts as trained throughout: published weights have 0.5 to 300
 LARGEST = 1.0  # a single tensor counts no more than this excess in the mean over a model
 SURE = 3.0  # a model counts as trained throughout where its mean says so by a third
-SMALL_SIDE = 32.0  # so many vectors without excess are as likely of a trained matrix as of a new one
-ADAPTED = 0.6  # how trained adapters count whose examples are repeated, and the new head beside them
-NEW_HEAD = 0.5  # a head that does not look trained, or a bias of zeros, is new, but what it reads is not
-ROUNDING = 1e-6  # of entries, relative to their mean
-SPREAD = 1e-3  # of gains, relative to their mean, which are all equal at initialisation
-THIN = 4  # how many times as long as the other one the long side of a factor of an adapter is, at least
+SMALL_SIDE = 32.0  # this many vectors without excess are as likely in a trained matrix as in a new one
+ADAPTED = 0.6  # degree to which adapters, and a new head beside them, count as trained where examples are repeated
+NEW_HEAD = 0.5  # degree for a head without excess and a bias of zeros: they are new, but their inputs may not be
+ROUNDING = 1e-6  # rounding errors of entries, relative to their mean
+SPREAD = 1e-3  # largest spread of new gains, relative to their mean: they are equal at initialisation
+THIN = 4  # least ratio of the long side to the short side of a factor of an adapter
 
 
 class Signs(NamedTuple):
-    """What one tensor shows, 0-dim each; :func:`trained` puts the signs of all tensors together.
+    """Signs of training in one tensor, 0-dim each; :func:`trained` combines the signs of all tensors.
 
     Attributes:
         excess: see :func:`excess`.
@@ -35,14 +35,14 @@ class Signs(NamedTuple):
         weight: in the mean of the excess over the model: the number of pairs of vectors that it is the mean of, or 0
             for other tensors than matrices, of which a single one may come from elsewhere, as word vectors do.
         as_matrices: how far the tensor is taken to be as trained as the matrices of the model, from 0 to 1.
-        as_gains: likewise as its gains are.
+        as_gains: how far the tensor is taken to be as trained as the gains of the model, from 0 to 1.
         tells: 1 for a vector of 8 or more entries that are equal, as of new gains and new biases, or that are positive
             and nearly equal, as of trained gains of normalisation layers; else 0.
         moved: 1 for a vector of the second kind, else 0.
         is_matrix: 1 in the role ``matrix``, else 0.
         is_first: 1 for a matrix of that role that may be the first factor of an adapter of low rank (Hu et al. 2021,
             https://arxiv.org/abs/2106.09685): more than four times as many columns as rows, not all zero; else 0.
-        is_second: likewise the second factor: more than four times as many rows as columns, all zero.
+        is_second: 1 for a matrix that may be the second factor: more than four times as many rows as columns, all zero.
     """
 
     excess: Tensor
@@ -58,7 +58,7 @@ class Signs(NamedTuple):
 
 
 def signs_of(param: Tensor, role: Role) -> Signs:
-    """What one tensor shows before its first step.
+    """The signs of training in one tensor before its first step.
 
     >>> signs_of(torch.ones(8), "vector").moved, signs_of(torch.linspace(0.9, 1.1, 8), "vector").moved
     (tensor(0.), tensor(1.))
@@ -174,7 +174,7 @@ def _adapters(signs: Signs) -> Tensor:
 
 
 def chance(pairs: Tensor) -> Tensor:
-    r"""The excess that so many pairs of random vectors do not reach, but for one draw in some 30,000.
+    r"""The excess that this many pairs of random vectors exceed in only one of about 30,000 draws.
 
     The squared cosines add up to about a variable of the chi-squared distribution with P degrees of freedom, whose
     quantiles are :math:`P (1 - 2 / 9P + z \sqrt{2 / 9P})^3` (Wilson and Hilferty 1931), with z = 4 here.

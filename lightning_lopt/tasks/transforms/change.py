@@ -13,7 +13,7 @@ from lightning_lopt.tasks.transforms.base import TransformedTask
 
 
 class ChangingDataTask(TransformedTask):
-    """The first ``change`` inner steps have mini-batches of another task, all later ones those of ``task``.
+    """The first ``change`` inner steps have mini-batches of another task, all later steps those of ``task``.
 
     Mini-batches contain examples of both tasks; the number of steps so far, a carried entry of ``params``, decides
     which of them are used. Full batches are those of ``task``, so the measured loss is that of the later data.

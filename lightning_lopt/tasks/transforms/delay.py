@@ -1,4 +1,4 @@
-"""Delayed gradients: those of the parameters some steps ago, as in asynchronous training."""
+"""Delayed gradients: gradients at the parameters of some steps ago, as in asynchronous training."""
 
 from __future__ import annotations
 

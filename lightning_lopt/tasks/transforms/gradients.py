@@ -25,7 +25,7 @@ class NoisyGradientTask(TransformedTask):
     .. math:: g' = g + \lambda\, \mathrm{RMS}(g)\, z, \qquad z \sim \mathcal N(0, 1), \qquad
         \mathbb E\, \lVert g' \rVert^2 = (1 + \lambda^2) \lVert g \rVert^2
 
-    The noise comes with the batch, so the two particles of a pair share it; a full batch has none.
+    The noise comes with the batch, so the two particles of a pair share it; a full batch has no noise.
 
     Args:
         task: the task to change.

@@ -25,7 +25,7 @@ class SmallerBatchTask(TransformedTask):
         batch_size: number of examples to use, between 1 and ``task.batch_size``.
 
     Raises:
-        ValueError: if there is no such axis, or fewer examples than that.
+        ValueError: if ``task`` has no such axis, or ``batch_size`` is outside that range.
     """
 
     batch_size: int
@@ -71,7 +71,7 @@ class SmallerBatchTask(TransformedTask):
 
 @dataclass(frozen=True)
 class SmallerBatch(Transform):
-    """:class:`SmallerBatchTask` with a share of the batch drawn log-uniformly; tasks without a batch size stay.
+    """:class:`SmallerBatchTask` with a share of the batch drawn log-uniformly; tasks without batch size stay unchanged.
 
     Attributes:
         smallest: smallest share of a mini-batch to use, in (0, 1].
@@ -116,7 +116,7 @@ class FrozenTask(TransformedTask):
 
 @dataclass(frozen=True)
 class FrozenTensors(Transform):
-    """:class:`FrozenTask` with a random part of the tensors; a task with a single one stays.
+    """:class:`FrozenTask` with a random part of the tensors; a task with a single tensor stays unchanged.
 
     Attributes:
         largest: largest share of the tensors that are frozen, in [0, 1].
