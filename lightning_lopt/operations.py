@@ -190,8 +190,8 @@ class Shortened:
             return Operation(WITH_TENSOR[function], ([operand, constant], {}), results, False)
         return operation
 
-    def _constant(self, number: float, beside: int) -> Place:
-        key = repr(number), self._type(beside), self._tensors[beside].device
+    def _constant(self, number: float, operand_place: int) -> Place:
+        key = repr(number), self._type(operand_place), self._tensors[operand_place].device
         if key not in self._earlier:
             self._earlier[key] = [len(self._tensors)]
             self._tensors.append(torch.full((), number, dtype=key[1], device=key[2]))

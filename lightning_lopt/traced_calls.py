@@ -34,7 +34,7 @@ class TracedCalls:
     def __init__(self, count: int) -> None:
         self._count = count
         self._calls: list[tuple[TracedFunction, list[Value]]] = []
-        self._beside: list[Tensor] = []
+        self._captured: list[Tensor] = []
 
     def add(self, function: TracedFunction, arguments: Sequence[Value]) -> list[Value]:
         """Add a call, and return its results."""
@@ -45,15 +45,15 @@ class TracedCalls:
     def join(self, results: Sequence[Value]) -> None:
         """Prepare calls whose results are these values."""
         computed = list(dict.fromkeys(value for value in results if isinstance(value, tuple)))
-        beside = {id(x): x for function, _ in self._calls for x in function.beside}
-        self._beside = list(beside.values())
+        captured = {id(x): x for function, _ in self._calls for x in function.captured}
+        self._captured = list(captured.values())
         self._results = [(isinstance(x, int), x if isinstance(x, int) else computed.index(x)) for x in results]
-        place_beside = {key: self._count + index for index, key in enumerate(beside)}
-        values: list[Value] = [*range(self._count + len(beside))]
+        place_of_captured = {key: self._count + index for index, key in enumerate(captured)}
+        values: list[Value] = [*range(self._count + len(captured))]
         first, inputs = len(values), []
         for number, (function, arguments) in enumerate(self._calls):
             of_arguments = [values.index(arguments[index]) for index in function.read]
-            inputs.append([*of_arguments, *(place_beside[id(x)] for x in function.beside)])
+            inputs.append([*of_arguments, *(place_of_captured[id(x)] for x in function.captured)])
             values += [(number, index) for index in range(len(function.program.outputs))]
         outputs = [values.index(value) for value in computed]
         runs = [function.run for function, _ in self._calls]
@@ -64,7 +64,7 @@ class TracedCalls:
 
     def __call__(self, arguments: Sequence[Tensor]) -> list[Tensor]:
         """The results; a result that is an argument is the same tensor object."""
-        computed = self._run(*arguments, *self._beside)
+        computed = self._run(*arguments, *self._captured)
         return [arguments[index] if is_argument else computed[index] for is_argument, index in self._results]
 
 

@@ -41,9 +41,9 @@ class TracedFunction:
             bits, and its arguments must have the strides of ``arguments``, too.
 
     Attributes:
-        program: the operations, on some of the arguments and on ``beside``.
+        program: the operations, on some of the arguments and on ``captured``.
         read: indices of the arguments of the program.
-        beside: tensors that the function reads besides its arguments.
+        captured: tensors that the function reads besides its arguments.
         results: for each result whether it is an argument, and its index among the arguments or the results of the
             program.
         run: runs the program; ``None`` if nothing is computed.
@@ -74,7 +74,7 @@ class TracedFunction:
                     results = function(*arguments)
                 self._take(recording, results, shorter=build is interpreted)
                 if self.program.outputs:
-                    examples = [*(arguments[index] for index in self.read), *self.beside]
+                    examples = [*(arguments[index] for index in self.read), *self.captured]
                     self.run = build(self.program, [x.detach() for x in examples])
                 if build is interpreted:
                     results = self(arguments)
@@ -88,7 +88,7 @@ class TracedFunction:
         """The results of the function; a result that is an argument is the same tensor object."""
         computed: Sequence[Tensor] = ()
         if self.run is not None:
-            computed = self.run(*[arguments[index] for index in self.read], *self.beside)
+            computed = self.run(*[arguments[index] for index in self.read], *self.captured)
         return [arguments[index] if is_argument else computed[index] for is_argument, index in self.results]
 
     def _take(self, recording: _Recording, results: Sequence[Tensor], *, shorter: bool) -> None:
@@ -102,12 +102,12 @@ class TracedFunction:
             operations, constants = shortened.operations, shortened.constants
         operations = needed(operations, computed)
         reads = {place for operation in operations for place in operation.reads} | set(computed)
-        beside = [place for place in recording.beside if place in reads]
+        captured = [place for place in recording.captured if place in reads]
         self.read = [place for place in range(count) if place in reads]
-        self.beside = [recording.tensors[place] for place in beside]
+        self.captured = [recording.tensors[place] for place in captured]
         self.results = [(place < count, place if place < count else computed.index(place)) for place in places]
         constants = {place: x for place, x in constants.items() if place in reads}
-        self.program = Program(operations, [*self.read, *beside], computed, constants)
+        self.program = Program(operations, [*self.read, *captured], computed, constants)
 
 
 class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -116,7 +116,7 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Attributes:
         tensors: all tensors, the arguments first, by place; references to them ensure that ids are unique.
         count: number of arguments.
-        beside: places of tensors that are neither arguments nor results of an operator.
+        captured: places of tensors that are neither arguments nor results of an operator.
         operations: the calls in their order.
     """
 
@@ -127,13 +127,13 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for argument in arguments:
             self._add(argument)
         self.count = len(arguments)
-        self.beside: list[int] = []
+        self.captured: list[int] = []
         self.operations: list[Operation] = []
 
     def place_of(self, tensor: Tensor) -> int:
-        """The place of a tensor; a tensor without one gets a new place in ``beside``."""
+        """The place of a tensor; a tensor without one gets a new place in ``captured``."""
         if id(tensor) not in self._places:
-            self.beside.append(self._add(tensor))
+            self.captured.append(self._add(tensor))
         return self._places[id(tensor)]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -141,17 +141,17 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if refusal:
             raise UntraceableError(f"{func} {refusal}")
         arguments = mapped(Tensor, self._placed, (args, kwargs or {}))
-        made = func(*args, **(kwargs or {}))
-        if func in _ALIASES and made.shape == args[0].shape and made.stride() == args[0].stride():
-            self._add(made, self.place_of(args[0]))
-            return made
-        tensors = [made] if isinstance(made, Tensor) else [x for x in tree_leaves(made) if isinstance(x, Tensor)]
+        result = func(*args, **(kwargs or {}))
+        if func in _ALIASES and result.shape == args[0].shape and result.stride() == args[0].stride():
+            self._add(result, self.place_of(args[0]))
+            return result
+        tensors = [result] if isinstance(result, Tensor) else [x for x in tree_leaves(result) if isinstance(x, Tensor)]
         results = [self._places.get(id(x), -1) for x in tensors]
-        if mutates and any(0 <= place < self.count or place in self.beside for place in results):
+        if mutates and any(0 <= place < self.count or place in self.captured for place in results):
             raise UntraceableError(f"{func} writes into a tensor that the function did not make")
         results = [self._add(x) if place < 0 else place for x, place in zip(tensors, results, strict=True)]
         self.operations.append(Operation(func, arguments, results, mutates))
-        return made
+        return result
 
     def _placed(self, tensor: Tensor) -> Place:
         return Place(self.place_of(tensor))
@@ -198,7 +198,7 @@ def tensors_of(module: nn.Module) -> list[Tensor]:
 
 def same_bits(result: Tensor, expected: Tensor) -> bool:
     """Whether two tensors have the same shape, type and values, NaN among them."""
-    alike = result.shape == expected.shape and result.dtype == expected.dtype
-    if not alike or not result.is_floating_point():
-        return alike and torch.equal(result, expected)
+    is_similar = result.shape == expected.shape and result.dtype == expected.dtype
+    if not is_similar or not result.is_floating_point():
+        return is_similar and torch.equal(result, expected)
     return torch.allclose(result, expected, rtol=0, atol=0, equal_nan=True)

@@ -87,13 +87,13 @@ def climb(
         level = levels[-1]
         cost = PilotSeconds.of(level)
         tell(f"pilots of {horizon} steps: {level.seconds:.1f} s")
-        more = LEVELS - len(levels)
-        if horizon == total_steps or not more:
+        remaining_levels = LEVELS - len(levels)
+        if horizon == total_steps or not remaining_levels:
             break
         best = {level.best(split) for split in level.rule}
         exponents = sorted({b + offset for b in best for offset in (-1, 0, 1)} | {DEFAULT})
         runs = (len(exponents) + 1) * SEEDS
-        horizon = next_horizon(cost, until - time.perf_counter(), horizon, more, runs, total_steps)
+        horizon = next_horizon(cost, until - time.perf_counter(), horizon, remaining_levels, runs, total_steps)
     return levels
 
 

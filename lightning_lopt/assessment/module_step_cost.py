@@ -101,17 +101,17 @@ def _timed(
     for steps_made in range(ROUNDS + 1):
         for name, (step, optimizer) in rows.items():
             optimizer.zero_grad()
-            start = _now(device)
+            start = _synchronised_time(device)
             loss = step.loss_in(step(batches[steps_made % len(batches)]))
             loss.backward()  # type: ignore[no-untyped-call]
-            middle = _now(device)
+            middle = _synchronised_time(device)
             if name == "learned":
                 learned_optimizer.step(loss=loss.detach())
             else:
                 adamw_optimizer.step()
             if steps_made:  # the first step allocates memory, so it does not count
                 times["gradient"].append(middle - start)
-                times[name].append(_now(device) - middle)
+                times[name].append(_synchronised_time(device) - middle)
         spent = time.perf_counter() - began
         if (
             steps_made >= period
@@ -139,7 +139,7 @@ def _mean_of_period(times: list[float], period: int) -> float:
     return sum(min(times[place::period]) for place in range(period)) / period
 
 
-def _now(device: torch.device) -> float:
+def _synchronised_time(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

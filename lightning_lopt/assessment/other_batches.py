@@ -16,7 +16,7 @@ from lightning_lopt.tasks.base import Task
 from lightning_lopt.tasks.users_code import named
 
 FACTORS = (0.5, 2.0)  # factors on the batch size; the levels have 1
-FEW = 1.5  # number of passes over the data without memorising
+FEW_PASSES = 1.5  # number of passes over the data without memorising
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def batches_for(horizon: int, *, total_steps: int, length: int | None) -> int | 
     >>> batches_for(100, total_steps=1000, length=200), batches_for(100, total_steps=1000, length=900)
     (20, None)
     """
-    if not length or total_steps < FEW * length:
+    if not length or total_steps < FEW_PASSES * length:
         return None
     return max(1, round(length * horizon / total_steps))
 

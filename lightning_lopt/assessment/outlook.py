@@ -88,9 +88,9 @@ def outlook(
     if matched is not None and split == "valid" and not default:
         ratio = level_log_ratio(matched, split)
         if float(ratio.mean()) > expected:
-            apart = (float(ratio.mean()) - expected) / 2
+            half_gap = (float(ratio.mean()) - expected) / 2
             expected = float(ratio.mean())
-            spread = math.hypot(NOISE * _error(ratio), drift * _doublings(matched, total_steps), apart)
+            spread = math.hypot(NOISE * _error(ratio), drift * _doublings(matched, total_steps), half_gap)
     rule, adamw, positive = _losses(levels[-1], split, default)
     medians = tuple(float(torch.nan_to_num(losses, nan=torch.inf).median()) for losses in (rule, adamw))
     return Outlook(points, expected, spread, doublings, (medians[0], medians[1]), positive)
@@ -117,8 +117,8 @@ def level_log_ratio(level: Level, split: Split, *, default: bool = False) -> Ten
     rule, adamw, positive = _losses(level, split, default)
     if positive:
         return log_ratio(rule, adamw, start)
-    way = (start.median() - adamw.median()).abs().clamp(min=1e-12)
-    return torch.where(rule.isfinite(), (rule - adamw) / way, CAP).clamp(-CAP, CAP)
+    decrease = (start.median() - adamw.median()).abs().clamp(min=1e-12)
+    return torch.where(rule.isfinite(), (rule - adamw) / decrease, CAP).clamp(-CAP, CAP)
 
 
 def _drift(points: Sequence[tuple[int, float]]) -> float:

@@ -30,7 +30,7 @@ from lightning_lopt.tasks.users_code import named
 if TYPE_CHECKING:
     import lightning.pytorch as L
 
-MOST = 200  # largest number of batches that are read
+MAX_BATCHES = 200  # largest number of batches that are read
 FOR_COST, FOR_READING, FOR_READING_VALIDATION = 0.1, 0.2, 0.1  # shares of the budget
 
 
@@ -139,7 +139,9 @@ class _Plan:
         cost = self._measure_cost(subject)
         deadline = self._deadline(cost)
         self.tell("reading batches")
-        subject.read(min(MOST, self.total_steps), deadline.at(FOR_READING), FOR_READING_VALIDATION * deadline.seconds)
+        subject.read(
+            min(MAX_BATCHES, self.total_steps), deadline.at(FOR_READING), FOR_READING_VALIDATION * deadline.seconds
+        )
         pilots = AllPilots(self.rule, self.total_steps, cost, deadline, self.against, self.tell).run(subject)
         missing = self._gaps(subject, cost, pilots.notes)
         outlooks = self._outlooks(pilots, cost, len(missing))

@@ -17,7 +17,7 @@ from lightning_lopt.assessment.pilots import Level, OutOfTime, adamw_runs, losse
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.tasks.base import Split, Task
 
-SAME = 1.05  # slowdown below which times count as equal, since clocks are not more exact
+EQUAL_SLOWDOWN = 1.05  # slowdown below which times count as equal, since clocks are not more exact
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class LongerRuns:
 
 def time_for_levels(seconds: float, slowdown: float) -> float:
     """The part of ``seconds`` for the levels, such that there is time for longer runs of AdamW after them."""
-    if slowdown < SAME:
+    if slowdown < EQUAL_SLOWDOWN:
         return seconds
     # Counted in steps of AdamW, the levels take slowdown + 4 (the rule and four rates), the longer runs 3 x slowdown.
     return seconds / (1 + 3 * slowdown / (slowdown + 4))
@@ -61,7 +61,7 @@ def longer_runs(
     Returns:
         the runs; ``None`` if the rule is not slower, or there is no time.
     """
-    if slowdown < SAME:
+    if slowdown < EQUAL_SLOWDOWN:
         return None
     best = {levels[-1].best(split) for split in levels[-1].rule}
     exponents = sorted({exponent + offset for exponent in best for offset in (-1, 0, 1)})
@@ -93,7 +93,7 @@ def in_the_same_time(levels: Sequence[Level], longer: LongerRuns | None, slowdow
         longer: see :func:`longer_runs`.
         slowdown: factor on the steps; below 1 it counts as 1.
     """
-    if slowdown < SAME:
+    if slowdown < EQUAL_SLOWDOWN:
         return list(levels)
     timed = []
     for level in levels:

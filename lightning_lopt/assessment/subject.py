@@ -72,8 +72,8 @@ class Subject(ModuleWithData):
         """At most ``MEASURED`` validation batches, of the size of the training batches if possible."""
         if self.held_out is None or not self.held_out.batches:
             return []
-        same = regrouped(self.held_out.batches, self.size) if self.size else None
-        return self.moved((same or self.held_out.batches)[:MEASURED])
+        same_size_batches = regrouped(self.held_out.batches, self.size) if self.size else None
+        return self.moved((same_size_batches or self.held_out.batches)[:MEASURED])
 
 
 def _check_optimizers(host: Any) -> None:

@@ -68,9 +68,9 @@ def judge(
         reasons.append("no optimizer lowered the loss in the pilots, so look at the model and the data first")
     compared = [_sentence(tuned, split, "an AdamW with a swept learning rate")]
     if slowdown >= SLOWER or (timed is not None and timed.ahead != tuned.ahead):
-        more = f"an AdamW that makes {slowdown:.1f} times as many in the same time"
+        reference = f"an AdamW that makes {slowdown:.1f} times as many in the same time"
         is_known = timed is not None and (is_shown or timed.behind)
-        compared.append(_sentence(timed, split, more) if timed is not None and is_known else _unknown(slowdown))
+        compared.append(_sentence(timed, split, reference) if timed is not None and is_known else _unknown(slowdown))
     if timed is not None and timed.behind and not tuned.behind:
         compared.reverse()
     reasons += compared

@@ -29,7 +29,7 @@ class Logs:
         self._trainer = trainer
         names = [PREFIX] if len(optimizers) == 1 else [f"{PREFIX}/{index}" for index in range(len(optimizers))]
         self._optimizers = dict(zip(names, optimizers, strict=True))
-        self._asked: set[str] = set()
+        self._requested: set[str] = set()
 
     @property
     def _are_due(self) -> bool:
@@ -41,23 +41,23 @@ class Logs:
         return self._trainer.fit_loop.epoch_loop._batches_that_stepped
 
     def ask(self) -> None:
-        """Before a step that is logged: let it compute the diagnostics."""
+        """Called before a step: a step that is logged computes the diagnostics."""
         if self._are_due:
-            # An optimizer that makes no step in this batch answers after a later one.
-            for name in self._optimizers.keys() - self._asked:
+            # An optimizer that makes no step in this batch computes them at a later step.
+            for name in self._optimizers.keys() - self._requested:
                 self._optimizers[name].signals.wants_diagnostics = True
-                self._asked.add(name)
+                self._requested.add(name)
 
     def write(self, scaler_skipped: dict[LearnedOptimizer, int]) -> None:
-        """After a batch: log, if this is a step that is logged; only then it waits for the device."""
+        """Called after a batch: write the logs, if this step is logged; only then it waits for the device."""
         if not self._are_due or self._trainer.fit_loop._should_accumulate():
             return
         metrics: dict[str, float] = {}
-        for name in sorted(self._asked):
+        for name in sorted(self._requested):
             optimizer = self._optimizers[name]
             if optimizer.signals.wants_diagnostics:  # the optimizer has made no step since
                 continue
-            self._asked.remove(name)
+            self._requested.remove(name)
             if self._trainer.is_global_zero:
                 diagnostics = {**optimizer.signals.diagnostics, **_counters(optimizer)}
                 if optimizer in scaler_skipped:

@@ -255,7 +255,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
             rank_zero_warn(f"OnlineMetaTraining stops here, and the fit goes on: {failure}")
             self.rounds.stop()
             return
-        present_loss = losses[search.here]
+        present_loss = losses[search.theta_index]
         ahead = self.rounds.tell(losses)
         self._use(search.chosen)
         self.rounds.plan(self._step, self._optimizer.total_steps)

@@ -31,7 +31,7 @@ class AfterSetup:
     stay as they are.
     """
 
-    def __init__(self, trainer: L.Trainer, then: Callable[[L.Trainer], None]) -> None:
+    def __init__(self, trainer: L.Trainer, on_set_up: Callable[[L.Trainer], None]) -> None:
         self._strategy = strategy = trainer.strategy
         set_up = strategy.setup_optimizers
 
@@ -39,7 +39,7 @@ class AfterSetup:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*this fit will run with no optimizer.*")
                 set_up(trainer)
-            then(trainer)
+            on_set_up(trainer)
 
         strategy.setup_optimizers = setup_optimizers  # type: ignore[method-assign]
 
@@ -107,16 +107,16 @@ def _carry_over(original: Optimizer, learned: LearnedOptimizer) -> list[str]:
     if max(rates) == 0.0:
         lost.append("lr=0 in all groups, which counts as no choice of a rate (one group among others stays frozen)")
         rates = [factor] * len(rates)
-    top, most = max(rates), max(decays)
-    unit = top / factor if top and factor else 1.0
+    largest_rate, largest_decay = max(rates), max(decays)
+    unit = largest_rate / factor if largest_rate and factor else 1.0
     for group, old, rate, its_decay in zip(learned.param_groups, groups, rates, decays, strict=True):
         group["lr"] = rate if factor else 0.0
         group["lr_unit"] = unit
-        group["weight_decay"] = decay * (its_decay / most if most else 1.0)
+        group["weight_decay"] = decay * (its_decay / largest_decay if largest_decay else 1.0)
         for key, value in old.items():
             if key not in SCHEDULERS_KEYS:
                 group.setdefault(key, value)
-    learned.defaults.update(lr=top if factor else 0.0, lr_unit=unit)  # for groups that are added later
+    learned.defaults.update(lr=largest_rate if factor else 0.0, lr_unit=unit)  # for groups that are added later
     if len(set(decays)) > 1 and not decay:
         lost.append(f"weight_decay that differs by group ({', '.join(f'{value:g}' for value in decays)})")
     return lost

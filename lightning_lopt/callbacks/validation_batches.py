@@ -67,7 +67,7 @@ class ValidationBatches:
             module: the module that is trained.
         """
         if self._read is None:
-            self._read = _read_beside(trainer, module, self.limit)
+            self._read = _read_from_dataset(trainer, module, self.limit)
             if self._read:
                 self.recorded = []
         if self._read:
@@ -83,7 +83,7 @@ class ValidationBatches:
         return pytree.tree_map_only(Tensor, lambda leaf: leaf.to(device), trees)  # type: ignore[no-any-return]
 
 
-def _read_beside(trainer: Any, module: Any, limit: int) -> list[Any]:
+def _read_from_dataset(trainer: Any, module: Any, limit: int) -> list[Any]:
     """The first batches of the first validation dataloader, if its dataset can be read without it; else none."""
     loader = next((entry for entry in pytree.tree_leaves(trainer.val_dataloaders) if entry is not None), None)
     owners = [module, getattr(trainer, "datamodule", None)]
@@ -92,13 +92,13 @@ def _read_beside(trainer: Any, module: Any, limit: int) -> list[Any]:
     convert, move = trainer.precision_plugin.convert_input, trainer.strategy.batch_to_device
     try:
         with random_states_restored(), generators_restored(loader):
-            return [move(convert(batch)) for batch in islice(_beside(loader), limit)]
+            return [move(convert(batch)) for batch in islice(_dataset_batches(loader), limit)]
     except Exception as error:
         rank_zero_warn(f"OnlineMetaTraining goes without validation batches, which it cannot read ({named(error)}).")
         return []
 
 
-def _beside(loader: Any) -> Iterator[Any]:
+def _dataset_batches(loader: Any) -> Iterator[Any]:
     """Batches of a plain loader of a map-style dataset, in an order that depends on nothing but its arguments."""
     if type(loader) is not DataLoader or isinstance(loader.dataset, IterableDataset):
         return

@@ -42,14 +42,14 @@ def compare(
     """
     for problem in problems:
         measured: dict[str, Measurement] = {}
-        for names in _alike(rules):
+        for names in _groups_of_one_config(rules):
             runs = run_rules([rules[name] for name in names], problem, seeds=baselines.seeds, seed=seed)
             measured |= {name: replace(run, optimizer=name) for name, run in zip(names, runs, strict=True)}
         measured |= {name: baselines(problem, name) for name in against}
         yield ProblemResult.of(problem, {name: measured[name] for name in (*rules, *against)})
 
 
-def _alike(rules: Mapping[str, UpdateRule]) -> list[list[str]]:
+def _groups_of_one_config(rules: Mapping[str, UpdateRule]) -> list[list[str]]:
     """Names of rules, in groups with the same class and config."""
     groups: dict[str, list[str]] = {}
     for name, rule in rules.items():

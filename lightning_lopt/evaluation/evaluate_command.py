@@ -87,19 +87,19 @@ def _main(command: str, arguments: Sequence[str]) -> int:
 
 
 def _parser(command: str) -> CommandParser:
-    several = command == "compare"
+    is_compare = command == "compare"
     known = BASELINES | FINE_TUNING_BASELINES
-    rules = "base base@start" if several else "base"
+    rules = "base base@start" if is_compare else "base"
     parser = CommandParser(
         command,
-        f"Measure {'several rules' if several else 'a rule'} beside tuned baselines on a suite of problems, and write "
-        "a report. Rules are used as they are. If it is stopped, run it again to continue.",
+        f"Measure {'several rules' if is_compare else 'a rule'} beside tuned baselines on a suite of problems, and "
+        "write a report. Rules are used as they are. If it is stopped, run it again to continue.",
         notes=["baselines:\n" + "\n".join(f"  {name}: {sweep.description}" for name, sweep in known.items())],
         example=f"lightning-lopt {command} {rules} --suite tiny --against adamw,muon --out report",
     )
     parser.add_argument(
         "rules",
-        nargs="+" if several else 1,
+        nargs="+" if is_compare else 1,
         metavar="RULE",
         help=f"embedded rule, folder or hf:// address; RULE{START} is the same rule before meta-training",
     )

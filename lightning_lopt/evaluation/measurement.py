@@ -212,11 +212,11 @@ def measured_in_windows(models: SideBySide, task: Task, steps: int, *, copies: i
 
     windows: list[Tensor] = []
     checkpoints: list[Batch] = []
-    made = 0
+    steps_made = 0
     with torch.no_grad():
         for end in window_ends(steps):  # every checkpoint is the end of a window too
-            windows.append(models.advance(end - made).mean(0))
-            made = end
+            windows.append(models.advance(end - steps_made).mean(0))
+            steps_made = end
             if end in window_ends(steps, CHECKPOINTS):
                 checkpoints.append(models.on_full_batch("valid", loss) | models.on_full_batch("valid", task.metrics))
                 models.validated(checkpoints[-1]["loss"])

@@ -38,8 +38,8 @@ def call_in_processes(
         waiting = {pool.submit(_call, value): value for value in inputs}
         try:
             while waiting:
-                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
+                finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in finished:
                     yield waiting.pop(future), future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

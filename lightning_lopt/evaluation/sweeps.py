@@ -79,7 +79,7 @@ class Sweep:
     def start(self, task: Task, horizon: int, *, seeds: int, device: torch.device | str) -> SideBySide:
         """Models before their first step, ``seeds`` models for each learning rate; see :meth:`run`."""
         task = head_alone(task) if self.head_alone else task
-        rules, packaged = self._made(self.learning_rates, device)
+        rules, packaged = self._optimizers_at(self.learning_rates, device)
         if rules:
             return RuleModels(rules, task, horizon, seeds, SEED)
         return packaged_models(packaged, task, horizon, seeds=seeds, seed=SEED, device=device)
@@ -95,7 +95,7 @@ class Sweep:
         together = max(1, SIDE_BY_SIDE // (entries * seeds))
         measured: list[Measurement] = []
         for first in range(0, len(self.learning_rates), together):
-            rules, packaged = self._made(self.learning_rates[first : first + together], device)
+            rules, packaged = self._optimizers_at(self.learning_rates[first : first + together], device)
             if rules:
                 measured += run_rules(rules, solved, seeds=seeds, seed=SEED)
             else:
@@ -104,7 +104,7 @@ class Sweep:
                 measured += measured_in_windows(models, task, horizon, copies=len(packaged))
         return measured
 
-    def _made(
+    def _optimizers_at(
         self, rates: Sequence[float], device: torch.device | str
     ) -> tuple[list[UpdateRule], list[PackagedOptimizer]]:
         """The optimizers at some learning rates: rules, or classes of another package."""

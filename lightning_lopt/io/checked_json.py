@@ -12,7 +12,7 @@ from lightning_lopt.io.files import parse_json_object, show
 from lightning_lopt.io.whole import write_whole
 
 LARGEST = 64 * 2**20  # bytes of a file
-_MOST = 1000  # entries of an object or a list
+_MAX_ENTRIES = 1000  # entries of an object or a list
 _LONGEST = 20_000  # characters of a text
 
 _Built = TypeVar("_Built")
@@ -44,15 +44,15 @@ def read_json(path: Path, build: Callable[[Any], _Built]) -> _Built:
 
 def as_object(value: Any, what: str) -> dict[str, Any]:
     """``value``, if it is an object of bounded size."""
-    if not isinstance(value, dict) or len(value) > _MOST:
-        raise ValueError(f"{what} must be an object of at most {_MOST} entries, got {show(value)}")
+    if not isinstance(value, dict) or len(value) > _MAX_ENTRIES:
+        raise ValueError(f"{what} must be an object of at most {_MAX_ENTRIES} entries, got {show(value)}")
     return value
 
 
 def as_list(value: Any, what: str) -> Sequence[Any]:
     """``value``, if it is a list of bounded length."""
-    if not isinstance(value, list) or len(value) > _MOST:
-        raise ValueError(f"{what} must be a list of at most {_MOST} entries, got {show(value)}")
+    if not isinstance(value, list) or len(value) > _MAX_ENTRIES:
+        raise ValueError(f"{what} must be a list of at most {_MAX_ENTRIES} entries, got {show(value)}")
     return value
 
 

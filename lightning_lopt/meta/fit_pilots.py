@@ -119,8 +119,8 @@ def agreed(trainer: Any, module: Any, losses: Callable[[], Tensor], count: int) 
     except Exception as error:
         failure = str(error) if type(error) is ValueError else named(error)
     failed = torch.tensor(float(bool(failure)), device=module.device)
-    both = torch.cat([losses_here.to(failed.device).float(), failed[None]])
-    both = trainer.strategy.reduce(both, reduce_op="mean").cpu()
-    if both[-1] > 0 and not failure:
+    losses_and_failure = torch.cat([losses_here.to(failed.device).float(), failed[None]])
+    losses_and_failure = trainer.strategy.reduce(losses_and_failure, reduce_op="mean").cpu()
+    if losses_and_failure[-1] > 0 and not failure:
         failure = "another rank could not make its pilots."
-    return both[:-1], failure
+    return losses_and_failure[:-1], failure

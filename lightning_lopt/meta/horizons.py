@@ -74,8 +74,8 @@ class Horizons:
         >>> Horizons(10, 1000, curriculum=100).longest_at(50)
         100.0
         """
-        done = min(1.0, outer_step / self.curriculum) if self.curriculum else 1.0
-        return float(self.shortest * (self.last / self.shortest) ** done)
+        progress = min(1.0, outer_step / self.curriculum) if self.curriculum else 1.0
+        return float(self.shortest * (self.last / self.shortest) ** progress)
 
     def draw(self, seed: int, outer_step: int, first_of: tuple[int, int] | None = None) -> int:
         """A horizon, drawn from ``seed`` alone.

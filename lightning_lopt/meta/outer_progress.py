@@ -59,8 +59,8 @@ class OuterProgress(ProgressBar):
         if self._progress is None:
             return
         metrics = {name: value for name, value in self.get_metrics(trainer, pl_module).items() if name != "v_num"}
-        said = ", ".join(
+        metrics_text = ", ".join(
             f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in metrics.items()
         )
         total = max(trainer.max_steps, trainer.global_step) if trainer.max_steps >= 0 else None
-        self._progress.to(trainer.global_step, total, said or "the first outer step")
+        self._progress.to(trainer.global_step, total, metrics_text or "the first outer step")

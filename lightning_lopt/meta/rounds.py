@@ -125,7 +125,7 @@ class Rounds:
 
     def tell(self, losses: Tensor) -> float:
         """Take in the losses of a round, shape ``(N,)``, and return how far θ is ahead (:meth:`Search.tell`)."""
-        cost, present_loss = self.cost, losses[self.current_search.here]
+        cost, present_loss = self.cost, losses[self.current_search.theta_index]
         if self.first_loss is None and present_loss.isfinite():
             self.first_loss = float(present_loss.abs())
         ahead = self.current_search.tell(losses, LEAST_LOSS * (self.first_loss or 1.0))

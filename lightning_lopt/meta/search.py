@@ -103,7 +103,7 @@ class Search:
         return 2 * self.pairs + 1 + self._moved
 
     @property
-    def here(self) -> int:
+    def theta_index(self) -> int:
         """Index of the particle of the next round that is θ itself."""
         return 2 * self.pairs
 
@@ -132,7 +132,7 @@ class Search:
         Returns:
             the relative difference of the loss of θ, before the change, to that of the start; below 0 if θ is better.
         """
-        present_loss = losses[self.here]
+        present_loss = losses[self.theta_index]
         unit = max(float(present_loss.abs()) if present_loss.isfinite() else 0.0, scale)
         reference = present_loss if present_loss.isfinite() else losses.new_zeros(())
         relative = torch.where(losses.isfinite(), (losses - reference) / unit, 1.0).clamp(-1.0, 1.0)
@@ -140,7 +140,7 @@ class Search:
             relative = torch.where(losses.isfinite(), -1.0, 1.0).to(losses)
         plus, minus = relative[: self.pairs], relative[self.pairs : 2 * self.pairs]
         gradient = {name: es_gradient(plus - minus, noise, sigma=self.sigma) for name, noise in self._noise().items()}
-        ahead = float(relative[self.here] - relative[-1])
+        ahead = float(relative[self.theta_index] - relative[-1])
         moves = {
             name: (self.gain * self.sigma**2 * value).clamp(-self.sigma, self.sigma) for name, value in gradient.items()
         }
@@ -214,7 +214,7 @@ class SequentialTest(Search):
         return 2
 
     @property
-    def here(self) -> int:
+    def theta_index(self) -> int:
         return 0
 
     def ask(self) -> Theta:

@@ -52,7 +52,7 @@ def fitting_state(
                 "was written by another optimizer or rule: resume with that one, or load the model's weights alone."
             )
     _check_counters(saved_groups[0])
-    sizes, saved_sizes = ([len(group["params"]) for group in each] for each in (groups, saved_groups))
+    sizes, saved_sizes = ([len(group["params"]) for group in group_list] for group_list in (groups, saved_groups))
     if sizes != saved_sizes:
         raise ValueError(
             f"this optimizer state has parameter groups of sizes {saved_sizes} where {sizes} are needed; it belongs to "

@@ -83,8 +83,8 @@ def measured(
 
 def _stacked(numbers: Sequence[Tensor], device: torch.device) -> Tensor:
     """0-dim tensors as float32, shape (n,)."""
-    same = all(x.dtype == torch.float32 and x.device == device for x in numbers)
-    return torch.stack(list(numbers) if same else [x.to(device, torch.float32) for x in numbers])
+    are_float32 = all(x.dtype == torch.float32 and x.device == device for x in numbers)
+    return torch.stack(list(numbers) if are_float32 else [x.to(device, torch.float32) for x in numbers])
 
 
 def _rate(rates: Sequence[Any], device: torch.device) -> Any:

@@ -52,8 +52,8 @@ def trained_shares(
     readable = {m.name: (m.param.detach().float(), m.role) for m in members if _can_be_read(m.param)}
     if not readable:
         return {}, None
-    each = (signs_of(param, role) for param, role in readable.values())
-    signs = Signs(*(torch.stack(values) for values in zip(*each, strict=True)))
+    signs_of_tensors = (signs_of(param, role) for param, role in readable.values())
+    signs = Signs(*(torch.stack(values) for values in zip(*signs_of_tensors, strict=True)))
     return dict(zip(readable, trained(signs, repetition).tolist(), strict=True)), depth_of(signs)
 
 

@@ -95,9 +95,9 @@ def not_finite(loss: Tensor | None, gradients: Mapping[str, Tensor], updates: Ma
 
     if loss is not None and not bool(torch.isfinite(loss)):
         return f"the loss was {float(loss)}"
-    for what, tensors in (("gradients", gradients), ("updates", updates)):
+    for kind, tensors in (("gradients", gradients), ("updates", updates)):
         culprits = names(tensors)
         if culprits:
-            more = f" and {len(culprits) - 3} more" if len(culprits) > 3 else ""
-            return f"{what} of {', '.join(map(repr, culprits[:3]))}{more} were not finite"
+            suffix = f" and {len(culprits) - 3} more" if len(culprits) > 3 else ""
+            return f"{kind} of {', '.join(map(repr, culprits[:3]))}{suffix} were not finite"
     return "a loss, gradients or updates were not finite"

@@ -137,13 +137,15 @@ class Celo2BaseRule(UpdateRule):
         self, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], count: Tensor
     ) -> tuple[FeatureInputs, list[Tensor]]:
         """The inputs of the inner features, and the outer features, after ``count`` steps."""
-        seen = None
+        corrected = None
         if self.bias_correction:
             count = count.to(param.dtype)
-            seen = {key: unbiased(x, self.factored_decays, count) for key, x in state.items() if key in FACTORED}
-            seen["momentum"] = unbiased(state["momentum"], self.momentum_decays, count)
-            seen["second_moment"] = state["second_moment"] / bias_correction(self.second_moment_decay, count)
-        return averaged_features(param, grad, state, self._ties, eps=SECOND_MOMENT_EPS, diagonal_eps=None, seen=seen)
+            corrected = {key: unbiased(x, self.factored_decays, count) for key, x in state.items() if key in FACTORED}
+            corrected["momentum"] = unbiased(state["momentum"], self.momentum_decays, count)
+            corrected["second_moment"] = state["second_moment"] / bias_correction(self.second_moment_decay, count)
+        return averaged_features(
+            param, grad, state, self._ties, eps=SECOND_MOMENT_EPS, diagonal_eps=None, corrected=corrected
+        )
 
     def _step(self, param: Tensor, outputs: Tensor) -> Tensor:
         """The update without weight decay, of the shape of ``param``, from the network's outputs."""

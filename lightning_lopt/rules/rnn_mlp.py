@@ -144,11 +144,11 @@ class RNNMLPRule(UpdateRule):
             raise ValueError("RNNMLPRule reads the loss, but StepContext.loss is None; pass the loss.")
         losses = LossStatistics(*shared["train_loss"]).updated(context.loss, TRAIN_DECAY)
         valid = LossStatistics(*shared["valid_loss"])
-        both = context.loss, valid.mean * valid.corrected(VALID_DECAY)
-        seen = torch.stack([losses.whiten(loss, TRAIN_DECAY) for loss in both])
+        loss_pair = context.loss, valid.mean * valid.corrected(VALID_DECAY)
+        whitened = torch.stack([losses.whiten(loss, TRAIN_DECAY) for loss in loss_pair])
         begun = shared["train_loss"][2] > 0
-        from_lstm = torch.where(begun, shared["from_lstm"], self.initial_from_lstm.to(seen.dtype))
-        return RNNMLPMoment(context.step, torch.stack(losses), seen, from_lstm, clip_limit(shared["clip"]))
+        from_lstm = torch.where(begun, shared["from_lstm"], self.initial_from_lstm.to(whitened.dtype))
+        return RNNMLPMoment(context.step, torch.stack(losses), whitened, from_lstm, clip_limit(shared["clip"]))
 
     def summary(self, inputs: TensorInputs, at: RNNMLPMoment) -> Columns:
         moments = self._moments(inputs, at)

@@ -78,8 +78,8 @@ class FlowMatchingTask(RandomExamplesTask):
     def velocity(self, params: Params, x: Tensor, time: Tensor) -> Tensor:
         """Output of the network, shape ``(B, D)``, for pixels ``(B, D)`` at times ``(B, 1)``."""
         angles = time * (math.pi * 2.0 ** torch.arange(FREQUENCIES, device=time.device) / 2)
-        seen = torch.cat([x, angles.sin(), angles.cos()], -1)
-        return mlp(params, "layers", seen, self.layers, self.activation)
+        network_inputs = torch.cat([x, angles.sin(), angles.cos()], -1)
+        return mlp(params, "layers", network_inputs, self.layers, self.activation)
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         images, noise, time = batch["inputs"], batch["noise"], batch["time"]

@@ -56,8 +56,8 @@ class ImageAutoencoderTask(ReconstructionTask):
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         images = batch["inputs"]
-        seen = images + self.corruption * batch["noise"] if self.corruption else images
-        return F.mse_loss(self.decode(params, self.encode(params, seen)), images)
+        corrupted = images + self.corruption * batch["noise"] if self.corruption else images
+        return F.mse_loss(self.decode(params, self.encode(params, corrupted)), images)
 
 
 class ImageAutoencoder(ReconstructionFamily):

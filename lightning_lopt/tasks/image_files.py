@@ -162,10 +162,14 @@ def _read_idx_stream(
     shape = struct.unpack(f">{dims}I", header[4:])
     data_bytes = math.prod(shape)
     if length + data_bytes > at_most or (exact is not None and length + data_bytes != exact):
-        there = f"holds {exact} bytes" if exact is not None else f"can hold at most {at_most} bytes"
-        raise ValueError(f"{path}: its header asks for {length + data_bytes} bytes but the file {there}; get it again.")
+        size_of_file = f"holds {exact} bytes" if exact is not None else f"can hold at most {at_most} bytes"
+        raise ValueError(
+            f"{path}: its header asks for {length + data_bytes} bytes but the file {size_of_file}; get it again."
+        )
     content = file.read(data_bytes + 1)
     if len(content) != data_bytes:
-        more = "more than that" if len(content) > data_bytes else str(len(content))
-        raise ValueError(f"{path}: its header asks for {data_bytes} bytes of data but there are {more}; get it again.")
+        number_read = "more than that" if len(content) > data_bytes else str(len(content))
+        raise ValueError(
+            f"{path}: its header asks for {data_bytes} bytes of data but there are {number_read}; get it again."
+        )
     return np.frombuffer(content, dtype=np.uint8).reshape(shape)

@@ -47,11 +47,11 @@ class StackedBatches:
                 f"{what}: of {len(flat)} batches only {count} have the same shapes ({_show(common)}); pad or crop "
                 "examples to one size, or group them by size and make a task of each group."
             )
-        alike = [entry for entry, shape in zip(flat, shapes, strict=True) if shape == common]
+        stackable = [entry for entry, shape in zip(flat, shapes, strict=True) if shape == common]
         self.left_out = len(flat) - count
-        self.structure = alike[0][1]
-        self.names = ["batch" + pytree.keystr(path) for path, _ in alike[0][0]]
-        columns = [[leaves[place][1] for leaves, _ in alike] for place in range(len(self.names))]
+        self.structure = stackable[0][1]
+        self.names = ["batch" + pytree.keystr(path) for path, _ in stackable[0][0]]
+        columns = [[leaves[place][1] for leaves, _ in stackable] for place in range(len(self.names))]
         self.tensors: dict[str, Tensor] = {}
         self.constants: dict[str, Any] = {}
         for name, column in zip(self.names, columns, strict=True):

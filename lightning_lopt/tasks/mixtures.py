@@ -103,17 +103,17 @@ def make_families(
         data = resolve(data)
     if text is not None:
         text = resolve_texts(text)
-    made: list[TaskFamily] = []
+    task_families: list[TaskFamily] = []
     for entry in flat:
         if isinstance(entry, TaskFamily):
-            made.append(entry)
+            task_families.append(entry)
         elif entry in IMAGE_FAMILIES:
-            made.append(IMAGE_FAMILIES[entry](data))
+            task_families.append(IMAGE_FAMILIES[entry](data))
         elif entry in TEXT_FAMILIES:
-            made.append(TEXT_FAMILIES[entry](text))
+            task_families.append(TEXT_FAMILIES[entry](text))
         else:
-            made.append(OTHER_FAMILIES[entry]())
-    return made
+            task_families.append(OTHER_FAMILIES[entry]())
+    return task_families
 
 
 def _known() -> str:

@@ -44,11 +44,11 @@ def generators_restored(*owners: Any) -> Iterator[None]:
             put_back()
 
 
-def _generators(value: Any, seen: set[int], depth: int) -> Iterator[Callable[[], Any]]:
+def _generators(value: Any, visited: set[int], depth: int) -> Iterator[Callable[[], Any]]:
     """For each generator in ``value``, a function that restores its present state."""
-    if id(value) in seen or isinstance(value, Tensor | np.ndarray | nn.Module | str | bytes | int | float | None):
+    if id(value) in visited or isinstance(value, Tensor | np.ndarray | nn.Module | str | bytes | int | float | None):
         return
-    seen.add(id(value))
+    visited.add(id(value))
     if isinstance(value, torch.Generator):
         yield partial(value.set_state, value.get_state())
     elif isinstance(value, np.random.Generator):
@@ -59,7 +59,7 @@ def _generators(value: Any, seen: set[int], depth: int) -> Iterator[Callable[[],
         yield partial(value.setstate, value.getstate())
     elif depth:
         for child in _children_of(value):
-            yield from _generators(child, seen, depth - 1)
+            yield from _generators(child, visited, depth - 1)
 
 
 def _children_of(value: Any) -> list[Any]:

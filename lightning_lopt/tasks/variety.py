@@ -56,13 +56,13 @@ class Variety:
     @classmethod
     def draw(cls, data: LabelledImages, generator: torch.Generator) -> Variety:
         """Draw settings for ``data``. Many tasks are without any given change."""
-        few = min(MIN_EXAMPLES, len(data) // 2)
+        least_examples = min(MIN_EXAMPLES, len(data) // 2)
         classes = integer(2, data.classes + 1, generator) if chance(0.5, generator) else data.classes
         return cls(
             seed=integer(0, 2**31, generator),
             classes=classes,
             merged=classes >= 4 and chance(0.25, generator),
-            examples=round(log_uniform(few, min(MAX_EXAMPLES, len(data)), generator)),
+            examples=round(log_uniform(least_examples, min(MAX_EXAMPLES, len(data)), generator)),
             label_noise=_rounded(uniform(0.0, 0.3, generator) if chance(0.3, generator) else 0.0),
             permuted=chance(0.25, generator),
             inverted=chance(0.5, generator),

@@ -66,8 +66,8 @@ def picture(results: Sequence[ModelResult], limits: DeviceLimits) -> Figure:
 
     A black tick in a bar of the first panel marks the floor of the optimizer's step on the device.
     """
-    most = max(len(result.figures) for result in results)
-    figure = empty_figure(10.0, len(results) * (0.3 * most + 1.0) + 0.5)
+    most_optimizers = max(len(result.figures) for result in results)
+    figure = empty_figure(10.0, len(results) * (0.3 * most_optimizers + 1.0) + 0.5)
     panels = figure.subplots(len(results), 2, squeeze=False)
     for (time_panel, memory_panel), result in zip(panels, results, strict=True):
         names = [plain(figures.name) for figures in result.figures]

@@ -178,12 +178,12 @@ def summary(results: Results, report_numbers: Sequence[Number]) -> list[str]:
     values = _by_key(report_numbers)
     paragraphs = []
     for rule in results.rules:
-        paragraphs += [_beside(results, values, rule, against) for against in results.against]
+        paragraphs += [_comparison(results, values, rule, against) for against in results.against]
         paragraphs += [_by_meta_training(results, values, rule), _defeats_of_rule(results, rule)]
     return paragraphs
 
 
-def _beside(results: Results, values: Mapping[_Key, Number], rule: str, against: str) -> str:
+def _comparison(results: Results, values: Mapping[_Key, Number], rule: str, against: str) -> str:
     def number(metric: str) -> Number:
         return values[rule, against, ALL, metric]
 

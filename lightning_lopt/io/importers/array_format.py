@@ -60,14 +60,14 @@ class Kind(NamedTuple):
         rule: class of the imported rule.
         format: array format of the weights.
         arguments: arguments of the rule, besides the sizes, that differ from its defaults.
-        asked: whether this kind is used only if the user names it.
+        on_request: whether this kind is used only if the user names it.
         note: text for the card: how the rule differs from the original.
     """
 
     rule: type[UpdateRule]
     format: ArrayFormat
     arguments: Mapping[str, Any] = {}
-    asked: bool = False
+    on_request: bool = False
     note: str = ""
 
 
@@ -91,7 +91,7 @@ def recognise(
         )
     fitting, wrong = {}, {}
     for name, kind in kinds.items():
-        if name == requested or (requested is None and not kind.asked):
+        if name == requested or (requested is None and not kind.on_request):
             try:
                 fitting[name] = kind.format.read_sizes(shapes)
             except ValueError as error:

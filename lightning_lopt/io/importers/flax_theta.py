@@ -188,7 +188,7 @@ RNN_MLP = ArrayFormat(LSTM_SIZE | {"hidden": ("ffmod_params/mlp/~/linear_0/b", 0
 
 FLAX_KINDS = {
     "adafac_mlp": Kind(AdafacMLPRule, ADAFAC),
-    "mu_adafac_mlp": Kind(MuAdafacMLPRule, ADAFAC, asked=True),
+    "mu_adafac_mlp": Kind(MuAdafacMLPRule, ADAFAC, on_request=True),
     "elo": Kind(AdafacMLPRule, ELO),
     "celo": Kind(CeloRule, _mixture_format(18)),
     "velo": Kind(VeLORule, _mixture_format(30)),

@@ -83,7 +83,9 @@ class Recorded(Execution):
             return None
         computation = computation_of(first.task)
         candidates = [of_task.get(key), None if computation is None else self.shared.get((computation, key))]
-        recording = next((each for each in candidates if each and each.fits(rule, theta, groups, splits)), None)
+        recording = next(
+            (candidate for candidate in candidates if candidate and candidate.fits(rule, theta, groups, splits)), None
+        )
         try:
             recording = recording or Recording(rule, theta, groups, splits)
             recording.prepare(self.execution.step, first.task, first.step, steps)

@@ -25,7 +25,7 @@ SMALL = 2**24
 CHUNK = 2**26
 """Bytes of the batches that are made at once, unless a single step takes more."""
 
-MOST = 200
+MAX_STEPS = 200
 """Largest number of steps whose batches are made at once."""
 
 
@@ -65,7 +65,7 @@ class Recording:
         batches = batches_of(groups, draws, device)
         size = sum(value.nbytes for batch in batches.values() for value in batch.values())
         # number of steps whose batches are made at once
-        self.steps_at_once = max(WARM_UP + 1, min(CHUNK // max(size, 1), MOST))
+        self.steps_at_once = max(WARM_UP + 1, min(CHUNK // max(size, 1), MAX_STEPS))
         self.batches: Batches = {
             split: {name: value.expand(self.steps_at_once, *value.shape[1:]).clone() for name, value in batch.items()}
             for split, batch in batches.items()

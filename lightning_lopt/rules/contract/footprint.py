@@ -57,9 +57,9 @@ def reads(rule: UpdateRule) -> list[str]:
 
 def report(rule: UpdateRule) -> str:
     """The footprint as text, with the number of meta-parameters and the inputs that the rule reads."""
-    footprints = {what: footprint(rule, shape) for what, shape in EXAMPLES.items()}
-    memory = ", ".join(f"{each.state_bytes:.1f} ({what})" for what, each in footprints.items())
-    work = ", ".join(f"{each.flops:.0f} ({what})" for what, each in footprints.items())
+    footprints = {example: footprint(rule, shape) for example, shape in EXAMPLES.items()}
+    memory = ", ".join(f"{numbers.state_bytes:.1f} ({example})" for example, numbers in footprints.items())
+    work = ", ".join(f"{numbers.flops:.0f} ({example})" for example, numbers in footprints.items())
     return (
         f"meta-parameters: {sum(parameter.numel() for parameter in rule.parameters())}\n"
         f"state bytes per parameter: {memory}\n"

@@ -116,16 +116,16 @@ def grouped(params: Mapping[str, Tensor], names: Sequence[str], roles: Mapping[s
     >>> grouped(few | {name: torch.zeros(3, 3) for name in "defgh"}, list("abcdefgh"), {})
     [['d', 'e', 'f', 'g', 'h'], ['a'], ['b'], ['c']]
     """
-    alike: dict[Any, list[str]] = {}
+    names_by_kind: dict[Any, list[str]] = {}
     for name in names:
         param = params[name]
         role = roles.get(name, role_of_shape(tuple(param.shape)))
-        alike.setdefault((role, param.shape, param.dtype, param.device), []).append(name)
+        names_by_kind.setdefault((role, param.shape, param.dtype, param.device), []).append(name)
     groups: list[list[str]] = []
-    for (_, shape, _, device), members in sorted(alike.items(), key=lambda item: len(item[0][1]) < 2):
+    for (_, shape, _, device), members in sorted(names_by_kind.items(), key=lambda item: len(item[0][1]) < 2):
         cpu = device.type == "cpu"
-        most = max(1, (CPU_LIMIT if cpu else DEVICE_LIMIT) // max(shape.numel(), 1))
-        pieces = [members[start : start + most] for start in range(0, len(members), most)]
+        largest_count = max(1, (CPU_LIMIT if cpu else DEVICE_LIMIT) // max(shape.numel(), 1))
+        pieces = [members[start : start + largest_count] for start in range(0, len(members), largest_count)]
         for piece in pieces:
             groups += [piece] if len(piece) >= (CPU_FEWEST if cpu else DEVICE_FEWEST) else [[name] for name in piece]
     return groups

@@ -80,8 +80,8 @@ class Calibration(nn.Module):
         shrink = torch.exp(self.log_shrink) * (share + torch.exp(self.log_tolerance)).clamp(max=0.0)
         grow = torch.exp(self.log_grow) * share.clamp(min=0.0)
         common = (before + (shrink + grow).to(memory.dtype)).clamp(LOWEST, HIGHEST)
-        beside = (len(promises) * promises).clamp(-PROMISE_LIMIT, PROMISE_LIMIT) - share
-        moved = (log_factors + torch.exp(self.log_balance) * beside).clamp(LEAST, MOST)
+        difference = (len(promises) * promises).clamp(-PROMISE_LIMIT, PROMISE_LIMIT) - share
+        moved = (log_factors + torch.exp(self.log_balance) * difference).clamp(LEAST, MOST)
         return common, torch.stack([common, promised]), moved.to(log_factors.dtype)
 
 

@@ -13,9 +13,9 @@ from lightning_lopt.rules.shared.arithmetic import TINY
 
 TYPICAL_EPOCHS = 12.0  # passes over the training data for which the rule's ``careful`` is meant
 TYPICAL_DEPTH = 3.0  # matrices, up to which nothing is shortened for them
-FEWEST, MOST = math.log(1.5 / TYPICAL_EPOCHS), math.log(30.0 / TYPICAL_EPOCHS)  # fewer or more passes change no more
-RATE = 0.05  # of the running average that is the present size of gradients
-FIRST = 20  # gradients that count as they are
+FEWEST, MOST = math.log(1.5 / TYPICAL_EPOCHS), math.log(30.0 / TYPICAL_EPOCHS)  # limits of log(epochs / TYPICAL_EPOCHS)
+RATE = 0.05  # rate of the running average that is the present size of gradients
+FIRST = 20  # number of first gradients that count without a limit
 LIMIT = 7.0  # of the logarithm of that size, relative to the mean: a single gradient counts as no smaller or larger
 
 
@@ -63,7 +63,7 @@ class Restraint(nn.Module):
     def forward(
         self, memory: Tensor, log_norm: Tensor, epochs: Tensor | None = None, depth: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The logarithm of the factor, 0-dim, and what to remember.
+        """The logarithm of the factor, 0-dim, and the memory for the next step.
 
         Args:
             memory: the number of gradients so far, the average and the mean of their logarithm, shape ``(3,)``; zeros
@@ -73,20 +73,20 @@ class Restraint(nn.Module):
             depth: number of matrices, 0-dim; see :func:`~lightning_lopt.rules.residual_parts.structure.depth_of`.
         """
         count, average, mean = memory.unbind()
-        there = log_norm.abs() < torch.inf
-        size = torch.where(there, log_norm, 0.0).to(memory.dtype)
+        has_gradient = log_norm.abs() < torch.inf
+        size = torch.where(has_gradient, log_norm, 0.0).to(memory.dtype)
         size = torch.where(count > FIRST, torch.minimum(torch.maximum(size, mean - LIMIT), mean + LIMIT), size)
-        count = count + there
+        count = count + has_gradient
         weight = 1 / count.clamp(min=1.0)
-        average = torch.where(there, torch.lerp(average, size, weight.clamp(min=RATE)), average)
-        mean = torch.where(there, torch.lerp(mean, size, weight), mean)
+        average = torch.where(has_gradient, torch.lerp(average, size, weight.clamp(min=RATE)), average)
+        mean = torch.where(has_gradient, torch.lerp(mean, size, weight), mean)
         log_factor = self.power.to(memory.dtype) * (average - mean).clamp(max=0.0)
         return log_factor + self.planned_factor(epochs, depth), torch.stack([count, average, mean])
 
     def factors(
         self, memory: Tensor, columns: Columns, per_unit: Tensor, epochs: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The factor on the steps of each of n tensors, (n,), and what to remember.
+        """The factor on the steps of each of n tensors, (n,), and the memory for the next step.
 
         Args:
             memory: as of :meth:`forward`.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lopt.rules.base import THETA_DTYPE
-from lightning_lopt.rules.shared.features import EntryFeatures, made
+from lightning_lopt.rules.shared.features import EntryFeatures, computed_groups
 
 
 def matrix_norm(x: Tensor, ndim: int) -> Tensor:
@@ -142,7 +142,7 @@ def apply_plainly(weights: Weights, inputs: EntryFeatures, outer: Sequence[Tenso
         shape ``(outputs, *s)``.
     """
     shape = inputs.param.shape[1:]
-    features = torch.cat([group.expand(-1, *shape) for group in (*made(inputs.features()), *outer)])
+    features = torch.cat([group.expand(-1, *shape) for group in (*computed_groups(inputs.features()), *outer)])
     features = features * inverse_rms(matrix_norm(features, len(shape)), shape, eps)
     weight_0 = weights.inner_0 if weights.outer_0 is None else torch.cat([weights.inner_0, weights.outer_0], 1)
     hidden = torch.relu(weight_0 @ features.flatten(1) + weights.bias_0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.rules.shared.entry_network import EntryNetwork, Weights, inverse_rms, matrix_norm
-from lightning_lopt.rules.shared.features import EntryFeatures, Feature, made, split_rows
+from lightning_lopt.rules.shared.features import EntryFeatures, Feature, computed_groups, split_rows
 
 __all__ = ["EntryNetwork", "apply_network"]  # the names that rules use
 
@@ -22,23 +22,26 @@ def apply_network(weights: Weights, inputs: EntryFeatures, outer: Sequence[Tenso
     """Outputs of the network for every entry of a tensor of shape s, (outputs, *s); ``outer`` are outer features."""
     shape = inputs.param.shape[1:]
     first, *outer_terms = _outer_layer(weights, outer, len(shape), eps)
-    beside = [*_shifts(weights, first), *outer_terms]
+    terms = [*_shifts(weights, first), *outer_terms]
     rows = _rows_at_a_time(inputs.param[0])
     if rows >= shape[0]:
         features = _gathered(inputs.features(), None)
-        return _layers(weights, features, inverse_rms(matrix_norm(features, len(shape)), shape, eps), beside)
+        return _layers(weights, features, inverse_rms(matrix_norm(features, len(shape)), shape, eps), terms)
     # The features are computed twice, since storing them would take 4 (6 + 4 k) bytes per entry.
     parts = inputs.parts(rows)
     workspaces = {part.param.shape[1]: _workspace(part, weights) for part in (parts[0], parts[-1])}
     workspace_of = [workspaces[part.param.shape[1]] for part in parts]
     norms = [
         torch.cat(
-            [matrix_norm(x, len(shape)) for x in made(part.features(), None if workspace is None else workspace.groups)]
+            [
+                matrix_norm(x, len(shape))
+                for x in computed_groups(part.features(), None if workspace is None else workspace.groups)
+            ]
         )
         for part, workspace in zip(parts, workspace_of, strict=True)
     ]
     scale = inverse_rms(torch.linalg.vector_norm(torch.stack(norms), dim=0), shape, eps)
-    pieces = zip(*(split_rows(x, rows, shape[0]) for x in beside), strict=True)
+    pieces = zip(*(split_rows(x, rows, shape[0]) for x in terms), strict=True)
     outputs = [
         _layers(weights, _gathered(part.features(), workspace), scale, x, workspace)
         for part, workspace, x in zip(parts, workspace_of, pieces, strict=True)
@@ -65,9 +68,9 @@ class _Workspace(NamedTuple):
 def _gathered(groups: Sequence[Feature], workspace: _Workspace | None) -> Tensor:
     """All features in one tensor, (F, *s)."""
     if workspace is None:
-        return torch.cat(made(groups))
+        return torch.cat(computed_groups(groups))
     first = groups[: workspace.plain]
-    torch.cat(made(first), out=workspace.features[: sum(map(len, first))])
+    torch.cat(computed_groups(first), out=workspace.features[: sum(map(len, first))])
     for group, place in zip(groups[workspace.plain :], workspace.groups[workspace.plain :], strict=True):
         if isinstance(group, Tensor):
             place.copy_(group)
@@ -118,13 +121,13 @@ def _shifts(weights: Weights, first: Tensor) -> list[Tensor]:
 
 
 def _layers(
-    weights: Weights, features: Tensor, scale: Tensor, beside: Sequence[Tensor], workspace: _Workspace | None = None
+    weights: Weights, features: Tensor, scale: Tensor, terms: Sequence[Tensor], workspace: _Workspace | None = None
 ) -> Tensor:
     """Outputs (o, *s) from inner features (F, *s), their scale, and the terms that are added to them.
 
     The terms are those of :func:`_shifts`, and further ones of the first layer.
     """
-    shape, (floor_1, floor_2, last, *outer_terms) = features.shape[1:], beside
+    shape, (floor_1, floor_2, last, *outer_terms) = features.shape[1:], terms
     hidden = (None, None) if workspace is None else workspace.hidden
     x = _weighted_sum(weights.inner_0[:, : len(features)], features, scale, hidden[0]).reshape(-1, *shape)
     for added in outer_terms:

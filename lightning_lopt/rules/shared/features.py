@@ -58,7 +58,7 @@ class EntryFeatures(Protocol):
         """The features of blocks of ``rows`` entries along the first axis of the tensor."""
 
 
-def made(groups: Sequence[Feature], places: Sequence[Tensor] | None = None) -> list[Tensor]:
+def computed_groups(groups: Sequence[Feature], places: Sequence[Tensor] | None = None) -> list[Tensor]:
     """The groups of features; products are written to ``places``, if there are any."""
     where: Sequence[Tensor | None] = [None] * len(groups) if places is None else places
     return [x if isinstance(x, Tensor) else torch.mul(*x, out=to) for x, to in zip(groups, where, strict=True)]
@@ -120,7 +120,7 @@ def averaged_features(
     eps: float,
     diagonal_eps: float | None,
     gradient_forms: bool = True,
-    seen: Mapping[str, Tensor] | None = None,
+    corrected: Mapping[str, Tensor] | None = None,
 ) -> tuple[FeatureInputs, list[Tensor]]:
     """Inputs of the inner features of a tensor of rank >= 1, and its outer features.
 
@@ -132,9 +132,9 @@ def averaged_features(
         eps: ε.
         diagonal_eps: ε'; ``None`` to end the features of rank < 2 as Celo2 does.
         gradient_forms: whether clip(g) and g / √v are among the features.
-        seen: averages for all features but g R L, if they differ from ``averages``.
+        corrected: averages for all features but g R L, if they differ from ``averages``.
     """
-    feature_averages = averages if seen is None else seen
+    feature_averages = averages if corrected is None else corrected
     momentum, second_moment = feature_averages["momentum"], feature_averages["second_moment"]
     inputs = param[None], grad[None], second_moment[None], (second_moment + eps).rsqrt_()[None], momentum
     if param.ndim < 2:
@@ -147,7 +147,7 @@ def averaged_features(
         return inner_inputs, outer_features(diagonal, diagonal)
     axes = factored_axes(param.shape, ties)
     gradient_factors = factors(averages["rows"], averages["columns"], axes)
-    momentum_factors = () if seen is None else factors(feature_averages["rows"], feature_averages["columns"], axes)
+    momentum_factors = () if corrected is None else factors(feature_averages["rows"], feature_averages["columns"], axes)
     inner_inputs = FeatureInputs(*inputs, gradient_factors, momentum_factors, gradient_forms)
     return inner_inputs, outer_features(feature_averages["rows"], feature_averages["columns"])
 

@@ -125,11 +125,11 @@ class FineTuneImages(FineTuneFamily[tuple[LabelledImages, LabelledImages]]):
         self, body: Body[tuple[LabelledImages, LabelledImages]], batch_size: int, generator: torch.Generator
     ) -> Task:
         old, new = body.source
-        same = chance(0.3, generator)
-        data = old if same else new
+        keeps_classes = chance(0.3, generator)
+        data = old if keeps_classes else new
         shots = self.between("shots", generator)
-        change: dict[str, Any] = {"classes": "old" if same else "new", "shots": shots}
-        if same:
+        change: dict[str, Any] = {"classes": "old" if keeps_classes else "new", "shots": shots}
+        if keeps_classes:
             change |= {
                 "contrast": round(log_uniform(0.5, 2.0, generator) * choice((-1, 1), generator), 3),
                 "shift": round(uniform(-0.5, 0.5, generator), 3),

@@ -66,8 +66,10 @@ class FineTuneTask(TransformedTask):
         drawn, pretrained = (either.init(derived_generator(0, "shapes")) for either in (task, pretraining.task))
         if body is None:
             heads = head_names(task)
-            same = (name for name in drawn if name in pretrained and drawn[name].shape == pretrained[name].shape)
-            body = {name: name for name in same if name not in heads}
+            matching_names = (
+                name for name in drawn if name in pretrained and drawn[name].shape == pretrained[name].shape
+            )
+            body = {name: name for name in matching_names if name not in heads}
         for name, source in body.items():
             if name not in drawn or source not in pretrained or drawn[name].shape != pretrained[source].shape:
                 raise ValueError(

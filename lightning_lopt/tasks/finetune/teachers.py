@@ -31,7 +31,7 @@ def teacher_table(generator: torch.Generator, sizes: Sequence[int], activation: 
     sample = torch.randn(SAMPLE, sizes[0], generator=generator)
     teacher = draw_teacher(sizes, activation, sample, generator)
     inputs = torch.randn(rows, sizes[0], generator=generator)
-    return teacher, Table(inputs, _answers(teacher, inputs, activation), 0, NAME)
+    return teacher, Table(inputs, _outputs(teacher, inputs, activation), 0, NAME)
 
 
 def related_table(
@@ -60,14 +60,14 @@ def related_table(
     last = f"layers.{layers - 1}"
     dim, width = teacher["layers.0.weight"].shape[1], teacher[f"{last}.weight"].shape[1]
     weight = torch.randn(outputs, width, generator=generator)
-    made = teacher | {f"{last}.weight": weight, f"{last}.bias": torch.zeros(outputs)}
-    answers = _answers(made, torch.randn(SAMPLE, dim, generator=generator), activation)
-    deviation = answers.std(0, correction=0).clamp(min=1e-6)
-    made |= {f"{last}.weight": weight / deviation[:, None], f"{last}.bias": -answers.mean(0) / deviation}
+    params = teacher | {f"{last}.weight": weight, f"{last}.bias": torch.zeros(outputs)}
+    outputs_before = _outputs(params, torch.randn(SAMPLE, dim, generator=generator), activation)
+    deviation = outputs_before.std(0, correction=0).clamp(min=1e-6)
+    params |= {f"{last}.weight": weight / deviation[:, None], f"{last}.bias": -outputs_before.mean(0) / deviation}
     inputs = torch.randn(rows, dim, generator=generator)
-    values = _answers(made, inputs, activation)
+    values = _outputs(params, inputs, activation)
     return Table(inputs, values.argmax(1) if classify else values, outputs if classify else 0, NAME)
 
 
-def _answers(teacher: Params, inputs: Tensor, activation: str) -> Tensor:
+def _outputs(teacher: Params, inputs: Tensor, activation: str) -> Tensor:
     return mlp(teacher, "layers", inputs, len(teacher) // 2, ACTIVATIONS[activation])

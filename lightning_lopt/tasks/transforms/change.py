@@ -58,16 +58,16 @@ class ChangingDataTask(TransformedTask):
         return batch | {self.entry_name(name): value for name, value in self.before.look_up(earlier, split).items()}
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
-        return super().loss(params, self._now(params, batch))
+        return super().loss(params, self._present_part(params, batch))
 
     def gradient(self, params: Params, batch: Batch) -> tuple[Params, Tensor, Params]:
-        grads, loss, carried = super().gradient(params, self._now(params, batch))
+        grads, loss, carried = super().gradient(params, self._present_part(params, batch))
         return grads, loss, carried | {self.entry_name("step"): params[self.entry_name("step")] + 1}
 
     def metrics(self, params: Params, batch: Batch) -> dict[str, Tensor]:
-        return super().metrics(params, self._now(params, batch))
+        return super().metrics(params, self._present_part(params, batch))
 
-    def _now(self, params: Params, batch: Batch) -> Batch:
+    def _present_part(self, params: Params, batch: Batch) -> Batch:
         """The part of a mini-batch that is used at the present step; a full batch is returned as it is."""
         changed = params[self.entry_name("step")] >= self.change
         later = self.inner_entries(batch)
