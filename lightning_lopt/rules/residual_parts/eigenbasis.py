@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.rules.shared.arithmetic import TINY, matrix_shape
+from lightning_lopt.rules.shared.products import added_product, gram, product
 
 LARGEST_SIDE = 1024  # a longer side of a matrix keeps its own axes: its basis would cost too much
 LARGEST_TURN = 0.5  # radians that any direction may turn in a step: from about 1 on, turns are chaotic (rounding grows)
@@ -48,7 +49,7 @@ def follow(old: Mapping[str, Tensor], grad: Tensor, rate: Tensor, *, turn: bool 
     for side, rows in (("row", matrix), ("column", matrix.mT)):
         if f"{side}_basis" in old:
             covariance, basis = old[f"{side}_covariance"], old[f"{side}_basis"]
-            new[f"{side}_covariance"] = torch.lerp(covariance, rows @ rows.mT, rate)
+            new[f"{side}_covariance"] = torch.lerp(covariance, gram(rows), rate)
             new[f"{side}_basis"] = turned(basis, new[f"{side}_covariance"]) if turn else basis
     if turn and "rotated_momentum" in old:
         new["rotated_momentum"] = into_bases(out_of_bases(old["rotated_momentum"], old), new)
@@ -67,22 +68,22 @@ def turned(basis: Tensor, covariance: Tensor) -> Tensor:
     duplicated inputs, would stay as they are but for rounding; here the earlier axis takes the larger variance.
     """
     covariance = covariance / (covariance.diagonal(dim1=-2, dim2=-1).amax(-1)[..., None, None] + TINY)
-    coupling = basis.mT @ covariance @ basis
+    coupling = basis.mT @ covariance @ basis  # exact, since variances may differ by more than bfloat16 resolves
     variances = coupling.diagonal(dim1=-2, dim2=-1)
     rows, columns = variances[..., :, None], variances[..., None, :]
     gaps = (1 - TIE) * columns - (1 + TIE) * rows  # above the diagonal, where the axis of the row comes first
     angles = coupling * gaps / (gaps.square() + coupling.square() + EQUAL * rows * columns + NULL**2)
     angles = angles.triu(1)
     angles = angles - angles.mT
-    square = angles @ angles
+    square = product(angles, angles)
     # Singular values of an antisymmetric matrix come in pairs, so none of the square is larger than this:
     norm = torch.sqrt(square.square().sum((-2, -1), keepdim=True) / 2 + TINY)
     limit = (LARGEST_TURN**2 / norm).clamp(max=1.0)
     angles, square = limit.sqrt() * angles, limit * square
     # Of exp(A) = 1 + A + A² / 2 + A³ / 6 ..., but with A³ / 8: that is orthogonal up to A⁶ / 64.
-    rotated = basis @ angles
-    rotated = basis + rotated + rotated @ (angles / 2 + square / 8)
-    return 1.5 * rotated - 0.5 * rotated @ (rotated.mT @ rotated)  # a Newton-Schulz step back to orthogonal
+    rotated = product(basis, angles)
+    rotated = basis + rotated + product(rotated, angles / 2 + square / 8)
+    return 1.5 * rotated - 0.5 * product(rotated, gram(rotated.mT))  # a Newton-Schulz step back to orthogonal
 
 
 def out_evened(x: Tensor, bases: Mapping[str, Tensor]) -> Tensor:
@@ -107,35 +108,33 @@ def out_evened(x: Tensor, bases: Mapping[str, Tensor]) -> Tensor:
     basis = bases["row_basis" if on_rows else "column_basis"]
     matrix = x.reshape(matrix_shape(x.shape))
     short = matrix if on_rows else matrix.mT
-    gram = short @ short.mT
-    trace = gram.diagonal().sum() + TINY
-    gram = gram / trace
-    square = gram @ gram
-    bound = torch.sqrt(torch.linalg.vector_norm(square) + TINY)  # of the largest eigenvalue
+    squared = gram(short)
+    trace = squared.diagonal().sum() + TINY
+    squared = squared / trace
+    fourth = product(squared, squared)
+    bound = torch.sqrt(torch.linalg.vector_norm(fourth) + TINY)  # of the largest eigenvalue
     # With q = a I + P, a product with q is a sum, in which no identity is formed.
     (a, b, c), (a_next, b_next, c_next) = EVENING
-    first = torch.addcmul(gram * (b / bound), square, c / bound.square())
-    gram = gram / bound
+    first = torch.addcmul(squared * (b / bound), fourth, c / bound.square())
+    squared = squared / bound
     for _ in range(2):
-        gram = torch.addmm(gram, gram, first, beta=a)
-    second = torch.addmm(gram, gram, gram, beta=b_next, alpha=c_next)
-    factor = torch.addmm(basis, basis, second, beta=a_next)
-    factor = torch.addmm(factor, factor, first, beta=a) / torch.sqrt(trace * bound)
-    evened = factor @ short if on_rows else matrix @ factor.mT
+        squared = added_product(squared, squared, first, beta=a)
+    second = added_product(squared, squared, squared, beta=b_next, alpha=c_next)
+    factor = added_product(basis, basis, second, beta=a_next)
+    factor = added_product(factor, factor, first, beta=a) / torch.sqrt(trace * bound)
+    evened = product(factor, short) if on_rows else product(matrix, factor.mT)
     return evened.reshape(x.shape)
 
 
 def into_bases(x: Tensor, bases: Mapping[str, Tensor]) -> Tensor:
     """Coordinates of ``x`` in the bases of :func:`follow`: a tensor of its own shape."""
-    matrix = x.reshape(matrix_shape(x.shape))
-    matrix = bases["row_basis"].mT @ matrix if "row_basis" in bases else matrix
-    matrix = matrix @ bases["column_basis"] if "column_basis" in bases else matrix
-    return matrix.reshape(x.shape)
+    rows = [bases["row_basis"].mT] if "row_basis" in bases else []
+    columns = [bases["column_basis"]] if "column_basis" in bases else []
+    return product(*rows, x.reshape(matrix_shape(x.shape)), *columns).reshape(x.shape)
 
 
 def out_of_bases(x: Tensor, bases: Mapping[str, Tensor]) -> Tensor:
     """The inverse of :func:`into_bases`."""
-    matrix = x.reshape(matrix_shape(x.shape))
-    matrix = bases["row_basis"] @ matrix if "row_basis" in bases else matrix
-    matrix = matrix @ bases["column_basis"].mT if "column_basis" in bases else matrix
-    return matrix.reshape(x.shape)
+    rows = [bases["row_basis"]] if "row_basis" in bases else []
+    columns = [bases["column_basis"].mT] if "column_basis" in bases else []
+    return product(*rows, x.reshape(matrix_shape(x.shape)), *columns).reshape(x.shape)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_lopt.rules.shared.products import gram, product
+
 TINY = 1e-30  # added to mean squares; a gradient with an RMS above about 1e-15 keeps its direction
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic coefficients of Jordan et al. 2024: steep at 0, fixed near 1
 
@@ -105,6 +107,6 @@ def newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
+        squared = gram(x)
+        x = a * x + product(b * squared + c * product(squared, squared), x)
     return x.mT if tall else x
