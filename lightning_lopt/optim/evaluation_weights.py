@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lopt.optim.learned_optimizer import LearnedOptimizer
-from lightning_lopt.optim.sharding import free_copies, is_shard, local, part, whole
+from lightning_lopt.optim.sharding import free_copies, gathered, is_shard, local, part
 from lightning_lopt.rules.base import UpdateRule
 
 
@@ -66,7 +66,7 @@ def put_into(weights: dict[str, Any], module: nn.Module, optimizers: Sequence[Le
     trained: dict[str, Tensor] = {}
     for name, param in named:
         second_version = trained_params.get(param, evaluation_params.get(param))
-        value = None if second_version is None else whole(second_version)  # a collective, also where nothing is written
+        value = None if second_version is None else gathered(second_version)  # a collective, even if nothing is written
         if value is None or not _fits(weights.get(name), value):
             continue
         if param in trained_params:

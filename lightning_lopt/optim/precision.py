@@ -47,7 +47,7 @@ def all_finite(x: Tensor) -> Flag:
     return torch.isfinite(x).all()
 
 
-def both(first: Flag, second: Flag) -> Flag:
+def both_true(first: Flag, second: Flag) -> Flag:
     """Whether two flags are true, on the device of the first one."""
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         second = second.to(first.device)

@@ -15,7 +15,7 @@ from lightning_lopt.optim.groups import Member
 from lightning_lopt.optim.guard_checkpoint import KEY as GUARD
 from lightning_lopt.optim.guard_checkpoint import resumed, with_copies
 from lightning_lopt.optim.precision import wide
-from lightning_lopt.optim.sharding import cut_like, whole
+from lightning_lopt.optim.sharding import cut_like, gathered
 from lightning_lopt.optim.skips import SkipWatch
 from lightning_lopt.optim.state_types import converted, widened
 from lightning_lopt.optim.stepping import RuleOptimizer
@@ -42,7 +42,7 @@ class SavedOptimizer(RuleOptimizer):
         if self.is_in_eval or type(self._acting).evaluation_params is UpdateRule.evaluation_params:
             return {}
         members = [member for member in self._members() if self.state.get(member.param)]
-        params, tensors = whole(({m.name: m.param for m in members}, {m.name: self.state[m.param] for m in members}))
+        params, tensors = gathered(({m.name: m.param for m in members}, {m.name: self.state[m.param] for m in members}))
         params = {name: wide(param) for name, param in params.items()}
         tensors = {name: widened(tensor_state, params[name].dtype) for name, tensor_state in tensors.items()}
         values = self._acting.evaluation_params(params, State(tensors, self.param_groups[0]["shared"]))

@@ -75,7 +75,7 @@ def cut_of(x: DTensor) -> ShardCut | None:
 
 
 def check_placements(params: Iterable[Tensor]) -> None:
-    """Refuse sharded parameters that :func:`whole` cannot put together.
+    """Refuse sharded parameters that :func:`gathered` cannot put together.
 
     Raises:
         ValueError: see :func:`cut_of`; or if the shards have other sizes than ``torch.chunk`` gives them.
@@ -100,7 +100,7 @@ def is_sharded(members: Iterable[Member]) -> bool:
     return any(is_shard(member.param) for member in members)
 
 
-def whole(tree: Tree) -> Tree:
+def gathered(tree: Tree) -> Tree:
     """``tree``, a pytree of tensors, with every sharded tensor gathered whole on each rank, in one collective per mesh.
 
     All ranks must call it with the same tensors in the same order. Other tensors are returned unchanged.

@@ -17,11 +17,11 @@ from lightning_lopt.optim.guard_adamw import SWITCHED
 from lightning_lopt.optim.guard_readings import measured
 from lightning_lopt.optim.habits import RateWatch
 from lightning_lopt.optim.inputs import StepSignals
-from lightning_lopt.optim.precision import Flag, all_finite, both, real, wide
+from lightning_lopt.optim.precision import Flag, all_finite, both_true, real, wide
 from lightning_lopt.optim.rates import multiplier
 from lightning_lopt.optim.rounding import seeds_of
 from lightning_lopt.optim.run import RunOptimizer
-from lightning_lopt.optim.sharding import cut_like, is_sharded, local, mean_over_ranks, part, reduced, whole
+from lightning_lopt.optim.sharding import cut_like, gathered, is_sharded, local, mean_over_ranks, part, reduced
 from lightning_lopt.optim.skips import SkipWatch, not_finite
 from lightning_lopt.optim.stack_steps import ModelStep, StackStep, fit_together, steps_of_stacks
 from lightning_lopt.optim.stacking import StackedState, dense
@@ -84,16 +84,16 @@ class RuleOptimizer(RunOptimizer):
         suspects: dict[str, Tensor] = {}
         seeds = [None] * len(stacks) if self.state_dtype is None else seeds_of(first_group["step"], len(stacks))
         shared, extremes, steps = self._steps(rule, stacks, seeds, first_group["shared"], context)
-        finite = both(finite, all_finite(extremes))
+        finite = both_true(finite, all_finite(extremes))
         if finite is not False or is_watched:
             all_finite_so_far = finite
             by_name = {member.name: member for member in members}
             turns = iter(steps)
             for batch in [stacks] if fit_together(stacks) else ([stack] for stack in stacks):
                 # a call for each batch, so that nothing refers to the steps of a batch while the next ones are computed
-                wanted = updates if is_watched else None
-                sound = self._step_and_commit(batch, turns, by_name, finite, suspects, wanted, sharded)
-                all_finite_so_far = both(all_finite_so_far, sound)
+                watched = updates if is_watched else None
+                sound = self._step_and_commit(batch, turns, by_name, finite, suspects, watched, sharded)
+                all_finite_so_far = both_true(all_finite_so_far, sound)
             finite = all_finite_so_far
             first_group["shared"] = {
                 key: unless(finite, value, first_group["shared"][key]) for key, value in shared.items()
@@ -131,8 +131,8 @@ class RuleOptimizer(RunOptimizer):
     def _stacks(self, members: Sequence[Member], context: StepContext, sharded: bool) -> list[Stack]:
         """The stacks of this step: parameters and gradients in wide types, and the state as it is stored."""
         if sharded:
-            return self._acting.stacked(*self._whole(members), context)
-        self._begin_whole(members)
+            return self._acting.stacked(*self._gathered(members), context)
+        self._begin_unsharded(members)
         if self._guard is not None:
             self._guard.prepare(members, self.state)
         return self._stacked.stacks(self._acting, members, self.state, context, self.state_dtype)
@@ -160,11 +160,11 @@ class RuleOptimizer(RunOptimizer):
         steps = []
         for stack in stacks:
             update, after, extremes = next(turns)
-            sound = both(finite, all_finite(extremes))
+            sound = both_true(finite, all_finite(extremes))
             steps.append(Stepped(stack, [by_name[name] for name in stack.names], update, after, sound))
         self._commit(steps, sharded)
         for stack, _, update, _, sound in steps:
-            finite = both(finite, sound)
+            finite = both_true(finite, sound)
             if sound is not True:
                 suspects |= _suspects(stack, update, sound)
             if updates is not None:
@@ -173,13 +173,13 @@ class RuleOptimizer(RunOptimizer):
 
     def _commit(self, steps: Sequence[Stepped], sharded: bool) -> None:
         """Add updates to the parameters of stacks, and store their new state, in place."""
-        places, moves, kept, values = [], [], [], []
-        whole_steps = all(_is_one(multiplier(group)) for group in self.param_groups)
+        places, moves, stored, values = [], [], [], []
+        rates_are_one = all(_is_one(multiplier(group)) for group in self.param_groups)
         for stack, members, update, after, sound in steps:
             if sound is False:
                 continue
             updates = stack.parts(update if sound is True else torch.where(sound, update, 0.0))
-            rates = [] if whole_steps else [multiplier(member.group) for member in members]
+            rates = [] if rates_are_one else [multiplier(member.group) for member in members]
             if not all(map(_is_one, rates)):
                 updates = [move * rate for move, rate in zip(updates, rates, strict=True)]
                 after = self._acting.at_rates(after, rates)
@@ -188,34 +188,34 @@ class RuleOptimizer(RunOptimizer):
                 moves += [part(move, member.param) for move, member in zip(updates, members, strict=True)]
                 for member, tensors in zip(members, stack.parts(after), strict=True):
                     state = self.state[member.param]
-                    kept += [local(state[key]) for key in tensors]
+                    stored += [local(state[key]) for key in tensors]
                     values += [unless(sound, part(x, state[key]), local(state[key])) for key, x in tensors.items()]
                 continue
             places += [real(member.param) for member in members]
             moves += updates
             for key, place in stack.state.items():
-                if after[key] is not place:  # otherwise it was handed through
-                    kept.append(place)
+                if after[key] is not place:  # otherwise the rule has returned it unchanged
+                    stored.append(place)
                     values.append(unless(sound, after[key], place))
         if places:
             # the sum is computed in the wider type and rounded once
             torch._foreach_add_(places, moves)
-        if kept:
-            torch._foreach_copy_(kept, values)
+        if stored:
+            torch._foreach_copy_(stored, values)
 
     def _begin(self, members: Sequence[Member]) -> None:
         """Make the initial state of the ``members`` that have none."""
         if is_sharded(members):
-            self._whole(members)
+            self._gathered(members)
         else:
-            self._begin_whole(members)
+            self._begin_unsharded(members)
 
-    def _begin_whole(self, members: Sequence[Member]) -> None:
+    def _begin_unsharded(self, members: Sequence[Member]) -> None:
         """Make the initial state of the ``members`` that have none; none of them is sharded."""
         beginners = [m for m in members if not self.state.get(m.param)]
         self._begin_state(beginners, {m.name: wide(m.param.detach()) for m in beginners})
 
-    def _whole(self, members: Sequence[Member]) -> tuple[Params, Params, dict[str, TensorState]]:
+    def _gathered(self, members: Sequence[Member]) -> tuple[Params, Params, dict[str, TensorState]]:
         """Parameters and gradients of sharded ``members`` by name, gathered and in wide types, and their state by name,
         gathered and in its stored types; members without a state get their initial one."""
         grads = {m.name: reduced(dense(m.param.grad), m.param) for m in members}
@@ -224,8 +224,8 @@ class RuleOptimizer(RunOptimizer):
         waiting = [m for m in self._members() if m.param.requires_grad and m.param not in self.state]
         beginners = [m for m in members if m.name not in tensors] + [m for m in waiting if m.name not in grads]
         params = {m.name: m.param.detach() for m in (*members, *beginners)}
-        params, grads, tensors = whole((params, grads, tensors))
-        params, grads = ({name: wide(x) for name, x in given.items()} for given in (params, grads))
+        params, grads, tensors = gathered((params, grads, tensors))
+        params, grads = ({name: wide(x) for name, x in tensors_by_name.items()} for tensors_by_name in (params, grads))
         grads = mean_over_ranks(grads, members)
         tensors = {**tensors, **self._begin_state(beginners, params)}
         return {m.name: params[m.name] for m in members}, grads, {m.name: tensors[m.name] for m in members}
@@ -246,7 +246,7 @@ class RuleOptimizer(RunOptimizer):
         without a loss and a state, with all gradients and learning rates 0."""
         if self.state or loss is not None or any(float(m.group["lr"]) for m in members):
             return False
-        grads = whole([reduced(dense(m.param.grad), m.param) for m in members])
+        grads = gathered([reduced(dense(m.param.grad), m.param) for m in members])
         return not any(bool(grad.any()) for grad in grads)
 
 
@@ -264,12 +264,12 @@ def unless(sound: Flag, new: Tensor, otherwise: Tensor) -> Tensor:
 
 def _count(group: dict[str, Any], finite: Flag) -> None:
     """Count a step in the first parameter group, as one that was made or as one that was skipped."""
-    made: int | Tensor = finite.long() if isinstance(finite, Tensor) else int(finite)
-    group["step"] = group["step"] + made
+    is_made: int | Tensor = finite.long() if isinstance(finite, Tensor) else int(finite)
+    group["step"] = group["step"] + is_made
     if finite is True:
         group["skipped_in_a_row"] = torch.zeros_like(group["skipped_in_a_row"])
     else:
-        skipped = 1 - made
+        skipped = 1 - is_made
         group["skipped_steps"] = group["skipped_steps"] + skipped
         group["skipped_in_a_row"] = (group["skipped_in_a_row"] + skipped) * skipped
 

@@ -142,9 +142,9 @@ class ResidualRule(UpdateRule):
         check_positive(step_size=step_size, weight_decay=weight_decay)
         check_numbers(or_none=True, horizon_power=horizon_power)
         check_numbers(0.0, or_none=True, careful=careful, epoch_power=epoch_power, depth_power=depth_power)
-        both = sorted(set(orthogonalised) & set(rotated))
-        if both:
-            raise ValueError(f"orthogonalised and rotated both name {', '.join(both)}; a role can be one of them.")
+        common = sorted(set(orthogonalised) & set(rotated))
+        if common:
+            raise ValueError(f"orthogonalised and rotated both name {', '.join(common)}; a role can be one of them.")
         self.config_values = {
             "direction": direction,
             "controller": controller,
@@ -232,9 +232,9 @@ class ResidualRule(UpdateRule):
             assert at.signals is not None
             constants = at.constants[inputs.role]
             momentum = torch.lerp(momentum_of(state), grad, constants.momentum_rate.to(grad.dtype))
-            seen = param, grad, momentum, gradient_power(state, grad, constants), state["initial_rms"], inputs.role
+            arguments = param, grad, momentum, gradient_power(state, grad, constants), state["initial_rms"], inputs.role
             columns["hidden"] = state["hidden"]
-            columns["signals"] = torch.cat([at.signals, tensor_signals(*seen).to(at.signals.dtype)])
+            columns["signals"] = torch.cat([at.signals, tensor_signals(*arguments).to(at.signals.dtype)])
         return columns
 
     def exchange(
@@ -246,8 +246,8 @@ class ResidualRule(UpdateRule):
         if self.controller is not None:
             assert at.loss_averages is not None
             after["loss_averages"], dtype = at.loss_averages, self.controller.gate_weight.dtype
-            set_by, hidden = self.controller(columns["signals"].to(dtype), columns["hidden"].to(dtype))
-            controls |= set_by._asdict()
+            changes, hidden = self.controller(columns["signals"].to(dtype), columns["hidden"].to(dtype))
+            controls |= changes._asdict()
             controls["hidden"] = hidden.to(columns["hidden"].dtype)
         if self.calibration is not None:
             memory, factors, promises = shared["calibration"], columns["log_factor"], columns["promise"]

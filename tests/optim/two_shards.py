@@ -29,7 +29,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_lopt import AdamRule, LearnedOptimizer, ScheduleFreeAdamRule, SGDRule
-from lightning_lopt.optim.sharding import cut_like, whole
+from lightning_lopt.optim.sharding import cut_like, gathered
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "rules"))
 from rule_catalogue import CATALOGUE
@@ -233,7 +233,7 @@ def placements():
         x = 10 * torch.randn(shape, generator=torch.Generator().manual_seed(number))
         given.append(x.to(types[number % len(types)]))
         cut.append(distribute_tensor(given[-1], mesh, where))
-    together = whole({"cut": cut, "plain": given[0]})
+    together = gathered({"cut": cut, "plain": given[0]})
     again = [cut_like(x, shard) for x, shard in zip(together["cut"], cut, strict=True)]
     refused = []
     for where in (Partial(), _StridedShard(0, split_factor=2)):
@@ -271,8 +271,8 @@ def three_types():
                 grad = torch.randn(3, 2, dtype=param.dtype, generator=torch.Generator().manual_seed(seed))
                 param.grad = grad if mesh is None else distribute_tensor(grad, mesh, [Shard(0)])
             optimizer.step()
-        states = [whole(x) for state in optimizer.state.values() for x in state.values()]
-        ends.append([whole(param.detach()) for param in params] + states)
+        states = [gathered(x) for state in optimizer.state.values() for x in state.values()]
+        ends.append([gathered(param.detach()) for param in params] + states)
     return [same(*pair) for pair in zip(*ends, strict=True)]
 
 
@@ -290,7 +290,7 @@ def crossed():
             grad = torch.randn(3, 2, generator=torch.Generator().manual_seed(seed))
             param.grad = distribute_tensor(grad, mesh, [Shard(0)]) if isinstance(param, DTensor) else grad
             optimizer.step()
-        return whole(param.detach()).clone()
+        return gathered(param.detach()).clone()
 
     ends = []
     for sharded in (False, True):
@@ -301,7 +301,7 @@ def crossed():
         with torch.no_grad():
             other.copy_(middle if sharded else distribute_tensor(middle, mesh, [Shard(0)]))
         ends += [steps(param, optimizer, range(3, 6)), steps(other, its, range(3, 6))]
-        ends += [whole(its.evaluation_params()[other])]
+        ends += [gathered(its.evaluation_params()[other])]
     return [same(end, ends[0]) for end in ends[:2] + ends[3:5]] + [same(ends[2], ends[5])]
 
 

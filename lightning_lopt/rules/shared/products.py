@@ -12,8 +12,8 @@ WIDE = 256
 longer than is saved."""
 
 
-def product(first: Tensor, *others: Tensor) -> Tensor:
-    """``first @ others[0] @ others[1] ...``; for wide matrices of float32, factors and results are rounded to bfloat16,
+def product(first: Tensor, *next_factors: Tensor) -> Tensor:
+    """``first @ next_factors[0] @ next_factors[1] ...``; for wide matrices of float32, factors and results are rounded to bfloat16,
     and sums are float32.
 
     This is how Newton-Schulz iterations are usually computed (Jordan et al. 2024, Muon). Entry 41 of
@@ -21,7 +21,7 @@ def product(first: Tensor, *others: Tensor) -> Tensor:
 
     Args:
         first: (..., n, m).
-        others: (..., m, k), (..., k, l) and so on, of the same type.
+        next_factors: (..., m, k), (..., k, l) and so on, of the same type.
 
     Returns:
         (..., n, l) in the type of ``first``. For two factors it differs from the exact product by about 0.3 % of its
@@ -32,9 +32,9 @@ def product(first: Tensor, *others: Tensor) -> Tensor:
     tensor([[3., 3.],
             [3., 3.]])
     """
-    is_rounded = bool(others) and _is_rounded(first, *others)
+    is_rounded = bool(next_factors) and _is_rounded(first, *next_factors)
     result = first.bfloat16() if is_rounded else first
-    for factor in others:
+    for factor in next_factors:
         result = result @ (factor.bfloat16() if is_rounded else factor)
     return result.to(first.dtype)
 
