@@ -13,8 +13,8 @@ longer than is saved."""
 
 
 def product(first: Tensor, *next_factors: Tensor) -> Tensor:
-    """``first @ next_factors[0] @ next_factors[1] ...``; for wide matrices of float32, factors and results are rounded to bfloat16,
-    and sums are float32.
+    """The product of all factors, from left to right; for wide matrices of float32, factors and results are rounded to
+    bfloat16, and sums are float32.
 
     This is how Newton-Schulz iterations are usually computed (Jordan et al. 2024, Muon). Entry 41 of
     ``examples/research/LOG.md`` has what it changes: nothing beyond the noise of a seed.
