@@ -10,11 +10,13 @@ from lightning_lopt.rules.residual_parts.eigenbasis import (
     EVENING,
     LARGEST_SIDE,
     LARGEST_TURN,
+    covariance_of,
     follow,
     init_bases,
     into_bases,
     out_evened,
     out_of_bases,
+    stored,
     turned,
 )
 from lightning_lopt.rules.shared.arithmetic import matrix_shape
@@ -28,7 +30,7 @@ def coupling(basis, covariance):
     return float((correlations - torch.eye(len(basis))).abs().max())
 
 
-def covariance_of(variances, seed=0):
+def drawn_covariance(variances, seed=0):
     draws = torch.Generator().manual_seed(seed)
     axes = torch.linalg.qr(torch.randn(len(variances), len(variances), generator=draws).double())[0]
     return axes @ torch.diag(variances) @ axes.mT, axes
@@ -36,7 +38,7 @@ def covariance_of(variances, seed=0):
 
 @pytest.mark.parametrize("scale", [1.0, 1e-12, 1e12])
 def test_a_fixed_covariance_is_diagonalised(scale):
-    covariance, axes = covariance_of(torch.logspace(0, 2, 12).double())
+    covariance, axes = drawn_covariance(torch.logspace(0, 2, 12).double())
     basis = torch.eye(12).double()
     before = coupling(basis, covariance)
     for _ in range(60):
@@ -63,7 +65,7 @@ def test_a_basis_stays_orthogonal_whatever_comes(covariance):
 
 def test_the_largest_turn_leaves_a_basis_orthogonal():
     """Half a radian at most: the expansion is orthogonal up to 0.5⁶ / 64, Newton-Schulz leaves 3 / 4 of its square."""
-    covariance, _ = covariance_of(torch.logspace(0, 3, 32).double())
+    covariance, _ = drawn_covariance(torch.logspace(0, 3, 32).double())
     identity = torch.eye(32).double()
     basis = turned(identity, covariance)
     gram = basis.mT @ basis
@@ -74,7 +76,7 @@ def test_the_largest_turn_leaves_a_basis_orthogonal():
 
 def test_wide_sides_turn_as_far_as_narrow_ones():
     """The limit is one on the turn as a whole, not on the sum of an axis' angles, which grows with the width."""
-    covariance, _ = covariance_of(torch.logspace(0, 3, 64).double())
+    covariance, _ = drawn_covariance(torch.logspace(0, 3, 64).double())
     basis = torch.eye(64).double()
     for _ in range(15):
         basis = turned(basis, covariance)
@@ -104,6 +106,36 @@ def test_into_the_bases_and_out_again():
     torch.testing.assert_close(inside, by_hand.reshape(4, 3, 5))
 
 
+@pytest.mark.parametrize("sizes", [(5, 5), (5, 3), (3, 5)])
+def test_symmetric_covariances_are_stored_once(sizes):
+    """Covariances and bases of a square matrix are 3 n² + n numbers; what is stored gives both covariances back."""
+    draws, matrix = torch.Generator().manual_seed(0), torch.zeros(sizes)
+    state = init_bases(matrix)
+    assert {key: value.shape for key, value in state.items() if "basis" not in key} == (
+        {"covariances": (5, 5), "column_variances": (5,)}
+        if sizes == (5, 5)
+        else {"row_covariance": (sizes[0],) * 2, "column_covariance": (sizes[1],) * 2}
+    )
+    expected = {"row": torch.zeros(sizes[0], sizes[0]), "column": torch.zeros(sizes[1], sizes[1])}
+    for turn in (False, True, False):
+        grad = torch.randn(sizes, generator=draws)
+        state = follow(state, grad, torch.tensor(0.25), turn=turn)
+        for side, x in (("row", grad), ("column", grad.mT)):
+            expected[side] = 0.75 * expected[side] + 0.25 * x @ x.mT
+    for side in expected:
+        covariance = covariance_of(state, side)
+        assert torch.equal(covariance, covariance.mT)
+        torch.testing.assert_close(covariance, expected[side])
+
+
+def test_stored_covariances_of_many_tensors():
+    x = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(0))
+    many = {"row": x @ x.mT, "column": x.mT @ x}
+    for side, expected in many.items():
+        covariance = vmap(lambda sides, side=side: covariance_of(stored(sides), side))(many)
+        torch.testing.assert_close(covariance, expected)
+
+
 def test_a_long_side_keeps_its_axes():
     state = init_bases(torch.zeros(LARGEST_SIDE + 1, 2, device="meta"))
     assert sorted(state) == ["column_basis", "column_covariance"]
@@ -120,7 +152,7 @@ def test_a_long_side_costs_nothing():
 
 
 def test_many_bases_at_once():
-    covariances = torch.stack([covariance_of(torch.logspace(0, 1, 4).double(), seed)[0] for seed in range(3)])
+    covariances = torch.stack([drawn_covariance(torch.logspace(0, 1, 4).double(), seed)[0] for seed in range(3)])
     bases = torch.eye(4).double().expand(3, 4, 4)
     together = vmap(turned)(bases, covariances)
     torch.testing.assert_close(together, torch.stack([turned(bases[0], one) for one in covariances]))
@@ -144,8 +176,8 @@ def train(rule, rows, columns, steps=200):
 def test_rotation_finds_axes_that_adam_cannot():
     """Where no axis of the problem is an entry of the matrix, Adam in the eigenbases ends far below Adam."""
     options = {"direction": False, "controller": False, "orthogonalised": [], "step_size": 0.05}
-    rows = covariance_of(torch.logspace(0, 2, 8).double(), 3)[0]
-    columns = covariance_of(torch.logspace(0, 2, 6).double(), 4)[0]
+    rows = drawn_covariance(torch.logspace(0, 2, 8).double(), 3)[0]
+    columns = drawn_covariance(torch.logspace(0, 2, 6).double(), 4)[0]
     adam, rotated = ResidualRule(**options).double(), ResidualRule(**options, rotated=["matrix"]).double()
     assert train(rotated, rows, columns) < 0.1 * train(adam, rows, columns)
 

@@ -31,12 +31,41 @@ def init_bases(param: Tensor, longest_side: int = LARGEST_SIDE) -> dict[str, Ten
 
     The longer of two sides of different length keeps its own axes if it is longer than ``longest_side``.
     """
-    state, sizes = {}, matrix_shape(param.shape)
+    bases, sizes = {}, matrix_shape(param.shape)
     for side, size in zip(("row", "column"), sizes, strict=True):
         if 0 < size <= LARGEST_SIDE and (size <= longest_side or size == min(sizes)):
-            state[f"{side}_covariance"] = param.new_zeros(size, size)
-            state[f"{side}_basis"] = torch.eye(size, dtype=param.dtype, device=param.device)
-    return state
+            bases[side] = torch.eye(size, dtype=param.dtype, device=param.device)
+    covariances = stored({side: torch.zeros_like(basis) for side, basis in bases.items()})
+    state = {key: value.clone() for key, value in covariances.items()}  # one value is a view of a diagonal
+    return state | {f"{side}_basis": basis for side, basis in bases.items()}
+
+
+def stored(covariances: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state that holds the covariances of the sides of a matrix, the inverse of :func:`covariance_of`.
+
+    Covariances are symmetric, so two of one size n share a tensor (n, n): the triangle below the diagonal and the
+    diagonal are those of the rows, the triangle above is that of the columns, whose diagonal is stored beside it.
+
+    >>> rows, columns = torch.tensor([[1.0, 2.0], [2.0, 3.0]]), torch.tensor([[4.0, 5.0], [5.0, 6.0]])
+    >>> stored({"row": rows, "column": columns})
+    {'covariances': tensor([[1., 5.],
+            [2., 3.]]), 'column_variances': tensor([4., 6.])}
+    """
+    if len({covariance.shape for covariance in covariances.values()}) == len(covariances):
+        return {f"{side}_covariance": covariance for side, covariance in covariances.items()}
+    row, column = covariances["row"], covariances["column"]
+    return {"covariances": row.tril() + column.triu(1), "column_variances": column.diagonal(dim1=-2, dim2=-1)}
+
+
+def covariance_of(state: Mapping[str, Tensor], side: str) -> Tensor:
+    """The covariance (n, n) of a side, ``"row"`` or ``"column"``, that has one."""
+    if "covariances" not in state:
+        return state[f"{side}_covariance"]
+    if side == "row":
+        lower = state["covariances"].tril()
+        return lower + lower.tril(-1).mT
+    upper = state["covariances"].triu(1)
+    return upper + upper.mT + torch.diag_embed(state["column_variances"])
 
 
 def follow(old: Mapping[str, Tensor], grad: Tensor, rate: Tensor, *, turn: bool = True) -> dict[str, Tensor]:
@@ -45,12 +74,15 @@ def follow(old: Mapping[str, Tensor], grad: Tensor, rate: Tensor, *, turn: bool 
     Without ``turn`` the bases stay as they are. A momentum in the bases, ``rotated_momentum``, turns with them.
     """
     matrix = grad.reshape(matrix_shape(grad.shape))
-    new = {}
-    for side, rows in (("row", matrix), ("column", matrix.mT)):
-        if f"{side}_basis" in old:
-            covariance, basis = old[f"{side}_covariance"], old[f"{side}_basis"]
-            new[f"{side}_covariance"] = torch.lerp(covariance, gram(rows), rate)
-            new[f"{side}_basis"] = turned(basis, new[f"{side}_covariance"]) if turn else basis
+    sides = [side for side in ("row", "column") if f"{side}_basis" in old]
+    # the covariances of this gradient alone are freed before the bases turn
+    new = {
+        key: torch.lerp(old[key], value, rate)
+        for key, value in stored({side: gram(matrix if side == "row" else matrix.mT) for side in sides}).items()
+    }
+    for side in sides:
+        basis = old[f"{side}_basis"]
+        new[f"{side}_basis"] = turned(basis, covariance_of(new, side)) if turn else basis
     if turn and "rotated_momentum" in old:
         new["rotated_momentum"] = into_bases(out_of_bases(old["rotated_momentum"], old), new)
     return new
