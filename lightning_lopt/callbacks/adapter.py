@@ -66,7 +66,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
         total_steps: horizon of each optimizer, where the Trainer has no end (``max_time`` alone), or another one is
             wanted.
         monitor: name of the logged validation loss; ``"auto"`` for what ``EarlyStopping`` or ``ModelCheckpoint``
-            monitors with ``mode="min"``, or ``val_loss``; ``None`` to pass none.
+            monitors with ``mode="min"``, or a logged loss of validation; ``None`` to pass none.
         lr, weight_decay: arguments of :class:`~lightning_lopt.LearnedOptimizer`; used with ``rule`` only, for the
             groups with the largest configured rate, or decay.
         guard, compile, state_dtype: arguments of ``LearnedOptimizer``; used with ``rule`` only.

@@ -15,6 +15,7 @@ from lightning_lopt.optim import LearnedOptimizer
 
 HELD_OUT = re.compile(r"(^|[^a-z])(val|valid|validation|eval|dev)([^a-z]|$)", re.IGNORECASE)
 """A word in the name of a metric of held-out data."""
+WORD = re.compile(r"[A-Za-z]+|[0-9]+")
 
 
 class ValidationLoss:
@@ -72,8 +73,9 @@ def validation_loss_of(trainer: L.Trainer) -> str | None:
 
     It is what :class:`~lightning.pytorch.callbacks.EarlyStopping` or
     :class:`~lightning.pytorch.callbacks.ModelCheckpoint` monitors with ``mode="min"``, if its name says that it is of
-    held-out data (``val``, ``valid``, ``validation``, ``eval``, ``dev``); otherwise the only logged metric with such a
-    word and ``loss`` in its name, or ``val_loss`` where there are several.
+    held-out data (``val``, ``valid``, ``validation``, ``eval``, ``dev``); otherwise ``val_loss``; otherwise, of the
+    logged metrics with such a word and ``loss`` in their names, the one whose name has the fewest words:
+    ``valid_loss`` beside ``valid_loss_0``, but neither of ``val_mask_loss`` and ``val_box_loss``.
     """
     logged = trainer.callback_metrics
     held_out = [name for name in logged if HELD_OUT.search(name)]
@@ -82,7 +84,8 @@ def validation_loss_of(trainer: L.Trainer) -> str | None:
             name = callback.monitor if callback.mode == "min" else None
             if name in held_out:
                 return name
-    losses = [name for name in held_out if "loss" in name.lower()]
-    if len(losses) == 1:
-        return losses[0]
-    return "val_loss" if "val_loss" in losses else None
+    lengths = {name: len(WORD.findall(name)) for name in held_out if "loss" in name.lower()}
+    if "val_loss" in lengths:
+        return "val_loss"
+    shortest = [name for name, length in lengths.items() if length == min(lengths.values())]
+    return shortest[0] if len(shortest) == 1 else None

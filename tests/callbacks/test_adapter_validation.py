@@ -57,13 +57,25 @@ LOSSES = [(1.0, 0.333), (2.0, 0.667), (3.0, 1.0)]
         {"valid/loss": 1.0, "val_accuracy": 7.0},
         {"loss/validation": 1.0},
         {"val_loss": 1.0, "val_loss_of_parts": 9.0, "interval_loss": 5.0},
+        {"val_loss": 1.0, "dev_loss": 9.0},
+        {"valid_loss_0": 9.0, "valid_loss": 1.0, "valid_accuracy": 9.0},
+        {"ptl/val_loss": 9.0, "valid_loss": 1.0},
+        {"reconstruction_loss_validation": 9.0, "elbo_validation": 9.0, "validation_loss": 1.0},
     ],
 )
 def test_the_validation_loss_arrives_with_the_progress_of_the_run(names):
     assert told(names) == LOSSES
 
 
-@pytest.mark.parametrize("names", [{"val_accuracy": 1.0}, {"interval_loss": 1.0}, {"val/loss": 1.0, "dev/loss": 2.0}])
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"val_accuracy": 1.0},
+        {"interval_loss": 1.0},
+        {"val/loss": 1.0, "dev/loss": 2.0},
+        {"val_mask_loss": 1.0, "val_box_loss": 2.0},
+    ],
+)
 def test_no_metric_is_guessed(names):
     assert told(names) == []
 
