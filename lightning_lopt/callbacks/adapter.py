@@ -181,7 +181,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
     # -- a step
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        """Called before each backward pass: remembers its loss, and asks for what is to be logged."""
+        """Called before each backward pass: remembers its loss, and requests diagnostics for the logs."""
         value = unscaled(loss, getattr(trainer.precision_plugin, "scaler", None))
         value = value * trainer.accumulate_grad_batches if pl_module.automatic_optimization else value
         self._losses.before_backward(value)
