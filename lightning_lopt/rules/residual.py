@@ -287,8 +287,8 @@ class ResidualRule(UpdateRule):
         return state
 
     def diagnostics(self, state: State) -> dict[str, Tensor]:
-        """``calibration``: the common factor on all steps, 1 before the second step; ``validation``: likewise that from
-        validation losses; ``trained``: mean of how trained the tensors looked, from 0 to 1. Nothing for what is off."""
+        """``calibration``: the common factor on all steps, 1 before the second step; ``validation``: the factor from
+        validation losses; ``trained``: mean of the signs of training, 0 to 1. A part that is off has no entry."""
         values = {}
         if "calibration" in state.shared:
             values["calibration"] = torch.exp(state.shared["calibration"][0])

@@ -1,4 +1,4 @@
-"""Factors on the steps of a run that the run itself calibrates: were the last steps too long, or too short?"""
+"""Factors on the steps of a run, calibrated during the run by the signal of hypergradient descent."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from lightning_lopt.rules.base import THETA_DTYPE
 from lightning_lopt.rules.shared.arithmetic import TINY
 
 PROMISE_LIMIT = 0.3  # limit of the promise of one gradient
-LOWEST, HIGHEST = math.log(1e-3), 1.0  # of the logarithm of the common factor
-LEAST, MOST = -4.0, 1.5  # of the logarithm of what one tensor has beside it
+LOWEST, HIGHEST = math.log(1e-3), 1.0  # limits of the logarithm of the common factor
+LEAST, MOST = -4.0, 1.5  # limits of the logarithm of one tensor's own factor
 
 
 class Calibration(nn.Module):
