@@ -240,29 +240,29 @@ class ResidualRule(UpdateRule):
     def exchange(
         self, columns: Columns, at: Moment, shared: Mapping[str, Tensor], context: StepContext
     ) -> tuple[Columns, dict[str, Tensor]]:
-        controls, after = {}, dict(shared)
-        after["gradient_unit"] = unit_of(largest_of(columns["lowest"], columns["highest"]), shared["gradient_unit"])
-        controls["per_unit"] = per_unit_of(after["gradient_unit"]).expand(len(columns["lowest"]))
+        controls, new_shared = {}, dict(shared)
+        unit = unit_of(largest_of(columns["lowest"], columns["highest"]), shared["gradient_unit"])
+        new_shared["gradient_unit"], controls["per_unit"] = unit, per_unit_of(unit).expand(len(columns["lowest"]))
         if self.controller is not None:
             assert at.loss_averages is not None
-            after["loss_averages"], dtype = at.loss_averages, self.controller.gate_weight.dtype
+            new_shared["loss_averages"], dtype = at.loss_averages, self.controller.gate_weight.dtype
             changes, hidden = self.controller(columns["signals"].to(dtype), columns["hidden"].to(dtype))
             controls |= changes._asdict()
             controls["hidden"] = hidden.to(columns["hidden"].dtype)
         if self.calibration is not None:
             memory, factors, promises = shared["calibration"], columns["log_factor"], columns["promise"]
-            common, after["calibration"], factors = self.calibration(memory, factors, promises, context.step)
+            common, new_shared["calibration"], factors = self.calibration(memory, factors, promises, context.step)
             controls["log_factor"], controls["calibrated"] = factors, torch.exp(common + factors)
         if self.restraint is not None:
             careful = self.restraint.factors(shared["gradient_size"], columns, at.per_unit, context.epochs)
-            controls["careful"], after["gradient_size"] = careful
+            controls["careful"], new_shared["gradient_size"] = careful
         if self.reads_validation:
             controls["validated"] = factor_of(shared["validation"]).expand(len(columns["lowest"]))
-        return controls, after
+        return controls, new_shared
 
     def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: Moment) -> tuple[Tensor, TensorState]:
         param, grad, constants = inputs.param, in_unit(inputs.grad, controls["per_unit"]), at.constants[inputs.role]
-        state, inside = self._accumulate(grad, inputs.state, constants, turn=inputs.full)
+        state, basis_grad = self._accumulate(grad, inputs.state, constants, turn=inputs.full)
         if self.controller is not None:
             constants = Controls(*(controls[name] for name in Controls._fields)).applied_to(constants)
             state["hidden"] = controls["hidden"].to(state["hidden"].dtype)
@@ -271,7 +271,7 @@ class ResidualRule(UpdateRule):
                 constants = constants._replace(step_size=constants.step_size * controls[factor])
         evened, orthogonal = inputs.role == "matrix", has_role(param, inputs.role, self.orthogonalised)
         direction, length = self._direction_of(
-            param, grad, inside, state, constants, evened=evened, orthogonal=orthogonal, correction=self.direction
+            param, grad, basis_grad, state, constants, evened=evened, orthogonal=orthogonal, correction=self.direction
         )
         length = length * torch.maximum(state["initial_rms"], constants.rms_floor)
         decay = constants.step_size * (constants.weight_decay + inputs.weight_decay)
