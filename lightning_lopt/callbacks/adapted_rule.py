@@ -27,7 +27,7 @@ def save_and_log(trainer: Any, rule: UpdateRule, search: Search, steps: int, fol
     """
     if search.rounds and not search.improving:
         rank_zero_warn(
-            f"OnlineMetaTraining found nothing better on this model in {search.rounds} rounds (evidence "
+            f"OnlineMetaTraining found no better rule on this model in {search.rounds} rounds (evidence "
             f"{search.evidence:+.3f}, where {search.needed:+.3f} or less was needed); the saved rule is "
             "that of the start."
         )

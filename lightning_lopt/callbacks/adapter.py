@@ -188,13 +188,13 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
         if self._horizons is not None:
             self._horizons.batch_begins()
         if self._logs is not None:
-            self._logs.ask()
+            self._logs.request_diagnostics()
 
     def on_before_zero_grad(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Called before gradients are set to zero: forgets the losses that they belong to."""
-        self._losses.gradients_gone()
+        """Called before gradients are set to zero: drops the losses of these gradients."""
+        self._losses.on_zero_grad()
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Called after each backward pass: adds its loss to the optimizers whose gradients it changed."""

@@ -116,9 +116,9 @@ class MetaValidation(L.Callback):
         """Called after each outer step: notes the meta-loss, and measures the rule if that is due."""
         if "meta_loss" in trainer.callback_metrics:
             self._meta_losses.append(trainer.callback_metrics["meta_loss"].clone())
-        last = trainer.global_step == trainer.max_steps
-        due = trainer.global_step > 0 and (trainer.global_step % self.every_n_steps == 0 or last)
-        if due and not (self.history and self.history[-1]["step"] == trainer.global_step):
+        is_last_step = trainer.global_step == trainer.max_steps
+        is_due = trainer.global_step > 0 and (trainer.global_step % self.every_n_steps == 0 or is_last_step)
+        if is_due and not (self.history and self.history[-1]["step"] == trainer.global_step):
             self._measure(trainer, pl_module)
 
     @property
@@ -168,11 +168,11 @@ class MetaValidation(L.Callback):
 
     @property
     def overfitting(self) -> bool:
-        """Whether the last ``patience`` measurements were no better than one before, while the meta-loss fell."""
-        recent, before = self.history[-self.patience :], self.history[: -self.patience]
-        if not before:
+        """Whether the last ``patience`` measurements were no better than an earlier one, while the meta-loss fell."""
+        recent, earlier = self.history[-self.patience :], self.history[: -self.patience]
+        if not earlier:
             return False
-        best = min(before, key=lambda entry: entry["score"])
+        best = min(earlier, key=lambda entry: entry["score"])
         worse = all(entry["score"] >= best["score"] for entry in recent)
         return worse and recent[-1]["meta_loss"] < best["meta_loss"]
 

@@ -128,7 +128,7 @@ class Judge:
 
     @property
     def noise(self) -> float:
-        """How much the loss differs from step to step: the larger one of 2.5 times the lower quartile of its latest
+        """Typical change of the loss from step to step: the larger one of 2.5 times the lower quartile of its latest
         changes and, once there are ``CHANGES`` of them, 1.2 times their median. For normal noise each of the two is at
         most the mean change. Quantiles stay small at the beginning of a divergence, where a mean grows at once."""
         if not self.changes:

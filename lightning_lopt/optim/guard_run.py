@@ -166,10 +166,10 @@ class Guard:
         Raises:
             ValueError: if the saved state is damaged.
         """
-        new = Guard(self.settings)
+        restored = Guard(self.settings)
         if saved is not None:
-            new._load(checked(saved))
-        self.__dict__.update(new.__dict__)
+            restored._load(checked(saved))
+        self.__dict__.update(restored.__dict__)
 
     def _load(self, saved: Mapping[str, Tensor]) -> None:
         numbers = saved["numbers"].tolist()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_lopt.optim.precision import known
+from lightning_lopt.optim.precision import host_value
 
 LARGEST = torch.finfo(torch.bfloat16).max
 COLUMNS = 4096
@@ -58,7 +58,7 @@ def rounded(tensors: Sequence[Tensor], seed: Tensor, *, reads: bool = True) -> l
     columns, *factors = torch.split((words - 2**31).int() | 1, [width, *rows])
     extremes = torch.stack([extreme for x in values for extreme in torch.aminmax(x)])
     is_ordinary = (
-        reads and known((extremes.abs() <= LARGEST).all()) is True
+        reads and host_value((extremes.abs() <= LARGEST).all()) is True
     )  # no inf, no NaN, no number that would become inf
     results = []
     for x, factor in zip(values, factors, strict=True):
