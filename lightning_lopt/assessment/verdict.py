@@ -48,7 +48,7 @@ def judge(
         hopeless: whether no optimizer lowered the loss.
         gaps: sentences about gaps of meta-training.
         slowdown: time of a training step with the rule, divided by that with AdamW.
-        pretrained: why the module looks trained already, as a clause.
+        pretrained: the sign that the module was trained already, as a clause.
     """
     reasons: list[str] = list(troubles)
     warning = [f"the module looks pretrained ({pretrained}), and the rule is made for weights at random"] * bool(

@@ -1,4 +1,4 @@
-"""One inner step: of one run, and of all runs in parallel."""
+"""One inner step: of one run, and of all runs side by side."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def advance_runs(
     at: Position,
     phase: int | None = None,
 ) -> Stepped:
-    """:func:`inner_step` for all runs in parallel: leading axis N on θ, parameters, state, batches, and the losses.
+    """:func:`inner_step` for all runs side by side: leading axis N on θ, parameters, state, batches, and the losses.
 
     The numbers of ``at`` are 0-dim if they are the same for all runs, or have the shape ``(N,)``; then runs at their
     horizon do not change.
