@@ -190,9 +190,9 @@ def tensors_of(module: nn.Module) -> list[Tensor]:
     """Parameters and buffers of a module, in a fifth of the time of ``module.parameters()``; those of a module that
     occurs twice come twice."""
     tensors = [x for holder in (module._parameters, module._buffers) for x in holder.values() if x is not None]
-    for part in module._modules.values():
-        if part is not None:
-            tensors += tensors_of(part)
+    for submodule in module._modules.values():
+        if submodule is not None:
+            tensors += tensors_of(submodule)
     return tensors
 
 

@@ -41,14 +41,14 @@ class MetaValidation(L.Callback):
 
     Args:
         problems: held-out problems, or the name of a suite (see :func:`~lightning_lopt.evaluation.suites.make_suite`).
-        folder: where the best rule is saved, as by :func:`~lightning_lopt.save_rule`.
+        folder: folder of the best rule, saved as by :func:`~lightning_lopt.save_rule`.
         every_n_steps: outer steps between two measurements, >= 1.
         baselines: tuned AdamW for the problems with the number of seeds, or the JSON file to keep it in (3 seeds); for
             suites on their default data it comes with the package.
         patience: measurements in a row without a new best that count as overfitting, >= 1.
         horizon_factors: two very small problems (see :func:`~lightning_lopt.evaluation.suites.long_runs`) join the
-            others at each of these multiples of the longest horizon of meta-training, for instance ``(3, 10)``: does
-            what is learned on short runs hold on long ones?
+            others at each of these multiples of the longest horizon of meta-training, for instance ``(3, 10)``: they
+            measure the rule on longer runs than those of meta-training.
 
     Raises:
         ValueError: if a number is out of range, or in ``setup`` if the module is no ``MetaTrainer``.

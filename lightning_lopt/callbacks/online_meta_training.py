@@ -60,7 +60,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
 
     Args:
         rule: as for the adapter: ``None`` where the module configures a ``LearnedOptimizer`` itself.
-        folder: where the rule is saved at the end; ``None`` for ``adapted_rule`` in the Trainer's ``default_root_dir``.
+        folder: folder of the rule at the end; ``None`` for ``adapted_rule`` in the Trainer's ``default_root_dir``.
         max_share: largest share of the fit's work that meta-training may add, in (0, 1].
         every_n_steps: fewest steps between two rounds, >= 1.
         inner_steps: steps K of a pilot, >= 1.

@@ -30,7 +30,7 @@ def rounded(tensors: Sequence[Tensor], seed: Tensor, *, reads: bool = True) -> l
 
     For x between the neighbours :math:`a \le x \le b` of bfloat16, the result is b with probability
     :math:`(x - a) / (b - a)` and a otherwise: 16 random bits are added to those of float32, and the lower half is cut
-    off. Values of bfloat16, infinities and NaN stay what they are; finite values beyond the largest one of
+    off. Values of bfloat16, infinities and NaN are not changed; finite values beyond the largest one of
     bfloat16, :math:`3.39 \cdot 10^{38}`, become that one.
 
     The random bits depend on ``seed``, on the position of a tensor in the list and on the position of an entry alone,

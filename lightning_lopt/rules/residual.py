@@ -61,13 +61,13 @@ class ResidualRule(UpdateRule):
       are noise; the factor is 1 for orthogonalised tensors;
     - :math:`s(t)`: linear warm-up over 5 % of the horizon, then linear decay to 0;
     - :math:`\eta = 0.02`, :math:`\rho = 0.03`, and further constants, per role (:class:`RoleConstants`), c and
-      :math:`\omega` (0 at first) among them, times what a recurrent :class:`Controller` sets for each tensor;
+      :math:`\omega` (0 at first) among them, times the outputs of a recurrent :class:`Controller` for each tensor;
     - if it is calibrated, all of it times factors that follow from the run itself (:class:`Calibration`).
 
     The step is relative to the RMS of the tensor at initialisation: relative to the present one it would feed on
-    itself. Multiplying the loss by a constant, or adding one to it, leaves the run unchanged: gradients are taken in a
-    unit that the first of them sets, and only a controller reads the loss. Losses on held-out data change the steps by
-    how they compare with one another (:mod:`~lightning_lopt.rules.residual_parts.validation`).
+    itself. Multiplying the loss by a constant, or adding one to it, leaves the run unchanged: the first
+    gradient sets the unit of all gradients, and only a controller reads the loss. Losses on held-out data change the
+    steps by their rise (:mod:`~lightning_lopt.rules.residual_parts.validation`).
 
     Args:
         direction: learn a per-parameter correction of the direction.
