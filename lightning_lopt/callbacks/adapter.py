@@ -39,7 +39,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
     without a jump of the schedule, and a message says so. Where another number of steps is made than planned, as after
     early stopping, a warning names both numbers.
 
-    **Validation loss.** Rules that read it get the one that is logged: ``base`` shortens its steps where it rises.
+    **Validation loss.** Rules that read it get the logged one: ``base`` shortens its steps where that loss rises.
 
     **The swap.** With ``rule``, the optimizers that the module configures are replaced, in this Trainer only; the
     module is not changed. Groups keep their keys and the ratios of their rates; a group with ``lr=0`` beside others
@@ -65,8 +65,8 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
             optimizers.
         total_steps: horizon of each optimizer, where the Trainer has no end (``max_time`` alone), or another one is
             wanted.
-        monitor: name of the logged validation loss; ``"auto"`` for what ``EarlyStopping`` or ``ModelCheckpoint``
-            monitors with ``mode="min"``, or ``val_loss``; ``None`` to pass none.
+        monitor: name of the logged validation loss; ``"auto"`` for the one that ``EarlyStopping`` or
+            ``ModelCheckpoint`` monitors with ``mode="min"``, or ``val_loss``; ``None`` to pass none.
         lr, weight_decay: arguments of :class:`~lightning_lopt.LearnedOptimizer`; used with ``rule`` only, for the
             groups with the largest configured rate, or decay.
         guard, compile, state_dtype: arguments of ``LearnedOptimizer``; used with ``rule`` only.

@@ -162,7 +162,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
     ) -> None:
         """Called before each validation batch: keeps it for pilots, if it is one of the first dataloader."""
         if trainer.state.fn == "fit" and dataloader_idx == 0 and not self.rounds.is_over:
-            self._recorder.see_validation(batch)
+            self._recorder.record_validation(batch)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Called after a checkpoint was restored, before the first batch: begins the search and plans a round."""
