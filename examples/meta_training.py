@@ -212,7 +212,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", ".*(does not have many workers|handed back).*")
+    warnings.filterwarnings("ignore", ".*(does not have many workers|the saved rule is that of the start).*")
 
     rule = uncalibrated("base") if arguments.uncalibrated else "base"
     print(

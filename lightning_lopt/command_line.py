@@ -1,4 +1,4 @@
-"""What all commands share: parsers whose help ends in an example, and one way in which errors reach the shell."""
+"""Argument parsers and error handling of all commands: each help ends in an example, each error is one sentence."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def whole_number(text: str) -> int:
     """The type of an argument that is a whole number of at least 1.
 
     Raises:
-        argparse.ArgumentTypeError: if it is none.
+        argparse.ArgumentTypeError: if the text is no such number.
 
     >>> whole_number("3")
     3
@@ -46,11 +46,11 @@ def whole_number(text: str) -> int:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The arguments of one command; its help ends in an example, and a wrong argument is one sentence.
+    """The arguments of one command; its help ends in an example, and the error of a wrong argument is one sentence.
 
     Args:
-        command: its name, behind ``lightning-lopt``.
-        description: what it does, in sentences.
+        command: name of the command, behind ``lightning-lopt``.
+        description: purpose of the command, in sentences.
         example: a whole command line.
         notes: texts between the options and the example; one with line breaks is shown as it is.
 
@@ -76,8 +76,9 @@ class CommandParser(argparse.ArgumentParser):
 def run(command: Command, arguments: Sequence[str], *, traceback: bool = False) -> int:
     """Run a command; returns the exit status.
 
-    What it raises becomes one sentence on standard error: a ``ValueError`` is bad input, status 2; an ``ImportError``
-    or ``OSError`` is something that the machine lacks, status 1. Other exceptions are errors of this package, and pass.
+    An exception becomes one sentence on standard error: a ``ValueError`` is bad input, status 2; an ``ImportError``
+    or ``OSError`` is something that the machine lacks, status 1. Other exceptions are errors of this package, and
+    are not caught.
 
     Args:
         command: takes arguments and returns a status.
@@ -94,7 +95,7 @@ def run(command: Command, arguments: Sequence[str], *, traceback: bool = False) 
             raise
         complain("lightning-lopt: stopped.")
         return STOPPED
-    except BrokenPipeError:  # the reader has gone, as in "lightning-lopt info base | head"
+    except BrokenPipeError:  # the reading process closed the pipe, as in "lightning-lopt info base | head"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except (CommandError, ValueError, ImportError, OSError) as error:

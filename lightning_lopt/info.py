@@ -1,4 +1,4 @@
-"""``lightning-lopt info``: what is known of a rule, the key numbers first."""
+"""``lightning-lopt info``: prints the properties of a rule, the key numbers first."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_lopt.terminal import say
 
 
 def print_info(source: str | os.PathLike[str]) -> None:
-    """Print key numbers, what the rule costs and reads, its config and its card; at the end measured memory.
+    """Print key numbers, cost and inputs of the rule, its config and its card; at the end measured memory.
 
     Args:
         source: embedded rule, folder or ``hf://`` address.

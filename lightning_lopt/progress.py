@@ -1,4 +1,4 @@
-"""Progress of long commands: one bar on a terminal, a line now and then elsewhere."""
+"""Progress of long commands: one bar on a terminal, a line at most every 15 seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 LINE_SECONDS = 15.0
-"""Between two lines, where standard error is no terminal."""
+"""Least time between two lines, where standard error is no terminal."""
 _BAR = "{desc} |{bar}| {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}]"
 _LINE = "{desc} {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}]"
 _WITHOUT_TOTAL = "{desc} [{elapsed}]"
 
 
 class Progress:
-    """How far a long piece of work is, on standard error, from its first moment.
+    """Display of the progress of a long piece of work on standard error, from its start.
 
-    On a terminal it is one bar. Elsewhere (a file, a pipe, a log) it is a whole line at the beginning and at the end,
-    and one at most every 15 seconds in between.
+    On a terminal the display is one bar. Elsewhere (a file, a pipe, a log) it is a whole line at the beginning and at
+    the end, and one at most every 15 seconds in between.
 
     Args:
-        what: what is being done, in a few words.
-        total: how much there is to do; ``None`` where that is not known.
-        unit: of ``total``.
-        stream: where to; ``None`` for standard error.
+        what: the work, in a few words.
+        total: amount of work; ``None`` where it is not known.
+        unit: unit of ``total``.
+        stream: output stream; ``None`` for standard error.
 
     >>> with Progress("training", total=2, unit="runs", stream=sys.stdout) as progress:  # doctest: +ELLIPSIS
     ...     for name in ("a", "b"):
@@ -49,8 +49,10 @@ class Progress:
         self._text, self._began, self._closed = printable(what), time.monotonic(), False
         self._bar: tqdm[Any] | None = None
         if self._stream.isatty():
-            known = all(shutil.get_terminal_size((0, 0)))  # without a size of the terminal, tqdm would show nothing
-            size: dict[str, Any] = {"dynamic_ncols": True} if known else {"ncols": 80, "nrows": 24}
+            size_is_known = all(
+                shutil.get_terminal_size((0, 0))
+            )  # without a size of the terminal, tqdm would show nothing
+            size: dict[str, Any] = {"dynamic_ncols": True} if size_is_known else {"ncols": 80, "nrows": 24}
             self._bar = tqdm(
                 total=total, unit=unit, desc=self._text, file=self._stream, bar_format=self._form(_BAR), **size
             )
@@ -58,23 +60,23 @@ class Progress:
             self._line()
 
     def doing(self, last: str) -> None:
-        """Say what is being done now."""
+        """Show the present activity."""
         self._text = printable(f"{self.what}: {last}")
         self._show()
 
     def advance(self, amount: int = 1) -> None:
-        """So much more is done."""
+        """Add ``amount`` to the finished amount."""
         self.done += amount
         self._show()
 
     def line(self, text: str) -> None:
-        """Say what is being done, or was done last; a line of its own where there is no terminal."""
+        """Show the present or the last activity; a line of its own where there is no terminal."""
         self.doing(text)
         if self._bar is None and text not in self._last:
             self._line()
 
     def to(self, done: int, total: int | None, last: str) -> None:
-        """So much of ``total`` is done; ``last`` is what is being done, or was done last."""
+        """Set the finished amount to ``done`` of ``total``; ``last`` is the present or the last activity."""
         self.done, self.total = done, total
         self.doing(last)
 

@@ -82,7 +82,7 @@ class TracedFunction:
         except Exception as error:  # any error of an operation that cannot be recorded
             raise UntraceableError(f"{type(error).__name__}: {error}") from error
         if not bits_are_equal:
-            raise UntraceableError("what was traced gives other numbers than the function itself")
+            raise UntraceableError("the traced graph gives other values than the function")
 
     def __call__(self, arguments: Sequence[Tensor]) -> list[Tensor]:
         """The results of the function; a result that is an argument is the same tensor object."""
@@ -92,7 +92,7 @@ class TracedFunction:
         return [arguments[index] if is_argument else computed[index] for is_argument, index in self.results]
 
     def _take(self, recording: _Recording, results: Sequence[Tensor], *, shorter: bool) -> None:
-        """Keep what of a recording the results depend on; in fewer calls, if ``shorter``."""
+        """Store the operations that the results need; merge calls if ``shorter``."""
         count = recording.count
         places = [recording.place_of(result) for result in results]
         computed = list(dict.fromkeys(place for place in places if place >= count))
@@ -190,9 +190,9 @@ def tensors_of(module: nn.Module) -> list[Tensor]:
     """Parameters and buffers of a module, in a fifth of the time of ``module.parameters()``; those of a module that
     occurs twice come twice."""
     tensors = [x for holder in (module._parameters, module._buffers) for x in holder.values() if x is not None]
-    for part in module._modules.values():
-        if part is not None:
-            tensors += tensors_of(part)
+    for submodule in module._modules.values():
+        if submodule is not None:
+            tensors += tensors_of(submodule)
     return tensors
 
 

@@ -50,7 +50,7 @@ def test_vmap_is_gone_and_tensors_beside_the_arguments_are_read_anew():
         (lambda x: (x + torch.randn(3),), "draws random numbers"),
         (lambda x: (x if x.sum() > 0 else -x,), "reads the value"),
         (lambda x: (x * float(x.sum()),), "reads the value"),
-        (lambda x: (x + next(COUNTS),), "other numbers"),
+        (lambda x: (x + next(COUNTS),), "other values"),
         (lambda x: ("text",), "Error"),
     ],
 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lightning_lopt.assessment.budget import Deadline
 from lightning_lopt.assessment.findings import PilotFindings, TrainingCost
-from lightning_lopt.assessment.ladder import SWEEPS, climb
+from lightning_lopt.assessment.ladder import SWEEPS, run_levels
 from lightning_lopt.assessment.named_baselines import baseline_pilots
 from lightning_lopt.assessment.other_batches import FACTORS, with_other_batches, with_planned_passes
 from lightning_lopt.assessment.pilot_task import PilotTask
@@ -64,7 +64,7 @@ class AllPilots:
     def _levels(self, task: PilotTask, findings: PilotFindings) -> None:
         step, rates = self.cost.module, len(SWEEPS[0])
         now = time.perf_counter()
-        findings.levels = climb(
+        findings.levels = run_levels(
             self.rule,
             task,
             total_steps=self.total_steps,

@@ -23,7 +23,7 @@ def assessment_html(verdict: str, reasons: Sequence[str], text: str, levels: Seq
         text: all of the assessment.
         levels: pilots by horizon; without them there is no table.
 
-    >>> "✘ Don&#x27;t" in assessment_html("don't", ["it diverged"], "all", [])
+    >>> "✘ Don&#x27;t" in assessment_html("don't", ["the rule diverged"], "all", [])
     True
     """
     sign, colour = LOOKS.get(verdict, ("", "inherit"))

@@ -25,7 +25,7 @@ def assess_command(arguments: Sequence[str]) -> int:
         example="lightning-lopt assess my_module.py:Model --datamodule my_module.py:Data --total-steps 20000",
     )
     parser.add_argument("model", help="FILE.py:NAME, a LightningModule class or a function that builds one")
-    parser.add_argument("--datamodule", help="FILE.py:NAME, likewise; without it, the module's own dataloaders")
+    parser.add_argument("--datamodule", help="FILE.py:NAME of a data module; without it, the module's own dataloaders")
     parser.add_argument("--rule", default="base", help="an embedded rule, a folder or hf://owner/name")
     parser.add_argument("--total-steps", type=int, required=True, help="optimizer steps of the planned run")
     parser.add_argument(

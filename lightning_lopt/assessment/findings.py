@@ -116,7 +116,7 @@ class Findings:
         batch_size: examples in a batch, ``None`` where that is unknown.
         total_steps: steps of the planned run.
         batches_read: number of training batches that were read.
-        pretrained: why the module looks trained already, ``None`` if it does not.
+        pretrained: the sign that the module was trained already; ``None`` if there is none.
         cost: cost of a training step.
         pilots: losses of all pilots.
         outlooks: outlooks for the planned run, by split, compared with AdamW ``"tuned"``, at the ``"default"`` rate and

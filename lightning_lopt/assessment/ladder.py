@@ -45,7 +45,7 @@ class PilotSeconds:
         return int((0.8 * seconds / runs - self.run) / self.step)
 
 
-def climb(
+def run_levels(
     rule: UpdateRule,
     task: Task,
     *,
@@ -74,7 +74,7 @@ def climb(
     """
     levels: list[Level] = []
     cost = PilotSeconds(seconds_per_step, 2 * MEASURED * seconds_per_step / 3)  # a forward pass is a third of a step
-    exponents, horizon = _first(cost, until - time.perf_counter(), total_steps)
+    exponents, horizon = first_level(cost, until - time.perf_counter(), total_steps)
     if not horizon and cost.seconds(SHORTEST, 2) < at_most - time.perf_counter():
         exponents, horizon = SWEEPS[-1], min(SHORTEST, total_steps)
     while horizon:
@@ -97,7 +97,7 @@ def climb(
     return levels
 
 
-def _first(cost: PilotSeconds, seconds: float, total_steps: int) -> tuple[Sequence[int], int]:
+def first_level(cost: PilotSeconds, seconds: float, total_steps: int) -> tuple[Sequence[int], int]:
     """Rates and horizon of the first level, with as many rates as there is time for."""
     for exponents in SWEEPS:
         horizon = next_horizon(cost, seconds, 0, LEVELS, len(exponents) + 1, total_steps)
@@ -106,21 +106,23 @@ def _first(cost: PilotSeconds, seconds: float, total_steps: int) -> tuple[Sequen
     return (), 0
 
 
-def next_horizon(cost: PilotSeconds, seconds: float, before: int, levels: int, runs: int, total_steps: int) -> int:
-    """Horizon of the next level; 0 if there is no time for one twice as long as the one before.
+def next_horizon(
+    cost: PilotSeconds, seconds: float, previous_horizon: int, levels: int, runs: int, total_steps: int
+) -> int:
+    """Horizon of the next level; 0 if there is no time for twice the previous horizon.
 
     As many levels are planned as there is time for, including the time for measuring losses.
 
     Args:
         cost: measured or estimated cost of a pilot.
         seconds: seconds for this and later levels; a fifth of it is a reserve.
-        before: horizon of the level before, 0 if there is none.
+        previous_horizon: horizon of the previous level, 0 if there is none.
         levels: largest number of further levels, >= 1.
         runs: number of runs on the next level.
         total_steps: largest horizon.
 
     >>> second = PilotSeconds(step=1.0, run=0.0)
-    >>> next_horizon(second, 15 * 100, 25, 1, 15, 1000)  # the last level takes four fifths of what is left
+    >>> next_horizon(second, 15 * 100, 25, 1, 15, 1000)  # the last level takes four fifths of the remaining time
     80
     >>> next_horizon(second, 15 * 100, 50, 1, 15, 1000), next_horizon(second, 15 * 100, 50, 1, 15, 80)
     (0, 80)
@@ -128,31 +130,32 @@ def next_horizon(cost: PilotSeconds, seconds: float, before: int, levels: int, r
     5
     """
 
-    def room(count: int) -> float:
-        """Steps of each run of the next level, if all remaining time were its; ``count`` levels are measured."""
+    def steps_available(count: int) -> float:
+        """Steps of each run if the next level used all remaining time, of which ``count`` levels need their share for
+        measuring losses."""
         measuring = cost.run * (runs + (count - 1) * 5 * SEEDS)
         return (0.8 * seconds - measuring) / (cost.step * runs)
 
-    if before == 0:  # later levels have about 1.6 times as many runs
+    if previous_horizon == 0:  # later levels have about 1.6 times as many runs
         for count in range(levels, 0, -1):
-            first = int(room(count) / (1 + 1.6 * sum(2**level for level in range(1, count))))
-            # The speed is a guess, so this level gets an eighth of its time, and later levels use the rest.
-            if first >= SHORTEST:
-                return min(total_steps, max(SHORTEST, min(first // 8, total_steps >> (levels - 1))))
+            first_horizon = int(steps_available(count) / (1 + 1.6 * sum(2**level for level in range(1, count))))
+            # The speed is estimated, so this level gets an eighth of its time, and later levels use the rest.
+            if first_horizon >= SHORTEST:
+                return min(total_steps, max(SHORTEST, min(first_horizon // 8, total_steps >> (levels - 1))))
         return 0
-    if total_steps <= 2 * before:
-        return total_steps if before < total_steps <= room(1) else 0
+    if total_steps <= 2 * previous_horizon:
+        return total_steps if previous_horizon < total_steps <= steps_available(1) else 0
     for count in range(levels, 0, -1):
-        growth = _growth(room(count) / before, count)
+        growth = _growth(steps_available(count) / previous_horizon, count)
         if growth >= 2:
-            return min(round(before * growth), total_steps)
+            return min(round(previous_horizon * growth), total_steps)
     return 0
 
 
-def _growth(room: float, count: int) -> float:
-    """The g for which :math:`g + g^2 + ... + g^{count}` is ``room``, at most ``LARGEST_GROWTH``."""
+def _growth(ratio: float, count: int) -> float:
+    """The g for which :math:`g + g^2 + ... + g^{count}` is ``ratio``, at most ``LARGEST_GROWTH``."""
     low, high = 0.0, LARGEST_GROWTH
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if sum(middle**k for k in range(1, count + 1)) < room else (low, middle)
+        low, high = (middle, high) if sum(middle**k for k in range(1, count + 1)) < ratio else (low, middle)
     return low

@@ -52,16 +52,16 @@ def with_other_batches(
         until: latest end, on the clock ``time.perf_counter()``.
     """
     results: list[OtherBatches] = []
-    last = levels[-1]
+    last_level = levels[-1]
     for index, (factor, size, task) in enumerate(tasks):
         if time.perf_counter() > until:
             break
         share = (until - time.perf_counter()) * factor / sum(later_factor for later_factor, _, _ in tasks[index:])
-        horizon = min(last.horizon, PilotSeconds.of(last).horizon(share / max(1.0, factor), 2 * SEEDS))
+        horizon = min(last_level.horizon, PilotSeconds.of(last_level).horizon(share / max(1.0, factor), 2 * SEEDS))
         if horizon < SHORTEST:
             continue
         try:
-            level = run_level(rule, task, [last.best("train")], horizon=horizon, until=until)
+            level = run_level(rule, task, [last_level.best("train")], horizon=horizon, until=until)
         except OutOfTime:
             break
         except Exception as error:
@@ -74,7 +74,7 @@ def with_other_batches(
 def batches_for(horizon: int, *, total_steps: int, length: int | None) -> int | None:
     """Number of batches with which a pilot has as many passes over its data as ``total_steps`` over ``length`` batches.
 
-    It is ``None`` if ``length`` is unknown, or if so few passes are planned that it does not matter.
+    It is ``None`` if ``length`` is unknown, or if fewer than 1.5 passes are planned.
 
     >>> batches_for(100, total_steps=1000, length=200), batches_for(100, total_steps=1000, length=900)
     (20, None)
@@ -104,13 +104,14 @@ def with_planned_passes(
     Returns:
         the pilots; ``None`` if they would be the same as those of the level, or there is no time.
     """
-    last = levels[-1]
-    if last.horizon == total_steps or "valid" not in last.rule:
+    last_level = levels[-1]
+    if last_level.horizon == total_steps or "valid" not in last_level.rule:
         return None
-    best = last.best("valid")
+    best = last_level.best("valid")
     exponents = [best - 1, best, best + 1]  # the best rate may be lower (memorising) or higher (fewer data)
     horizon = min(
-        last.horizon, PilotSeconds.of(last).horizon(until - time.perf_counter(), SEEDS * (1 + len(exponents)))
+        last_level.horizon,
+        PilotSeconds.of(last_level).horizon(until - time.perf_counter(), SEEDS * (1 + len(exponents))),
     )
     count = batches_for(horizon, total_steps=total_steps, length=length)
     if horizon < SHORTEST or count is None or count > task.batches:

@@ -28,10 +28,10 @@ class Outlook:
     Attributes:
         pilots: ``(horizon, log-ratio)`` of each level, means over seeds.
         expected: expected log-ratio of the planned run.
-        uncertainty: half the width of the interval around it.
+        uncertainty: half the width of the interval around the expected log-ratio.
         doublings: doublings of the horizon from the longest pilot to the planned run.
-        losses: of the rule and of AdamW in the longest pilot, medians over seeds.
-        positive: whether all losses are; if not, see :func:`level_log_ratio`.
+        losses: losses of the rule and of AdamW in the longest pilot, medians over seeds.
+        positive: whether all losses are positive; if not, see :func:`level_log_ratio`.
     """
 
     pilots: list[tuple[int, float]]
@@ -64,7 +64,7 @@ def outlook(
     Short runs favour large steps, so a rule with limited steps is behind at first and comes closer at longer horizons
     (Wu et al., 2018, "Understanding short-horizon bias"). The change of y per doubling of the horizon is extrapolated
     such that it shrinks from doubling to doubling as between the last three levels. If the change has changed its sign,
-    a lead that began to shrink is assumed to go on shrinking, and other changes count as noise. The uncertainty is
+    a lead that began to shrink is assumed to shrink further, and other changes count as noise. The uncertainty is
 
     .. math:: \sqrt{(2\,\mathrm{se})^2 + (\tfrac12 |\hat y - y_{last}| + d\,n)^2}
 
@@ -81,10 +81,10 @@ def outlook(
     """
     ratios = [level_log_ratio(level, split, default=default) for level in levels]
     points = [(level.horizon, float(ratio.mean())) for level, ratio in zip(levels, ratios, strict=True)]
-    last, doublings = points[-1][1], _doublings(levels[-1], total_steps)
-    expected = last + _change(points, doublings)
+    last_ratio, doublings = points[-1][1], _doublings(levels[-1], total_steps)
+    expected = last_ratio + _change(points, doublings)
     drift = _drift(points) + GAP_DRIFT * gaps
-    spread = math.hypot(NOISE * _error(ratios[-1]), abs(expected - last) / 2 + drift * doublings)
+    spread = math.hypot(NOISE * _error(ratios[-1]), abs(expected - last_ratio) / 2 + drift * doublings)
     if matched is not None and split == "valid" and not default:
         ratio = level_log_ratio(matched, split)
         if float(ratio.mean()) > expected:
@@ -106,7 +106,7 @@ def _error(ratio: Tensor) -> float:
 
 
 def level_log_ratio(level: Level, split: Split, *, default: bool = False) -> Tensor:
-    r"""For each seed :math:`\log \frac{L + f s}{R + f s}`, L the rule's loss, R AdamW's, s that of the start.
+    r"""For each seed :math:`\log \frac{L + f s}{R + f s}`, with the loss L of the rule, R of AdamW and s at the start.
 
     This is :func:`~lightning_lopt.evaluation.metrics.log_ratio`, with its floor f and its cap, in units of the loss at
     the start, since the uninformed loss of a user's module is not known. If a loss may be negative (that of a density),
@@ -144,12 +144,12 @@ def _change(points: Sequence[tuple[int, float]], doublings: float) -> float:
     for (h0, y0), (h1, y1) in zip(points[-3:-1], points[-2:], strict=True):
         widths.append(math.log2(h1 / h0))
         slopes.append((y1 - y0) / widths[-1])
-    between = (widths[0] + widths[1]) / 2  # doublings from the middle of one interval to that of the next
+    distance = (widths[0] + widths[1]) / 2  # doublings from the middle of one interval to that of the next
     if slopes[0] * slopes[1] > 0:
-        shrink = min(SLOWEST, (slopes[1] / slopes[0]) ** (1 / between))
+        shrink = min(SLOWEST, (slopes[1] / slopes[0]) ** (1 / distance))
     elif slopes[1] > 0:
         shrink = SLOWEST
     else:
         return 0.0
-    begin = slopes[1] * shrink ** (widths[1] / 2)  # slope at the last point
-    return float(begin * (1 - shrink**doublings) / -math.log(shrink))
+    last_slope = slopes[1] * shrink ** (widths[1] / 2)
+    return float(last_slope * (1 - shrink**doublings) / -math.log(shrink))

@@ -53,7 +53,7 @@ class Level:
         rule: loss of the rule after the last step by split, shape ``(S,)``.
         adamw: loss of AdamW after the last step, by the exponent of the learning rate and by split, shape ``(S,)``.
         seconds: seconds of the level.
-        measuring: the part of them for the losses before the first and after the last step.
+        measuring: the part of these seconds for the losses before the first and after the last step.
     """
 
     horizon: int
@@ -100,7 +100,7 @@ def run_level(
         seed: seed of models and orders.
 
     Raises:
-        OutOfTime: if it gets later than ``until``; there are no results then.
+        OutOfTime: if the time ``until`` is over; there are no results then.
     """
     began = time.perf_counter()
     clock = [0.0]
@@ -162,11 +162,11 @@ def _final(task: Task, params: dict[str, Tensor], clock: list[float]) -> dict[Sp
     with torch.no_grad():
         for split in splits:
             try:
-                full = task.full_batch(split)
+                batch = task.full_batch(split)
             except MissingSplitError:
                 continue
-            full = {name: value.to(device) for name, value in full.items()}
-            measured[split] = vmap(task.loss, in_dims=(0, None))(params, full).cpu()
+            batch = {name: value.to(device) for name, value in batch.items()}
+            measured[split] = vmap(task.loss, in_dims=(0, None))(params, batch).cpu()
     clock[0] += time.perf_counter() - began
     return measured
 

@@ -135,7 +135,7 @@ class _Plan:
     def assess(self, subject: Subject) -> Assessment:
         """Run all phases, one after the other."""
         self.rule.to(subject.device)
-        self.tell("measuring what a training step costs")
+        self.tell("measuring the cost of a training step")
         cost = self._measure_cost(subject)
         deadline = self._deadline(cost)
         self.tell("reading batches")

@@ -99,7 +99,7 @@ def in_the_same_time(levels: Sequence[Level], longer: LongerRuns | None, slowdow
     for level in levels:
         losses_by_split: dict[Split, Tensor] = {}
         for split in level.rule:
-            losses = _after(levels, longer, level, split, slowdown)
+            losses = _losses_in_same_time(levels, longer, level, split, slowdown)
             if losses is not None:
                 losses_by_split[split] = losses
         if losses_by_split.keys() == level.rule.keys():
@@ -107,10 +107,10 @@ def in_the_same_time(levels: Sequence[Level], longer: LongerRuns | None, slowdow
     return timed
 
 
-def _after(
+def _losses_in_same_time(
     levels: Sequence[Level], longer: LongerRuns | None, level: Level, split: Split, slowdown: float
 ) -> Tensor | None:
-    """AdamW's losses by seed after ``slowdown`` times the steps of the level, or after its steps if they are lower."""
+    """AdamW's losses by seed after ``slowdown`` times the steps of the level, or after its steps if these are lower."""
     same_steps = level.adamw[level.best(split)][split]
     if longer is not None and longer.horizon == level.horizon:
         same_time = _best(longer.adamw, split)

@@ -22,7 +22,7 @@ class Subject(ModuleWithData):
 
     Attributes:
         size: examples in a batch, ``None`` where that is unknown.
-        pretrained: why the module looks trained already, ``None`` if it does not.
+        pretrained: the sign that the module was trained already; ``None`` if there is none.
 
     Raises:
         ValueError: with one sentence, for a module or data that cannot be used, and for any error of theirs.

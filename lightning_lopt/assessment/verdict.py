@@ -48,7 +48,7 @@ def judge(
         hopeless: whether no optimizer lowered the loss.
         gaps: sentences about gaps of meta-training.
         slowdown: time of a training step with the rule, divided by that with AdamW.
-        pretrained: why the module looks trained already, as a clause.
+        pretrained: the sign that the module was trained already, as a clause.
     """
     reasons: list[str] = list(troubles)
     warning = [f"the module looks pretrained ({pretrained}), and the rule is made for weights at random"] * bool(
@@ -56,7 +56,7 @@ def judge(
     )
     if not against_tuned:
         reasons += warning
-        reasons.append("there was no time for a pilot, so nothing is known of its losses; give a larger budget")
+        reasons.append("there was no time for a pilot, so the losses of the rule are unknown; give a larger budget")
         return (DONT if reasons[:-1] else CARE), [*reasons, *_gap_reasons(gaps), *_slow_reasons(slowdown)]
     split: Split = "valid" if "valid" in against_tuned else "train"
     tuned, default, timed = against_tuned[split], against_default[split], in_the_same_time.get(split)
@@ -68,7 +68,7 @@ def judge(
         reasons.append("no optimizer lowered the loss in the pilots, so look at the model and the data first")
     compared = [_sentence(tuned, split, "an AdamW with a swept learning rate")]
     if slowdown >= SLOWER or (timed is not None and timed.ahead != tuned.ahead):
-        reference = f"an AdamW that makes {slowdown:.1f} times as many in the same time"
+        reference = f"an AdamW that makes {slowdown:.1f} times as many steps in the same time"
         is_known = timed is not None and (is_shown or timed.behind)
         compared.append(_sentence(timed, split, reference) if timed is not None and is_known else _unknown(slowdown))
     if timed is not None and timed.behind and not tuned.behind:
@@ -90,20 +90,25 @@ def _is_shown(timed: Outlook, tuned: Outlook, slowdown: float) -> bool:
 
 
 def _unknown(slowdown: float) -> str:
-    return f"what AdamW reaches with {slowdown:.0f} times as many steps could not be seen; give a larger budget"
+    return f"the loss of AdamW with {slowdown:.0f} times as many steps could not be measured; give a larger budget"
 
 
 def _sentence(view: Outlook, split: Split, reference: str) -> str:
     loss = "validation loss" if split == "valid" else "training loss"
     (of_rule, of_reference), horizon = view.losses, view.pilots[-1][0]
-    measured = f"after {horizon} steps its {loss} was {of_rule:.4g}, and {of_reference:.4g} for {reference}"
+    measured = (
+        f"after {horizon} steps the {loss} of the rule was {of_rule:.4g}, and that of {reference} {of_reference:.4g}"
+    )
     if view.doublings == 0:
         return measured
     if not view.positive:
-        end = "lower" if view.ahead else "higher" if view.behind else "lower or higher"
-        return f"{measured}; at the planned end a {end} one is to be expected"
+        relation = "lower" if view.ahead else "higher" if view.behind else "lower or higher"
+        return f"{measured}; the predicted loss of the rule at the planned end is {relation} than that of this AdamW"
     low, high = (math.exp(view.expected + sign * view.uncertainty) for sign in (-1, 1))
-    return f"{measured}; at the planned end {low:.2f} to {high:.2f} times that is to be expected"
+    return (
+        f"{measured}; the predicted loss of the rule at the planned end is {low:.2f} to {high:.2f} times that of this "
+        "AdamW"
+    )
 
 
 def _gap_reasons(gaps: Sequence[str]) -> list[str]:
@@ -113,7 +118,10 @@ def _gap_reasons(gaps: Sequence[str]) -> list[str]:
 def _slow_reasons(slowdown: float) -> list[str]:
     if slowdown < SLOWER:
         return []
-    return [f"a training step takes {slowdown:.1f} times as long as with AdamW, which could make that many more steps"]
+    return [
+        f"a training step takes {slowdown:.1f} times as long as with AdamW: in the same time AdamW makes "
+        f"{slowdown:.1f} times as many steps"
+    ]
 
 
 def troubles(levels: Sequence[Level], other_batches: Sequence[OtherBatches]) -> list[str]:
@@ -122,7 +130,7 @@ def troubles(levels: Sequence[Level], other_batches: Sequence[OtherBatches]) -> 
     pilots = [(level, "") for level in levels] + [
         (batches.level, f" with batches of {batches.size}") for batches in other_batches
     ]
-    for level, where in pilots:
+    for level, batches_note in pilots:
         start = level.start["train"]
         limit = torch.where(start > 0, start * RISE, start / RISE)
         failed = ~(level.rule["train"] <= limit)
@@ -131,8 +139,8 @@ def troubles(levels: Sequence[Level], other_batches: Sequence[OtherBatches]) -> 
             losses = level.rule["train"][failed]
             outcome = "diverged" if not bool(losses.isfinite().all()) else "ended above its first loss"
             sentences.append(
-                f"in pilots of {level.horizon} steps{where} it {outcome} with {int(failed.sum())} of {len(failed)} "
-                f"seeds, where AdamW at {learning_rate(level.best('train')):.2g} did not"
+                f"in pilots of {level.horizon} steps{batches_note} the rule {outcome} with {int(failed.sum())} of "
+                f"{len(failed)} seeds, where AdamW at {learning_rate(level.best('train')):.2g} did not"
             )
     return sentences
 

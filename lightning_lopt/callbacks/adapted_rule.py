@@ -1,4 +1,4 @@
-"""What online meta-training leaves behind: the rule in a folder, and as an artifact of Weights & Biases."""
+"""Saves and logs the rule that online meta-training has adapted: in a folder, and as a Weights & Biases artifact."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.tasks.users_code import named
 
 
-def hand_over(trainer: Any, rule: UpdateRule, search: Search, steps: int, folder: Path) -> None:
-    """Save and log the rule on rank 0, and warn if the search has not changed it; a failure is a warning too.
+def save_and_log(trainer: Any, rule: UpdateRule, search: Search, steps: int, folder: Path) -> None:
+    """Save and log the rule on rank 0, and warn if it is that of the start; a failure is a warning too.
 
     Args:
         trainer: of the fit.
@@ -27,18 +27,18 @@ def hand_over(trainer: Any, rule: UpdateRule, search: Search, steps: int, folder
     """
     if search.rounds and not search.improving:
         rank_zero_warn(
-            f"OnlineMetaTraining found nothing better on this model in {search.rounds} rounds (evidence "
-            f"{search.evidence:+.3f}, where {search.needed:+.3f} or less was needed); the rule is handed "
-            "back as it was."
+            f"OnlineMetaTraining found no better rule on this model in {search.rounds} rounds (evidence "
+            f"{search.evidence:+.3f}, where {search.needed:+.3f} or less was needed); the saved rule is "
+            "that of the start."
         )
     if trainer.is_global_zero:
         try:
-            _save_and_log(trainer, rule, search, steps, folder)
+            _save(trainer, rule, search, steps, folder)
         except Exception as error:  # the disk may be full, or a logger may fail
-            rank_zero_warn(f"OnlineMetaTraining could not hand over its rule ({named(error)}).")
+            rank_zero_warn(f"OnlineMetaTraining could not save or log its rule ({named(error)}).")
 
 
-def _save_and_log(trainer: Any, rule: UpdateRule, search: Search, steps: int, folder: Path) -> None:
+def _save(trainer: Any, rule: UpdateRule, search: Search, steps: int, folder: Path) -> None:
     record = {
         "adapted_to": type(trainer.lightning_module).__name__,
         "steps": steps,

@@ -39,7 +39,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
     without a jump of the schedule, and a message says so. Where another number of steps is made than planned, as after
     early stopping, a warning names both numbers.
 
-    **Validation loss.** Rules that read it get the one that is logged: ``base`` shortens its steps where it rises.
+    **Validation loss.** Rules that read it get the logged one: ``base`` shortens its steps where that loss rises.
 
     **The swap.** With ``rule``, the optimizers that the module configures are replaced, in this Trainer only; the
     module is not changed. Groups keep their keys and the ratios of their rates; a group with ``lr=0`` beside others
@@ -65,8 +65,8 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
             optimizers.
         total_steps: horizon of each optimizer, where the Trainer has no end (``max_time`` alone), or another one is
             wanted.
-        monitor: name of the logged validation loss; ``"auto"`` for what ``EarlyStopping`` or ``ModelCheckpoint``
-            monitors with ``mode="min"``, or a logged loss of validation; ``None`` to pass none.
+        monitor: name of the logged validation loss; ``"auto"`` for the one that ``EarlyStopping`` or
+            ``ModelCheckpoint`` monitors with ``mode="min"``, or a logged loss of validation; ``None`` to pass none.
         lr, weight_decay: arguments of :class:`~lightning_lopt.LearnedOptimizer`; used with ``rule`` only, for the
             groups with the largest configured rate, or decay.
         guard, compile, state_dtype: arguments of ``LearnedOptimizer``; used with ``rule`` only.
@@ -181,20 +181,20 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
     # -- a step
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        """Called before each backward pass: remembers its loss, and asks for what is to be logged."""
+        """Called before each backward pass: remembers its loss, and requests diagnostics for the logs."""
         value = unscaled(loss, getattr(trainer.precision_plugin, "scaler", None))
         value = value * trainer.accumulate_grad_batches if pl_module.automatic_optimization else value
         self._losses.before_backward(value)
         if self._horizons is not None:
             self._horizons.batch_begins()
         if self._logs is not None:
-            self._logs.ask()
+            self._logs.request_diagnostics()
 
     def on_before_zero_grad(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Called before gradients are set to zero: forgets the losses that they belong to."""
-        self._losses.gradients_gone()
+        """Called before gradients are set to zero: drops the losses of these gradients."""
+        self._losses.on_zero_grad()
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Called after each backward pass: adds its loss to the optimizers whose gradients it changed."""

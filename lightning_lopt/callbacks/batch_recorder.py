@@ -21,7 +21,7 @@ class BatchRecorder:
 
     Attributes:
         window: training batches that were recorded for the next round.
-        trouble: why pilots are not possible on this rank; empty if they are.
+        trouble: the error that prevents pilots on this rank; empty without an error.
         on_validation: whether the next round measures on validation batches; the same on all ranks.
         validation: the validation batches.
     """
@@ -47,7 +47,7 @@ class BatchRecorder:
             self.trouble = named(error)
             return []
 
-    def see_validation(self, batch: Any) -> None:
+    def record_validation(self, batch: Any) -> None:
         """Record a batch of the validation of the fit."""
         try:
             self.validation.record(batch)
@@ -56,8 +56,8 @@ class BatchRecorder:
 
     def choose_split(self, trainer: Any, module: Any) -> None:
         """Choose the batches for measuring in the next round; called on all ranks, after a batch was :meth:`copied`."""
-        has = bool(self._structure) and bool(self.validation.like(self._structure, trainer, module))
-        share = trainer.strategy.reduce(torch.tensor(float(has), device=module.device), reduce_op="mean")
+        has_validation = bool(self._structure) and bool(self.validation.like(self._structure, trainer, module))
+        share = trainer.strategy.reduce(torch.tensor(float(has_validation), device=module.device), reduce_op="mean")
         self.on_validation = bool(share == 1)
 
     def recorded(self) -> list[Any]:

@@ -40,7 +40,7 @@ class Logs:
     def _step(self) -> int:
         return self._trainer.fit_loop.epoch_loop._batches_that_stepped
 
-    def ask(self) -> None:
+    def request_diagnostics(self) -> None:
         """Called before a step: a step that is logged computes the diagnostics."""
         if self._are_due:
             # An optimizer that makes no step in this batch computes them at a later step.
@@ -85,7 +85,7 @@ def identity(optimizer: LearnedOptimizer) -> dict[str, Any]:
     """Name, revision and hash of the rule of an optimizer.
 
     The revision is the part of the rule's name after ``@``, if there is one, else the version of this package, which
-    brings the embedded rules. The hash is that of the weights in ``config.json``.
+    contains the embedded rules. The hash is that of the weights in ``config.json``.
     """
     label, _, revision = optimizer.rule_label.partition("@")
     entries = {"rule": label, "architecture": optimizer.rule.rule_name, "revision": revision or __version__}
@@ -97,18 +97,19 @@ def identity(optimizer: LearnedOptimizer) -> dict[str, Any]:
 
 def warn_at_the_end(optimizer: LearnedOptimizer, scaler_skipped: int) -> None:
     """Warn if steps were skipped, or more or fewer were made than planned; this waits for the device."""
-    made, skipped, planned = optimizer.steps_made, optimizer.skipped_steps, optimizer.total_steps
+    steps_made, skipped, planned = optimizer.steps_made, optimizer.skipped_steps, optimizer.total_steps
     clauses = []
     if skipped:
         clauses.append(
-            f"{skipped} of {made + skipped} steps were skipped, since a loss, a gradient or an update was not finite"
+            f"{skipped} of {steps_made + skipped} steps were skipped, since a loss, a gradient or an update was not "
+            "finite"
         )
     if scaler_skipped:
         clauses.append(f"the gradient scaler skipped {scaler_skipped} steps")
-    if optimizer.rule.reads_horizon and isinstance(planned, int) and made != planned:
+    if optimizer.rule.reads_horizon and isinstance(planned, int) and steps_made != planned:
         clauses.append(
-            f"the horizon was {planned} steps and {made} were made, so the schedule "
-            + ("had not come to its end" if made < planned else "was over before the fit")
+            f"the horizon was {planned} steps and {steps_made} were made, so the schedule "
+            + ("had not come to its end" if steps_made < planned else "was over before the fit")
         )
     if clauses:
         rank_zero_warn(f"Rule {optimizer.rule_label!r}: {'; '.join(clauses)}.")

@@ -25,14 +25,14 @@ class MeanLoss:
     def after_backward(self) -> None:
         pass
 
-    def gradients_gone(self) -> None:
-        """Forget the losses of gradients that were set to zero."""
+    def on_zero_grad(self) -> None:
+        """Drop the losses of gradients that were set to zero."""
         self._sum, self._count = None, 0
 
     def take(self, optimizer: Optimizer) -> Tensor | None:
         """The loss of the present step of ``optimizer``; the next window begins."""
         total, count = self._sum, self._count
-        self.gradients_gone()
+        self.on_zero_grad()
         return None if total is None else total / count
 
 
@@ -54,29 +54,29 @@ class SummedLosses:
         self._optimizers = list(optimizers)
         self._sums: dict[Optimizer, Tensor] = {}
         self._loss: Tensor | None = None
-        self._before: list[list[Any]] = []
+        self._marks_before: list[list[Any]] = []
 
     def before_backward(self, loss: Tensor) -> None:
         """Remember the loss, 0-dim and detached, and the gradients before its backward pass."""
         self._loss = loss
-        self._before = [_marks(optimizer) for optimizer in self._optimizers]
-        for optimizer, marks in zip(self._optimizers, self._before, strict=True):
+        self._marks_before = [_marks(optimizer) for optimizer in self._optimizers]
+        for optimizer, marks in zip(self._optimizers, self._marks_before, strict=True):
             if not any(marks):
                 self._sums.pop(optimizer, None)
 
-    def gradients_gone(self) -> None:
+    def on_zero_grad(self) -> None:
         """Do nothing: :meth:`before_backward` notices missing gradients."""
 
     def after_backward(self) -> None:
         """Add the loss to the sums of the optimizers that the backward pass has reached."""
         if self._loss is None:
             return
-        pairs = zip(self._optimizers, self._before, strict=True)
-        reached = [optimizer for optimizer, before in pairs if _is_reached(optimizer, before)]
+        pairs = zip(self._optimizers, self._marks_before, strict=True)
+        reached = [optimizer for optimizer, marks in pairs if _is_reached(optimizer, marks)]
         for optimizer in reached or self._optimizers:  # some strategies keep gradients outside of param.grad
             present = self._sums.get(optimizer)
             self._sums[optimizer] = self._loss if present is None else present + self._loss
-        self._loss, self._before = None, []
+        self._loss, self._marks_before = None, []
 
     def take(self, optimizer: Optimizer) -> Tensor | None:
         """The loss of the present step of ``optimizer``; its next sum begins."""
@@ -92,9 +92,9 @@ def _marks(optimizer: Optimizer) -> list[Any]:
     return [_mark(param.grad) for param in _params(optimizer)]
 
 
-def _is_reached(optimizer: Optimizer, before: list[Any]) -> bool:
+def _is_reached(optimizer: Optimizer, marks_before: list[Any]) -> bool:
     """Whether the gradient of a parameter with ``requires_grad`` has changed."""
-    pairs = zip(_params(optimizer), before, strict=True)
+    pairs = zip(_params(optimizer), marks_before, strict=True)
     return any(param.requires_grad and _mark(param.grad) != mark for param, mark in pairs)
 
 

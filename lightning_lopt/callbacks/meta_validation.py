@@ -41,14 +41,14 @@ class MetaValidation(L.Callback):
 
     Args:
         problems: held-out problems, or the name of a suite (see :func:`~lightning_lopt.evaluation.suites.make_suite`).
-        folder: where the best rule is saved, as by :func:`~lightning_lopt.save_rule`.
+        folder: folder of the best rule, saved as by :func:`~lightning_lopt.save_rule`.
         every_n_steps: outer steps between two measurements, >= 1.
         baselines: tuned AdamW for the problems with the number of seeds, or the JSON file to keep it in (3 seeds); for
             suites on their default data it comes with the package.
         patience: measurements in a row without a new best that count as overfitting, >= 1.
         horizon_factors: two very small problems (see :func:`~lightning_lopt.evaluation.suites.long_runs`) join the
-            others at each of these multiples of the longest horizon of meta-training, for instance ``(3, 10)``: does
-            what is learned on short runs hold on long ones?
+            others at each of these multiples of the longest horizon of meta-training, for instance ``(3, 10)``: they
+            measure the rule on longer runs than those of meta-training.
 
     Raises:
         ValueError: if a number is out of range, or in ``setup`` if the module is no ``MetaTrainer``.
@@ -116,9 +116,9 @@ class MetaValidation(L.Callback):
         """Called after each outer step: notes the meta-loss, and measures the rule if that is due."""
         if "meta_loss" in trainer.callback_metrics:
             self._meta_losses.append(trainer.callback_metrics["meta_loss"].clone())
-        last = trainer.global_step == trainer.max_steps
-        due = trainer.global_step > 0 and (trainer.global_step % self.every_n_steps == 0 or last)
-        if due and not (self.history and self.history[-1]["step"] == trainer.global_step):
+        is_last_step = trainer.global_step == trainer.max_steps
+        is_due = trainer.global_step > 0 and (trainer.global_step % self.every_n_steps == 0 or is_last_step)
+        if is_due and not (self.history and self.history[-1]["step"] == trainer.global_step):
             self._measure(trainer, pl_module)
 
     @property
@@ -168,11 +168,11 @@ class MetaValidation(L.Callback):
 
     @property
     def overfitting(self) -> bool:
-        """Whether the last ``patience`` measurements were no better than one before, while the meta-loss fell."""
-        recent, before = self.history[-self.patience :], self.history[: -self.patience]
-        if not before:
+        """Whether the last ``patience`` measurements were no better than an earlier one, while the meta-loss fell."""
+        recent, earlier = self.history[-self.patience :], self.history[: -self.patience]
+        if not earlier:
             return False
-        best = min(before, key=lambda entry: entry["score"])
+        best = min(earlier, key=lambda entry: entry["score"])
         worse = all(entry["score"] >= best["score"] for entry in recent)
         return worse and recent[-1]["meta_loss"] < best["meta_loss"]
 

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_lopt.callbacks.adapted_rule import hand_over
+from lightning_lopt.callbacks.adapted_rule import save_and_log
 from lightning_lopt.callbacks.adapter import LearnedOptimizerAdapter
 from lightning_lopt.callbacks.batch_recorder import BatchRecorder
 from lightning_lopt.callbacks.checks import only_learned_optimizer
@@ -60,7 +60,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
 
     Args:
         rule: as for the adapter: ``None`` where the module configures a ``LearnedOptimizer`` itself.
-        folder: where the rule is saved at the end; ``None`` for ``adapted_rule`` in the Trainer's ``default_root_dir``.
+        folder: folder of the rule at the end; ``None`` for ``adapted_rule`` in the Trainer's ``default_root_dir``.
         max_share: largest share of the fit's work that meta-training may add, in (0, 1].
         every_n_steps: fewest steps between two rounds, >= 1.
         inner_steps: steps K of a pilot, >= 1.
@@ -152,7 +152,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
     # -- the fit's hooks
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Called before ``configure_optimizers``: does what the adapter does, and forgets the fit before."""
+        """Called before ``configure_optimizers``: sets up the adapter, and resets the state of the previous fit."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":  # a fit that resumes loads its state after this
             self._begin_anew()
@@ -162,7 +162,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
     ) -> None:
         """Called before each validation batch: keeps it for pilots, if it is one of the first dataloader."""
         if trainer.state.fn == "fit" and dataloader_idx == 0 and not self.rounds.is_over:
-            self._recorder.see_validation(batch)
+            self._recorder.record_validation(batch)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Called after a checkpoint was restored, before the first batch: begins the search and plans a round."""
@@ -214,7 +214,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
         if search is None or optimizer is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder = self.folder or Path(trainer.default_root_dir) / "adapted_rule"
-        hand_over(trainer, optimizer.rule, search, self._step, folder)
+        save_and_log(trainer, optimizer.rule, search, self._step, folder)
 
     def state_dict(self) -> dict[str, Any]:
         """Called for each checkpoint, on all ranks: the adapter's state, the search, and the recorded batches."""

@@ -6,6 +6,15 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+_KEYS = {
+    "first_batch": "first",
+    "last_batch": "last",
+    "steps_before": "before",
+    "steps_in_last_batch": "now",
+    "steps_in_epoch": "epoch",
+}
+"""Keys of checkpoints for attributes with another name."""
+
 
 @dataclass
 class Pace:
@@ -15,50 +24,62 @@ class Pace:
 
     Attributes:
         total: steps so far.
-        first, last: number of the batch with the first, and with the last step; 0 before any step.
+        first_batch, last_batch: number of the batch with the first, and with the last step; 0 before any step.
         stepping: number of batches with steps.
-        before: steps in all batches with steps except the last one.
-        now: steps in the last batch with steps.
-        epoch: steps in this epoch.
+        steps_before: steps in all batches with steps except the last one.
+        steps_in_last_batch: steps in the last batch with steps.
+        steps_in_epoch: steps in this epoch.
         whole_epoch: steps in the last epoch that was counted from its first batch on; -1 before.
         epoch_length: batches of that epoch.
     """
 
     total: int = 0
-    first: int = 0
-    last: int = 0
+    first_batch: int = 0
+    last_batch: int = 0
     stepping: int = 0
-    before: int = 0
-    now: int = 0
-    epoch: int = 0
+    steps_before: int = 0
+    steps_in_last_batch: int = 0
+    steps_in_epoch: int = 0
     whole_epoch: int = -1
     epoch_length: int = 0
 
     def stepped(self, batch: int) -> None:
         """Count a step in this batch."""
-        if batch != self.last:
-            self.before, self.now = self.before + self.now, 0
+        if batch != self.last_batch:
+            self.steps_before, self.steps_in_last_batch = self.steps_before + self.steps_in_last_batch, 0
             self.stepping += 1
-            self.first, self.last = self.first or batch, batch
-        self.now += 1
+            self.first_batch, self.last_batch = self.first_batch or batch, batch
+        self.steps_in_last_batch += 1
         self.total += 1
-        self.epoch += 1
+        self.steps_in_epoch += 1
 
     def epoch_ended(self, length: int, *, complete: bool) -> None:
         """Count an epoch of ``length`` batches; ``complete`` if it was counted from its first batch on."""
         if complete:
-            self.whole_epoch, self.epoch_length = self.epoch, length
-        self.epoch = 0
+            self.whole_epoch, self.epoch_length = self.steps_in_epoch, length
+        self.steps_in_epoch = 0
+
+    @property
+    def now(self) -> int:
+        """Former name of ``steps_in_last_batch``."""
+        return self.steps_in_last_batch
+
+    @property
+    def last(self) -> int:
+        """Former name of ``last_batch``."""
+        return self.last_batch
 
     @property
     def period(self) -> float:
         """Mean number of batches from one batch with steps to the next."""
-        return (self.last - self.first) / (self.stepping - 1) if self.stepping > 1 else float(self.first)
+        if self.stepping <= 1:
+            return float(self.first_batch)
+        return (self.last_batch - self.first_batch) / (self.stepping - 1)
 
     @property
     def at_once(self) -> float:
         """Mean number of steps in a batch with steps."""
-        return self.before / (self.stepping - 1) if self.stepping > 1 else float(self.now)
+        return self.steps_before / (self.stepping - 1) if self.stepping > 1 else float(self.steps_in_last_batch)
 
     @property
     def rate(self) -> float:
@@ -67,8 +88,8 @@ class Pace:
 
     def steps_within(self, batches: float) -> int:
         """Remaining steps in the batch of the last step and in ``batches`` batches after it."""
-        in_last_batch = max(round(self.at_once) - self.now, 0)
-        return in_last_batch + round(self.at_once * math.floor(batches / self.period + 1e-9))
+        left_in_last_batch = max(round(self.at_once) - self.steps_in_last_batch, 0)
+        return left_in_last_batch + round(self.at_once * math.floor(batches / self.period + 1e-9))
 
     def steps_left(self, length: int, done: int, epochs: int) -> int:
         """Remaining steps after the present one, in a fit that ends with an epoch.
@@ -81,16 +102,16 @@ class Pace:
         if self.period > length:  # batches are counted across epochs
             return self.steps_within(length - done + length * epochs)
         if self.whole_epoch >= 0 and self.epoch_length == length:
-            return max(self.whole_epoch - self.epoch, 0) + self.whole_epoch * epochs
+            return max(self.whole_epoch - self.steps_in_epoch, 0) + self.whole_epoch * epochs
         # Batches are counted anew in each epoch.
         per_epoch = round(self.at_once * math.floor(length / self.period + 1e-9))
         return self.steps_within(length - done) + per_epoch * epochs
 
     def state_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {_KEYS.get(name, name): value for name, value in asdict(self).items()}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Pace:
         """The pace with this ``state_dict``; keys of other versions are left out."""
-        names = {field.name for field in fields(cls)}
-        return cls(**{name: int(value) for name, value in state.items() if name in names})
+        keys = {field.name: _KEYS.get(field.name, field.name) for field in fields(cls)}
+        return cls(**{name: int(state[key]) for name, key in keys.items() if key in state})

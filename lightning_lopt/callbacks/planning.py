@@ -17,7 +17,7 @@ from lightning_lopt.optim import LearnedOptimizer
 
 
 class Plan(ABC):
-    """Keeps the horizons of learned optimizers up to date, and tells them the planned number of epochs.
+    """Updates the horizons of learned optimizers during a fit, and passes them the planned number of epochs.
 
     A horizon from the user wins; if it is not the number of steps of the fit, a warning names both.
 
@@ -72,19 +72,19 @@ class Plan(ABC):
                     "optimizer; leave total_steps out, and the adapter plans for them."
                 )
             return
-        before = optimizer.total_steps
+        previous_total = optimizer.total_steps
         optimizer.set_horizon(total)
-        if announce and optimizer.calls and isinstance(before, int) and before != total:
+        if announce and optimizer.calls and isinstance(previous_total, int) and previous_total != total:
             rank_zero_info(
-                f"The horizon of rule {optimizer.rule_label!r} changes from {before} to {total} steps after "
-                f"{optimizer.calls}; its schedule goes on without a jump."
+                f"The horizon of rule {optimizer.rule_label!r} changes from {previous_total} to {total} steps after "
+                f"{optimizer.calls}; its schedule continues without a jump."
             )
 
     def _check_end(self, is_open: bool) -> None:
         needing = [o for o in self._learned if o.rule.reads_horizon and o not in self._with_user_horizon]
         if is_open and needing:
             raise ValueError(
-                f"rule {needing[0].rule_label!r} needs the number of steps to come, and this fit has no end that is "
+                f"rule {needing[0].rule_label!r} needs the number of steps to come, and the end of this fit is not "
                 "known; set max_steps, or max_epochs with a dataloader that has a length, or pass "
                 "LearnedOptimizerAdapter(total_steps=...)."
             )
@@ -108,16 +108,16 @@ class AutomaticPlan(Plan):
         if resumed and {"start", "steps"} <= saved.keys():
             self._start, self._steps = saved["start"], saved["steps"]
         self._ratio = self._present_ratio()
-        self._looked = False
+        self._has_checked_end = False
         if steps_left < 1 or math.isinf(steps_left) or (resumed and saved.get("end") == self._end):
             return
         steps_made = optimizer.steps_made if resumed else 0
         self._set(optimizer, steps_made + round(steps_left * self._ratio), announce=True)
 
     def batch_begins(self) -> None:
-        if self._looked and self._trainer.fit_loop.epoch_loop.batch_progress.current.ready != 1:
+        if self._has_checked_end and self._trainer.fit_loop.epoch_loop.batch_progress.current.ready != 1:
             return
-        self._looked = True
+        self._has_checked_end = True
         steps_left = trainer_steps_left(self._trainer, progress_of(self._trainer))
         end, ratio = self._trainer.global_step + steps_left, self._present_ratio()
         if math.isinf(steps_left) or (end, ratio) == (self._end, self._ratio):
@@ -149,14 +149,17 @@ class ManualPlan(Plan):
         saved_paces = [Pace.from_state(pace) for pace in saved.get("paces", ())]
         if resumed and len(saved_paces) == len(optimizers):
             paces = saved_paces
-            self._before, self._is_complete_epoch = saved["before"], True
+            self._batches_before, self._is_complete_epoch = saved["before"], True
         else:
             paces = [Pace(total=getattr(optimizer, "calls", 0)) for optimizer in optimizers]
-            self._before, self._is_complete_epoch = batches.total.processed, progress_of(self._trainer).done == 0
+            self._batches_before, self._is_complete_epoch = (
+                batches.total.processed,
+                progress_of(self._trainer).done == 0,
+            )
         self._paces = dict(zip(optimizers, paces, strict=True))
 
     def before_step(self, optimizer: Optimizer) -> None:
-        batch = self._trainer.fit_loop.epoch_loop.batch_progress.total.ready - self._before
+        batch = self._trainer.fit_loop.epoch_loop.batch_progress.total.ready - self._batches_before
         pace = self._paces[optimizer]
         pace.stepped(batch)
         if isinstance(optimizer, LearnedOptimizer):
@@ -164,12 +167,14 @@ class ManualPlan(Plan):
             at = progress_of(self._trainer)
             steps_left = paced_steps_left(pace, other_paces, at, batch)
             if math.isfinite(steps_left):
-                total, before = pace.total + int(steps_left), optimizer.total_steps
-                surprising = not isinstance(before, int) or abs(total - before) > 0.1 * before
+                total, previous_total = pace.total + int(steps_left), optimizer.total_steps
+                is_large_change = (
+                    not isinstance(previous_total, int) or abs(total - previous_total) > 0.1 * previous_total
+                )
                 # the user's number may include a short last window, which is counted only at the end of an epoch
                 counted = pace.whole_epoch >= 0 or math.isinf(at.length)
                 is_certain = counted if optimizer in self._with_user_horizon else pace.stepping > 1
-                self._set(optimizer, total, announce=is_certain and surprising)
+                self._set(optimizer, total, announce=is_certain and is_large_change)
 
     def epoch_ends(self) -> None:
         batches: Any = self._trainer.fit_loop.epoch_loop.batch_progress
@@ -178,4 +183,4 @@ class ManualPlan(Plan):
         self._is_complete_epoch = True
 
     def state_dict(self) -> dict[str, Any]:
-        return {"before": self._before, "paces": [pace.state_dict() for pace in self._paces.values()]}
+        return {"before": self._batches_before, "paces": [pace.state_dict() for pace in self._paces.values()]}

@@ -75,7 +75,7 @@ def swap_optimizers(trainer: L.Trainer, build: Build) -> None:
         learned.append(build(named_groups(named, labels=labels)))
         learned[-1].labels = labels
         lost += _carry_over(original, learned[-1])
-        original._opt_called = True  # type: ignore[attr-defined]  # its scheduler asks, and warns without
+        original._opt_called = True  # type: ignore[attr-defined]  # its scheduler warns if this is not set
     schedulers = [type(config.scheduler).__name__ for config in strategy.lr_scheduler_configs]
     if schedulers:
         lost.append(f"{', '.join(schedulers)}, whose rate is computed but not used")
@@ -109,11 +109,11 @@ def _carry_over(original: Optimizer, learned: LearnedOptimizer) -> list[str]:
         rates = [factor] * len(rates)
     largest_rate, largest_decay = max(rates), max(decays)
     unit = largest_rate / factor if largest_rate and factor else 1.0
-    for group, old, rate, its_decay in zip(learned.param_groups, groups, rates, decays, strict=True):
+    for group, original_group, rate, group_decay in zip(learned.param_groups, groups, rates, decays, strict=True):
         group["lr"] = rate if factor else 0.0
         group["lr_unit"] = unit
-        group["weight_decay"] = decay * (its_decay / largest_decay if largest_decay else 1.0)
-        for key, value in old.items():
+        group["weight_decay"] = decay * (group_decay / largest_decay if largest_decay else 1.0)
+        for key, value in original_group.items():
             if key not in SCHEDULERS_KEYS:
                 group.setdefault(key, value)
     learned.defaults.update(lr=largest_rate if factor else 0.0, lr_unit=unit)  # for groups that are added later

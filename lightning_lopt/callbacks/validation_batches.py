@@ -50,7 +50,7 @@ class ValidationBatches:
         self._read: list[Any] | None = None
 
     def record(self, batch: Any) -> None:
-        """Record a batch of the validation of the fit, if there is room and it consists of tensors and plain values."""
+        """Record a batch of tensors and plain values of the validation of the fit, at most ``limit`` of them."""
         if len(self.recorded) >= self.limit or self._read:
             return
         leaves, structure = pytree.tree_flatten(batch)
@@ -94,7 +94,7 @@ def _read_from_dataset(trainer: Any, module: Any, limit: int) -> list[Any]:
         with random_states_restored(), generators_restored(loader):
             return [move(convert(batch)) for batch in islice(_dataset_batches(loader), limit)]
     except Exception as error:
-        rank_zero_warn(f"OnlineMetaTraining goes without validation batches, which it cannot read ({named(error)}).")
+        rank_zero_warn(f"OnlineMetaTraining uses no validation batches, since reading them failed ({named(error)}).")
         return []
 
 
@@ -112,8 +112,8 @@ def _dataset_batches(loader: Any) -> Iterator[Any]:
     if size is None:
         yield from (loader.collate_fn(dataset[index]) for index in order)
         return
-    for begin in range(0, len(order), size):
-        chosen = order[begin : begin + size]
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
         if len(chosen) == size or not loader.drop_last:
             yield loader.collate_fn([dataset[index] for index in chosen])
 

@@ -31,17 +31,17 @@ class ValidationLoss:
     def __init__(self, trainer: L.Trainer, optimizers: Sequence[LearnedOptimizer], monitor: str | None) -> None:
         self._trainer, self._monitor = trainer, monitor
         self._readers = [optimizer for optimizer in optimizers if optimizer.rule.reads_validation]
-        self._has_spoken = False
+        self._is_announced = False
 
     def after_validation(self) -> None:
-        """Read the metric, and pass on its mean over the ranks that have it; a value that is not finite is left out."""
+        """Read the metric, and pass its mean over the ranks that have it; a value that is not finite is left out."""
         if not self._readers or self._monitor is None or self._trainer.sanity_checking:
             return
         metrics = self._trainer.callback_metrics
         name = validation_loss_of(self._trainer) if self._monitor == "auto" else self._monitor
         value = None if name is None else metrics.get(name)
-        if not self._has_spoken:
-            self._speak(name, value)
+        if not self._is_announced:
+            self._announce(name, value)
         strategy = self._trainer.strategy
         # a metric may be logged on one rank alone, but all ranks have to take part in the sum
         is_here = value is not None and bool(value.isfinite())
@@ -51,9 +51,9 @@ class ValidationLoss:
             for optimizer in self._readers:
                 optimizer.validated(total / count)
 
-    def _speak(self, name: str | None, value: Tensor | None) -> None:
-        """Say once which metric is read."""
-        self._has_spoken = True
+    def _announce(self, name: str | None, value: Tensor | None) -> None:
+        """Log once which metric is read."""
+        self._is_announced = True
         if value is not None:
             rank_zero_info(f"LearnedOptimizerAdapter: the steps follow {name!r}, the loss of each validation.")
         elif self._monitor != "auto":

@@ -203,9 +203,9 @@ def fingerprint(task: Task) -> list[float]:
     doubled = {name: 2 * value if name in task.roles else value for name, value in params.items()}
     grads, loss, _ = task.gradient(params, task.batch(generator(SEED, "key")))
     squares = torch.cat([grad.flatten().square() for grad in grads.values()])
-    full: Sequence[float] = [float(task.loss(params, task.full_batch(split))) for split in ("train", "valid")]
+    losses: Sequence[float] = [float(task.loss(params, task.full_batch(split))) for split in ("train", "valid")]
     twice = float(task.loss(doubled, task.full_batch("valid")))
-    marks = (task.loss_scale, *full, twice, float(loss), float(squares.mean().sqrt()))
+    marks = (task.loss_scale, *losses, twice, float(loss), float(squares.mean().sqrt()))
     # a value that is not finite is so on every machine; JSON cannot represent it
     return [float(f"{value:.6g}") if math.isfinite(value) else -1.0 for value in marks]
 

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     sweeps = BASELINES | FINE_TUNING_BASELINES
     parser = CommandParser(
         "baselines",
-        "Tune hand-designed optimizers on suites of problems; what the file holds already is left alone.",
+        "Tune hand-designed optimizers on suites of problems; entries of the file are not computed again.",
         notes=["optimizers:\n" + "\n".join(f"  {name}: {sweep.description}" for name, sweep in sweeps.items())],
         example="lightning-lopt baselines --suite tiny --optimizer adamw muon --out baselines.json",
     )
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         for problem, name in jobs:
             if baselines.find(problem, name) is None:
                 sweep_of(name).require()
-        begin = time.monotonic()
+        began = time.monotonic()
         for number, (problem, name) in enumerate(jobs, 1):
             progress.to(number - 1, len(jobs), plain(f"{name} on {problem.name}"))
             was_known = baselines.find(problem, name) is not None
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
                 raise CommandError(f"baselines were not kept ({baselines.not_kept}); free space or give another --out.")
             progress.clear()
             say(
-                f"[{number}/{len(jobs)}] {time.monotonic() - begin:.0f} s: {_line(baselines, problem, name, was_known)}"
+                f"[{number}/{len(jobs)}] {time.monotonic() - began:.0f} s: {_line(baselines, problem, name, was_known)}"
             )
             progress.advance()
     return 0

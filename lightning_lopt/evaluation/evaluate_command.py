@@ -88,13 +88,13 @@ def _main(command: str, arguments: Sequence[str]) -> int:
 
 def _parser(command: str) -> CommandParser:
     is_compare = command == "compare"
-    known = BASELINES | FINE_TUNING_BASELINES
+    sweeps = BASELINES | FINE_TUNING_BASELINES
     rules = "base base@start" if is_compare else "base"
     parser = CommandParser(
         command,
         f"Measure {'several rules' if is_compare else 'a rule'} beside tuned baselines on a suite of problems, and "
-        "write a report. Rules are used as they are. If it is stopped, run it again to continue.",
-        notes=["baselines:\n" + "\n".join(f"  {name}: {sweep.description}" for name, sweep in known.items())],
+        "write a report. Rules are used as they are. If the command is stopped, run it again to continue.",
+        notes=["baselines:\n" + "\n".join(f"  {name}: {sweep.description}" for name, sweep in sweeps.items())],
         example=f"lightning-lopt {command} {rules} --suite tiny --against adamw,muon --out report",
     )
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""The measurement of an optimizer on a problem: what it holds, and the complete inner runs that give it.
+"""The measurement of an optimizer on a problem: its values, and the complete inner runs that give them.
 
 Models of many seeds and of many settings of an optimizer run side by side.
 """
@@ -262,9 +262,11 @@ class RuleModels:
             return function(params | self.rule.evaluation_params(trained, state), batch)
 
         task, device = self.runs.task, next(iter(self.runs.params.values())).device
-        full = {name: value.to(device) for name, value in task.full_batch(split).items()}
-        parts = [vmap(of_model, in_dims=(0, 0, None))(*models, full) for models in _models_by_rule(self.runs)]
-        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        batch = {name: value.to(device) for name, value in task.full_batch(split).items()}
+        outputs_by_rule = [
+            vmap(of_model, in_dims=(0, 0, None))(*models, batch) for models in _models_by_rule(self.runs)
+        ]
+        return {key: torch.cat([outputs[key] for outputs in outputs_by_rule]) for key in outputs_by_rule[0]}
 
 
 def _models_by_rule(runs: InnerRuns) -> list[tuple[Params, State]]:

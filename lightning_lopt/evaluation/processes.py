@@ -22,7 +22,7 @@ def call_in_processes(
 ) -> Iterator[tuple[_Input, _Output]]:
     """Each input with the result of ``function``, in the order in which the calls finish.
 
-    The function is sent to each process once, with what it holds.
+    The function is sent to each process once, with its captured objects.
 
     Args:
         function: a function or a method that can be pickled; its objects may have classes from the user's files.

@@ -213,9 +213,9 @@ def time_in_turns(
     clock = synchronised_clock(device)
 
     def seconds(work: Callable[[], object]) -> float:
-        begin = clock()
+        began = clock()
         work()
-        return clock() - begin
+        return clock() - began
 
     of_gradient: list[float] = []
     of_steps: dict[str, list[float]] = {name: [] for name in steps}
@@ -223,8 +223,8 @@ def time_in_turns(
     for turn in range(turns):
         prepare()
         of_gradient.append(seconds(gradient))
-        first = turn % max(1, len(names))
-        for name in names[first:] + names[:first]:
+        first_index = turn % max(1, len(names))
+        for name in names[first_index:] + names[:first_index]:
             put_back()
             of_steps[name].append(seconds(steps[name]))
     return of_gradient, of_steps

@@ -145,8 +145,8 @@ class WarmUpAdamRule(AdamRule):
 
 
 def _eight_from(lowest: float) -> tuple[float, ...]:
-    first = HALF_DECADES.index(lowest)
-    return HALF_DECADES[first : first + 8]
+    start = HALF_DECADES.index(lowest)
+    return HALF_DECADES[start : start + 8]
 
 
 def _soap(lr: float) -> PackagedOptimizer:

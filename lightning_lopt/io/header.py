@@ -79,7 +79,7 @@ def read_header(data: bytes, label: str) -> dict[str, TensorSpec]:
 
 
 def _entry_error(entry: Any) -> str:
-    """What is wrong with the entry of one tensor; empty if it is correct."""
+    """The error in the entry of one tensor, as a clause; empty if the entry is correct."""
     if not (isinstance(entry, dict) and set(entry) == {"dtype", "shape", "data_offsets"}):
         return f"has the entry {show(entry)} instead of dtype, shape and data_offsets"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -89,9 +89,9 @@ def _entry_error(entry: Any) -> str:
         return f"has the shape {show(shape)}"
     if not (_are_sizes(offsets) and len(offsets) == 2):
         return f"has the offsets {show(offsets)}"
-    needed = math.prod(shape) * DTYPES[dtype].itemsize
-    if offsets[1] - offsets[0] != needed:
-        return f"needs {needed} bytes but has the offsets {show(offsets)}"
+    byte_count = math.prod(shape) * DTYPES[dtype].itemsize
+    if offsets[1] - offsets[0] != byte_count:
+        return f"needs {byte_count} bytes but has the offsets {show(offsets)}"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""From a folder to the Hugging Face Hub: three files in one commit, checked before anything is sent."""
+"""Uploads a saved rule to the Hugging Face Hub: three files in one commit, checked before the upload."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "tags": ["learned-optimizer"],
     "metrics": ["loss"],
 }
-"""What the front matter of a card on the Hub has, where the card itself does not say it."""
+"""Front matter of a card on the Hub, where the card itself has none."""
 
 
 def push_rule(
@@ -38,7 +38,7 @@ def push_rule(
     """Upload a saved rule to the Hugging Face Hub, where :func:`~lightning_lopt.load_rule` finds it.
 
     Uploaded are ``model.safetensors``, ``config.json`` and ``README.md`` in one commit, nothing else of the folder. The
-    rule is loaded first, so that what is damaged, too large or foreign is never sent. Where the card has no front
+    rule is loaded first, so that a damaged, too large or foreign file is never sent. Where the card has no front
     matter (licence, library, tags, metrics), the uploaded one gets it. The token is that of ``huggingface_hub``: of
     ``hf auth login``, or of the environment variable ``HF_TOKEN``.
 

@@ -33,12 +33,12 @@ class BatchDraws:
 
     def __call__(self, steps: int) -> Batches:
         """The draws for the next ``steps`` steps: axes ``(steps, P)`` in front."""
-        new = min(steps, self.undrawn_steps)
-        self.undrawn_steps -= new
-        pieces = [self._draw(new)] if new else []
-        if new:
+        new_steps = min(steps, self.undrawn_steps)
+        self.undrawn_steps -= new_steps
+        pieces = [self._draw(new_steps)] if new_steps else []
+        if new_steps:
             self.last = tree_map(lambda value: value[-1:], pieces[0])
-        pieces += [self.last] * (steps - new)
+        pieces += [self.last] * (steps - new_steps)
         draws: Batches = pieces[0] if len(pieces) == 1 else tree_map(lambda *values: torch.cat(values), *pieces)
         return draws
 

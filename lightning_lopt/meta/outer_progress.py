@@ -11,7 +11,7 @@ from lightning_lopt.progress import Progress
 
 
 class OuterProgress(ProgressBar):
-    """Shows outer steps and what is logged for the bar; a line now and then where there is no terminal.
+    """Shows outer steps and the metrics for the bar; a line at most every 15 seconds where there is no terminal.
 
     Example:
         >>> from lightning_lopt.meta.outer_progress import OuterProgress

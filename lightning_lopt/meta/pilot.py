@@ -111,18 +111,18 @@ def _advance(
     """One step of all pilots; values that a task carries from step to step do not change."""
 
     def pilot_step(theta: Theta, params: Params, state: State, batches: list[Batch]) -> tuple[Params, State]:
-        parts = [task.gradient(params, batch) for batch in batches]
-        grads = {name: torch.stack([part[0][name] for part in parts]).mean(0) for name in params}
-        loss = torch.stack([part[1] for part in parts]).mean()
+        gradients_by_batch = [task.gradient(params, batch) for batch in batches]
+        grads = {name: torch.stack([of_batch[0][name] for of_batch in gradients_by_batch]).mean(0) for name in params}
+        loss = torch.stack([of_batch[1] for of_batch in gradients_by_batch]).mean()
         grads = _clipped(grads, snapshot)
-        updates, after = functional_call(rule, theta, (params, grads, state, replace(context, loss=loss)))
+        updates, new_state = functional_call(rule, theta, (params, grads, state, replace(context, loss=loss)))
         rates = {name: snapshot.lr.get(name, 1.0) for name in params}
-        tensors = {name: rule.at_rates(tensor_state, [rates[name]]) for name, tensor_state in after.tensors.items()}
+        tensors = {name: rule.at_rates(tensor_state, [rates[name]]) for name, tensor_state in new_state.tensors.items()}
         moved = {name: value + rates[name] * updates[name] for name, value in params.items()}
-        return moved, State(tensors, after.shared)
+        return moved, State(tensors, new_state.shared)
 
-    new, after = vmap(pilot_step)(particles, params, state, batches)
-    return new, after
+    new_params, new_state = vmap(pilot_step)(particles, params, state, batches)
+    return new_params, new_state
 
 
 def _clipped(grads: Params, snapshot: RunSnapshot) -> Params:

@@ -40,12 +40,12 @@ class RoundSchedule:
         budget = self.share * self.total_steps
         if spent + cost > budget:
             return None
-        last = max(1.0, self.total_steps / 2)
+        last_start = max(1.0, self.total_steps / 2)
         unit = max(self.window, self.first)
-        reached = (1 + (last - self.first) / unit) ** (spent / budget)
+        reached = (1 + (last_start - self.first) / unit) ** (spent / budget)
         earliest = now + self.every if spent else now
         step = max(earliest, self.first + math.ceil((reached - 1) * unit))
-        return step if step + self.window <= last else None
+        return step if step + self.window <= last_start else None
 
 
 class Rounds:
@@ -61,7 +61,7 @@ class Rounds:
         search: the search, after :meth:`begin` was called.
         spent: cost of all rounds so far.
         next_start: step at which recording for the next round begins; ``None`` if there is no further round.
-        first_loss: loss of the first round, without its sign; ``None`` before it.
+        first_loss: absolute loss of the first round; ``None`` before that round.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -118,13 +118,13 @@ class Rounds:
         if not isinstance(total_steps, int):
             self.next_start = None
             return False
-        first = int(total_steps * self.current_search.first_share)
-        schedule = RoundSchedule(total_steps, self.max_share, self.inner_steps + self.held_out, self.every, first)
+        first_step = int(total_steps * self.current_search.first_share)
+        schedule = RoundSchedule(total_steps, self.max_share, self.inner_steps + self.held_out, self.every, first_step)
         self.next_start = schedule.next_start(step, self.spent, self.cost)
         return self.next_start is not None
 
     def tell(self, losses: Tensor) -> float:
-        """Take in the losses of a round, shape ``(N,)``, and return how far θ is ahead (:meth:`Search.tell`)."""
+        """Pass the losses of a round, shape ``(N,)``, to the search; return the lead of θ (:meth:`Search.tell`)."""
         cost, present_loss = self.cost, losses[self.current_search.theta_index]
         if self.first_loss is None and present_loss.isfinite():
             self.first_loss = float(present_loss.abs())

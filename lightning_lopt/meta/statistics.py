@@ -79,10 +79,10 @@ def step_sizes(rule: UpdateRule) -> dict[str, float]:
     """Step sizes (learning rates) that are entries of θ; by role if the rule has one for each role."""
     sizes: dict[str, float] = {}
     for name, value in rule.named_parameters():
-        last = name.rsplit(".", 1)[-1]
-        if last == "log_step_size" and value.shape == (len(ROLES),):
+        entry = name.rsplit(".", 1)[-1]
+        if entry == "log_step_size" and value.shape == (len(ROLES),):
             by_role = zip(ROLES, value.detach().exp().tolist(), strict=True)
             sizes |= {f"step_size/{role}": size for role, size in by_role}
-        elif last == "log_lr":
+        elif entry == "log_lr":
             sizes["step_size"] = float(value.detach().exp())
     return sizes

@@ -53,7 +53,7 @@ class MetaTrainer(L.LightningModule):
     Fit it with a :class:`~lightning_lopt.TaskDataModule`; precision must be 32-true (``bf16-true`` would round θ).
 
     Args:
-        rule: what to meta-train; parameters with ``requires_grad=False`` stay as they are.
+        rule: the rule to meta-train; parameters with ``requires_grad=False`` stay as they are.
         estimator: how the meta-gradient is estimated, with its number of particles.
         groups: groups of inner runs over all processes, each with a task and a horizon of its own; a multiple of the
             number of processes.
@@ -152,10 +152,10 @@ class MetaTrainer(L.LightningModule):
             estimate = self.estimator.estimate(self.rule, groups, self.execution)
             for group, runs in zip(self.own_groups, estimate.groups, strict=True):
                 group.runs = runs
-            steps = sum(after.step - before.step for after, before in zip(estimate.groups, groups, strict=True))
-            taught = [batch.family(group.run_seed) for group in self.own_groups]
+            steps = sum(new.step - old.step for new, old in zip(estimate.groups, groups, strict=True))
+            families = [batch.family(group.run_seed) for group in self.own_groups]
             step_statistics = OuterStepStatistics(
-                [family.name for family in batch.families], taught, estimate, steps * self.estimator.particles
+                [family.name for family in batch.families], families, estimate, steps * self.estimator.particles
             )
         self.outer_step += 1
         meta_loss = self._log_outer_step(step_statistics)
@@ -164,7 +164,7 @@ class MetaTrainer(L.LightningModule):
         return meta_loss + (surrogate - surrogate.detach())
 
     def _log_outer_step(self, step_statistics: OuterStepStatistics) -> Tensor:
-        """Log the metrics that are due, and return the meta-loss, 0-dim."""
+        """Log the metrics of this outer step, and return the meta-loss, 0-dim."""
         step_statistics.sums = self.trainer.strategy.reduce(step_statistics.sums, reduce_op="sum")
         self._powers.append(step_statistics.power)
         self._since.append(step_statistics.sums[:2])
@@ -172,10 +172,10 @@ class MetaTrainer(L.LightningModule):
         self.log("meta_loss", step_statistics.meta_loss, prog_bar=bar, batch_size=1)
         if self._reports:
             steps, failures = torch.stack(self._since).sum(0).tolist()  # this waits for the device
-            now = time.perf_counter()
-            self.log("inner_steps_per_second", steps / (now - self._counted_from), prog_bar=bar, batch_size=1)
+            present_time = time.perf_counter()
+            self.log("inner_steps_per_second", steps / (present_time - self._counted_from), prog_bar=bar, batch_size=1)
             self.log_dict({"failures": failures, **step_statistics.by_family(), **step_sizes(self.rule)}, batch_size=1)
-            self._since, self._counted_from = [], now
+            self._since, self._counted_from = [], present_time
         self._epoch = self._epoch + torch.stack([step_statistics.meta_loss, torch.ones_like(step_statistics.meta_loss)])
         return step_statistics.meta_loss
 
@@ -241,11 +241,11 @@ class MetaTrainer(L.LightningModule):
         if "meta_training" not in checkpoint:
             raise ValueError("this checkpoint was not written by MetaTrainer, or by an older one; start a new run.")
         saved = checkpoint["meta_training"]
-        for what, now in (("seed", self.seed), ("estimator", self.estimator.name)):
-            if saved[what] != now:
+        for setting, present in (("seed", self.seed), ("estimator", self.estimator.name)):
+            if saved[setting] != present:
                 raise ValueError(
-                    f"this checkpoint was written with {what}={saved[what]!r}, MetaTrainer has {now!r}; resume with "
-                    "the settings it was written with."
+                    f"this checkpoint was written with {setting}={saved[setting]!r}, MetaTrainer has {present!r}; "
+                    "resume with the settings it was written with."
                 )
         self._restored = states_by_number(saved["groups"], self.groups)
         self.outer_step = saved["outer_step"]

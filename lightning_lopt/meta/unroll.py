@@ -93,9 +93,9 @@ def _unroll_together(
     execution: Execution,
 ) -> list[tuple[InnerRuns, Tensor]]:
     counts = [min(steps, runs.horizon - runs.step) for runs in groups]
-    drawn: tuple[Split, ...] = ("train", "valid") if "valid" in splits else ("train",)
+    drawn_splits: tuple[Split, ...] = ("train", "valid") if "valid" in splits else ("train",)
     draws = [
-        BatchDraws(runs, generator, drawn, count)
+        BatchDraws(runs, generator, drawn_splits, count)
         for runs, generator, count in zip(groups, generators, counts, strict=True)
     ]
     advanced = execution.steps(rule, particles, groups, draws, max(counts))

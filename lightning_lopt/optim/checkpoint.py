@@ -41,7 +41,7 @@ def fitting_state(
     Raises:
         ValueError: if the checkpoint is of another optimizer, rule, configuration of the rule, or model, or is damaged.
     """
-    states, saved_groups = _parts(state_dict)
+    states, saved_groups = _states_and_groups(state_dict)
     if not any(member.param.is_meta for member in members):
         _check_values(states, saved_groups)
     needed_format = groups[0]["format"]
@@ -68,7 +68,7 @@ def fitting_state(
     return {**state_dict, "state": {k: v for k, v in states.items() if k in present_keys}, "param_groups": ordered}
 
 
-def _parts(state_dict: Any) -> tuple[Mapping[Any, Any], list[Mapping[str, Any]]]:
+def _states_and_groups(state_dict: Any) -> tuple[Mapping[Any, Any], list[Mapping[str, Any]]]:
     """The states by key, and the groups, after a check of their types."""
     if not isinstance(state_dict, Mapping):
         raise _damaged(f"it is a {type(state_dict).__name__} and no dictionary")
@@ -94,16 +94,16 @@ def _check_values(states: Mapping[Any, Mapping[str, Any]], groups: Sequence[Mapp
         raise _damaged("it holds tensors without values (on the meta device)")
 
 
-def _check_counters(first: Mapping[str, Any]) -> None:
-    lost = [key for key in COUNTERS if key not in first and key not in _LATER]
+def _check_counters(first_group: Mapping[str, Any]) -> None:
+    lost = [key for key in COUNTERS if key not in first_group and key not in _LATER]
     if lost:
         raise _damaged(f"it has lost its {' and '.join(lost)}")
     for key in COUNTERS:
-        value = first.get(key, torch.zeros((), dtype=torch.int64))
+        value = first_group.get(key, torch.zeros((), dtype=torch.int64))
         counts = isinstance(value, Tensor) and value.shape == () and value.dtype == torch.int64
         if not counts or (value.device.type != "meta" and int(value) < 0):
             raise _damaged(f"its {key} is no number of steps")
-    total, schedule, epochs = first.get("total_steps"), first.get("schedule"), first.get("epochs")
+    total, schedule, epochs = first_group.get("total_steps"), first_group.get("schedule"), first_group.get("epochs")
     if total is not None and (type(total) is not int or total < 1):
         raise _damaged(f"its total_steps is {total!r}")
     if epochs is not None and not (type(epochs) is float and 0 < epochs < math.inf):
@@ -154,23 +154,23 @@ def _check_tensors(
 ) -> None:
     """Check shapes and types of all state tensors against those of a new state."""
     if not isinstance(shared, Mapping):
-        raise _damaged("what belongs to no single parameter is no dictionary")
+        raise _damaged("the shared state is no dictionary")
     with_state = [(key, member) for key, member in zip(keys, members, strict=True) if states.get(key)]
     params = {member.name: _without_values(member.param) for _, member in with_state}
-    new = rule.init_state(params, {member.name: member.role for _, member in with_state})
-    pairs = [(f"state of {m.name!r}", new.tensors[m.name], states[key]) for key, m in with_state]
+    expected_state = rule.init_state(params, {member.name: member.role for _, member in with_state})
+    pairs = [(f"state of {m.name!r}", expected_state.tensors[m.name], states[key]) for key, m in with_state]
     if with_state or shared:
         any_params = params or {"any": torch.empty(1, device="meta")}
-        pairs.append(("shared state", new.shared or rule.init_state(any_params, {}).shared, shared))
-    for what, expected, saved in pairs:
+        pairs.append(("shared state", expected_state.shared or rule.init_state(any_params, {}).shared, shared))
+    for subject, expected, saved in pairs:
         if _shapes(expected) != _shapes(saved):
             raise ValueError(
-                f"the saved {what} has {_shapes(saved)} where {_shapes(expected)} is needed; the checkpoint is of a "
+                f"the saved {subject} has {_shapes(saved)} where {_shapes(expected)} is needed; the checkpoint is of a "
                 "model with other shapes or roles, or of a rule with another configuration."
             )
         for key, value in saved.items():
             if expected[key].is_floating_point() != _is_real(value) or value.layout != torch.strided:
-                raise _damaged(f"{key!r} in the saved {what} has the type {value.dtype}")
+                raise _damaged(f"{key!r} in the saved {subject} has the type {value.dtype}")
 
 
 def _without_values(param: Tensor) -> Tensor:

@@ -46,15 +46,15 @@ class CompiledSteps(TracedSteps):
     def _joins(self, uses: int, seeds: Sequence[Tensor | None]) -> bool:
         return True
 
-    def _new_graph(self, rule: UpdateRule, what: str, make: Callable[[], Graph]) -> Graph:
+    def _new_graph(self, rule: UpdateRule, graph_name: str, make: Callable[[], Graph]) -> Graph:
         began = time.perf_counter()
         graph = make()
-        _log.info("LearnedOptimizer: %s: compiled in %.1f s", what, time.perf_counter() - began)
+        _log.info("LearnedOptimizer: %s: compiled in %.1f s", graph_name, time.perf_counter() - began)
         return graph
 
     def _fail(self, why: object) -> None:
         self.failure = str(why)
-        self._forget()
+        self._delete_graphs()
         rank_zero_warn(f"LearnedOptimizer: steps are not compiled: {why}")
 
 

@@ -1,4 +1,4 @@
-"""The optimizers in what a LightningModule configures."""
+"""Finds the optimizers in the return value of ``configure_optimizers``."""
 
 from __future__ import annotations
 

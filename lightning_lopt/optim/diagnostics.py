@@ -18,8 +18,8 @@ def relative_steps(
 
     Args:
         members: parameters that are stepped.
-        params: their values before the step, by name.
-        updates: what the rule adds to them before it is multiplied by ``lr``, by name.
+        params: values of the parameters before the step, by name.
+        updates: updates of the rule before the multiplication by ``lr``, by name.
     """
     squares: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for member in members:

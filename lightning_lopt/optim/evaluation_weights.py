@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lopt.optim.learned_optimizer import LearnedOptimizer
-from lightning_lopt.optim.sharding import free_copies, gathered, is_shard, local, part
+from lightning_lopt.optim.sharding import free_copies, gathered, is_shard, local, local_slice
 from lightning_lopt.rules.base import UpdateRule
 
 
@@ -92,7 +92,7 @@ def take_over(trained: Mapping[str, Tensor], module: nn.Module) -> None:
                     f"the trained weights in this checkpoint hold only one rank's shard of {name!r}; resume from a "
                     "checkpoint that a newer lightning_lopt has saved."
                 )
-            local(param).copy_(part(trained[name], param))
+            local(param).copy_(local_slice(trained[name], param))
 
 
 def _fits(saved: Any, value: Tensor) -> bool:

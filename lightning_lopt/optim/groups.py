@@ -1,4 +1,4 @@
-"""From what a user passes as ``params`` to parameter groups with a name and a role for every tensor."""
+"""Builds parameter groups from the argument ``params``, with a name and a role for every tensor."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class SafeAdamW(UpdateRule):
     .. math::
         \Delta p = -\eta \min(k / 10, 1)\, \min\big((1 - t/T) / 0.2, 1\big)\, (\mathrm{Adam}(g) + \lambda p)
 
-    with k the gradients that the parameter has had since the switch, t the step and T the horizon.
+    with the number k of gradients of the parameter since the switch, t the step and T the horizon.
 
     Args:
         rate: :math:`\eta`.

@@ -32,19 +32,23 @@ def resumed(guard: Guard | None, saved: Any) -> tuple[Guard | None, Any, dict[An
         return guard, saved, {}
     if not all(isinstance(state, Mapping) for state in states.values()):
         return guard, saved, {}
-    first = {key: value for key, value in groups[0].items() if key != KEY}
+    first_group = {key: value for key, value in groups[0].items() if key != KEY}
     copies = {key: {k: state[k] for k in COPIES if k in state} for key, state in states.items()}
     plain = {key: without_copies(state) for key, state in states.items()}
-    new = Guard(LossGuard() if guard is None else guard.settings)
-    new.restore(groups[0].get(KEY))
-    if guard is None and new.cause is not None:
+    restored = Guard(LossGuard() if guard is None else guard.settings)
+    restored.restore(groups[0].get(KEY))
+    if guard is None and restored.cause is not None:
         warnings.warn(
-            f"this optimizer state is of a run with a guard, which {new.state}; without guard=True the rule begins "
-            "anew.",
+            f"this optimizer state is of a run with a guard, which {restored.state}; without guard=True the rule "
+            "begins anew.",
             stacklevel=5,
         )
-        plain, first["shared"] = {}, {}
-    return guard and new, {**saved, "state": plain, "param_groups": [first, *groups[1:]]}, copies if guard else {}
+        plain, first_group["shared"] = {}, {}
+    return (
+        guard and restored,
+        {**saved, "state": plain, "param_groups": [first_group, *groups[1:]]},
+        copies if guard else {},
+    )
 
 
 def with_copies(

@@ -11,15 +11,15 @@ from enum import IntEnum
 from lightning_lopt.optim.guard_readings import Reading
 
 FIRST, RECENT, CHANGES = 3, 7, 32  # number of first readings, of latest readings and of changes of the loss in memory
-ENOUGH = 12  # number of changes from which the noise is estimated
+LEAST_CHANGES = 12  # number of changes from which the noise is estimated
 BROKEN_IN_A_ROW, LOST_IN_A_ROW = 3, 10
 NOISE_MARGIN, REFERENCE_MARGIN = 5.0, 3.0
-SHORT, LONG = 1 / 50, 1 / 10  # windows, in units of the horizon
-SHORT_WITHOUT_HORIZON, SHORTEST = 50, 10
+SHORT_WINDOW, LONG_WINDOW = 1 / 50, 1 / 10  # windows, in units of the horizon
+SHORT_WITHOUT_HORIZON, SHORTEST = 50, 10  # the same in steps: without a horizon, and at least
 FROZEN, IDLE = 3e-4, 1e-2  # smallest predicted change of the loss, in units of AdamW's
 IN_SCHEDULE = 0.7  # share of the horizon after which the steps of a rule may become small
 LEAST_SIZE = 0.03  # RMS that stands for parameters that begin at 0
-TOO_LONG, DELIVERED = 0.2, 0.05
+TOO_LONG, LEAST_SHARE_OF_PROMISE = 0.2, 0.05
 LOST_SHARE, PATIENCE, LEAST_PATIENCE = 0.5, 1 / 20, 20
 
 
@@ -39,7 +39,7 @@ class Cause(IntEnum):
         return _SENTENCES[self]
 
     @property
-    def is_of_the_point(self) -> bool:
+    def has_worsened_parameters(self) -> bool:
         """Whether the parameters have become worse, so that a switch restores earlier ones."""
         return self not in (Cause.BROKEN, Cause.FROZEN)
 
@@ -106,7 +106,7 @@ class Judge:
             return Cause.FROZEN
         if self._is_too_long():
             return Cause.LONG
-        if len(self.changes) < ENOUGH:
+        if len(self.changes) < LEAST_CHANGES:
             return None
         if sorted(self.recent)[1] > self.start + NOISE_MARGIN * self.noise + REFERENCE_MARGIN * self.reference:
             return Cause.DIVERGED
@@ -128,7 +128,7 @@ class Judge:
 
     @property
     def noise(self) -> float:
-        """How much the loss differs from step to step: the larger one of 2.5 times the lower quartile of its latest
+        """Typical change of the loss from step to step: the larger one of 2.5 times the lower quartile of its latest
         changes and, once there are ``CHANGES`` of them, 1.2 times their median. For normal noise each of the two is at
         most the mean change. Quantiles stay small at the beginning of a divergence, where a mean grows at once."""
         if not self.changes:
@@ -173,12 +173,12 @@ class Judge:
         return sum(self.promises) > 0.5 * sum(map(abs, self.promises)) and not self._has_fallen
 
     def _stands_still(self, progress: float | None, total: int | None) -> bool:
-        short = SHORT_WITHOUT_HORIZON if total is None else max(SHORTEST, SHORT * total)
+        short = SHORT_WITHOUT_HORIZON if total is None else max(SHORTEST, SHORT_WINDOW * total)
         frozen = idle = False
         if self.short[0] >= short:
             frozen = self.short[1] < FROZEN * self.short[2]
             self.short = _window()
-        if total is not None and self.long[0] >= max(2 * SHORTEST, LONG * total):
+        if total is not None and self.long[0] >= max(2 * SHORTEST, LONG_WINDOW * total):
             idle = self.long[1] < IDLE * self.long[2] and not self._has_fallen
             self.long = _window()
         return (frozen or idle) and (progress is None or progress < IN_SCHEDULE)
@@ -190,7 +190,7 @@ class Judge:
 
     @property
     def _has_fallen_as_promised(self) -> bool:
-        return bool(self.recent) and self.start - self.level > DELIVERED * max(-self.promised, 0.0)
+        return bool(self.recent) and self.start - self.level > LEAST_SHARE_OF_PROMISE * max(-self.promised, 0.0)
 
     def memory(self) -> list[float]:
         """The state as ``MEMORY`` numbers, for a checkpoint; a series that is not full ends with NaN."""
@@ -200,15 +200,15 @@ class Judge:
             padded += series + [math.nan] * (length - len(series))
         return [getattr(self, key) for key in _NUMBERS] + padded
 
-    def remember(self, memory: Sequence[float]) -> None:
+    def load_memory(self, memory: Sequence[float]) -> None:
         """Restore the state from the numbers of :meth:`memory`."""
         for key, value in zip(_NUMBERS, memory, strict=False):
             setattr(self, key, value)
-        at = len(_NUMBERS)
+        offset = len(_NUMBERS)
         for key, length in _SERIES.items():
-            series = [x for x in memory[at : at + length] if not math.isnan(x)]
+            series = [x for x in memory[offset : offset + length] if not math.isnan(x)]
             setattr(self, key, deque(series, maxlen=length))
-            at += length
+            offset += length
 
 
 def _window() -> deque[float]:

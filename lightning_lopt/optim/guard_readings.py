@@ -19,10 +19,10 @@ class Reading(NamedTuple):
     r"""Numbers of one step; a number that overflowed is infinite or NaN.
 
     Attributes:
-        loss: before the step.
+        loss: loss before the step.
         has_loss: 1.0 where there was a loss, else 0.0.
-        promise: :math:`\langle g, u \rangle`, by how much the step u changes the loss to first order.
-        reference: :math:`10^{-3} \lVert g \rVert_1`, by how much a first step of AdamW would lower it.
+        promise: :math:`\langle g, u \rangle`, the change of the loss by the step u to first order.
+        reference: :math:`10^{-3} \lVert g \rVert_1`, the decrease of the loss by a first step of AdamW.
         length: :math:`\lVert u \rVert`.
         size: :math:`\lVert p \rVert`; 0 where it was not measured.
         entries: number of entries of p.
@@ -89,9 +89,9 @@ def _stacked(numbers: Sequence[Tensor], device: torch.device) -> Tensor:
 
 def _rate(rates: Sequence[Any], device: torch.device) -> Any:
     """The factor of the updates: one for all, or shape (n,) where groups differ; ``None`` for 1."""
-    first = rates[0]
-    if all(rate is first or (isinstance(rate, float) and rate == first) for rate in rates):
-        return None if isinstance(first, float) and first == 1.0 else first
+    first_rate = rates[0]
+    if all(rate is first_rate or (isinstance(rate, float) and rate == first_rate) for rate in rates):
+        return None if isinstance(first_rate, float) and first_rate == 1.0 else first_rate
     return torch.stack([torch.as_tensor(x, dtype=torch.float32, device=device).reshape(()) for x in rates])
 
 

@@ -127,14 +127,14 @@ class Guard:
         horizon: int | None,
     ) -> None:
         self.cause, self.switched_at = cause, self.calls
-        back_to = self.kept_at if cause.is_of_the_point else self.calls
+        back_to = self.kept_at if cause.has_worsened_parameters else self.calls
         for member in members:
             tensor_state = state.pop(member.param, {})
-            if cause.is_of_the_point and COPIES[0] in tensor_state:
+            if cause.has_worsened_parameters and COPIES[0] in tensor_state:
                 real(member.param).copy_(tensor_state[COPIES[0]])
         shared.clear()
         self._acting = SafeAdamW(caught_up_rate(self.settings.lr, self.calls, back_to, horizon), horizon is not None)
-        place = f" The parameters are those of step {back_to} again." if cause.is_of_the_point else ""
+        place = f" The parameters are those of step {back_to} again." if cause.has_worsened_parameters else ""
         warnings.warn(f"LossGuard: training {self.state}. It goes on with AdamW.{place}", stacklevel=7)
 
     def _may_try_again(self, horizon: int | None) -> bool:
@@ -166,12 +166,12 @@ class Guard:
         Raises:
             ValueError: if the saved state is damaged.
         """
-        new = Guard(self.settings)
+        restored = Guard(self.settings)
         if saved is not None:
-            new._remember(checked(saved))
-        self.__dict__.update(new.__dict__)
+            restored._load(checked(saved))
+        self.__dict__.update(restored.__dict__)
 
-    def _remember(self, saved: Mapping[str, Tensor]) -> None:
+    def _load(self, saved: Mapping[str, Tensor]) -> None:
         numbers = saved["numbers"].tolist()
         counters = dict(zip(_NUMBERS, numbers, strict=False))
         self.calls, self.switched_at, self.tries = (
@@ -183,7 +183,7 @@ class Guard:
         if counters["cause"]:
             self.cause = Cause(int(counters["cause"]))
             self._acting = SafeAdamW(counters["rate"], bool(counters["falls"]))
-        self._judge.remember(numbers[len(_NUMBERS) :])
+        self._judge.load_memory(numbers[len(_NUMBERS) :])
         self._pending = saved["pending"]
 
 

@@ -1,4 +1,4 @@
-"""Settings that are right for other optimizers and wrong for this one: one warning each."""
+"""Warnings about settings that are right for other optimizers and wrong for a learned one."""
 
 from __future__ import annotations
 

@@ -14,24 +14,24 @@ KEY = "schedule"  # key in the first parameter group, after a change of the hori
 def scheduled(group: Mapping[str, Any], total: Tensor) -> Tensor | None:
     r"""The step that schedules use, 0-dim; ``None`` where it is the number of steps made.
 
-    With a horizon that changed to :math:`T` after :math:`t_0` steps, at a progress :math:`p_0` in [0, 1], it goes from
-    :math:`p_0 T` at step :math:`t_0`, so that nothing jumps, linearly to :math:`T - 1` at the last step, T - 1.
+    With a horizon that changed to :math:`T` after :math:`t_0` steps, at a progress :math:`p_0` in [0, 1], the step of
+    schedules goes from :math:`p_0 T` at step :math:`t_0`, without a jump, linearly to :math:`T - 1` at the last step.
 
     Args:
         group: the first parameter group: ``step``, and ``schedule`` of shape (2,) if the horizon has changed.
         total: the present horizon T, 0-dim.
     """
-    start = group.get(KEY)
-    if start is None:
+    change = group.get(KEY)
+    if change is None:
         return None
-    step, progress = start.unbind()
-    begin, last = total * progress, total - 1
-    covered = (group["step"].float() - step) / (last - step)
-    return torch.where(last > step, begin + (last - begin) * covered, last)
+    step, progress = change.unbind()
+    start_step, last_step = total * progress, total - 1
+    covered = (group["step"].float() - step) / (last_step - step)
+    return torch.where(last_step > step, start_step + (last_step - start_step) * covered, last_step)
 
 
 def changed(group: Mapping[str, Any], old: int, new: int) -> Tensor:
-    """The value of ``schedule``, shape (2,), for a change of the horizon from ``old`` to ``new`` steps now.
+    """The value of ``schedule``, shape (2,), for a change of the horizon from ``old`` to ``new`` at the present step.
 
     >>> group = {"step": torch.tensor(50)}
     >>> group["schedule"] = changed(group, 100, 70)

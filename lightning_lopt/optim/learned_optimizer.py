@@ -132,9 +132,9 @@ class LearnedOptimizer(SavedOptimizer):
         compile: bool | None = None,
         state_dtype: torch.dtype | None = None,
     ) -> None:
-        for what, value in (("lr", lr), ("weight_decay", weight_decay)):
+        for name, value in (("lr", lr), ("weight_decay", weight_decay)):
             if not (0 <= value < math.inf):
-                raise ValueError(f"{what} must be a number >= 0, got {value!r}.")
+                raise ValueError(f"{name} must be a number >= 0, got {value!r}.")
         groups = named_groups(params)
         if not any(group["params"] for group in groups):
             raise ValueError("LearnedOptimizer got no parameters; pass model, model.parameters() or parameter groups.")
@@ -210,16 +210,16 @@ class LearnedOptimizer(SavedOptimizer):
         self.signals.user_loss = scalar_loss(loss, self.param_groups[0]["step"].device)
 
     def set_horizon(self, total_steps: int) -> None:
-        """Take over another number of planned steps; in a run that has begun, schedules go on without a jump.
+        """Change the number of planned steps; in a run that has begun, schedules continue without a jump.
 
         Args:
             total_steps: whole number of at least 1, counted from the first step of the run.
         """
-        new, old = checked_horizon(total_steps), self.total_steps
+        steps, previous = checked_horizon(total_steps), self.total_steps
         waits = self._run.saved_total is not None  # the next step changes from the horizon of the checkpoint
-        if self.calls and isinstance(old, int) and new is not None and new != old and not waits:
-            self.param_groups[0][horizon.KEY] = horizon.changed(self.param_groups[0], old, new)
-        self.total_steps = new
+        if self.calls and isinstance(previous, int) and steps is not None and steps != previous and not waits:
+            self.param_groups[0][horizon.KEY] = horizon.changed(self.param_groups[0], previous, steps)
+        self.total_steps = steps
 
     @torch.no_grad()
     def validated(self, loss: Tensor | float) -> None:
@@ -236,9 +236,9 @@ class LearnedOptimizer(SavedOptimizer):
         if not self._acting.reads_validation or not bool(value.isfinite()):
             return
         if not first_group["shared"]:
-            first = next(iter(self._members()))
-            blank = torch.zeros(first.param.shape, dtype=first.param.dtype, device=first.param.device)
-            first_group["shared"] = self._acting.init_state({first.name: wide(blank)}, {}).shared
+            member = next(iter(self._members()))
+            blank = torch.zeros(member.param.shape, dtype=member.param.dtype, device=member.param.device)
+            first_group["shared"] = self._acting.init_state({member.name: wide(blank)}, {}).shared
         steps, planned = first_group["step"], self._run.saved_total or self.total_steps
         progress = steps / planned if isinstance(planned, int) else torch.zeros_like(steps, dtype=torch.float32)
         first_group["shared"] = self._acting.validated(State({}, first_group["shared"]), value, progress).shared
@@ -249,8 +249,8 @@ class LearnedOptimizer(SavedOptimizer):
     ) -> Any:
         """One step.
 
-        The loss is the first there is of: ``loss``, what :meth:`set_loss` got, what
-        :class:`~lightning_lopt.LearnedOptimizerAdapter` delivers, and what ``closure`` returns.
+        The loss is the first one that is present of: ``loss``, the argument of :meth:`set_loss`, the loss from
+        :class:`~lightning_lopt.LearnedOptimizerAdapter`, and the result of ``closure``.
 
         Args:
             closure: computes loss and gradients again and returns the loss; or the loss itself.

@@ -54,7 +54,7 @@ def both_true(first: Flag, second: Flag) -> Flag:
     return first & second
 
 
-def known(flag: Tensor) -> bool | None:
+def host_value(flag: Tensor) -> bool | None:
     """The value of a 0-dim flag where it lies in the memory of the host; ``None`` where reading it would wait."""
     return bool(flag.tolist()) if _is_on_host(flag) else None
 

@@ -12,14 +12,14 @@ from lightning_lopt.optim.groups import Member
 from lightning_lopt.optim.sharding import is_shard
 from lightning_lopt.rules.residual_parts.structure import Signs, depth_of, signs_of, trained
 
-SPREAD = 1e-3  # of the weights of a normalisation layer, above which they are not those of an initialisation
+SPREAD = 1e-3  # spread of the weights of a normalisation layer above which they are no initial values
 
 
 @torch.no_grad()
 def looks_pretrained(module: nn.Module) -> str | None:
-    """Why ``module`` looks trained already, as a clause; ``None`` if it does not, or has no normalisation layers.
+    """The sign that ``module`` was trained, as a clause; ``None`` if there is none, or without normalisation layers.
 
-    The test looks at normalisation layers: every initialisation gives all channels of a layer the same weight and the
+    The test reads normalisation layers: every initialisation gives all channels of a layer the same weight and the
     same bias, and no initialisation counts batches. Frozen layers are left out, since a rule does not change them.
     Reading the layers waits for the device.
 
@@ -44,7 +44,7 @@ def looks_pretrained(module: nn.Module) -> str | None:
 def trained_shares(
     members: Iterable[Member], repetition: Tensor | float = 0.0
 ) -> tuple[dict[str, float], Tensor | None]:
-    """How trained each parameter looks, from 0 to 1, by name; and the number of matrices, ``None`` without parameters.
+    """Degree of training of each parameter, 0 to 1, by name; and the number of matrices, ``None`` without parameters.
 
     See :func:`~lightning_lopt.rules.residual_parts.structure.trained`, also for ``repetition``. Complex, frozen and
     sharded parameters are left out. Reading the shares waits for the device.

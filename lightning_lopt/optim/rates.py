@@ -1,4 +1,4 @@
-"""What the learning rate of a parameter group means for the steps of a rule."""
+"""Learning rates of parameter groups as factors on the steps of a rule."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def multiplier(group: Mapping[str, Any]) -> Any:
-    """What the steps of a group are multiplied by: its ``lr``, in units of its ``lr_unit`` where it has one.
+    """Factor on the steps of a group: its ``lr``, in units of its ``lr_unit`` where it has one.
 
-    :class:`~lightning_lopt.LearnedOptimizerAdapter` sets ``lr_unit`` where it replaces an optimizer, so that the rates
-    which a module writes for AdamW mean the same to a rule: all of its step, or a part of it.
+    :class:`~lightning_lopt.LearnedOptimizerAdapter` sets ``lr_unit`` where it replaces an optimizer, so that a rule
+    reads the rates that a module sets for AdamW as a full step, or as a share of one.
 
     >>> multiplier({"lr": 0.5}), multiplier({"lr": 0.0005, "lr_unit": 0.001})
     (0.5, 0.5)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_lopt.optim.precision import known
+from lightning_lopt.optim.precision import host_value
 
 LARGEST = torch.finfo(torch.bfloat16).max
 COLUMNS = 4096
@@ -30,7 +30,7 @@ def rounded(tensors: Sequence[Tensor], seed: Tensor, *, reads: bool = True) -> l
 
     For x between the neighbours :math:`a \le x \le b` of bfloat16, the result is b with probability
     :math:`(x - a) / (b - a)` and a otherwise: 16 random bits are added to those of float32, and the lower half is cut
-    off. Values of bfloat16, infinities and NaN stay what they are; finite values beyond the largest one of
+    off. Values of bfloat16, infinities and NaN are not changed; finite values beyond the largest one of
     bfloat16, :math:`3.39 \cdot 10^{38}`, become that one.
 
     The random bits depend on ``seed``, on the position of a tensor in the list and on the position of an entry alone,
@@ -58,7 +58,7 @@ def rounded(tensors: Sequence[Tensor], seed: Tensor, *, reads: bool = True) -> l
     columns, *factors = torch.split((words - 2**31).int() | 1, [width, *rows])
     extremes = torch.stack([extreme for x in values for extreme in torch.aminmax(x)])
     is_ordinary = (
-        reads and known((extremes.abs() <= LARGEST).all()) is True
+        reads and host_value((extremes.abs() <= LARGEST).all()) is True
     )  # no inf, no NaN, no number that would become inf
     results = []
     for x, factor in zip(values, factors, strict=True):

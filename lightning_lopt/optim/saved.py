@@ -78,13 +78,13 @@ class SavedOptimizer(RuleOptimizer):
         saved["state"] = {
             key: {k: x.clone() for k, x in tensor_state.items()} for key, tensor_state in saved["state"].items()
         }
-        first = saved["param_groups"][0]
-        first["total_steps"] = None if callable(self.total_steps) else self.total_steps
-        first["epochs"] = self.epochs
-        # torch.distributed restores only keys that exist before; (0, 0) stands for no change of the horizon
-        first.setdefault(horizon.KEY, torch.zeros(2, dtype=torch.float32, device=first["step"].device))
+        first_group = saved["param_groups"][0]
+        first_group["total_steps"] = None if callable(self.total_steps) else self.total_steps
+        first_group["epochs"] = self.epochs
+        # torch.distributed restores only keys that exist already; (0, 0) stands for no change of the horizon
+        first_group.setdefault(horizon.KEY, torch.zeros(2, dtype=torch.float32, device=first_group["step"].device))
         if self._guard is not None:
-            first[GUARD] = self._guard.saved()
+            first_group[GUARD] = self._guard.saved()
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -92,7 +92,7 @@ class SavedOptimizer(RuleOptimizer):
         ``state_dtype``, or that of the arithmetic.
 
         Parameters are matched by name where both sides have the same names, else by order. Where the horizon set here
-        is another one, schedules go on from where they stood.
+        is another one, schedules continue from their present progress.
 
         Raises:
             ValueError: if the checkpoint is of another optimizer, rule or model, or damaged; nothing has changed then.
@@ -101,11 +101,11 @@ class SavedOptimizer(RuleOptimizer):
         guard, plain, copies = resumed(self._guard, state_dict)
         rule = self.rule if guard is None else guard.acting(self.rule)
         fitting = fitting_state(plain, self.param_groups, members, rule)
-        before = self.state, [dict(group) for group in self.param_groups]
+        previous = self.state, [dict(group) for group in self.param_groups]
         try:
             self._restore(with_copies(fitting, copies, members), members, rule)
         except Exception:
-            self.state, self.param_groups = before
+            self.state, self.param_groups = previous
             raise
         self._skips = SkipWatch()
         self._guard = guard

@@ -30,7 +30,7 @@ _ALIGNMENT = 16  # bytes, of the widest type: a piece of the bucket is viewed in
 
 
 class ShardCut(NamedTuple):
-    """How a sharded tensor is cut: into chunks along one dimension, the last of them shorter or empty.
+    """The cut of a sharded tensor: into chunks along one dimension, the last of them shorter or empty.
 
     Attributes:
         mesh_dim: dimension of the mesh over which it is cut.
@@ -55,7 +55,7 @@ class ShardCut(NamedTuple):
 
 
 def cut_of(x: DTensor) -> ShardCut | None:
-    """How ``x`` is cut; ``None`` where each rank holds all of it.
+    """The cut of ``x``; ``None`` where each rank holds all of it.
 
     Raises:
         ValueError: for partial sums, tensors that are cut along several dimensions, and interleaved shards.
@@ -184,7 +184,7 @@ def mean_over_ranks(grads: Mapping[str, Tensor], members: Sequence[Member]) -> d
     return {**grads, **{name: x.view(grads[name].shape).to(grads[name]) for name, x in pieces}}
 
 
-def part(x: Tensor, like: Tensor) -> Tensor:
+def local_slice(x: Tensor, like: Tensor) -> Tensor:
     """The slice of the whole tensor ``x`` on this rank, sharded as ``like``; ``x`` itself where ``like`` is no shard.
 
     The slice is a view; ``x`` may have more dimensions than ``like``.
@@ -231,7 +231,7 @@ def cut_like(x: Tensor, param: Tensor) -> Tensor:
         x = x.full_tensor()
     if not is_shard(param) or not shaped:
         return x
-    return with_local(part(x, param), param, x.shape)
+    return with_local(local_slice(x, param), param, x.shape)
 
 
 def free_copies(module: nn.Module) -> None:
@@ -239,6 +239,6 @@ def free_copies(module: nn.Module) -> None:
 
     Call it before parameters change outside of a training step, and before they are read by name.
     """
-    for part_of_it in module.modules():
-        if any(kind.__name__ == "FSDPModule" for kind in type(part_of_it).__mro__):
-            cast(Any, part_of_it).reshard()
+    for submodule in module.modules():
+        if any(kind.__name__ == "FSDPModule" for kind in type(submodule).__mro__):
+            cast(Any, submodule).reshard()

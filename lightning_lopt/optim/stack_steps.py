@@ -40,12 +40,12 @@ def step_of_stack(
             where no state is.
     """
     if seed is None:
-        update, after = rule.stepped(stack, dict(controls), at)
+        update, new_state = rule.stepped(stack, dict(controls), at)
     else:
-        before = widened(stack.state, stack.params.dtype)
-        update, after = rule.stepped(replace(stack, state=before), dict(controls), at)
-        after = rounded_like(after, before, stack.state, seed)
-    return update, after, extremes_of([update], update.device)
+        wide_state = widened(stack.state, stack.params.dtype)
+        update, new_state = rule.stepped(replace(stack, state=wide_state), dict(controls), at)
+        new_state = rounded_like(new_state, wide_state, stack.state, seed)
+    return update, new_state, extremes_of([update], update.device)
 
 
 class ModelStep(NamedTuple):
@@ -54,7 +54,7 @@ class ModelStep(NamedTuple):
     Attributes:
         shared: the shared state after the step.
         extremes: the smallest and the largest entry of the gradients of each of n stacks, (2 n,).
-        stacks: the steps of the stacks, each computed when its turn comes, or all of them before.
+        stacks: the steps of the stacks, computed one by one as they are read, or all in advance.
     """
 
     shared: dict[str, Tensor]
@@ -69,20 +69,20 @@ def steps_of_stacks(
     shared: dict[str, Tensor],
     context: StepContext,
 ) -> ModelStep:
-    """The step of all stacks, those of the stacks computed one by one.
+    """The step of all stacks, where stacks are computed one by one.
 
     Args:
         rule: makes the steps.
-        stacks: all of a step.
-        seeds: one for each stack, as in :func:`step_of_stack`.
+        stacks: all stacks of a step.
+        seeds: one seed for each stack, as in :func:`step_of_stack`.
         shared: the shared state before the step.
         context: loss, step and horizon.
     """
     extremes = extremes_of_gradients(stacks)
     at = rule.at(shared, context)
-    controls, after = rule.exchanged([with_wide_state(stack) for stack in stacks], at, shared, context)
+    controls, new_shared = rule.exchanged([with_wide_state(stack) for stack in stacks], at, shared, context)
     return ModelStep(
-        after,
+        new_shared,
         extremes,
         (
             step_of_stack(rule, stack, stack_controls, at, seed)
@@ -92,5 +92,5 @@ def steps_of_stacks(
 
 
 def extremes_of_gradients(stacks: Sequence[Stack]) -> Tensor:
-    """As in :class:`ModelStep`."""
+    """``extremes`` of :class:`ModelStep`."""
     return extremes_of([stack.grads for stack in stacks], stacks[0].params.device)

@@ -62,8 +62,8 @@ def converted(
 
 
 def rounded_like(
-    after: Mapping[str, Tensor],
-    before: Mapping[str, Tensor],
+    new_state: Mapping[str, Tensor],
+    wide_state: Mapping[str, Tensor],
     stored: Mapping[str, Tensor],
     seed: Tensor,
     *,
@@ -72,13 +72,14 @@ def rounded_like(
     """The state after a step, in the types of ``stored`` and rounded at random.
 
     Args:
-        after: what the rule returned.
-        before: input of the rule, ``stored`` in wide types; tensors that the rule returns unchanged are not rounded.
+        new_state: the state that the rule returned.
+        wide_state: input of the rule, ``stored`` in wide types; tensors that the rule returns unchanged are not
+            rounded.
         stored: the state before the step, in the types in which it is stored.
         seed: 0-dim, of :func:`~lightning_lopt.optim.rounding.seeds_of`.
         reads: as in :func:`~lightning_lopt.optim.rounding.rounded`.
     """
-    result = {key: stored[key] if value is before[key] else value for key, value in after.items()}
+    result = {key: stored[key] if value is wide_state[key] else value for key, value in new_state.items()}
     changed = [key for key, value in result.items() if value.dtype != stored[key].dtype]
     if changed:
         result |= zip(changed, rounded([result[key] for key in changed], seed, reads=reads), strict=True)

@@ -90,21 +90,24 @@ class PreludeGraph:
 
         def prelude(*tensors: Tensor) -> list[Tensor]:
             remaining = iter(tensors)
-            inside = [_refilled(stack, remaining) for stack in blank]
-            before = {key: next(remaining) for key in shared}
+            input_stacks = [_refilled(stack, remaining) for stack in blank]
+            shared_inputs = {key: next(remaining) for key in shared}
             times = {key: next(remaining) for key in _tensors_of(context)}
             traced_context = StepContext(**times, roles=unread, weight_decay=unread, phase=unread)
-            at, self.template = TreeTemplate.of(rule.at(before, traced_context))
-            controls, after = rule.exchanged(
-                [with_wide_state(stack) for stack in inside], self.template.tree(at), before, traced_context
+            at, self.template = TreeTemplate.of(rule.at(shared_inputs, traced_context))
+            controls, new_shared = rule.exchanged(
+                [with_wide_state(stack) for stack in input_stacks],
+                self.template.tree(at),
+                shared_inputs,
+                traced_context,
             )
-            self._controls, self._shared = [list(stack_controls) for stack_controls in controls], list(after)
-            extremes = extremes_of_gradients(inside)
+            self._controls, self._shared = [list(stack_controls) for stack_controls in controls], list(new_shared)
+            extremes = extremes_of_gradients(input_stacks)
             return [
                 extremes,
                 *at,
                 *(value for stack_controls in controls for value in stack_controls.values()),
-                *after.values(),
+                *new_shared.values(),
             ]
 
         self.graph = TracedFunction(prelude, self._arguments(stacks, shared, context), build)
@@ -112,8 +115,8 @@ class PreludeGraph:
     def __call__(
         self, stacks: Sequence[Stack], shared: Mapping[str, Tensor], context: StepContext
     ) -> tuple[Tensor, CommonInputs, list[Columns], dict[str, Tensor]]:
-        extremes, at, controls, after = self.split(self.graph(self._arguments(stacks, shared, context)))
-        return extremes, CommonInputs(at, self.template), controls, after
+        extremes, at, controls, new_shared = self.split(self.graph(self._arguments(stacks, shared, context)))
+        return extremes, CommonInputs(at, self.template), controls, new_shared
 
     def split(self, results: Iterable[Entry]) -> tuple[Entry, list[Entry], list[dict[str, Entry]], dict[str, Entry]]:
         """The results of the graph: the extremes of the gradients, the tensors of ``at``, the controls of each stack,
@@ -154,24 +157,24 @@ class StepGraph:
             stored = _refilled(blank, remaining)
             if isinstance(stack.weight_decay, Tensor):
                 stored = replace(stored, weight_decay=next(remaining))
-            inside = _widened(stored) if self.rounds else stored
+            rule_stack = _widened(stored) if self.rounds else stored
             stack_controls = {key: next(remaining) for key in controls}
-            update, after = rule.stepped(inside, stack_controls, at.template.tree(remaining))
+            update, new_state = rule.stepped(rule_stack, stack_controls, at.template.tree(remaining))
             if self.rounds:
-                after = rounded_like(after, inside.state, stored.state, next(remaining), reads=False)
-            self.keys = list(after)
-            return [update, extremes_of([update], update.device), *after.values()]
+                new_state = rounded_like(new_state, rule_stack.state, stored.state, next(remaining), reads=False)
+            self.keys = list(new_state)
+            return [update, extremes_of([update], update.device), *new_state.values()]
 
         self.graph = TracedFunction(step, self._arguments(blank, controls, at, seed), build)
 
     def __call__(self, stack: Stack, controls: Columns, at: CommonInputs, seed: Tensor | None) -> StackStep:
         rounds_here = seed is not None and not self.rounds
-        before = _widened(stack) if rounds_here else stack
-        update, extremes, *values = self.graph(self._arguments(before, controls, at, seed))
-        after = dict(zip(self.keys, values, strict=True))
+        rule_stack = _widened(stack) if rounds_here else stack
+        update, extremes, *values = self.graph(self._arguments(rule_stack, controls, at, seed))
+        new_state = dict(zip(self.keys, values, strict=True))
         if seed is not None and rounds_here:
-            after = rounded_like(after, before.state, stack.state, seed)
-        return update, after, extremes
+            new_state = rounded_like(new_state, rule_stack.state, stack.state, seed)
+        return update, new_state, extremes
 
     def _arguments(self, stack: Stack, controls: Columns, at: CommonInputs, seed: Tensor | None) -> list[Tensor]:
         seeds = [seed] if seed is not None and self.rounds else []
@@ -200,18 +203,18 @@ class WholeStepGraph:
         self._calls = TracedCalls(count)
         places: Iterator[Value] = iter(range(count))
         of_stacks = [[next(places) for _ in _tensors_of_stack(stack)] for stack in stacks]
-        before = [next(places) for _ in (*shared, *_tensors_of(context))]
+        common_places = [next(places) for _ in (*shared, *_tensors_of(context))]
         of_seeds: list[list[Value]] = [[next(places)] if graph.rounds else [] for graph in steps]
         of_all = [
             place
             for stack, stack_places in zip(stacks, of_stacks, strict=True)
             for place in stack_places[: 2 + len(stack.state)]
         ]
-        extremes, at, controls, after = prelude.split(self._calls.add(prelude.graph, [*of_all, *before]))
-        results = [extremes, *after.values()]
+        extremes, at, controls, new_shared = prelude.split(self._calls.add(prelude.graph, [*of_all, *common_places]))
+        results = [extremes, *new_shared.values()]
         for stack_places, graph, set_for_stack, seed in zip(of_stacks, steps, controls, of_seeds, strict=True):
             results += self._calls.add(graph.graph, [*stack_places, *set_for_stack.values(), *at, *seed])
-        self._shared, self._keys = list(after), [graph.keys for graph in steps]
+        self._shared, self._keys = list(new_shared), [graph.keys for graph in steps]
         self._calls.join(results)
 
     def __call__(
@@ -223,13 +226,13 @@ class WholeStepGraph:
     ) -> ModelStep:
         of_gradients, *results = self._calls(self._arguments(stacks, seeds, shared, context))
         start = len(self._shared)
-        after = dict(zip(self._shared, results[:start], strict=True))
+        new_shared = dict(zip(self._shared, results[:start], strict=True))
         steps = []
         for keys in self._keys:
             update, extremes, *values = results[start : start + 2 + len(keys)]
             start += 2 + len(keys)
             steps.append((update, dict(zip(keys, values, strict=True)), extremes))
-        return ModelStep(after, of_gradients, steps)
+        return ModelStep(new_shared, of_gradients, steps)
 
     def _arguments(
         self,

@@ -21,7 +21,7 @@ from lightning_lopt.optim.precision import Flag, all_finite, both_true, real, wi
 from lightning_lopt.optim.rates import multiplier
 from lightning_lopt.optim.rounding import seeds_of
 from lightning_lopt.optim.run import RunOptimizer
-from lightning_lopt.optim.sharding import cut_like, gathered, is_sharded, local, mean_over_ranks, part, reduced
+from lightning_lopt.optim.sharding import cut_like, gathered, is_sharded, local, local_slice, mean_over_ranks, reduced
 from lightning_lopt.optim.skips import SkipWatch, not_finite
 from lightning_lopt.optim.stack_steps import ModelStep, StackStep, fit_together, steps_of_stacks
 from lightning_lopt.optim.stacking import StackedState, dense
@@ -36,16 +36,16 @@ class Stepped(NamedTuple):
     """The step of a stack.
 
     Attributes:
-        stack: before the step.
-        members: its parameters.
-        update, after: as in :data:`~lightning_lopt.optim.stack_steps.StackStep`.
+        stack: the stack before the step.
+        members: parameters of the stack.
+        update, new_state: as in :data:`~lightning_lopt.optim.stack_steps.StackStep`.
         sound: whether the step is written: loss, gradients and the updates of this stack are finite.
     """
 
     stack: Stack
     members: list[Member]
     update: Tensor
-    after: TensorState
+    new_state: TensorState
     sound: Flag
 
 
@@ -62,7 +62,7 @@ class RuleOptimizer(RunOptimizer):
     state_dtype: torch.dtype | None
 
     def _begin_watching(self) -> None:
-        """Make what belongs to this object in this process; it is neither copied nor saved."""
+        """Make the attributes that belong to this process; they are neither copied nor saved."""
         self.signals = StepSignals()
         self._skips = SkipWatch()
         self._rates = RateWatch()
@@ -78,7 +78,7 @@ class RuleOptimizer(RunOptimizer):
         stacks = self._stacks(members, context, sharded)
         wants_diagnostics, self.signals.wants_diagnostics = self.signals.wants_diagnostics, False
         # diagnostics are relative to the parameters before the step
-        before = {name: x.clone() for name, x in _by_name(stacks, "params").items()} if wants_diagnostics else {}
+        params_before = {name: x.clone() for name, x in _by_name(stacks, "params").items()} if wants_diagnostics else {}
         is_watched = wants_diagnostics or self._guard is not None
         updates: dict[str, Tensor] = {}
         suspects: dict[str, Tensor] = {}
@@ -99,7 +99,7 @@ class RuleOptimizer(RunOptimizer):
                 key: unless(finite, value, first_group["shared"][key]) for key, value in shared.items()
             }
         if wants_diagnostics:
-            relative = relative_steps(members, before, updates)
+            relative = relative_steps(members, params_before, updates)
             self.signals.diagnostics = relative | rule.diagnostics(State({}, first_group["shared"]))
             if self._guard is not None:
                 self.signals.diagnostics.setdefault(SWITCHED, torch.zeros(()))
@@ -159,9 +159,9 @@ class RuleOptimizer(RunOptimizer):
         """
         steps = []
         for stack in stacks:
-            update, after, extremes = next(turns)
+            update, new_state, extremes = next(turns)
             sound = both_true(finite, all_finite(extremes))
-            steps.append(Stepped(stack, [by_name[name] for name in stack.names], update, after, sound))
+            steps.append(Stepped(stack, [by_name[name] for name in stack.names], update, new_state, sound))
         self._commit(steps, sharded)
         for stack, _, update, _, sound in steps:
             finite = both_true(finite, sound)
@@ -175,28 +175,30 @@ class RuleOptimizer(RunOptimizer):
         """Add updates to the parameters of stacks, and store their new state, in place."""
         places, moves, stored, values = [], [], [], []
         rates_are_one = all(_is_one(multiplier(group)) for group in self.param_groups)
-        for stack, members, update, after, sound in steps:
+        for stack, members, update, new_state, sound in steps:
             if sound is False:
                 continue
             updates = stack.parts(update if sound is True else torch.where(sound, update, 0.0))
             rates = [] if rates_are_one else [multiplier(member.group) for member in members]
             if not all(map(_is_one, rates)):
                 updates = [move * rate for move, rate in zip(updates, rates, strict=True)]
-                after = self._acting.at_rates(after, rates)
+                new_state = self._acting.at_rates(new_state, rates)
             if sharded:
                 places += [real(local(member.param)) for member in members]
-                moves += [part(move, member.param) for move, member in zip(updates, members, strict=True)]
-                for member, tensors in zip(members, stack.parts(after), strict=True):
+                moves += [local_slice(move, member.param) for move, member in zip(updates, members, strict=True)]
+                for member, tensors in zip(members, stack.parts(new_state), strict=True):
                     state = self.state[member.param]
                     stored += [local(state[key]) for key in tensors]
-                    values += [unless(sound, part(x, state[key]), local(state[key])) for key, x in tensors.items()]
+                    values += [
+                        unless(sound, local_slice(x, state[key]), local(state[key])) for key, x in tensors.items()
+                    ]
                 continue
             places += [real(member.param) for member in members]
             moves += updates
             for key, place in stack.state.items():
-                if after[key] is not place:  # otherwise the rule has returned it unchanged
+                if new_state[key] is not place:  # otherwise the rule has returned it unchanged
                     stored.append(place)
-                    values.append(unless(sound, after[key], place))
+                    values.append(unless(sound, new_state[key], place))
         if places:
             # the sum is computed in the wider type and rounded once
             torch._foreach_add_(places, moves)
@@ -232,14 +234,14 @@ class RuleOptimizer(RunOptimizer):
 
     def _begin_state(self, members: Sequence[Member], params: Params) -> dict[str, dict[str, Tensor]]:
         """Make the initial state of ``members``, whose gathered values are ``params``; return it, gathered, by name."""
-        first_group, begun = self.param_groups[0], {}
+        first_group, initial_states = self.param_groups[0], {}
         for member in members:  # one after the other, so that the wide state of one tensor exists at a time
             name, param = member.name, member.param
             state = self._acting.init_state({name: params[name]}, {name: member.role})
-            begun[name] = narrowed(state.tensors[name], self.state_dtype, self._acting)
-            self.state[param] = {k: cut_like(v, param) for k, v in begun[name].items()}
+            initial_states[name] = narrowed(state.tensors[name], self.state_dtype, self._acting)
+            self.state[param] = {k: cut_like(v, param) for k, v in initial_states[name].items()}
             first_group["shared"] = first_group["shared"] or state.shared
-        return begun
+        return initial_states
 
     def _is_made_to_create_state(self, members: Sequence[Member], loss: Tensor | None) -> bool:
         """Whether this step is the one that ``torch.distributed.checkpoint`` makes in order that the state is created:
@@ -274,9 +276,11 @@ def _count(group: dict[str, Any], finite: Flag) -> None:
         group["skipped_in_a_row"] = (group["skipped_in_a_row"] + skipped) * skipped
 
 
-def _by_name(stacks: Sequence[Stack], what: Literal["params", "grads"]) -> dict[str, Tensor]:
+def _by_name(stacks: Sequence[Stack], field: Literal["params", "grads"]) -> dict[str, Tensor]:
     """Parameters or gradients of all stacks."""
-    return {name: x for stack in stacks for name, x in zip(stack.names, stack.parts(getattr(stack, what)), strict=True)}
+    return {
+        name: x for stack in stacks for name, x in zip(stack.names, stack.parts(getattr(stack, field)), strict=True)
+    }
 
 
 def _suspects(stack: Stack, update: Tensor, sound: Flag) -> dict[str, Tensor]:

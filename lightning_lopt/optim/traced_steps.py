@@ -33,7 +33,7 @@ LEAST_JOINED_USES = 15
 parts (7 ms)."""
 MOST_KINDS = 256
 MOST_ENTRIES = 2**20
-"""Entries of a stack above which its arithmetic takes so much longer than its calls that a graph saves nothing."""
+"""Entries of a stack above which a graph saves no time, since arithmetic takes much longer than calls."""
 
 
 class TracedSteps:
@@ -58,9 +58,9 @@ class TracedSteps:
         self.failure = ""
         self._calls = 0
         self._kinds = _StackKinds()
-        self._known: Any = None
+        self._signature: Any = None
         self._theta: list[Tensor] = []
-        self._forget()
+        self._delete_graphs()
 
     @property
     def count(self) -> int:
@@ -101,7 +101,7 @@ class TracedSteps:
             for stack, kind in zip(stacks, kinds, strict=True):
                 self._returns(_stack_key(stack, kind))
             return steps_of_stacks(rule, stacks, seeds, shared, context)
-        extremes, at, controls, after = prelude
+        extremes, at, controls, new_shared = prelude
 
         def steps_in_turn() -> Iterator[StackStep]:
             for stack, kind, columns, seed in zip(stacks, kinds, controls, seeds, strict=True):
@@ -110,7 +110,7 @@ class TracedSteps:
                     self._step(rule, stack, kind, columns, at, seed, steps_ahead) if self._covers(stack) else None
                 ) or step_of_stack(rule, stack, columns, at.tree, seed)
 
-        return ModelStep(after, extremes, steps_in_turn())
+        return ModelStep(new_shared, extremes, steps_in_turn())
 
     def _prepared(self, stacks: Sequence[Stack]) -> Sequence[Stack]:
         """The stacks in the form in which graphs take them."""
@@ -132,7 +132,7 @@ class TracedSteps:
         """Whether a graph saves more time than it takes to make."""
         return uses >= LEAST_USES
 
-    def _new_graph(self, rule: UpdateRule, what: str, make: Callable[[], Graph]) -> Graph:
+    def _new_graph(self, rule: UpdateRule, graph_name: str, make: Callable[[], Graph]) -> Graph:
         """The graph that ``make`` makes, with a line in the log."""
         graph = make()
         if not self.count:
@@ -142,12 +142,12 @@ class TracedSteps:
 
     def _follow(self, rule: UpdateRule, theta: list[Tensor]) -> None:
         """Delete the graphs if the rule, its parameters, its config or the default type of torch has changed."""
-        known = rule, rule.config, [(x.dtype, x.stride()) for x in theta], torch.get_default_dtype()
-        if known != self._known or not all(map(is_, theta, self._theta)):
-            self._known, self._theta = known, theta
-            self._forget()
+        signature = rule, rule.config, [(x.dtype, x.stride()) for x in theta], torch.get_default_dtype()
+        if signature != self._signature or not all(map(is_, theta, self._theta)):
+            self._signature, self._theta = signature, theta
+            self._delete_graphs()
 
-    def _forget(self) -> None:
+    def _delete_graphs(self) -> None:
         self._preludes: dict[Hashable, PreludeGraph] = {}
         self._steps: dict[Hashable, StepGraph] = {}
         self._whole_steps: dict[Hashable, WholeStepGraph] = {}
@@ -155,7 +155,7 @@ class TracedSteps:
 
     def _fail(self, why: object) -> None:
         self.failure = str(why)
-        self._forget()
+        self._delete_graphs()
         _log.info("LearnedOptimizer: steps are not traced: %s", why)
 
     def _returns(self, kind: Hashable) -> bool:

@@ -220,9 +220,9 @@ class UpdateRule(PickledAsData, ABC):
         updates: Updates = {}
         tensors: dict[str, TensorState] = {}
         for stack, stack_controls in zip(stacks, controls, strict=True):
-            update, after = self.stepped(stack, stack_controls, at)
+            update, new_state = self.stepped(stack, stack_controls, at)
             updates |= zip(stack.names, stack.parts(update), strict=True)
-            tensors |= zip(stack.names, stack.parts(after), strict=True)
+            tensors |= zip(stack.names, stack.parts(new_state), strict=True)
         return {name: updates[name] for name in grads}, State({name: tensors[name] for name in grads}, shared)
 
     @final
@@ -232,14 +232,14 @@ class UpdateRule(PickledAsData, ABC):
         """The tensors that have gradients, in stacks."""
         stacks = []
         for index, names in enumerate(grouped(params, list(grads), context.roles)):
-            first = params[names[0]]
+            first_param = params[names[0]]
             stack = Stack(
                 names,
                 joined([params[name] for name in names]),
                 joined([grads[name] for name in names]),
                 {key: joined([tensors[name][key] for name in names]) for key in tensors[names[0]]},
-                context.roles.get(names[0], role_of_shape(tuple(first.shape))),
-                joined_decay(names, context.weight_decay, first),
+                context.roles.get(names[0], role_of_shape(tuple(first_param.shape))),
+                joined_decay(names, context.weight_decay, first_param),
                 self.is_full(index, context),
             )
             stacks.append(stack)
@@ -258,16 +258,16 @@ class UpdateRule(PickledAsData, ABC):
         if not self._exchanges:
             return [{} for _ in stacks], dict(shared)
         summaries = [stack.map(lambda inputs, _: self.summary(inputs, at), {}) for stack in stacks]
-        controls, after = self.exchange(joined_columns(stacks, summaries), at, shared, context)
-        return split_columns(stacks, controls), after
+        controls, new_shared = self.exchange(joined_columns(stacks, summaries), at, shared, context)
+        return split_columns(stacks, controls), new_shared
 
     @final
     def stepped(self, stack: Stack, controls: Columns, at: Any) -> tuple[Tensor, TensorState]:
         """The updates of the tensors of a stack, in their shape and type, and their state after the step."""
 
         def of_each(inputs: TensorInputs, tensor_controls: Mapping[str, Tensor]) -> tuple[Tensor, TensorState]:
-            update, after = self.step(inputs, tensor_controls, at)
-            return update.reshape(inputs.param.shape).to(inputs.param.dtype), after
+            update, new_state = self.step(inputs, tensor_controls, at)
+            return update.reshape(inputs.param.shape).to(inputs.param.dtype), new_state
 
         return stack.map(of_each, controls)
 

@@ -16,32 +16,32 @@ from lightning_lopt.rules.contract.roles import ROLES, Role
 
 def check_sizes(**sizes: int) -> None:
     """Every size is at least 1."""
-    for what, size in sizes.items():
+    for name, size in sizes.items():
         if size < 1:
-            raise ValueError(f"{what} must be at least 1, got {size}.")
+            raise ValueError(f"{name} must be at least 1, got {size}.")
 
 
 def check_numbers(least: float = -math.inf, *, or_none: bool = False, **numbers: float | None) -> None:
     """Every number is finite, and not below ``least``; with ``or_none`` it may be ``None`` instead."""
-    for what, number in numbers.items():
+    for name, number in numbers.items():
         if or_none if number is None else math.isfinite(number) and number >= least:
             continue
         bound = "" if least == -math.inf else f" >= {least:g}"
-        raise ValueError(f"{what} must be a number{bound}{' or None' if or_none else ''}, got {number!r}.")
+        raise ValueError(f"{name} must be a number{bound}{' or None' if or_none else ''}, got {number!r}.")
 
 
 def check_positive(**numbers: float) -> None:
     """Every number is finite, and above 0."""
-    for what, number in numbers.items():
+    for name, number in numbers.items():
         if not 0 < number < math.inf:
-            raise ValueError(f"{what} must be a positive number, got {number!r}.")
+            raise ValueError(f"{name} must be a positive number, got {number!r}.")
 
 
 def check_unit_interval(**numbers: float) -> None:
     """Every number lies in [0, 1)."""
-    for what, number in numbers.items():
+    for name, number in numbers.items():
         if not 0 <= number < 1:
-            raise ValueError(f"{what} must lie in [0, 1), got {number!r}.")
+            raise ValueError(f"{name} must lie in [0, 1), got {number!r}.")
 
 
 def check_betas(betas: Sequence[float]) -> None:
@@ -49,16 +49,16 @@ def check_betas(betas: Sequence[float]) -> None:
     check_unit_interval(**{"betas[0]": betas[0], "betas[1]": betas[1]})
 
 
-def check_choice(what: str, value: str, choices: Sequence[str]) -> None:
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """``value`` is one of ``choices``."""
     if value not in choices:
-        raise ValueError(f"{what} must be {' or '.join(map(repr, choices))}, got {value!r}.")
+        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}.")
 
 
-def check_averages(what: str, decays: Sequence[float]) -> None:
+def check_averages(name: str, decays: Sequence[float]) -> None:
     """There is at least one decay, and all lie in [0, 1)."""
     if not decays or not all(0 <= decay < 1 for decay in decays):
-        raise ValueError(f"{what} must be numbers in [0, 1), at least one, got {list(decays)}.")
+        raise ValueError(f"{name} must be numbers in [0, 1), at least one, got {list(decays)}.")
 
 
 def check_decays(momentum: Sequence[float], second_moment: float, factored: Sequence[float]) -> None:
@@ -71,8 +71,8 @@ def check_decays(momentum: Sequence[float], second_moment: float, factored: Sequ
         )
 
 
-def check_role(role: object, where: str) -> Role:
-    """Return ``role`` if it is one, else raise ``ValueError`` naming ``where`` it came from."""
+def check_role(role: object, source: str) -> Role:
+    """Return ``role`` if it is one of ``ROLES``; otherwise raise ``ValueError`` that names its ``source``."""
     if role not in ROLES:
-        raise ValueError(f"{where} has role {role!r}; use one of {', '.join(map(repr, ROLES))}.")
+        raise ValueError(f"{source} has role {role!r}; use one of {', '.join(map(repr, ROLES))}.")
     return role

@@ -37,7 +37,7 @@ class LSTMRule(UpdateRule):
     .. math:: \Delta p = \eta\, (w \cdot h + b - \lambda p)
 
     with h the hidden state of the last of the :class:`~lightning_lopt.rules.shared.recurrent.Cell` s, which begin at 0;
-    the first cell reads :func:`log_and_sign` of the gradient, each further cell reads the h of the cell before.
+    the first cell reads :func:`log_and_sign` of the gradient, each further cell reads the h of the previous cell.
 
     Args:
         hidden: size H of each cell.
@@ -85,16 +85,16 @@ class LSTMRule(UpdateRule):
         pieces = zip(*(torch.split(x, size, axis) for x, axis in tensors), strict=True)
         outputs, hidden, cell = zip(*(self._entries(*piece) for piece in pieces), strict=True)
         output = torch.cat(outputs).reshape(grad.shape)
-        after = {"hidden": torch.cat(hidden, 1), "cell": torch.cat(cell, 1)}
-        return self.step_mult * (output - inputs.weight_decay * inputs.param), after
+        new_state = {"hidden": torch.cat(hidden, 1), "cell": torch.cat(cell, 1)}
+        return self.step_mult * (output - inputs.weight_decay * inputs.param), new_state
 
     def _entries(self, grad: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Output (n,), and new h and c, (layers, n, H), of n entries."""
         dtype = self.output.weight.dtype
-        x, new = log_and_sign(grad, self.log_range).to(dtype), []
-        for layer, before in zip(self.cells, zip(hidden.to(dtype), cell.to(dtype), strict=True), strict=True):
-            new.append(layer(x, *before))
-            x = new[-1][0]
+        x, new_states = log_and_sign(grad, self.log_range).to(dtype), []
+        for layer, layer_state in zip(self.cells, zip(hidden.to(dtype), cell.to(dtype), strict=True), strict=True):
+            new_states.append(layer(x, *layer_state))
+            x = new_states[-1][0]
         output = self.output(x)[:, 0].to(grad.dtype)
-        hidden, cell = (torch.stack(layer_states).to(grad.dtype) for layer_states in zip(*new, strict=True))
+        hidden, cell = (torch.stack(layer_states).to(grad.dtype) for layer_states in zip(*new_states, strict=True))
         return output, hidden, cell

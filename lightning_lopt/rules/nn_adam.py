@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_lopt.rules.base import Role, StepContext, TensorInputs, TensorState, UpdateRule, register_rule
 from lightning_lopt.rules.checks import check_numbers, check_sizes
 from lightning_lopt.rules.shared.arithmetic import constants, variance
-from lightning_lopt.rules.shared.recurrent import LSTM, Layer, remembered
+from lightning_lopt.rules.shared.recurrent import LSTM, Layer, lstm_state
 
 GRADIENT_LIMIT = 1000.0
 SIGNALS = 19
@@ -108,7 +108,7 @@ class NNAdamRule(UpdateRule):
             "second_moment": second_moment,
             "constants": _bounded(z - self.decay * (z - initial) + change),
         }
-        return -lr * (step + inputs.weight_decay * param), state | remembered(hidden, cell, param)
+        return -lr * (step + inputs.weight_decay * param), state | lstm_state(hidden, cell, param)
 
 
 def _bounded(z: Tensor) -> Tensor:

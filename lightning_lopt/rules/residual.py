@@ -61,13 +61,13 @@ class ResidualRule(UpdateRule):
       are noise; the factor is 1 for orthogonalised tensors;
     - :math:`s(t)`: linear warm-up over 5 % of the horizon, then linear decay to 0;
     - :math:`\eta = 0.02`, :math:`\rho = 0.03`, and further constants, per role (:class:`RoleConstants`), c and
-      :math:`\omega` (0 at first) among them, times what a recurrent :class:`Controller` sets for each tensor;
+      :math:`\omega` (0 at first) among them, times the outputs of a recurrent :class:`Controller` for each tensor;
     - if it is calibrated, all of it times factors that follow from the run itself (:class:`Calibration`).
 
     The step is relative to the RMS of the tensor at initialisation: relative to the present one it would feed on
-    itself. Multiplying the loss by a constant, or adding one to it, leaves the run unchanged: gradients are taken in a
-    unit that the first of them sets, and only a controller reads the loss. Losses on held-out data change the steps by
-    how they compare with one another (:mod:`~lightning_lopt.rules.residual_parts.validation`).
+    itself. Multiplying the loss by a constant, or adding one to it, leaves the run unchanged: the first
+    gradient sets the unit of all gradients, and only a controller reads the loss. Losses on held-out data change the
+    steps by their rise (:mod:`~lightning_lopt.rules.residual_parts.validation`).
 
     Args:
         direction: learn a per-parameter correction of the direction.
@@ -240,29 +240,29 @@ class ResidualRule(UpdateRule):
     def exchange(
         self, columns: Columns, at: Moment, shared: Mapping[str, Tensor], context: StepContext
     ) -> tuple[Columns, dict[str, Tensor]]:
-        controls, after = {}, dict(shared)
-        after["gradient_unit"] = unit_of(largest_of(columns["lowest"], columns["highest"]), shared["gradient_unit"])
-        controls["per_unit"] = per_unit_of(after["gradient_unit"]).expand(len(columns["lowest"]))
+        controls, new_shared = {}, dict(shared)
+        unit = unit_of(largest_of(columns["lowest"], columns["highest"]), shared["gradient_unit"])
+        new_shared["gradient_unit"], controls["per_unit"] = unit, per_unit_of(unit).expand(len(columns["lowest"]))
         if self.controller is not None:
             assert at.loss_averages is not None
-            after["loss_averages"], dtype = at.loss_averages, self.controller.gate_weight.dtype
+            new_shared["loss_averages"], dtype = at.loss_averages, self.controller.gate_weight.dtype
             changes, hidden = self.controller(columns["signals"].to(dtype), columns["hidden"].to(dtype))
             controls |= changes._asdict()
             controls["hidden"] = hidden.to(columns["hidden"].dtype)
         if self.calibration is not None:
             memory, factors, promises = shared["calibration"], columns["log_factor"], columns["promise"]
-            common, after["calibration"], factors = self.calibration(memory, factors, promises, context.step)
+            common, new_shared["calibration"], factors = self.calibration(memory, factors, promises, context.step)
             controls["log_factor"], controls["calibrated"] = factors, torch.exp(common + factors)
         if self.restraint is not None:
             careful = self.restraint.factors(shared["gradient_size"], columns, at.per_unit, context.epochs)
-            controls["careful"], after["gradient_size"] = careful
+            controls["careful"], new_shared["gradient_size"] = careful
         if self.reads_validation:
             controls["validated"] = factor_of(shared["validation"]).expand(len(columns["lowest"]))
-        return controls, after
+        return controls, new_shared
 
     def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: Moment) -> tuple[Tensor, TensorState]:
         param, grad, constants = inputs.param, in_unit(inputs.grad, controls["per_unit"]), at.constants[inputs.role]
-        state, inside = self._accumulate(grad, inputs.state, constants, turn=inputs.full)
+        state, basis_grad = self._accumulate(grad, inputs.state, constants, turn=inputs.full)
         if self.controller is not None:
             constants = Controls(*(controls[name] for name in Controls._fields)).applied_to(constants)
             state["hidden"] = controls["hidden"].to(state["hidden"].dtype)
@@ -271,7 +271,7 @@ class ResidualRule(UpdateRule):
                 constants = constants._replace(step_size=constants.step_size * controls[factor])
         evened, orthogonal = inputs.role == "matrix", has_role(param, inputs.role, self.orthogonalised)
         direction, length = self._direction_of(
-            param, grad, inside, state, constants, evened=evened, orthogonal=orthogonal, correction=self.direction
+            param, grad, basis_grad, state, constants, evened=evened, orthogonal=orthogonal, correction=self.direction
         )
         length = length * torch.maximum(state["initial_rms"], constants.rms_floor)
         decay = constants.step_size * (constants.weight_decay + inputs.weight_decay)
@@ -287,8 +287,8 @@ class ResidualRule(UpdateRule):
         return state
 
     def diagnostics(self, state: State) -> dict[str, Tensor]:
-        """``calibration``: the common factor on all steps, 1 before the second step; ``validation``: likewise that from
-        validation losses; ``trained``: mean of how trained the tensors looked, from 0 to 1. Nothing for what is off."""
+        """``calibration``: the common factor on all steps, 1 before the second step; ``validation``: the factor from
+        validation losses; ``trained``: mean of the signs of training, 0 to 1. A part that is off has no entry."""
         values = {}
         if "calibration" in state.shared:
             values["calibration"] = torch.exp(state.shared["calibration"][0])

@@ -27,7 +27,7 @@ from lightning_lopt.rules.shared.fast_entry_network import apply_network
 from lightning_lopt.rules.shared.loss_features import LossStatistics
 from lightning_lopt.rules.shared.moment_features import MomentFeatures
 from lightning_lopt.rules.shared.moments import Matrix
-from lightning_lopt.rules.shared.recurrent import LSTM, Layer, remembered
+from lightning_lopt.rules.shared.recurrent import LSTM, Layer, lstm_state
 from lightning_lopt.rules.shared.time_features import TIMES, waves
 
 NORM_EPS = 1e-5
@@ -146,8 +146,8 @@ class RNNMLPRule(UpdateRule):
         valid = LossStatistics(*shared["valid_loss"])
         loss_pair = context.loss, valid.mean * valid.corrected(VALID_DECAY)
         whitened = torch.stack([losses.whiten(loss, TRAIN_DECAY) for loss in loss_pair])
-        begun = shared["train_loss"][2] > 0
-        from_lstm = torch.where(begun, shared["from_lstm"], self.initial_from_lstm.to(whitened.dtype))
+        has_started = shared["train_loss"][2] > 0
+        from_lstm = torch.where(has_started, shared["from_lstm"], self.initial_from_lstm.to(whitened.dtype))
         return RNNMLPMoment(context.step, torch.stack(losses), whitened, from_lstm, clip_limit(shared["clip"]))
 
     def summary(self, inputs: TensorInputs, at: RNNMLPMoment) -> Columns:
@@ -165,14 +165,14 @@ class RNNMLPRule(UpdateRule):
     ) -> tuple[Columns, dict[str, Tensor]]:
         hidden, cell, clip = columns["hidden"], columns["cell"], shared["clip"]
         hidden, cell = self.lstm(columns["signals"].to(hidden.dtype), hidden, cell)
-        after = {
+        new_shared = {
             **shared,
             "train_loss": at.train_loss,
             "clip": clip_updated(clip, columns["power"].to(clip.dtype)),
             "from_lstm": self.to_lstms(hidden).mean(0).to(clip.dtype),
         }
         count = torch.full_like(columns["power"], math.log(len(hidden)) - 1)
-        return {"hidden": hidden, "cell": cell, "sent": self.to_network(hidden), "count": count}, after
+        return {"hidden": hidden, "cell": cell, "sent": self.to_network(hidden), "count": count}, new_shared
 
     def step(
         self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: RNNMLPMoment
@@ -185,7 +185,7 @@ class RNNMLPRule(UpdateRule):
             "second_moment": moments.second_moment,
             "from_network": outputs[2:].flatten(1).mean(1),
         }
-        return -self.step_mult * move, state | remembered(controls["hidden"], controls["cell"], inputs.param)
+        return -self.step_mult * move, state | lstm_state(controls["hidden"], controls["cell"], inputs.param)
 
     def _moments(self, inputs: TensorInputs, at: RNNMLPMoment) -> MomentFeatures:
         """The averages after the present gradient, clipped."""

@@ -148,12 +148,12 @@ def _draw_table(counts: Sequence[int], classes: int, exponent: float, rows: int,
     inputs = []
     for column, count in enumerate(counts):
         frequency = torch.arange(1.0, count + 1) ** -exponent
-        drawn = torch.multinomial(frequency, rows, replacement=True, generator=generator)
-        inputs.append(drawn + sum(counts[:column]))
+        categories = torch.multinomial(frequency, rows, replacement=True, generator=generator)
+        inputs.append(categories + sum(counts[:column]))
     joined = torch.stack(inputs, 1)
     hidden = torch.randn(sum(counts), LATENT, generator=generator)[joined].sum(1) / len(counts) ** 0.5
     layout = Layout("uniform", 3.0)
     layout.mlp((LATENT, 16, classes))
-    answers = mlp(layout.draw(generator), "layers", hidden, 2, torch.tanh)
-    answers = (answers - answers.mean(0)) / answers.std(0)  # classes of roughly equal size
-    return Table(joined, answers.argmax(1), classes, "categories")
+    logits = mlp(layout.draw(generator), "layers", hidden, 2, torch.tanh)
+    logits = (logits - logits.mean(0)) / logits.std(0)  # classes of roughly equal size
+    return Table(joined, logits.argmax(1), classes, "categories")

@@ -72,20 +72,20 @@ class ImageResNetTask(ClassificationTask):
         layout.norm("stem.norm", channels[0])
         self.stem_stride = 2 if min(height, width) >= LARGE else 1
         self.strides: list[int] = []
-        before = channels[0]
+        channels_in = channels[0]
         for stage, out in enumerate(channels):
             for block in range(blocks):
                 name = f"blocks.{len(self.strides)}"
                 stride = 2 if stage > 0 and block == 0 else 1
-                layout.conv(f"{name}.conv1", before, out, bias=False)
+                layout.conv(f"{name}.conv1", channels_in, out, bias=False)
                 layout.norm(f"{name}.norm1", out)
                 layout.conv(f"{name}.conv2", out, out, bias=False, active=False)
                 layout.norm(f"{name}.norm2", out)
-                if stride != 1 or before != out:
-                    layout.conv(f"{name}.shortcut", before, out, 1, bias=False, active=False)
+                if stride != 1 or channels_in != out:
+                    layout.conv(f"{name}.shortcut", channels_in, out, 1, bias=False, active=False)
                 self.strides.append(stride)
-                before = out
-        layout.linear("head", before, train.classes, role="head")
+                channels_in = out
+        layout.linear("head", channels_in, train.classes, role="head")
         super().__init__(train, valid, layout, **options)
         self.norm = norm
         self.activation = ACTIVATIONS[activation]

@@ -80,14 +80,14 @@ class ImageUNetTask(RandomExamplesTask):
         if any(count % GROUPS for count in channels):
             raise ValueError(f"channels must be multiples of {GROUPS}, got {list(channels)}.")
         layout = Layout(scheme, init_scale)
-        before = depth
+        channels_in = depth
         for level, count in enumerate(channels):
-            _add_pair(layout, f"down.{level}", before, count)
-            before = count
+            _add_pair(layout, f"down.{level}", channels_in, count)
+            channels_in = count
         for level in reversed(range(len(channels) - 1)):
-            _add_pair(layout, f"up.{level}", before + channels[level], channels[level])
-            before = channels[level]
-        layout.conv("head", before, depth, 1, active=False, role="head")
+            _add_pair(layout, f"up.{level}", channels_in + channels[level], channels[level])
+            channels_in = channels[level]
+        layout.conv("head", channels_in, depth, 1, active=False, role="head")
         scale = float(train.inputs.var(correction=0)) or 1.0
         super().__init__(
             {"train": {"inputs": train.inputs}, "valid": {"inputs": valid.inputs}}, layout, scale, **options

@@ -224,13 +224,13 @@ class LightningTask(Task):
             leaves = {name: value.requires_grad_() for name, value in params.items()}
             draws = SeededRandom(torch.tensor(index))
             with isolated(index), draws:
-                before = _global_state()
+                state_before = _global_state()
                 batch = data.tree(data.take(torch.tensor(index)))
                 try:
                     output = self._step.output(leaves, batch)
                 except Exception as error:
                     raise ValueError(self._failure(error)) from error
-                self.strays |= _global_state() != before
+                self.strays |= _global_state() != state_before
                 self.random |= self.strays or draws.calls > 0
                 losses.append(self._step.loss_in(output))
         return torch.stack(losses)
@@ -262,7 +262,7 @@ class LightningTask(Task):
             expected, loss = grad_and_value(self._loss)(params_of_run, batch_of_run)
             wrong = [name for name, value in expected.items() if not _close(grads[name][index], value)]
             if wrong or not (_close(losses[index], loss) and _close(measured[index], loss)):
-                return f"vmap of training_step gives other numbers than a loop (for {', '.join(wrong) or 'the loss'})"
+                return f"vmap of training_step gives other values than a loop (for {', '.join(wrong) or 'the loss'})"
         return ""
 
 

@@ -116,9 +116,9 @@ class Reader:
                 break
             batch = _through(self._hooks, entry if self._plain else entry[0])
             self.batches.append(batch)
-            now = time.perf_counter()
-            self.seconds.append(now - began)
-            began = now
+            present_time = time.perf_counter()
+            self.seconds.append(present_time - began)
+            began = present_time
             if len(self.batches) * bytes_of(batch) > MAX_BYTES:
                 break
 

@@ -95,10 +95,10 @@ def make_families(
         for name in names:
             flat.extend(MIXTURES.get(name, (name,)) if isinstance(name, str) else [name])
     if not flat:
-        raise ValueError(f"no task family is named; give one or more of {_known()}, joined by '+'.")
+        raise ValueError(f"no task family is named; give one or more of {_known_names()}, joined by '+'.")
     for name in flat:
         if isinstance(name, str) and name not in FAMILIES:
-            raise ValueError(f"there is no task family {name!r}; use one or more of {_known()}, joined by '+'.")
+            raise ValueError(f"there is no task family {name!r}; use one or more of {_known_names()}, joined by '+'.")
     if data is not None:
         data = resolve(data)
     if text is not None:
@@ -116,5 +116,5 @@ def make_families(
     return task_families
 
 
-def _known() -> str:
+def _known_names() -> str:
     return ", ".join(map(repr, [*FAMILIES, *MIXTURES]))

@@ -98,17 +98,17 @@ def give_optimizers(trainer: Any, module: Any) -> None:
 
 
 def _stand_in_class(package: str, fit: Fit) -> type:
-    answers = {
+    values = {
         "estimated_stepping_batches": fit.total_steps,
         "num_training_batches": fit.batches,
         "global_step": fit.global_step,
         "current_epoch": fit.current_epoch,
     }
-    properties = {name: property(partial(_answer, value)) for name, value in answers.items()}
+    properties = {name: property(partial(_constant, value)) for name, value in values.items()}
     return type("StandInTrainer", (import_module(package).Trainer,), properties)
 
 
-def _answer(value: int, trainer: Any) -> int:
+def _constant(value: int, trainer: Any) -> int:
     return value
 
 
@@ -128,11 +128,11 @@ def _optimizers(module: Any, package: str) -> tuple[list[Any], list[Any]]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Suppress warnings, and the messages of a Trainer when it is built."""
-    before = logging.root.manager.disable
+    disabled_level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(before)
+        logging.disable(disabled_level)

@@ -55,21 +55,25 @@ class Table:
         Raises:
             ValueError: if the arrays are anything else.
         """
-        rows, goal = np.asarray(x), np.asarray(y)
+        rows, target_array = np.asarray(x), np.asarray(y)
         if rows.ndim != 2 or rows.size == 0 or rows.dtype.kind not in "fiu":
             raise ValueError(f"{name}: inputs are {rows.dtype} of shape {rows.shape}; give numbers of shape (N, D).")
-        if goal.dtype.kind not in "fiu" or goal.ndim not in (1, 2) or (goal.ndim == 2 and goal.dtype.kind != "f"):
+        if (
+            target_array.dtype.kind not in "fiu"
+            or target_array.ndim not in (1, 2)
+            or (target_array.ndim == 2 and target_array.dtype.kind != "f")
+        ):
             raise ValueError(
-                f"{name}: targets are {goal.dtype} of shape {goal.shape}; give integer classes of shape (N,), or "
-                "floating point values of shape (N,) or (N, K)."
+                f"{name}: targets are {target_array.dtype} of shape {target_array.shape}; give integer classes of "
+                "shape (N,), or floating point values of shape (N,) or (N, K)."
             )
-        if len(rows) != len(goal):
-            raise ValueError(f"{name}: {len(rows)} rows but {len(goal)} targets; every row needs one.")
+        if len(rows) != len(target_array):
+            raise ValueError(f"{name}: {len(rows)} rows but {len(target_array)} targets; every row needs one.")
         inputs = torch.tensor(rows, dtype=torch.float32)
-        if goal.dtype.kind == "f":
-            targets, classes = torch.tensor(goal, dtype=torch.float32).reshape(len(goal), -1), 0
+        if target_array.dtype.kind == "f":
+            targets, classes = torch.tensor(target_array, dtype=torch.float32).reshape(len(target_array), -1), 0
         else:
-            targets, classes = torch.tensor(goal.astype(np.int64)), int(goal.max()) + 1
+            targets, classes = torch.tensor(target_array.astype(np.int64)), int(target_array.max()) + 1
             if int(targets.min()) < 0 or classes < 2:
                 low = int(targets.min())
                 raise ValueError(f"{name}: classes run from {low} to {classes - 1}; number two or more from 0.")

@@ -57,11 +57,11 @@ def draw_teacher(sizes: Sequence[int], activation: str, inputs: Tensor, generato
     layout = Layout("uniform", 1.5 * 3**0.5)  # a uniform distribution in ±a has deviation a/√3
     layout.mlp(sizes)
     params = layout.draw(generator)
-    last = f"layers.{len(sizes) - 2}"
-    answers = mlp(params, "layers", inputs, len(sizes) - 1, ACTIVATIONS[activation])
-    deviation = answers.std(0, correction=0).clamp(min=1e-6)
-    params[f"{last}.bias"] = (params[f"{last}.bias"] - answers.mean(0)) / deviation
-    params[f"{last}.weight"] = params[f"{last}.weight"] / deviation[:, None]
+    last_layer = f"layers.{len(sizes) - 2}"
+    outputs = mlp(params, "layers", inputs, len(sizes) - 1, ACTIVATIONS[activation])
+    deviation = outputs.std(0, correction=0).clamp(min=1e-6)
+    params[f"{last_layer}.bias"] = (params[f"{last_layer}.bias"] - outputs.mean(0)) / deviation
+    params[f"{last_layer}.weight"] = params[f"{last_layer}.weight"] / deviation[:, None]
     return params
 
 
@@ -131,8 +131,10 @@ class Teacher(ModelFamily):
         inputs = torch.randn(source["examples"] + VALID, dim, generator=generator)
         inputs = inputs * torch.arange(1, dim + 1) ** -source["decay"]
         teacher = draw_teacher((dim, *widths, outputs), settings["activation"], inputs, generator)
-        answers = mlp(teacher, "layers", inputs, len(widths) + 1, ACTIVATIONS[settings["activation"]])
-        table = Table(inputs, answers.argmax(1) if classify else answers, outputs if classify else 0, "teacher")
+        teacher_outputs = mlp(teacher, "layers", inputs, len(widths) + 1, ACTIVATIONS[settings["activation"]])
+        table = Table(
+            inputs, teacher_outputs.argmax(1) if classify else teacher_outputs, outputs if classify else 0, "teacher"
+        )
         train, valid = table.cut(VALID)
         train = with_noise(train, source["noise"], generator)
         label = f"{'-'.join(map(str, (dim, *widths, outputs)))}~{source['tag']}"

@@ -26,8 +26,8 @@ ENOUGH = 120.0  # seconds: pilots reach the planned horizon, and it takes two
 @pytest.mark.parametrize(
     ("rule", "verdict", "reason"),
     [
-        (WINS, "use it", "for an AdamW with a swept"),
-        (LOSES, "don't", "for an AdamW with a swept"),
+        (WINS, "use it", "that of an AdamW with a swept"),
+        (LOSES, "don't", "that of an AdamW with a swept"),
         (DIVERGES, "don't", "diverged"),
     ],
     ids=["wins", "loses", "diverges"],

@@ -32,7 +32,7 @@ def test_end_to_end(user_file, capsys, tmp_path):
     assert printed.out.lower().startswith(f"{written['verdict']}. ")
     assert "\nModel: 7 parameters, batches of 16, 40 steps planned, rule base" in printed.out
     assert printed.err.startswith("lightning-lopt assess: loading PyTorch and Lightning\nassess")
-    assert "measuring what a training step costs" in printed.err
+    assert "measuring the cost of a training step" in printed.err
     assert "pilots of 40 steps" in printed.err
     last = written["numbers"]["pilots"][-1]
     assert last["horizon"] == 40

@@ -13,7 +13,7 @@ from lightning_lopt import load_rule
 from lightning_lopt.assessment.assessment_html import assessment_html
 from lightning_lopt.assessment.budget import Deadline
 from lightning_lopt.assessment.coverage import _LAYERS, gaps, meta_training_of
-from lightning_lopt.assessment.ladder import SWEEPS, PilotSeconds, _first, next_horizon
+from lightning_lopt.assessment.ladder import SWEEPS, PilotSeconds, first_level, next_horizon
 from lightning_lopt.assessment.module_step_cost import module_step_cost
 from lightning_lopt.assessment.other_batches import batches_for
 from lightning_lopt.assessment.outlook import level_log_ratio, outlook
@@ -80,7 +80,7 @@ def test_log_ratio_of_losses_that_are_not_finite_or_negative():
         (-0.5, None, 0.0, [], None, CARE),
         (-0.5, 0.0, 0.3, [], None, CARE),
         (-0.5, 0.4, 0.1, [], None, DONT),
-        (-0.5, -0.5, 0.0, ["it diverged"], None, DONT),
+        (-0.5, -0.5, 0.0, ["the rule diverged"], None, DONT),
         (-0.1, -0.1, 0.3, [], None, CARE),
         (0.5, 0.5, 0.1, [], None, DONT),
         (-0.5, -0.5, 0.0, [], "a reason", CARE),
@@ -159,8 +159,8 @@ def test_levels_are_planned_as_many_as_there_is_time_for():
     assert next_horizon(cheap, 50.0, 0, 4, 10, 1000) == 0  # 10 runs of 5 steps, and a reserve
     assert next_horizon(cheap, 63.0, 0, 4, 10, 1000) == 5
     assert next_horizon(dear, 400.0, 0, 4, 10, 1000) == 5  # measuring is dear, so there is one level
-    assert _first(dear, 100.0, 1000) == (SWEEPS[2], 5)
-    assert _first(dear, 20.0, 1000)[1] == 0
+    assert first_level(dear, 100.0, 1000) == (SWEEPS[2], 5)
+    assert first_level(dear, 20.0, 1000)[1] == 0
 
 
 def test_regrouped_keeps_order_and_refuses_what_is_no_stack_of_examples():

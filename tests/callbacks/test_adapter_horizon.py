@@ -39,7 +39,7 @@ def test_the_trainer_makes_as_many_steps_as_planned(settings, steps):
 
 @pytest.mark.parametrize("kind", [Module, ManualModule])
 def test_where_no_end_is_known_it_has_to_be_said(kind):
-    with pytest.raises(ValueError, match=r"no end that is known; set max_steps.*total_steps=\.\.\.\)"):
+    with pytest.raises(ValueError, match=r"the end of this fit is not known; set max_steps.*total_steps=\.\.\.\)"):
         fit(kind(), data=stream())
     trainer = fit(kind(), data=stream(), adapter=LearnedOptimizerAdapter(total_steps=20))
     assert trainer.optimizers[0].total_steps == 20

@@ -206,7 +206,7 @@ def test_without_clear_evidence_a_calibrated_rule_trains_as_if_alone(tmp_path):
     batches = smooth_signal(500)
     alone, _ = trained(LearnedOptimizerAdapter(calibrated), Sines(), data=batches, epochs=1)
     callback = OnlineMetaTraining(calibrated, folder=tmp_path / "adapted", max_share=0.3)
-    with pytest.warns(UserWarning, match="handed back as it was"):
+    with pytest.warns(UserWarning, match="the saved rule is that of the start"):
         watched, _ = trained(callback, Sines(), data=batches, epochs=1)
     assert callback.search.rounds == 5
     assert same(parameters(alone), parameters(watched))
@@ -266,7 +266,7 @@ def test_what_was_no_improvement_is_handed_back(tmp_path):
             self._use(self.search.chosen)
 
     callback = Against(rule(), folder=tmp_path / "adapted", **SMALL)
-    with pytest.warns(UserWarning, match="handed back as it was"):
+    with pytest.warns(UserWarning, match="the saved rule is that of the start"):
         trained(callback)
     saved = load_rule(tmp_path / "adapted")
     assert torch.equal(saved.constants.log_step_size, rule().constants.log_step_size)

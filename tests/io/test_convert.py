@@ -89,7 +89,7 @@ def test_refusals_are_one_line_and_status_2(theirs, tmp_path, capsys):
         assert wrong in message
         assert message.count("\n") == 1
     assert main(["convert", str(theirs), str(theirs), "--rule", "celo2"]) == 2
-    assert "is what is to be converted; choose another folder to write." in capsys.readouterr().err
+    assert "is the source of the conversion; choose another folder to write." in capsys.readouterr().err
     assert not (tmp_path / "ours").exists()
 
 

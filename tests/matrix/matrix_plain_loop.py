@@ -1,4 +1,4 @@
-"""What a cell must give: the same training as a plain loop in one process, without Lightning, ranks or schedulers."""
+"""Reference run of a cell: a plain loop in one process, without Lightning, ranks or schedulers."""
 
 from functools import cache
 

@@ -305,7 +305,7 @@ BAD = {
     ),
     "shared state that is a list": (
         lambda: damaged(lambda saved: saved["param_groups"][0].update(shared=[1])),
-        "belongs to no single parameter",
+        "shared state is no dictionary",
     ),
     "a lost step": (lambda: damaged(lambda saved: saved["param_groups"][0].pop("step")), "lost its step"),
     "no tensor": (lambda: damaged(lambda saved: saved["state"][0].update(momentum=1.0)), "'momentum': 'float'"),

@@ -100,7 +100,7 @@ def test_a_judge_remembers_all_that_it_knows():
         assert verdict(map(reading, losses[:stop]), judge=first) == (None, None)
         memory = first.memory()
         assert len(memory) == MEMORY
-        second.remember(memory)
+        second.load_memory(memory)
         cause, number = verdict(map(reading, losses[stop:]), judge=second)
         assert (cause, number + stop) == expected
 

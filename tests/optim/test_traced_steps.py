@@ -147,7 +147,7 @@ class Looking(SGDRule):
         return (update if update.sum() > 0 else 2 * update), state
 
 
-@pytest.mark.parametrize(("rule", "why"), [(Noisy, "draws random numbers"), (Counting, "other numbers"), (Looking, "")])
+@pytest.mark.parametrize(("rule", "why"), [(Noisy, "draws random numbers"), (Counting, "other values"), (Looking, "")])
 def test_a_rule_that_cannot_be_traced_is_stepped_as_it_is(rule, why, caplog, monkeypatch):
     monkeypatch.setattr("lightning_lopt.rules.contract.stacks.CPU_FEWEST", 100)  # vmap refuses the first and the last
     with caplog.at_level(logging.INFO, logger="lightning_lopt"):

@@ -124,8 +124,8 @@ def _workload(name: str, options: argparse.Namespace, device: torch.device) -> W
 def _parser() -> CommandParser:
     parser = CommandParser(
         "benchmark",
-        "Measure what a step of an optimizer costs: time beside AdamW's and beside the least that operations and bytes "
-        "take on this device, its share of a training step, and memory.",
+        "Measure the cost of a step of an optimizer: time, compared with AdamW's and with the least time of its "
+        "operations and bytes on this device, its share of a training step, and memory.",
         notes=["models:\n" + "\n".join(f"  {name:17s} {recipe.about}" for name, recipe in RECIPES.items())],
         example="lightning-lopt benchmark mlp cnn --optimizers adamw_fused",
     )

@@ -88,15 +88,15 @@ def _followed(changes: list[tuple[int, int]], begins: list[int], end: int) -> St
 
 
 def _on_cuda(build: Callable[[], Step], steps: int, device: torch.device) -> tuple[Step, StepMemory]:
-    before = torch.cuda.memory_allocated(device)
+    bytes_before = torch.cuda.memory_allocated(device)
     step = build()
     step()
     peak = 0
     for _ in range(steps - 1):
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-        begun = torch.cuda.memory_allocated(device)
+        bytes_at_start = torch.cuda.memory_allocated(device)
         step()
         torch.cuda.synchronize(device)
-        peak = max(peak, torch.cuda.max_memory_allocated(device) - begun)
-    return step, StepMemory(torch.cuda.memory_allocated(device) - before, peak)
+        peak = max(peak, torch.cuda.max_memory_allocated(device) - bytes_at_start)
+    return step, StepMemory(torch.cuda.memory_allocated(device) - bytes_before, peak)

@@ -73,13 +73,13 @@ class ReportedMetric:
 
 
 _SPEEDUP = (
-    "Speed-up in steps: how many times fewer steps the rule needs for the smoothed training loss at which the baseline "
-    "ends; where it ends higher itself, the inverse of what the baseline needs for its level (after VeLO, arXiv "
+    "Speed-up in steps: steps of the baseline over those of the rule up to the smoothed training loss at which the "
+    "baseline ends, or, where the rule ends higher, at which the rule ends (after VeLO, arXiv "
     "2211.09760, and Celo, arXiv 2501.12670). Above 1 the rule is faster."
 )
 _WALL_CLOCK = (
-    "Speed-up in seconds: the speed-up in steps times the ratio of what a training step (gradient and optimizer) costs "
-    "with each, measured here."
+    "Speed-up in seconds: the speed-up in steps times the measured seconds of a training step (gradient and optimizer) "
+    "with the baseline, over those with the rule."
 )
 _RATIO = (
     "Loss ratio: the baseline's loss after the last step over the rule's, both with 1 % of the uninformed loss (that "

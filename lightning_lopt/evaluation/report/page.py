@@ -206,7 +206,7 @@ def _sections(
 
 
 def _if_it_has_rows(table: TextTable, introduction: str) -> list[str]:
-    """A paragraph and the table after it; nothing for a table without rows."""
+    """A paragraph and the table after it; an empty list for a table without rows."""
     return [f"<p>{introduction}</p>", table.html()] if table.rows else []
 
 

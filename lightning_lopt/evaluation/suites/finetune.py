@@ -117,8 +117,8 @@ def _on_text() -> list[Problem]:
     texts = resolve_texts(None)
     pretraining_text, source = texts[-1], texts[0]
     alphabet = pretraining_text.alphabet[:VOCABULARY]
-    before, tokens = pretraining_text.in_alphabet(alphabet), source.in_alphabet(alphabet)
-    old = before[:OLD_CHARACTERS], before[OLD_CHARACTERS:][:VALID_CHARACTERS]
+    pretraining_tokens, tokens = pretraining_text.in_alphabet(alphabet), source.in_alphabet(alphabet)
+    old = pretraining_tokens[:OLD_CHARACTERS], pretraining_tokens[OLD_CHARACTERS:][:VALID_CHARACTERS]
     new = tokens[:NEW_CHARACTERS], tokens[-VALID_CHARACTERS:]
     flipped = new[0].flip(0), new[1].flip(0)
     blocks: dict[str, Any] = {"width": 24, "length": 24}

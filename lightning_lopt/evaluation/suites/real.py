@@ -95,7 +95,7 @@ def synthetic_images() -> LabelledImages:
     ).resized(SIDE)
 
 
-def _parts(images: LabelledImages, side: int) -> tuple[LabelledImages, LabelledImages]:
+def _train_and_valid(images: LabelledImages, side: int) -> tuple[LabelledImages, LabelledImages]:
     """At most 2,000 standardised images for training, and at most 300 other images for validation."""
     order = torch.randperm(len(images), generator=generator(0, "real", "images"))[: MAX_TRAIN + MAX_VALID]
     chosen = images.take(order).resized(side).standardised()
@@ -103,18 +103,20 @@ def _parts(images: LabelledImages, side: int) -> tuple[LabelledImages, LabelledI
 
 
 def _resnet(source: LabelledImages) -> Problem:
-    task = ImageResNetTask(*_parts(source, SIDE), (32, 64, 128, 256), blocks=2, batch_size=32)
+    task = ImageResNetTask(*_train_and_valid(source, SIDE), (32, 64, 128, 256), blocks=2, batch_size=32)
     return Problem(f"{source.name}-resnet-18-half", task, 400, "image_resnet", source.name)
 
 
 def _unet(source: LabelledImages) -> Problem:
-    task = ImageUNetTask(*_parts(source, SIDE // 2), (16, 32, 64), batch_size=16)
+    task = ImageUNetTask(*_train_and_valid(source, SIDE // 2), (16, 32, 64), batch_size=16)
     return Problem(f"{source.name}-unet", task, 2000, "", source.name)
 
 
 def _flow(source: LabelledImages) -> Problem:
     side = min(SIDE // 2, *source.shape[1:])
-    return Problem(f"{source.name}-flow", FlowMatchingTask(*_parts(source, side), batch_size=64), 4000, "", source.name)
+    return Problem(
+        f"{source.name}-flow", FlowMatchingTask(*_train_and_valid(source, side), batch_size=64), 4000, "", source.name
+    )
 
 
 def _language_models(text: TextLike | None) -> list[Problem]:

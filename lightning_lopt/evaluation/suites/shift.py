@@ -40,5 +40,5 @@ def _changing(data: LabelledImages, horizon: int) -> Task:
     for changed in (False, True):
         variety = Variety(seed=2, classes=data.classes, permuted=changed, inverted=changed)
         halves_of[changed] = variety.apply(data.standardised(), 0.2, 1000)
-    after, before = (ImageMLPTask(*halves_of[changed], (64, 64), batch_size=32) for changed in (False, True))
-    return ChangingDataTask(after, before, horizon // 2)
+    plain_task, changed_task = (ImageMLPTask(*halves_of[changed], (64, 64), batch_size=32) for changed in (False, True))
+    return ChangingDataTask(plain_task, changed_task, horizon // 2)

@@ -54,7 +54,7 @@ def convert_rule(
         ('adafac_mlp', True)
     """
     if any(os.path.realpath(source) == os.path.realpath(to) for source in sources):
-        raise RuleFileError(f"{Path(to)} is what is to be converted; choose another folder to write.")
+        raise RuleFileError(f"{Path(to)} is the source of the conversion; choose another folder to write.")
     imported = import_with_origin(*sources, rule=rule, arguments=arguments)
     if licence is None:
         named = {source.licence for source in imported.sources}

@@ -59,8 +59,11 @@ def _perceptron(prefix: str, normalised: int, theta: Theta) -> dict[str, Tensor]
     for layer in range(3):
         path = f"{prefix}mlp/~/linear_{layer}"
         values |= {f"network.weight_{layer}": theta[f"{path}/w"].mT, f"network.bias_{layer}": theta[f"{path}/b"]}
-    first = values.pop("network.weight_0")
-    return values | {"network.inner_0": first[:, :normalised], "network.constant_0": first[:, normalised:]}
+    first_weight = values.pop("network.weight_0")
+    return values | {
+        "network.inner_0": first_weight[:, :normalised],
+        "network.constant_0": first_weight[:, normalised:],
+    }
 
 
 def _lstm_shapes(inputs: int, lstm_hidden: int) -> Shapes:
@@ -96,11 +99,11 @@ def _adafac_shapes(hidden: int, offsets: bool = True) -> Shapes:
 
 
 def _adafac(theta: Theta) -> dict[str, Tensor]:
-    first = theta["nn/~/w0"].mT
+    first_weight = theta["nn/~/w0"].mT
     values = {
-        "network.inner_0": first[:, ADAFAC_INNER],
-        "network.outer_0": first[:, ADAFAC_OUTER],
-        "network.constant_0": first[:, ADAFAC_TIME],
+        "network.inner_0": first_weight[:, ADAFAC_INNER],
+        "network.outer_0": first_weight[:, ADAFAC_OUTER],
+        "network.constant_0": first_weight[:, ADAFAC_TIME],
     }
     values |= {f"network.weight_{layer}": theta[f"nn/~/w{layer}"].mT for layer in (1, 2)}
     values |= {f"network.bias_{layer}": theta[f"nn/~/b{layer}"] for layer in range(3)}
@@ -108,7 +111,7 @@ def _adafac(theta: Theta) -> dict[str, Tensor]:
     offsets |= {"factored_offsets": "adafactor_decays"}
     # A file without offsets leaves the decays at the values of the arguments.
     zeros = {"momentum_offsets": 3, "second_moment_offset": 1, "factored_offsets": 3}
-    return values | {name: theta.get(path, first.new_zeros(zeros[name])) for name, path in offsets.items()}
+    return values | {name: theta.get(path, first_weight.new_zeros(zeros[name])) for name, path in offsets.items()}
 
 
 def _stack_shapes(lead: Sequence[int], hidden: int) -> Shapes:
@@ -146,9 +149,9 @@ def _mixture(theta: Theta) -> dict[str, Tensor]:
 
 
 def _mixture_format(signals: int) -> ArrayFormat:
-    first = "ff_mod_stack/~/b0"
+    first_bias = "ff_mod_stack/~/b0"
     return ArrayFormat(
-        LSTM_SIZE | {"copies": (first, 0), "hidden": (first, 1)}, partial(_mixture_shapes, signals), _mixture
+        LSTM_SIZE | {"copies": (first_bias, 0), "hidden": (first_bias, 1)}, partial(_mixture_shapes, signals), _mixture
     )
 
 

@@ -41,7 +41,7 @@ Tree: TypeAlias = dict[str, Any]
 
 
 class _Damaged(Exception):
-    """What is wrong with a file, without its name."""
+    """An error in a file; the message does not contain the name of the file."""
 
 
 def read_tree(data: bytes, label: str) -> Tree:
@@ -176,9 +176,9 @@ class _Reader:
         if mark not in _BYTES:
             raise _Damaged("an array has no bytes")
         data = self.take(self.number(_BYTES[mark]))
-        needed = math.prod(shape) * SIZES[dtype]
-        if needed != len(data):
-            raise _Damaged(f"an array {dtype} {list(shape)} has {len(data)} bytes instead of {needed}")
+        byte_count = math.prod(shape) * SIZES[dtype]
+        if byte_count != len(data):
+            raise _Damaged(f"an array {dtype} {list(shape)} has {len(data)} bytes instead of {byte_count}")
         return Array(dtype, shape, data)
 
     def items(self) -> int:

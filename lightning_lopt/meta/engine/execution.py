@@ -74,10 +74,10 @@ def steps_one_by_one(
 ) -> Advanced:
     """:meth:`Execution.steps` by one call of ``step`` for each."""
     params, state = joined(groups)
-    device, first = groups[0].device, groups[0].step
+    device, first_step = groups[0].device, groups[0].step
     at = positions(groups, device)
     losses: list[dict[Split, Tensor]] = []
-    for number in range(first, first + steps):
+    for number in range(first_step, first_step + steps):
         chunk = batches_of(groups, [group_draws(1) for group_draws in draws], device)
         batches: Batches = {split: {name: value[0] for name, value in batch.items()} for split, batch in chunk.items()}
         params, state, loss = step(rule, groups[0].task, theta, params, state, batches, at, rule.phase_of(number))

@@ -76,21 +76,21 @@ class Recorded(Execution):
         self, rule: UpdateRule, theta: Theta, groups: Sequence[InnerRuns], splits: Sequence[Split], steps: int
     ) -> Recording | None:
         """The recording for these steps on this stream: that of their task, of a similar task, or a new one."""
-        first = groups[0]
-        key = stream_number(), len(groups), *[value.shape for value in first.params.values()]
-        of_task = self.recordings.setdefault(first.task, {})
+        first_runs = groups[0]
+        key = stream_number(), len(groups), *[value.shape for value in first_runs.params.values()]
+        of_task = self.recordings.setdefault(first_runs.task, {})
         if key in of_task and of_task[key] is None:
             return None
-        computation = computation_of(first.task)
+        computation = computation_of(first_runs.task)
         candidates = [of_task.get(key), None if computation is None else self.shared.get((computation, key))]
         recording = next(
             (candidate for candidate in candidates if candidate and candidate.fits(rule, theta, groups, splits)), None
         )
         try:
             recording = recording or Recording(rule, theta, groups, splits)
-            recording.prepare(self.execution.step, first.task, first.step, steps)
+            recording.prepare(self.execution.step, first_runs.task, first_runs.step, steps)
         except Exception as error:  # the step without a recording raises an error of the step again
-            rank_zero_warn(f"inner steps of {first.task.name}: not recorded: {type(error).__name__}: {error}")
+            rank_zero_warn(f"inner steps of {first_runs.task.name}: not recorded: {type(error).__name__}: {error}")
             recording = None
         if recording is not None and computation is not None:
             self.shared[computation, key] = recording

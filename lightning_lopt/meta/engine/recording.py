@@ -87,8 +87,8 @@ class Recording:
             and splits == self.splits
         )
 
-    def prepare(self, step: Callable[..., Stepped], task: Task, first: int, steps: int) -> None:
-        """Record the phases of ``steps`` steps from step ``first`` on that are not recorded yet.
+    def prepare(self, step: Callable[..., Stepped], task: Task, first_step: int, steps: int) -> None:
+        """Record the phases of ``steps`` steps from step ``first_step`` on, where they are not recorded yet.
 
         The recording has no reference to ``step``, which has the signature of
         :func:`~lightning_lopt.meta.engine.step.advance_runs`, or to ``task``, since other tasks may use it later.
@@ -96,7 +96,7 @@ class Recording:
         Raises:
             RuntimeError: if a step cannot be recorded.
         """
-        for phase in dict.fromkeys(map(self.rule.phase_of, range(first, first + steps))):
+        for phase in dict.fromkeys(map(self.rule.phase_of, range(first_step, first_step + steps))):
             if phase not in self.replay:
                 self.row.zero_()
                 self.replay[phase] = record(partial(self._one_step, step, task, phase))
@@ -125,14 +125,14 @@ class Recording:
         # the results are copies, not views of this memory
         torch._foreach_copy_([place for place, _ in inputs], [value for _, value in inputs])
         losses: list[dict[Split, Tensor]] = []
-        for first in range(0, steps, self.steps_at_once):
-            chunk = min(self.steps_at_once, steps - first)
+        for offset in range(0, steps, self.steps_at_once):
+            chunk = min(self.steps_at_once, steps - offset)
             batches = batches_of(groups, [group_draws(chunk) for group_draws in draws], self.row.device)
             for split, batch in batches.items():
                 for name, values in batch.items():
                     self.batches[split][name][:chunk].copy_(values)
             self.row.zero_()
-            for number in range(groups[0].step + first, groups[0].step + first + chunk):
+            for number in range(groups[0].step + offset, groups[0].step + offset + chunk):
                 self.replay[self.rule.phase_of(number)]()
             losses.append({split: loss[:chunk].clone() for split, loss in self.losses.items()})
         return Advanced(

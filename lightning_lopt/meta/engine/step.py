@@ -72,15 +72,15 @@ def advance_runs(
     def advance_run(
         theta: Theta, params: Params, state: State, batches: Batches, step: Tensor, total_steps: Tensor, epochs: Tensor
     ) -> Stepped:
-        after, state_after, losses = inner_step(
+        params_after, state_after, losses = inner_step(
             rule, theta, task, params, state, batches, step, total_steps, phase, epochs
         )
         if not shared:
-            going = step < total_steps
-            after, state_after = tree_map(
-                lambda new, old: torch.where(going, new, old), (after, state_after), (params, state)
+            is_running = step < total_steps
+            params_after, state_after = tree_map(
+                lambda new, old: torch.where(is_running, new, old), (params_after, state_after), (params, state)
             )
-        return after, state_after, losses
+        return params_after, state_after, losses
 
     axis = None if shared else 0
     return vmap(advance_run, in_dims=(0, 0, 0, 0, axis, axis, axis))(theta, params, state, batches, *at)

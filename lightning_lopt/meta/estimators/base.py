@@ -75,7 +75,7 @@ class Estimator(ABC):
         name: name in cards and logs.
         particles: inner runs in one group.
         terms: independent terms in one estimate (pairs, or runs without pairs).
-        meta_loss: what is minimised.
+        meta_loss: the meta-loss, which is minimised.
 
     Example:
         >>> from lightning_lopt import AdamRule, PES

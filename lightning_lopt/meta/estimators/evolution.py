@@ -40,7 +40,7 @@ class EvolutionStrategies(Estimator):
     Args:
         pairs: number P of antithetic pairs, >= 1.
         sigma: standard deviation σ of one perturbation, in the unit of θ, > 0.
-        meta_loss: what is minimised; the mean training loss by default.
+        meta_loss: the meta-loss, which is minimised; the mean training loss by default.
         shaping: transformation of the differences, see
             :func:`~lightning_lopt.meta.estimators.shaping.shape_differences`.
 
@@ -105,14 +105,14 @@ class EvolutionStrategies(Estimator):
             )
             terms |= zip(numbers, judged, strict=True)
         gradients, means, failed, powers = zip(*(terms[number] for number in range(len(groups))), strict=True)
-        after = [
+        advanced = [
             self._carry_on(replace(runs, truncations=runs.truncations + 1), group_noise, group_failed)
             for (runs, _), group_noise, group_failed in zip(unrolled, credited, failed, strict=True)
         ]
         return Estimate(
             torch.stack(gradients).mean(0),
             torch.stack(means),
-            after,
+            advanced,
             torch.stack([group_failed.sum() for group_failed in failed]),
             torch.stack(powers),
         )

@@ -38,12 +38,12 @@ class PES(TruncatedEvolutionStrategies):
 
     def _perturb(self, theta: Tensor, runs: InnerRuns) -> tuple[Tensor, Tensor]:
         noise = self._noise(theta, runs, runs.truncations)
-        before = runs.noise_sum
-        if before is None:
-            before = theta.new_zeros(self.pairs, len(theta))
+        noise_sum = runs.noise_sum
+        if noise_sum is None:
+            noise_sum = theta.new_zeros(self.pairs, len(theta))
             for truncation in range(runs.truncations):
-                before = before + self._noise(theta, runs, truncation)
-        return noise, before + noise
+                noise_sum = noise_sum + self._noise(theta, runs, truncation)
+        return noise, noise_sum + noise
 
     def _noise(self, theta: Tensor, runs: InnerRuns, truncation: int) -> Tensor:
         return pair_noise(theta, self.pairs, self.sigma, runs.seed, truncation)

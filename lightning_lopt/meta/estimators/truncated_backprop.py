@@ -35,7 +35,8 @@ class TruncatedBackprop(Estimator):
     Args:
         truncation: inner steps K of one piece, >= 1.
         runs: number R of inner runs, >= 1.
-        meta_loss: what is minimised; the mean training loss by default. Above its cap the gradient is 0.
+        meta_loss: the meta-loss, which is minimised; the mean training loss by default. Above its cap the gradient is
+            0.
         clip: largest norm of the gradient that flows from one inner step to the step before it, over all parameters
             and state of a run, > 0; ``None`` for none. Limits the gradients of a chaotic run at the price of a bias.
 
@@ -73,9 +74,13 @@ class TruncatedBackprop(Estimator):
 
     def estimate(self, rule: UpdateRule, groups: Sequence[InnerRuns], execution: Execution = EAGER) -> Estimate:
         calls = [partial(self._of_group, rule, runs, execution) for runs in groups]
-        gradients, means, after, failures, powers = zip(*side_by_side(calls, groups[0].device), strict=True)
+        gradients, means, advanced, failures, powers = zip(*side_by_side(calls, groups[0].device), strict=True)
         return Estimate(
-            torch.stack(gradients).mean(0), torch.stack(means), list(after), torch.stack(failures), torch.stack(powers)
+            torch.stack(gradients).mean(0),
+            torch.stack(means),
+            list(advanced),
+            torch.stack(failures),
+            torch.stack(powers),
         )
 
     def _of_group(
@@ -85,13 +90,13 @@ class TruncatedBackprop(Estimator):
         row = theta_row(rule).detach()
         theta = row.expand(self.particles, len(row)).clone().requires_grad_()
         draws = generator(runs.seed, "batches", runs.truncations)
-        after, pieces = runs, []
+        advanced, pieces = runs, []
         with torch.enable_grad():
             particles = named_theta(theta, rule)
             for _ in range(min(self.truncation, runs.horizon - runs.step)):
-                after, losses = unroll(rule, particles, after, 1, draws, self.meta_loss.splits, execution)
+                advanced, losses = unroll(rule, particles, advanced, 1, draws, self.meta_loss.splits, execution)
                 if self.clip is not None:
-                    after = _clip_backward(after, self.clip)
+                    advanced = _clip_backward(advanced, self.clip)
                 pieces.append(losses)
             (values,), (mean,), (failed,) = self._meta_loss_values([torch.cat(pieces, dim=1)], [runs])
             total = torch.nan_to_num(values).sum() / self.truncation
@@ -100,8 +105,8 @@ class TruncatedBackprop(Estimator):
             (rows,) = torch.autograd.grad(total, theta, materialize_grads=True)
         finite = squared_norms([rows]).isfinite()
         rows = torch.where(finite[:, None], rows, 0.0)
-        after = replace(map_runs(after, Tensor.detach), truncations=runs.truncations + 1)
-        return rows.mean(0), mean, after, (failed | ~finite).sum(), squared_norms([rows]).mean()
+        advanced = replace(map_runs(advanced, Tensor.detach), truncations=runs.truncations + 1)
+        return rows.mean(0), mean, advanced, (failed | ~finite).sum(), squared_norms([rows]).mean()
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:

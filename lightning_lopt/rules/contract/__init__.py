@@ -1,1 +1,1 @@
-"""What the contract of a rule, :mod:`~lightning_lopt.rules.base`, consists of, and what holds of every rule."""
+"""The parts of the contract of a rule, :mod:`~lightning_lopt.rules.base`: types, roles, stacks and the registry."""

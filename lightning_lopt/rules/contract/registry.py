@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from lightning_lopt.rules.base import UpdateRule
 
 RULES: dict[str, type[UpdateRule]] = {}
-"""Rules that files may name: what :func:`~lightning_lopt.load_rule` is allowed to build."""
+"""Rules that files may name; :func:`~lightning_lopt.load_rule` builds no other rule."""
 
 _RuleClass = TypeVar("_RuleClass", bound="type[UpdateRule]")
 

@@ -1,4 +1,4 @@
-"""Which parameter is a hidden matrix, a vector, an embedding or the head of a model."""
+"""Assigns the role matrix, vector, embedding or head to each parameter of a model."""
 
 from __future__ import annotations
 

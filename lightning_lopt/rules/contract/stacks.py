@@ -149,7 +149,7 @@ def joined_columns(stacks: Sequence[Stack], results: Sequence[Mapping[str, Tenso
 
 
 def split_columns(stacks: Sequence[Stack], columns: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """The inverse of :func:`joined_columns`: what :meth:`Stack.map` takes as controls of each stack."""
+    """The inverse of :func:`joined_columns`: the controls of each stack, for :meth:`Stack.map`."""
     counts = [len(stack.names) for stack in stacks]
 
     def pieces(column: Tensor) -> Sequence[Tensor]:
@@ -168,9 +168,9 @@ def split_columns(stacks: Sequence[Stack], columns: Mapping[str, Tensor]) -> lis
 def joined_decay(names: Sequence[str], weight_decay: Mapping[str, float | Tensor], like: Tensor) -> float | Tensor:
     """The weight decay of a stack: a number if all are equal, a single 0-dim tensor as it is, otherwise shape (n,)."""
     values = [weight_decay.get(name, 0.0) for name in names]
-    first = values[0]
+    first_value = values[0]
     if len(values) == 1 or (not any(isinstance(value, Tensor) for value in values) and len(set(values)) == 1):
-        return first
+        return first_value
     tensors = [value if isinstance(value, Tensor) else like.new_full((), value) for value in values]
     return torch.stack([value.to(like.dtype) for value in tensors])
 

@@ -1,4 +1,4 @@
-"""Adam's direction: what it is divided by, how coherent it is, and how it heeds the sign of the gradient."""
+"""Adam's direction: denominator, coherence and caution."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from lightning_lopt.rules.shared.arithmetic import TINY, rms
 
 TYPICAL_COHERENCE, LEAST_COHERENCE = 0.3, 0.01
 NULL = 1e-10  # second moments below this share of a tensor's largest may be rounding: such entries take no step
-OPPOSED = 0.01  # direction times gradient, both by inverse_root, at which caution is in full force: less may be noise
+OPPOSED = (
+    0.01  # product of direction and gradient, both times inverse_root, from which on caution is full; less may be noise
+)
 
 
 def inverse_root(moment: Tensor) -> Tensor:
-    r"""What Adam's direction is multiplied with: :math:`\sqrt{v} / (v + \epsilon \max v)`.
+    r"""Multiplier of the momentum in Adam's direction: :math:`\sqrt{v} / (v + \epsilon \max v)`.
 
-    That is :math:`1 / \sqrt{v}`, but falls to 0 where v is null beside the tensor's largest: float32 rounds to 1e-7 of
-    the largest gradient, and rounding must not become an entry of full size.
+    The multiplier is close to :math:`1 / \sqrt{v}`, but falls to 0 where v is negligible next to the largest v of the
+    tensor: float32 rounds to 1e-7 of the largest gradient, and rounding must not become an entry of full size.
     """
     largest = moment.amax() if moment.numel() else moment.new_zeros(())
     # TINY: the root has a derivative where no gradient has been
@@ -24,15 +26,15 @@ def inverse_root(moment: Tensor) -> Tensor:
 
 
 def coherence_factor(direction: Tensor, unbiased: Tensor, power: Tensor) -> Tensor:
-    r"""The factor on the length of a step that the coherence of the gradients sets: :math:`(r / 0.3)^\omega`, 0-dim.
+    r"""Factor on the length of a step, from the coherence of the gradients: :math:`(r / 0.3)^\omega`, 0-dim.
 
     The coherence r is the RMS of Adam's direction: 1 where gradients agree, and small where they are noise. It is
-    clamped to [0.01, 1], since a value above 1 is momentum of a time of larger gradients, which the second moment has
-    forgotten.
+    clamped to [0.01, 1], since a value above 1 is momentum from earlier, larger gradients, which have left the second
+    moment.
 
     Args:
         direction: momentum times :func:`inverse_root`, of any shape.
-        unbiased: what corrects the bias of the two averages, 0-dim.
+        unbiased: factor that corrects the bias of the two averages, 0-dim.
         power: :math:`\omega`, 0-dim.
 
     >>> coherence_factor(torch.tensor([0.6, -0.6]), torch.tensor(1.0), torch.tensor(1.0))
@@ -45,7 +47,7 @@ def coherence_factor(direction: Tensor, unbiased: Tensor, power: Tensor) -> Tens
 
 def cautious(direction: Tensor, gradient: Tensor, caution: Tensor) -> Tensor:
     """The direction with its entries of another sign than the gradient times 1 - ``caution`` (Liang et al. 2024,
-    https://arxiv.org/abs/2411.16085); entries whose product with the gradient is close to 0 less so.
+    https://arxiv.org/abs/2411.16085); entries whose product with the gradient is close to 0 are changed less.
 
     Args:
         direction: of any shape.

@@ -1,4 +1,4 @@
-"""Factors on the steps of a run that the run itself calibrates: were the last steps too long, or too short?"""
+"""Factors on the steps of a run, calibrated during the run by the signal of hypergradient descent."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from lightning_lopt.rules.base import THETA_DTYPE
 from lightning_lopt.rules.shared.arithmetic import TINY
 
 PROMISE_LIMIT = 0.3  # limit of the promise of one gradient
-LOWEST, HIGHEST = math.log(1e-3), 1.0  # of the logarithm of the common factor
-LEAST, MOST = -4.0, 1.5  # of the logarithm of what one tensor has beside it
+LOWEST, HIGHEST = math.log(1e-3), 1.0  # limits of the logarithm of the common factor
+LEAST, MOST = -4.0, 1.5  # limits of the logarithm of one tensor's own factor
 
 
 class Calibration(nn.Module):
-    r"""A factor :math:`\gamma` on all updates and one on each tensor's, from what the last update now promises.
+    r"""A factor :math:`\gamma` on all updates and one on the update of each tensor, from promises of the last update.
 
     With u the last update and g the gradient after it, :math:`m_t = -\langle g_t, u_{t-1} \rangle` is the decrease of
     the loss that repeating the last update promises, to first order. Above 0 the step stopped short, well below 0 it
-    went past the valley. Its unit is the sum R of what was promised so far, with early promises counting less and less;
-    it is about as much as the loss has fallen:
+    went past the valley. Its unit is the sum R of the promises so far, in which early promises count less and less;
+    R is about the decrease of the loss so far:
 
     .. math::
         R \leftarrow \frac{t}{t + 1} R + \max(m_t, 0), \qquad
@@ -33,13 +33,13 @@ class Calibration(nn.Module):
     Where gradients are noise, R grows with the steps and a falls with their number, as the gain of a stochastic
     approximation does. R at most doubles in a step, so one wrong gradient does not set it for the run.
 
-    What tensor i of n contributes, :math:`a_i` (clipped after multiplying it by n), moves its own factor
-    :math:`\gamma_i` by how it differs from the whole:
+    What tensor i of n contributes, :math:`a_i` (clipped after multiplying it by n), changes the factor
+    :math:`\gamma_i` of the tensor by the difference from a:
 
     .. math:: \log \gamma_i \leftarrow \log \gamma_i + \beta (a_i - a)
 
     The signal is that of hypergradient descent (Baydin et al. 2018, https://arxiv.org/abs/1703.04782), in the unit of
-    what it has promised before.
+    its earlier promises.
 
     Args:
         shrink: initial :math:`\beta_-`, > 0.
@@ -69,7 +69,7 @@ class Calibration(nn.Module):
         Returns:
             the logarithm of the common factor, the new memory, and the new logarithms of the tensors' factors.
         """
-        before, promised = memory.unbind()
+        log_common, promised = memory.unbind()
         promises = promises.to(memory.dtype)
         memory_decay = step.to(memory.dtype) / (step + 1).to(memory.dtype)
         total = promises.sum()
@@ -79,7 +79,7 @@ class Calibration(nn.Module):
         share = promises.sum().clamp(-PROMISE_LIMIT, PROMISE_LIMIT)
         shrink = torch.exp(self.log_shrink) * (share + torch.exp(self.log_tolerance)).clamp(max=0.0)
         grow = torch.exp(self.log_grow) * share.clamp(min=0.0)
-        common = (before + (shrink + grow).to(memory.dtype)).clamp(LOWEST, HIGHEST)
+        common = (log_common + (shrink + grow).to(memory.dtype)).clamp(LOWEST, HIGHEST)
         difference = (len(promises) * promises).clamp(-PROMISE_LIMIT, PROMISE_LIMIT) - share
         moved = (log_factors + torch.exp(self.log_balance) * difference).clamp(LEAST, MOST)
         return common, torch.stack([common, promised]), moved.to(log_factors.dtype)
@@ -94,7 +94,7 @@ def promise(grad: Tensor, last_update: Tensor) -> Tensor:
     return -torch.dot(grad.reshape(-1), last_update.reshape(-1))
 
 
-def _promised(before: Tensor, promise: Tensor) -> Tensor:
+def _promised(promised: Tensor, promise: Tensor) -> Tensor:
     """The sum of the promises after one more promise, which at most doubles the sum; 0-dim."""
     gain = promise.clamp(min=0.0)
-    return before + torch.where(before > 0, torch.minimum(gain, before), gain)
+    return promised + torch.where(promised > 0, torch.minimum(gain, promised), gain)

@@ -13,7 +13,7 @@ from lightning_lopt.rules.residual_parts.role_constants import Constants
 
 
 class Controls(NamedTuple):
-    """What the controller sets for each of n tensors, shape (n,) each; 1, 1 and 0 before any meta-training."""
+    """Outputs of the controller for each of n tensors, shape (n,) each; 1, 1 and 0 before any meta-training."""
 
     step_factor: Tensor
     decay_factor: Tensor

@@ -14,7 +14,7 @@ FEATURES = 4  # besides a constant, which carries the bias
 
 
 class DirectionMLP(nn.Module):
-    """What to add to the direction of each parameter, from a few features of it; zero before any meta-training.
+    """Correction of the direction of each entry, from a few features of the entry; zero before any meta-training.
 
     Features are stacked on the first axis, so that the tiny layers are products of (hidden, F) with (F, N) matrices:
     the long axis stays contiguous.

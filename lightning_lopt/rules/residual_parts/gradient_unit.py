@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 
 GRADIENT_LIMIT = 1e15  # entries are clipped here, in the run's own unit, so that squares stay finite in float32
-SMALLEST_UNIT = 2.0**-100  # of gradients
+SMALLEST_UNIT = 2.0**-100  # least unit of gradients
 
 
 def unit_of(largest: Tensor, unit: Tensor) -> Tensor:
-    """The unit of the gradients of a run: the power of two below their largest entry, once that was above 0; 0-dim.
+    """The unit of the gradients of a run: the power of two below the first largest entry above 0; 0-dim.
 
     Squares then do not underflow in float32 where the loss is small, and no digit changes.
 
     Args:
         largest: the largest entry of the present gradients, 0-dim.
-        unit: the unit before, 0 as long as there is none.
+        unit: the previous unit; 0 as long as there is none.
 
     >>> unit_of(torch.tensor(5.0), torch.tensor(0.0)), unit_of(torch.tensor(5.0), torch.tensor(2.0))
     (tensor(4.), tensor(2.))

@@ -1,4 +1,4 @@
-"""What :class:`ResidualRule` knows in a step that is the same for all tensors."""
+"""Values of a step of :class:`ResidualRule` that are the same for all tensors."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lightning_lopt.rules.residual_parts.role_constants import Constants
 
 
 class Moment(NamedTuple):
-    """What is the same for all tensors in a step.
+    """Values of a step that are the same for all tensors.
 
     Attributes:
-        constants: of each role.
+        constants: constants of each role.
         per_unit: 1 / unit of the gradients before the step, 0-dim.
-        loss_averages: with the loss of this step, (2,); for a controller.
-        signals: what a controller sees of the run, (5,).
+        loss_averages: averages of the loss, including that of this step, (2,); for a controller.
+        signals: inputs of a controller that describe the run, (5,).
     """
 
     constants: Mapping[Role, Constants]

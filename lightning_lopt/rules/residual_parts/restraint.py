@@ -1,4 +1,4 @@
-"""Shorter steps in fine-tuning where few examples are repeated, as the plan says and vanishing gradients show."""
+"""Shortens fine-tuning steps on few repeated examples, by the planned epochs and by the fall of the gradient norm."""
 
 from __future__ import annotations
 
@@ -12,33 +12,32 @@ from lightning_lopt.rules.residual_parts.structure import Signs, depth_of, train
 from lightning_lopt.rules.shared.arithmetic import TINY
 
 TYPICAL_EPOCHS = 12.0  # passes over the training data for which the rule's ``careful`` is meant
-TYPICAL_DEPTH = 3.0  # matrices, up to which nothing is shortened for them
+TYPICAL_DEPTH = 3.0  # largest number of matrices without a depth factor
 FEWEST, MOST = math.log(1.5 / TYPICAL_EPOCHS), math.log(30.0 / TYPICAL_EPOCHS)  # limits of log(epochs / TYPICAL_EPOCHS)
-RATE = 0.05  # rate of the running average that is the present size of gradients
+RATE = 0.05  # rate of the running average of the logarithm of the gradient norm
 FIRST = 20  # number of first gradients that count without a limit
-LIMIT = 7.0  # of the logarithm of that size, relative to the mean: a single gradient counts as no smaller or larger
+LIMIT = 7.0  # limit of the difference between the logarithm of one gradient norm and the mean of the logarithms
 
 
 class Restraint(nn.Module):
-    r"""The logarithm of a factor on the steps of trained tensors, from the size of gradients and the plan of the run.
+    r"""The logarithm of a factor on the steps of trained tensors, from the gradient norm and the plan of the run.
 
-    The size of gradients beside their geometric mean so far gives a factor of at most 1.
-
-    With the norm n of all gradients together, its running average and its mean in the logarithm are
+    The gradient norm, divided by its geometric mean so far, gives a factor f of at most 1. With the norm n of all
+    gradients together, a running average a and the mean b of its logarithm are
 
     .. math::
         a_t = a_{t-1} + \max(1/t, 0.05) (\log n_t - a_{t-1}), \qquad
         b_t = b_{t-1} + (\log n_t - b_{t-1}) / t, \qquad
         \log f = \rho \min(a_t - b_t, 0)
 
-    A direction has the same size whatever the size of the gradient. Where a pretrained network has memorised the few
-    examples that it is fine-tuned on, gradients vanish, and steps of full size only drive it away from what it knew.
-    Gradients that are noise, or fall by a power of the number of steps, shorten steps little or not at all, since the
-    mean falls with them. Multiplying the loss by a constant changes nothing, and a step without a gradient counts for
-    nothing. A gradient counts as at most 1,000 times as large or as small as the mean, once there were 20.
+    The size of a direction does not depend on the size of the gradient. Where a pretrained network has memorised the
+    few examples of fine-tuning, gradients vanish, and steps of full size only move the network away from its pretrained
+    weights. Gradients that are noise, or fall by a power of the number of steps, shorten steps little or not at all,
+    since the mean falls with them. Multiplying the loss by a constant changes nothing, and a step without a gradient is
+    ignored. After 20 gradients, a norm counts as at most 1,000 times as large or as small as the mean.
 
     Where the planned number of epochs E is known, there is one factor more, :math:`(E / 12)^{-\psi}` with E between 1.5
-    and 30: the more often examples are seen again, the less of a step is about other examples than these. For a network
+    and 30: the more often examples are repeated, the less a step improves unseen examples. For a network
     of n > 3 matrices there is a factor :math:`(n / 3)^{-\delta}`, since their changes add up in its output.
 
     Args:
@@ -91,8 +90,8 @@ class Restraint(nn.Module):
         Args:
             memory: as of :meth:`forward`.
             columns: of n tensors the signs of training ``"structure"``, (n, 10), the sum of squares of their gradients
-                in a unit, ``"power"``, and the logarithm of what the steps of a trained tensor are divided by,
-                ``"careful"``, (n,) each.
+                in a unit, ``"power"``, and the logarithm of the divisor of the
+                steps of a trained tensor, ``"careful"``, (n,) each.
             per_unit: 1 / unit, 0-dim.
             epochs: as of :meth:`forward`.
         """
@@ -103,7 +102,7 @@ class Restraint(nn.Module):
         return torch.exp((log_restraint - columns["careful"]) * shares), memory
 
     def planned_factor(self, epochs: Tensor | None, depth: Tensor | None) -> Tensor | float:
-        """The logarithm of the factors that follow from the epochs and the depth, 0-dim; 0 for what is unknown.
+        """The logarithm of the factors that follow from the epochs and the depth, 0-dim; 0 for unknown ones.
 
         >>> rule = Restraint(epoch_power=1.0, depth_power=1.0)
         >>> round(float(rule.planned_factor(torch.tensor(3.0), torch.tensor(6.0)).exp()), 2)  # 12 / 3, 3 / 6

@@ -23,9 +23,9 @@ class Constants(NamedTuple):
         weight_decay: in units of the step size.
         momentum_mix: weight of the momentum against the bare gradient.
         momentum_rate: weight of a new gradient in the momentum.
-        momentum_weight: sum of the weights of all gradients in the momentum, as if the present rate had always held.
+        momentum_weight: sum of the weights of all gradients in the momentum, as if all steps had had the present rate.
         momentum_share: s such that (1 - s) g + s m is the mix of the gradient g and the momentum m without its bias to
-            zero, but for a factor.
+            zero, up to ``mix_factor``.
         mix_factor: the factor that ``momentum_share`` leaves out.
         moment_rate: weight of a new square in the second moment.
         moment_root: root of the weights of all squares in the second moment together, for its bias correction.
@@ -155,8 +155,8 @@ class RoleConstants(nn.Module):
 def _grown(logit_beta: Tensor, growth: Tensor, context: StepContext) -> Tensor:
     r"""Logit of the decay :math:`\beta` of an average at a step.
 
-    It remembers :math:`\tau = \beta / (1 - \beta)` steps; at step t this is :math:`\tau (1 + t / \tau)^g` with the
-    growth g: gradients change quickly at first, and averages over more steps pay later.
+    The average covers :math:`\tau = \beta / (1 - \beta)` steps; at step t it covers :math:`\tau (1 + t / \tau)^g` with
+    the growth g: gradients change quickly at first, and averages over more steps are better later.
     """
     return logit_beta + growth * torch.log1p(context.step * torch.exp(-logit_beta))
 

@@ -1,4 +1,4 @@
-"""What a tensor's state remembers of its gradients: momentum, second moment and bases."""
+"""Running averages of the gradients of a tensor: momentum, second moment and eigenbases."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lightning_lopt.rules.residual_parts.role_constants import Constants
 
 
 def accumulate(
-    grad: Tensor, old: Mapping[str, Tensor], at: Constants, *, turn: bool
+    grad: Tensor, state: Mapping[str, Tensor], at: Constants, *, turn: bool
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Take a gradient into the running averages of a tensor of shape s.
+    """Update the running averages of a tensor of shape s with a gradient.
 
     Args:
         grad: in the unit of the run, s.
-        old: the tensor's state before the step; only averages that it has are kept.
+        state: the tensor's state before the step; only averages in it are updated.
         at: constants of the tensor's role.
         turn: whether the eigenbases are turned in this step.
 
@@ -27,21 +27,21 @@ def accumulate(
         for a rotated tensor.
     """
     moment_rate = at.moment_rate.to(grad.dtype)
-    new, inside = dict(old), grad
+    new_state, basis_grad = dict(state), grad
     momentum_rate = at.momentum_rate.to(grad.dtype)
-    if "momentum" in old:
-        new["momentum"] = torch.lerp(old["momentum"], grad, momentum_rate)
-    if "second_moment" in old:
-        new["second_moment"] = torch.lerp(old["second_moment"], grad.square(), moment_rate)
-    if "rotated_moment" in old:
+    if "momentum" in state:
+        new_state["momentum"] = torch.lerp(state["momentum"], grad, momentum_rate)
+    if "second_moment" in state:
+        new_state["second_moment"] = torch.lerp(state["second_moment"], grad.square(), moment_rate)
+    if "rotated_moment" in state:
         rate = at.rotated_rate.to(grad.dtype)
-        new |= follow(old, grad, rate, turn=turn)
-        inside = into_bases(grad, new)
-        new["rotated_momentum"] = torch.lerp(new["rotated_momentum"], inside, momentum_rate)
-        new["rotated_moment"] = torch.lerp(old["rotated_moment"], inside.square(), rate)
-    if "gradient_power" in old:
-        new["gradient_power"] = gradient_power(old, grad, at)
-    return new, inside
+        new_state |= follow(state, grad, rate, turn=turn)
+        basis_grad = into_bases(grad, new_state)
+        new_state["rotated_momentum"] = torch.lerp(new_state["rotated_momentum"], basis_grad, momentum_rate)
+        new_state["rotated_moment"] = torch.lerp(state["rotated_moment"], basis_grad.square(), rate)
+    if "gradient_power" in state:
+        new_state["gradient_power"] = gradient_power(state, grad, at)
+    return new_state, basis_grad
 
 
 def momentum_of(state: Mapping[str, Tensor]) -> Tensor:
@@ -49,6 +49,6 @@ def momentum_of(state: Mapping[str, Tensor]) -> Tensor:
     return out_of_bases(state["rotated_momentum"], state) if "rotated_momentum" in state else state["momentum"]
 
 
-def gradient_power(old: Mapping[str, Tensor], grad: Tensor, at: Constants) -> Tensor:
+def gradient_power(state: Mapping[str, Tensor], grad: Tensor, at: Constants) -> Tensor:
     """The running mean of the squared gradient with this gradient, 0-dim."""
-    return torch.lerp(old["gradient_power"], grad.square().mean(), at.moment_rate.to(grad.dtype))
+    return torch.lerp(state["gradient_power"], grad.square().mean(), at.moment_rate.to(grad.dtype))

@@ -1,4 +1,4 @@
-"""What the controller sees: where the run is, how the loss and the gradients of a tensor have been behaving."""
+"""Inputs of the controller: progress of the run, history of the loss, and statistics of the gradients of a tensor."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ def tensor_signals(
     ]
     height, width = matrix_shape(param.shape)
     fixed = [math.log2(max(height, 1)) / 10, math.log2(max(width, 1)) / 10]
-    return torch.cat([torch.stack(temporal), constants([*fixed, *(float(role == known) for known in ROLES)], param)])
+    return torch.cat(
+        [torch.stack(temporal), constants([*fixed, *(float(role == other_role) for other_role in ROLES)], param)]
+    )
 
 
 def _contrast(a: Tensor, b: Tensor) -> Tensor:

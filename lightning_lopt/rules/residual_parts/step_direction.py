@@ -24,7 +24,7 @@ def has_role(param: Tensor, role: Role, roles: frozenset[str]) -> bool:
 def direction_of(
     param: Tensor,
     grad: Tensor,
-    inside: Tensor,
+    basis_grad: Tensor,
     state: Mapping[str, Tensor],
     at: Constants,
     *,
@@ -32,17 +32,17 @@ def direction_of(
     orthogonal: bool,
     correction: DirectionMLP | None,
 ) -> tuple[Tensor, Tensor]:
-    """The direction of the step of a tensor of shape s, and what the direction is multiplied by.
+    """The direction of the step of a tensor of shape s, and its multiplier.
 
     Args:
         param: the tensor before the step, s.
         grad: in the unit of the run, s.
-        inside: the gradient in the coordinates of the eigenbases where the tensor has them, else ``grad``; s.
+        basis_grad: the gradient in the coordinates of the eigenbases where the tensor has them, else ``grad``; s.
         state: the tensor's state after this gradient.
         at: constants of the tensor.
         evened: whether a rotated tensor with one basis is orthogonalised along its other side.
         orthogonal: whether the direction is the orthogonalised momentum instead of Adam's direction.
-        correction: what meta-training adds to the direction.
+        correction: network whose correction is added to the direction.
 
     Returns:
         the direction, s; and the length of the step divided by the RMS of the direction, 0-dim.
@@ -50,13 +50,13 @@ def direction_of(
     is_rotated = "rotated_moment" in state
     dtype, length = grad.dtype, at.step_size
     momentum = state["rotated_momentum" if is_rotated else "momentum"]
-    direction = torch.lerp(inside, momentum, at.momentum_share.to(dtype))
+    direction = torch.lerp(basis_grad, momentum, at.momentum_share.to(dtype))
     if not orthogonal:
         scale = inverse_root(state["rotated_moment" if is_rotated else "second_moment"])
         direction = direction * scale
         unbiased = (at.rotated_root if is_rotated else at.moment_root) * at.mix_factor
         length = length * coherence_factor(direction, unbiased, at.coherence_power)
-        direction = cautious(direction, inside * scale, at.caution.to(dtype))
+        direction = cautious(direction, basis_grad * scale, at.caution.to(dtype))
     if is_rotated:
         direction = (out_evened if evened else out_of_bases)(direction, state)
     if correction is not None:

@@ -1,4 +1,4 @@
-"""Whether tensors look trained already: random initialisation leaves no structure in them, and training does."""
+"""Measures whether tensors were trained before: training leaves structure in them, random initialisation does not."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lightning_lopt.rules.contract.roles import Role
 from lightning_lopt.rules.shared.arithmetic import TINY, matrix_shape
 
 LARGEST_BLOCK = 1024  # most rows and columns that are used: more of them add little, and their products take long
-SMALLEST_SIDE = 4  # fewer vectors show nothing
+SMALLEST_SIDE = 4  # least number of vectors for a measurement
 SMALLEST_GAIN = 8  # entries: of shorter vectors with random entries, some look like gains (one of 20,000 of this size)
 SIGNIFICANT = 4.0  # standard deviations above the mean that random vectors do not reach
 CLEAR = 0.3  # excess from which on a tensor counts as trained throughout: published weights have 0.5 to 300
 LARGEST = 1.0  # a single tensor counts no more than this excess in the mean over a model
-SURE = 3.0  # a model counts as trained throughout where its mean says so by a third
+SURE = 3.0  # a model counts as trained throughout where the degree of its mean excess is a third
 SMALL_SIDE = 32.0  # this many vectors without excess are as likely in a trained matrix as in a new one
 ADAPTED = 0.6  # degree to which adapters, and a new head beside them, count as trained where examples are repeated
 NEW_HEAD = 0.5  # degree for a head without excess and a bias of zeros: they are new, but their inputs may not be
@@ -31,7 +31,7 @@ class Signs(NamedTuple):
 
     Attributes:
         excess: see :func:`excess`.
-        alone: how trained the excess alone shows the tensor to be, from 0 to 1.
+        alone: degree to which the tensor looks trained by its excess alone, from 0 to 1.
         weight: in the mean of the excess over the model: the number of pairs of vectors that it is the mean of, or 0
             for other tensors than matrices, of which a single one may come from elsewhere, as word vectors do.
         as_matrices: how far the tensor is taken to be as trained as the matrices of the model, from 0 to 1.
@@ -71,25 +71,25 @@ def signs_of(param: Tensor, role: Role) -> Signs:
         mean = param.mean()
         equal = ((param - mean).abs() <= SPREAD * mean.abs()).all()
         moved = (param > 0.5 * mean).all() & (param < 1.5 * mean).all() & ~equal
-        new = torch.where(equal, NEW_HEAD, full)
+        vector_degree = torch.where(equal, NEW_HEAD, full)
         tells = float(param.numel() >= SMALLEST_GAIN)
         shown = (tells * (equal | moved)).to(param.dtype), (tells * moved).to(param.dtype)
-        return Signs(zero, zero, zero, new, new, *shown, zero, zero, zero)
+        return Signs(zero, zero, zero, vector_degree, vector_degree, *shown, zero, zero, zero)
     rows, columns = matrix_shape(param.shape)
     count = min(rows, columns, LARGEST_BLOCK)
     tells = count >= SMALLEST_SIDE
     pairs = count * (count - 1) / 2 if tells else 1.0
     not_zero = (param != 0).any().to(param.dtype)
-    like = NEW_HEAD if role == "head" else 1.0
-    unsure = like if role == "head" or not tells else 1 / (1 + (count / SMALL_SIDE) ** 2)
+    degree = NEW_HEAD if role == "head" else 1.0
+    degree_without_excess = degree if role == "head" or not tells else 1 / (1 + (count / SMALL_SIDE) ** 2)
     measured = excess(param)
-    alone = _shown(measured, number((), pairs))
+    alone = _degree(measured, number((), pairs))
     return Signs(
         measured,
         alone,
         number((), pairs if tells and role == "matrix" else 0.0),
-        torch.where(alone > 0, like, unsure) * not_zero,
-        like * not_zero,
+        torch.where(alone > 0, degree, degree_without_excess) * not_zero,
+        degree * not_zero,
         number((), 0.0),
         number((), 0.0),
         number((), float(role == "matrix")),
@@ -99,7 +99,7 @@ def signs_of(param: Tensor, role: Role) -> Signs:
 
 
 def excess(x: Tensor) -> Tensor:
-    r"""How much more alike the rows of a matrix are than independent ones, 0-dim: 0 at random initialisation.
+    r"""Excess of similarity of the rows of a matrix over that of independent rows, 0-dim: 0 at random initialisation.
 
     Of the n vectors of the shorter side (of :func:`~lightning_lopt.rules.shared.arithmetic.matrix_shape`'s matrix, at
     most 1024 x 1024 of it), with k entries each, it is :math:`k \, \mathrm{mean}_{i \ne j} \cos^2_{ij} - 1`: the mean
@@ -129,21 +129,21 @@ def excess(x: Tensor) -> Tensor:
 
 
 def trained(signs: Signs, repetition: Tensor | float = 0.0) -> Tensor:
-    r"""How trained each of N tensors looks, from 0 to 1, (N,), by itself and by all of them together.
+    r"""Degree to which each of N tensors looks trained, from 0 to 1, (N,), by its own signs and those of all tensors.
 
-    An excess e shows :math:`\log(1 + \max(e - c, 0)) / \log 1.3`, cut off at 1, with the excess c that
-    :func:`chance` reaches. The weighted mean over all matrices, with e at most 1, shows three times that of itself. Of
-    the vectors that tell, those that have moved show by how much they outnumber the others: a network may be
-    initialised with random gains, but then its biases are zeros. Tensors that are like matrices and gains share in
-    both.
+    The degree of an excess e is :math:`\log(1 + \max(e - c, 0)) / \log 1.3`, cut off at 1, with the excess c of
+    :func:`chance`. The degree of all matrices is three times that of their weighted mean excess, with each e at most 1.
+    The degree of all gains is the share by which vectors with ``moved`` outnumber the other vectors with ``tells``: a
+    network may be initialised with random gains, but then its biases are zeros. ``as_matrices`` and ``as_gains`` say
+    how far a tensor has these two degrees.
 
-    Adapters on a frozen model, for each of which there are two factors, are new, but what they adapt was trained. Where
+    Adapters on a frozen model, for each of which there are two factors, are new, but the model was trained. Where
     pairs of factors make up more than two thirds of the matrices, they and all tensors beside them count as trained by
     up to 0.6, as far as examples are repeated.
 
     Args:
         signs: of all tensors, (N,) each.
-        repetition: how much examples are repeated, from 0 to 1, 0-dim.
+        repetition: degree of repetition of examples, from 0 to 1, 0-dim.
 
     >>> embedding, gain = signs_of(torch.randn(50, 8), "embedding"), signs_of(torch.linspace(0.9, 1.1, 8), "vector")
     >>> trained(Signs(*(torch.stack(pair) for pair in zip(embedding, gain))))
@@ -151,7 +151,7 @@ def trained(signs: Signs, repetition: Tensor | float = 0.0) -> Tensor:
     """
     total = signs.weight.sum().clamp(min=1.0)
     mean = (signs.weight * signs.excess.clamp(max=LARGEST)).sum() / total
-    matrices = (SURE * _shown(mean, total)).clamp(max=1.0)
+    matrices = (SURE * _degree(mean, total)).clamp(max=1.0)
     gains = (2 * signs.moved.sum() / signs.tells.sum().clamp(min=1.0) - 1).clamp(min=0.0)
     adapters = ADAPTED * (6 * _adapters(signs) / signs.is_matrix.sum().clamp(min=1.0) - 2).clamp(0.0, 1.0) * repetition
     shared = torch.maximum(matrices * signs.as_matrices, gains * signs.as_gains)
@@ -182,10 +182,10 @@ def chance(pairs: Tensor) -> Tensor:
     >>> chance(torch.tensor([6.0, 2016.0]))  # of 4 vectors, and of 64
     tensor([4.2026, 0.1310])
     """
-    part = 2 / (9 * pairs)
-    return (1 - part + SIGNIFICANT * part.sqrt()) ** 3 - 1
+    variance = 2 / (9 * pairs)
+    return (1 - variance + SIGNIFICANT * variance.sqrt()) ** 3 - 1
 
 
-def _shown(excess: Tensor, pairs: Tensor) -> Tensor:
+def _degree(excess: Tensor, pairs: Tensor) -> Tensor:
     beyond = (excess - chance(pairs)).clamp(min=0.0)
     return (torch.log1p(beyond) / math.log1p(CLEAR)).clamp(max=1.0)

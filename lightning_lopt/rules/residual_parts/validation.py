@@ -1,4 +1,4 @@
-r"""Shorter steps where the validation loss rises: what the training loss cannot say.
+r"""Shortens steps where the validation loss rises, which the training loss cannot show.
 
 With the losses :math:`v_1 \dots v_k`, their lowest :math:`b` and their highest :math:`h`, the rise
 :math:`r = (v_k - b) / (h - b)` lies between 0 and 1. It has no unit: multiplying losses by a constant, or adding
@@ -11,8 +11,8 @@ factor is 1 at first, and
 with :math:`\Delta` the share of the planned steps since the last loss. More than 20 losses in a run count less
 each, and are averaged at the same rate before they are compared.
 
-A tensor of six numbers is the memory: how many losses there were, their running average, the lowest and the highest
-of it, :math:`\log f`, and the progress at the last loss.
+The memory is a tensor of six numbers: the number of losses, their running average, the lowest and the highest value
+of that average, :math:`\log f`, and the progress at the last loss.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def memory_after(memory: Tensor, loss: Tensor, progress: Tensor) -> Tensor:
     """The memory after a further validation loss.
 
     Args:
-        memory: before it, (6,).
+        memory: memory before this loss, (6,).
         loss: 0-dim; one that is not finite changes nothing.
         progress: steps made over steps planned, 0-dim.
 
@@ -50,10 +50,10 @@ def memory_after(memory: Tensor, loss: Tensor, progress: Tensor) -> Tensor:
     >>> factor_of(memory)
     tensor(0.3679)
     """
-    count, average, lowest, highest, log_factor, at = memory.unbind()
+    count, average, lowest, highest, log_factor, last_progress = memory.unbind()
     loss, progress = loss.to(memory.dtype), progress.to(memory.dtype)
     is_first = count == 0
-    weight = torch.where(is_first, 1.0, (CHECKS * (progress - at)).clamp(0.0, 1.0))
+    weight = torch.where(is_first, 1.0, (CHECKS * (progress - last_progress)).clamp(0.0, 1.0))
     average = torch.where(is_first, loss, torch.lerp(average, loss, weight))
     is_lowest = is_first | (average < lowest)
     lowest = torch.where(is_lowest, average, lowest)
@@ -61,5 +61,5 @@ def memory_after(memory: Tensor, loss: Tensor, progress: Tensor) -> Tensor:
     rise = (average - lowest) / torch.where(highest > lowest, highest - lowest, 1.0)
     change = is_lowest.to(memory.dtype) - ((rise - TOLERANCE) / (CLEAR - TOLERANCE)).clamp(0.0, 1.0)
     log_factor = (log_factor + STRENGTH * weight * change).clamp(LOWEST, 0.0)
-    after = torch.stack([count + 1, average, lowest, highest, log_factor, progress])
-    return torch.where(loss.isfinite(), after, memory)
+    new_memory = torch.stack([count + 1, average, lowest, highest, log_factor, progress])
+    return torch.where(loss.isfinite(), new_memory, memory)

@@ -21,13 +21,13 @@ DEVICE_BLOCK = 2**22
 def apply_network(weights: Weights, inputs: EntryFeatures, outer: Sequence[Tensor], eps: float) -> Tensor:
     """Outputs of the network for every entry of a tensor of shape s, (outputs, *s); ``outer`` are outer features."""
     shape = inputs.param.shape[1:]
-    first, *outer_terms = _outer_layer(weights, outer, len(shape), eps)
-    terms = [*_shifts(weights, first), *outer_terms]
+    first_term, *outer_terms = _outer_layer(weights, outer, len(shape), eps)
+    terms = [*_shifts(weights, first_term), *outer_terms]
     rows = _rows_at_a_time(inputs.param[0])
     if rows >= shape[0]:
         features = _gathered(inputs.features(), None)
         return _layers(weights, features, inverse_rms(matrix_norm(features, len(shape)), shape, eps), terms)
-    # The features are computed twice, since storing them would take 4 (6 + 4 k) bytes per entry.
+    # The features are computed twice, since storing all of them would take 4 (6 + 4 k) bytes per entry.
     parts = inputs.parts(rows)
     workspaces = {part.param.shape[1]: _workspace(part, weights) for part in (parts[0], parts[-1])}
     workspace_of = [workspaces[part.param.shape[1]] for part in parts]
@@ -69,8 +69,8 @@ def _gathered(groups: Sequence[Feature], workspace: _Workspace | None) -> Tensor
     """All features in one tensor, (F, *s)."""
     if workspace is None:
         return torch.cat(computed_groups(groups))
-    first = groups[: workspace.plain]
-    torch.cat(computed_groups(first), out=workspace.features[: sum(map(len, first))])
+    tensor_groups = groups[: workspace.plain]
+    torch.cat(computed_groups(tensor_groups), out=workspace.features[: sum(map(len, tensor_groups))])
     for group, place in zip(groups[workspace.plain :], workspace.groups[workspace.plain :], strict=True):
         if isinstance(group, Tensor):
             place.copy_(group)
@@ -102,22 +102,22 @@ def _outer_layer(weights: Weights, outer: Sequence[Tensor], ndim: int, eps: floa
     return added or [weights.bias_0.reshape(-1, *[1] * ndim)]
 
 
-def _shifts(weights: Weights, first: Tensor) -> list[Tensor]:
+def _shifts(weights: Weights, bias: Tensor) -> list[Tensor]:
     r"""Terms that move a bias of the first layer through the network, without expanding the bias to all entries.
 
     Since :math:`\mathrm{relu}(x + b) = \max(x, -b) + b`, a layer computes the maximum of x and -b, and b is added in
     the next layer.
 
     Args:
-        first: bias b of the first layer, (hidden, *s) with size 1 where it is constant.
+        bias: bias b of the first layer, (hidden, *s) with size 1 where it is constant.
 
     Returns:
-        -b of the two hidden layers, and the term of the outputs, of sizes like those of ``first``.
+        -b of the two hidden layers, and the term of the outputs, of sizes like those of ``bias``.
     """
-    size = first.shape[1:]
-    second = weights.weight_1 @ first.flatten(1) + weights.bias_1
-    last = weights.weight_2 @ second + weights.bias_2
-    return [-first, -second.reshape(-1, *size), last.reshape(-1, *size)]
+    size = bias.shape[1:]
+    hidden_bias = weights.weight_1 @ bias.flatten(1) + weights.bias_1
+    output_term = weights.weight_2 @ hidden_bias + weights.bias_2
+    return [-bias, -hidden_bias.reshape(-1, *size), output_term.reshape(-1, *size)]
 
 
 def _layers(
@@ -127,18 +127,18 @@ def _layers(
 
     The terms are those of :func:`_shifts`, and further ones of the first layer.
     """
-    shape, (floor_1, floor_2, last, *outer_terms) = features.shape[1:], terms
+    shape, (floor_1, floor_2, output_term, *outer_terms) = features.shape[1:], terms
     hidden = (None, None) if workspace is None else workspace.hidden
     x = _weighted_sum(weights.inner_0[:, : len(features)], features, scale, hidden[0]).reshape(-1, *shape)
     for added in outer_terms:
         x = x.add_(added)
-    x = torch.mm(weights.weight_1, _raised(x, floor_1, workspace).flatten(1), out=hidden[1]).reshape(-1, *shape)
-    x = torch.mm(weights.weight_2, _raised(x, floor_2, workspace).flatten(1)).reshape(-1, *shape)
-    return x.add_(last)
+    x = torch.mm(weights.weight_1, _maximum(x, floor_1, workspace).flatten(1), out=hidden[1]).reshape(-1, *shape)
+    x = torch.mm(weights.weight_2, _maximum(x, floor_2, workspace).flatten(1)).reshape(-1, *shape)
+    return x.add_(output_term)
 
 
-def _raised(x: Tensor, floor: Tensor, workspace: _Workspace | None) -> Tensor:
-    """The maximum of the two, written to ``x`` where there is a workspace."""
+def _maximum(x: Tensor, floor: Tensor, workspace: _Workspace | None) -> Tensor:
+    """The maximum of ``x`` and ``floor``, written to ``x`` where there is a workspace."""
     return torch.maximum(x, floor) if workspace is None else torch.maximum(x, floor, out=x)
 
 

@@ -60,8 +60,10 @@ class EntryFeatures(Protocol):
 
 def computed_groups(groups: Sequence[Feature], places: Sequence[Tensor] | None = None) -> list[Tensor]:
     """The groups of features; products are written to ``places``, if there are any."""
-    where: Sequence[Tensor | None] = [None] * len(groups) if places is None else places
-    return [x if isinstance(x, Tensor) else torch.mul(*x, out=to) for x, to in zip(groups, where, strict=True)]
+    outputs: Sequence[Tensor | None] = [None] * len(groups) if places is None else places
+    return [
+        x if isinstance(x, Tensor) else torch.mul(*x, out=output) for x, output in zip(groups, outputs, strict=True)
+    ]
 
 
 class FeatureInputs(NamedTuple):
@@ -142,8 +144,8 @@ def averaged_features(
         if diagonal_eps is None:
             return FeatureInputs(*inputs, (diagonal_factor(diagonal),), (), gradient_forms), []
         # Where m is 0, the feature is 0; there q is replaced by 1, so that the derivative of the root is finite.
-        last = torch.rsqrt(torch.where(momentum == 0, 1.0, diagonal) + diagonal_eps)
-        inner_inputs = FeatureInputs(*inputs, (diagonal_factor(diagonal),), (last,), gradient_forms)
+        last_factor = torch.rsqrt(torch.where(momentum == 0, 1.0, diagonal) + diagonal_eps)
+        inner_inputs = FeatureInputs(*inputs, (diagonal_factor(diagonal),), (last_factor,), gradient_forms)
         return inner_inputs, outer_features(diagonal, diagonal)
     axes = factored_axes(param.shape, ties)
     gradient_factors = factors(averages["rows"], averages["columns"], axes)

@@ -1,4 +1,4 @@
-"""The common part of VeLO and Celo: an LSTM per tensor mixes K networks to the one that computes the step of it."""
+"""The common part of VeLO and Celo: an LSTM per tensor mixes K networks to one that computes the step of the tensor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_lopt.rules.shared.fast_entry_network import apply_network
 from lightning_lopt.rules.shared.features import averaged_features, spread
 from lightning_lopt.rules.shared.loss_features import init_losses, loss_features, update_losses
 from lightning_lopt.rules.shared.moments import Matrix, Rates, Ties, init_averages, update_averages
-from lightning_lopt.rules.shared.recurrent import KEYS, remembered
+from lightning_lopt.rules.shared.recurrent import KEYS, lstm_state
 from lightning_lopt.rules.shared.tensor_controller import TensorController
 from lightning_lopt.rules.shared.time_features import progress
 
@@ -125,22 +125,22 @@ class MixtureRule(UpdateRule):
     def step(
         self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: MixtureMoment
     ) -> tuple[Tensor, TensorState]:
-        param, before = self._view(inputs.param), inputs.state
+        param, state = self._view(inputs.param), inputs.state
         weights = Weights(**{name: controls.get(name) for name in Weights._fields})  # type: ignore[arg-type]
-        averages, direction = self._direction(param, self._view(inputs.grad), before, weights)
+        averages, direction = self._direction(param, self._view(inputs.grad), state, weights)
         scale, factor = torch.sqrt(param.square().mean() + 1e-9), controls["step"].to(param.dtype)
         decay = inputs.weight_decay * factor.abs()
-        memory = remembered(controls["hidden"], controls["cell"], param)
-        after = averages | ({key: before[key] for key in KEYS} if self.forgets else memory)
-        return -self.step_mult * (factor * scale * direction + decay * param), after
+        memory = lstm_state(controls["hidden"], controls["cell"], param)
+        new_state = averages | ({key: state[key] for key in KEYS} if self.forgets else memory)
+        return -self.step_mult * (factor * scale * direction + decay * param), new_state
 
     def _direction(
-        self, param: Tensor, grad: Tensor, before: Mapping[str, Tensor], weights: Weights
+        self, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], weights: Weights
     ) -> tuple[dict[str, Tensor], Tensor]:
         """The averages of one tensor after this gradient, and the direction that the network computes, of its shape."""
         rate = rates(self.momentum_decays, grad), 1 - self.second_moment_decay, rates(self.factored_decays, grad)
         grad = grad.clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT)
-        averages = update_averages(before, grad, Rates(*rate), self._ties)
+        averages = update_averages(state, grad, Rates(*rate), self._ties)
         inputs, outer = averaged_features(param, grad, averages, self._ties, eps=SECOND_MOMENT_EPS, diagonal_eps=0.0)
         outputs = apply_network(weights.to(grad.dtype), *spread(inputs, outer), NORM_EPS)
         return averages, (outputs[0] * torch.exp(self.exp_mult * outputs[1])).reshape(param.shape)

@@ -1,4 +1,4 @@
-"""The long short-term memory (LSTM) of rules; in most rules each tensor has a state of its own."""
+"""The long short-term memory (LSTM) of rules; in most rules each tensor has its own state."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Cell(nn.Module):
     Attributes:
         gates: W and b, the layer from F + H to 4 H; blocks of rows in the order i, g, f, o.
 
-    References: Hochreiter and Schmidhuber 1997; the 1 beside f: Jozefowicz et al. 2015.
+    References: Hochreiter and Schmidhuber 1997; the 1 that is added to f: Jozefowicz et al. 2015.
     """
 
     def __init__(self, inputs: int, hidden: int) -> None:
@@ -46,7 +46,7 @@ class Cell(nn.Module):
         self.gates = Layer(inputs + hidden, 4 * hidden)
 
     def forward(self, x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-        """New h and c, (n, H), from inputs (n, F) and the old ones."""
+        """New h and c, (n, H), from inputs (n, F) and the previous h and c."""
         i, g, f, o = self.gates(torch.cat([x, hidden], -1)).chunk(4, -1)
         cell = torch.sigmoid(f + 1) * cell + torch.sigmoid(i) * torch.tanh(g)
         return torch.sigmoid(o) * torch.tanh(cell), cell
@@ -71,11 +71,11 @@ class LSTM(Cell):
 
     def recall(self, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """h and c of one tensor, (H) each, in the type of θ; the learned ones at its first step."""
-        dtype, begun = self.gates.weight.dtype, state["started"] > 0
-        hidden = torch.where(begun, state["hidden"].to(dtype), self.initial_hidden)
-        return hidden, torch.where(begun, state["cell"].to(dtype), self.initial_cell)
+        dtype, has_started = self.gates.weight.dtype, state["started"] > 0
+        hidden = torch.where(has_started, state["hidden"].to(dtype), self.initial_hidden)
+        return hidden, torch.where(has_started, state["cell"].to(dtype), self.initial_cell)
 
 
-def remembered(hidden: Tensor, cell: Tensor, like: Tensor) -> dict[str, Tensor]:
+def lstm_state(hidden: Tensor, cell: Tensor, like: Tensor) -> dict[str, Tensor]:
     """State of one tensor after a step, from its h and c, (H) each."""
     return {"hidden": hidden.to(like.dtype), "cell": cell.to(like.dtype), "started": like.new_ones(())}

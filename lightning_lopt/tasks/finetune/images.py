@@ -92,14 +92,14 @@ class FineTuneImages(FineTuneFamily[tuple[LabelledImages, LabelledImages]]):
         return super().config | {"data": [NAME if source is None else source.name for source in self.sources]}
 
     def _draw_body(self, generator: torch.Generator, number: int) -> Body[tuple[LabelledImages, LabelledImages]]:
-        drawn = choice(self.sources, generator)
-        source = draw_images(generator, parts=8, noise=0.3) if drawn is None else drawn
+        drawn_source = choice(self.sources, generator)
+        source = draw_images(generator, parts=8, noise=0.3) if drawn_source is None else drawn_source
         kind = self.pick("networks", generator)
         settings = self.draw_architecture(generator) | self._architecture(kind, generator)
         order = torch.randperm(source.classes, generator=generator)
         half = (source.classes + 1) // 2
-        old, new = of_classes(source, order[:half]), of_classes(source, order[half:])
-        train, valid = old.split(0.1, generator, self.max_valid)
+        old_classes, new_classes = of_classes(source, order[:half]), of_classes(source, order[half:])
+        train, valid = old_classes.split(0.1, generator, self.max_valid)
         train = train.take(torch.arange(min(len(train), MAX_OLD)))
         names = None
         if kind == "autoencoder":
@@ -111,7 +111,7 @@ class FineTuneImages(FineTuneFamily[tuple[LabelledImages, LabelledImages]]):
             task = NETWORKS[kind](train, valid, **settings, name=f"{source.name}-old")
         config = {"data": source.name, "network": kind, "number": number, "old": order[:half].tolist()} | settings
         pretraining = Pretraining(task, self.steps, seed=number)
-        return Body(pretraining, settings, (old, new), f"{source.name}-{kind}{number}", names, config)
+        return Body(pretraining, settings, (old_classes, new_classes), f"{source.name}-{kind}{number}", names, config)
 
     def _architecture(self, kind: str, generator: torch.Generator) -> dict[str, Any]:
         widths = [self.pick("widths", generator) for _ in range(integer(1, 3, generator))]
@@ -124,9 +124,9 @@ class FineTuneImages(FineTuneFamily[tuple[LabelledImages, LabelledImages]]):
     def _draw_task(
         self, body: Body[tuple[LabelledImages, LabelledImages]], batch_size: int, generator: torch.Generator
     ) -> Task:
-        old, new = body.source
+        old_classes, new_classes = body.source
         keeps_classes = chance(0.3, generator)
-        data = old if keeps_classes else new
+        data = old_classes if keeps_classes else new_classes
         shots = self.between("shots", generator)
         change: dict[str, Any] = {"classes": "old" if keeps_classes else "new", "shots": shots}
         if keeps_classes:

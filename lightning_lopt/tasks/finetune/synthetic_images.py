@@ -49,11 +49,11 @@ def draw_images(
         raise ValueError(f"size must be at least {PART + 1} pixels, got {size!r}.")
     shapes = F.avg_pool2d(torch.randn(parts, 1, PART + 2, PART + 2, generator=generator), 3, 1).flatten(1)
     shapes = shapes / shapes.square().mean(1, keepdim=True).sqrt()
-    which = torch.stack([torch.randperm(parts, generator=generator)[:per_class] for _ in range(classes)])
-    where = torch.randint(places, (classes, per_class, 2), generator=generator)
+    shape_index = torch.stack([torch.randperm(parts, generator=generator)[:per_class] for _ in range(classes)])
+    positions = torch.randint(places, (classes, per_class, 2), generator=generator)
     targets = torch.arange(examples) % classes
-    which = torch.cat([which[targets], torch.randint(parts, (examples, 1), generator=generator)], 1)
-    moved = where[targets] + torch.randint(-1, 2, (examples, per_class, 2), generator=generator)
+    shape_index = torch.cat([shape_index[targets], torch.randint(parts, (examples, 1), generator=generator)], 1)
+    moved = positions[targets] + torch.randint(-1, 2, (examples, per_class, 2), generator=generator)
     anywhere = torch.randint(places, (examples, 1, 2), generator=generator)
     corners = torch.cat([moved.clamp(0, places - 1), anywhere], 1)
     sign = 2 * torch.randint(2, (examples, per_class + 1, 1), generator=generator) - 1
@@ -61,7 +61,7 @@ def draw_images(
     pixels = (size * torch.arange(PART)[:, None] + torch.arange(PART)).flatten()
     indices = (size * corners[..., 0] + corners[..., 1])[..., None] + pixels
     images = noise * torch.randn(examples, size * size, generator=generator)
-    images = images.scatter_add(1, indices.flatten(1), (contrast * shapes[which]).flatten(1))
+    images = images.scatter_add(1, indices.flatten(1), (contrast * shapes[shape_index]).flatten(1))
     return LabelledImages(images.reshape(-1, 1, size, size), targets, classes, NAME).standardised()
 
 

@@ -138,10 +138,10 @@ class FineTuneTask(TransformedTask):
 
     def body_moved(self, params: Params) -> Tensor:
         """Distance of the body's weights from their pretrained values, 0-dim, divided by the norm of those values."""
-        now = self.inner(params)
+        present = self.inner(params)
         weights = [name for name in self.body if self.task.roles[name] != "vector"]
-        start = {name: cached_on(self.start[name], now[name].device) for name in weights}
-        moved = torch.stack([(now[name] - start[name]).square().sum() for name in weights]).sum()
+        start = {name: cached_on(self.start[name], present[name].device) for name in weights}
+        moved = torch.stack([(present[name] - start[name]).square().sum() for name in weights]).sum()
         return (moved / torch.stack([start[name].square().sum() for name in weights]).sum()).sqrt()
 
 

@@ -102,8 +102,8 @@ class FineTuneTexts(FineTuneFamily[str]):
         start = integer(0, len(tokens) - size + 1, generator)
         backwards = chance(0.25, generator)
         train, valid = (part.flip(0) if backwards else part for part in (tokens[start : start + size], valid))
-        new = {"text": source.name, "start": start, "size": size, "backwards": backwards}
-        config = {"family": self.name, "batch_size": batch_size, "new": new} | body.config
+        new_text = {"text": source.name, "start": start, "size": size, "backwards": backwards}
+        config = {"family": self.name, "batch_size": batch_size, "new": new_text} | body.config
         name = self.new_task_name(body, batch_size, generator)
         options = body.settings | {"batch_size": batch_size, "name": name, "config": config}
         return NETWORKS[body.config["network"]](train, valid, len(body.source), **options)
