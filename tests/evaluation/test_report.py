@@ -22,7 +22,7 @@ from lightning_lopt.evaluation.report.numbers import (
 )
 from lightning_lopt.evaluation.report.page import STYLE
 from lightning_lopt.evaluation.report.tables import finals
-from lightning_lopt.evaluation.report.verdict import defeats, verdicts
+from lightning_lopt.evaluation.report.verdict import defeats, summary, verdicts
 from lightning_lopt.evaluation.results import Results, RuleRecord
 
 
@@ -508,6 +508,42 @@ def test_a_rule_that_loses_nowhere_and_says_nothing_of_itself(tmp_path):
     assert "No rule loses on any problem." in page.texts["p"]
     assert "does not say what it was meta-trained on" in " ".join(page.texts["p"])
     assert {number["group"] for number in numbers_of(page)} == {"all problems"}
+
+
+@pytest.mark.parametrize(
+    ("regrets", "words"),
+    [
+        ((1.0, 1.0), "it ends higher on no problem. "),
+        ((1.0, 1.3), "on its worst problem it ends 1.30 times as high in validation, and in training higher on no pro"),
+        ((1.002, 1.0), "on its worst problem it ends 1.002 times as high in training, and in validation higher on no"),
+        ((2.0, 1.5), "on its worst problem it ends 2.00 (training) and 1.50 (validation) times as high. "),
+    ],
+)
+def test_a_rule_that_is_never_higher_has_no_worst_problem(regrets, words):
+    results = made_results(2)
+    values = dict.fromkeys(("speedup", "train_wins", "valid_wins", "valid_ratio"), 1.0)
+    values |= dict(zip(("train_regret", "valid_regret"), regrets, strict=True))
+    found = [
+        Number(rule, against, group, metric, 2, value, value, value)
+        for rule in results.rules
+        for against in (*results.against, BEST)
+        for group in GROUPS
+        for metric, value in values.items()
+    ]
+    assert f"(ties count half); {words}" in summary(results, found)[0]
+
+
+def test_one_of_a_kind_is_in_the_singular(tmp_path):
+    results = made_results(1)
+    first = {
+        name: replace(run, train=run.train[:, :1], valid=run.valid[:, :1], final_train=run.final_train[:1], metrics={})
+        for name, run in results.problems[0].measurements.items()
+    }
+    problem = replace(results.problems[0], measurements=first)
+    text = write_report(replace(results, problems=(problem,)), tmp_path).read_text(encoding="utf-8")
+    assert "1 problem, 1 seed each." in text
+    assert "1 problem with 1 seed:" in text
+    assert not re.search(r"\b1 (problems|seeds|runs)\b", text)
 
 
 def test_best_baseline_is_chosen_by_the_split_in_question():

@@ -18,6 +18,7 @@ from lightning_lopt.evaluation.report.tables import (
     baseline_names,
     bests,
     costs,
+    counted,
     environment,
     escaped,
     finals,
@@ -113,8 +114,9 @@ def page(results: Results, report_numbers: Sequence[Number], pictures: Mapping[s
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{escaped(title)}</title><style>\n{STYLE}</style></head><body>",
         f"<h1>{escaped(title)}</h1>",
-        f'<p class="under">{escaped(suite)}{len(results.problems)} problems, {results.seeds} seeds each. '
-        "Rules are used unchanged; baselines called tuned are tuned for each problem, other baselines are not.</p>",
+        f'<p class="under">{escaped(suite)}{counted(len(results.problems), "problem")}, '
+        f"{counted(results.seeds, 'seed')} each. Rules are used unchanged; baselines called tuned are tuned for each "
+        "problem, other baselines are not.</p>",
         *(
             f'<p class="verdict {verdict.standing}">{_STANDINGS[verdict.standing]} {escaped(verdict.text)}</p>'
             for verdict in verdicts(results, report_numbers)
