@@ -17,7 +17,7 @@ import yaml
 
 import lightning_lopt
 import lightning_lopt.cli
-from lightning_lopt.evaluation.metrics.reported import REPORTED
+from lightning_lopt.evaluation.report.numbers import REPORTED
 from lightning_lopt.evaluation.suites import SUITES
 from lightning_lopt.rules import RULES
 from lightning_lopt.tasks import mixtures

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lightning_lopt.evaluation import evaluate
 from lightning_lopt.evaluation.baselines import Baselines
-from lightning_lopt.evaluation.evaluate import evaluate
 from lightning_lopt.evaluation.measurement import run_rules
 from lightning_lopt.evaluation.metrics import step_speedup
 from lightning_lopt.evaluation.report.numbers import numbers

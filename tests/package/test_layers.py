@@ -15,7 +15,6 @@ LAYERS = ("rules", "tasks", "io", "optim", "meta", "evaluation", "assessment", "
 """From the lowest to the highest; modules at the top of the package and ``interop`` are not layers."""
 EXCEPTIONS = {
     ("rules/pickled.py", "io"),  # reads a file of weights where a rule is unpickled
-    ("evaluation/assess.py", "assessment"),  # the former place of the assessment
 }
 FILES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
@@ -54,8 +53,8 @@ def test_no_import_runs_upward(layer):
 
 
 def test_files_at_the_top_of_rules_are_rules():
-    """Beside the contract, checks, and what keeps checkpoints and former imports working."""
-    others = {"__init__", "base", "checks", "moved", "pickled"}
+    """Beside the contract, checks, and what keeps checkpoints working."""
+    others = {"__init__", "base", "checks", "pickled"}
     at_the_top = {path.stem for path in (PACKAGE / "rules").glob("*.py")} - others
     assert at_the_top == {name.rpartition(".")[2] for name in rule_modules()}
 

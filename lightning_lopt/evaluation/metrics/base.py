@@ -216,3 +216,7 @@ class PairedMetric(Metric):
 def _number(problem: str) -> float:
     """An integer for a name, the same in all processes, that float64 represents exactly."""
     return float(int.from_bytes(hashlib.sha256(problem.encode("utf-8", "surrogatepass")).digest()[:6], "big"))
+
+
+Contest = PairedRuns  # former name
+ContestMetric = PairedMetric  # former name
