@@ -15,8 +15,8 @@ from lightning_lopt.meta.theta import Theta
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.seeding import generator
 
-STEP_SIZES = ("*log_step_size", "*log_lr")
-WEIGHT_DECAY = ("*log_weight_decay",)
+STEP_SIZE_ENTRIES = ("*log_step_size", "*log_lr")
+WEIGHT_DECAY_ENTRIES = ("*log_weight_decay",)
 SHARED = 0.8  # share of the variance of a perturbation that is common to all entries
 STAKE = 0.8  # share of its capital that a SequentialTest bets on each comparison
 LARGE = 1e30  # stands for a loss that is not finite
@@ -60,7 +60,7 @@ class Search:
         self,
         rule: UpdateRule,
         *,
-        entries: Sequence[str] = STEP_SIZES,
+        entries: Sequence[str] = STEP_SIZE_ENTRIES,
         pairs: int = 1,
         sigma: float = 0.7,
         gain: float = 10.0,
@@ -205,7 +205,7 @@ class SequentialTest(Search):
 
     first_share = 0.1
 
-    def __init__(self, rule: UpdateRule, *, entries: Sequence[str] = WEIGHT_DECAY, sigma: float = 1.1) -> None:
+    def __init__(self, rule: UpdateRule, *, entries: Sequence[str] = WEIGHT_DECAY_ENTRIES, sigma: float = 1.1) -> None:
         super().__init__(rule, entries=entries, sigma=sigma)
         self.needed = math.log(DOUBT)
 

@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from lightning_lopt.evaluation.report.figures import curves, png, profile
-from lightning_lopt.evaluation.report.numbers import ALL, SPLITS, Number, Section, numbers
+from lightning_lopt.evaluation.report.numbers import ALL, SPLIT_NAMES, Number, Section, numbers
 from lightning_lopt.evaluation.report.tables import (
     SIGNS,
     TextTable,
@@ -271,7 +271,7 @@ def _chart(problems: Sequence[ProblemResult], rule: str, against: str) -> str:
     """A row for each problem, the largest win in validation first, and in it a bar for each split."""
     rows = []
     for problem in sorted(problems, key=lambda problem: problem.log_ratio(rule, against, "valid")):
-        bars = "".join(_bar(name, problem.log_ratio(rule, against, split)) for split, name in SPLITS.items())
+        bars = "".join(_bar(name, problem.log_ratio(rule, against, split)) for split, name in SPLIT_NAMES.items())
         rows.append(f'<div class="row"><div class="name">{escaped(plain(problem.name))}</div><div>{bars}</div></div>')
     return '<div class="chart">' + "\n".join(rows) + "</div>"
 

@@ -15,7 +15,7 @@ from lightning_lopt.evaluation.report.numbers import (
     LONGER,
     REPORTED,
     SEEN_FAMILIES,
-    SPLITS,
+    SPLIT_NAMES,
     TIE,
     UNSEEN_DATA,
     UNSEEN_FAMILIES,
@@ -70,7 +70,7 @@ def _defeats(results: Results) -> Iterator[Defeat]:
     for rule, record in results.rules.items():
         for problem in results.problems:
             for against in results.against:
-                for split in SPLITS:
+                for split in SPLIT_NAMES:
                     rule_losses, baseline_losses = (
                         final_loss(problem.measurements[name], split) for name in (rule, against)
                     )
@@ -144,7 +144,7 @@ def _by_key(report_numbers: Sequence[Number]) -> dict[_Key, Number]:
 
 def _verdict(results: Results, values: Mapping[_Key, Number], rule: str, against: str) -> Verdict:
     total = len(results.problems)
-    lower = [problems_lower(results, rule, against, split) for split in SPLITS]
+    lower = [problems_lower(results, rule, against, split) for split in SPLIT_NAMES]
     ahead, behind = ([sign * (2 * count - total) > 0 for count in lower] for sign in (1, -1))
     seconds = values.get((rule, against, ALL, "wall_clock"))
     clock = "" if seconds is None else f", {seconds.value:.2f} in seconds"
@@ -191,7 +191,7 @@ def _comparison(results: Results, values: Mapping[_Key, Number], rule: str, agai
     runs = len(results.problems) * results.seeds
     seconds = values.get((rule, against, ALL, "wall_clock"))
     clock = "" if seconds is None else f", and {seconds.value:.2f} in seconds"
-    wins, regrets = ([number(f"{split}_{name}").value for split in SPLITS] for name in ("wins", "regret"))
+    wins, regrets = ([number(f"{split}_{name}").value for split in SPLIT_NAMES] for name in ("wins", "regret"))
     return (
         f"{label(rule)} against {label(against)}, {counted(len(results.problems), 'problem')} with "
         f"{counted(results.seeds, 'seed')}: a speed-up of {speed.value:.2f} in steps (95 % interval {speed.low:.2f} to "
@@ -208,7 +208,7 @@ def _worst_problem(training: float, validation: float) -> str:
     if min(training, validation) > TIE:
         factors = f"{_factor(training)} (training) and {_factor(validation)} (validation)"
         return f"on its worst problem it ends {factors} times as high"
-    where, other = SPLITS.values() if training > validation else reversed(SPLITS.values())
+    where, other = SPLIT_NAMES.values() if training > validation else reversed(SPLIT_NAMES.values())
     factor = _factor(max(training, validation))
     return f"on its worst problem it ends {factor} times as high in {where}, and in {other} higher on no problem"
 
@@ -248,8 +248,8 @@ def _defeats_of_rule(results: Results, rule: str) -> str:
     worst = behind[0]
     return (
         f"{label(rule)} is behind {baselines} in {len(behind)} of {comparisons} comparisons of final losses; most on "
-        f"{plain(worst.problem)} ({SPLITS[worst.split]}), where {label(worst.against)} ends {worst.factor:.2f} times "
-        "lower."
+        f"{plain(worst.problem)} ({SPLIT_NAMES[worst.split]}), where {label(worst.against)} ends {worst.factor:.2f} "
+        "times lower."
     )
 
 
@@ -263,7 +263,7 @@ def defeats_table(results: Results) -> TextTable:
             [
                 label(defeat.rule),
                 plain(defeat.problem),
-                SPLITS[defeat.split],
+                SPLIT_NAMES[defeat.split],
                 label(defeat.against),
                 f"{defeat.factor:.3f}",
                 short(defeat.rule_loss),
@@ -280,12 +280,12 @@ def untuned_table(results: Results) -> TextTable:
     """On how many problems each rule ends lower than each untuned baseline; without such baselines, no rows."""
     total = len(results.problems)
     return TextTable(
-        ["rule", "against", *(f"lower in {split}" for split in SPLITS.values())],
+        ["rule", "against", *(f"lower in {split}" for split in SPLIT_NAMES.values())],
         [
             [
                 label(rule),
                 label(baseline),
-                *(f"{problems_lower(results, rule, baseline, split)} of {total}" for split in SPLITS),
+                *(f"{problems_lower(results, rule, baseline, split)} of {total}" for split in SPLIT_NAMES),
             ]
             for rule in results.rules
             for baseline in untuned_baselines(results)

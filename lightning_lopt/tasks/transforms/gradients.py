@@ -110,7 +110,7 @@ class GradientNoise(Transform):
         return NoisyGradientTask(task, float(f"{log_uniform(self.low, self.high, generator):.4g}"))
 
 
-def rounded(x: Tensor, precision: str) -> Tensor:
+def rounded_to(x: Tensor, precision: str) -> Tensor:
     """``x`` after rounding to a number format with fewer bits, in the type of ``x``.
 
     Args:
@@ -120,7 +120,7 @@ def rounded(x: Tensor, precision: str) -> Tensor:
 
     Its derivative is taken to be 1, so meta-gradients pass through.
 
-    >>> rounded(torch.tensor([1.0, 0.3, 0.001]), "int8") * 127
+    >>> rounded_to(torch.tensor([1.0, 0.3, 0.001]), "int8") * 127
     tensor([127.,  38.,   0.])
     """
     if precision == "int8":
@@ -132,7 +132,7 @@ def rounded(x: Tensor, precision: str) -> Tensor:
 
 
 class LowPrecisionTask(TransformedTask):
-    """Rounds the gradient as in :func:`rounded`.
+    """Rounds the gradient as in :func:`rounded_to`.
 
     Args:
         task: the task to change.
@@ -149,7 +149,7 @@ class LowPrecisionTask(TransformedTask):
 
     def gradient(self, params: Params, batch: Batch) -> tuple[Params, Tensor, Params]:
         grads, loss, carried = super().gradient(params, batch)
-        return {name: rounded(grad, self.precision) for name, grad in grads.items()}, loss, carried
+        return {name: rounded_to(grad, self.precision) for name, grad in grads.items()}, loss, carried
 
 
 @dataclass(frozen=True)
