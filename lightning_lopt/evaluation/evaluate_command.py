@@ -15,14 +15,14 @@ from lightning_lopt.command_line import CommandError, CommandParser, whole_numbe
 from lightning_lopt.devices import usable_device
 from lightning_lopt.evaluation.baselines import BASELINES, FINE_TUNING_BASELINES, Baselines
 from lightning_lopt.evaluation.evaluator import evaluate
-from lightning_lopt.evaluation.problem import Problem, load_problems
+from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.report import numbers, write_report
 from lightning_lopt.evaluation.report.numbers import ALL
 from lightning_lopt.evaluation.report.page import PAGE, RESULTS
 from lightning_lopt.evaluation.report.tables import finals, log_ratios, overall, plain
 from lightning_lopt.evaluation.report.verdict import summary, untuned_table
 from lightning_lopt.evaluation.results import Results, RuleRecord
-from lightning_lopt.evaluation.suites import SUITES, make_suite
+from lightning_lopt.evaluation.suites import SUITES, make_suite, named_problems
 from lightning_lopt.io import load_meta_training, load_rule
 from lightning_lopt.io.files import cause
 from lightning_lopt.progress import Progress
@@ -137,11 +137,11 @@ def problems_of(suite: str, data: Sequence[str] | None) -> list[Problem]:
         ValueError: if they cannot be made.
         ImportError: if data come with a package that is not installed.
     """
-    if ":" not in suite:
-        return make_suite(suite, data)
-    if data is not None:
+    if data is None:
+        return named_problems(suite)
+    if ":" in suite:
         raise ValueError(f"--data is for the suites of the package; {suite} brings its own data, so leave it out.")
-    return load_problems(suite)
+    return make_suite(suite, data)
 
 
 def _chosen(problems: list[Problem], names: Sequence[str] | None) -> list[Problem]:
