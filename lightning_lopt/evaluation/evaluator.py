@@ -54,8 +54,8 @@ class Work:
         """The measurement of optimizer ``name`` on problem ``number``, with all seeds side by side."""
         problem = self.problems[number]
         if name in self.rules:
-            rule = self.rules[name].to(self.baselines.device)
-            (run,) = run_rules([rule], problem, seeds=self.baselines.seeds, seed=SEED)
+            seeds, device = self.baselines.seeds, self.baselines.device
+            (run,) = run_rules([self.rules[name]], problem, seeds=seeds, seed=SEED, device=device)
             return replace(run, optimizer=name)
         return self.baselines(problem, name)
 
