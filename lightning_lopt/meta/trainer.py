@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed import gather_object, get_rank, get_world_size, is_available, is_initialized
 from torch.nn.utils import get_total_norm
 
-from lightning_lopt.meta.allocator import keep_freed_memory
+from lightning_lopt.allocator import MIB, keep_freed_memory
 from lightning_lopt.meta.checkpoint_io import AtomicCheckpointIO
 from lightning_lopt.meta.engine import Compiled, Eager, Execution, Recorded
 from lightning_lopt.meta.estimators.base import Estimator
@@ -24,6 +24,9 @@ from lightning_lopt.meta.statistics import OuterStepStatistics, signal_to_noise,
 from lightning_lopt.meta.theta import theta_row
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.tasks.task_mixture import TaskMixture
+
+FREED_MEMORY = 512 * MIB
+"""Most freed memory that meta-training on a CPU keeps, for the tensors of the inner runs of a group."""
 
 
 class MetaTrainer(L.LightningModule):
@@ -132,7 +135,7 @@ class MetaTrainer(L.LightningModule):
         if precision in ("bf16-true", "16-true", "transformer-engine"):
             raise ValueError(f"precision={precision!r} would round the meta-parameters; use precision='32-true'.")
         if self.device.type == "cpu":
-            keep_freed_memory()
+            keep_freed_memory(FREED_MEMORY)
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         self._epoch = torch.zeros(2, device=self.device)
