@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from lightning_lopt.command_line import CommandError, CommandParser, whole_number
+from lightning_lopt.command_line import CommandError, CommandParser, whole_number, writable_folder
 from lightning_lopt.devices import usable_device
 from lightning_lopt.evaluation.baselines import BASELINES, FINE_TUNING_BASELINES, Baselines
 from lightning_lopt.evaluation.evaluator import evaluate
@@ -52,6 +52,11 @@ def _main(command: str, arguments: Sequence[str]) -> int:
     options = _parser(command).parse_args(arguments)
     torch.set_num_threads(options.threads)
     named, suite = ", ".join(options.rules), options.suite
+    folder = writable_folder(Path(options.out or _folder_name(options.rules, suite)), "--out")
+    baseline_file = folder / "baselines.json"
+    if options.baselines is not None:
+        baseline_file = Path(options.baselines)
+        writable_folder(baseline_file.parent, "--baselines")
     try:
         with Progress(f"{named} on {suite}", unit="measurements") as progress:
             progress.doing("reading rules and problems")
@@ -59,8 +64,7 @@ def _main(command: str, arguments: Sequence[str]) -> int:
             rules, records = _load(options.rules)
             against = [name for name in options.against.split(",") if name]
             problems = _chosen(problems_of(suite, options.data), options.only)
-            folder = Path(options.out or _folder_name(options.rules, suite))
-            baselines = Baselines(options.baselines or folder / "baselines.json", options.seeds, device=options.device)
+            baselines = Baselines(baseline_file, options.seeds, device=options.device)
             results = evaluate(
                 rules,
                 problems,
