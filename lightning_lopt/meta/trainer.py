@@ -131,6 +131,7 @@ class MetaTrainer(L.LightningModule):
         self.trained_on: dict[str, Any] = {}
 
     def on_fit_start(self) -> None:
+        """Called before a checkpoint is restored: checks the precision, and makes the groups of this process."""
         precision = str(self.trainer.precision)
         if precision in ("bf16-true", "16-true", "transformer-engine"):
             raise ValueError(f"precision={precision!r} would round the meta-parameters; use precision='32-true'.")
@@ -144,6 +145,7 @@ class MetaTrainer(L.LightningModule):
             self.own_groups = groups_of_rank(self.groups, self.seed, self.global_rank, self.trainer.world_size)
 
     def training_step(self, batch: TaskMixture, batch_idx: int) -> Tensor:
+        """Called for each outer step: advances the groups by one truncation, and returns the meta-loss."""
         self._restore_runs(batch)
         self.rule.trained = True
         self.trained_on = batch.trained_on | {"horizons": [self.horizons.shortest, self.horizons.last]}
@@ -183,6 +185,7 @@ class MetaTrainer(L.LightningModule):
         return step_statistics.meta_loss
 
     def on_train_epoch_end(self) -> None:
+        """Called at the end of each epoch: logs its mean meta-loss."""
         self.log("meta_loss_epoch", self._epoch[0] / self._epoch[1], batch_size=1)
         self._epoch = torch.zeros_like(self._epoch)
 
@@ -193,6 +196,7 @@ class MetaTrainer(L.LightningModule):
         return steps == self._first_step or (steps + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called before each outer step of AdamW, before clipping: logs norm and noise of the meta-gradient."""
         if self._reports:
             norm = float(get_total_norm([value.grad for _, value in self._trainable() if value.grad is not None]))
             terms = len(self._powers) * self.groups * self.estimator.terms
@@ -203,6 +207,7 @@ class MetaTrainer(L.LightningModule):
         self._powers.clear()
 
     def configure_optimizers(self) -> Any:
+        """Called before training: AdamW over the trainable θ, with warmup and a cosine schedule."""
         groups = [
             {"params": weights, "weight_decay": decay}
             for decay, weights in (
@@ -222,6 +227,7 @@ class MetaTrainer(L.LightningModule):
         return [(name, value) for name, value in self.rule.named_parameters() if value.requires_grad]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Called for each checkpoint, on all ranks: adds the inner runs of all groups."""
         checkpoint["meta_training"] = {
             "outer_step": self.outer_step,
             "seed": self.seed,
@@ -241,6 +247,7 @@ class MetaTrainer(L.LightningModule):
         return [state for states in ranks for state in states or ()]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Called when a run resumes: takes over the inner runs, once seed and estimator were found to be the same."""
         if "meta_training" not in checkpoint:
             raise ValueError("this checkpoint was not written by MetaTrainer, or by an older one; start a new run.")
         saved = checkpoint["meta_training"]

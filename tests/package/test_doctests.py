@@ -26,12 +26,14 @@ DOCUMENTED = sorted(name for name, value in PUBLIC.items() if inspect.isclass(va
 # (tests/interop/test_transformers_trainer.py trains with the mixin where it is installed), and the Hugging Face Hub
 # (tests/io/test_push.py pushes to a stand-in).
 NEED_MORE = {"LearnedTrainerMixin", "push_rule"}
-CALLBACKS = [value for value in PUBLIC.values() if inspect.isclass(value) and issubclass(value, L.Callback)]
+HOOKED = (L.Callback, L.LightningModule, L.LightningDataModule)
 HOOKS = [
-    pytest.param(vars(callback)[name], id=f"{callback.__name__}.{name}")
-    for callback in dict.fromkeys(CALLBACKS)
-    for name in sorted(vars(callback).keys() & vars(L.Callback).keys())
-    if inspect.isfunction(vars(callback)[name]) and not name.startswith("__")
+    pytest.param(vars(value)[name], id=f"{value.__name__}.{name}")
+    for value in dict.fromkeys(value for value in PUBLIC.values() if inspect.isclass(value))
+    for base in HOOKED
+    if issubclass(value, base)
+    for name in sorted(vars(value).keys() & {name for name in dir(base) if not name.startswith("_")})
+    if inspect.isfunction(vars(value)[name])
 ]
 
 
