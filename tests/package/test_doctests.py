@@ -13,7 +13,18 @@ from torch import nn
 import lightning_lopt
 
 MODULES = [info.name for info in pkgutil.walk_packages(lightning_lopt.__path__, "lightning_lopt.")]
-FOLDERS = ("assessment", "callbacks", "evaluation", "interop", "io", "meta", "optim", "rules", "tasks")
+FOLDERS = (
+    "assessment",
+    "callbacks",
+    "evaluation",
+    "interop",
+    "io",
+    "meta",
+    "optim",
+    "rules",
+    "tasks",
+    "tasks.transforms",
+)
 PACKAGES = ["lightning_lopt", *(f"lightning_lopt.{folder}" for folder in FOLDERS)]
 PUBLIC = {
     name: getattr(importlib.import_module(package), name)

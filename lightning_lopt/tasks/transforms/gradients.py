@@ -33,6 +33,12 @@ class NoisyGradientTask(TransformedTask):
 
     Raises:
         ValueError: if ``level`` is negative or not finite.
+
+    Example:
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Quadratic(torch.tensor([1.0, 4.0]))
+        >>> NoisyGradientTask(bowl, level=0.1).name
+        'quadratic/d2+noise(0.1)'
     """
 
     def __init__(self, task: Task, level: float) -> None:
@@ -75,6 +81,12 @@ class HeavyTailedGradientTask(NoisyGradientTask):
 
     Raises:
         ValueError: if a number is out of range.
+
+    Example:
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Quadratic(torch.tensor([1.0, 4.0]))
+        >>> HeavyTailedGradientTask(bowl, level=0.1, tail=2.0).name
+        'quadratic/d2+noise(0.1)-tail(2)'
     """
 
     def __init__(self, task: Task, level: float, tail: float = 1.5) -> None:
@@ -96,6 +108,12 @@ class GradientNoise(Transform):
 
     Attributes:
         low, high: bounds of the level, > 0.
+
+    Example:
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Quadratic(torch.tensor([1.0, 4.0]))
+        >>> GradientNoise(low=0.5, high=0.5)(bowl, torch.Generator()).name
+        'quadratic/d2+noise(0.5)'
     """
 
     name: ClassVar[str] = "gradient_noise"
@@ -140,6 +158,12 @@ class LowPrecisionTask(TransformedTask):
 
     Raises:
         ValueError: if ``precision`` is unknown.
+
+    Example:
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = LowPrecisionTask(Quadratic(torch.tensor([1.0, 4.0])), "int8")
+        >>> bowl.gradient({"x": torch.tensor([0.3, 1.0])}, bowl.batch(torch.Generator()))[0]["x"]
+        tensor([0.3150, 4.0000])
     """
 
     def __init__(self, task: Task, precision: str) -> None:
@@ -158,6 +182,12 @@ class LowPrecision(Transform):
 
     Attributes:
         precisions: names in :data:`FORMATS`.
+
+    Example:
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Quadratic(torch.tensor([1.0, 4.0]))
+        >>> LowPrecision(precisions=("bfloat16",))(bowl, torch.Generator()).name
+        'quadratic/d2+bfloat16'
     """
 
     name: ClassVar[str] = "low_precision"
