@@ -230,7 +230,7 @@ def main() -> None:
         for seed in range(arguments.seeds):
             with tempfile.TemporaryDirectory() as folder:
                 progress.doing(f"{name}, seed {seed}, base")
-                callback = OnlineMetaTraining(rule, seed=seed)
+                callback = OnlineMetaTraining(rule, seed=seed if arguments.uncalibrated else None)
                 plain.append(
                     train(name, seed, arguments.steps, LearnedOptimizerAdapter(rule), folder, arguments.validation)
                 )

@@ -4,6 +4,7 @@ import typing as _typing
 
 from lightning_lopt.__about__ import __version__
 from lightning_lopt._lazy import lazily as _lazily
+from lightning_lopt.moved import find_former_places as _find_former_places
 
 if _typing.TYPE_CHECKING:
     from lightning_lopt.assessment import Assessment, assess
@@ -93,6 +94,8 @@ __all__ = [
     "register_rule",
     "save_rule",
 ]
+
+_find_former_places()
 
 # The order is that of import times: an optimizer and its adapter need the first three.
 __getattr__ = _lazily(

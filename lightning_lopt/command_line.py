@@ -7,6 +7,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from lightning_lopt.terminal import complain
@@ -43,6 +44,29 @@ def whole_number(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def writable_folder(folder: Path, option: str) -> Path:
+    """A folder for results, which is made; commands ask for it before they begin to work.
+
+    Args:
+        folder: the folder.
+        option: the option that names the folder, or a file in it.
+
+    Raises:
+        CommandError: if no file can be written there.
+    """
+    from lightning_lopt.io.files import cause
+    from lightning_lopt.io.whole import draft_folder
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with draft_folder(folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or cause(error)
+        raise CommandError(f"nothing can be written to {folder} ({reason}); give another {option}.") from error
+    return folder
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -8,7 +8,7 @@ from lightning_lopt.evaluation.benchmark import rule_memory
 from lightning_lopt.io import load_card, load_rule
 from lightning_lopt.io.card import key_numbers_of
 from lightning_lopt.progress import Progress
-from lightning_lopt.rules.contract.footprint import report
+from lightning_lopt.rules.contract.footprint import footprint_report
 from lightning_lopt.terminal import say
 
 
@@ -25,9 +25,9 @@ def print_info(source: str | os.PathLike[str]) -> None:
     arguments = ", ".join(f"{name}={value!r}" for name, value in rule.config.items())
     say(f"{source}: the rule {rule.rule_name!r}\n")
     say(key_numbers or "- how good it is: its card has no key numbers")
-    say(f"\n{report(rule)}")
+    say(f"\n{footprint_report(rule)}")
     say(f"class: {type(rule).__name__}({arguments})\n")
     say(card)
     with Progress(f"measuring memory on {rule_memory.MODEL}"):
-        measured = rule_memory.report(rule)
+        measured = rule_memory.memory_report(rule)
     say(f"\n{measured}")

@@ -17,7 +17,7 @@ from lightning_lopt.operations import Operation, Place, Program, Run, Shortened,
 from lightning_lopt.script_graphs import interpreted
 
 aten = torch.ops.aten
-Build = Callable[[Program, Sequence[Tensor]], Run]
+BuildRun = Callable[[Program, Sequence[Tensor]], Run]
 """Makes a function from a program and tensors like those that it will get."""
 _ALIASES = {aten.view.default, aten._unsafe_view.default, aten.detach.default, aten.alias.default}
 
@@ -65,7 +65,7 @@ class TracedFunction:
     run: Run | None = None
 
     def __init__(
-        self, function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor], build: Build = interpreted
+        self, function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor], build: BuildRun = interpreted
     ) -> None:
         try:
             with torch.random.fork_rng(devices=[]), _collection_paused():

@@ -19,8 +19,9 @@ from collections.abc import Callable
 import torch
 
 from lightning_lopt import PES, AdamRule, Celo2BaseRule, ResidualRule, SGDRule, UpdateRule
-from lightning_lopt.meta.allocator import keep_freed_memory
+from lightning_lopt.allocator import keep_freed_memory
 from lightning_lopt.meta.engine import Compiled, Eager, Execution, Recorded
+from lightning_lopt.meta.trainer import FREED_MEMORY
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import ImageMLP
 
@@ -48,7 +49,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     torch.set_num_threads(arguments.threads)
-    kept = not arguments.default_allocator and keep_freed_memory()
+    kept = not arguments.default_allocator and keep_freed_memory(FREED_MEMORY)
     family = ImageMLP(depths=(1,), widths=(32,), batch_sizes=(64,), activations=("relu",), variety=False)
     task = family.sample(generator(0))
     rule = RULES[arguments.rule]().to(arguments.device)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from lightning_lopt.command_line import CommandParser
+from lightning_lopt.command_line import CommandParser, writable_folder
 from lightning_lopt.devices import usable_device
 from lightning_lopt.progress import Progress
 from lightning_lopt.terminal import say
@@ -39,6 +40,8 @@ def assess_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--device", help="where pilots run, for instance cuda; without it where the module is")
     parser.add_argument("--json", metavar="FILE", help="write everything that was measured")
     options = parser.parse_args(arguments)
+    if options.json is not None:
+        writable_folder(Path(options.json).parent, "--json")
 
     from lightning_lopt.assessment.run import assess
     from lightning_lopt.tasks.users_code import users_code

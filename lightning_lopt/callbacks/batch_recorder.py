@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from lightning_lopt.callbacks.validation_batches import Leaves, ValidationBatches
+from lightning_lopt.callbacks.validation_batches import BatchLeaves, ValidationBatches
 from lightning_lopt.tasks.lightning_batches import PLAIN
 from lightning_lopt.tasks.users_code import named
 
@@ -27,15 +27,15 @@ class BatchRecorder:
     """
 
     def __init__(self, validation_limit: int) -> None:
-        self.window: list[Leaves] = []
+        self.window: list[BatchLeaves] = []
         self.trouble = ""
         self.on_validation = False
         self.validation = ValidationBatches(validation_limit)
         self._structure: Any = None
-        self._saved_windows: list[list[Leaves]] = []  # windows of a checkpoint, by rank
-        self._saved_validation: list[list[Leaves]] = []  # validation batches of a checkpoint, by rank
+        self._saved_windows: list[list[BatchLeaves]] = []  # windows of a checkpoint, by rank
+        self._saved_validation: list[list[BatchLeaves]] = []  # validation batches of a checkpoint, by rank
 
-    def copied(self, batch: Any) -> Leaves:
+    def copied(self, batch: Any) -> BatchLeaves:
         """Copies of the leaves of a batch, since a training_step may write into its batch; empty if that fails."""
         try:
             leaves, self._structure = pytree.tree_flatten(batch)
@@ -89,7 +89,7 @@ class BatchRecorder:
             self.validation.recorded = [list(leaves) for leaves in self._saved_validation[rank]]
 
 
-def _of_all_ranks(trainer: Any | None, batches: list[Leaves]) -> list[list[Leaves]]:
+def _of_all_ranks(trainer: Any | None, batches: list[BatchLeaves]) -> list[list[BatchLeaves]]:
     if trainer is None or trainer.world_size == 1:
         return [batches]
     gathered: list[Any] = [None] * trainer.world_size

@@ -15,7 +15,7 @@ from lightning_lopt._lightning import is_lightning
 from lightning_lopt.callbacks.pace import Pace
 
 
-class Progress(NamedTuple):
+class FitProgress(NamedTuple):
     """Progress of a fit.
 
     Attributes:
@@ -40,14 +40,14 @@ class Progress(NamedTuple):
         return math.isinf(self.steps_left) and math.isinf(self.length + self.epochs_after)
 
 
-def progress_of(trainer: L.Trainer) -> Progress:
+def progress_of(trainer: L.Trainer) -> FitProgress:
     """Progress of the fit; correct from ``on_train_start`` on, when the loops and the dataloaders are restored."""
     epochs: Any = trainer.fit_loop.epoch_progress.current
     batches: Any = trainer.fit_loop.epoch_loop.batch_progress
     begun = epochs.ready > epochs.processed  # the loop, or the checkpoint, is in the middle of an epoch
     between = batches.current.ready == batches.current.processed
     limit, steps = trainer.max_epochs, trainer.max_steps
-    return Progress(
+    return FitProgress(
         epoch=epochs.processed,
         done=batches.current.processed if begun else 0,
         is_over=begun and between and (batches.is_last_batch or batches.current.ready >= trainer.num_training_batches),
@@ -57,7 +57,7 @@ def progress_of(trainer: L.Trainer) -> Progress:
     )
 
 
-def trainer_steps_left(trainer: L.Trainer, at: Progress) -> float:
+def trainer_steps_left(trainer: L.Trainer, at: FitProgress) -> float:
     """Remaining steps in automatic optimization, including that of the running batch; infinite without an end."""
 
     def accumulated(epoch: int) -> int:
@@ -100,7 +100,7 @@ def _batches_in_data(trainer: L.Trainer) -> float:
     return sized_len(loader) or 0
 
 
-def paced_steps_left(pace: Pace, other_paces: Sequence[Pace], at: Progress, batch: int) -> float:
+def paced_steps_left(pace: Pace, other_paces: Sequence[Pace], at: FitProgress, batch: int) -> float:
     """Remaining steps of an optimizer in manual optimization, after the present one; infinite without an end.
 
     Args:
@@ -113,7 +113,8 @@ def paced_steps_left(pace: Pace, other_paces: Sequence[Pace], at: Progress, batc
     if math.isfinite(at.length + at.epochs_after):
         by_epochs = pace.steps_left(int(at.length), at.done + 1, int(at.epochs_after))
     if math.isfinite(at.steps_left):
-        made_now = sum(other_pace.now for other_pace in other_paces if other_pace.last == batch) + pace.now - 1
+        others_now = sum(other.steps_in_last_batch for other in other_paces if other.last_batch == batch)
+        made_now = others_now + pace.steps_in_last_batch - 1
         # an optimizer without a step so far may make its first one in this batch
         rates = [other_pace.rate if other_pace.total or batch > 1 else pace.rate for other_pace in other_paces]
         batches = math.ceil((at.steps_left + made_now) / (pace.rate + sum(rates)) - 1e-9)

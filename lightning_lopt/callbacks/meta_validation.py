@@ -44,7 +44,8 @@ class MetaValidation(L.Callback):
         folder: folder of the best rule, saved as by :func:`~lightning_lopt.save_rule`.
         every_n_steps: outer steps between two measurements, >= 1.
         baselines: tuned AdamW for the problems with the number of seeds, or the JSON file to keep it in (3 seeds); for
-            suites on their default data it comes with the package.
+            suites on their default data it comes with the package. Its device is that of all measurements; with a file
+            or ``None`` it is that of the module.
         patience: measurements in a row without a new best that count as overfitting, >= 1.
         horizon_factors: two very small problems (see :func:`~lightning_lopt.evaluation.suites.long_runs`) join the
             others at each of these multiples of the longest horizon of meta-training, for instance ``(3, 10)``: they
@@ -89,6 +90,7 @@ class MetaValidation(L.Callback):
         self.folder = Path(folder)
         self.every_n_steps = every_n_steps
         self.baselines = baselines if isinstance(baselines, Baselines) else Baselines(baselines)
+        self._baselines_on_module_device = not isinstance(baselines, Baselines)
         self.patience = patience
         self.horizon_factors = tuple(horizon_factors)
         self._start_saved = False
@@ -131,6 +133,8 @@ class MetaValidation(L.Callback):
         assert isinstance(pl_module, MetaTrainer)
         assert self._start is not None
         step = trainer.global_step
+        if self._baselines_on_module_device:
+            self.baselines.device = pl_module.device
         if trainer.is_global_zero:
             rules = {START: self._start, CURRENT: pl_module.rule}
             average = _average_of(trainer)

@@ -67,14 +67,14 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
         held_out: batches on which pilots are measured, >= 1.
         search: makes the search from the rule, for instance ``functools.partial(SequentialTest, sigma=0.7)``; by
             default :func:`~lightning_lopt.meta.search.default_search`.
-        entries, sigma, pairs, seed: arguments of the default search, which takes those that it has; not together with
-            ``search``.
+        entries, sigma: arguments of the default search; not together with ``search``.
+        pairs, seed: the same, for rules that do not calibrate their steps.
         total_steps, lr, weight_decay, log: see :class:`~lightning_lopt.LearnedOptimizerAdapter`.
 
     Raises:
         ValueError: if an argument is out of range, or ``search`` is given with arguments of the default one; at the
             start of training for manual optimization, several optimizers, an optimizer that is not learned, sharded or
-            half-precision parameters, or a rule without such entries.
+            half-precision parameters, a rule without such entries, or ``pairs`` or ``seed`` where they have no meaning.
 
     Example:
         >>> import tempfile

@@ -60,16 +60,6 @@ class Pace:
         self.steps_in_epoch = 0
 
     @property
-    def now(self) -> int:
-        """Former name of ``steps_in_last_batch``."""
-        return self.steps_in_last_batch
-
-    @property
-    def last(self) -> int:
-        """Former name of ``last_batch``."""
-        return self.last_batch
-
-    @property
     def period(self) -> float:
         """Mean number of batches from one batch with steps to the next."""
         if self.stepping <= 1:

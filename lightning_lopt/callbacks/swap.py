@@ -21,7 +21,7 @@ SCHEDULERS_KEYS = (
     "max_momentum",
 )  # keys that schedulers add to groups
 
-Build = Callable[[Any], LearnedOptimizer]
+BuildOptimizer = Callable[[Any], LearnedOptimizer]
 
 
 class AfterSetup:
@@ -47,7 +47,7 @@ class AfterSetup:
         self._strategy.__dict__.pop("setup_optimizers", None)
 
 
-def swap_optimizers(trainer: L.Trainer, build: Build) -> None:
+def swap_optimizers(trainer: L.Trainer, build: BuildOptimizer) -> None:
     """Replace the optimizers of a Trainer by learned ones, for the same parameters in the same groups.
 
     The schedulers stay with the replaced optimizers, which make no steps: a module may step the schedulers, log their

@@ -28,7 +28,7 @@ from lightning_lopt.tasks.side_effects import generators_restored, random_states
 from lightning_lopt.tasks.users_code import named
 
 HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-Leaves = list[Any]
+BatchLeaves = list[Any]
 
 
 class ValidationBatches:
@@ -45,7 +45,7 @@ class ValidationBatches:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.recorded: list[Leaves] = []  # batches of the validation of the fit
+        self.recorded: list[BatchLeaves] = []  # batches of the validation of the fit
         self._structure: Any = None  # tree structure of the batches in ``recorded``
         self._read: list[Any] | None = None
 

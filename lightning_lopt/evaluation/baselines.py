@@ -22,7 +22,7 @@ from lightning_lopt.evaluation.measurement import Measurement, six_digits
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.sweeps import BASELINES, FINE_TUNING_BASELINES, SEED, Sweep, sweep_of
 from lightning_lopt.io.files import MIB, cause, show
-from lightning_lopt.io.whole import write_whole
+from lightning_lopt.io.whole import draft_folder, write_whole
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks.base import Task
 
@@ -243,6 +243,8 @@ def add_entries(path: Path, entries: Sequence[BaselineRecord]) -> list[BaselineR
     from filelock import FileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    with draft_folder(path.parent):  # raises at once where nothing can be written; the lock would be waited for
+        pass
     with FileLock(path.with_name(f".{path.name}.lock"), timeout=LOCK_SECONDS):
         stored = read_entries(path) if path.exists() else []
         stored_keys = [(entry.key, entry.fingerprint) for entry in stored]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
-from lightning_lopt.command_line import CommandError, CommandParser, whole_number
+from lightning_lopt.command_line import CommandError, CommandParser, whole_number, writable_folder
 from lightning_lopt.devices import usable_device
 from lightning_lopt.evaluation.baselines import BASELINES, FINE_TUNING_BASELINES, Baselines, sweep_of
 from lightning_lopt.evaluation.evaluate_command import SUITE_HELP, problems_of, suite_argument
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--threads", type=whole_number, default=1, help="of PyTorch")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
+    writable_folder(Path(options.out).parent, "--out")
 
     with Progress(f"baselines of {', '.join(options.suite)}", unit="baselines") as progress:
         progress.doing("reading problems")

@@ -10,24 +10,29 @@ from lightning_lopt.evaluation.baselines import Baselines
 from lightning_lopt.evaluation.measurement import Measurement, run_rules
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.results import ProblemResult
+from lightning_lopt.evaluation.suites import named_problems
 from lightning_lopt.rules.base import UpdateRule
 
 
 def compare(
     rules: Mapping[str, UpdateRule],
-    problems: Sequence[Problem],
+    problems: str | Sequence[Problem],
     *,
     baselines: Baselines,
-    against: Sequence[str] = ("adamw",),
+    against: str | Sequence[str] = ("adamw",),
     seed: int = 0,
 ) -> Iterator[ProblemResult]:
     """One result for each problem, as soon as it is computed; all rules have the same models and mini-batches.
 
+    This is the fast comparison of rules that differ in θ, such as those of meta-training: rules of one class and config
+    run side by side. :func:`~lightning_lopt.evaluation.evaluate` measures one rule at a time, since it stores every
+    measurement by itself, and times the steps.
+
     Args:
-        rules: rules by name; rules of one class and config run side by side.
-        problems: the problems.
-        baselines: source of the tuned baselines; its number of seeds is used for the rules too.
-        against: names of baselines.
+        rules: rules by name; they are not changed.
+        problems: the problems; or the name of a suite, or ``FILE.py:NAME`` for one of yours.
+        baselines: source of the tuned baselines; its number of seeds and its device hold for the rules, too.
+        against: names of baselines; or one name.
         seed: seed of models and mini-batches of the rules.
 
     Example:
@@ -40,10 +45,12 @@ def compare(
         ...     print(result.name, result.log_ratio("mine", "adam_default") < 0)
         bowl True
     """
-    for problem in problems:
+    against = (against,) if isinstance(against, str) else against
+    for problem in named_problems(problems) if isinstance(problems, str) else problems:
         measured: dict[str, Measurement] = {}
         for names in _groups_of_one_config(rules):
-            runs = run_rules([rules[name] for name in names], problem, seeds=baselines.seeds, seed=seed)
+            of_config = [rules[name] for name in names]
+            runs = run_rules(of_config, problem, seeds=baselines.seeds, seed=seed, device=baselines.device)
             measured |= {name: replace(run, optimizer=name) for name, run in zip(names, runs, strict=True)}
         measured |= {name: baselines(problem, name) for name in against}
         yield ProblemResult.of(problem, {name: measured[name] for name in (*rules, *against)})

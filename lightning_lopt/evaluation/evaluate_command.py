@@ -11,18 +11,18 @@ from pathlib import Path
 
 import torch
 
-from lightning_lopt.command_line import CommandError, CommandParser, whole_number
+from lightning_lopt.command_line import CommandError, CommandParser, whole_number, writable_folder
 from lightning_lopt.devices import usable_device
 from lightning_lopt.evaluation.baselines import BASELINES, FINE_TUNING_BASELINES, Baselines
 from lightning_lopt.evaluation.evaluator import evaluate
-from lightning_lopt.evaluation.problem import Problem, load_problems
+from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.report import numbers, write_report
 from lightning_lopt.evaluation.report.numbers import ALL
 from lightning_lopt.evaluation.report.page import PAGE, RESULTS
 from lightning_lopt.evaluation.report.tables import finals, log_ratios, overall, plain
 from lightning_lopt.evaluation.report.verdict import summary, untuned_table
 from lightning_lopt.evaluation.results import Results, RuleRecord
-from lightning_lopt.evaluation.suites import SUITES, make_suite
+from lightning_lopt.evaluation.suites import SUITES, make_suite, named_problems
 from lightning_lopt.io import load_meta_training, load_rule
 from lightning_lopt.io.files import cause
 from lightning_lopt.progress import Progress
@@ -52,6 +52,11 @@ def _main(command: str, arguments: Sequence[str]) -> int:
     options = _parser(command).parse_args(arguments)
     torch.set_num_threads(options.threads)
     named, suite = ", ".join(options.rules), options.suite
+    folder = writable_folder(Path(options.out or _folder_name(options.rules, suite)), "--out")
+    baseline_file = folder / "baselines.json"
+    if options.baselines is not None:
+        baseline_file = Path(options.baselines)
+        writable_folder(baseline_file.parent, "--baselines")
     try:
         with Progress(f"{named} on {suite}", unit="measurements") as progress:
             progress.doing("reading rules and problems")
@@ -59,8 +64,7 @@ def _main(command: str, arguments: Sequence[str]) -> int:
             rules, records = _load(options.rules)
             against = [name for name in options.against.split(",") if name]
             problems = _chosen(problems_of(suite, options.data), options.only)
-            folder = Path(options.out or _folder_name(options.rules, suite))
-            baselines = Baselines(options.baselines or folder / "baselines.json", options.seeds, device=options.device)
+            baselines = Baselines(baseline_file, options.seeds, device=options.device)
             results = evaluate(
                 rules,
                 problems,
@@ -137,11 +141,11 @@ def problems_of(suite: str, data: Sequence[str] | None) -> list[Problem]:
         ValueError: if they cannot be made.
         ImportError: if data come with a package that is not installed.
     """
-    if ":" not in suite:
-        return make_suite(suite, data)
-    if data is not None:
+    if data is None:
+        return named_problems(suite)
+    if ":" in suite:
         raise ValueError(f"--data is for the suites of the package; {suite} brings its own data, so leave it out.")
-    return load_problems(suite)
+    return make_suite(suite, data)
 
 
 def _chosen(problems: list[Problem], names: Sequence[str] | None) -> list[Problem]:

@@ -20,6 +20,7 @@ from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.processes import call_in_processes
 from lightning_lopt.evaluation.results import ProblemResult, Results, RuleRecord
 from lightning_lopt.evaluation.step_cost import environment_of, step_costs
+from lightning_lopt.evaluation.suites import named_problems
 from lightning_lopt.evaluation.sweeps import BASELINES, FINE_TUNING_BASELINES, SEED, sweep_of
 from lightning_lopt.io import weights_sha256
 from lightning_lopt.io.checked_json import as_object, as_positive, read_json, write_json
@@ -53,8 +54,8 @@ class Work:
         """The measurement of optimizer ``name`` on problem ``number``, with all seeds side by side."""
         problem = self.problems[number]
         if name in self.rules:
-            rule = self.rules[name].to(self.baselines.device)
-            (run,) = run_rules([rule], problem, seeds=self.baselines.seeds, seed=SEED)
+            seeds, device = self.baselines.seeds, self.baselines.device
+            (run,) = run_rules([self.rules[name]], problem, seeds=seeds, seed=SEED, device=device)
             return replace(run, optimizer=name)
         return self.baselines(problem, name)
 
@@ -67,8 +68,8 @@ class Work:
 
 def evaluate(
     rules: Mapping[str, UpdateRule],
-    problems: Sequence[Problem],
-    against: Sequence[str] = ("adamw",),
+    problems: str | Sequence[Problem],
+    against: str | Sequence[str] = ("adamw",),
     *,
     baselines: Baselines | None = None,
     folder: str | os.PathLike[str] | None = None,
@@ -86,14 +87,14 @@ def evaluate(
 
     Args:
         rules: rules by name.
-        problems: the problems; their names must differ.
-        against: names of baselines, at least one.
+        problems: the problems, whose names must differ; or the name of a suite, or ``FILE.py:NAME`` for one of yours.
+        against: names of baselines, at least one; or one name.
         baselines: source of the baselines; its number of seeds and its device hold for all measurements. ``None`` for
             the baselines of the package, 3 seeds, on the CPU.
         folder: folder for the measurements; ``None`` for none.
         workers: processes that measure, with one thread each; with 1 it is this process, with its threads.
         records: records of the rules; ``None`` for records that are made from the rules in memory.
-        suite: name of the problems, for the report.
+        suite: name of the problems, for the report; by default that of the suite.
         command: command line that makes these results, for the report.
         progress: called with the number of finished measurements, the number of all, and the measurement that was
             finished last or has begun.
@@ -118,6 +119,10 @@ def evaluate(
         True
     """
     baselines = Baselines() if baselines is None else baselines
+    against = (against,) if isinstance(against, str) else against
+    if isinstance(problems, str):
+        suite = suite or problems
+        problems = named_problems(problems)
     _check(rules, problems, against, workers)
     work = Work(tuple(problems), dict(rules), baselines)
     store = MeasurementStore(None if folder is None else Path(folder))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ from torch.func import vmap
 
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.meta.engine import Recorded
-from lightning_lopt.meta.runs import InnerRuns, start_runs, validated
+from lightning_lopt.meta.runs import InnerRuns, device_of, start_runs, validated
 from lightning_lopt.meta.theta import stacked_theta
 from lightning_lopt.meta.unroll import unroll
 from lightning_lopt.rules.base import Params, State, UpdateRule
@@ -151,7 +152,13 @@ def _count(value: Any) -> int:
 
 
 def run_rules(
-    rules: Sequence[UpdateRule], problem: Problem | Task, *, horizon: int | None = None, seeds: int, seed: int = 0
+    rules: Sequence[UpdateRule],
+    problem: Problem | Task,
+    *,
+    horizon: int | None = None,
+    seeds: int,
+    seed: int = 0,
+    device: torch.device | str | None = None,
 ) -> list[Measurement]:
     """Train ``seeds`` models with each of several rules of one class and config, which differ only in θ.
 
@@ -160,11 +167,12 @@ def run_rules(
     reads validation losses gets those of the 20 checkpoints.
 
     Args:
-        rules: at least one; the runs are on their device.
+        rules: at least one; they are not changed.
         problem: a problem, or a task.
         horizon: inner steps; ``None`` means those of the problem.
         seeds: models for each rule, >= 1.
         seed: seed of models and mini-batches.
+        device: device of the runs; ``None`` for that of the rules.
 
     Returns:
         one measurement for each rule, on the CPU, named ``"0"``, ``"1"``, ...
@@ -178,6 +186,8 @@ def run_rules(
         raise ValueError(f"{task.name} is a task, which has no horizon; give horizon, or a Problem.")
     if not rules or seeds < 1 or steps < 1:
         raise ValueError(f"got {len(rules)} rules, {seeds} seeds and {steps} steps; give at least one of each.")
+    if device is not None:
+        rules = [rule if device_of(rule) == torch.device(device) else deepcopy(rule).to(device) for rule in rules]
     return measured_in_windows(RuleModels(rules, task, steps, seeds, seed), task, steps, copies=len(rules))
 
 

@@ -30,13 +30,15 @@ TRACING = 36
 STEADY = BEGINNING + TRACING
 REPEATS = 24
 
-Leaves = Sequence[tuple[str, Tensor, Role]]
+ParamLeaves = Sequence[tuple[str, Tensor, Role]]
 """Trained tensors with their names and roles."""
 Step = Callable[[], object]
 """Makes one step with the gradients that the tensors have."""
 
 
-def learned(leaves: Leaves, rule: UpdateRule, loss: Callable[[], Tensor], total_steps: int, **options: Any) -> Step:
+def learned(
+    leaves: ParamLeaves, rule: UpdateRule, loss: Callable[[], Tensor], total_steps: int, **options: Any
+) -> Step:
     """A step of :class:`~lightning_lopt.LearnedOptimizer`.
 
     Args:
@@ -59,7 +61,7 @@ def learned(leaves: Leaves, rule: UpdateRule, loss: Callable[[], Tensor], total_
 class MuonWithAdamW:
     """``torch.optim.Muon`` for hidden matrices, convolutions as (out, in x kernel), and AdamW for the rest."""
 
-    def __init__(self, leaves: Leaves) -> None:
+    def __init__(self, leaves: ParamLeaves) -> None:
         hidden = [leaf for _, leaf, role in leaves if role == "matrix" and leaf.dim() >= 2]
         remaining = [leaf for _, leaf, role in leaves if not (role == "matrix" and leaf.dim() >= 2)]
         self.matrices = [(leaf, leaf.detach().flatten(1).requires_grad_()) for leaf in hidden]
@@ -76,29 +78,31 @@ class MuonWithAdamW:
             optimizer.step()
 
 
-def tensors_of(leaves: Leaves) -> list[Tensor]:
+def params_of(leaves: ParamLeaves) -> list[Tensor]:
     """The tensors alone."""
     return [leaf for _, leaf, _ in leaves]
 
 
-def _adamw(leaves: Leaves) -> Step:
-    return torch.optim.AdamW(tensors_of(leaves), foreach=True).step
+def _adamw(leaves: ParamLeaves) -> Step:
+    return torch.optim.AdamW(params_of(leaves), foreach=True).step
 
 
-IN_TORCH: dict[str, Callable[[Leaves], Step]] = {
+IN_TORCH: dict[str, Callable[[ParamLeaves], Step]] = {
     "adamw": _adamw,
     "adamw_1e-3": _adamw,
     "adamw_warmup": _adamw,
     "adamw_default": _adamw,
-    "adam_default": lambda leaves: torch.optim.Adam(tensors_of(leaves), foreach=True).step,
-    "sgd": lambda leaves: torch.optim.SGD(tensors_of(leaves), momentum=0.9, nesterov=True, lr=1e-3, foreach=True).step,
+    "adam_default": lambda leaves: torch.optim.Adam(params_of(leaves), foreach=True).step,
+    "sgd": lambda leaves: torch.optim.SGD(params_of(leaves), momentum=0.9, nesterov=True, lr=1e-3, foreach=True).step,
 }
 """Baselines of :mod:`~lightning_lopt.evaluation.sweeps` as optimizers of ``torch.optim``."""
 if hasattr(torch.optim, "Muon"):  # torch has it from 2.9 on
     IN_TORCH["muon"] = MuonWithAdamW
 
 
-def baseline_steps(names: Sequence[str], leaves: Leaves, total_steps: int) -> tuple[dict[str, Step], dict[str, int]]:
+def baseline_steps(
+    names: Sequence[str], leaves: ParamLeaves, total_steps: int
+) -> tuple[dict[str, Step], dict[str, int]]:
     """Steps, and their periods, of the baselines that can be run here in their deployed form.
 
     Args:
@@ -111,7 +115,7 @@ def baseline_steps(names: Sequence[str], leaves: Leaves, total_steps: int) -> tu
     for name in names:
         packaged = sweep_of(name).packaged
         if packaged is not None and packaged.installed_version is not None:
-            steps[name] = packaged.build(tensors_of(leaves), total_steps).step
+            steps[name] = packaged.build(params_of(leaves), total_steps).step
             periods[name] = packaged.period
     return steps, periods
 

@@ -24,12 +24,12 @@ from lightning_lopt.rules.shared.schedules import schedule_factor
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks.base import Batch, Split, Task
 
-Build = Callable[[list[Tensor]], torch.optim.Optimizer]
+BuildTorchOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
 """Makes a new optimizer of the parameters of one model."""
 
 
 def run_optimizers(
-    builds: Sequence[Build],
+    builds: Sequence[BuildTorchOptimizer],
     problem: Problem,
     *,
     seeds: int,
@@ -76,7 +76,7 @@ class TorchModels:
 
     def __init__(
         self,
-        builds: Sequence[Build],
+        builds: Sequence[BuildTorchOptimizer],
         task: Task,
         horizon: int,
         *,

@@ -6,7 +6,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,9 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_lopt.io.files import LIMITS, WEIGHTS, RuleFileError, cause, show
 from lightning_lopt.io.header import TensorSpec
-from lightning_lopt.rules import UpdateRule
+
+if TYPE_CHECKING:
+    from lightning_lopt.rules.base import UpdateRule
 
 MAX_INTEGER = 10**7
 MAX_LIST_DEPTH = 4

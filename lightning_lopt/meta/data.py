@@ -58,4 +58,5 @@ class TaskDataModule(L.LightningDataModule):
         self.mixture = TaskMixture(augment(make_families(families, data, text), augmentation))
 
     def train_dataloader(self) -> DataLoader[TaskMixture]:
+        """Called before training: gives the mixture of tasks for each outer step, without an end."""
         return DataLoader(_Endless(self.mixture), batch_size=None)

@@ -73,7 +73,7 @@ def losses_of_round(
 
 def snapshot_of(trainer: Any, module: Any, optimizer: LearnedOptimizer, task: LightningTask, step: int) -> RunSnapshot:
     """The present state of the fit, by the names of the module's parameters."""
-    if optimizer.guard_state.startswith("switched"):
+    if optimizer.guard_switched:
         raise ValueError(f"the guard has given the training to AdamW ({optimizer.guard_state}).")
     names = {param: name for name, param in module.named_parameters()}
     params, tensors, roles, lr, decay = {}, {}, {}, {}, {}

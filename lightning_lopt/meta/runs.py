@@ -135,7 +135,7 @@ def can_batch(rule: UpdateRule, groups: Sequence[InnerRuns]) -> bool:
     )
 
 
-def joined(groups: Sequence[InnerRuns]) -> tuple[Params, State]:
+def joined_groups(groups: Sequence[InnerRuns]) -> tuple[Params, State]:
     """Parameters and states of G groups of runs, concatenated along their leading axis, N for all runs together."""
     if len(groups) == 1:
         return groups[0].params, groups[0].state
@@ -145,7 +145,7 @@ def joined(groups: Sequence[InnerRuns]) -> tuple[Params, State]:
 
 
 def separated(groups: Sequence[InnerRuns], params: Params, state: State) -> list[tuple[Params, State]]:
-    """The inverse of :func:`joined`: parameters and state of each group, as views, from those of all N runs."""
+    """The inverse of :func:`joined_groups`: parameters and state of each group, as views, from those of all N runs."""
     if len(groups) == 1:
         return [(params, state)]
     leaves, structure = tree_flatten((params, state))

@@ -15,8 +15,8 @@ from lightning_lopt.meta.theta import Theta
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.seeding import generator
 
-STEP_SIZES = ("*log_step_size", "*log_lr")
-WEIGHT_DECAY = ("*log_weight_decay",)
+STEP_SIZE_ENTRIES = ("*log_step_size", "*log_lr")
+WEIGHT_DECAY_ENTRIES = ("*log_weight_decay",)
 SHARED = 0.8  # share of the variance of a perturbation that is common to all entries
 STAKE = 0.8  # share of its capital that a SequentialTest bets on each comparison
 LARGE = 1e30  # stands for a loss that is not finite
@@ -60,7 +60,7 @@ class Search:
         self,
         rule: UpdateRule,
         *,
-        entries: Sequence[str] = STEP_SIZES,
+        entries: Sequence[str] = STEP_SIZE_ENTRIES,
         pairs: int = 1,
         sigma: float = 0.7,
         gain: float = 10.0,
@@ -205,7 +205,7 @@ class SequentialTest(Search):
 
     first_share = 0.1
 
-    def __init__(self, rule: UpdateRule, *, entries: Sequence[str] = WEIGHT_DECAY, sigma: float = 1.1) -> None:
+    def __init__(self, rule: UpdateRule, *, entries: Sequence[str] = WEIGHT_DECAY_ENTRIES, sigma: float = 1.1) -> None:
         super().__init__(rule, entries=entries, sigma=sigma)
         self.needed = math.log(DOUBT)
 
@@ -219,7 +219,7 @@ class SequentialTest(Search):
 
     def ask(self) -> Theta:
         """θ and the start; before a side was chosen, the start plus σ and the start minus σ."""
-        pair = (self.theta, self.start) if self._moved else (self._side(1), self._side(-1))
+        pair = (self.theta, self.start) if self._moved else (self._shifted_start(1), self._shifted_start(-1))
         return {name: torch.stack([theta[name] for theta in pair]) for name in self.start}
 
     def tell(self, losses: Tensor, scale: float) -> float:
@@ -228,14 +228,14 @@ class SequentialTest(Search):
         winner = (first < second) - (first > second)
         self.rounds += 1
         if not self._moved:
-            self.theta = self._side(winner) if winner else self.start
+            self.theta = self._shifted_start(winner) if winner else self.start
             return 0.0
         self.evidence -= math.log1p(STAKE * winner)
         if self.evidence > 0:
             self.theta = self.start
         return min(max((first - second) / max(abs(second), scale), -1.0), 1.0)
 
-    def _side(self, sign: int) -> Theta:
+    def _shifted_start(self, sign: int) -> Theta:
         return {name: value + sign * self.sigma for name, value in self.start.items()}
 
 
@@ -253,17 +253,27 @@ def default_search(
     Args:
         rule: the rule whose θ is the start.
         entries, sigma: arguments of both classes; ``None`` for the default of the class.
-        pairs, seed: arguments of :class:`Search`; a :class:`SequentialTest` has neither, since it draws nothing.
+        pairs, seed: arguments of :class:`Search`, where the rule does not calibrate its steps; ``None`` for defaults.
+
+    Raises:
+        ValueError: if ``pairs`` or ``seed`` is given for a rule that calibrates its steps, or as the classes do.
 
     >>> from lightning_lopt import AdamRule, load_rule
     >>> type(default_search(AdamRule())).__name__, type(default_search(load_rule("base"))).__name__
     ('Search', 'SequentialTest')
     """
-    arguments: dict[str, Any] = {"entries": entries, "sigma": sigma}
+    every_argument = {"entries": entries, "sigma": sigma, "pairs": pairs, "seed": seed}
+    arguments: dict[str, Any] = {name: value for name, value in every_argument.items() if value is not None}
     if not rule.calibrates_steps:
-        arguments |= {"pairs": pairs, "seed": seed}
-    kind = SequentialTest if rule.calibrates_steps else Search
-    return kind(rule, **{name: value for name, value in arguments.items() if value is not None})
+        return Search(rule, **arguments)
+    for name in ("pairs", "seed"):
+        if name in arguments:
+            raise ValueError(
+                f"{name}={arguments[name]!r} has no effect on rule {rule.rule_name!r}, which calibrates its steps: "
+                f"it is searched by a SequentialTest, which draws nothing. Leave {name} out, or give "
+                f"search=functools.partial(Search, {name}={arguments[name]!r}) (of lightning_lopt.meta.search)."
+            )
+    return SequentialTest(rule, **arguments)
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed import gather_object, get_rank, get_world_size, is_available, is_initialized
 from torch.nn.utils import get_total_norm
 
-from lightning_lopt.meta.allocator import keep_freed_memory
+from lightning_lopt.allocator import MIB, keep_freed_memory
 from lightning_lopt.meta.checkpoint_io import AtomicCheckpointIO
 from lightning_lopt.meta.engine import Compiled, Eager, Execution, Recorded
 from lightning_lopt.meta.estimators.base import Estimator
@@ -24,6 +24,9 @@ from lightning_lopt.meta.statistics import OuterStepStatistics, signal_to_noise,
 from lightning_lopt.meta.theta import theta_row
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.tasks.task_mixture import TaskMixture
+
+FREED_MEMORY = 512 * MIB
+"""Most freed memory that meta-training on a CPU keeps, for the tensors of the inner runs of a group."""
 
 
 class MetaTrainer(L.LightningModule):
@@ -128,11 +131,12 @@ class MetaTrainer(L.LightningModule):
         self.trained_on: dict[str, Any] = {}
 
     def on_fit_start(self) -> None:
+        """Called before a checkpoint is restored: checks the precision, and makes the groups of this process."""
         precision = str(self.trainer.precision)
         if precision in ("bf16-true", "16-true", "transformer-engine"):
             raise ValueError(f"precision={precision!r} would round the meta-parameters; use precision='32-true'.")
         if self.device.type == "cpu":
-            keep_freed_memory()
+            keep_freed_memory(FREED_MEMORY)
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         self._epoch = torch.zeros(2, device=self.device)
@@ -141,6 +145,7 @@ class MetaTrainer(L.LightningModule):
             self.own_groups = groups_of_rank(self.groups, self.seed, self.global_rank, self.trainer.world_size)
 
     def training_step(self, batch: TaskMixture, batch_idx: int) -> Tensor:
+        """Called for each outer step: advances the groups by one truncation, and returns the meta-loss."""
         self._restore_runs(batch)
         self.rule.trained = True
         self.trained_on = batch.trained_on | {"horizons": [self.horizons.shortest, self.horizons.last]}
@@ -180,6 +185,7 @@ class MetaTrainer(L.LightningModule):
         return step_statistics.meta_loss
 
     def on_train_epoch_end(self) -> None:
+        """Called at the end of each epoch: logs its mean meta-loss."""
         self.log("meta_loss_epoch", self._epoch[0] / self._epoch[1], batch_size=1)
         self._epoch = torch.zeros_like(self._epoch)
 
@@ -190,6 +196,7 @@ class MetaTrainer(L.LightningModule):
         return steps == self._first_step or (steps + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called before each outer step of AdamW, before clipping: logs norm and noise of the meta-gradient."""
         if self._reports:
             norm = float(get_total_norm([value.grad for _, value in self._trainable() if value.grad is not None]))
             terms = len(self._powers) * self.groups * self.estimator.terms
@@ -200,6 +207,7 @@ class MetaTrainer(L.LightningModule):
         self._powers.clear()
 
     def configure_optimizers(self) -> Any:
+        """Called before training: AdamW over the trainable θ, with warmup and a cosine schedule."""
         groups = [
             {"params": weights, "weight_decay": decay}
             for decay, weights in (
@@ -219,6 +227,7 @@ class MetaTrainer(L.LightningModule):
         return [(name, value) for name, value in self.rule.named_parameters() if value.requires_grad]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Called for each checkpoint, on all ranks: adds the inner runs of all groups."""
         checkpoint["meta_training"] = {
             "outer_step": self.outer_step,
             "seed": self.seed,
@@ -238,6 +247,7 @@ class MetaTrainer(L.LightningModule):
         return [state for states in ranks for state in states or ()]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Called when a run resumes: takes over the inner runs, once seed and estimator were found to be the same."""
         if "meta_training" not in checkpoint:
             raise ValueError("this checkpoint was not written by MetaTrainer, or by an older one; start a new run.")
         saved = checkpoint["meta_training"]

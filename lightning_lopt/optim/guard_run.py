@@ -47,6 +47,11 @@ class Guard:
         self._acting: SafeAdamW | None = None
 
     @property
+    def has_switched(self) -> bool:
+        """Whether AdamW makes the steps now."""
+        return self.cause is not None
+
+    @property
     def state(self) -> str:
         """The text ``"active"``, or a text that says when and why training switched to AdamW."""
         if self.cause is None:

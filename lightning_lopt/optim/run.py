@@ -87,6 +87,11 @@ class RunOptimizer(torch.optim.Optimizer):
         return "off" if self._guard is None else self._guard.state
 
     @property
+    def guard_switched(self) -> bool:
+        """Whether a :class:`~lightning_lopt.LossGuard` has given the training to AdamW, and has not given it back."""
+        return self._guard is not None and self._guard.has_switched
+
+    @property
     def _acting(self) -> UpdateRule:
         """The rule that makes the steps: the rule of the optimizer, or the one that a guard has replaced it with."""
         return self.rule if self._guard is None else self._guard.acting(self.rule)

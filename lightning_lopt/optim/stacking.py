@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from functools import cache
 from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_lopt.allocator import MIB, keep_freed_memory
 from lightning_lopt.optim.groups import Member
 from lightning_lopt.optim.guard_adamw import COPIES
 from lightning_lopt.optim.precision import real, wide
@@ -18,6 +18,10 @@ from lightning_lopt.rules.base import StepContext, UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack, grouped, joined, joined_decay
 
 States = MutableMapping[Tensor, dict[str, Tensor]]
+FREED_MEMORY = 64 * MIB
+"""Most freed memory that a process keeps for the next stack: the temporary tensors of a stack are freed before the next
+stack is stepped, and without this a step of ``Celo2BaseRule`` on a transformer of width 128 takes twice as long.
+"""
 
 
 class StoredStack:
@@ -85,7 +89,7 @@ class StackedState:
             by_name = {member.name: member for member in members}
             values = {name: real(member.param.detach()) for name, member in by_name.items()}
             groups = grouped(values, list(by_name), context.roles)
-            keep_freed_memory()
+            keep_freed_memory(FREED_MEMORY)
             self.stored_stacks = [StoredStack([by_name[name] for name in names]) for names in groups]
             self._known, self._known_params = signature, params
         for stored in self.stored_stacks:
@@ -100,19 +104,6 @@ def _stack(stored: StoredStack, full: bool, context: StepContext) -> Stack:
     grads = wide(joined([dense(member.param.grad) for member in stored.members]))
     decay = joined_decay(stored.names, context.weight_decay, params)
     return Stack(stored.names, params, grads, stored.state, stored.members[0].role, decay, full)
-
-
-@cache
-def keep_freed_memory() -> None:
-    """Let the C library of Linux keep up to 64 MiB of freed memory for later allocations; once in a process.
-
-    The temporary tensors of a stack are freed before the next stack is stepped. Without this, the library returns their
-    memory to the system each time, and mapping and clearing new memory takes longer than the arithmetic: a step of
-    ``Celo2BaseRule`` on a transformer of width 128 takes twice as long. The library keeps twice the largest block of up
-    to 32 MiB that was ever freed (``M_MMAP_THRESHOLD`` in ``mallopt(3)``), so freeing one such block is enough. On
-    other systems nothing happens.
-    """
-    torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
 def dense(grad: Any) -> Tensor:

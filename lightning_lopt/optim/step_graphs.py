@@ -17,7 +17,7 @@ from lightning_lopt.rules.base import Columns, StepContext, UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack
 from lightning_lopt.script_graphs import interpreted
 from lightning_lopt.traced_calls import TracedCalls, Value
-from lightning_lopt.tracing import Build, TracedFunction, UntraceableError
+from lightning_lopt.tracing import BuildRun, TracedFunction, UntraceableError
 
 Entry = TypeVar("Entry")
 
@@ -83,7 +83,7 @@ class PreludeGraph:
         stacks: Sequence[Stack],
         shared: Mapping[str, Tensor],
         context: StepContext,
-        build: Build = interpreted,
+        build: BuildRun = interpreted,
     ) -> None:
         unread: Any = _Unread()
         blank = [replace(stack, names=[""] * len(stack.names), weight_decay=unread, full=unread) for stack in stacks]
@@ -146,7 +146,7 @@ class StepGraph:
         controls: Columns,
         at: CommonInputs,
         seed: Tensor | None,
-        build: Build = interpreted,
+        build: BuildRun = interpreted,
     ) -> None:
         self.rounds = seed is not None and build is not interpreted
         input_stack = stack if self.rounds or seed is None else _widened(stack)

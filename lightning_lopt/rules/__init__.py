@@ -1,5 +1,6 @@
 """Update rules: pure functions of tensors with learned weights."""
 
+from lightning_lopt.moved import import_former_places
 from lightning_lopt.rules.adafac_mlp import AdafacMLPRule
 from lightning_lopt.rules.base import ROLES, RULES, Role, State, StepContext, UpdateRule, register_rule
 from lightning_lopt.rules.celo import CeloRule
@@ -9,7 +10,6 @@ from lightning_lopt.rules.contract.roles import role_of_shape, role_table, roles
 from lightning_lopt.rules.hand_designed import AdamRule, SGDRule
 from lightning_lopt.rules.lstm import LSTMRule
 from lightning_lopt.rules.mlp import MLPRule
-from lightning_lopt.rules.moved import keep_former_names
 from lightning_lopt.rules.mu_adafac_mlp import MuAdafacMLPRule
 from lightning_lopt.rules.muon import MuonRule
 from lightning_lopt.rules.nn_adam import NNAdamRule
@@ -46,4 +46,4 @@ __all__ = [
     "roles_of",
 ]
 
-keep_former_names()
+import_former_places("rules")

@@ -11,10 +11,10 @@ from torch import Tensor
 from lightning_lopt.rules.base import Params
 from lightning_lopt.tasks.base import Batch
 
-Loss = Callable[[Params, Batch], Tensor]
+LossOfBatch = Callable[[Params, Batch], Tensor]
 
 
-def looped(loss: Loss, params: Params, batch: Batch) -> Tensor:
+def looped(loss: LossOfBatch, params: Params, batch: Batch) -> Tensor:
     """``loss(params, batch)``, for which ``vmap`` is a Python loop and ``torch.func.grad`` is plain autograd.
 
     ``loss`` gets ordinary tensors, so it may call ``.item()``, branch on values and write in place. The rest of an
@@ -36,7 +36,7 @@ class _Looped(torch.autograd.Function):
     """(loss, gradients) of one particle or, in :meth:`vmap`, of several."""
 
     @staticmethod
-    def forward(loss: Loss, names: tuple[list[str], list[str]], with_grads: bool, *tensors: Tensor) -> Any:
+    def forward(loss: LossOfBatch, names: tuple[list[str], list[str]], with_grads: bool, *tensors: Tensor) -> Any:
         return _loss_and_grads(loss, names, with_grads, [tensor.detach() for tensor in tensors])
 
     @staticmethod
@@ -53,7 +53,7 @@ class _Looped(torch.autograd.Function):
     def vmap(
         info: Any,
         in_dims: tuple[int | None, ...],
-        loss: Loss,
+        loss: LossOfBatch,
         names: tuple[list[str], list[str]],
         with_grads: bool,
         *tensors: Tensor,
@@ -71,7 +71,7 @@ class _Looped(torch.autograd.Function):
 
 
 def _loss_and_grads(
-    loss: Loss, names: tuple[list[str], list[str]], with_grads: bool, tensors: list[Tensor]
+    loss: LossOfBatch, names: tuple[list[str], list[str]], with_grads: bool, tensors: list[Tensor]
 ) -> tuple[Tensor, ...]:
     trained = tensors[: len(names[0])]
     batch = dict(zip(names[1], tensors[len(trained) :], strict=True))

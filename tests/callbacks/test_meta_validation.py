@@ -1,5 +1,6 @@
 import json
 import os
+from unittest.mock import Mock
 
 import lightning.pytorch as L
 import pytest
@@ -8,6 +9,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from lightning_lopt import FullES, MetaTrainer, MetaValidation, SGDRule, TaskDataModule, load_rule
+from lightning_lopt.callbacks import meta_validation
 from lightning_lopt.evaluation.baselines import Baselines
 from lightning_lopt.evaluation.suites import Problem
 from lightning_lopt.tasks import Quadratic, QuadraticFamily
@@ -77,6 +79,23 @@ def test_a_rule_that_got_worse_is_not_kept_and_overfitting_is_flagged(tmp_path):
     assert validation.best is None
     assert float(trainer.callback_metrics["meta_validation/overfitting"]) == 1.0
     assert float(load_rule(tmp_path / "best").log_lr.exp()) == pytest.approx(0.045)
+
+
+@pytest.mark.parametrize(("given", "device"), [(None, "meta"), (Baselines(seeds=1, device="cpu"), "cpu")])
+def test_measurements_are_made_on_the_device_of_the_module_unless_one_is_given(tmp_path, monkeypatch, given, device):
+    """Also those of the rule at the start, which was copied before the module was moved."""
+
+    def compared(rules, problems, *, baselines, against):
+        raise InterruptedError(baselines.device)
+
+    monkeypatch.setattr(meta_validation, "compare", compared)
+    monkeypatch.setattr(MetaTrainer, "device", torch.device("meta"))
+    callback = MetaValidation(problems(), tmp_path, baselines=given)
+    module, trainer = MetaTrainer(SGDRule(), FullES()), Mock(callbacks=[])
+    callback.setup(trainer, module, "fit")
+    with pytest.raises(InterruptedError) as asked:
+        callback._measure(trainer, module)
+    assert str(asked.value) == device
 
 
 def test_a_full_disk_does_not_end_meta_training(tmp_path, monkeypatch):

@@ -345,6 +345,14 @@ def test_the_caller_chooses_the_search(tmp_path):
         adapting(tmp_path, search=SequentialTest, pairs=2)
 
 
+@pytest.mark.parametrize("argument", [{"pairs": 8}, {"seed": 3}], ids=lambda given: next(iter(given)))
+def test_an_argument_that_the_search_of_base_does_not_have_is_an_error(tmp_path, argument):
+    (name, value) = next(iter(argument.items()))
+    callback = OnlineMetaTraining("base", folder=tmp_path, **argument)
+    with pytest.raises(ValueError, match=rf"{name}={value} has no effect on rule 'residual'.*Leave {name} out"):
+        trained(callback)
+
+
 def test_the_former_name():
     assert MetaTraining is OnlineMetaTraining
     assert OnlineMetaTraining("base").state_key == "MetaTraining"  # as in checkpoints

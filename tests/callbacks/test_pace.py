@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lightning_lopt.callbacks.horizon import Progress, paced_steps_left
+from lightning_lopt.callbacks.horizon import FitProgress, paced_steps_left
 from lightning_lopt.callbacks.pace import Pace
 
 BATCHES, EPOCHS = 10, 4
@@ -29,7 +29,7 @@ def plans(pattern):
             ever = epoch * BATCHES + here
             for _ in range(pattern(here, ever)):
                 pace.stepped(ever)
-                at = Progress(epoch, here - 1, False, BATCHES, EPOCHS - epoch - 1, math.inf)
+                at = FitProgress(epoch, here - 1, False, BATCHES, EPOCHS - epoch - 1, math.inf)
                 found.append((ever, pace.total + paced_steps_left(pace, [], at, ever)))
         pace.epoch_ended(BATCHES, complete=True)
     return found, pace.total
@@ -61,7 +61,7 @@ def test_a_limit_that_counts_the_steps_of_all(limit):
         batch += 1
         for pace, other, planned in zip(paces, paces[::-1], found, strict=True):
             pace.stepped(batch)
-            at = Progress(0, batch - 1, False, math.inf, math.inf, limit - made)
+            at = FitProgress(0, batch - 1, False, math.inf, math.inf, limit - made)
             planned.append(pace.total + paced_steps_left(pace, [other], at, batch))
             made += 1
     for pace, planned in zip(paces, found, strict=True):
@@ -71,4 +71,4 @@ def test_a_limit_that_counts_the_steps_of_all(limit):
 def test_without_a_limit_nothing_is_planned():
     pace = Pace()
     pace.stepped(1)
-    assert paced_steps_left(pace, [], Progress(0, 0, False, math.inf, math.inf, math.inf), 1) == math.inf
+    assert paced_steps_left(pace, [], FitProgress(0, 0, False, math.inf, math.inf, math.inf), 1) == math.inf

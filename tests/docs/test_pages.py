@@ -5,6 +5,7 @@ before it in the page: ``<!-- needs: accelerate -->`` skips it where the package
 ``<!-- not run: REASON -->`` always. Blocks after it run all the same.
 """
 
+import ast
 import importlib.util
 import re
 import sys
@@ -17,7 +18,7 @@ import yaml
 
 import lightning_lopt
 import lightning_lopt.cli
-from lightning_lopt.evaluation.metrics.reported import REPORTED
+from lightning_lopt.evaluation.report.numbers import REPORTED
 from lightning_lopt.evaluation.suites import SUITES
 from lightning_lopt.rules import RULES
 from lightning_lopt.tasks import mixtures
@@ -68,6 +69,19 @@ def test_python_blocks_run(page, namespace):
         runs += 1
     if skipped and not runs:
         pytest.skip("; ".join(skipped))
+
+
+@pytest.mark.parametrize("name", ["callback", "estimator", "metric", "task-family"])
+def test_an_example_for_the_package_has_types(name):
+    """The first block of the page, which can be a file of the package, where mypy asks for them."""
+    code = next(blocks(DOCS / "extending" / f"{name}.md", "python"))[-1]
+    for function in ast.walk(ast.parse(code)):
+        if isinstance(function, ast.FunctionDef):
+            arguments = function.args.posonlyargs + function.args.args + function.args.kwonlyargs
+            arguments += [extra for extra in (function.args.vararg, function.args.kwarg) if extra is not None]
+            untyped = [one.arg for one in arguments if one.annotation is None and one.arg != "self"]
+            assert (function.name, untyped) == (function.name, [])
+            assert function.returns is not None, function.name
 
 
 @ids

@@ -15,7 +15,7 @@ from torch import nn
 
 from lightning_lopt import AdamRule, SGDRule, load_rule
 from lightning_lopt.cli import main
-from lightning_lopt.evaluation import evaluate_command
+from lightning_lopt.evaluation import compare, evaluate_command
 from lightning_lopt.evaluation.baselines import Baselines
 from lightning_lopt.evaluation.evaluator import Work, evaluate
 from lightning_lopt.evaluation.measurement import run_rules
@@ -154,6 +154,25 @@ def test_what_cannot_be_evaluated_is_refused():
         evaluate(RULES, bowls(), ())
     with pytest.raises(ValueError, match="there is no baseline 'lion'"):
         evaluate(RULES, bowls(), ("lion",))
+
+
+def test_a_suite_and_a_baseline_may_be_given_by_name(monkeypatch, tmp_path):
+    """As the shell takes them: the suite of this name, or that of a file of one's own."""
+    monkeypatch.setitem(evaluate_command.SUITES, "tiny", lambda sources: bowls())
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import torch\nfrom lightning_lopt.evaluation import Problem\nfrom lightning_lopt.tasks import Quadratic\n"
+        "def suite():\n    return [Problem('mine', Quadratic(torch.ones(2)), 10)]\n"
+    )
+    baselines = Baselines(seeds=1)
+    for problems, names in (("tiny", [problem.name for problem in bowls()]), (f"{file}:suite", ["mine"])):
+        results = evaluate({"adam": AdamRule(0.1)}, problems, "adam_default", baselines=baselines)
+        assert (results.suite, results.against) == (problems, ("adam_default",))
+        assert [problem.name for problem in results.problems] == names
+        compared = compare({"adam": AdamRule(0.1)}, problems, against="adam_default", baselines=baselines)
+        assert [problem.name for problem in compared] == names
+    with pytest.raises(ValueError, match="there is no suite 'smal'; use one of 'tiny', 'small'"):
+        evaluate({"adam": AdamRule(0.1)}, "smal")
 
 
 def test_costs_of_steps_are_those_of_the_deployed_forms():

@@ -2,17 +2,21 @@
 
 import os
 import sys
+import time
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import pytest
 import torch
 
 from lightning_lopt.cli import main
 from lightning_lopt.evaluation import evaluate_command
+from lightning_lopt.evaluation.baselines import add_entries
 from lightning_lopt.evaluation.evaluator import Work
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.report import page
 from lightning_lopt.evaluation.results import Results
+from lightning_lopt.progress import Progress
 from lightning_lopt.tasks import Quadratic
 
 EVALUATE = ["evaluate", "base", "--suite", "tiny", "--against", "adam_default", "--seeds", "1", "--out", "out"]
@@ -92,6 +96,40 @@ def test_a_folder_without_write_permission(tmp_path, capsys):
     tmp_path.chmod(0o500)
     assert main(EVALUATE) == 1
     assert "Permission denied" in sentence(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("evaluate base --suite tiny --out {}", "--out"),
+        ("evaluate base --suite tiny --baselines {}/kept.json", "--baselines"),
+        ("compare base base@start --suite tiny --out {}", "--out"),
+        ("baselines --suite tiny --out {}/all.json", "--out"),
+        ("benchmark mlp --out {}", "--out"),
+        ("assess mine.py:Model --total-steps 9 --json {}/all.json", "--json"),
+    ],
+)
+def test_a_folder_that_nothing_can_be_written_to_is_refused_before_any_work(
+    tmp_path, monkeypatch, capsys, command, option
+):
+    """It is below a file, which holds for root, too."""
+    (tmp_path / "file").write_text("mine")
+    asked = []
+    monkeypatch.setattr(Progress, "doing", lambda progress, what: asked.append(what))
+    assert main(command.format("file/out").split()) == 1
+    said = sentence(capsys.readouterr())
+    assert said.startswith("lightning-lopt: nothing can be written to file/out (")
+    assert said.endswith(f"); give another {option}.")
+    assert asked == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nobody may write to /proc of Linux")
+def test_baselines_are_not_waited_for_where_they_cannot_be_stored():
+    """Not a minute for a lock that cannot be made."""
+    began = time.monotonic()
+    with pytest.raises(OSError, match="/proc"):
+        add_entries(Path("/proc/baselines.json"), [])
+    assert time.monotonic() - began < 30
 
 
 def test_a_file_where_the_folder_should_be(tmp_path, capsys):

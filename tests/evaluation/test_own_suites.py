@@ -56,7 +56,7 @@ def test_evaluate_a_suite_of_a_file(name, tmp_path, capsys):
     results = Results.load(tmp_path / "out" / "results.json")
     assert results.suite == f"my_module.py:{name}"
     assert [problem.name for problem in results.problems] == ["mine"]
-    assert f"suite my_module.py:{name}, 1 problems" in (tmp_path / "out" / "report.html").read_text()
+    assert f"suite my_module.py:{name}, 1 problem, " in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from lightning_lopt.evaluation.report.numbers import (
 )
 from lightning_lopt.evaluation.report.page import STYLE
 from lightning_lopt.evaluation.report.tables import finals
-from lightning_lopt.evaluation.report.verdict import defeats, verdicts
+from lightning_lopt.evaluation.report.verdict import defeats, summary, verdicts
 from lightning_lopt.evaluation.results import Results, RuleRecord
 
 
@@ -166,6 +166,13 @@ def recomputed(content, rule, against, group):
     return {key: kinds.get(key, iqm)(np.array(values, dtype=float)) for key, values in scores.items()}
 
 
+RECOMPUTED = {
+    *("speedup", "speedup_median", "wall_clock", "best_valid_ratio", "diverged"),
+    *(f"{split}_{kind}" for split in ("train", "valid") for kind in ("ratio", "wins", "regret", "normalised")),
+}
+"""Metrics that this file computes by itself; others may be reported, too."""
+
+
 def numbers_of(page):
     (block,) = page.texts["script"]
     return json.loads(block)
@@ -173,7 +180,7 @@ def numbers_of(page):
 
 def test_every_number_equals_a_recomputation_from_the_file(page, content):
     """Up to float32, in which measurements are read."""
-    found = numbers_of(page)
+    found = [number for number in numbers_of(page) if number["metric"] in RECOMPUTED]
     expected = {}
     for number in found:
         key = (number["rule"], number["against"], number["group"])
@@ -182,7 +189,7 @@ def test_every_number_equals_a_recomputation_from_the_file(page, content):
         assert number["value"] == pytest.approx(expected[key][number["metric"]], rel=2e-6), (key, number["metric"])
         assert number["low"] <= number["value"] <= number["high"]
         assert number["problems"] == len(list(filter(GROUPS[key[2]], content["problems"])))
-    assert len(found) == 2 * 3 * len(GROUPS) * 13
+    assert len(found) == 2 * 3 * len(GROUPS) * len(RECOMPUTED)
     assert len({(key[0], key[1]) for key in expected}) == 2 * 3
 
 
@@ -503,6 +510,42 @@ def test_a_rule_that_loses_nowhere_and_says_nothing_of_itself(tmp_path):
     assert {number["group"] for number in numbers_of(page)} == {"all problems"}
 
 
+@pytest.mark.parametrize(
+    ("regrets", "words"),
+    [
+        ((1.0, 1.0), "it ends higher on no problem. "),
+        ((1.0, 1.3), "on its worst problem it ends 1.30 times as high in validation, and in training higher on no pro"),
+        ((1.002, 1.0), "on its worst problem it ends 1.002 times as high in training, and in validation higher on no"),
+        ((2.0, 1.5), "on its worst problem it ends 2.00 (training) and 1.50 (validation) times as high. "),
+    ],
+)
+def test_a_rule_that_is_never_higher_has_no_worst_problem(regrets, words):
+    results = made_results(2)
+    values = dict.fromkeys(("speedup", "train_wins", "valid_wins", "valid_ratio"), 1.0)
+    values |= dict(zip(("train_regret", "valid_regret"), regrets, strict=True))
+    found = [
+        Number(rule, against, group, metric, 2, value, value, value)
+        for rule in results.rules
+        for against in (*results.against, BEST)
+        for group in GROUPS
+        for metric, value in values.items()
+    ]
+    assert f"(ties count half); {words}" in summary(results, found)[0]
+
+
+def test_one_of_a_kind_is_in_the_singular(tmp_path):
+    results = made_results(1)
+    first = {
+        name: replace(run, train=run.train[:, :1], valid=run.valid[:, :1], final_train=run.final_train[:1], metrics={})
+        for name, run in results.problems[0].measurements.items()
+    }
+    problem = replace(results.problems[0], measurements=first)
+    text = write_report(replace(results, problems=(problem,)), tmp_path).read_text(encoding="utf-8")
+    assert "1 problem, 1 seed each." in text
+    assert "1 problem with 1 seed:" in text
+    assert not re.search(r"\b1 (problems|seeds|runs)\b", text)
+
+
 def test_best_baseline_is_chosen_by_the_split_in_question():
     problem = made_results(1).problems[0]
     runs = problem.measurements
@@ -522,6 +565,16 @@ def test_a_report_is_remade_from_its_file(folder, tmp_path):
     write_report(Results.load(folder / "results.json"), tmp_path)
     for name in ("results.json", "report.html"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_numbers_of_a_metric_that_these_tests_do_not_know_are_left_to_its_own_test(monkeypatch, tmp_path):
+    monkeypatch.setitem(REPORTED, "made_up", replace(REPORTED["diverged"], label="made up"))
+    write_report(made_results(), tmp_path)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "made_up" in {number["metric"] for number in numbers_of(page)}
+    content = json.loads((tmp_path / "results.json").read_text())
+    test_every_number_equals_a_recomputation_from_the_file(page, content)
+    test_tables_show_these_numbers(page)
 
 
 def test_a_new_metric_needs_one_entry(monkeypatch, tmp_path):

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from lightning_lopt import AdamRule, ScheduleFreeAdamRule, StepContext
+from lightning_lopt.evaluation import Baselines, compare, evaluate, measurement
 from lightning_lopt.evaluation.measurement import CHECKPOINTS, in_windows, run_rules, window_ends
 from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.meta.runs import device_of
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import ImageMLPTask, LabelledImages, Quadratic
 
@@ -89,6 +91,32 @@ def test_the_horizon_is_the_problems_unless_given(task):
     problem = Problem("blobs", task, 12)
     assert run_rules(rules, problem, seeds=1)[0].horizon == 12
     assert run_rules(rules, problem, horizon=5, seeds=1)[0].horizon == 5
+
+
+class DevicesOfRules(Exception):
+    """Raised instead of a run."""
+
+
+@pytest.fixture
+def _no_runs(monkeypatch):
+    def run(rules, *arguments):
+        raise DevicesOfRules({str(device_of(rule)) for rule in rules})
+
+    monkeypatch.setattr(measurement, "RuleModels", run)
+
+
+@pytest.mark.usefixtures("_no_runs")
+def test_rules_run_on_the_device_of_the_baselines_and_stay_on_their_own(task):
+    """The device ``meta``, which every machine has, is not that of the rules."""
+    rules, problem = {"slow": AdamRule(1e-3), "fast": AdamRule(1e-2)}, Problem("blobs", task, 3)
+    baselines = Baselines(seeds=1, shipped=False, device="meta")
+    with pytest.raises(DevicesOfRules, match=r"\{'meta'\}"):
+        next(compare(rules, [problem], baselines=baselines))
+    with pytest.raises(DevicesOfRules, match=r"\{'meta'\}"):
+        evaluate(rules, [problem], baselines=baselines)
+    with pytest.raises(DevicesOfRules, match=r"\{'cpu'\}"):
+        run_rules(list(rules.values()), problem, seeds=1)
+    assert {device_of(rule).type for rule in rules.values()} == {"cpu"}
 
 
 def test_what_cannot_be_run_gets_one_sentence(task):

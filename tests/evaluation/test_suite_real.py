@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lightning_lopt.evaluation import evaluate
 from lightning_lopt.evaluation.baselines import Baselines
-from lightning_lopt.evaluation.evaluate import evaluate
 from lightning_lopt.evaluation.measurement import run_rules
 from lightning_lopt.evaluation.metrics import step_speedup
 from lightning_lopt.evaluation.report.numbers import numbers
@@ -182,7 +182,7 @@ def test_a_report_has_steps_and_seconds_of_both_splits(problems):
     assert problem.paired_runs("adam", "adam_default").step_cost > 0
     found = numbers(results)
     assert {"speedup", "wall_clock", "train_ratio", "valid_ratio"} <= {number.metric for number in found}
-    assert "suite real, 1 problems, 1 seeds each" in page(results, found, {})
+    assert "suite real, 1 problem, 1 seed each" in page(results, found, {})
 
 
 def test_speedups_of_the_policy_are_neutral(problems):

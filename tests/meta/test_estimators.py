@@ -1,5 +1,6 @@
 """Estimators and the unroll engine against plain loops; noise, failures and shaping."""
 
+import inspect
 from dataclasses import replace
 
 import pytest
@@ -18,8 +19,10 @@ ESTIMATORS = (FullES, PES, NRES, ESSingle, TruncatedES, TruncatedBackprop)
 
 def build(cls, count, **settings):
     """An estimator with ``count`` independent terms."""
-    amount = {"runs": count} if cls is TruncatedBackprop else {"pairs": count, "sigma": 0.1}
-    return cls(**amount, **settings) if cls is FullES else cls(5, **amount, **settings)
+    arguments = inspect.signature(cls).parameters
+    amount = {"runs": count} if "runs" in arguments else {"pairs": count, "sigma": 0.1}
+    length = {"truncation": 5} if "truncation" in arguments else {}  # an estimator of whole runs has none
+    return cls(**length, **amount, **settings)
 
 
 @pytest.mark.parametrize(

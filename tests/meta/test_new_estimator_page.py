@@ -7,6 +7,7 @@ import pytest
 import torch
 from test_estimator_bias import HORIZON, SETTINGS, bowl, run_averages, smoothed
 from test_estimators import test_a_diverging_run_counts_as_the_cap as counts_as_the_cap
+from test_estimators import test_a_diverging_run_takes_no_part_and_is_counted as takes_no_part
 
 from lightning_lopt import FullES
 
@@ -37,4 +38,8 @@ def test_perturbations_are_orthogonal_and_keep_their_norm(names):
 
 
 def test_a_diverging_run_counts_as_the_cap(names):
-    counts_as_the_cap(lambda truncation, **settings: names["OrthogonalES"](**settings))
+    counts_as_the_cap(names["OrthogonalES"])
+
+
+def test_a_diverging_run_takes_no_part(names):
+    takes_no_part(names["OrthogonalES"])

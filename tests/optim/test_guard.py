@@ -72,6 +72,7 @@ def test_with_a_rule_that_does_harm_training_ends_as_with_adamw(name, end_with_a
         problem.model, Altered(load_rule("base"), (HARM | early)[name]), total_steps=250, guard=True
     )
     assert sum(problem.train(optimizer, 250)[-20:]) < 1.1 * end_with_adamw
+    assert optimizer.guard_switched
     assert optimizer.guard_state.startswith("switched at step ")
     assert optimizer._guard.switched_at <= (33 if name == "broken" else 25)
 
@@ -85,6 +86,7 @@ def test_off_keeps_nothing_and_on_changes_nothing_while_the_rule_does_well():
         runs[guard] = values(problem.model), optimizer
     assert torch.equal(runs[False][0], runs[True][0])
     assert [runs[guard][1].guard_state for guard in (False, True)] == ["off", "active"]
+    assert not any(runs[guard][1].guard_switched for guard in (False, True))
     saved = runs[False][1].state_dict()
     assert "guard" not in saved["param_groups"][0]
     assert not any(key.startswith("guard") for state in saved["state"].values() for key in state)

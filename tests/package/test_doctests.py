@@ -13,25 +13,42 @@ from torch import nn
 import lightning_lopt
 
 MODULES = [info.name for info in pkgutil.walk_packages(lightning_lopt.__path__, "lightning_lopt.")]
-FOLDERS = ("assessment", "callbacks", "evaluation", "interop", "io", "meta", "optim", "rules", "tasks")
+FOLDERS = (
+    "assessment",
+    "callbacks",
+    "evaluation",
+    "interop",
+    "io",
+    "meta",
+    "optim",
+    "rules",
+    "tasks",
+    "tasks.transforms",
+)
 PACKAGES = ["lightning_lopt", *(f"lightning_lopt.{folder}" for folder in FOLDERS)]
 PUBLIC = {
     name: getattr(importlib.import_module(package), name)
     for package in PACKAGES
     for name in importlib.import_module(package).__all__
 }
+# Functions of losses alone; other metrics need whole runs, and tests/evaluation/test_report.py computes them anew.
+METRICS = importlib.import_module("lightning_lopt.evaluation.metrics")
+OF_LOSSES = ("interval", "iqm", "log_ratio", "lowest", "mean", "median", "median_loss", "relative", "wins", "worst")
+PUBLIC |= {name: getattr(METRICS, name) for name in OF_LOSSES}
 # The rest are constants (SUITES, ROLES, ...) and names of types (Batch, Role, Split), which have no docstring.
 DOCUMENTED = sorted(name for name, value in PUBLIC.items() if inspect.isclass(value) or inspect.isfunction(value))
 # Two examples need what the tests do without, so they are marked with SKIP: transformers
 # (tests/interop/test_transformers_trainer.py trains with the mixin where it is installed), and the Hugging Face Hub
 # (tests/io/test_push.py pushes to a stand-in).
 NEED_MORE = {"LearnedTrainerMixin", "push_rule"}
-CALLBACKS = [value for value in PUBLIC.values() if inspect.isclass(value) and issubclass(value, L.Callback)]
+HOOKED = (L.Callback, L.LightningModule, L.LightningDataModule)
 HOOKS = [
-    pytest.param(vars(callback)[name], id=f"{callback.__name__}.{name}")
-    for callback in dict.fromkeys(CALLBACKS)
-    for name in sorted(vars(callback).keys() & vars(L.Callback).keys())
-    if inspect.isfunction(vars(callback)[name]) and not name.startswith("__")
+    pytest.param(vars(value)[name], id=f"{value.__name__}.{name}")
+    for value in dict.fromkeys(value for value in PUBLIC.values() if inspect.isclass(value))
+    for base in HOOKED
+    if issubclass(value, base)
+    for name in sorted(vars(value).keys() & {name for name in dir(base) if not name.startswith("_")})
+    if inspect.isfunction(vars(value)[name])
 ]
 
 

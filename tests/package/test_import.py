@@ -6,7 +6,6 @@ import re
 import statistics
 import subprocess
 import sys
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -106,17 +105,3 @@ def test_version_is_stated_once():
 
 def test_type_checkers_are_told():
     assert (PACKAGE / "py.typed").is_file()
-
-
-@pytest.mark.parametrize(
-    ("former", "current", "name"),
-    [
-        ("evaluation.evaluate", "evaluation.evaluator", "evaluate"),
-        ("evaluation.runs", "evaluation.measurement", "run_rules"),
-        ("evaluation.metrics.reported", "evaluation.report.numbers", "REPORTED"),
-        ("evaluation.assess", "assessment", "assess"),
-    ],
-)
-def test_former_places_have_the_same_objects(former, current, name):
-    former, current = (import_module(f"lightning_lopt.{module}") for module in (former, current))
-    assert getattr(former, name) is getattr(current, name)

@@ -15,7 +15,6 @@ LAYERS = ("rules", "tasks", "io", "optim", "meta", "evaluation", "assessment", "
 """From the lowest to the highest; modules at the top of the package and ``interop`` are not layers."""
 EXCEPTIONS = {
     ("rules/pickled.py", "io"),  # reads a file of weights where a rule is unpickled
-    ("evaluation/assess.py", "assessment"),  # the former place of the assessment
 }
 FILES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
@@ -23,8 +22,8 @@ FILES = {
 }
 
 
-def imports(body, *, everywhere):
-    """Modules and names that statements import from this package: at its top, or in functions too."""
+def imports(body):
+    """Modules that statements import from this package, also inside functions, but not only for type checkers."""
     for statement in body:
         if isinstance(statement, ast.ImportFrom) and (statement.module or "").startswith("lightning_lopt"):
             for alias in statement.names:
@@ -32,12 +31,12 @@ def imports(body, *, everywhere):
                 yield full if full in FILES else statement.module
         elif isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.dump(statement.test):
             continue
-        elif everywhere or isinstance(statement, (ast.If, ast.Try)):
-            yield from imports(ast.iter_child_nodes(statement), everywhere=everywhere)
+        else:
+            yield from imports(ast.iter_child_nodes(statement))
 
 
-def imported(name, *, everywhere):
-    return set(imports(ast.parse(FILES[name].read_text()).body, everywhere=everywhere)) - {name}
+def imported(name):
+    return set(imports(ast.parse(FILES[name].read_text()).body)) - {name}
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -47,15 +46,15 @@ def test_no_import_runs_upward(layer):
         (FILES[name].relative_to(PACKAGE).as_posix(), other.split(".")[1])
         for name in FILES
         if name.split(".")[1:2] == [layer]
-        for other in imported(name, everywhere=True)
+        for other in imported(name)
         if other.split(".")[1:2] and other.split(".")[1] in higher
     }
     assert upward - EXCEPTIONS == set()
 
 
 def test_files_at_the_top_of_rules_are_rules():
-    """Beside the contract, checks, and what keeps checkpoints and former imports working."""
-    others = {"__init__", "base", "checks", "moved", "pickled"}
+    """Beside the contract, checks, and what keeps checkpoints working."""
+    others = {"__init__", "base", "checks", "pickled"}
     at_the_top = {path.stem for path in (PACKAGE / "rules").glob("*.py")} - others
     assert at_the_top == {name.rpartition(".")[2] for name in rule_modules()}
 
@@ -64,7 +63,7 @@ def test_files_at_the_top_of_rules_are_rules():
 def test_parts_of_rules_import_no_rule(folder):
     parts = [name for name in FILES if name.startswith(f"lightning_lopt.rules.{folder}.")]
     assert parts
-    assert {name for name in parts if imported(name, everywhere=True) & rule_modules()} == set()
+    assert {name for name in parts if imported(name) & rule_modules()} == set()
 
 
 def rule_modules():
@@ -72,7 +71,8 @@ def rule_modules():
 
 
 def test_there_is_no_circle():
-    graph = {name: {other for other in imported(name, everywhere=False) if other in FILES} for name in FILES}
+    """Imports inside functions count, too; those for type checkers do not."""
+    graph = {name: imported(name) & set(FILES) for name in FILES}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:

@@ -5,7 +5,7 @@ import torch
 from rule_catalogue import cases
 
 from lightning_lopt import AdafacMLPRule, AdamRule, Celo2Rule, LSTMRule, MLPRule, ResidualRule
-from lightning_lopt.rules.contract.footprint import footprint, report
+from lightning_lopt.rules.contract.footprint import footprint, footprint_report
 
 
 def test_state_bytes():
@@ -46,7 +46,7 @@ def test_turning_the_eigenbases_counts_as_often_as_it_is_done(every):
 def test_report(entry):
     """For every rule, and without a change to it."""
     rule = entry.rule(torch.float32)
-    text = report(rule)
+    text = footprint_report(rule)
     assert f"meta-parameters: {sum(value.numel() for value in rule.parameters())}\n" in text
     assert {what for what in ("loss", "horizon") if f"the {what}" in text.splitlines()[-1]} == entry.reads
     assert not any(value.is_meta for value in rule.parameters())

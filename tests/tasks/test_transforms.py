@@ -35,7 +35,7 @@ from lightning_lopt.tasks.transforms import (
     TransformedTask,
     augment,
 )
-from lightning_lopt.tasks.transforms.gradients import rounded
+from lightning_lopt.tasks.transforms.gradients import rounded_to
 
 
 class TurnedLabels(TransformedTask):
@@ -185,17 +185,17 @@ def test_delays_add_up(mlp):
 
 def test_rounding():
     x = torch.randn(1000, generator=generator(0)) * torch.logspace(-12, 8, 1000)
-    assert torch.equal(rounded(x, "bfloat16"), x.to(torch.bfloat16).float())
+    assert torch.equal(rounded_to(x, "bfloat16"), x.to(torch.bfloat16).float())
     small = x.clamp(-60000, 60000)
-    assert torch.equal(rounded(small, "float16"), small.half().float())
-    assert rounded(torch.tensor([1e9, -1e9]), "float16").tolist() == [65504.0, -65504.0]
-    steps = rounded(x, "int8") / (x.abs().max() / 127)
+    assert torch.equal(rounded_to(small, "float16"), small.half().float())
+    assert rounded_to(torch.tensor([1e9, -1e9]), "float16").tolist() == [65504.0, -65504.0]
+    steps = rounded_to(x, "int8") / (x.abs().max() / 127)
     assert (steps - steps.round()).abs().max() < 1e-4
-    assert (rounded(x, "int8") - x).abs().max() <= x.abs().max() / 254 * 1.001
-    assert not rounded(torch.zeros(3), "int8").any()
+    assert (rounded_to(x, "int8") - x).abs().max() <= x.abs().max() / 254 * 1.001
+    assert not rounded_to(torch.zeros(3), "int8").any()
     for precision in ("bfloat16", "float16", "int8"):
-        assert rounded(x.double(), precision).dtype == torch.float64
-        slope = grad(lambda v, p=precision: rounded(v, p).sum())(torch.tensor([1.0, 0.3]))
+        assert rounded_to(x.double(), precision).dtype == torch.float64
+        slope = grad(lambda v, p=precision: rounded_to(v, p).sum())(torch.tensor([1.0, 0.3]))
         assert torch.equal(slope, torch.ones(2))
 
 

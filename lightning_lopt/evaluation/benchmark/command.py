@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lightning_lopt.command_line import CommandParser, whole_number
+from lightning_lopt.command_line import CommandParser, whole_number, writable_folder
 from lightning_lopt.devices import usable_device
 from lightning_lopt.evaluation.benchmark.device_limits import DeviceLimits, measured_limits
 from lightning_lopt.evaluation.benchmark.measure import check_repeats, measure
@@ -48,6 +48,8 @@ def benchmark_command(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
+    if options.out is not None:
+        writable_folder(Path(options.out), "--out")
     results = []
     with Progress("benchmark", total=len(options.models), unit="models") as progress:
         progress.doing(f"what {options.device} can do")

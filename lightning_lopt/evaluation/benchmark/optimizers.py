@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lopt.evaluation.step_cost import Leaves, MuonWithAdamW, Step, learned, tensors_of
+from lightning_lopt.evaluation.step_cost import MuonWithAdamW, ParamLeaves, Step, learned, params_of
 from lightning_lopt.io import load_rule
 from lightning_lopt.rules.base import RULES, UpdateRule
 
-Loss = Callable[[], Tensor]
+LossClosure = Callable[[], Tensor]
 """Returns the loss of the next step, 0-dim."""
 REFERENCE = "adamw_foreach"
 
@@ -34,37 +34,37 @@ class Contender:
         is_rule: whether it is a rule of this package.
     """
 
-    build: Callable[[Leaves, Loss], Step]
+    build: Callable[[ParamLeaves, LossClosure], Step]
     period: int = 1
     is_rule: bool = False
 
 
-def _muon(leaves: Leaves, loss: Loss) -> Step:
+def _muon(leaves: ParamLeaves, loss: LossClosure) -> Step:
     if not hasattr(torch.optim, "Muon"):
         raise NotAvailableError(f"torch {torch.__version__} has no Muon; it comes with 2.9")
     return MuonWithAdamW(leaves)
 
 
-def _soap_of_heavyball(leaves: Leaves, loss: Loss) -> Step:
+def _soap_of_heavyball(leaves: ParamLeaves, loss: LossClosure) -> Step:
     module = _imported("heavyball")
     if not leaves[0][1].is_cuda:
         module.utils.compile_mode = None  # the default of heavyball tries kernels for minutes
-    optimizer = module.SOAP(tensors_of(leaves))
+    optimizer = module.SOAP(params_of(leaves))
     optimizer.consume_grad = False  # otherwise it deletes the gradients, which other optimizers need too
     step: Step = optimizer.step
     return step
 
 
-def _soap_of_pytorch_optimizer(leaves: Leaves, loss: Loss) -> Step:
-    optimizer: torch.optim.Optimizer = _imported("pytorch_optimizer").SOAP(tensors_of(leaves))
+def _soap_of_pytorch_optimizer(leaves: ParamLeaves, loss: LossClosure) -> Step:
+    optimizer: torch.optim.Optimizer = _imported("pytorch_optimizer").SOAP(params_of(leaves))
     return optimizer.step
 
 
-def _pylo(leaves: Leaves, loss: Loss) -> Step:
+def _pylo(leaves: ParamLeaves, loss: LossClosure) -> Step:
     """PyLO's small_fc_lopt: its CUDA kernels if they were built, otherwise plain PyTorch."""
     module = _imported("pylo.optim")
     on_cuda = leaves[0][1].is_cuda and hasattr(module, "AdafacLO_CUDA")
-    optimizer = (module.AdafacLO_CUDA if on_cuda else module.AdafacLO_naive)(tensors_of(leaves))
+    optimizer = (module.AdafacLO_CUDA if on_cuda else module.AdafacLO_naive)(params_of(leaves))
     return lambda: optimizer.step(loss())
 
 
@@ -76,8 +76,8 @@ def _imported(package: str) -> Any:
 
 
 PEERS: dict[str, Contender] = {
-    REFERENCE: Contender(lambda leaves, _: torch.optim.AdamW(tensors_of(leaves), foreach=True).step),
-    "adamw_fused": Contender(lambda leaves, _: torch.optim.AdamW(tensors_of(leaves), fused=True).step),
+    REFERENCE: Contender(lambda leaves, _: torch.optim.AdamW(params_of(leaves), foreach=True).step),
+    "adamw_fused": Contender(lambda leaves, _: torch.optim.AdamW(params_of(leaves), fused=True).step),
     "muon": Contender(_muon),
     "soap_heavyball": Contender(_soap_of_heavyball, period=10),
     "soap_pytorch_optimizer": Contender(_soap_of_pytorch_optimizer, period=10),

@@ -37,7 +37,7 @@ def rule_memory(rule: UpdateRule, model: str = MODEL) -> dict[str, tuple[float, 
     return measured
 
 
-def report(rule: UpdateRule) -> str:
+def memory_report(rule: UpdateRule) -> str:
     """:func:`rule_memory` as a line of text."""
     parts = [
         f"state {state:.1f} and peak of a step beyond it {peak:.1f} ({dtype} state)"

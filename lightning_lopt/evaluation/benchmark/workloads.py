@@ -17,7 +17,7 @@ from lightning_lopt.evaluation.benchmark.networks import (
     resnet50,
     small_cnn,
 )
-from lightning_lopt.evaluation.step_cost import Leaves
+from lightning_lopt.evaluation.step_cost import ParamLeaves
 from lightning_lopt.rules.contract.roles import roles_of
 
 
@@ -38,7 +38,7 @@ class Workload:
     loss: Callable[[Any], Tensor]
 
     @property
-    def leaves(self) -> Leaves:
+    def leaves(self) -> ParamLeaves:
         """The trained tensors with their names and roles."""
         roles = roles_of(self.module)
         return [(name, param, roles[name]) for name, param in self.module.named_parameters() if param.requires_grad]

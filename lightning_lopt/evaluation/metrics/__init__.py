@@ -1,6 +1,16 @@
 """Metrics of optimizers: pure functions of measurements, and torchmetrics over a suite of problems."""
 
-from lightning_lopt.evaluation.metrics.base import PairedMetric, PairedRuns, interval, iqm, mean, median, worst
+from lightning_lopt.evaluation.metrics.base import (
+    Contest,
+    ContestMetric,
+    PairedMetric,
+    PairedRuns,
+    interval,
+    iqm,
+    mean,
+    median,
+    worst,
+)
 from lightning_lopt.evaluation.metrics.scores import (
     CAP,
     FLOOR,
@@ -23,9 +33,6 @@ from lightning_lopt.evaluation.metrics.scores import (
     steps_to,
     wins,
 )
-
-Contest = PairedRuns  # former name
-ContestMetric = PairedMetric  # former name
 
 __all__ = [
     "CAP",

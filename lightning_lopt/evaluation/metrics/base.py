@@ -41,17 +41,29 @@ def iqm(scores: Tensor) -> Tensor:
 
 
 def median(scores: Tensor) -> Tensor:
-    """Median over the last two axes; of an even number the mean of the middle two."""
+    """Median over the last two axes; of an even number the mean of the middle two.
+
+    >>> median(torch.tensor([[0.0, 1.0, 2.0, 100.0]]))
+    tensor(1.5000)
+    """
     return scores.flatten(-2).quantile(0.5, -1)
 
 
 def mean(scores: Tensor) -> Tensor:
-    """Mean over the last two axes."""
+    """Mean over the last two axes.
+
+    >>> mean(torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
+    tensor(1.5000)
+    """
     return scores.mean((-2, -1))
 
 
 def worst(scores: Tensor) -> Tensor:
-    """The largest, over problems, of the median over seeds; 1 where that median is below 1."""
+    """The largest, over problems, of the median over seeds; 1 where that median is below 1.
+
+    >>> worst(torch.tensor([[0.5, 1.0, 9.0], [2.0, 3.0, 4.0]]))  # the medians of two problems are 1 and 3
+    tensor(3.)
+    """
     return scores.quantile(0.5, -1).amax(-1).clamp(min=1.0)
 
 
@@ -78,6 +90,10 @@ def interval(
 
     Returns:
         lower and upper bound.
+
+    >>> low, high = interval(torch.tensor([[0.0, 1.0, 2.0]]), mean)
+    >>> low < 1.0 < high
+    True
     """
     problems, seeds = scores.shape
     draws = generator(seed, "bootstrap")
@@ -216,3 +232,7 @@ class PairedMetric(Metric):
 def _number(problem: str) -> float:
     """An integer for a name, the same in all processes, that float64 represents exactly."""
     return float(int.from_bytes(hashlib.sha256(problem.encode("utf-8", "surrogatepass")).digest()[:6], "big"))
+
+
+Contest = PairedRuns  # former name
+ContestMetric = PairedMetric  # former name

@@ -31,14 +31,22 @@ SMOOTHING = 5  # windows: 5 % of a run
 
 
 def relative(losses: Tensor, loss_scale: float | Tensor) -> Tensor:
-    """Losses in units of the uninformed loss, in [0, 1.5], float64; losses that are not finite become 1.5."""
+    """Losses in units of the uninformed loss, in [0, 1.5], float64; losses that are not finite become 1.5.
+
+    >>> relative(torch.tensor([1.0, float("nan")]), 2.0)
+    tensor([0.5000, 1.5000], dtype=torch.float64)
+    """
     scaled = losses.double() / loss_scale
     return torch.where(scaled.isfinite(), scaled, CAP).clamp(0.0, CAP)
 
 
 def log_ratio(ours: Tensor, reference: Tensor, loss_scale: float | Tensor) -> Tensor:
     r""":math:`\log \frac{\ell_\text{ours} + f}{\ell_\text{reference} + f}`, f the :data:`FLOOR`: below 0 where ours is
-    lower. Same shape as the losses."""
+    lower. Same shape as the losses.
+
+    >>> log_ratio(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0]), 1.0).sign()
+    tensor([-1.,  0.], dtype=torch.float64)
+    """
     return torch.log(relative(ours, loss_scale) + FLOOR) - torch.log(relative(reference, loss_scale) + FLOOR)
 
 
@@ -50,7 +58,11 @@ def final_loss(run: Measurement, split: str) -> Tensor:
 
 
 def lowest(values: Tensor) -> Tensor:
-    """The lowest over checkpoints, shape ``(V, S)`` to ``(S,)``; NaN counts as infinite."""
+    """The lowest over checkpoints, shape ``(V, S)`` to ``(S,)``; NaN counts as infinite.
+
+    >>> lowest(torch.tensor([[1.0, float("nan")], [0.5, 2.0]]))
+    tensor([0.5000, 2.0000])
+    """
     return torch.nan_to_num(values, nan=torch.inf).amin(0)
 
 
@@ -68,6 +80,9 @@ def wins(ours: Tensor, reference: Tensor, loss_scale: float) -> Tensor:
     """1 where the loss of ours is lower, 0 where it is higher, 1/2 for a tie; same shape as the losses.
 
     Ties are equal losses, two losses below the floor of 1 % of the uninformed loss, and two runs that diverged.
+
+    >>> wins(torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.2, 0.2, 0.2]), 1.0)
+    tensor([1.0000, 0.5000, 0.0000], dtype=torch.float64)
     """
     levels = [relative(losses, loss_scale).clamp(min=FLOOR) for losses in (ours, reference)]
     return ((levels[1] - levels[0]).sign() + 1) / 2

@@ -179,7 +179,7 @@ UNSEEN_DATA = "unseen data"
 LONGER = "longer than trained on"
 CHOSEN = "the rule was chosen on"
 TIE = 1.001  # largest ratio of final losses that counts as equal
-SPLITS = {"train": "training", "valid": "validation"}
+SPLIT_NAMES = {"train": "training", "valid": "validation"}
 """Splits of final losses, and their names in a report."""
 
 

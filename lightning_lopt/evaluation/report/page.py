@@ -11,13 +11,14 @@ from importlib.resources import files
 from pathlib import Path
 
 from lightning_lopt.evaluation.report.figures import curves, png, profile
-from lightning_lopt.evaluation.report.numbers import ALL, SPLITS, Number, Section, numbers
+from lightning_lopt.evaluation.report.numbers import ALL, SPLIT_NAMES, Number, Section, numbers
 from lightning_lopt.evaluation.report.tables import (
     SIGNS,
     TextTable,
     baseline_names,
     bests,
     costs,
+    counted,
     environment,
     escaped,
     finals,
@@ -113,8 +114,9 @@ def page(results: Results, report_numbers: Sequence[Number], pictures: Mapping[s
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{escaped(title)}</title><style>\n{STYLE}</style></head><body>",
         f"<h1>{escaped(title)}</h1>",
-        f'<p class="under">{escaped(suite)}{len(results.problems)} problems, {results.seeds} seeds each. '
-        "Rules are used unchanged; baselines called tuned are tuned for each problem, other baselines are not.</p>",
+        f'<p class="under">{escaped(suite)}{counted(len(results.problems), "problem")}, '
+        f"{counted(results.seeds, 'seed')} each. Rules are used unchanged; baselines called tuned are tuned for each "
+        "problem, other baselines are not.</p>",
         *(
             f'<p class="verdict {verdict.standing}">{_STANDINGS[verdict.standing]} {escaped(verdict.text)}</p>'
             for verdict in verdicts(results, report_numbers)
@@ -269,7 +271,7 @@ def _chart(problems: Sequence[ProblemResult], rule: str, against: str) -> str:
     """A row for each problem, the largest win in validation first, and in it a bar for each split."""
     rows = []
     for problem in sorted(problems, key=lambda problem: problem.log_ratio(rule, against, "valid")):
-        bars = "".join(_bar(name, problem.log_ratio(rule, against, split)) for split, name in SPLITS.items())
+        bars = "".join(_bar(name, problem.log_ratio(rule, against, split)) for split, name in SPLIT_NAMES.items())
         rows.append(f'<div class="row"><div class="name">{escaped(plain(problem.name))}</div><div>{bars}</div></div>')
     return '<div class="chart">' + "\n".join(rows) + "</div>"
 

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Literal
 
 from lightning_lopt.evaluation.metrics import final_loss, lowest, median_loss, step_speedup
-from lightning_lopt.evaluation.report.numbers import REPORTED, SPLITS, TIE, Number, Section, columns
+from lightning_lopt.evaluation.report.numbers import REPORTED, SPLIT_NAMES, TIE, Number, Section, columns
 from lightning_lopt.evaluation.results import ProblemResult, Results
 from lightning_lopt.evaluation.sweeps import BASELINES, FINE_TUNING_BASELINES
 
@@ -93,6 +93,15 @@ def escaped(text: str) -> str:
     return html.escape(printable, quote=True)
 
 
+def counted(number: int, noun: str) -> str:
+    """``number`` of what ``noun`` names, in words of a report.
+
+    >>> counted(1, "seed"), counted(3, "seed")
+    ('1 seed', '3 seeds')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def short(value: float) -> str:
     """A loss with three significant digits and at most five decimals; a loss that is not finite has diverged."""
     if not math.isfinite(value):
@@ -132,13 +141,13 @@ def log_ratios(results: Results) -> TextTable:
     names = (*results.rules, *results.against)
     for rule, reference in [(rule, reference) for rule in results.rules for reference in names if reference != rule]:
         row = [label(rule), label(reference)]
-        for split in SPLITS:
+        for split in SPLIT_NAMES:
             ratios = [problem.log_ratio(rule, reference, split) for problem in results.problems]
             lower = sum(ratio < 0 for ratio in ratios)
             marks[len(rows), len(row)] = [outcome(fmean(ratios))]
             row.append(f"lower on {lower} of {len(ratios)}, mean log-ratio {fmean(ratios):+.3f}")
         rows.append(row)
-    return TextTable(["rule", "against", *SPLITS.values()], rows, marks)
+    return TextTable(["rule", "against", *SPLIT_NAMES.values()], rows, marks)
 
 
 def finals(problems: Sequence[ProblemResult], names: Sequence[str], against: Sequence[str] = ()) -> TextTable:
@@ -150,12 +159,15 @@ def finals(problems: Sequence[ProblemResult], names: Sequence[str], against: Seq
         against: names of baselines; the marks of the other optimizers are their outcomes beside the best of these.
     """
     rows = [
-        [plain(problem.name), *(" / ".join(short(_median(problem, name, split)) for split in SPLITS) for name in names)]
+        [
+            plain(problem.name),
+            *(" / ".join(short(_median(problem, name, split)) for split in SPLIT_NAMES) for name in names),
+        ]
         for problem in problems
     ]
     marks = {
         (row, column): [
-            outcome(max(problem.log_ratio(name, baseline, split) for baseline in against)) for split in SPLITS
+            outcome(max(problem.log_ratio(name, baseline, split) for baseline in against)) for split in SPLIT_NAMES
         ]
         for row, problem in enumerate(problems)
         for column, name in enumerate(names, 1)

@@ -15,14 +15,14 @@ from lightning_lopt.evaluation.report.numbers import (
     LONGER,
     REPORTED,
     SEEN_FAMILIES,
-    SPLITS,
+    SPLIT_NAMES,
     TIE,
     UNSEEN_DATA,
     UNSEEN_FAMILIES,
     Number,
     groups_of,
 )
-from lightning_lopt.evaluation.report.tables import TextTable, baseline_names, label, plain, short
+from lightning_lopt.evaluation.report.tables import TextTable, baseline_names, counted, label, plain, short
 from lightning_lopt.evaluation.results import Results
 
 Standing = Literal["ahead", "mixed", "behind"]
@@ -70,7 +70,7 @@ def _defeats(results: Results) -> Iterator[Defeat]:
     for rule, record in results.rules.items():
         for problem in results.problems:
             for against in results.against:
-                for split in SPLITS:
+                for split in SPLIT_NAMES:
                     rule_losses, baseline_losses = (
                         final_loss(problem.measurements[name], split) for name in (rule, against)
                     )
@@ -144,7 +144,7 @@ def _by_key(report_numbers: Sequence[Number]) -> dict[_Key, Number]:
 
 def _verdict(results: Results, values: Mapping[_Key, Number], rule: str, against: str) -> Verdict:
     total = len(results.problems)
-    lower = [problems_lower(results, rule, against, split) for split in SPLITS]
+    lower = [problems_lower(results, rule, against, split) for split in SPLIT_NAMES]
     ahead, behind = ([sign * (2 * count - total) > 0 for count in lower] for sign in (1, -1))
     seconds = values.get((rule, against, ALL, "wall_clock"))
     clock = "" if seconds is None else f", {seconds.value:.2f} in seconds"
@@ -160,11 +160,11 @@ def _verdict(results: Results, values: Mapping[_Key, Number], rule: str, against
         how = f"is ahead of {baseline} on some problems, and behind it on others"
     speed = values[rule, against, ALL, "speedup"].value
     text = (
-        f"{label(rule)} {how}: it ends lower on {lower[0]} of {total} problems in training and on {lower[1]} of "
-        f"{total} in validation; its speed-up is {speed:.2f} in steps{clock}."
+        f"{label(rule)} {how}: it ends lower on {lower[0]} of {counted(total, 'problem')} in training and on "
+        f"{lower[1]} of {total} in validation; its speed-up is {speed:.2f} in steps{clock}."
     )
     if runs := _diverged_runs(results, rule):
-        text += f" {runs} {'run' if runs == 1 else 'runs'} of it diverged."
+        text += f" {counted(runs, 'run')} of it diverged."
     return Verdict(rule, against, standing, text)
 
 
@@ -191,14 +191,31 @@ def _comparison(results: Results, values: Mapping[_Key, Number], rule: str, agai
     runs = len(results.problems) * results.seeds
     seconds = values.get((rule, against, ALL, "wall_clock"))
     clock = "" if seconds is None else f", and {seconds.value:.2f} in seconds"
-    wins, regrets = ([number(f"{split}_{name}").value for split in SPLITS] for name in ("wins", "regret"))
+    wins, regrets = ([number(f"{split}_{name}").value for split in SPLIT_NAMES] for name in ("wins", "regret"))
     return (
-        f"{label(rule)} against {label(against)}, {len(results.problems)} problems with {results.seeds} seeds: a "
-        f"speed-up of {speed.value:.2f} in steps (95 % interval {speed.low:.2f} to {speed.high:.2f}){clock}. The rule "
-        f"ends lower in {100 * wins[0]:.0f} % of runs in training and {100 * wins[1]:.0f} % in validation (ties count "
-        f"half); on its worst problem it ends {regrets[0]:.2f} (training) and {regrets[1]:.2f} (validation) times as "
-        f"high. {_diverged_runs(results, rule)} of {runs} runs diverged."
+        f"{label(rule)} against {label(against)}, {counted(len(results.problems), 'problem')} with "
+        f"{counted(results.seeds, 'seed')}: a speed-up of {speed.value:.2f} in steps (95 % interval {speed.low:.2f} to "
+        f"{speed.high:.2f}){clock}. The rule ends lower in {100 * wins[0]:.0f} % of runs in training and "
+        f"{100 * wins[1]:.0f} % in validation (ties count half); {_worst_problem(*regrets)}. "
+        f"{_diverged_runs(results, rule)} of {counted(runs, 'run')} diverged."
     )
+
+
+def _worst_problem(training: float, validation: float) -> str:
+    """How high a rule ends on its worst problem, by values of :class:`WorstRegret`, which are at least 1."""
+    if max(training, validation) <= TIE:
+        return "it ends higher on no problem"
+    if min(training, validation) > TIE:
+        factors = f"{_factor(training)} (training) and {_factor(validation)} (validation)"
+        return f"on its worst problem it ends {factors} times as high"
+    where, other = SPLIT_NAMES.values() if training > validation else reversed(SPLIT_NAMES.values())
+    factor = _factor(max(training, validation))
+    return f"on its worst problem it ends {factor} times as high in {where}, and in {other} higher on no problem"
+
+
+def _factor(value: float) -> str:
+    """A factor above :data:`TIE`, with enough decimals that it does not read as 1."""
+    return f"{value:.2f}" if value >= 1.005 else f"{value:.3f}"
 
 
 def _diverged_runs(results: Results, rule: str) -> int:
@@ -231,8 +248,8 @@ def _defeats_of_rule(results: Results, rule: str) -> str:
     worst = behind[0]
     return (
         f"{label(rule)} is behind {baselines} in {len(behind)} of {comparisons} comparisons of final losses; most on "
-        f"{plain(worst.problem)} ({SPLITS[worst.split]}), where {label(worst.against)} ends {worst.factor:.2f} times "
-        "lower."
+        f"{plain(worst.problem)} ({SPLIT_NAMES[worst.split]}), where {label(worst.against)} ends {worst.factor:.2f} "
+        "times lower."
     )
 
 
@@ -246,7 +263,7 @@ def defeats_table(results: Results) -> TextTable:
             [
                 label(defeat.rule),
                 plain(defeat.problem),
-                SPLITS[defeat.split],
+                SPLIT_NAMES[defeat.split],
                 label(defeat.against),
                 f"{defeat.factor:.3f}",
                 short(defeat.rule_loss),
@@ -263,12 +280,12 @@ def untuned_table(results: Results) -> TextTable:
     """On how many problems each rule ends lower than each untuned baseline; without such baselines, no rows."""
     total = len(results.problems)
     return TextTable(
-        ["rule", "against", *(f"lower in {split}" for split in SPLITS.values())],
+        ["rule", "against", *(f"lower in {split}" for split in SPLIT_NAMES.values())],
         [
             [
                 label(rule),
                 label(baseline),
-                *(f"{problems_lower(results, rule, baseline, split)} of {total}" for split in SPLITS),
+                *(f"{problems_lower(results, rule, baseline, split)} of {total}" for split in SPLIT_NAMES),
             ]
             for rule in results.rules
             for baseline in untuned_baselines(results)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.problem import Problem, load_problems
 from lightning_lopt.evaluation.suites import finetune, gpu, images, long, real, shift, small, tiny
 from lightning_lopt.evaluation.suites.long import long_runs
 from lightning_lopt.tasks.data import DataLike, LabelledImages, resolve
@@ -39,3 +39,12 @@ def make_suite(name: str, data: DataLike | None = None) -> list[Problem]:
     if name not in SUITES:
         raise ValueError(f"there is no suite {name!r}; use one of {', '.join(map(repr, SUITES))}.")
     return SUITES[name](resolve(data))
+
+
+def named_problems(name: str) -> list[Problem]:
+    """The problems of the suite of this name, or those that ``FILE.py:NAME`` names.
+
+    Raises:
+        ValueError: if there is no such suite, or the file has none.
+    """
+    return load_problems(name) if ":" in name else make_suite(name)

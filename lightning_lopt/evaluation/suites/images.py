@@ -17,7 +17,7 @@ from lightning_lopt.tasks import (
 
 def problems(sources: list[LabelledImages]) -> list[Problem]:
     """A perceptron, a convolutional network, a deep perceptron with a bad start, and a long run, on given images."""
-    return [problem for source in sources for problem in (*plain(source), deep(source), _long(source))]
+    return [problem for source in sources for problem in (*shallow(source), deep(source), _long(source))]
 
 
 def held_out(sources: list[LabelledImages]) -> list[Problem]:
@@ -29,7 +29,7 @@ def held_out(sources: list[LabelledImages]) -> list[Problem]:
     ]
 
 
-def plain(data: LabelledImages) -> list[Problem]:
+def shallow(data: LabelledImages) -> list[Problem]:
     """A perceptron and a convolutional network."""
     parts, label = halves(data), data.name
     return [

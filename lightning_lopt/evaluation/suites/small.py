@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from lightning_lopt.evaluation.problem import Problem
-from lightning_lopt.evaluation.suites.images import attention_and_residual, deep, language_models, plain
+from lightning_lopt.evaluation.suites.images import attention_and_residual, deep, language_models, shallow
 from lightning_lopt.evaluation.suites.sources import halves, small_images
 from lightning_lopt.rules.base import Params
 from lightning_lopt.seeding import generator
@@ -39,7 +39,7 @@ def _on_images(data: LabelledImages) -> list[Problem]:
     mixer = ImageMixerTask(*parts, width=16, batch_size=32)
     autoencoder, vae = ImageAutoencoderTask(*parts, batch_size=32), ImageVAETask(*parts, batch_size=32)
     return [
-        *plain(data),
+        *shallow(data),
         *attention_and_residual(data),
         Problem(f"{label}-mixer", mixer, 300, "image_mixer", label),
         Problem(f"{label}-autoencoder", autoencoder, 500, "image_autoencoder", label),

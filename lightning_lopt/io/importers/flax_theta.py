@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_lopt.io.files import TAKE_AGAIN, RuleFileError, show
 from lightning_lopt.io.importers.array_format import ArrayFormat, Kind, Shapes, Theta
-from lightning_lopt.io.importers.msgpack import Array, Tree, read_tree
+from lightning_lopt.io.importers.msgpack import Array, MsgpackTree, read_tree
 from lightning_lopt.rules import (
     AdafacMLPRule,
     Celo2BaseRule,
@@ -222,7 +222,7 @@ def read_theta(data: bytes, label: str) -> tuple[dict[str, Array], bool]:
     return arrays, oldest
 
 
-def _flatten(tree: Tree | object, path: str, into: dict[str, Array], label: str) -> None:
+def _flatten(tree: MsgpackTree | object, path: str, into: dict[str, Array], label: str) -> None:
     if isinstance(tree, dict):
         for key, value in tree.items():
             _flatten(value, f"{path}/{key}" if path else key, into, label)

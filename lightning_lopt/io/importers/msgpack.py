@@ -35,8 +35,8 @@ class Array(NamedTuple):
     data: memoryview
 
 
-Leaf: TypeAlias = Array | str | int | float | None
-Tree: TypeAlias = dict[str, Any]
+MsgpackLeaf: TypeAlias = Array | str | int | float | None
+MsgpackTree: TypeAlias = dict[str, Any]
 """Trees and leaves by name."""
 
 
@@ -44,7 +44,7 @@ class _Damaged(Exception):
     """An error in a file; the message does not contain the name of the file."""
 
 
-def read_tree(data: bytes, label: str) -> Tree:
+def read_tree(data: bytes, label: str) -> MsgpackTree:
     """The tree of ``data``. Arrays are not copied, except those that flax has split into pieces.
 
     Raises:
@@ -84,7 +84,7 @@ class _Reader:
     def number(self, form: str) -> Any:
         return struct.unpack(f">{form}", self.take(struct.calcsize(form)))[0]
 
-    def value(self, depth: int) -> Tree | Leaf:
+    def value(self, depth: int) -> MsgpackTree | MsgpackLeaf:
         """A map, a number, a text, nothing, or an extension."""
         self.nodes -= 1
         if self.nodes < 0:
@@ -110,12 +110,12 @@ class _Reader:
             return self.extension(self.number("b"), length)
         raise _Damaged(f"byte {start} begins a value of kind {mark:#x}, which flax does not write there")
 
-    def map(self, count: int, depth: int) -> Tree | Leaf:
+    def map(self, count: int, depth: int) -> MsgpackTree | MsgpackLeaf:
         if depth == 0:
             raise _Damaged(f"it is nested more than {MAX_DEPTH} levels deep")
         if 2 * count > len(self.data) - self.at:
             raise _Damaged(f"{count} entries are announced where {len(self.data) - self.at} bytes are left")
-        tree: Tree = {}
+        tree: MsgpackTree = {}
         for _ in range(count):
             key = self.text()
             if key in tree:
@@ -147,7 +147,7 @@ class _Reader:
         except UnicodeDecodeError:
             raise _Damaged(f"the text before byte {self.at} is not UTF-8") from None
 
-    def extension(self, kind: int, length: int) -> Leaf:
+    def extension(self, kind: int, length: int) -> MsgpackLeaf:
         if kind not in (_ARRAY, _SCALAR):
             what = "a complex number" if kind == _COMPLEX else f"an extension of type {kind}"
             raise _Damaged(f"it holds {what} where only arrays are read")
@@ -202,7 +202,7 @@ def _listed(tree: Any) -> list[Any]:
     return [tree[str(index)] for index in range(len(tree))]
 
 
-def _by_field(tree: Tree) -> Tree:
+def _by_field(tree: MsgpackTree) -> MsgpackTree:
     """A named tuple of an older flax, converted to the form of a newer one."""
     fields, values = _listed(tree["fields"]), _listed(tree["values"])
     if len(fields) != len(values) or not all(isinstance(x, str) for x in fields) or len({*fields}) != len(fields):
@@ -210,7 +210,7 @@ def _by_field(tree: Tree) -> Tree:
     return dict(zip(fields, values, strict=True))
 
 
-def _joined(tree: Tree) -> Array:
+def _joined(tree: MsgpackTree) -> Array:
     """An array that was split into pieces because of its size."""
     if tree.keys() != {CHUNKED, "shape", "chunks"}:
         raise _Damaged("an array in pieces does not consist of shape and pieces")

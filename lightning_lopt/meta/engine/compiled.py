@@ -9,7 +9,7 @@ from typing import Any
 from lightning_lopt.compiling import CompiledFunction, own_copy, signature_of
 from lightning_lopt.meta.batches import BatchDraws
 from lightning_lopt.meta.engine.execution import Advanced, Execution, steps_one_by_one
-from lightning_lopt.meta.engine.step import Stepped, advance_runs
+from lightning_lopt.meta.engine.step import SteppedRuns, advance_runs
 from lightning_lopt.meta.runs import InnerRuns
 from lightning_lopt.meta.theta import Theta
 from lightning_lopt.rules.base import UpdateRule
@@ -48,14 +48,14 @@ class Compiled(Execution):
 
     def __init__(self, backend: str | Callable[..., Any] = "inductor") -> None:
         self._backend = backend
-        self._functions: dict[int | None, CompiledFunction[Stepped]] = {}  # by phase
+        self._functions: dict[int | None, CompiledFunction[SteppedRuns]] = {}  # by phase
 
     @property
     def uncompiled(self) -> list[str]:
         """Why steps are not compiled, for each architecture and phase whose steps are not."""
         return [why for function in self._functions.values() for why in function.uncompiled.values()]
 
-    def step(self, *arguments: Any) -> Stepped:
+    def step(self, *arguments: Any) -> SteppedRuns:
         rule, task, theta, params, _, batches, _, phase = arguments
         if phase not in self._functions:
             self._functions[phase] = CompiledFunction(_steps_of(phase), backend=self._backend)
@@ -69,6 +69,6 @@ class Compiled(Execution):
 
 
 @cache
-def _steps_of(phase: int | None) -> Callable[..., Stepped]:
+def _steps_of(phase: int | None) -> Callable[..., SteppedRuns]:
     """A copy of :func:`advance_runs` for each phase: torch compiles a function for eight sets of arguments only."""
     return own_copy(advance_runs)

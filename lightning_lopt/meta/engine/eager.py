@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_lopt.meta.batches import BatchDraws
 from lightning_lopt.meta.engine.execution import Advanced, Execution, steps_one_by_one
-from lightning_lopt.meta.engine.step import Stepped, advance_runs
+from lightning_lopt.meta.engine.step import SteppedRuns, advance_runs
 from lightning_lopt.meta.runs import InnerRuns
 from lightning_lopt.meta.theta import Theta
 from lightning_lopt.rules.base import UpdateRule
@@ -28,7 +28,7 @@ class Eager(Execution):
         tensor([2.5000, 2.0250, 1.6016])
     """
 
-    def step(self, *arguments: Any) -> Stepped:
+    def step(self, *arguments: Any) -> SteppedRuns:
         return advance_runs(*arguments)
 
     def steps(

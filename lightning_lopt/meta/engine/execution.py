@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.meta.batches import BatchDraws, Batches, batches_of
-from lightning_lopt.meta.engine.step import Stepped
-from lightning_lopt.meta.runs import InnerRuns, joined, positions, separated
+from lightning_lopt.meta.engine.step import SteppedRuns
+from lightning_lopt.meta.runs import InnerRuns, joined_groups, positions, separated
 from lightning_lopt.meta.theta import Theta
 from lightning_lopt.rules.base import Params, State, UpdateRule
 from lightning_lopt.tasks.base import Split
@@ -47,7 +47,7 @@ class Execution(Protocol):
         5
     """
 
-    def step(self, *arguments: Any) -> Stepped:
+    def step(self, *arguments: Any) -> SteppedRuns:
         """One step of all runs side by side; arguments as of :func:`~lightning_lopt.meta.engine.step.advance_runs`."""
 
     def steps(
@@ -65,7 +65,7 @@ class Execution(Protocol):
 
 
 def steps_one_by_one(
-    step: Callable[..., Stepped],
+    step: Callable[..., SteppedRuns],
     rule: UpdateRule,
     theta: Theta,
     groups: Sequence[InnerRuns],
@@ -73,7 +73,7 @@ def steps_one_by_one(
     steps: int,
 ) -> Advanced:
     """:meth:`Execution.steps` by one call of ``step`` for each."""
-    params, state = joined(groups)
+    params, state = joined_groups(groups)
     device, first_step = groups[0].device, groups[0].step
     at = positions(groups, device)
     losses: list[dict[Split, Tensor]] = []

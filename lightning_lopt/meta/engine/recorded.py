@@ -12,7 +12,7 @@ from lightning_lopt.meta.batches import BatchDraws
 from lightning_lopt.meta.engine.eager import Eager
 from lightning_lopt.meta.engine.execution import Advanced, Execution
 from lightning_lopt.meta.engine.recording import Recording, recordable
-from lightning_lopt.meta.engine.step import Stepped
+from lightning_lopt.meta.engine.step import SteppedRuns
 from lightning_lopt.meta.runs import InnerRuns
 from lightning_lopt.meta.theta import Theta
 from lightning_lopt.recording import stream_number
@@ -58,7 +58,7 @@ class Recorded(Execution):
         self.recordings: WeakKeyDictionary[Task, dict[Hashable, Recording | None]] = WeakKeyDictionary()
         self.shared: WeakValueDictionary[Hashable, Recording] = WeakValueDictionary()
 
-    def step(self, *arguments: Any) -> Stepped:
+    def step(self, *arguments: Any) -> SteppedRuns:
         """One step, not recorded."""
         return self.execution.step(*arguments)
 

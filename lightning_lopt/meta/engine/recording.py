@@ -11,8 +11,8 @@ from torch.utils import _pytree as pytree
 
 from lightning_lopt.meta.batches import BatchDraws, Batches, batches_of
 from lightning_lopt.meta.engine.execution import Advanced
-from lightning_lopt.meta.engine.step import Stepped
-from lightning_lopt.meta.runs import InnerRuns, joined, positions, separated
+from lightning_lopt.meta.engine.step import SteppedRuns
+from lightning_lopt.meta.runs import InnerRuns, joined_groups, positions, separated
 from lightning_lopt.meta.theta import Theta
 from lightning_lopt.recording import WARM_UP, cloned, overwrite, record
 from lightning_lopt.rules.base import State, UpdateRule
@@ -58,7 +58,7 @@ class Recording:
         splits: Sequence[Split],
     ) -> None:
         device = groups[0].device
-        self.theta, self.params, self.state = pytree.tree_map(torch.clone, (theta, *joined(groups)))
+        self.theta, self.params, self.state = pytree.tree_map(torch.clone, (theta, *joined_groups(groups)))
         self.memory_of_groups = separated(groups, self.params, self.state)
         self.rule, self.addresses, self.copies, self.splits = rule, _addresses(rule), groups[0].copies, splits
         draws = [BatchDraws(runs, generator(0, "shapes"), splits, 1)(1) for runs in groups]
@@ -87,7 +87,7 @@ class Recording:
             and splits == self.splits
         )
 
-    def prepare(self, step: Callable[..., Stepped], task: Task, first_step: int, steps: int) -> None:
+    def prepare(self, step: Callable[..., SteppedRuns], task: Task, first_step: int, steps: int) -> None:
         """Record the phases of ``steps`` steps from step ``first_step`` on, where they are not recorded yet.
 
         The recording has no reference to ``step``, which has the signature of
@@ -101,7 +101,7 @@ class Recording:
                 self.row.zero_()
                 self.replay[phase] = record(partial(self._one_step, step, task, phase))
 
-    def _one_step(self, step: Callable[..., Stepped], task: Task, phase: int | None) -> None:
+    def _one_step(self, step: Callable[..., SteppedRuns], task: Task, phase: int | None) -> None:
         """One step in the memory of the recording, on the batches of the present row."""
         batches = {
             split: {name: value.index_select(0, self.row)[0] for name, value in batch.items()}

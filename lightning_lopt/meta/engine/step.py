@@ -13,7 +13,7 @@ from lightning_lopt.meta.theta import Theta
 from lightning_lopt.rules.base import Params, State, StepContext, UpdateRule
 from lightning_lopt.tasks.base import Split, Task
 
-Stepped = tuple[Params, State, dict[Split, Tensor]]
+SteppedRuns = tuple[Params, State, dict[Split, Tensor]]
 """Parameters and state after an inner step, and losses before it."""
 
 
@@ -28,7 +28,7 @@ def inner_step(
     total_steps: Tensor,
     phase: int | None = None,
     epochs: Tensor | None = None,
-) -> Stepped:
+) -> SteppedRuns:
     """One step of one inner run: new parameters, new state, and losses before the step. A pure function.
 
     ``batches["train"]`` makes the step; for batches of other splits only the loss is measured.
@@ -61,7 +61,7 @@ def advance_runs(
     batches: Batches,
     at: Position,
     phase: int | None = None,
-) -> Stepped:
+) -> SteppedRuns:
     """:func:`inner_step` for all runs side by side: leading axis N on θ, parameters, state, batches, and the losses.
 
     The numbers of ``at`` are 0-dim if they are the same for all runs, or have the shape ``(N,)``; then runs at their
@@ -71,7 +71,7 @@ def advance_runs(
 
     def advance_run(
         theta: Theta, params: Params, state: State, batches: Batches, step: Tensor, total_steps: Tensor, epochs: Tensor
-    ) -> Stepped:
+    ) -> SteppedRuns:
         params_after, state_after, losses = inner_step(
             rule, theta, task, params, state, batches, step, total_steps, phase, epochs
         )

@@ -55,7 +55,7 @@ def reads(rule: UpdateRule) -> list[str]:
     return ["gradients"] + ["the loss"] * rule.reads_loss + ["the horizon"] * rule.reads_horizon
 
 
-def report(rule: UpdateRule) -> str:
+def footprint_report(rule: UpdateRule) -> str:
     """The footprint as text, with the number of meta-parameters and the inputs that the rule reads."""
     footprints = {example: footprint(rule, shape) for example, shape in EXAMPLES.items()}
     memory = ", ".join(f"{numbers.state_bytes:.1f} ({example})" for example, numbers in footprints.items())

@@ -27,7 +27,7 @@ from torch import Tensor
 from lightning_lopt.rules.shared.arithmetic import TINY
 from lightning_lopt.rules.shared.averages import average
 
-FLOOR = 1e-9
+FACTOR_EPS = 1e-9
 Ties = Literal["first", "last"]
 Matrix = Literal["flat", "stored"]  # tensors of rank > 2 as (out, everything else), or with the axes of the reference
 
@@ -66,14 +66,14 @@ def update_factored(
 def factors(rows: Tensor, columns: Tensor, axes: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """R and L, of the shapes of ``rows`` and ``columns``: g R L is the gradient over its factored root mean square."""
     d1, _ = axes
-    relative = rows / (rows.mean(d1 + 1, keepdim=True) + FLOOR)
-    return torch.rsqrt(relative.clamp(min=FLOOR)), torch.rsqrt(columns.clamp(min=FLOOR))
+    relative = rows / (rows.mean(d1 + 1, keepdim=True) + FACTOR_EPS)
+    return torch.rsqrt(relative.clamp(min=FACTOR_EPS)), torch.rsqrt(columns.clamp(min=FACTOR_EPS))
 
 
 def diagonal_factor(diagonal: Tensor) -> Tensor:
     """R L for rank < 2, from the averages (k, *s) of the square. The added 1e-9 makes the floor of the reference
     unnecessary."""
-    return torch.rsqrt(diagonal + FLOOR)
+    return torch.rsqrt(diagonal + FACTOR_EPS)
 
 
 class Rates(NamedTuple):

@@ -25,6 +25,12 @@ class TransformedTask(Task):
         task: the task to change, itself transformed or not.
         label: suffix of its name, after a ``+``.
         settings: entry of the list ``config["transforms"]``, JSON values only.
+
+    Example:
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Quadratic(torch.tensor([1.0, 4.0]))
+        >>> TransformedTask(bowl, "renamed", {"name": "renamed"}).name
+        'quadratic/d2+renamed'
     """
 
     def __init__(self, task: Task, label: str, settings: dict[str, Any]) -> None:

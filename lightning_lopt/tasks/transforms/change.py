@@ -25,6 +25,13 @@ class ChangingDataTask(TransformedTask):
 
     Raises:
         ValueError: if the tasks do not fit each other, or ``change`` is not a positive integer.
+
+    Example:
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Quadratic(torch.tensor([1.0, 4.0]))
+        >>> before = Quadratic(torch.tensor([4.0, 1.0]))
+        >>> ChangingDataTask(bowl, before, change=10).name  # ten steps on the other bowl come first
+        'quadratic/d2+change(10)'
     """
 
     def __init__(self, task: Task, before: Task, change: int) -> None:

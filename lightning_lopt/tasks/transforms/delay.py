@@ -29,6 +29,12 @@ class DelayedGradientTask(TransformedTask):
 
     Raises:
         ValueError: if ``delay`` is not a positive integer.
+
+    Example:
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = DelayedGradientTask(Quadratic(torch.tensor([1.0, 4.0])), delay=2)
+        >>> bowl.name
+        'quadratic/d2+delay(2)'
     """
 
     def __init__(self, task: Task, delay: int) -> None:
@@ -54,6 +60,12 @@ class DelayedGradients(Transform):
 
     Attributes:
         delays: inner steps, each >= 1.
+
+    Example:
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Quadratic(torch.tensor([1.0, 4.0]))
+        >>> DelayedGradients(delays=(4,))(bowl, torch.Generator()).name
+        'quadratic/d2+delay(4)'
     """
 
     name: ClassVar[str] = "delayed_gradients"

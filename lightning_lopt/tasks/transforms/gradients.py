@@ -33,6 +33,12 @@ class NoisyGradientTask(TransformedTask):
 
     Raises:
         ValueError: if ``level`` is negative or not finite.
+
+    Example:
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Quadratic(torch.tensor([1.0, 4.0]))
+        >>> NoisyGradientTask(bowl, level=0.1).name
+        'quadratic/d2+noise(0.1)'
     """
 
     def __init__(self, task: Task, level: float) -> None:
@@ -75,6 +81,12 @@ class HeavyTailedGradientTask(NoisyGradientTask):
 
     Raises:
         ValueError: if a number is out of range.
+
+    Example:
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Quadratic(torch.tensor([1.0, 4.0]))
+        >>> HeavyTailedGradientTask(bowl, level=0.1, tail=2.0).name
+        'quadratic/d2+noise(0.1)-tail(2)'
     """
 
     def __init__(self, task: Task, level: float, tail: float = 1.5) -> None:
@@ -96,6 +108,12 @@ class GradientNoise(Transform):
 
     Attributes:
         low, high: bounds of the level, > 0.
+
+    Example:
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Quadratic(torch.tensor([1.0, 4.0]))
+        >>> GradientNoise(low=0.5, high=0.5)(bowl, torch.Generator()).name
+        'quadratic/d2+noise(0.5)'
     """
 
     name: ClassVar[str] = "gradient_noise"
@@ -110,7 +128,7 @@ class GradientNoise(Transform):
         return NoisyGradientTask(task, float(f"{log_uniform(self.low, self.high, generator):.4g}"))
 
 
-def rounded(x: Tensor, precision: str) -> Tensor:
+def rounded_to(x: Tensor, precision: str) -> Tensor:
     """``x`` after rounding to a number format with fewer bits, in the type of ``x``.
 
     Args:
@@ -120,7 +138,7 @@ def rounded(x: Tensor, precision: str) -> Tensor:
 
     Its derivative is taken to be 1, so meta-gradients pass through.
 
-    >>> rounded(torch.tensor([1.0, 0.3, 0.001]), "int8") * 127
+    >>> rounded_to(torch.tensor([1.0, 0.3, 0.001]), "int8") * 127
     tensor([127.,  38.,   0.])
     """
     if precision == "int8":
@@ -132,7 +150,7 @@ def rounded(x: Tensor, precision: str) -> Tensor:
 
 
 class LowPrecisionTask(TransformedTask):
-    """Rounds the gradient as in :func:`rounded`.
+    """Rounds the gradient as in :func:`rounded_to`.
 
     Args:
         task: the task to change.
@@ -140,6 +158,12 @@ class LowPrecisionTask(TransformedTask):
 
     Raises:
         ValueError: if ``precision`` is unknown.
+
+    Example:
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = LowPrecisionTask(Quadratic(torch.tensor([1.0, 4.0])), "int8")
+        >>> bowl.gradient({"x": torch.tensor([0.3, 1.0])}, bowl.batch(torch.Generator()))[0]["x"]
+        tensor([0.3150, 4.0000])
     """
 
     def __init__(self, task: Task, precision: str) -> None:
@@ -149,7 +173,7 @@ class LowPrecisionTask(TransformedTask):
 
     def gradient(self, params: Params, batch: Batch) -> tuple[Params, Tensor, Params]:
         grads, loss, carried = super().gradient(params, batch)
-        return {name: rounded(grad, self.precision) for name, grad in grads.items()}, loss, carried
+        return {name: rounded_to(grad, self.precision) for name, grad in grads.items()}, loss, carried
 
 
 @dataclass(frozen=True)
@@ -158,6 +182,12 @@ class LowPrecision(Transform):
 
     Attributes:
         precisions: names in :data:`FORMATS`.
+
+    Example:
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Quadratic(torch.tensor([1.0, 4.0]))
+        >>> LowPrecision(precisions=("bfloat16",))(bowl, torch.Generator()).name
+        'quadratic/d2+bfloat16'
     """
 
     name: ClassVar[str] = "low_precision"

@@ -26,6 +26,14 @@ class SmallerBatchTask(TransformedTask):
 
     Raises:
         ValueError: if ``task`` has no such axis, or ``batch_size`` is outside that range.
+
+    Example:
+        >>> from lightning_lopt.tasks import ImageMLP
+        >>> draws = torch.Generator().manual_seed(0)
+        >>> task = ImageMLP(variety=False, batch_sizes=(16,)).sample(draws)
+        >>> smaller = SmallerBatchTask(task, 4)
+        >>> len(task.batch(draws)["inputs"]), len(smaller.batch(draws)["inputs"])
+        (16, 4)
     """
 
     batch_size: int
@@ -75,6 +83,13 @@ class SmallerBatch(Transform):
 
     Attributes:
         smallest: smallest share of a mini-batch to use, in (0, 1].
+
+    Example:
+        >>> from lightning_lopt.tasks import ImageMLP
+        >>> draws = torch.Generator().manual_seed(0)
+        >>> task = ImageMLP(variety=False, batch_sizes=(16,)).sample(draws)
+        >>> SmallerBatch(smallest=0.25)(task, draws.manual_seed(0)).config["transforms"]
+        [{'name': 'smaller_batch', 'batch_size': 12}]
     """
 
     name: ClassVar[str] = "smaller_batch"
@@ -100,6 +115,14 @@ class FrozenTask(TransformedTask):
 
     Raises:
         ValueError: if a name is unknown or nothing is left to train.
+
+    Example:
+        >>> from lightning_lopt.tasks import ImageMLP
+        >>> draws = torch.Generator().manual_seed(0)
+        >>> task = ImageMLP(variety=False, batch_sizes=(16,)).sample(draws)
+        >>> last = list(task.roles)[-1]
+        >>> set(task.roles) - set(FrozenTask(task, [last]).roles) == {last}
+        True
     """
 
     def __init__(self, task: Task, frozen: Sequence[str]) -> None:
@@ -120,6 +143,13 @@ class FrozenTensors(Transform):
 
     Attributes:
         largest: largest share of the tensors that are frozen, in [0, 1].
+
+    Example:
+        >>> from lightning_lopt.tasks import ImageMLP
+        >>> draws = torch.Generator().manual_seed(0)
+        >>> task = ImageMLP(variety=False, batch_sizes=(16,)).sample(draws)
+        >>> len(FrozenTensors(largest=0.5)(task, draws.manual_seed(0)).roles) < len(task.roles)
+        True
     """
 
     name: ClassVar[str] = "frozen_tensors"

@@ -29,6 +29,12 @@ class ReparametrisedTask(TransformedTask):
 
     Raises:
         ValueError: if a scale is missing or not a positive number.
+
+    Example:
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Quadratic(torch.tensor([1.0, 4.0]))
+        >>> bowl.init(torch.Generator())["x"], ReparametrisedTask(bowl, 10.0).init(torch.Generator())["x"]
+        (tensor([1., 1.]), tensor([0.1000, 0.1000]))
     """
 
     def __init__(self, task: Task, scale: float | Mapping[str, float]) -> None:
@@ -76,6 +82,12 @@ class Reparametrise(Transform):
         per_tensor: draw a scale for each tensor, not one for all.
 
     References: Metz et al. 2022, https://arxiv.org/abs/2211.09760; Moudgil et al. 2025, https://arxiv.org/abs/2501.12670.
+
+    Example:
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Quadratic(torch.tensor([1.0, 4.0]))
+        >>> Reparametrise(low=10.0, high=10.0)(bowl, torch.Generator()).name
+        'quadratic/d2+reparam(10)'
     """
 
     name: ClassVar[str] = "reparametrise"

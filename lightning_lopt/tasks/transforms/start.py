@@ -22,6 +22,12 @@ class GivenStartTask(TransformedTask):
 
     Raises:
         ValueError: if a name is unknown or a shape differs.
+
+    Example:
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Quadratic(torch.tensor([1.0, 4.0]))
+        >>> GivenStartTask(bowl, {"x": torch.tensor([1.0, -2.0])}).init(torch.Generator())
+        {'x': tensor([ 1., -2.])}
     """
 
     def __init__(self, task: Task, start: Mapping[str, Tensor]) -> None:
