@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lightning_lopt.optim import LearnedOptimizer
-from lightning_lopt.optim.groups import members_of
+from lightning_lopt.optim.groups import listed, members_of
 from lightning_lopt.optim.pretrained_model import looks_pretrained, trained_shares
 from lightning_lopt.rules.residual import ResidualRule
 
@@ -85,14 +85,14 @@ def warn_if_pretrained(module: nn.Module, optimizers: Sequence[LearnedOptimizer]
             epochs = None if optimizer.epochs is None else torch.tensor(optimizer.epochs)
             members = members_of(optimizer.param_groups, optimizer.labels)
             shares, depth = trained_shares(members, rule.restraint.repetition(epochs))
-            count = sum(share > 0.5 for share in shares.values())
-            if count:
+            names = [name for name, share in shares.items() if share > 0.5]
+            if names:
                 log_factor = float(rule.log_careful.max()) - float(rule.restraint.planned_factor(epochs, depth))
                 planned = "an unknown number of" if epochs is None else f"{optimizer.epochs:.3g}"
                 rank_zero_info(
-                    f"{count} of {len(shares)} tensors look pretrained, so rule {optimizer.rule_label!r} makes steps "
-                    f"up to {math.exp(log_factor):.0f} times shorter, for {planned} epochs; "
-                    "lr > 1 makes them longer."
+                    f"{len(names)} of {len(shares)} tensors look pretrained ({listed(names)}), so rule "
+                    f"{optimizer.rule_label!r} makes steps of such tensors up to {math.exp(log_factor):.0f} times "
+                    f"shorter, for {planned} epochs; lr > 1 makes them longer."
                 )
         elif rule.rule_name in RELATIVE_RULES:
             reason = looks_pretrained(module)

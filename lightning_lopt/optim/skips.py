@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.optim.checkpoint import COUNTERS
+from lightning_lopt.optim.groups import listed
 
 WARN_IN_A_ROW = 5
 WARN_COUNT, WARN_SHARE = 10, 0.1
@@ -98,6 +99,5 @@ def not_finite(loss: Tensor | None, gradients: Mapping[str, Tensor], updates: Ma
     for kind, tensors in (("gradients", gradients), ("updates", updates)):
         culprits = names(tensors)
         if culprits:
-            suffix = f" and {len(culprits) - 3} more" if len(culprits) > 3 else ""
-            return f"{kind} of {', '.join(map(repr, culprits[:3]))}{suffix} were not finite"
+            return f"{kind} of {listed(culprits)} were not finite"
     return "a loss, gradients or updates were not finite"
