@@ -235,7 +235,7 @@ def test_careful_rules_say_how_many_tensors_look_pretrained(caplog):
         module.net[1].weight.add_(0.1 * torch.randn(8))
         module.net[1].bias.add_(0.1 * torch.randn(8))
     (line,) = said(copy.deepcopy(module))
-    assert line.startswith("5 of 6 tensors look pretrained ('net.0.weight', 'net.0.bias', 'net.1.weight' and 2 more), so")
+    assert line.startswith("5 of 6 tensors look pretrained ('net.0.weight', 'net.0.bias', 'net.1.weight' and 2 more)")
     assert "tensors up to 9 times shorter, for 2 epochs" in line
     (line,) = said(module, data=stream(), max_steps=4)
     assert "tensors up to 55 times shorter, for an unknown number of epochs" in line
