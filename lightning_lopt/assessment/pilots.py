@@ -1,8 +1,7 @@
 """Pilots: complete short runs of a rule and of AdamW at several learning rates, on the same models and batches.
 
-A pilot differs from a measurement (:func:`~lightning_lopt.evaluation.measurement.run_rules`), which has no time limit,
-stores curves, and uses the evaluation weights of the rule. A pilot has a time limit, stores only the
-losses before the first and after the last step, and uses the trained weights.
+A pilot is a run as in a measurement (:class:`~lightning_lopt.evaluation.measurement.RuleModels`) with a time limit, of
+which only the losses before the first and after the last step are stored.
 """
 
 from __future__ import annotations
@@ -14,15 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
-from lightning_lopt.evaluation.measurement import six_digits
-from lightning_lopt.meta.runs import device_of, start_runs
-from lightning_lopt.meta.theta import stacked_theta
-from lightning_lopt.meta.unroll import unroll
+from lightning_lopt.evaluation.measurement import RuleModels, six_digits
+from lightning_lopt.meta.runs import device_of
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.rules.hand_designed import AdamRule
-from lightning_lopt.seeding import generator
 from lightning_lopt.tasks.base import MissingSplitError, Split, Task
 
 SEEDS = 3
@@ -104,7 +99,7 @@ def run_level(
     """
     began = time.perf_counter()
     clock = [0.0]
-    start = _final(task, start_runs(rule, task, pairs=seeds, horizon=horizon, seed=seed, copies=1).params, clock)
+    start = _losses(RuleModels([rule], task, horizon, seeds, seed), clock)
     rule_losses = _runs([rule], task, horizon, until, seeds, seed, clock)[0]
     adamw = adamw_runs(rule, task, exponents, horizon=horizon, until=until, seeds=seeds, seed=seed, clock=clock)
     return Level(horizon, start, rule_losses, adamw, time.perf_counter() - began, clock[0])
@@ -138,35 +133,32 @@ def _runs(
     rules: Sequence[UpdateRule], task: Task, horizon: int, until: float, seeds: int, seed: int, clock: list[float]
 ) -> list[dict[Split, Tensor]]:
     """Final losses by split for each of several rules of one class and config."""
-    theta = stacked_theta(rules, seeds)
-    runs = start_runs(rules[0], task, pairs=seeds, horizon=horizon, seed=seed, copies=len(rules))
-    draws = generator(seed, "batches")
+    models = RuleModels(rules, task, horizon, seeds, seed)
     with torch.no_grad():
-        while not runs.finished:
+        while not models.runs.finished:
             if time.perf_counter() > until:
                 raise OutOfTime
-            runs, _ = unroll(rules[0], theta, runs, max(1, horizon // 20), draws)
-        final = _final(task, runs.params, clock)
+            models.advance(max(1, horizon // 20))
+    final = _losses(models, clock)
     return [
         {split: losses[index * seeds : (index + 1) * seeds] for split, losses in final.items()}
         for index in range(len(rules))
     ]
 
 
-def _final(task: Task, params: dict[str, Tensor], clock: list[float]) -> dict[Split, Tensor]:
-    """Loss on the batches for measuring, by split, shape ``(runs,)``; adds the seconds for it to ``clock[0]``."""
+def _losses(models: RuleModels, clock: list[float]) -> dict[Split, Tensor]:
+    """Present loss on whole splits, by split, shape ``(runs,)``; adds the seconds for it to ``clock[0]``."""
     began = time.perf_counter()
-    device = next(iter(params.values())).device
+    task = models.runs.task
     measured: dict[Split, Tensor] = {}
     splits: tuple[Split, ...] = ("train", "valid")
     with torch.no_grad():
         for split in splits:
             try:
-                batch = task.full_batch(split)
+                losses = models.on_full_batch(split, lambda params, batch: {"loss": task.loss(params, batch)})
             except MissingSplitError:
                 continue
-            batch = {name: value.to(device) for name, value in batch.items()}
-            measured[split] = vmap(task.loss, in_dims=(0, None))(params, batch).cpu()
+            measured[split] = losses["loss"].cpu()
     clock[0] += time.perf_counter() - began
     return measured
 
