@@ -74,6 +74,12 @@ class TestWithUnits:
         assert 1e-4 < relative_distance(rounded, newton_schulz(x)) < 0.02
 
 
+def test_a_wide_product_is_compiled_in_one_graph() -> None:
+    a = normal(WIDE, WIDE)
+    compiled = torch.compile(product, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(a, a), product(a, a))
+
+
 def trained(rounds: bool, monkeypatch: pytest.MonkeyPatch, steps: int = 30) -> tuple[float, torch.Tensor]:
     """Final loss, and the weight of the wide layer, of a teacher-student problem."""
     monkeypatch.setattr(products, "multiplies_bfloat16", lambda device_type: rounds)
@@ -88,7 +94,7 @@ def trained(rounds: bool, monkeypatch: pytest.MonkeyPatch, steps: int = 30) -> t
         optimizer.zero_grad()
         loss.backward()
         optimizer.step(loss)
-    return float(loss), model[2].weight.detach().clone()
+    return float(loss.detach()), model[2].weight.detach().clone()
 
 
 def test_training_a_wide_layer_ends_alike(monkeypatch: pytest.MonkeyPatch) -> None:

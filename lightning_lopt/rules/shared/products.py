@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
@@ -75,11 +73,18 @@ def _is_rounded(*factors: Tensor) -> bool:
     return is_wide and x.dtype == torch.float32 and multiplies_bfloat16(x.device.type)
 
 
-@cache
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether the processor has AVX512-BF16 or AMX. Torch has no public name for these; a version may lack some."""
+    features = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
+    return any(is_supported is not None and is_supported() for is_supported in features)
+
+
+_MULTIPLIES_BFLOAT16 = {"cpu": _cpu_multiplies_bfloat16()}  # by type of device; torch.compile cannot ask a processor
+
+
 def multiplies_bfloat16(device_type: str) -> bool:
     """Whether a device has units for products of bfloat16: AVX512-BF16 or AMX on a CPU, tensor cores on a GPU."""
-    if device_type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # torch has no public names for these; a version or a system may lack some
-    features = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
-    return device_type == "cpu" and any(is_supported is not None and is_supported() for is_supported in features)
+    if device_type not in _MULTIPLIES_BFLOAT16:
+        is_cuda = device_type == "cuda"
+        _MULTIPLIES_BFLOAT16[device_type] = is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    return _MULTIPLIES_BFLOAT16[device_type]
