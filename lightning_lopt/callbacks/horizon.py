@@ -113,8 +113,8 @@ def paced_steps_left(pace: Pace, other_paces: Sequence[Pace], at: FitProgress, b
     if math.isfinite(at.length + at.epochs_after):
         by_epochs = pace.steps_left(int(at.length), at.done + 1, int(at.epochs_after))
     if math.isfinite(at.steps_left):
-        others_now = sum(other.steps_in_last_batch for other in other_paces if other.last_batch == batch)
-        made_now = others_now + pace.steps_in_last_batch - 1
+        made_by_others = sum(each.steps_in_last_batch for each in other_paces if each.last_batch == batch)
+        made_now = made_by_others + pace.steps_in_last_batch - 1
         # an optimizer without a step so far may make its first one in this batch
         rates = [other_pace.rate if other_pace.total or batch > 1 else pace.rate for other_pace in other_paces]
         batches = math.ceil((at.steps_left + made_now) / (pace.rate + sum(rates)) - 1e-9)

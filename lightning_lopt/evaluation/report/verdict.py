@@ -208,9 +208,11 @@ def _worst_problem(training: float, validation: float) -> str:
     if min(training, validation) > TIE:
         factors = f"{_factor(training)} (training) and {_factor(validation)} (validation)"
         return f"on its worst problem it ends {factors} times as high"
-    where, other = SPLIT_NAMES.values() if training > validation else reversed(SPLIT_NAMES.values())
+    lost_split, won_split = SPLIT_NAMES.values() if training > validation else reversed(SPLIT_NAMES.values())
     factor = _factor(max(training, validation))
-    return f"on its worst problem it ends {factor} times as high in {where}, and in {other} higher on no problem"
+    return (
+        f"on its worst problem it ends {factor} times as high in {lost_split}, and in {won_split} higher on no problem"
+    )
 
 
 def _factor(value: float) -> str:
