@@ -99,8 +99,9 @@ def run_level(
     """
     began = time.perf_counter()
     clock = [0.0]
-    start = _losses(RuleModels([rule], task, horizon, seeds, seed), clock)
-    rule_losses = _runs([rule], task, horizon, until, seeds, seed, clock)[0]
+    models = RuleModels([rule], task, horizon, seeds, seed)
+    start = _losses(models, clock)
+    rule_losses = _final_losses(models, until, clock)[0]
     adamw = adamw_runs(rule, task, exponents, horizon=horizon, until=until, seeds=seeds, seed=seed, clock=clock)
     return Level(horizon, start, rule_losses, adamw, time.perf_counter() - began, clock[0])
 
@@ -120,8 +121,8 @@ def adamw_runs(
     :func:`run_level`, whose rule says on which device.
     """
     adams = [AdamRule(learning_rate(e), weight_decay=WEIGHT_DECAY, schedule="cosine") for e in exponents]
-    losses = _runs([adam.to(device_of(rule)) for adam in adams], task, horizon, until, seeds, seed, clock or [0.0])
-    return dict(zip(exponents, losses, strict=True))
+    models = RuleModels([adam.to(device_of(rule)) for adam in adams], task, horizon, seeds, seed)
+    return dict(zip(exponents, _final_losses(models, until, clock or [0.0]), strict=True))
 
 
 def losses_json(adamw: dict[int, dict[Split, Tensor]]) -> dict[str, Any]:
@@ -129,21 +130,15 @@ def losses_json(adamw: dict[int, dict[Split, Tensor]]) -> dict[str, Any]:
     return {f"{learning_rate(exponent):.3g}": losses_by_split_json(losses) for exponent, losses in adamw.items()}
 
 
-def _runs(
-    rules: Sequence[UpdateRule], task: Task, horizon: int, until: float, seeds: int, seed: int, clock: list[float]
-) -> list[dict[Split, Tensor]]:
-    """Final losses by split for each of several rules of one class and config."""
-    models = RuleModels(rules, task, horizon, seeds, seed)
+def _final_losses(models: RuleModels, until: float, clock: list[float]) -> list[dict[Split, Tensor]]:
+    """Train models to their last step: the losses then, by split, for each of the rules that train them."""
     with torch.no_grad():
         while not models.runs.finished:
             if time.perf_counter() > until:
                 raise OutOfTime
-            models.advance(max(1, horizon // 20))
-    final = _losses(models, clock)
-    return [
-        {split: losses[index * seeds : (index + 1) * seeds] for split, losses in final.items()}
-        for index in range(len(rules))
-    ]
+            models.advance(max(1, models.runs.horizon // 20))
+    final, copies = _losses(models, clock), models.runs.copies
+    return [{split: losses.chunk(copies)[index] for split, losses in final.items()} for index in range(copies)]
 
 
 def _losses(models: RuleModels, clock: list[float]) -> dict[Split, Tensor]:

@@ -13,6 +13,7 @@ from lightning_lopt.io import Card, save_rule
 from lightning_lopt.meta.search import Search
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.tasks.users_code import named
+from lightning_lopt.wording import counted
 
 
 def save_and_log(trainer: Any, rule: UpdateRule, search: Search, steps: int, folder: Path) -> None:
@@ -27,7 +28,7 @@ def save_and_log(trainer: Any, rule: UpdateRule, search: Search, steps: int, fol
     """
     if search.rounds and not search.improving:
         rank_zero_warn(
-            f"OnlineMetaTraining found no better rule on this model in {_rounds(search)} (evidence "
+            f"OnlineMetaTraining found no better rule on this model in {counted(search.rounds, 'round')} (evidence "
             f"{search.evidence:+.3f}, where {search.needed:+.3f} or less was needed); the saved rule is "
             "that of the start."
         )
@@ -49,15 +50,11 @@ def _save(trainer: Any, rule: UpdateRule, search: Search, steps: int, folder: Pa
     card = Card(
         f"{rule.rule_name}, adapted to {record['adapted_to']}",
         f"{', '.join(search.start)}: meta-trained by OnlineMetaTraining on one model while that was trained, in "
-        f"{_rounds(search)}.",
+        f"{counted(search.rounds, 'round')}.",
         limitations="It is meant for models like that one, and for runs of about the same length.",
     )
     save_rule(rule, folder, card=card, meta_training=record)
-    rank_zero_info(f"OnlineMetaTraining: {_rounds(search)}; the rule is in {folder}.")
+    rank_zero_info(f"OnlineMetaTraining: {counted(search.rounds, 'round')}; the rule is in {folder}.")
     for logger in trainer.loggers:
         if is_lightning(logger, "WandbLogger"):
             log_artifact(logger, "adapted_rule", folder, kind="rule", metadata=record)
-
-
-def _rounds(search: Search) -> str:
-    return "1 round" if search.rounds == 1 else f"{search.rounds} rounds"

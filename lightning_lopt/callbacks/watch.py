@@ -10,9 +10,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lightning_lopt.optim import LearnedOptimizer
-from lightning_lopt.optim.groups import listed, members_of
+from lightning_lopt.optim.groups import members_of
 from lightning_lopt.optim.pretrained_model import looks_pretrained, trained_shares
 from lightning_lopt.rules.residual import ResidualRule
+from lightning_lopt.wording import listed
 
 RELATIVE_RULES = ("residual",)  # rules whose steps are relative to the size of a tensor
 

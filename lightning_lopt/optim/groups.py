@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -155,13 +155,3 @@ def _ordered(members: Iterable[Any]) -> Iterable[Any]:
             "groups."
         )
     return members
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first three names of parameters, in quotation marks, and the number of the others.
-
-    >>> listed(["a", "b"]), listed(["a", "b", "c", "d"])
-    ("'a', 'b'", "'a', 'b', 'c' and 1 more")
-    """
-    suffix = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(map(repr, names[:3])) + suffix

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.optim.checkpoint import COUNTERS
-from lightning_lopt.optim.groups import listed
+from lightning_lopt.wording import listed
 
 WARN_IN_A_ROW = 5
 WARN_COUNT, WARN_SHARE = 10, 0.1

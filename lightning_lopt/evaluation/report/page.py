@@ -18,7 +18,6 @@ from lightning_lopt.evaluation.report.tables import (
     baseline_names,
     bests,
     costs,
-    counted,
     environment,
     escaped,
     finals,
@@ -39,6 +38,7 @@ from lightning_lopt.evaluation.report.verdict import (
 )
 from lightning_lopt.evaluation.results import ProblemResult, Results
 from lightning_lopt.io.whole import write_whole
+from lightning_lopt.wording import counted
 
 RESULTS = "results.json"
 PAGE = "report.html"

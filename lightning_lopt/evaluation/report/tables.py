@@ -93,15 +93,6 @@ def escaped(text: str) -> str:
     return html.escape(printable, quote=True)
 
 
-def counted(number: int, noun: str) -> str:
-    """``number`` of what ``noun`` names, in words of a report.
-
-    >>> counted(1, "seed"), counted(3, "seed")
-    ('1 seed', '3 seeds')
-    """
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def short(value: float) -> str:
     """A loss with three significant digits and at most five decimals; a loss that is not finite has diverged."""
     if not math.isfinite(value):

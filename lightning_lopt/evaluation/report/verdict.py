@@ -22,8 +22,9 @@ from lightning_lopt.evaluation.report.numbers import (
     Number,
     groups_of,
 )
-from lightning_lopt.evaluation.report.tables import TextTable, baseline_names, counted, label, plain, short
+from lightning_lopt.evaluation.report.tables import TextTable, baseline_names, label, plain, short
 from lightning_lopt.evaluation.results import Results
+from lightning_lopt.wording import counted
 
 Standing = Literal["ahead", "mixed", "behind"]
 
