@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-import time
+import itertools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_lopt.evaluation.step_cost import synchronised_clock, time_in_turns
 from lightning_lopt.optim import LearnedOptimizer
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.tasks.lightning_module import TrainingStep
@@ -53,79 +54,73 @@ class ModuleStepCost:
 
 
 def module_step_cost(
-    steps: Sequence[TrainingStep],
+    step: TrainingStep,
     batches: list[Tree],
     rule: UpdateRule,
     total_steps: int,
     seconds: Callable[[float], float],
 ) -> ModuleStepCost:
-    """Train two copies of a module for a few steps and time them.
+    """Time training steps of a module, in which the two optimizers take turns.
 
-    This differs from :func:`~lightning_lopt.evaluation.step_cost.step_costs`, which times a chosen number of steps on
-    one mini-batch of a problem and gives means over a horizon. Here the module is the user's, each step has another
-    batch, the time is limited, and the fastest step counts.
+    The steps are timed by :func:`~lightning_lopt.evaluation.step_cost.time_in_turns`, as those of
+    :func:`~lightning_lopt.evaluation.step_cost.step_costs`, whose results are means over the horizon of a problem. Here
+    each step has another batch, the clock counts waiting, the time is limited, and the fastest step counts.
 
     For a rule with a ``period`` (:attr:`UpdateRule.period`), the result is the mean over a period.
 
     Args:
-        steps: training steps of two copies of the module, which are trained.
+        step: training step of a copy of the module, whose parameters change.
         batches: at least one.
         rule: the rule; it is not changed.
         total_steps: steps of the planned run.
         seconds: function from seconds of one training step to the seconds for this measurement; each optimizer makes at
             least a period and one step, of which the first does not count.
     """
+    params = [param for param in step.module.parameters() if param.requires_grad]
+    start = [param.detach().clone() for param in params]
+    following_batches = itertools.cycle(batches)
+    period = min(rule.period, ROUNDS)
+    loss: Tensor
+
+    @torch.no_grad()
+    def put_back() -> None:
+        torch._foreach_copy_(params, start)
+
+    def prepare() -> None:
+        put_back()
+        adamw.zero_grad()
+
+    def gradient() -> None:
+        nonlocal loss
+        loss = step.loss_in(step(next(following_batches)))
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def is_enough(of_gradient: list[float], of_steps: dict[str, list[float]]) -> bool:
+        turns = len(of_gradient)
+        spent = sum(of_gradient) + sum(map(sum, of_steps.values()))
+        training_step = (sum(of_gradient) + sum(map(sum, of_steps.values())) / len(of_steps)) / turns
+        return turns > period and spent > QUICK and spent * (1 + 1 / turns) > seconds(training_step)
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings of skipped steps; pilots show their effect
-        return _timed(steps[0], steps[1], batches, rule, total_steps, seconds)
-
-
-def _timed(
-    learned: TrainingStep,
-    adamw: TrainingStep,
-    batches: list[Tree],
-    rule: UpdateRule,
-    total_steps: int,
-    seconds: Callable[[float], float],
-) -> ModuleStepCost:
-    device = next(learned.module.parameters()).device
-    learned_optimizer = LearnedOptimizer(learned.module, copy.deepcopy(rule), total_steps=max(total_steps, ROUNDS + 1))
-    adamw_optimizer = torch.optim.AdamW([p for p in adamw.module.parameters() if p.requires_grad], foreach=True)
-    rows: dict[str, tuple[TrainingStep, torch.optim.Optimizer]] = {
-        "learned": (learned, learned_optimizer),
-        "adamw": (adamw, adamw_optimizer),
-    }
-    times: dict[str, list[float]] = {"gradient": [], "learned": [], "adamw": []}
-    period = min(rule.period, ROUNDS)
-    began = time.perf_counter()
-    for steps_made in range(ROUNDS + 1):
-        for name, (step, optimizer) in rows.items():
-            optimizer.zero_grad()
-            start = _synchronised_time(device)
-            loss = step.loss_in(step(batches[steps_made % len(batches)]))
-            loss.backward()  # type: ignore[no-untyped-call]
-            middle = _synchronised_time(device)
-            if name == "learned":
-                learned_optimizer.step(loss=loss.detach())
-            else:
-                adamw_optimizer.step()
-            if steps_made:  # the first step allocates memory, so it does not count
-                times["gradient"].append(middle - start)
-                times[name].append(_synchronised_time(device) - middle)
-        spent = time.perf_counter() - began
-        if (
-            steps_made >= period
-            and spent > QUICK
-            and spent * (1 + 1 / (steps_made + 1)) > seconds(spent / (2 * steps_made + 2))
-        ):
-            break
-    count = sum(p.numel() for p in learned.module.parameters() if p.requires_grad)
+        learned = LearnedOptimizer(step.module, copy.deepcopy(rule), total_steps=max(total_steps, ROUNDS + 1))
+        adamw = torch.optim.AdamW(params, foreach=True)
+        of_gradient, of_steps = time_in_turns(
+            gradient,
+            {"learned": lambda: learned.step(loss=loss.detach()), "adamw": adamw.step},
+            ROUNDS + 1,
+            synchronised_clock(params[0].device, counts_waiting=True),
+            prepare=prepare,
+            put_back=put_back,
+            is_enough=is_enough,
+        )
+    count = sum(param.numel() for param in params)
     return ModuleStepCost(
-        min(times["gradient"]),
-        _mean_of_period(times["learned"], period),
-        min(times["adamw"]),
-        _state_bytes(learned_optimizer) / count,
-        _state_bytes(adamw_optimizer) / count,
+        min(of_gradient[1:]),  # the first step allocates memory, so it does not count
+        _mean_of_period(of_steps["learned"][1:], period),
+        min(of_steps["adamw"][1:]),
+        _state_bytes(learned) / count,
+        _state_bytes(adamw) / count,
         count,
     )
 
@@ -137,12 +132,6 @@ def _mean_of_period(times: list[float], period: int) -> float:
     2.0
     """
     return sum(min(times[place::period]) for place in range(period)) / period
-
-
-def _synchronised_time(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def _state_bytes(optimizer: torch.optim.Optimizer) -> int:

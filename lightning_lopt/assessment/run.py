@@ -177,9 +177,8 @@ class _Plan:
         def allowed(step: float) -> float:
             return FOR_COST * budget_seconds(self.budget, data + step, self.total_steps)[0]
 
-        return TrainingCost(
-            data, module_step_cost(subject.copies(2), subject.first, self.rule, self.total_steps, allowed)
-        )
+        (step,) = subject.copies(1)
+        return TrainingCost(data, module_step_cost(step, subject.first, self.rule, self.total_steps, allowed))
 
     def _deadline(self, cost: TrainingCost) -> Deadline:
         """The deadline of the assessment, which depends on the time of a step of the planned run."""

@@ -169,19 +169,24 @@ def step_costs(
     planned = max(problem.horizon, turns)
     steps: dict[str, Step] = {name: learned(leaves, rule, loss, planned) for name, rule in rules.items()}
     steps |= baselines
-    of_gradient, of_steps = time_in_turns(gradient, steps, turns, device, prepare=put_back, put_back=put_back)
+    clock = synchronised_clock(device)
+    of_gradient, of_steps = time_in_turns(gradient, steps, turns, clock, prepare=put_back, put_back=put_back)
     costs = {name: mean_of_run(of_steps[name], problem.horizon, periods.get(name, 1)) for name in steps}
     return statistics.median(of_gradient), costs
 
 
-def synchronised_clock(device: torch.device) -> Callable[[], float]:
+def synchronised_clock(device: torch.device, *, counts_waiting: bool = False) -> Callable[[], float]:
     """A clock in seconds for measuring work on a device.
 
     With one thread on the CPU it counts the time of the processor, which does not depend on other processes. Otherwise
     it is the wall-clock time, read after the device has finished.
+
+    Args:
+        device: device of the work.
+        counts_waiting: whether the clock is the wall-clock time on the CPU too, for work that waits for other things.
     """
     if device.type == "cpu":
-        return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+        return time.process_time if torch.get_num_threads() == 1 and not counts_waiting else time.perf_counter
 
     def read() -> float:
         if device.type == "cuda":
@@ -195,10 +200,11 @@ def time_in_turns(
     gradient: Callable[[], object],
     steps: Mapping[str, Callable[[], object]],
     turns: int,
-    device: torch.device,
+    clock: Callable[[], float],
     *,
     prepare: Callable[[], object] = lambda: None,
     put_back: Callable[[], object] = lambda: None,
+    is_enough: Callable[[list[float], dict[str, list[float]]], bool] = lambda of_gradient, of_steps: False,
 ) -> tuple[list[float], dict[str, list[float]]]:
     """Seconds of the gradient and of each optimizer's step at each of ``turns`` consecutive training steps.
 
@@ -210,11 +216,11 @@ def time_in_turns(
         gradient: forward and backward pass; it computes the gradients that the steps read.
         steps: one step of each optimizer, by name.
         turns: consecutive steps, >= 1.
-        device: device of the work.
+        clock: a clock in seconds, see :func:`synchronised_clock`.
         prepare: is called before each turn and not timed.
         put_back: is called before each step and not timed; it restores the parameters that another step has changed.
+        is_enough: is called after each turn with the results so far; the measurement ends where it returns true.
     """
-    clock = synchronised_clock(device)
 
     def seconds(work: Callable[[], object]) -> float:
         began = clock()
@@ -231,6 +237,8 @@ def time_in_turns(
         for name in names[first_index:] + names[:first_index]:
             put_back()
             of_steps[name].append(seconds(steps[name]))
+        if is_enough(of_gradient, of_steps):
+            break
     return of_gradient, of_steps
 
 

@@ -183,9 +183,7 @@ def test_passes_are_those_of_the_plan():
 def test_state_is_counted_in_bytes():
     """AdamW keeps two numbers for a parameter and one count for a tensor; this rule one momentum, and counts."""
     batch = (torch.randn(8, 6), torch.randn(8))
-    cost = module_step_cost(
-        [TrainingStep(Model()), TrainingStep(Model())], [batch], load_rule("base"), 10, lambda step: 0.0
-    )
+    cost = module_step_cost(TrainingStep(Model()), [batch], load_rule("base"), 10, lambda step: 0.0)
     assert cost.parameters == 7
     assert cost.adamw_bytes == pytest.approx((2 * 4 * 7 + 2 * 4) / 7)
     assert cost.learned_bytes >= 4

@@ -1,7 +1,8 @@
 """Steps that take turns, and the mean over a run that follows from the first ones."""
 
+import time
+
 import pytest
-import torch
 
 from lightning_lopt.evaluation.step_cost import mean_of_run, time_in_turns
 
@@ -13,7 +14,7 @@ def test_optimizers_take_turns_each_with_the_gradient_of_its_step():
         lambda: calls.append("gradient"),
         steps,
         4,
-        torch.device("cpu"),
+        time.perf_counter,
         prepare=lambda: calls.append("prepare"),
         put_back=lambda: calls.append("."),
     )
@@ -23,6 +24,18 @@ def test_optimizers_take_turns_each_with_the_gradient_of_its_step():
     turns = [calls[at : at + 8] for at in range(0, len(calls), 8)]
     assert all(turn[:2] == ["prepare", "gradient"] for turn in turns)
     assert ["".join(turn[2:]) for turn in turns] == [".a.b.c", ".b.c.a", ".c.a.b", ".a.b.c"]
+
+
+def test_a_measurement_ends_where_it_has_enough():
+    clock = iter(range(100))
+    of_gradient, of_steps = time_in_turns(
+        lambda: None,
+        {"a": lambda: None},
+        10,
+        lambda: next(clock),
+        is_enough=lambda of_gradient, of_steps: sum(of_gradient) + sum(of_steps["a"]) >= 6,
+    )
+    assert (of_gradient, of_steps) == ([1] * 3, {"a": [1] * 3})
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from lightning_lopt.evaluation.benchmark.operations import operations_of
 from lightning_lopt.evaluation.benchmark.optimizers import REFERENCE, Contender, NotAvailableError
 from lightning_lopt.evaluation.benchmark.results import Figures, ModelResult
 from lightning_lopt.evaluation.benchmark.workloads import Workload
-from lightning_lopt.evaluation.step_cost import STEADY, Step, time_in_turns
+from lightning_lopt.evaluation.step_cost import STEADY, Step, synchronised_clock, time_in_turns
 
 RULE_STEPS, BASELINE_STEPS = 3, 12
 """Steps in which memory is recorded: first steps of a rule are full ones; other optimizers have periods of up to 10."""
@@ -121,7 +121,7 @@ def measure(
             training.gradient,
             steps,
             STEADY + repeats,
-            training.device,
+            synchronised_clock(training.device),
             prepare=training.prepare,
             put_back=training.put_back,
         )
