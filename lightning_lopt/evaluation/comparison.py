@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from statistics import fmean
 
 from lightning_lopt.evaluation.baselines import Baselines
-from lightning_lopt.evaluation.measurement import Measurement, run_rules
+from lightning_lopt.evaluation.evaluator import measurements_on
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.results import ProblemResult
 from lightning_lopt.evaluation.suites import named_problems
@@ -47,21 +46,8 @@ def compare(
     """
     against = (against,) if isinstance(against, str) else against
     for problem in named_problems(problems) if isinstance(problems, str) else problems:
-        measured: dict[str, Measurement] = {}
-        for names in _groups_of_one_config(rules):
-            of_config = [rules[name] for name in names]
-            runs = run_rules(of_config, problem, seeds=baselines.seeds, seed=seed, device=baselines.device)
-            measured |= {name: replace(run, optimizer=name) for name, run in zip(names, runs, strict=True)}
-        measured |= {name: baselines(problem, name) for name in against}
-        yield ProblemResult.of(problem, {name: measured[name] for name in (*rules, *against)})
-
-
-def _groups_of_one_config(rules: Mapping[str, UpdateRule]) -> list[list[str]]:
-    """Names of rules, in groups with the same class and config."""
-    groups: dict[str, list[str]] = {}
-    for name, rule in rules.items():
-        groups.setdefault(f"{type(rule).__qualname__} {rule.config}", []).append(name)
-    return list(groups.values())
+        measurements = measurements_on(problem, (*rules, *against), rules, baselines, seed=seed)
+        yield ProblemResult.of(problem, measurements)
 
 
 def score(results: Sequence[ProblemResult], name: str, reference: str) -> float:

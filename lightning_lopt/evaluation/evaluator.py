@@ -21,7 +21,7 @@ from lightning_lopt.evaluation.processes import call_in_processes
 from lightning_lopt.evaluation.results import ProblemResult, Results, RuleRecord
 from lightning_lopt.evaluation.step_cost import environment_of, step_costs
 from lightning_lopt.evaluation.suites import named_problems
-from lightning_lopt.evaluation.sweeps import BASELINES, FINE_TUNING_BASELINES, SEED, sweep_of
+from lightning_lopt.evaluation.sweeps import BASELINES, FINE_TUNING_BASELINES, SEED, packages_of, sweep_of
 from lightning_lopt.io import weights_sha256
 from lightning_lopt.io.checked_json import as_object, as_positive, read_json, write_json
 from lightning_lopt.rules.base import UpdateRule
@@ -52,18 +52,37 @@ class Work:
 
     def measure(self, number: int, name: str) -> Measurement:
         """The measurement of optimizer ``name`` on problem ``number``, with all seeds side by side."""
-        problem = self.problems[number]
-        if name in self.rules:
-            seeds, device = self.baselines.seeds, self.baselines.device
-            (run,) = run_rules([self.rules[name]], problem, seeds=seeds, seed=SEED, device=device)
-            return replace(run, optimizer=name)
-        return self.baselines(problem, name)
+        return measurements_on(self.problems[number], [name], self.rules, self.baselines)[name]
 
     def measured(self, job: Job) -> tuple[Measurement, bool]:
         """The measurement, and whether the file of baselines has it, so that it need not be stored again."""
         measurement = self.measure(*job)
         of_baseline = job[1] not in self.rules
         return measurement, of_baseline and self.baselines.path is not None and not self.baselines.not_kept
+
+
+def measurements_on(
+    problem: Problem, names: Sequence[str], rules: Mapping[str, UpdateRule], baselines: Baselines, *, seed: int = SEED
+) -> dict[str, Measurement]:
+    """The measurements of some optimizers on a problem, by name; rules of one class and config run side by side.
+
+    Args:
+        problem: the problem.
+        names: names of rules and of baselines.
+        rules: rules by name; a name that is not among them is that of a baseline.
+        baselines: source of the baselines; its number of seeds and its device hold for the rules, too.
+        seed: seed of models and mini-batches of the rules.
+    """
+    by_config: dict[str, list[str]] = {}
+    for name in names:
+        if name in rules:
+            by_config.setdefault(f"{type(rules[name]).__qualname__} {rules[name].config}", []).append(name)
+    measurements: dict[str, Measurement] = {}
+    for group in by_config.values():
+        of_config = [rules[name] for name in group]
+        runs = run_rules(of_config, problem, seeds=baselines.seeds, seed=seed, device=baselines.device)
+        measurements |= {name: replace(run, optimizer=name) for name, run in zip(group, runs, strict=True)}
+    return {name: measurements[name] if name in rules else baselines(problem, name) for name in names}
 
 
 def evaluate(
@@ -150,7 +169,7 @@ def evaluate(
     if torch.get_num_threads() > 1 and workers > 1:
         rank_zero_warn("workers measure with one thread each; the other threads of this process are not used.")
     threads = torch.get_num_threads() if workers == 1 else 1
-    environment = environment_of(torch.device(baselines.device), threads) | {"workers": workers} | _packages(against)
+    environment = environment_of(torch.device(baselines.device), threads) | {"workers": workers} | packages_of(against)
     results = []
     for number, problem in enumerate(problems):
         runs = {name: measurements[number, name] for name in (*rules, *against)}
@@ -224,16 +243,6 @@ def _check(rules: Mapping[str, UpdateRule], problems: Sequence[Problem], against
             raise ValueError(f"two {what} are called {twice!r}; give them names that differ.")
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}.")
-
-
-def _packages(against: Sequence[str]) -> dict[str, str]:
-    """Other packages whose optimizers are among the baselines, and their versions."""
-    packaged = [optimizer for optimizer in (sweep_of(name).packaged for name in against) if optimizer is not None]
-    return {
-        optimizer.package: optimizer.installed_version
-        or f"{optimizer.version} (not installed: known results, no costs)"
-        for optimizer in packaged
-    }
 
 
 def _measured(

@@ -258,3 +258,13 @@ def sweep_of(name: str) -> Sweep:
     if name not in sweeps:
         raise ValueError(f"there is no baseline {name!r}; use one of {', '.join(map(repr, sweeps))}.")
     return sweeps[name]
+
+
+def packages_of(names: Sequence[str]) -> dict[str, str]:
+    """Other packages whose optimizers are among some baselines, and their versions."""
+    packaged = [optimizer for optimizer in (sweep_of(name).packaged for name in names) if optimizer is not None]
+    return {
+        optimizer.package: optimizer.installed_version
+        or f"{optimizer.version} (not installed: known results, no costs)"
+        for optimizer in packaged
+    }
