@@ -1,4 +1,4 @@
-"""Reading of the user's batches, in one pass over the dataloaders.
+"""Reading of the user's batches, in one pass over the dataloaders and through the transfer hooks.
 
 :func:`first_batches` reads a number of batches with random states of its own. A :class:`Reader` reads batches on
 request, as long as there is time, with the random states of its caller.
@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from statistics import median
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
@@ -37,6 +37,17 @@ LOADERS: dict[Split, tuple[str, Mode]] = {
 """The hook that gives the loaders of a split, and how Lightning combines several of them (``CombinedLoader``)."""
 
 
+def combined_batches(loaders: Any, split: Split) -> Iterator[Tree]:
+    """The batches of one pass over a loader, or over several loaders as Lightning combines them.
+
+    Args:
+        loaders: any result of ``train_dataloader`` or ``val_dataloader``.
+        split: split of the loaders.
+    """
+    for batch, *_ in CombinedLoader(loaders, LOADERS[split][1]):
+        yield batch
+
+
 def first_batches(
     data: Iterable[Tree] | L.LightningDataModule, split: Split, module: Any, limit: int
 ) -> list[Tree] | None:
@@ -53,20 +64,18 @@ def first_batches(
     """
     hooks: Any = module
     source: Any = data
-    if is_lightning(data, "LightningDataModule"):
-        name, mode = LOADERS[split]
+    is_data_module = is_lightning(data, "LightningDataModule")
+    name = LOADERS[split][0]
+    if is_data_module:
         if not overrides(source, name):
             return None
         if source.trainer is None and split == "train":
             source.prepare_data()
             source.setup("fit")
-        with isolated(0):
-            loaders = CombinedLoader(getattr(source, name)(), mode)
-            batches = [batch for batch, *_ in islice(iter(loaders), limit)]
         hooks = _hooks_of(source, module)
-    else:
-        with isolated(0):
-            batches = list(islice(source, limit))
+    with isolated(0):
+        unread = combined_batches(getattr(source, name)(), split) if is_data_module else source
+        batches = list(islice(unread, limit))
     with isolated(1):
         return [_through(hooks, batch) for batch in batches]
 
@@ -88,13 +97,11 @@ class Reader:
     def __init__(self, loader: Any, hooks: Any, split: Split = "train") -> None:
         self.batches: list[Tree] = []
         self.seconds: list[float] = []
-        plain = isinstance(loader, list) and not any(isinstance(entry, DataLoader) for entry in loader)
         self.length = _length(loader)
         self._hooks = hooks
         self._what = f"reading the {'training' if split == 'train' else 'validation'} batches"
-        self._loader = loader if plain else CombinedLoader(loader, LOADERS[split][1])
-        self._plain = plain
-        self._iterator: Iterator[Any] | None = None
+        is_list_of_batches = isinstance(loader, list) and not any(isinstance(entry, DataLoader) for entry in loader)
+        self._unread = iter(loader) if is_list_of_batches else combined_batches(loader, split)
 
     def take(self, limit: int, until: float = float("inf")) -> None:
         """Read at least one more batch, until there are ``limit`` batches, the clock shows ``until``, memory is full or
@@ -107,14 +114,13 @@ class Reader:
             self._take(limit, until)
 
     def _take(self, limit: int, until: float) -> None:
-        if self._iterator is None:
-            self._iterator = iter(cast(Iterable[Any], self._loader))
         began = time.perf_counter()
         while len(self.batches) < limit and (began < until or not self.batches):
-            entry = next(self._iterator, None)
-            if entry is None:
+            try:
+                batch = next(self._unread)
+            except StopIteration:
                 break
-            batch = _through(self._hooks, entry if self._plain else entry[0])
+            batch = _through(self._hooks, batch)
             self.batches.append(batch)
             present_time = time.perf_counter()
             self.seconds.append(present_time - began)
