@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_lopt.checks import check_sizes
 from lightning_lopt.evaluation.measurement import Measurement, six_digits
 from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.sweeps import BASELINES, FINE_TUNING_BASELINES, SEED, Sweep, sweep_of
@@ -100,8 +101,7 @@ class Baselines:
         shipped: bool = True,
         device: torch.device | str = "cpu",
     ) -> None:
-        if seeds < 1:
-            raise ValueError(f"seeds must be at least 1, got {seeds}.")
+        check_sizes(seeds=seeds)
         self.path = None if path is None else Path(path)
         self.seeds = seeds
         self.device = device

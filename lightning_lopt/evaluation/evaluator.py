@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_lopt.__about__ import __version__
+from lightning_lopt.checks import check_sizes
 from lightning_lopt.evaluation.baselines import VERSION, Baselines, fingerprint
 from lightning_lopt.evaluation.measurement import Measurement, run_rules
 from lightning_lopt.evaluation.problem import Problem
@@ -241,8 +242,7 @@ def _check(rules: Mapping[str, UpdateRule], problems: Sequence[Problem], against
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"two {what} are called {twice!r}; give them names that differ.")
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}.")
+    check_sizes(workers=workers)
 
 
 def _measured(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from lightning_lopt.checks import check_positive
 from lightning_lopt.tasks.base import Split
 
 SCALES = ("linear", "log")
@@ -63,8 +63,7 @@ class MetaLoss:
             raise ValueError(f"last must lie in (0, 1], got {self.last!r}.")
         if self.cap is not None and not self.cap > 0:
             raise ValueError(f"cap must be positive or None, got {self.cap!r}.")
-        if not 0 < self.floor < math.inf:
-            raise ValueError(f"floor must be a positive number, got {self.floor!r}.")
+        check_positive(floor=self.floor)
 
     @property
     def config(self) -> dict[str, Any]:

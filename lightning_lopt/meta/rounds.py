@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_lopt.checks import check_sizes
 from lightning_lopt.meta.search import Search
 
 LEAST_LOSS = 0.01  # smallest divisor of relative differences, as a share of the first loss
@@ -68,9 +69,7 @@ class Rounds:
     """
 
     def __init__(self, inner_steps: int, held_out: int, max_share: float, every: int) -> None:
-        for name, value in (("every_n_steps", every), ("inner_steps", inner_steps), ("held_out", held_out)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value!r}.")
+        check_sizes(every_n_steps=every, inner_steps=inner_steps, held_out=held_out)
         if not 0 < max_share <= 1:
             raise ValueError(f"max_share must lie in (0, 1], got {max_share!r}.")
         self.inner_steps, self.held_out, self.max_share, self.every = inner_steps, held_out, max_share, every

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lightning_lopt.checks import check_positive, check_sizes, check_unit_interval
 from lightning_lopt.meta.estimators.evolution import es_gradient
 from lightning_lopt.meta.theta import Theta
 from lightning_lopt.rules.base import UpdateRule
@@ -67,13 +68,9 @@ class Search:
         memory: float = 0.7,
         seed: int = 0,
     ) -> None:
-        if pairs < 1:
-            raise ValueError(f"pairs must be at least 1, got {pairs!r}.")
-        for name, value in (("sigma", sigma), ("gain", gain)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} must be a positive number, got {value!r}.")
-        if not 0 <= memory < 1:
-            raise ValueError(f"memory must lie in [0, 1), got {memory!r}.")
+        check_sizes(pairs=pairs)
+        check_positive(sigma=sigma, gain=gain)
+        check_unit_interval(memory=memory)
         self.start = {name: value.detach().clone() for name, value in rule.named_parameters() if _fits(name, entries)}
         if not self.start:
             names = ", ".join(name for name, _ in rule.named_parameters())

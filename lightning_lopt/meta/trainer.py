@@ -15,6 +15,7 @@ from torch.distributed import gather_object, get_rank, get_world_size, is_availa
 from torch.nn.utils import get_total_norm
 
 from lightning_lopt.allocator import MIB, keep_freed_memory
+from lightning_lopt.checks import check_positive, check_sizes
 from lightning_lopt.meta.checkpoint_io import AtomicCheckpointIO
 from lightning_lopt.meta.engine import Compiled, Eager, Execution, Recorded
 from lightning_lopt.meta.estimators.base import Estimator
@@ -105,10 +106,8 @@ class MetaTrainer(L.LightningModule):
                 raise ValueError(f"frozen names {beginning!r}, but no parameter of the rule begins with it.")
             for parameter in chosen:
                 parameter.requires_grad_(False)
-        if groups < 1:
-            raise ValueError(f"groups must be at least 1, got {groups!r}.")
-        if not (math.isfinite(lr) and lr > 0):
-            raise ValueError(f"lr must be a positive number, got {lr!r}.")
+        check_sizes(groups=groups)
+        check_positive(lr=lr)
         if not any(parameter.requires_grad for parameter in rule.parameters()):
             raise ValueError(f"{type(rule).__name__} has no parameter that requires a gradient; nothing to meta-train.")
         self.rule = rule

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_lopt.optim.groups import Member
 from lightning_lopt.rules.base import UpdateRule
-from lightning_lopt.rules.checks import check_role
+from lightning_lopt.rules.contract.roles import check_role
 
 COUNTERS = ("step", "skipped_steps", "skipped_in_a_row")
 LARGEST_RATE = 1e15  # a larger integer may not fit into a tensor

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_lopt.rules.base import Role
-from lightning_lopt.rules.checks import check_role
-from lightning_lopt.rules.contract.roles import role_of_shape, roles_of
+from lightning_lopt.rules.contract.roles import check_role, role_of_shape, roles_of
 
 Labels = Mapping[Tensor, tuple[str, Role | None]]
 _NUMBERED = re.compile(r"group\d+\.\d+")  # the name of a bare tensor

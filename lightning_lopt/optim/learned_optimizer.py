@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from collections.abc import Callable, Iterable
 from numbers import Real
@@ -13,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lightning_lopt.checks import check_numbers
 from lightning_lopt.optim import horizon
 from lightning_lopt.optim.checkpoint import COUNTERS
 from lightning_lopt.optim.groups import Labels, labels_of, named_groups, relabel
@@ -132,9 +132,7 @@ class LearnedOptimizer(SavedOptimizer):
         compile: bool | None = None,
         state_dtype: torch.dtype | None = None,
     ) -> None:
-        for name, value in (("lr", lr), ("weight_decay", weight_decay)):
-            if not (0 <= value < math.inf):
-                raise ValueError(f"{name} must be a number >= 0, got {value!r}.")
+        check_numbers(0.0, lr=lr, weight_decay=weight_decay)
         groups = named_groups(params)
         if not any(group["params"] for group in groups):
             raise ValueError("LearnedOptimizer got no parameters; pass model, model.parameters() or parameter groups.")

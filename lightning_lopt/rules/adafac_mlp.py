@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_lopt.checks import check_choice, check_decays, check_numbers, check_sizes
 from lightning_lopt.rules.base import (
     THETA_DTYPE,
     Role,
@@ -17,7 +18,6 @@ from lightning_lopt.rules.base import (
     UpdateRule,
     register_rule,
 )
-from lightning_lopt.rules.checks import check_choice, check_decays, check_numbers, check_sizes
 from lightning_lopt.rules.shared.arithmetic import constants, view
 from lightning_lopt.rules.shared.entry_network import EntryNetwork
 from lightning_lopt.rules.shared.fast_entry_network import apply_network

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_lopt.checks import check_positive
 from lightning_lopt.rules.base import Role, StepContext, TensorInputs, TensorState, register_rule
 from lightning_lopt.rules.celo2_base import Celo2BaseRule, Matrix
-from lightning_lopt.rules.checks import check_positive, check_role
+from lightning_lopt.rules.contract.roles import check_role
 from lightning_lopt.rules.shared.averages import bias_correction as correction
 
 ADAM_EPS = 1e-8

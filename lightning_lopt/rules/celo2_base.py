@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_lopt.checks import check_choice, check_decays, check_numbers, check_sizes
 from lightning_lopt.rules.base import Role, StepContext, TensorInputs, TensorState, UpdateRule, register_rule
-from lightning_lopt.rules.checks import check_choice, check_decays, check_numbers, check_sizes
 from lightning_lopt.rules.shared.arithmetic import newton_schulz, view
 from lightning_lopt.rules.shared.averages import bias_correction, rates, unbiased
 from lightning_lopt.rules.shared.entry_network import EntryNetwork, inverse_rms, matrix_norm

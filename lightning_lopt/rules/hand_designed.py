@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_lopt.checks import check_betas, check_choice, check_numbers, check_positive, check_unit_interval
 from lightning_lopt.rules.base import (
     THETA_DTYPE,
     Role,
@@ -18,7 +19,6 @@ from lightning_lopt.rules.base import (
     UpdateRule,
     register_rule,
 )
-from lightning_lopt.rules.checks import check_betas, check_choice, check_numbers, check_positive, check_unit_interval
 from lightning_lopt.rules.shared.arithmetic import TINY
 from lightning_lopt.rules.shared.averages import bias_correction
 from lightning_lopt.rules.shared.schedules import SCHEDULES, schedule_factor

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_lopt.checks import check_numbers, check_sizes
 from lightning_lopt.rules.base import Role, StepContext, TensorInputs, TensorState, UpdateRule, register_rule
-from lightning_lopt.rules.checks import check_numbers, check_sizes
 from lightning_lopt.rules.shared.recurrent import Cell, Layer
 
 BLOCK = 2**15  # entries at a time: the gates of one entry take 16 H bytes

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_lopt.checks import check_averages, check_numbers, check_sizes
 from lightning_lopt.rules.base import Role, StepContext, TensorInputs, TensorState, UpdateRule, register_rule
-from lightning_lopt.rules.checks import check_averages, check_numbers, check_sizes
 from lightning_lopt.rules.shared.arithmetic import view
 from lightning_lopt.rules.shared.averages import average, rates
 from lightning_lopt.rules.shared.entry_network import EntryNetwork

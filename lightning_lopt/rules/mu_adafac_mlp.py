@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_lopt.checks import check_sizes
 from lightning_lopt.rules.adafac_mlp import AdafacMLPRule
 from lightning_lopt.rules.base import Role, register_rule
-from lightning_lopt.rules.checks import check_sizes
 from lightning_lopt.rules.shared.arithmetic import matrix_shape
 from lightning_lopt.rules.shared.moments import Matrix
 

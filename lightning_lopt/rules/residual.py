@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_lopt.checks import check_numbers, check_positive, check_sizes
 from lightning_lopt.rules.base import (
-    ROLES,
     THETA_DTYPE,
     Columns,
-    Role,
     State,
     StepContext,
     TensorInputs,
@@ -21,7 +20,7 @@ from lightning_lopt.rules.base import (
     UpdateRule,
     register_rule,
 )
-from lightning_lopt.rules.checks import check_numbers, check_positive, check_role, check_sizes
+from lightning_lopt.rules.contract.roles import ROLES, Role, check_role
 from lightning_lopt.rules.residual_parts.calibration import Calibration, promise
 from lightning_lopt.rules.residual_parts.controller import Controller, Controls
 from lightning_lopt.rules.residual_parts.direction import DirectionMLP

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_lopt.checks import check_averages, check_choice, check_numbers, check_sizes
 from lightning_lopt.rules.base import (
     Columns,
     Role,
@@ -19,7 +20,6 @@ from lightning_lopt.rules.base import (
     UpdateRule,
     register_rule,
 )
-from lightning_lopt.rules.checks import check_averages, check_choice, check_numbers, check_sizes
 from lightning_lopt.rules.shared.arithmetic import constants, variance, view
 from lightning_lopt.rules.shared.averages import average, rates
 from lightning_lopt.rules.shared.entry_network import EntryNetwork, initial_weight

@@ -1,4 +1,4 @@
-"""Random draws of settings from an explicit generator, and checks of what is drawn from."""
+"""Random draws of settings from an explicit generator."""
 
 from __future__ import annotations
 
@@ -35,31 +35,6 @@ def uniform(low: float, high: float, generator: torch.Generator) -> float:
 def log_uniform(low: float, high: float, generator: torch.Generator) -> float:
     """A number in [low, high), uniformly in its logarithm; both bounds > 0."""
     return math.exp(uniform(math.log(low), math.log(high), generator))
-
-
-def check_sizes(sizes: Sequence[int], what: str, low: int = 1) -> tuple[int, ...]:
-    """``sizes`` as a tuple, or ``ValueError`` if there is none or one is not an integer >= ``low``."""
-    checked = tuple(sizes)
-    if not checked or not all(type(size) is int and size >= low for size in checked):
-        kind = "positive integers" if low == 1 else f"integers >= {low}"
-        raise ValueError(f"{what} must be a sequence of {kind}, at least one of them, got {sizes!r}.")
-    return checked
-
-
-def check_names(names: Sequence[str], what: str, known: Sequence[str]) -> tuple[str, ...]:
-    """``names`` as a tuple, or ``ValueError`` if there is none or one is not ``known``."""
-    checked = tuple(names)
-    if isinstance(names, str) or not checked or not set(checked) <= set(known):
-        raise ValueError(f"{what} must be a sequence of some of {', '.join(map(repr, known))}, got {names!r}.")
-    return checked
-
-
-def check_numbers(numbers: Sequence[float], what: str, low: float = 0.0) -> tuple[float, ...]:
-    """``numbers`` as a tuple of floats, or ``ValueError`` if there is none or one is not finite and >= ``low``."""
-    checked = tuple(float(number) for number in numbers)
-    if not checked or not all(math.isfinite(number) and number >= low for number in checked):
-        raise ValueError(f"{what} must be numbers >= {low:g}, at least one of them, got {numbers!r}.")
-    return checked
 
 
 def split_indices(

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_lopt.checks import check_size_options
 from lightning_lopt.rules.base import Params
-from lightning_lopt.tasks._draw import chance, check_sizes, choice, integer, log_uniform, uniform
+from lightning_lopt.tasks._draw import chance, choice, integer, log_uniform, uniform
 from lightning_lopt.tasks.examples import ClassificationTask
 from lightning_lopt.tasks.layers import ACTIVATIONS, mlp
 from lightning_lopt.tasks.layout import Layout
@@ -112,11 +113,11 @@ class Categorical(ModelFamily):
     ) -> None:
         super().__init__(**options)
         self.ranges |= {
-            "columns": check_sizes(columns, "columns"),
-            "categories": check_sizes(categories, "categories"),
-            "embeddings": check_sizes(embeddings, "embeddings"),
-            "depths": check_sizes(depths, "depths", 0),
-            "widths": check_sizes(widths, "widths"),
+            "columns": check_size_options(columns, "columns"),
+            "categories": check_size_options(categories, "categories"),
+            "embeddings": check_size_options(embeddings, "embeddings"),
+            "depths": check_size_options(depths, "depths", 0),
+            "widths": check_size_options(widths, "widths"),
         }
 
     def sample(self, generator: torch.Generator) -> CategoricalTask:

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_lopt.checks import check_size_options
 from lightning_lopt.rules.base import Params
-from lightning_lopt.tasks._draw import chance, check_sizes, choice, integer, uniform
+from lightning_lopt.tasks._draw import chance, choice, integer, uniform
 from lightning_lopt.tasks.base import Batch, Split, Task
 from lightning_lopt.tasks.examples import accuracy
 from lightning_lopt.tasks.layout import Layout
@@ -146,9 +147,9 @@ class CharFamily(ModelFamily):
     ) -> None:
         super().__init__(**{"batch_sizes": (4, 8), **options})
         self.ranges |= {
-            "lengths": check_sizes(lengths, "lengths"),
-            "vocabularies": check_sizes(vocabularies, "vocabularies"),
-            "excerpts": check_sizes(excerpts, "excerpts"),
+            "lengths": check_size_options(lengths, "lengths"),
+            "vocabularies": check_size_options(vocabularies, "vocabularies"),
+            "excerpts": check_size_options(excerpts, "excerpts"),
         }
         if not 0 < valid_fraction < 1:
             raise ValueError(f"valid_fraction must lie in (0, 1), got {valid_fraction!r}.")

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_lopt.checks import check_name_options, check_size_options
 from lightning_lopt.rules.base import Params
-from lightning_lopt.tasks._draw import check_names, check_sizes
 from lightning_lopt.tasks.char_lm import CharFamily, CharTask
 from lightning_lopt.tasks.layers import linear
 from lightning_lopt.tasks.layout import Layout
@@ -129,10 +129,10 @@ class CharRNN(CharFamily):
     ) -> None:
         super().__init__(text, activations=None, **{"lengths": (8, 16, 24), **options})
         self.ranges |= {
-            "cells": check_names(cells, "cells", CELLS),
-            "embeddings": check_sizes(embeddings, "embeddings"),
-            "widths": check_sizes(widths, "widths"),
-            "depths": check_sizes(depths, "depths"),
+            "cells": check_name_options(cells, "cells", CELLS),
+            "embeddings": check_size_options(embeddings, "embeddings"),
+            "widths": check_size_options(widths, "widths"),
+            "depths": check_size_options(depths, "depths"),
         }
 
     def _draw(self, generator: torch.Generator) -> tuple[dict[str, Any], str]:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_lopt.checks import check_size_options
 from lightning_lopt.rules.base import Params
-from lightning_lopt.tasks._draw import chance, check_sizes
+from lightning_lopt.tasks._draw import chance
 from lightning_lopt.tasks.attention import Transformer
 from lightning_lopt.tasks.char_lm import CharFamily, CharTask
 from lightning_lopt.tasks.layers import linear
@@ -117,9 +118,9 @@ class CharTransformer(CharFamily):
     ) -> None:
         super().__init__(text, **options)
         self.ranges |= {
-            "widths": check_sizes(widths, "widths"),
-            "depths": check_sizes(depths, "depths"),
-            "heads": check_sizes(heads, "heads"),
+            "widths": check_size_options(widths, "widths"),
+            "depths": check_size_options(depths, "depths"),
+            "heads": check_size_options(heads, "heads"),
         }
 
     def _draw(self, generator: torch.Generator) -> tuple[dict[str, Any], str]:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_lopt.checks import check_number_options
 from lightning_lopt.rules.base import Params
-from lightning_lopt.tasks._draw import check_numbers
 from lightning_lopt.tasks.base import Batch
 from lightning_lopt.tasks.data import DataLike
 from lightning_lopt.tasks.labelled_images import LabelledImages
@@ -89,7 +89,7 @@ class ImageAutoencoder(ReconstructionFamily):
         **options: Any,
     ) -> None:
         super().__init__(data, **{"depths": (1, 2, 3), **options})
-        self.ranges["corruptions"] = check_numbers(corruptions, "corruptions")
+        self.ranges["corruptions"] = check_number_options(corruptions, "corruptions")
 
     def _draw(self, train: LabelledImages, generator: torch.Generator) -> tuple[dict[str, Any], str]:
         settings, shape = super()._draw(train, generator)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_lopt.checks import check_name_options, check_size_options
 from lightning_lopt.rules.base import Params
-from lightning_lopt.tasks._draw import check_names, check_sizes
 from lightning_lopt.tasks.data import DataLike
 from lightning_lopt.tasks.examples import ClassificationTask
 from lightning_lopt.tasks.image import ImageFamily
@@ -126,10 +126,10 @@ class ImageCNN(ImageFamily):
     ) -> None:
         super().__init__(data, **{"schemes": ("uniform",), "init_scales": (0.5, 2.0), **options})
         self.ranges |= {
-            "depths": check_sizes(depths, "depths"),
-            "channels": check_sizes(channels, "channels"),
-            "downsamplings": check_names(downsamplings, "downsamplings", DOWNSAMPLINGS),
-            "readouts": check_names(readouts, "readouts", READOUTS),
+            "depths": check_size_options(depths, "depths"),
+            "channels": check_size_options(channels, "channels"),
+            "downsamplings": check_name_options(downsamplings, "downsamplings", DOWNSAMPLINGS),
+            "readouts": check_name_options(readouts, "readouts", READOUTS),
         }
 
     def _draw(self, train: LabelledImages, generator: torch.Generator) -> tuple[dict[str, Any], str]:

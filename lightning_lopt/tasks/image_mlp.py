@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_lopt.checks import check_size_options
 from lightning_lopt.rules.base import Params
-from lightning_lopt.tasks._draw import check_sizes
 from lightning_lopt.tasks.accelerations import computes
 from lightning_lopt.tasks.data import DataLike
 from lightning_lopt.tasks.examples import ClassificationTask
@@ -96,7 +96,7 @@ class ImageMLP(ImageFamily):
             data,
             **{"schemes": ("uniform",), "init_scales": (0.5, 2.0), "batch_sizes": (16, 32, 64, 128, 512), **options},
         )
-        self.ranges |= {"depths": check_sizes(depths, "depths"), "widths": check_sizes(widths, "widths")}
+        self.ranges |= {"depths": check_size_options(depths, "depths"), "widths": check_size_options(widths, "widths")}
 
     def _draw(self, train: LabelledImages, generator: torch.Generator) -> tuple[dict[str, Any], str]:
         widths = [self.pick("widths", generator) for _ in range(self.pick("depths", generator))]

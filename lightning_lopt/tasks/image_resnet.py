@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_lopt.checks import check_name_options, check_size_options
 from lightning_lopt.rules.base import Params
-from lightning_lopt.tasks._draw import check_names, check_sizes
 from lightning_lopt.tasks.data import DataLike
 from lightning_lopt.tasks.examples import ClassificationTask
 from lightning_lopt.tasks.image import ImageFamily
@@ -147,10 +147,10 @@ class ImageResNet(ImageFamily):
     ) -> None:
         super().__init__(data, **{"max_size": 16, "batch_sizes": (8, 16), **options})
         self.ranges |= {
-            "stages": check_sizes(stages, "stages"),
-            "widths": check_sizes(widths, "widths"),
-            "blocks": check_sizes(blocks, "blocks"),
-            "norms": check_names(norms, "norms", NORMS),
+            "stages": check_size_options(stages, "stages"),
+            "widths": check_size_options(widths, "widths"),
+            "blocks": check_size_options(blocks, "blocks"),
+            "norms": check_name_options(norms, "norms", NORMS),
         }
 
     def _draw(self, train: LabelledImages, generator: torch.Generator) -> tuple[dict[str, Any], str]:

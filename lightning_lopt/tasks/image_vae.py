@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_lopt.checks import check_number_options
 from lightning_lopt.rules.base import Params
-from lightning_lopt.tasks._draw import check_numbers
 from lightning_lopt.tasks.base import Batch
 from lightning_lopt.tasks.data import DataLike
 from lightning_lopt.tasks.labelled_images import LabelledImages
@@ -98,7 +98,7 @@ class ImageVAE(ReconstructionFamily):
     ) -> None:
         # log σ² is exponentiated: with larger initial weights, single images make the loss a thousand times larger
         super().__init__(data, **{"schemes": ("uniform", "lecun"), "init_scales": (0.5, 1.0), **options})
-        self.ranges["deviations"] = check_numbers(deviations, "deviations", 0.01)
+        self.ranges["deviations"] = check_number_options(deviations, "deviations", 0.01)
 
     def _draw(self, train: LabelledImages, generator: torch.Generator) -> tuple[dict[str, Any], str]:
         settings, shape = super()._draw(train, generator)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_lopt.checks import check_name_options, check_size_options
 from lightning_lopt.rules.base import Params
-from lightning_lopt.tasks._draw import chance, check_names, check_sizes
+from lightning_lopt.tasks._draw import chance
 from lightning_lopt.tasks.attention import Transformer
 from lightning_lopt.tasks.data import DataLike
 from lightning_lopt.tasks.examples import ClassificationTask
@@ -119,8 +120,8 @@ class ImageViT(PatchFamily):
     ) -> None:
         super().__init__(data, **options)
         self.ranges |= {
-            "heads": check_sizes(heads, "heads"),
-            "poolings": check_names(poolings, "poolings", POOLINGS),
+            "heads": check_size_options(heads, "heads"),
+            "poolings": check_name_options(poolings, "poolings", POOLINGS),
         }
 
     def _draw(self, train: LabelledImages, generator: torch.Generator) -> tuple[dict[str, Any], str]:

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_lopt.checks import check_number_options, check_size_options
 from lightning_lopt.rules.base import Params
-from lightning_lopt.tasks._draw import check_numbers, check_sizes, integer
+from lightning_lopt.tasks._draw import integer
 from lightning_lopt.tasks.base import Batch
 from lightning_lopt.tasks.examples import ExamplesTask
 from lightning_lopt.tasks.layout import Layout
@@ -102,12 +103,12 @@ class LeastSquares(ModelFamily):
     ) -> None:
         super().__init__(activations=None, **options)
         self.ranges |= {
-            "dims": check_sizes(dims, "dims"),
-            "outputs": check_sizes(outputs, "outputs"),
-            "conditions": check_numbers(conditions, "conditions", 1.0),
-            "alignments": check_numbers(alignments, "alignments"),
-            "ratios": check_sizes(ratios, "ratios"),
-            "noises": check_numbers(noises, "noises"),
+            "dims": check_size_options(dims, "dims"),
+            "outputs": check_size_options(outputs, "outputs"),
+            "conditions": check_number_options(conditions, "conditions", 1.0),
+            "alignments": check_number_options(alignments, "alignments"),
+            "ratios": check_size_options(ratios, "ratios"),
+            "noises": check_number_options(noises, "noises"),
         }
 
     def sample(self, generator: torch.Generator) -> LeastSquaresTask:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from lightning_lopt._lightning import is_lightning
+from lightning_lopt.checks import check_sizes
 from lightning_lopt.rules.base import Params
 from lightning_lopt.rules.contract.roles import roles_of
 from lightning_lopt.seeding import generator as derived_generator
@@ -94,8 +95,7 @@ class LightningTask(Task):
         name: str | None = None,
         fit: Fit | None = None,
     ) -> None:
-        if max_batches < 1:
-            raise ValueError(f"max_batches must be at least 1, got {max_batches!r}.")
+        check_sizes(max_batches=max_batches)
         self._build: Any = None if is_lightning(module, "LightningModule") else module
         built = module if self._build is None else self._built(0)
         self._step = TrainingStep(built, fit)

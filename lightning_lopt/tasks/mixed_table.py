@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_lopt.checks import check_unit_interval
 from lightning_lopt.rules.base import Params
 from lightning_lopt.tasks.base import AUXILIARY_PREFIX, Batch, Split
 from lightning_lopt.tasks.categorical import LATENT
@@ -134,8 +135,7 @@ class MixedTableTask(RandomExamplesTask):
         init_scale: float = 1.0,
         **options: Any,
     ) -> None:
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {dropout!r}.")
+        check_unit_interval(dropout=dropout)
         layout = Layout(scheme, init_scale)
         features = train.numbers.shape[1]
         for column, count in enumerate(train.counts):

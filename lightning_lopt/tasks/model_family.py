@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from lightning_lopt.tasks._draw import chance, check_names, check_numbers, check_sizes, choice, log_uniform
+from lightning_lopt.checks import check_name_options, check_number_options, check_size_options
+from lightning_lopt.tasks._draw import chance, choice, log_uniform
 from lightning_lopt.tasks.base import TaskFamily
 from lightning_lopt.tasks.layers import ACTIVATIONS
 from lightning_lopt.tasks.layout import SCHEMES
@@ -51,16 +52,16 @@ class ModelFamily(TaskFamily):
         schemes: Sequence[str] = SCHEMES,
         init_scales: tuple[float, float] = (0.5, 1.5),
     ) -> None:
-        low, high = check_numbers(init_scales, "init_scales")
+        low, high = check_number_options(init_scales, "init_scales")
         if not 0 < low <= high:
             raise ValueError(f"init_scales must be two numbers > 0, the smaller one first, got {init_scales!r}.")
         self.ranges: dict[str, tuple[Any, ...]] = {
-            "batch_sizes": check_sizes(batch_sizes, "batch_sizes"),
-            "schemes": check_names(schemes, "schemes", SCHEMES),
+            "batch_sizes": check_size_options(batch_sizes, "batch_sizes"),
+            "schemes": check_name_options(schemes, "schemes", SCHEMES),
             "init_scales": (low, high),
         }
         if activations is not None:
-            self.ranges["activations"] = check_names(activations, "activations", tuple(ACTIVATIONS))
+            self.ranges["activations"] = check_name_options(activations, "activations", tuple(ACTIVATIONS))
 
     @property
     def config(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_lopt.tasks._draw import check_sizes
+from lightning_lopt.checks import check_size_options
 from lightning_lopt.tasks.data import DataLike
 from lightning_lopt.tasks.image import ImageFamily
 from lightning_lopt.tasks.labelled_images import LabelledImages
@@ -68,9 +68,9 @@ class PatchFamily(ImageFamily):
     ) -> None:
         super().__init__(data, **{"max_size": 16, "batch_sizes": (8, 16, 32), **options})
         self.ranges |= {
-            "grids": check_sizes(grids, "grids"),
-            "widths": check_sizes(widths, "widths"),
-            "depths": check_sizes(depths, "depths"),
+            "grids": check_size_options(grids, "grids"),
+            "widths": check_size_options(widths, "widths"),
+            "depths": check_size_options(depths, "depths"),
         }
 
     def _draw(self, train: LabelledImages, generator: torch.Generator) -> tuple[dict[str, Any], str]:

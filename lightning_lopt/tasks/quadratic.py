@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_lopt.checks import check_number_options, check_numbers, check_size_options
 from lightning_lopt.rules.base import Params, Role
-from lightning_lopt.tasks._draw import check_numbers, check_sizes, choice, integer
+from lightning_lopt.tasks._draw import choice, integer
 from lightning_lopt.tasks.base import Batch, Split, Task, TaskFamily
 
 
@@ -47,8 +47,7 @@ class Quadratic(Task):
             raise ValueError(
                 f"curvature must be floating point of shape (D,), got {curvature.dtype} of {tuple(curvature.shape)}."
             )
-        if not (math.isfinite(noise) and noise >= 0):
-            raise ValueError(f"noise must be a number >= 0, got {noise!r}.")
+        check_numbers(0.0, noise=noise)
         start = torch.as_tensor(start, dtype=curvature.dtype)
         if start.shape not in ((), curvature.shape):
             raise ValueError(f"start must be a number or of shape {tuple(curvature.shape)}, got {tuple(start.shape)}.")
@@ -151,9 +150,9 @@ class QuadraticFamily(TaskFamily):
         conditions: Sequence[float] = (1.0, 10.0, 100.0, 1000.0),
         noises: Sequence[float] = (0.0, 0.01, 0.1),
     ) -> None:
-        self.dims = check_sizes(dims, "dims")
-        self.conditions = check_numbers(conditions, "conditions", 1.0)
-        self.noises = check_numbers(noises, "noises")
+        self.dims = check_size_options(dims, "dims")
+        self.conditions = check_number_options(conditions, "conditions", 1.0)
+        self.noises = check_number_options(noises, "noises")
 
     @property
     def config(self) -> dict[str, Any]:

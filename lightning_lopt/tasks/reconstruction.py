@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_lopt.checks import check_size_options
 from lightning_lopt.rules.base import Params
-from lightning_lopt.tasks._draw import check_sizes
 from lightning_lopt.tasks.accelerations import in_one_call
 from lightning_lopt.tasks.base import Batch, Split
 from lightning_lopt.tasks.data import DataLike
@@ -104,9 +104,9 @@ class ReconstructionFamily(ImageFamily):
         # with much larger initial weights, the loss of deep networks whose outputs are values, not logits, is huge
         super().__init__(data, **{"max_size": 16, "init_scales": (0.5, 1.25), **options})
         self.ranges |= {
-            "depths": check_sizes(depths, "depths"),
-            "widths": check_sizes(widths, "widths"),
-            "codes": check_sizes(codes, "codes"),
+            "depths": check_size_options(depths, "depths"),
+            "widths": check_size_options(widths, "widths"),
+            "codes": check_size_options(codes, "codes"),
         }
 
     def _draw(self, train: LabelledImages, generator: torch.Generator) -> tuple[dict[str, Any], str]:

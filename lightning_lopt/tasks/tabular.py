@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_lopt.checks import check_size_options
 from lightning_lopt.rules.base import Params
-from lightning_lopt.tasks._draw import chance, check_sizes, choice, integer, uniform
+from lightning_lopt.tasks._draw import chance, choice, integer, uniform
 from lightning_lopt.tasks.base import Batch
 from lightning_lopt.tasks.examples import ExamplesTask, accuracy, pairs
 from lightning_lopt.tasks.layers import ACTIVATIONS, mlp
@@ -133,7 +134,7 @@ class TabularFamily(ModelFamily):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.ranges |= {"depths": check_sizes(depths, "depths"), "widths": check_sizes(widths, "widths")}
+        self.ranges |= {"depths": check_size_options(depths, "depths"), "widths": check_size_options(widths, "widths")}
         self.sources = resolve_tables(data, self.embedded)
         for source in self.sources:
             if isinstance(source, Table) and bool(source.classes) != (self.objectives == ("cross_entropy",)):

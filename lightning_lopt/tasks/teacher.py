@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_lopt.checks import check_number_options, check_size_options
 from lightning_lopt.rules.base import Params
-from lightning_lopt.tasks._draw import chance, check_numbers, check_sizes, choice, integer, uniform
+from lightning_lopt.tasks._draw import chance, choice, integer, uniform
 from lightning_lopt.tasks.layers import ACTIVATIONS, mlp
 from lightning_lopt.tasks.layout import Layout
 from lightning_lopt.tasks.model_family import ModelFamily
@@ -104,13 +105,13 @@ class Teacher(ModelFamily):
     ) -> None:
         super().__init__(**options)
         self.ranges |= {
-            "dims": check_sizes(dims, "dims"),
-            "outputs": check_sizes(outputs, "outputs"),
-            "depths": check_sizes(depths, "depths"),
-            "widths": check_sizes(widths, "widths"),
-            "ratios": check_numbers(ratios, "ratios", 0.01),
-            "decays": check_numbers(decays, "decays"),
-            "examples": check_sizes(examples, "examples"),
+            "dims": check_size_options(dims, "dims"),
+            "outputs": check_size_options(outputs, "outputs"),
+            "depths": check_size_options(depths, "depths"),
+            "widths": check_size_options(widths, "widths"),
+            "ratios": check_number_options(ratios, "ratios", 0.01),
+            "decays": check_number_options(decays, "decays"),
+            "examples": check_size_options(examples, "examples"),
         }
 
     def sample(self, generator: torch.Generator) -> TeacherTask:

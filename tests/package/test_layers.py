@@ -53,8 +53,8 @@ def test_no_import_runs_upward(layer):
 
 
 def test_files_at_the_top_of_rules_are_rules():
-    """Beside the contract, checks, and what keeps checkpoints working."""
-    others = {"__init__", "base", "checks", "pickled"}
+    """Beside the contract, and what keeps checkpoints working."""
+    others = {"__init__", "base", "pickled"}
     at_the_top = {path.stem for path in (PACKAGE / "rules").glob("*.py")} - others
     assert at_the_top == {name.rpartition(".")[2] for name in rule_modules()}
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_lopt.rules import role_of_shape, role_table, roles_of
-from lightning_lopt.rules.checks import check_role
+from lightning_lopt.rules.contract.roles import check_role
 
 
 class Language(nn.Module):

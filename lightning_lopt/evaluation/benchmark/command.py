@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
+from lightning_lopt.checks import check_sizes
 from lightning_lopt.command_line import CommandParser, whole_number, writable_folder
 from lightning_lopt.devices import usable_device
 from lightning_lopt.evaluation.benchmark.device_limits import DeviceLimits, measured_limits
-from lightning_lopt.evaluation.benchmark.measure import check_repeats, measure
+from lightning_lopt.evaluation.benchmark.measure import measure
 from lightning_lopt.evaluation.benchmark.optimizers import (
     PEERS,
     REFERENCE,
@@ -94,7 +95,7 @@ def _write(
 
 def _check(options: argparse.Namespace) -> None:
     """Refuse what can be seen to be wrong before anything is measured."""
-    check_repeats(options.repeats)
+    check_sizes(repeats=options.repeats)
     for name in options.models:
         if ":" in name:
             load_object(name)

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from lightning_lopt.checks import check_sizes
 from lightning_lopt.evaluation.benchmark.memory import StepMemory, measured_memory
 from lightning_lopt.evaluation.benchmark.operations import operations_of
 from lightning_lopt.evaluation.benchmark.optimizers import REFERENCE, Contender, NotAvailableError
@@ -56,12 +57,6 @@ class _Training:
         return self.last_loss
 
 
-def check_repeats(repeats: int) -> None:
-    """Raise ``ValueError`` for a number of steps below 1."""
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}.")
-
-
 def measure(
     workload: Workload,
     contenders: Mapping[str, Contender],
@@ -88,7 +83,7 @@ def measure(
     """
     if REFERENCE not in contenders:
         raise ValueError(f"ratios are those over {REFERENCE!r}; put it among the optimizers.")
-    check_repeats(repeats)
+    check_sizes(repeats=repeats)
     training = _Training(workload, autocast)
     parameters = sum(param.numel() for param in training.params)
     steps: dict[str, Step] = {}

@@ -130,14 +130,3 @@ class Estimator(ABC):
 def squared_norms(rows: Iterable[Tensor]) -> Tensor:
     """Squared norm over all tensors together for each index of their common leading axis."""
     return torch.stack([row.reshape(len(row), -1).square().sum(1) for row in rows]).sum(0)
-
-
-def check_at_least_one(value: int, name: str) -> int:
-    """``value`` if it is 1 or more.
-
-    Raises:
-        ValueError: if it is not.
-    """
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value!r}.")
-    return value

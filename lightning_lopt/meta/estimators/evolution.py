@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_lopt.checks import check_positive, check_sizes
 from lightning_lopt.devices import sent
 from lightning_lopt.meta.engine import Execution
-from lightning_lopt.meta.estimators.base import Estimate, Estimator, check_at_least_one
+from lightning_lopt.meta.estimators.base import Estimate, Estimator
 from lightning_lopt.meta.estimators.shaping import Shaping, check_shaping, shape_differences
 from lightning_lopt.meta.objective import MetaLoss
 from lightning_lopt.meta.runs import InnerRuns
@@ -63,9 +63,9 @@ class EvolutionStrategies(Estimator):
     def __init__(
         self, pairs: int = 8, sigma: float = 0.01, meta_loss: MetaLoss | None = None, shaping: Shaping = "none"
     ) -> None:
-        if not (math.isfinite(sigma) and sigma > 0):
-            raise ValueError(f"sigma must be a positive number, got {sigma!r}.")
-        self.pairs = self.terms = check_at_least_one(pairs, "pairs")
+        check_positive(sigma=sigma)
+        check_sizes(pairs=pairs)
+        self.pairs = self.terms = pairs
         self.particles = 2 * pairs
         self.sigma = sigma
         self.meta_loss = meta_loss or MetaLoss()
@@ -149,7 +149,8 @@ class TruncatedEvolutionStrategies(EvolutionStrategies):
         shaping: Shaping = "none",
     ) -> None:
         super().__init__(pairs, sigma, meta_loss, shaping)
-        self.truncation = check_at_least_one(truncation, "truncation")
+        check_sizes(truncation=truncation)
+        self.truncation = truncation
 
     @property
     def config(self) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_lopt.checks import check_sizes
 from lightning_lopt.meta.engine import Execution
 from lightning_lopt.meta.engine.streams import side_by_side
-from lightning_lopt.meta.estimators.base import Estimate, Estimator, check_at_least_one, squared_norms
+from lightning_lopt.meta.estimators.base import Estimate, Estimator, squared_norms
 from lightning_lopt.meta.objective import MetaLoss
 from lightning_lopt.meta.runs import InnerRuns, map_runs
 from lightning_lopt.meta.theta import named_theta, theta_row
@@ -63,8 +64,9 @@ class TruncatedBackprop(Estimator):
     ) -> None:
         if clip is not None and not (math.isfinite(clip) and clip > 0):
             raise ValueError(f"clip must be a positive number or None, got {clip!r}.")
-        self.truncation = check_at_least_one(truncation, "truncation")
-        self.terms = self.particles = check_at_least_one(runs, "runs")
+        check_sizes(truncation=truncation, runs=runs)
+        self.truncation = truncation
+        self.terms = self.particles = runs
         self.meta_loss = meta_loss or MetaLoss()
         self.clip = clip
 

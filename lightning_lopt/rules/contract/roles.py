@@ -96,3 +96,10 @@ def role_table(params: Mapping[str, Tensor], roles: Mapping[str, Role]) -> str:
 
 def _shape(param: Tensor) -> str:
     return "unknown" if is_lazy(param) else "x".join(map(str, param.shape)) or "scalar"
+
+
+def check_role(role: object, source: str) -> Role:
+    """Return ``role`` if it is one of ``ROLES``; otherwise raise ``ValueError`` that names its ``source``."""
+    if role not in ROLES:
+        raise ValueError(f"{source} has role {role!r}; use one of {', '.join(map(repr, ROLES))}.")
+    return role

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_lopt.checks import check_choice, check_decays, check_numbers, check_sizes
 from lightning_lopt.rules.base import Columns, Role, StepContext, TensorInputs, TensorState, UpdateRule
-from lightning_lopt.rules.checks import check_choice, check_decays, check_numbers, check_sizes
 from lightning_lopt.rules.shared.arithmetic import view
 from lightning_lopt.rules.shared.averages import rates
 from lightning_lopt.rules.shared.entry_network import EntryNetwork, Weights

@@ -9,8 +9,9 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from lightning_lopt.checks import check_name_options, check_size_options
 from lightning_lopt.seeding import generator as derived_generator
-from lightning_lopt.tasks._draw import check_names, check_sizes, integer, uniform
+from lightning_lopt.tasks._draw import integer, uniform
 from lightning_lopt.tasks.base import Task
 from lightning_lopt.tasks.finetune.pretraining import Pretraining
 from lightning_lopt.tasks.finetune.task import FineTuneTask
@@ -71,9 +72,12 @@ class FineTuneFamily(ModelFamily, Generic[Source]):
         **options: Any,
     ) -> None:
         super().__init__(**{"batch_sizes": (8, 16, 32), "init_scales": (1.0, 1.0), "schemes": ("uniform",), **options})
-        self.bodies = check_sizes([bodies], "bodies")[0]
-        self.steps = check_sizes([steps], "steps")[0]
-        self.ranges |= {"trained": check_names(trained, "trained", TRAINED), "ranks": check_sizes(ranks, "ranks")}
+        self.bodies = check_size_options([bodies], "bodies")[0]
+        self.steps = check_size_options([steps], "steps")[0]
+        self.ranges |= {
+            "trained": check_name_options(trained, "trained", TRAINED),
+            "ranks": check_size_options(ranks, "ranks"),
+        }
         self._bodies: dict[int, Body[Source]] = {}
 
     @property

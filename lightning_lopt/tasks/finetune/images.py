@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from lightning_lopt.tasks._draw import chance, check_names, check_sizes, choice, integer, log_uniform, uniform
+from lightning_lopt.checks import check_name_options, check_size_options
+from lightning_lopt.tasks._draw import chance, choice, integer, log_uniform, uniform
 from lightning_lopt.tasks.base import Task
 from lightning_lopt.tasks.data import DataLike, load_digits_data, resolve
 from lightning_lopt.tasks.finetune.family import Body, FineTuneFamily
@@ -74,9 +75,9 @@ class FineTuneImages(FineTuneFamily[tuple[LabelledImages, LabelledImages]]):
     ) -> None:
         super().__init__(**options)
         self.ranges |= {
-            "networks": check_names(networks, "networks", tuple(NETWORKS)),
-            "shots": check_sizes(shots, "shots"),
-            "widths": check_sizes(widths, "widths"),
+            "networks": check_name_options(networks, "networks", tuple(NETWORKS)),
+            "shots": check_size_options(shots, "shots"),
+            "widths": check_size_options(widths, "widths"),
         }
         self.max_valid = max_valid
         self.sources: list[LabelledImages | None] = []  # None: synthetic images, drawn anew for each network

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.func import grad
 
+from lightning_lopt.checks import check_positive
 from lightning_lopt.rules.base import Params
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks.base import Batch, Task
@@ -48,8 +48,7 @@ class Pretraining:
     def __post_init__(self) -> None:
         if type(self.steps) is not int or self.steps < 0:
             raise ValueError(f"steps must be an integer >= 0, got {self.steps!r}.")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr must be a positive number, got {self.lr!r}.")
+        check_positive(lr=self.lr)
 
     def params(self) -> Params:
         """The parameters after the last step, float32; computed at the first call in a process, then cached.

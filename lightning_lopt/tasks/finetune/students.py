@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from lightning_lopt.checks import check_size_options
 from lightning_lopt.rules.base import Params
-from lightning_lopt.tasks._draw import chance, check_sizes, choice, uniform
+from lightning_lopt.tasks._draw import chance, choice, uniform
 from lightning_lopt.tasks.base import Task
 from lightning_lopt.tasks.finetune.family import Body, FineTuneFamily
 from lightning_lopt.tasks.finetune.pretraining import Pretraining
@@ -54,11 +55,11 @@ class FineTuneStudents(FineTuneFamily[Params]):
     ) -> None:
         super().__init__(**{"steps": 1000, **options})
         self.ranges |= {
-            "dims": check_sizes(dims, "dims"),
-            "depths": check_sizes(depths, "depths"),
-            "widths": check_sizes(widths, "widths"),
-            "outputs": check_sizes(outputs, "outputs"),
-            "rows": check_sizes(rows, "rows"),
+            "dims": check_size_options(dims, "dims"),
+            "depths": check_size_options(depths, "depths"),
+            "widths": check_size_options(widths, "widths"),
+            "outputs": check_size_options(outputs, "outputs"),
+            "rows": check_size_options(rows, "rows"),
         }
 
     @property

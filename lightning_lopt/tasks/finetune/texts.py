@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from lightning_lopt.tasks._draw import chance, check_names, check_sizes, choice, integer
+from lightning_lopt.checks import check_name_options, check_size_options
+from lightning_lopt.tasks._draw import chance, choice, integer
 from lightning_lopt.tasks.base import Task
 from lightning_lopt.tasks.char_rnn import CharRNNTask
 from lightning_lopt.tasks.char_transformer import CharTransformerTask
@@ -61,11 +62,11 @@ class FineTuneTexts(FineTuneFamily[str]):
     ) -> None:
         super().__init__(**{"batch_sizes": (4, 8), **options})
         self.ranges |= {
-            "networks": check_names(networks, "networks", tuple(NETWORKS)),
-            "characters": check_sizes(characters, "characters"),
-            "vocabularies": check_sizes(vocabularies, "vocabularies"),
-            "lengths": check_sizes(lengths, "lengths"),
-            "widths": check_sizes(widths, "widths"),
+            "networks": check_name_options(networks, "networks", tuple(NETWORKS)),
+            "characters": check_size_options(characters, "characters"),
+            "vocabularies": check_size_options(vocabularies, "vocabularies"),
+            "lengths": check_size_options(lengths, "lengths"),
+            "widths": check_size_options(widths, "widths"),
         }
         self.sources = resolve_texts(text)
 

@@ -157,9 +157,3 @@ class Augmented(TaskFamily):
 def tag(settings: dict[str, Any]) -> str:
     """Four characters, a hash of settings that are too long for a name."""
     return f"{derive_seed(0, json.dumps(settings)) & 0xFFFF:04x}"
-
-
-def check_range(low: float, high: float, what: str) -> None:
-    """``ValueError`` unless 0 < low <= high < inf."""
-    if not 0 < low <= high < float("inf"):
-        raise ValueError(f"{what}: low and high must be positive numbers in this order, got {low!r} and {high!r}.")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_lopt.checks import check_size_options
 from lightning_lopt.rules.base import Params
 from lightning_lopt.seeding import generator as derived_generator
-from lightning_lopt.tasks._draw import check_sizes
 from lightning_lopt.tasks.base import Batch, Split, Task
 from lightning_lopt.tasks.transforms.base import TransformedTask
 
@@ -35,7 +35,7 @@ class ChangingDataTask(TransformedTask):
     """
 
     def __init__(self, task: Task, before: Task, change: int) -> None:
-        check_sizes([change], "change")
+        check_size_options([change], "change")
         shapes = [
             {name: value.shape for name, value in (either.init(draws) | either.batch(draws)).items()}
             for either in (task, before)

@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lightning_lopt.checks import check_size_options
 from lightning_lopt.rules.base import Params
-from lightning_lopt.tasks._draw import check_sizes, choice
+from lightning_lopt.tasks._draw import choice
 from lightning_lopt.tasks.base import Batch, Task
 from lightning_lopt.tasks.transforms.base import Transform, TransformedTask
 
@@ -38,7 +39,7 @@ class DelayedGradientTask(TransformedTask):
     """
 
     def __init__(self, task: Task, delay: int) -> None:
-        check_sizes([delay], "delay")
+        check_size_options([delay], "delay")
         super().__init__(task, f"delay({delay})", {"name": DelayedGradients.name, "delay": delay})
         self.delay = delay
 
@@ -73,7 +74,7 @@ class DelayedGradients(Transform):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_sizes(self.delays, "delays")
+        check_size_options(self.delays, "delays")
 
     def apply(self, task: Task, generator: torch.Generator) -> Task:
         return DelayedGradientTask(task, choice(self.delays, generator))

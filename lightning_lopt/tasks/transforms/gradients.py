@@ -9,12 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lightning_lopt.checks import check_name_options, check_numbers, check_positive, check_range
 from lightning_lopt.rules.base import Params
 from lightning_lopt.rules.shared.arithmetic import TINY, rms
 from lightning_lopt.seeding import generator as derived_generator
-from lightning_lopt.tasks._draw import check_names, choice, log_uniform
+from lightning_lopt.tasks._draw import choice, log_uniform
 from lightning_lopt.tasks.base import Batch, Split, Task
-from lightning_lopt.tasks.transforms.base import Transform, TransformedTask, check_range
+from lightning_lopt.tasks.transforms.base import Transform, TransformedTask
 
 FORMATS: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
 
@@ -42,8 +43,7 @@ class NoisyGradientTask(TransformedTask):
     """
 
     def __init__(self, task: Task, level: float) -> None:
-        if not 0 <= level < float("inf"):
-            raise ValueError(f"level must be a number >= 0, got {level!r}.")
+        check_numbers(0.0, level=level)
         super().__init__(task, f"noise({level:g})", {"name": GradientNoise.name, "level": level})
         self.level = level
         example = task.init(derived_generator(0, "shapes"))
@@ -90,8 +90,7 @@ class HeavyTailedGradientTask(NoisyGradientTask):
     """
 
     def __init__(self, task: Task, level: float, tail: float = 1.5) -> None:
-        if not 0 < tail < float("inf"):
-            raise ValueError(f"tail must be a positive number, got {tail!r}.")
+        check_positive(tail=tail)
         super().__init__(task, level)
         self.tail = tail
         self.name += f"-tail({tail:g})"
@@ -167,7 +166,7 @@ class LowPrecisionTask(TransformedTask):
     """
 
     def __init__(self, task: Task, precision: str) -> None:
-        check_names([precision], "precision", tuple(FORMATS))
+        check_name_options([precision], "precision", tuple(FORMATS))
         super().__init__(task, precision, {"name": LowPrecision.name, "precision": precision})
         self.precision = precision
 
@@ -195,7 +194,7 @@ class LowPrecision(Transform):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_names(self.precisions, "precisions", tuple(FORMATS))
+        check_name_options(self.precisions, "precisions", tuple(FORMATS))
 
     def apply(self, task: Task, generator: torch.Generator) -> Task:
         return LowPrecisionTask(task, choice(self.precisions, generator))

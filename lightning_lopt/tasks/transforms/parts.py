@@ -10,9 +10,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lightning_lopt.checks import check_size_options
 from lightning_lopt.rules.base import Params
 from lightning_lopt.seeding import generator as derived_generator
-from lightning_lopt.tasks._draw import check_sizes, log_uniform, uniform
+from lightning_lopt.tasks._draw import log_uniform, uniform
 from lightning_lopt.tasks.base import AUXILIARY_PREFIX, Batch, Split, Task
 from lightning_lopt.tasks.transforms.base import Transform, TransformedTask, tag
 
@@ -39,7 +40,7 @@ class SmallerBatchTask(TransformedTask):
     batch_size: int
 
     def __init__(self, task: Task, batch_size: int) -> None:
-        check_sizes([batch_size], "batch_size")
+        check_size_options([batch_size], "batch_size")
         available: int | None = getattr(task, "batch_size", None)
         if available is None:
             raise ValueError(f"{task.name} has no batch_size, so its mini-batches cannot be made smaller; leave it.")

@@ -8,11 +8,12 @@ from typing import ClassVar
 
 import torch
 
+from lightning_lopt.checks import check_range
 from lightning_lopt.rules.base import Params
 from lightning_lopt.tasks._draw import log_uniform
 from lightning_lopt.tasks.accelerations import computation_of, computes
 from lightning_lopt.tasks.base import Batch, Task
-from lightning_lopt.tasks.transforms.base import Transform, TransformedTask, check_range, tag
+from lightning_lopt.tasks.transforms.base import Transform, TransformedTask, tag
 
 
 @computes(lambda task: computation_of(task.task))

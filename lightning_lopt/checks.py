@@ -1,4 +1,4 @@
-"""Checks of the arguments of rules; each raises ``ValueError`` that names the argument and its value.
+"""Checks of arguments; each raises ``ValueError`` that names the argument and its value.
 
 >>> check_positive(lr=0.1, eps=1e-8)
 >>> check_unit_interval(momentum=1.0)
@@ -11,14 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lightning_lopt.rules.contract.roles import ROLES, Role
-
 
 def check_sizes(**sizes: int) -> None:
-    """Every size is at least 1."""
+    """Every size or count is at least 1."""
     for name, size in sizes.items():
         if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}.")
+            raise ValueError(f"{name} must be at least 1, got {size!r}.")
 
 
 def check_numbers(least: float = -math.inf, *, or_none: bool = False, **numbers: float | None) -> None:
@@ -71,8 +69,32 @@ def check_decays(momentum: Sequence[float], second_moment: float, factored: Sequ
         )
 
 
-def check_role(role: object, source: str) -> Role:
-    """Return ``role`` if it is one of ``ROLES``; otherwise raise ``ValueError`` that names its ``source``."""
-    if role not in ROLES:
-        raise ValueError(f"{source} has role {role!r}; use one of {', '.join(map(repr, ROLES))}.")
-    return role
+def check_range(low: float, high: float, what: str) -> None:
+    """``ValueError`` unless 0 < low <= high < inf."""
+    if not 0 < low <= high < float("inf"):
+        raise ValueError(f"{what}: low and high must be positive numbers in this order, got {low!r} and {high!r}.")
+
+
+def check_size_options(sizes: Sequence[int], what: str, low: int = 1) -> tuple[int, ...]:
+    """``sizes`` as a tuple, or ``ValueError`` if there is none or one is not an integer >= ``low``."""
+    checked = tuple(sizes)
+    if not checked or not all(type(size) is int and size >= low for size in checked):
+        kind = "positive integers" if low == 1 else f"integers >= {low}"
+        raise ValueError(f"{what} must be a sequence of {kind}, at least one of them, got {sizes!r}.")
+    return checked
+
+
+def check_name_options(names: Sequence[str], what: str, known: Sequence[str]) -> tuple[str, ...]:
+    """``names`` as a tuple, or ``ValueError`` if there is none or one is not ``known``."""
+    checked = tuple(names)
+    if isinstance(names, str) or not checked or not set(checked) <= set(known):
+        raise ValueError(f"{what} must be a sequence of some of {', '.join(map(repr, known))}, got {names!r}.")
+    return checked
+
+
+def check_number_options(numbers: Sequence[float], what: str, low: float = 0.0) -> tuple[float, ...]:
+    """``numbers`` as a tuple of floats, or ``ValueError`` if there is none or one is not finite and >= ``low``."""
+    checked = tuple(float(number) for number in numbers)
+    if not checked or not all(math.isfinite(number) and number >= low for number in checked):
+        raise ValueError(f"{what} must be numbers >= {low:g}, at least one of them, got {numbers!r}.")
+    return checked
