@@ -13,7 +13,7 @@ from lightning_lopt.devices import usable_device
 from lightning_lopt.evaluation.baselines import BASELINES, FINE_TUNING_BASELINES, Baselines, sweep_of
 from lightning_lopt.evaluation.evaluate_command import SUITE_HELP, problems_of, suite_argument
 from lightning_lopt.evaluation.problem import Problem
-from lightning_lopt.evaluation.report.tables import plain
+from lightning_lopt.evaluation.report.tables import one_line
 from lightning_lopt.progress import Progress
 from lightning_lopt.terminal import say
 
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
                 sweep_of(name).require()
         began = time.monotonic()
         for number, (problem, name) in enumerate(jobs, 1):
-            progress.to(number - 1, len(jobs), plain(f"{name} on {problem.name}"))
+            progress.to(number - 1, len(jobs), one_line(f"{name} on {problem.name}"))
             was_known = baselines.find(problem, name) is not None
             baselines(problem, name)
             if baselines.not_kept:

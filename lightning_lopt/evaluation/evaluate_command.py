@@ -19,7 +19,7 @@ from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.report import numbers, write_report
 from lightning_lopt.evaluation.report.numbers import ALL
 from lightning_lopt.evaluation.report.page import PAGE, RESULTS
-from lightning_lopt.evaluation.report.tables import finals, log_ratios, overall, plain
+from lightning_lopt.evaluation.report.tables import finals, log_ratios, one_line, overall
 from lightning_lopt.evaluation.report.verdict import summary, untuned_table
 from lightning_lopt.evaluation.results import Results, RuleRecord
 from lightning_lopt.evaluation.suites import SUITES, make_suite, named_problems
@@ -75,7 +75,7 @@ def _main(command: str, arguments: Sequence[str]) -> int:
                 records=records,
                 suite=suite,
                 command=shlex.join(["lightning-lopt", command, *arguments]),
-                progress=lambda done, total, last: progress.to(done, total, plain(last)),
+                progress=lambda done, total, last: progress.to(done, total, one_line(last)),
             )
             progress.doing("writing the report")
             page = write_report(results, folder)

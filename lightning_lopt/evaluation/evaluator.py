@@ -150,7 +150,7 @@ def evaluate(
     keys = _keys(work, marks, against)
     total = len(keys) + len(problems)
 
-    def report(done: int, last: str) -> None:
+    def tell(done: int, last: str) -> None:
         if progress is not None:
             progress(done, total, last)
 
@@ -160,13 +160,13 @@ def evaluate(
         if name in against:
             sweep_of(name).require()
     if measurements:
-        report(len(measurements), "measured before")
-    new = _measured(work, missing, workers, lambda what: report(len(measurements), what))
+        tell(len(measurements), "measured before")
+    new = _measured(work, missing, workers, lambda what: tell(len(measurements), what))
     for job, (measurement, is_stored) in new:
         if not is_stored:
             store.write(keys[job], measurement.to_json())
         measurements[job] = measurement
-        report(len(measurements), work.describe(job))
+        tell(len(measurements), work.describe(job))
     if torch.get_num_threads() > 1 and workers > 1:
         rank_zero_warn("workers measure with one thread each; the other threads of this process are not used.")
     threads = torch.get_num_threads() if workers == 1 else 1
@@ -177,11 +177,11 @@ def evaluate(
         key = _hash([marks[number], {name: keys[number, name] for name in runs}, environment, "consecutive steps"])
         costs = store.read(key, _costs)
         if costs is None:  # this process measures alone, after the others have finished
-            report(len(keys) + number, f"cost of a step on {problem.name}")
+            tell(len(keys) + number, f"cost of a step on {problem.name}")
             costs = step_costs(problem, rules, against, device=baselines.device)
             store.write(key, {"gradient": costs[0], "steps": costs[1]})
         results.append(replace(ProblemResult.of(problem, runs), gradient_seconds=costs[0], step_seconds=costs[1]))
-        report(len(keys) + number + 1, f"cost of a step on {problem.name}")
+        tell(len(keys) + number + 1, f"cost of a step on {problem.name}")
     records = {name: RuleRecord.of(rule) for name, rule in rules.items()} if records is None else records
     return Results(
         {name: records[name] for name in rules}, tuple(against), tuple(results), suite, SEED, environment, command

@@ -33,7 +33,7 @@ def real(x: Tensor) -> Tensor:
     return torch.view_as_real(x) if x.is_complex() else x
 
 
-def extremes_of(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
+def extremes_of_each(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
     """The smallest and the largest entry of each tensor, (2 n,) on ``device``; NaN where an entry is NaN."""
     extremes = [extreme.to(device) for x in tensors if x.numel() for extreme in torch.aminmax(x)]
     return torch.stack(extremes) if extremes else torch.zeros(0, device=device)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from lightning_lopt.optim.precision import extremes_of
+from lightning_lopt.optim.precision import extremes_of_each
 from lightning_lopt.optim.state_types import rounded_like, widened, with_wide_state
 from lightning_lopt.rules.base import StepContext, TensorState, UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack
@@ -45,7 +45,7 @@ def step_of_stack(
         wide_state = widened(stack.state, stack.params.dtype)
         update, new_state = rule.stepped(replace(stack, state=wide_state), dict(controls), at)
         new_state = rounded_like(new_state, wide_state, stack.state, seed)
-    return update, new_state, extremes_of([update], update.device)
+    return update, new_state, extremes_of_each([update], update.device)
 
 
 class ModelStep(NamedTuple):
@@ -93,4 +93,4 @@ def steps_of_stacks(
 
 def extremes_of_gradients(stacks: Sequence[Stack]) -> Tensor:
     """``extremes`` of :class:`ModelStep`."""
-    return extremes_of([stack.grads for stack in stacks], stacks[0].params.device)
+    return extremes_of_each([stack.grads for stack in stacks], stacks[0].params.device)

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeVar
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from lightning_lopt.optim.precision import extremes_of
+from lightning_lopt.optim.precision import extremes_of_each
 from lightning_lopt.optim.stack_steps import ModelStep, StackStep, extremes_of_gradients
 from lightning_lopt.optim.state_types import rounded_like, widened, with_wide_state
 from lightning_lopt.rules.base import Columns, StepContext, UpdateRule
@@ -163,7 +163,7 @@ class StepGraph:
             if self.rounds:
                 new_state = rounded_like(new_state, rule_stack.state, stored.state, next(remaining), reads=False)
             self.keys = list(new_state)
-            return [update, extremes_of([update], update.device), *new_state.values()]
+            return [update, extremes_of_each([update], update.device), *new_state.values()]
 
         self.graph = TracedFunction(step, self._arguments(blank, controls, at, seed), build)
 

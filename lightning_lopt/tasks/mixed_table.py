@@ -18,7 +18,7 @@ from lightning_lopt.tasks.categorical import LATENT
 from lightning_lopt.tasks.examples import RandomExamplesTask, accuracy
 from lightning_lopt.tasks.layers import ACTIVATIONS, linear, mlp
 from lightning_lopt.tasks.layout import Layout
-from lightning_lopt.tasks.seeded_random import uniform
+from lightning_lopt.tasks.seeded_random import seeded_uniform
 from lightning_lopt.tasks.teacher import draw_teacher
 
 MASKS = f"{AUXILIARY_PREFIX}masks"
@@ -161,7 +161,7 @@ class MixedTableTask(RandomExamplesTask):
         for layer in range(self.layers - 1):
             x = self.activation(linear(params, f"layers.{layer}", x))
             if MASKS in batch:
-                mask = uniform(batch[MASKS], layer, x.shape) >= self.dropout
+                mask = seeded_uniform(batch[MASKS], layer, x.shape) >= self.dropout
                 x = torch.where(mask, x / (1 - self.dropout), 0.0)
         return linear(params, f"layers.{self.layers - 1}", x)
 

@@ -34,7 +34,7 @@ def isolated(seed: int) -> Iterator[None]:
         random.setstate(states[2])
 
 
-def uniform(seed: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
+def seeded_uniform(seed: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
     """Numbers in (0, 1), float32, that depend only on seed, stream and position; vmap-able over ``seed``.
 
     Args:
@@ -48,9 +48,9 @@ def uniform(seed: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
     return ((_scramble(start + place * _GOLDEN) >> 40 & 0xFFFFFF) + 0.5) * 2.0**-24
 
 
-def normal(seed: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
-    """Standard normal numbers by the transform of Box and Muller; arguments as in :func:`uniform`."""
-    radius, angle = uniform(seed, stream, (2, *shape)).unbind(0)
+def seeded_normal(seed: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
+    """Standard normal numbers by the transform of Box and Muller; arguments as in :func:`seeded_uniform`."""
+    radius, angle = seeded_uniform(seed, stream, (2, *shape)).unbind(0)
     return torch.sqrt(-2 * torch.log(radius)) * torch.cos(2 * math.pi * angle)
 
 
@@ -94,7 +94,7 @@ class SeededRandom(TorchFunctionMode):
         return sampler(self.seed.to(device), stream, shape).to(dtype)
 
     def _dropout(self, x: Tensor, mask_shape: Sequence[int], p: float) -> Tensor:
-        mask = self._draw(uniform, mask_shape, None, {"dtype": torch.float32, "device": x.device}) >= p
+        mask = self._draw(seeded_uniform, mask_shape, None, {"dtype": torch.float32, "device": x.device}) >= p
         return torch.where(mask, x / max(1 - p, 1e-30), 0.0)
 
 
@@ -119,7 +119,7 @@ def _like(sampler: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def _bernoulli(mode: SeededRandom, input: Tensor, p: float | None = None, **kwargs: Any) -> Tensor:
     chance = input if p is None else torch.full_like(input, p)
-    return (mode._draw(uniform, input.shape, None, {"device": input.device}) < chance).to(input.dtype)
+    return (mode._draw(seeded_uniform, input.shape, None, {"device": input.device}) < chance).to(input.dtype)
 
 
 def _dropout(spatial: int | None) -> Callable[..., Tensor]:
@@ -162,10 +162,10 @@ def _attention(
 
 
 _REPLACED: dict[Callable[..., Any], Callable[..., Any]] = {
-    torch.rand: _sized(uniform),
-    torch.randn: _sized(normal),
-    torch.rand_like: _like(uniform),
-    torch.randn_like: _like(normal),
+    torch.rand: _sized(seeded_uniform),
+    torch.randn: _sized(seeded_normal),
+    torch.rand_like: _like(seeded_uniform),
+    torch.randn_like: _like(seeded_normal),
     torch.bernoulli: _bernoulli,
     F.dropout: _dropout(None),
     F.dropout1d: _dropout(1),

@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import vmap
 
 from lightning_lopt import LearnedOptimizer, ResidualRule, StepContext, load_rule
-from lightning_lopt.rules.residual_parts.structure import Signs, chance, excess, signs_of, trained
+from lightning_lopt.rules.residual_parts.structure import Signs, chance_excess, excess, signs_of, trained
 
 INITS = {
     "uniform": lambda x: nn.init.kaiming_uniform_(x, a=5**0.5),
@@ -33,13 +33,13 @@ def test_a_new_tensor_shows_nothing(init, shape):
     torch.manual_seed(0)
     with torch.no_grad():
         values = torch.stack([INITS[init](torch.empty(shape)) for _ in range(50)])
-    assert float(vmap(excess)(values).max()) < float(chance(torch.tensor(min(shape) * (min(shape) - 1) / 2)))
+    assert float(vmap(excess)(values).max()) < float(chance_excess(torch.tensor(min(shape) * (min(shape) - 1) / 2)))
 
 
 def test_chance_is_a_quantile_of_the_chi_squared_distribution():
     stats = pytest.importorskip("scipy.stats")
     for pairs in (28, 120, 2016):
-        reached = pairs * (1 + float(chance(torch.tensor(float(pairs), dtype=torch.float64))))
+        reached = pairs * (1 + float(chance_excess(torch.tensor(float(pairs), dtype=torch.float64))))
         assert stats.chi2.sf(reached, pairs) == pytest.approx(stats.norm.sf(4), rel=0.3)
 
 

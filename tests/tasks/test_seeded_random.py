@@ -11,14 +11,16 @@ from torch.func import grad_and_value, vmap
 
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks.looped import looped
-from lightning_lopt.tasks.seeded_random import _GOLDEN, SeededRandom, _scramble, isolated, normal, uniform
+from lightning_lopt.tasks.seeded_random import _GOLDEN, SeededRandom, _scramble, isolated, seeded_normal, seeded_uniform
 
 SEED = torch.tensor(7)
 
 
 def test_uniform_numbers_are_uniform_and_independent():
     count = 200_000
-    draws = [uniform(torch.tensor(seed), stream, (count,)) for seed, stream in ((0, 0), (1, 0), (0, 1), (2**61, 0))]
+    draws = [
+        seeded_uniform(torch.tensor(seed), stream, (count,)) for seed, stream in ((0, 0), (1, 0), (0, 1), (2**61, 0))
+    ]
     for x in draws:
         bins = torch.histc(x, 50, 0.0, 1.0)
         chi_square = ((bins - count / 50) ** 2 / (count / 50)).sum()
@@ -43,15 +45,15 @@ def test_the_mixing_is_splitmix64():
 
 
 def test_normal_numbers_have_the_moments():
-    x = normal(SEED, 0, (100_000,))
+    x = seeded_normal(SEED, 0, (100_000,))
     for power, moment, spread in ((1, 0.0, 1.0), (2, 1.0, 2**0.5), (3, 0.0, 15**0.5), (4, 3.0, 96**0.5)):
         assert abs((x**power).mean() - moment) < 4 * spread / 1e5**0.5
 
 
 def test_vmap_over_seeds_equals_loop():
     seeds = torch.arange(5) * 2**60
-    together = vmap(lambda seed: normal(seed, 3, (4, 2)))(seeds)
-    assert torch.equal(together, torch.stack([normal(seed, 3, (4, 2)) for seed in seeds]))
+    together = vmap(lambda seed: seeded_normal(seed, 3, (4, 2)))(seeds)
+    assert torch.equal(together, torch.stack([seeded_normal(seed, 3, (4, 2)) for seed in seeds]))
     assert len(together.unique()) == 40
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lightning_lopt.evaluation.benchmark.device_limits import DeviceLimits
 from lightning_lopt.evaluation.benchmark.results import ModelResult
 from lightning_lopt.evaluation.report.figures import empty_figure
-from lightning_lopt.evaluation.report.tables import TextTable, plain
+from lightning_lopt.evaluation.report.tables import TextTable, one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +34,7 @@ def table(result: ModelResult, limits: DeviceLimits) -> TextTable:
     """A row for each optimizer, ratios first."""
     rows = [
         [
-            plain(figures.name),
+            one_line(figures.name),
             f"{result.ratio(figures):.2f}",
             f"{result.ratio_of_means(figures):.2f}",
             f"{result.training_ratio(figures):.2f}",
@@ -54,10 +54,10 @@ def table(result: ModelResult, limits: DeviceLimits) -> TextTable:
 def text(result: ModelResult, limits: DeviceLimits) -> str:
     """A heading, the table and the optimizers that were left out, as markdown."""
     heading = (
-        f"{plain(result.name)}: {result.parameters / 1e6:.3g} million parameters in {result.tensors} tensors; "
+        f"{one_line(result.name)}: {result.parameters / 1e6:.3g} million parameters in {result.tensors} tensors; "
         f"forward and backward {1e3 * result.gradient_median:.3g} ms"
     )
-    missing = [f"{plain(name)} is left out: {plain(reason)}" for name, reason in result.left_out.items()]
+    missing = [f"{one_line(name)} is left out: {one_line(reason)}" for name, reason in result.left_out.items()]
     return "\n".join([heading, "", table(result, limits).markdown(), *([""] if missing else []), *missing])
 
 
@@ -70,7 +70,7 @@ def picture(results: Sequence[ModelResult], limits: DeviceLimits) -> Figure:
     figure = empty_figure(10.0, len(results) * (0.3 * most_optimizers + 1.0) + 0.5)
     panels = figure.subplots(len(results), 2, squeeze=False)
     for (time_panel, memory_panel), result in zip(panels, results, strict=True):
-        names = [plain(figures.name) for figures in result.figures]
+        names = [one_line(figures.name) for figures in result.figures]
         places = range(len(names))
         gradient = 1e3 * result.gradient_median
         means = [1e3 * figures.mean for figures in result.figures]
@@ -84,7 +84,7 @@ def picture(results: Sequence[ModelResult], limits: DeviceLimits) -> Figure:
             end = gradient + means[place]
             ratio = f"{result.training_ratio(figures):.2f}×"
             time_panel.annotate(ratio, (end, place), (3, 0), textcoords="offset points", va="center")
-        time_panel.set(title=f"{plain(result.name)}: training step", xlabel="ms, mean; × that with AdamW")
+        time_panel.set(title=f"{one_line(result.name)}: training step", xlabel="ms, mean; × that with AdamW")
         time_panel.set_xlim(0, 1.25 * (gradient + max(means)))
         memory_panel.barh(places, [figures.state for figures in result.figures], color="tab:green", label="state")
         memory_panel.barh(

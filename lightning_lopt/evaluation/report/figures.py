@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_lopt.evaluation.measurement import CHECKPOINTS, window_ends
 from lightning_lopt.evaluation.metrics import CAP, FLOOR, final_loss, relative, step_speedup
-from lightning_lopt.evaluation.report.tables import label, plain
+from lightning_lopt.evaluation.report.tables import label, one_line
 from lightning_lopt.evaluation.results import ProblemResult, Results
 from lightning_lopt.extras import how_to_install
 
@@ -170,5 +170,5 @@ def _limits(axis: Any, problem: ProblemResult, losses: Sequence[Tensor]) -> None
 
 def _text(text: str) -> str:
     """A text for matplotlib, which reads ``$`` as a formula and leaves a name that begins with ``_`` out of legends."""
-    line = plain(text).replace("$", r"\$")
+    line = one_line(text).replace("$", r"\$")
     return f" {line}" if line.startswith("_") else line

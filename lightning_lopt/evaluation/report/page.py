@@ -23,9 +23,9 @@ from lightning_lopt.evaluation.report.tables import (
     finals,
     label,
     log_ratios,
+    one_line,
     outcome,
     overall,
-    plain,
     speedups,
 )
 from lightning_lopt.evaluation.report.verdict import (
@@ -190,7 +190,7 @@ def _sections(
         "Curves": [
             "<p>Lines are medians over seeds; shaded areas are the range over seeds.</p>",
             *(
-                _picture(pictures, f"curves_{index:02d}", f"curves of {plain(problem.name)}")
+                _picture(pictures, f"curves_{index:02d}", f"curves of {one_line(problem.name)}")
                 for index, problem in enumerate(results.problems, 1)
             ),
         ],
@@ -221,7 +221,7 @@ def _seen_and_unseen(results: Results, report_numbers: Sequence[Number]) -> list
         entries = []
         for key in ("families", "data"):
             if key in record.trained_on:
-                entries.append(f"{key}: {', '.join(plain(name) for name in record.trained_on[key]) or 'none'}")
+                entries.append(f"{key}: {', '.join(one_line(name) for name in record.trained_on[key]) or 'none'}")
         if "horizons" in record.trained_on:
             entries.append("horizons: {} to {} steps".format(*record.trained_on["horizons"]))
         parts.append(
@@ -234,7 +234,7 @@ def _seen_and_unseen(results: Results, report_numbers: Sequence[Number]) -> list
 
 def _chosen(results: Results, rule: str) -> str:
     chosen = set(results.rules[rule].trained_on.get("chosen_on", ()))
-    names = [plain(problem.name) for problem in results.problems if problem.name in chosen]
+    names = [one_line(problem.name) for problem in results.problems if problem.name in chosen]
     if not names:
         return ""
     return escaped(f" It was chosen among others by its results on {', '.join(names)}: these results flatter the rule.")
@@ -271,8 +271,10 @@ def _chart(problems: Sequence[ProblemResult], rule: str, against: str) -> str:
     """A row for each problem, the largest win in validation first, and in it a bar for each split."""
     rows = []
     for problem in sorted(problems, key=lambda problem: problem.log_ratio(rule, against, "valid")):
-        bars = "".join(_bar(name, problem.log_ratio(rule, against, split)) for split, name in SPLIT_NAMES.items())
-        rows.append(f'<div class="row"><div class="name">{escaped(plain(problem.name))}</div><div>{bars}</div></div>')
+        bars = "".join(_bar(word, problem.log_ratio(rule, against, split)) for split, word in SPLIT_NAMES.items())
+        rows.append(
+            f'<div class="row"><div class="name">{escaped(one_line(problem.name))}</div><div>{bars}</div></div>'
+        )
     return '<div class="chart">' + "\n".join(rows) + "</div>"
 
 

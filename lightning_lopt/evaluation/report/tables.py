@@ -74,10 +74,10 @@ def outcome(log_ratio: float) -> Outcome:
 def label(name: str) -> str:
     """The name of an optimizer in a report, without characters that cannot be printed."""
     sweep = (BASELINES | FINE_TUNING_BASELINES).get(name)
-    return plain(sweep.label if sweep is not None and sweep.label else name)
+    return one_line(sweep.label if sweep is not None and sweep.label else name)
 
 
-def plain(text: str) -> str:
+def one_line(text: str) -> str:
     """A text of at most 120 characters on one line; a character that cannot be printed becomes a question mark."""
     line = "".join(character if character.isprintable() else "?" for character in text)
     return line if len(line) <= 120 else line[:117] + "..."
@@ -151,7 +151,7 @@ def finals(problems: Sequence[ProblemResult], names: Sequence[str], against: Seq
     """
     rows = [
         [
-            plain(problem.name),
+            one_line(problem.name),
             *(" / ".join(short(_median(problem, name, split)) for split in SPLIT_NAMES) for name in names),
         ]
         for problem in problems
@@ -176,9 +176,9 @@ def bests(results: Results) -> TextTable:
         for name in names:
             run = problem.measurements[name]
             best = {key: -median_loss(lowest(-values)) for key, values in run.metrics.items()}
-            metrics = "".join(f"; {plain(key)} {short(value)}" for key, value in best.items())
+            metrics = "".join(f"; {one_line(key)} {short(value)}" for key, value in best.items())
             cells.append(short(_median(problem, name, "best_valid")) + metrics)
-        rows.append([plain(problem.name), *cells])
+        rows.append([one_line(problem.name), *cells])
     return TextTable(["problem", *(label(name) for name in names)], rows)
 
 
@@ -188,7 +188,7 @@ def speedups(results: Results) -> TextTable:
     rows: list[list[str]] = []
     marks: dict[tuple[int, int], list[Outcome]] = {}
     for problem in results.problems:
-        row = [plain(problem.name)]
+        row = [one_line(problem.name)]
         for rule, baseline in pairs:
             scores = step_speedup(problem.measurements[rule], problem.measurements[baseline], problem.loss_scale)
             median = scores.quantile(0.5)
@@ -203,7 +203,7 @@ def costs(results: Results) -> TextTable:
     """Milliseconds of the gradient and of each optimizer's step, by problem; no rows if no step was measured."""
     names = [name for name in (*results.rules, *results.against) if name in results.problems[0].step_seconds]
     rows = [
-        [plain(problem.name), f"{problem.parameters:,}", _milliseconds(problem.gradient_seconds)]
+        [one_line(problem.name), f"{problem.parameters:,}", _milliseconds(problem.gradient_seconds)]
         + [_milliseconds(problem.step_seconds.get(name)) for name in names]
         for problem in results.problems
         if names
@@ -213,11 +213,11 @@ def costs(results: Results) -> TextTable:
 
 def environment(results: Results) -> TextTable:
     """The machine and the versions, and the settings and weights of each rule."""
-    rows = [[plain(key), plain(str(value))] for key, value in results.environment.items()]
+    rows = [[one_line(key), one_line(str(value))] for key, value in results.environment.items()]
     for name, record in results.rules.items():
         arguments = ", ".join(f"{key}={value!r}" for key, value in record.config.items())
-        rows.append([f"rule {plain(name)}", f"{record.rule}({arguments}), {record.meta_parameters} meta-parameters"])
-        rows.append([f"weights of {plain(name)}", f"SHA-256 {record.weights_sha256}"])
+        rows.append([f"rule {one_line(name)}", f"{record.rule}({arguments}), {record.meta_parameters} meta-parameters"])
+        rows.append([f"weights of {one_line(name)}", f"SHA-256 {record.weights_sha256}"])
     return TextTable(["entry", "value"], rows)
 
 

@@ -22,7 +22,7 @@ from lightning_lopt.evaluation.report.numbers import (
     Number,
     groups_of,
 )
-from lightning_lopt.evaluation.report.tables import TextTable, baseline_names, label, plain, short
+from lightning_lopt.evaluation.report.tables import TextTable, baseline_names, label, one_line, short
 from lightning_lopt.evaluation.results import Results
 from lightning_lopt.wording import counted
 
@@ -251,7 +251,7 @@ def _defeats_of_rule(results: Results, rule: str) -> str:
     worst = behind[0]
     return (
         f"{label(rule)} is behind {baselines} in {len(behind)} of {comparisons} comparisons of final losses; most on "
-        f"{plain(worst.problem)} ({SPLIT_NAMES[worst.split]}), where {label(worst.against)} ends {worst.factor:.2f} "
+        f"{one_line(worst.problem)} ({SPLIT_NAMES[worst.split]}), where {label(worst.against)} ends {worst.factor:.2f} "
         "times lower."
     )
 
@@ -265,7 +265,7 @@ def defeats_table(results: Results) -> TextTable:
         [
             [
                 label(defeat.rule),
-                plain(defeat.problem),
+                one_line(defeat.problem),
                 SPLIT_NAMES[defeat.split],
                 label(defeat.against),
                 f"{defeat.factor:.3f}",

@@ -132,10 +132,10 @@ def trained(signs: Signs, repetition: Tensor | float = 0.0) -> Tensor:
     r"""Degree to which each of N tensors looks trained, from 0 to 1, (N,), by its own signs and those of all tensors.
 
     The degree of an excess e is :math:`\log(1 + \max(e - c, 0)) / \log 1.3`, cut off at 1, with the excess c of
-    :func:`chance`. The degree of all matrices is three times that of their weighted mean excess, with each e at most 1.
-    The degree of all gains is the share by which vectors with ``moved`` outnumber the other vectors with ``tells``: a
-    network may be initialised with random gains, but then its biases are zeros. ``as_matrices`` and ``as_gains`` say
-    how far a tensor has these two degrees.
+    :func:`chance_excess`. The degree of all matrices is three times that of their weighted mean excess, with each e at
+    most 1. The degree of all gains is the share by which vectors with ``moved`` outnumber the other vectors with
+    ``tells``: a network may be initialised with random gains, but then its biases are zeros. ``as_matrices`` and
+    ``as_gains`` say how far a tensor has these two degrees.
 
     Adapters on a frozen model, for each of which there are two factors, are new, but the model was trained. Where
     pairs of factors make up more than two thirds of the matrices, they and all tensors beside them count as trained by
@@ -173,13 +173,13 @@ def _adapters(signs: Signs) -> Tensor:
     return torch.minimum(signs.is_first.sum(), signs.is_second.sum())
 
 
-def chance(pairs: Tensor) -> Tensor:
+def chance_excess(pairs: Tensor) -> Tensor:
     r"""The excess that this many pairs of random vectors exceed in only one of about 30,000 draws.
 
     The squared cosines add up to about a variable of the chi-squared distribution with P degrees of freedom, whose
     quantiles are :math:`P (1 - 2 / 9P + z \sqrt{2 / 9P})^3` (Wilson and Hilferty 1931), with z = 4 here.
 
-    >>> chance(torch.tensor([6.0, 2016.0]))  # of 4 vectors, and of 64
+    >>> chance_excess(torch.tensor([6.0, 2016.0]))  # of 4 vectors, and of 64
     tensor([4.2026, 0.1310])
     """
     variance = 2 / (9 * pairs)
@@ -187,5 +187,5 @@ def chance(pairs: Tensor) -> Tensor:
 
 
 def _degree(excess: Tensor, pairs: Tensor) -> Tensor:
-    beyond = (excess - chance(pairs)).clamp(min=0.0)
+    beyond = (excess - chance_excess(pairs)).clamp(min=0.0)
     return (torch.log1p(beyond) / math.log1p(CLEAR)).clamp(max=1.0)
