@@ -1,18 +1,7 @@
 """What the API reference makes of docstrings: roles, formulas, doctests and tables of Sphinx become Markdown."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
-
-DOCS = Path(__file__).parents[2] / "docs"
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from docs_code import load
 
 
 @pytest.fixture(scope="module")

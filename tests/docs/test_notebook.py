@@ -1,6 +1,5 @@
 """The notebook: its cells run one after the other, it is short, and no output is kept in it."""
 
-import importlib.util
 import json
 import logging
 import re
@@ -9,6 +8,7 @@ import types
 from pathlib import Path
 
 import pytest
+from docs_code import load
 
 from lightning_lopt import Assessment
 
@@ -64,9 +64,7 @@ def test_it_becomes_a_page(monkeypatch):
     for name, module in {"mkdocs": types.ModuleType("mkdocs"), "mkdocs.structure": types.ModuleType("s")}.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setitem(sys.modules, "mkdocs.structure.files", files)
-    spec = importlib.util.spec_from_file_location("notebooks_hook", NOTEBOOK.with_name("notebooks.py"))
-    hook = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hook)
+    hook = load("notebooks")
     page = hook.markdown(NOTEBOOK.read_text(encoding="utf-8"), "first_steps.ipynb")
     assert page.startswith("# First steps\n")
     assert page.index("(first_steps.ipynb)") < page.index("```python\nimport logging\n")
