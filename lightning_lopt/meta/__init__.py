@@ -1,19 +1,10 @@
 """Meta-training: the unroll engine, estimators of the meta-gradient, and the outer loop."""
 
+from lightning_lopt.meta import estimators
 from lightning_lopt.meta.data import TaskDataModule, TaskMixture
 from lightning_lopt.meta.engine import Compiled, Eager, Execution, Recorded
 from lightning_lopt.meta.engine.step import inner_step
-from lightning_lopt.meta.estimators import (
-    NRES,
-    PES,
-    ESSingle,
-    Estimate,
-    Estimator,
-    EvolutionStrategies,
-    FullES,
-    TruncatedBackprop,
-    TruncatedES,
-)
+from lightning_lopt.meta.estimators import *  # noqa: F403
 from lightning_lopt.meta.horizons import Horizons
 from lightning_lopt.meta.objective import MetaLoss
 from lightning_lopt.meta.runs import InnerRuns, start_runs
@@ -21,16 +12,9 @@ from lightning_lopt.meta.trainer import MetaTrainer
 from lightning_lopt.meta.unroll import unroll
 
 __all__ = [
-    "NRES",
-    "PES",
     "Compiled",
-    "ESSingle",
     "Eager",
-    "Estimate",
-    "Estimator",
-    "EvolutionStrategies",
     "Execution",
-    "FullES",
     "Horizons",
     "InnerRuns",
     "MetaLoss",
@@ -38,9 +22,8 @@ __all__ = [
     "Recorded",
     "TaskDataModule",
     "TaskMixture",
-    "TruncatedBackprop",
-    "TruncatedES",
     "inner_step",
     "start_runs",
     "unroll",
 ]
+__all__ += estimators.__all__

@@ -1,4 +1,7 @@
-"""Task families by name, and mixtures of them."""
+"""Task families by name, and mixtures of them.
+
+The package exports the names in ``__all__``, so a new family needs no line in ``tasks/__init__.py``.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,31 @@ from lightning_lopt.tasks.quadratic import QuadraticFamily
 from lightning_lopt.tasks.tabular import TabularClassification, TabularRegression
 from lightning_lopt.tasks.teacher import Teacher
 from lightning_lopt.tasks.text import TextLike, resolve_texts
+
+__all__ = [
+    "FAMILIES",
+    "MIXTURES",
+    "Categorical",
+    "Celo4",
+    "CharRNN",
+    "CharTransformer",
+    "FineTuneImages",
+    "FineTuneStudents",
+    "FineTuneTexts",
+    "ImageAutoencoder",
+    "ImageCNN",
+    "ImageMLP",
+    "ImageMixer",
+    "ImageResNet",
+    "ImageVAE",
+    "ImageViT",
+    "LeastSquares",
+    "QuadraticFamily",
+    "TabularClassification",
+    "TabularRegression",
+    "Teacher",
+    "make_families",
+]
 
 IMAGE_FAMILIES: dict[str, Callable[[DataLike | None], TaskFamily]] = {
     "image_mlp": ImageMLP,
