@@ -21,6 +21,7 @@ MOVED = {
     "evaluation.metrics.rates": "evaluation.metrics.scores",
     "evaluation.metrics.reported": "evaluation.report.numbers",
     "evaluation.metrics.speedup": "evaluation.metrics.scores",
+    "evaluation.problem": "evaluation.measurement",
     "evaluation.problem_result": "evaluation.results",
     "evaluation.rule_record": "evaluation.results",
     "evaluation.runs": "evaluation.measurement",

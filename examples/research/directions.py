@@ -22,9 +22,8 @@ from torch import Tensor
 
 from lightning_lopt import ResidualRule, load_rule
 from lightning_lopt.evaluation.baselines import Baselines
-from lightning_lopt.evaluation.measurement import Measurement, run_rules
+from lightning_lopt.evaluation.measurement import Measurement, Problem, run_rules
 from lightning_lopt.evaluation.metrics import iqm, step_speedup
-from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.results import ProblemResult
 from lightning_lopt.evaluation.suites import long_runs, make_suite
 from lightning_lopt.evaluation.suites.long import language_model, regression

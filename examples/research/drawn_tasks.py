@@ -16,8 +16,7 @@ from statistics import fmean
 import torch
 
 from lightning_lopt import ResidualRule, UpdateRule, load_rule
-from lightning_lopt.evaluation.measurement import run_rules
-from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.measurement import Problem, run_rules
 from lightning_lopt.evaluation.results import ProblemResult
 from lightning_lopt.tasks.mixtures import make_families
 from lightning_lopt.tasks.task_mixture import TaskMixture

@@ -26,8 +26,7 @@ from constants import changed, configured
 
 from lightning_lopt import load_rule
 from lightning_lopt.evaluation.baselines import FINE_TUNING_BASELINES, Baselines
-from lightning_lopt.evaluation.measurement import Measurement, run_rules
-from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.measurement import Measurement, Problem, run_rules
 from lightning_lopt.evaluation.suites import make_suite
 from lightning_lopt.evaluation.suites.small import fine_tuning
 from lightning_lopt.evaluation.suites.sources import halves, small_images

@@ -23,9 +23,8 @@ import torch
 
 from lightning_lopt import load_rule
 from lightning_lopt.evaluation.baselines import BASELINES
-from lightning_lopt.evaluation.measurement import Measurement, run_rules
+from lightning_lopt.evaluation.measurement import Measurement, Problem, run_rules
 from lightning_lopt.evaluation.metrics import final_loss, step_speedup
-from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.evaluation.step_cost import step_costs
 from lightning_lopt.evaluation.suites import make_suite
 

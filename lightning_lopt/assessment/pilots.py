@@ -1,6 +1,6 @@
 """Pilots: complete short runs of a rule and of AdamW at several learning rates, on the same models and batches.
 
-A pilot is a run as in a measurement (:class:`~lightning_lopt.evaluation.measurement.RuleModels`) with a time limit, of
+A pilot is a run as in a measurement (:class:`~lightning_lopt.meta.rule_models.RuleModels`) with a time limit, of
 which only the losses before the first and after the last step are stored.
 """
 
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lopt.evaluation.measurement import RuleModels, six_digits
+from lightning_lopt.evaluation.measurement import six_digits
+from lightning_lopt.meta.rule_models import RuleModels
 from lightning_lopt.meta.runs import device_of
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.rules.hand_designed import AdamRule

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lightning_lopt.evaluation.baselines import Baselines
     from lightning_lopt.evaluation.comparison import compare
     from lightning_lopt.evaluation.evaluator import evaluate
-    from lightning_lopt.evaluation.problem import Problem
+    from lightning_lopt.evaluation.measurement import Problem
     from lightning_lopt.evaluation.report import write_report
     from lightning_lopt.evaluation.results import ProblemResult, Results, RuleRecord
     from lightning_lopt.evaluation.suites import SUITES, make_suite
@@ -42,4 +42,4 @@ __all__ = [
 ]
 
 # A name is searched in the modules from left to right; modules whose import takes least time come first.
-__getattr__ = lazily(__name__, ("problem", "results", "baselines", "comparison", "evaluator", "suites", "report"))
+__getattr__ = lazily(__name__, ("measurement", "results", "baselines", "comparison", "evaluator", "suites", "report"))

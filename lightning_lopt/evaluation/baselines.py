@@ -19,8 +19,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_lopt.checks import check_sizes
-from lightning_lopt.evaluation.measurement import Measurement, six_digits
-from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.measurement import Measurement, Problem, six_digits
 from lightning_lopt.evaluation.sweeps import BASELINES, FINE_TUNING_BASELINES, SEED, Sweep, sweep_of
 from lightning_lopt.io.files import MIB, cause, show
 from lightning_lopt.io.whole import draft_folder, write_whole

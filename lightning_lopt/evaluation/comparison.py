@@ -7,7 +7,7 @@ from statistics import fmean
 
 from lightning_lopt.evaluation.baselines import Baselines
 from lightning_lopt.evaluation.evaluator import measurements_on
-from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.measurement import Problem
 from lightning_lopt.evaluation.results import ProblemResult
 from lightning_lopt.evaluation.suites import named_problems
 from lightning_lopt.rules.base import UpdateRule

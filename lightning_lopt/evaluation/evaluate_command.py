@@ -15,7 +15,7 @@ from lightning_lopt.command_line import CommandError, CommandParser, whole_numbe
 from lightning_lopt.devices import usable_device
 from lightning_lopt.evaluation.baselines import BASELINES, FINE_TUNING_BASELINES, Baselines
 from lightning_lopt.evaluation.evaluator import evaluate
-from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.measurement import Problem
 from lightning_lopt.evaluation.report import numbers, write_report
 from lightning_lopt.evaluation.report.numbers import ALL
 from lightning_lopt.evaluation.report.page import PAGE, RESULTS

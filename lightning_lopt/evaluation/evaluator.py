@@ -16,8 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_lopt.__about__ import __version__
 from lightning_lopt.checks import check_sizes
 from lightning_lopt.evaluation.baselines import VERSION, Baselines, fingerprint
-from lightning_lopt.evaluation.measurement import Measurement, run_rules
-from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.measurement import Measurement, Problem, run_rules
 from lightning_lopt.evaluation.processes import call_in_processes
 from lightning_lopt.evaluation.results import ProblemResult, Results, RuleRecord
 from lightning_lopt.evaluation.step_cost import environment_of, step_costs

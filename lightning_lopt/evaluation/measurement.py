@@ -1,4 +1,4 @@
-"""The measurement of an optimizer on a problem: its values, and the complete inner runs that give them.
+"""A problem, the measurement of an optimizer on it, and the complete inner runs that give its values.
 
 Models of many seeds and of many settings of an optimizer run side by side.
 """
@@ -6,29 +6,47 @@ Models of many seeds and of many settings of an optimizer run side by side.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
-from lightning_lopt.evaluation.problem import Problem
-from lightning_lopt.meta.engine import Recorded
-from lightning_lopt.meta.runs import InnerRuns, device_of, start_runs, validated
-from lightning_lopt.meta.theta import stacked_theta
-from lightning_lopt.meta.unroll import unroll
-from lightning_lopt.rules.base import Params, State, UpdateRule
-from lightning_lopt.seeding import generator
+from lightning_lopt.meta.rule_models import PerModel, RuleModels
+from lightning_lopt.meta.runs import device_of
+from lightning_lopt.rules.base import Params, UpdateRule
 from lightning_lopt.tasks.base import Batch, Split, Task
 
 WINDOWS = 100  # number of windows of the training loss of one run, for any horizon
 CHECKPOINTS = 20  # number of checkpoints of the validation loss of one run
 
-PerModel = Callable[[Params, Batch], Batch]
-"""A pure function of one model's parameters and a batch, with 0-dim tensors in its result."""
+
+@dataclass(frozen=True)
+class Problem:
+    """A task with a horizon, on which optimizers are measured.
+
+    Attributes:
+        name: short and unique within a suite.
+        task: the task.
+        horizon: inner steps of a run.
+        family: name of the task family that could have drawn it (``"image_mlp"``), for a comparison with the record of
+            meta-training of a rule; empty where there is none.
+        data: name of the data (``"digits"``), for the same comparison.
+
+    Example:
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Problem("bowl", Quadratic(torch.tensor([1.0, 4.0])), horizon=100)
+        >>> bowl.task.roles, bowl.horizon
+        ({'x': 'vector'}, 100)
+    """
+
+    name: str
+    task: Task
+    horizon: int
+    family: str = ""
+    data: str = ""
 
 
 def window_ends(horizon: int, windows: int = WINDOWS) -> list[int]:
@@ -81,6 +99,23 @@ class Measurement:
                 raise ValueError(
                     f"metric {name!r} must have shape {tuple(self.valid.shape)}, got {tuple(values.shape)}."
                 )
+
+    @classmethod
+    def of_losses(cls, train: Tensor, valid: Tensor | None = None, *, optimizer: str = "") -> Measurement:
+        """A measurement from the losses of any training loop, for instance for metrics of runs that you have logged.
+
+        Args:
+            train: training loss at each of T steps, shape ``(T,)``, or ``(T, S)`` for S seeds.
+            valid: validation loss after each of these steps, of the same shape; ``None`` for the losses ``train``.
+            optimizer: name of the optimizer.
+
+        >>> measurement = Measurement.of_losses(torch.linspace(1.0, 0.0, 201))
+        >>> measurement.train.shape, measurement.valid.shape, measurement.final_valid
+        (torch.Size([100, 1]), torch.Size([20, 1]), tensor([0.]))
+        """
+        train, valid = (losses.reshape(len(losses), -1) for losses in (train, train if valid is None else valid))
+        checkpoints = torch.tensor(window_ends(len(train), CHECKPOINTS)) - 1
+        return cls(optimizer, len(train), in_windows(train), valid[checkpoints], train[-1])
 
     @property
     def final_valid(self) -> Tensor:
@@ -247,47 +282,3 @@ def measured_in_windows(models: SideBySide, task: Task, steps: int, *, copies: i
         )
         for copy in range(copies)
     ]
-
-
-class RuleModels:
-    """Models trained by rules of one class and config, ``seeds`` by each; arguments as of :func:`run_rules`."""
-
-    def __init__(self, rules: Sequence[UpdateRule], task: Task, steps: int, seeds: int, seed: int) -> None:
-        self.rule, self.theta = rules[0], stacked_theta(rules, seeds)
-        self.runs = start_runs(self.rule, task, pairs=seeds, horizon=steps, seed=seed, copies=len(rules))
-        self.draws, self.execution = generator(seed, "batches"), Recorded()
-
-    def advance(self, steps: int) -> Tensor:
-        self.runs, losses = unroll(self.rule, self.theta, self.runs, steps, self.draws, execution=self.execution)
-        return losses[0]
-
-    def validated(self, losses: Tensor) -> None:
-        self.runs = validated(self.rule, self.runs, losses)
-
-    def on_full_batch(self, split: Split, function: PerModel) -> Batch:
-        """``function`` of each model and of the whole split, one rule at a time to bound the memory."""
-
-        def of_model(params: Params, state: State, batch: Batch) -> Batch:
-            trained = {name: value for name, value in params.items() if name in task.roles}
-            return function(params | self.rule.evaluation_params(trained, state), batch)
-
-        task, device = self.runs.task, next(iter(self.runs.params.values())).device
-        batch = {name: value.to(device) for name, value in task.full_batch(split).items()}
-        outputs_by_rule = [
-            vmap(of_model, in_dims=(0, 0, None))(*models, batch) for models in _models_by_rule(self.runs)
-        ]
-        return {key: torch.cat([outputs[key] for outputs in outputs_by_rule]) for key in outputs_by_rule[0]}
-
-
-def _models_by_rule(runs: InnerRuns) -> list[tuple[Params, State]]:
-    """Parameters and states of the models of each rule."""
-    count = runs.count // runs.copies
-    pieces = []
-    for index in range(runs.copies):
-        rows = slice(index * count, (index + 1) * count)
-        tensors = {
-            name: {key: value[rows] for key, value in state.items()} for name, state in runs.state.tensors.items()
-        }
-        shared = {key: value[rows] for key, value in runs.state.shared.items()}
-        pieces.append(({name: value[rows] for name, value in runs.params.items()}, State(tensors, shared)))
-    return pieces

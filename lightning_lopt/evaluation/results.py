@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_lopt.evaluation.measurement import Measurement
+from lightning_lopt.evaluation.measurement import Measurement, Problem
 from lightning_lopt.evaluation.metrics import PairedRuns, final_loss, log_ratio
-from lightning_lopt.evaluation.problem import Problem
 from lightning_lopt.io import RuleFileError, weights_sha256
 from lightning_lopt.io.checked_json import (
     as_list,

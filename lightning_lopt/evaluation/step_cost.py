@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.__about__ import __version__
-from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.measurement import Problem
 from lightning_lopt.evaluation.sweeps import sweep_of
 from lightning_lopt.optim import LearnedOptimizer
 from lightning_lopt.rules.base import Role, UpdateRule

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lightning_lopt.evaluation.measurement import Measurement, RuleModels, SideBySide, measured_in_windows, run_rules
-from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.measurement import Measurement, Problem, SideBySide, measured_in_windows, run_rules
 from lightning_lopt.evaluation.torch_optimizers import PackagedOptimizer, packaged_models
+from lightning_lopt.meta.rule_models import RuleModels
 from lightning_lopt.rules import AdamRule, MuonRule, ScheduleFreeAdamRule, SGDRule, UpdateRule
 from lightning_lopt.rules.base import StepContext, TensorState
 from lightning_lopt.rules.contract.stacks import TensorInputs

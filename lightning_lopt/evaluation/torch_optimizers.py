@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from lightning_lopt.evaluation.measurement import Measurement, PerModel, measured_in_windows
-from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.measurement import Measurement, Problem, measured_in_windows
 from lightning_lopt.extras import how_to_install
+from lightning_lopt.meta.rule_models import PerModel
 from lightning_lopt.rules.base import StepContext
 from lightning_lopt.rules.shared.schedules import schedule_factor
 from lightning_lopt.seeding import generator

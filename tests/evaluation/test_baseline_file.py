@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lightning_lopt.evaluation.baselines import Baselines, add_entries, read_entries
-from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.measurement import Problem
 from lightning_lopt.tasks import Quadratic
 
 

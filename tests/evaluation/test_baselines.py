@@ -19,8 +19,7 @@ from lightning_lopt.evaluation.baselines import (
     read_entries,
     write_entries,
 )
-from lightning_lopt.evaluation.measurement import run_rules
-from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.measurement import Problem, run_rules
 from lightning_lopt.rules import AdamRule
 from lightning_lopt.tasks import ImageMLPTask, LabelledImages, Quadratic
 from lightning_lopt.tasks.transforms import LowPrecisionTask

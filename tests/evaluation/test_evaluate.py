@@ -18,8 +18,7 @@ from lightning_lopt.cli import main
 from lightning_lopt.evaluation import compare, evaluate_command
 from lightning_lopt.evaluation.baselines import Baselines
 from lightning_lopt.evaluation.evaluator import Work, evaluate
-from lightning_lopt.evaluation.measurement import run_rules
-from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.measurement import Problem, run_rules
 from lightning_lopt.evaluation.report import write_report
 from lightning_lopt.evaluation.results import Results
 from lightning_lopt.evaluation.step_cost import step_costs

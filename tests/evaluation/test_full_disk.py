@@ -13,7 +13,7 @@ from lightning_lopt.cli import main
 from lightning_lopt.evaluation import evaluate_command
 from lightning_lopt.evaluation.baselines import add_entries
 from lightning_lopt.evaluation.evaluator import Work
-from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.measurement import Problem
 from lightning_lopt.evaluation.report import page
 from lightning_lopt.evaluation.results import Results
 from lightning_lopt.progress import Progress

@@ -5,8 +5,7 @@ import torch
 
 from lightning_lopt import AdamRule, ScheduleFreeAdamRule, StepContext
 from lightning_lopt.evaluation import Baselines, compare, evaluate, measurement
-from lightning_lopt.evaluation.measurement import CHECKPOINTS, in_windows, run_rules, window_ends
-from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.measurement import CHECKPOINTS, Problem, in_windows, run_rules, window_ends
 from lightning_lopt.meta.runs import device_of
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import ImageMLPTask, LabelledImages, Quadratic

@@ -15,8 +15,7 @@ from lightning_lopt.cli import main
 from lightning_lopt.evaluation import evaluate_command
 from lightning_lopt.evaluation.baselines import BASELINES, Baselines, Sweep
 from lightning_lopt.evaluation.evaluator import evaluate
-from lightning_lopt.evaluation.measurement import CHECKPOINTS, in_windows, run_rules, window_ends
-from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.measurement import CHECKPOINTS, Problem, in_windows, run_rules, window_ends
 from lightning_lopt.evaluation.step_cost import step_costs
 from lightning_lopt.evaluation.torch_optimizers import PackagedOptimizer, run_optimizers
 from lightning_lopt.seeding import generator

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from lightning_lopt import AdamRule, LearnedOptimizer, LearnedOptimizerAdapter, ResidualRule, load_rule, save_rule
 from lightning_lopt.evaluation.baselines import Baselines, add_entries, read_entries
-from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.measurement import Problem
 from lightning_lopt.meta.checkpoint_io import AtomicCheckpointIO
 from lightning_lopt.tasks import Quadratic
 

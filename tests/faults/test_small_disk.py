@@ -12,7 +12,7 @@ from lightning_lopt import PES, AdamRule, MetaTrainer, ResidualRule, TaskDataMod
 from lightning_lopt.cli import main
 from lightning_lopt.evaluation import evaluate_command
 from lightning_lopt.evaluation.baselines import Baselines, add_entries, read_entries
-from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.measurement import Problem
 from lightning_lopt.evaluation.results import Results
 from lightning_lopt.io import RuleFileError
 from lightning_lopt.meta.checkpoint_io import AtomicCheckpointIO

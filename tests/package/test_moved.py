@@ -23,6 +23,7 @@ NAMES = {
     "evaluation.metrics.rates": "wins diverged WinRate DivergenceRate",
     "evaluation.metrics.reported": "REPORTED ReportedMetric Section columns",
     "evaluation.metrics.speedup": "SMOOTHING smoothed steps_to step_speedup StepSpeedup WallClockSpeedup",
+    "evaluation.problem": "Problem",
     "evaluation.problem_result": "ProblemResult",
     "evaluation.rule_record": "RuleRecord",
     "evaluation.runs": "run_rules",

@@ -9,8 +9,7 @@ from task_helpers import normal
 from torch.func import functional_call, grad, vmap
 
 from lightning_lopt.evaluation.baselines import FINE_TUNING_BASELINES, Baselines
-from lightning_lopt.evaluation.measurement import run_rules
-from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.measurement import Problem, run_rules
 from lightning_lopt.evaluation.sweeps import WarmUpAdamRule
 from lightning_lopt.rules import AdamRule, StepContext
 from lightning_lopt.seeding import generator

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lightning_lopt.evaluation.problem import Problem, load_problems
+from lightning_lopt.evaluation.measurement import Problem
 from lightning_lopt.evaluation.suites import finetune, gpu, images, long, real, shift, small, tiny
 from lightning_lopt.evaluation.suites.long import long_runs
 from lightning_lopt.tasks.data import DataLike, LabelledImages, resolve
+from lightning_lopt.tasks.users_code import users_code
+from lightning_lopt.user_files import check_no_arguments, load_named
 
 __all__ = ["SUITES", "Problem", "long_runs", "make_suite"]
 
@@ -48,3 +50,24 @@ def named_problems(name: str) -> list[Problem]:
         ValueError: if there is no such suite, or the file has none.
     """
     return load_problems(name) if ":" in name else make_suite(name)
+
+
+def load_problems(address: str) -> list[Problem]:
+    """The problems that ``FILE.py:NAME`` names: a list or tuple, or a function without arguments that returns one.
+
+    Raises:
+        ValueError: with one sentence, if there are no such problems, and for any error of the file or the function.
+    """
+    problems = load_named(address)
+    if callable(problems):
+        check_no_arguments(problems, address)
+        with users_code(f"{address}()"):
+            problems = problems()
+    if not isinstance(problems, list | tuple) or not all(isinstance(problem, Problem) for problem in problems):
+        raise ValueError(
+            f"{address} is no suite; it must be a list of lightning_lopt.evaluation.Problem, or a function without "
+            "arguments that returns one."
+        )
+    if not problems:
+        raise ValueError(f"{address} is a suite without a problem; give at least one.")
+    return list(problems)

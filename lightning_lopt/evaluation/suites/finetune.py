@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.measurement import Problem
 from lightning_lopt.evaluation.suites.sources import VOCABULARY, small_images
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import (

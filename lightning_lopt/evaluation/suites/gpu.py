@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.measurement import Problem
 from lightning_lopt.evaluation.suites.sources import VOCABULARY, excerpt, halves
 from lightning_lopt.tasks import CharTransformerTask, ImageResNetTask, ImageViTTask, LabelledImages
 

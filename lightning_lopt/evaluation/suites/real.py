@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.measurement import Problem
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import (
     CharRNNTask,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.measurement import Problem
 from lightning_lopt.evaluation.suites.sources import halves, small_images
 from lightning_lopt.tasks import ImageCNNTask, ImageMLPTask, LabelledImages, Task, Variety
 from lightning_lopt.tasks.transforms import ChangingDataTask, FrozenTask, HeavyTailedGradientTask

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.measurement import Problem
 from lightning_lopt.evaluation.suites.images import attention_and_residual, deep, language_models, shallow
 from lightning_lopt.evaluation.suites.sources import halves, small_images
 from lightning_lopt.rules.base import Params

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_lopt.evaluation.problem import Problem
+from lightning_lopt.evaluation.measurement import Problem
 from lightning_lopt.evaluation.suites.sources import VOCABULARY, excerpt, halves, small_images
 from lightning_lopt.tasks import CharTransformerTask, ImageCNNTask, ImageMLPTask, LabelledImages
 
