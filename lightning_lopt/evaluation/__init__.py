@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lightning_lopt.evaluation.baselines import Baselines
     from lightning_lopt.evaluation.comparison import compare
     from lightning_lopt.evaluation.evaluator import evaluate
-    from lightning_lopt.evaluation.measurement import Problem
+    from lightning_lopt.evaluation.measurement import Measurement, Problem
     from lightning_lopt.evaluation.report import write_report
     from lightning_lopt.evaluation.results import ProblemResult, Results, RuleRecord
     from lightning_lopt.evaluation.suites import SUITES, make_suite
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SUITES",
     "Baselines",
+    "Measurement",
     "Problem",
     "ProblemResult",
     "Results",

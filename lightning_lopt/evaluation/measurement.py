@@ -74,6 +74,11 @@ class Measurement:
         final_train: loss on the training split after the last step, shape ``(S,)``.
         learning_rate: the learning rate that tuning has chosen; ``None`` without tuning.
         metrics: further metrics of the validation split at each checkpoint (``"accuracy"``), shape ``(V, S)`` each.
+
+    Example:
+        >>> losses = torch.tensor([[4.0, 4.0], [2.0, 3.0], [1.0, 2.0]])  # three steps with two seeds
+        >>> Measurement.of_losses(losses, optimizer="mine").final_train
+        tensor([1., 2.])
     """
 
     optimizer: str

@@ -1,19 +1,22 @@
 """Metrics of optimizers: pure functions of measurements, and torchmetrics over a suite of problems."""
 
 from lightning_lopt.evaluation.metrics.base import (
+    CAP,
+    FLOOR,
     Contest,
     ContestMetric,
     PairedMetric,
     PairedRuns,
     interval,
     iqm,
+    log_ratio,
+    lowest,
     mean,
     median,
+    relative,
     worst,
 )
 from lightning_lopt.evaluation.metrics.scores import (
-    CAP,
-    FLOOR,
     DivergenceRate,
     LossRatio,
     NormalisedLoss,
@@ -23,11 +26,8 @@ from lightning_lopt.evaluation.metrics.scores import (
     WorstRegret,
     diverged,
     final_loss,
-    log_ratio,
-    lowest,
     median_loss,
     normalised_loss,
-    relative,
     smoothed,
     step_speedup,
     steps_to,

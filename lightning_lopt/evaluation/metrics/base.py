@@ -1,7 +1,10 @@
-"""Metrics of a suite as torchmetrics: scores of runs, their statistics, and intervals from a stratified bootstrap.
+r"""Metrics of a suite as torchmetrics: one scale of losses, scores of runs, their statistics, and bootstrap intervals.
 
-Metrics are updated with the runs of an optimizer and of a reference, problem by problem, on any process. Axes: P
-problems (the strata), S seeds, R resamples. Point statistics and intervals follow Agarwal et al., 2021, "Deep
+A loss L of a task with the uninformed loss s (``loss_scale``, the loss of a model with a constant prediction) becomes
+:math:`\ell = \min(L / s, 1.5)`; a loss that is not finite becomes 1.5. Metrics are updated with the runs of an
+optimizer and of a reference, problem by problem, on any process.
+
+Axes: P problems (the strata), S seeds, R resamples. Point statistics and intervals follow Agarwal et al., 2021, "Deep
 reinforcement learning at the edge of the statistical precipice", https://arxiv.org/abs/2108.13264.
 """
 
@@ -25,8 +28,43 @@ RESAMPLES = 2000
 LEVEL = 0.95
 _AT_ONCE = 4_000_000  # entries of one block of resamples
 
+FLOOR = 0.01
+"""In units of the uninformed loss; differences below this value hardly matter: such losses come from memorising."""
+
+CAP = 1.5
+"""In units of the uninformed loss; larger losses count as this value, and as diverged."""
+
 Statistic = Callable[[Tensor], Tensor]
 """Scores of shape ``(..., P, S)`` to ``(...)``."""
+
+
+def relative(losses: Tensor, loss_scale: float | Tensor) -> Tensor:
+    """Losses in units of the uninformed loss, in [0, 1.5], float64; losses that are not finite become 1.5.
+
+    >>> relative(torch.tensor([1.0, float("nan")]), 2.0)
+    tensor([0.5000, 1.5000], dtype=torch.float64)
+    """
+    scaled = losses.double() / loss_scale
+    return torch.where(scaled.isfinite(), scaled, CAP).clamp(0.0, CAP)
+
+
+def log_ratio(ours: Tensor, reference: Tensor, loss_scale: float | Tensor) -> Tensor:
+    r""":math:`\log \frac{\ell_\text{ours} + f}{\ell_\text{reference} + f}`, f the :data:`FLOOR`: below 0 where ours is
+    lower. Same shape as the losses.
+
+    >>> log_ratio(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0]), 1.0).sign()
+    tensor([-1.,  0.], dtype=torch.float64)
+    """
+    return torch.log(relative(ours, loss_scale) + FLOOR) - torch.log(relative(reference, loss_scale) + FLOOR)
+
+
+def lowest(values: Tensor) -> Tensor:
+    """The lowest over checkpoints, shape ``(V, S)`` to ``(S,)``; NaN counts as infinite.
+
+    >>> lowest(torch.tensor([[1.0, float("nan")], [0.5, 2.0]]))
+    tensor([0.5000, 2.0000])
+    """
+    return torch.nan_to_num(values, nan=torch.inf).amin(0)
 
 
 def iqm(scores: Tensor) -> Tensor:
@@ -119,6 +157,10 @@ class PairedRuns:
 
     Raises:
         ValueError: if horizons or numbers of seeds differ, or ``loss_scale`` is not a positive number.
+
+    >>> ours, reference = (Measurement.of_losses(torch.linspace(2.0, end, 10)) for end in (0.1, 0.5))
+    >>> PairedRuns("bowl", 2.0, ours, reference).ours.horizon
+    10
     """
 
     problem: str
@@ -156,6 +198,17 @@ class PairedMetric(Metric):
     Raises:
         RuntimeError: from ``compute``, if nothing was measured, a problem was measured twice, or numbers of seeds
             differ.
+
+    >>> class FinalLoss(PairedMetric):
+    ...     statistics = MEAN
+    ...
+    ...     def score(self, runs):
+    ...         return runs.ours.final_train.double()
+    >>> ours = Measurement.of_losses(torch.tensor([[4.0, 4.0], [1.0, 2.0]]))  # two steps with two seeds
+    >>> metric = FinalLoss()
+    >>> metric.update(PairedRuns("bowl", 4.0, ours, reference=ours))
+    >>> {name: float(value) for name, value in metric.compute().items()}
+    {'mean': 1.5, 'mean_low': 1.0, 'mean_high': 2.0}
     """
 
     full_state_update = False

@@ -1,9 +1,5 @@
 r"""Scores of runs beside those of a reference: final losses on one scale, their ratios, wins, and speed-ups.
 
-A loss L of a task with the uninformed loss s (``loss_scale``, the loss of a model with a constant prediction) becomes
-:math:`\ell = \min(L / s, 1.5)`; a loss that is not finite becomes 1.5. Differences below :data:`FLOOR` hardly matter:
-such losses come from memorising.
-
 VeLO (Metz et al., 2022, https://arxiv.org/abs/2211.09760) and Celo (Moudgil et al., 2025,
 https://arxiv.org/abs/2501.12670) count the steps that a learned optimizer needs for the final loss of a tuned Adam.
 :func:`step_speedup` counts the steps of the optimizer that ends lower, so that defeats count as much as wins.
@@ -17,53 +13,34 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.evaluation.measurement import Measurement, window_ends
-from lightning_lopt.evaluation.metrics.base import CENTRE, MEAN, WORST, PairedMetric, PairedRuns
+from lightning_lopt.evaluation.metrics.base import (
+    CAP,
+    CENTRE,
+    FLOOR,
+    MEAN,
+    WORST,
+    PairedMetric,
+    PairedRuns,
+    log_ratio,
+    lowest,
+    relative,
+)
 
 SPLITS = ("train", "valid", "best_valid")
-
-FLOOR = 0.01
-"""In units of the uninformed loss."""
-
-CAP = 1.5
-"""In units of the uninformed loss; larger losses count as this value, and as diverged."""
 
 SMOOTHING = 5  # windows: 5 % of a run
 
 
-def relative(losses: Tensor, loss_scale: float | Tensor) -> Tensor:
-    """Losses in units of the uninformed loss, in [0, 1.5], float64; losses that are not finite become 1.5.
-
-    >>> relative(torch.tensor([1.0, float("nan")]), 2.0)
-    tensor([0.5000, 1.5000], dtype=torch.float64)
-    """
-    scaled = losses.double() / loss_scale
-    return torch.where(scaled.isfinite(), scaled, CAP).clamp(0.0, CAP)
-
-
-def log_ratio(ours: Tensor, reference: Tensor, loss_scale: float | Tensor) -> Tensor:
-    r""":math:`\log \frac{\ell_\text{ours} + f}{\ell_\text{reference} + f}`, f the :data:`FLOOR`: below 0 where ours is
-    lower. Same shape as the losses.
-
-    >>> log_ratio(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0]), 1.0).sign()
-    tensor([-1.,  0.], dtype=torch.float64)
-    """
-    return torch.log(relative(ours, loss_scale) + FLOOR) - torch.log(relative(reference, loss_scale) + FLOOR)
-
-
 def final_loss(run: Measurement, split: str) -> Tensor:
-    """Loss after the last step on the split ``"train"`` or ``"valid"``, or the lowest of ``"best_valid"``: ``(S,)``."""
+    """Loss after the last step on the split ``"train"`` or ``"valid"``, or the lowest of ``"best_valid"``: ``(S,)``.
+
+    >>> run = Measurement.of_losses(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([3.0, 1.5, 2.0]))
+    >>> [float(final_loss(run, split)) for split in SPLITS]
+    [1.0, 2.0, 1.5]
+    """
     if split == "best_valid":
         return lowest(run.valid)
     return {"train": run.final_train, "valid": run.final_valid}[split]
-
-
-def lowest(values: Tensor) -> Tensor:
-    """The lowest over checkpoints, shape ``(V, S)`` to ``(S,)``; NaN counts as infinite.
-
-    >>> lowest(torch.tensor([[1.0, float("nan")], [0.5, 2.0]]))
-    tensor([0.5000, 2.0000])
-    """
-    return torch.nan_to_num(values, nan=torch.inf).amin(0)
 
 
 def median_loss(losses: Tensor) -> float:
@@ -92,6 +69,9 @@ def diverged(run: Measurement, loss_scale: float) -> Tensor:
     """Whether a run has a training loss that is not finite, or ends above 1.5 times the uninformed loss: ``(S,)``.
 
     Only training losses count, since a validation loss may exceed that limit by memorising.
+
+    >>> diverged(Measurement.of_losses(torch.tensor([[1.0, 1.0], [0.5, 9.0]])), loss_scale=1.0)
+    tensor([False,  True])
     """
     broken = ~run.train.isfinite().all(0) | ~run.final_train.isfinite()
     return broken | (run.final_train > CAP * loss_scale)
@@ -115,6 +95,10 @@ class _OnSplit(PairedMetric):
         super().__init__(**kwargs)
         self.split = split
 
+    def final_losses(self, runs: PairedRuns) -> tuple[Tensor, Tensor]:
+        """The losses of ours and of the reference, shape ``(S,)`` each."""
+        return final_loss(runs.ours, self.split), final_loss(runs.reference, self.split)
+
 
 def normalised_loss(ours: Measurement, reference: Measurement, loss_scale: float, split: str = "train") -> Tensor:
     r"""Final loss on a scale with 0 for the median of the reference and 1 for an uninformed model: ``(S,)``.
@@ -125,13 +109,22 @@ def normalised_loss(ours: Measurement, reference: Measurement, loss_scale: float
     below 0 where ours is lower. The two fixed points make tasks comparable, as in the evaluations of VeLO and Celo with
     a tuned Adam. With the best of several baselines as the reference, it is the share of the possible gain that is
     missed.
+
+    >>> ours, reference = (Measurement.of_losses(torch.tensor([1.0, end])) for end in (0.6, 0.2))
+    >>> round(float(normalised_loss(ours, reference, loss_scale=1.0)), 3)  # (0.6 - 0.2) / (1 - 0.2)
+    0.5
     """
     best = relative(final_loss(reference, split), loss_scale).quantile(0.5)
     return (relative(final_loss(ours, split), loss_scale) - best) / (1 - best).clamp(min=FLOOR)
 
 
 class NormalisedLoss(_OnSplit):
-    """IQM and median of :func:`normalised_loss` over all runs: 0 is the reference, 1 an uninformed model."""
+    """IQM and median of :func:`normalised_loss` over all runs: 0 is the reference, 1 an uninformed model.
+
+    >>> ours, reference = (Measurement.of_losses(torch.tensor([1.0, end])) for end in (0.6, 0.2))
+    >>> round(float(NormalisedLoss()(PairedRuns("bowl", 1.0, ours, reference))["iqm"]), 3)
+    0.5
+    """
 
     higher_is_better = False
     statistics = CENTRE
@@ -147,14 +140,17 @@ class LossRatio(_OnSplit):
 
     Losses are in units of the uninformed loss; with f = 0.01 a memorised training set does not dominate the result.
     Above 1 where ours is lower.
+
+    >>> ours, reference = (Measurement.of_losses(torch.tensor([1.0, end])) for end in (0.1, 0.32))
+    >>> round(float(LossRatio()(PairedRuns("bowl", 1.0, ours, reference))["iqm"]), 3)  # 0.33 / 0.11
+    3.0
     """
 
     higher_is_better = True
     statistics = CENTRE
 
     def score(self, runs: PairedRuns) -> Tensor:
-        losses, reference_losses = (final_loss(run, self.split) for run in (runs.ours, runs.reference))
-        return (-log_ratio(losses, reference_losses, runs.loss_scale)).exp()
+        return (-log_ratio(*self.final_losses(runs), runs.loss_scale)).exp()
 
 
 class WorstRegret(_OnSplit):
@@ -162,29 +158,41 @@ class WorstRegret(_OnSplit):
 
     It is the largest one, over problems, of the medians over seeds of the loss ratio ours / reference (with the floor
     of :class:`LossRatio`), or 1 if ours is never behind.
+
+    >>> ours, reference = (Measurement.of_losses(torch.tensor([1.0, end])) for end in (0.32, 0.1))
+    >>> round(float(WorstRegret()(PairedRuns("bowl", 1.0, ours, reference))["worst"]), 3)
+    3.0
     """
 
     higher_is_better = False
     statistics = WORST
 
     def score(self, runs: PairedRuns) -> Tensor:
-        losses, reference_losses = (final_loss(run, self.split) for run in (runs.ours, runs.reference))
-        return log_ratio(losses, reference_losses, runs.loss_scale).exp()
+        return log_ratio(*self.final_losses(runs), runs.loss_scale).exp()
 
 
 class WinRate(_OnSplit):
-    """Share of runs that end lower than the reference's run of the same seed; ties count half (see :func:`wins`)."""
+    """Share of runs that end lower than the reference's run of the same seed; ties count half (see :func:`wins`).
+
+    >>> ours, reference = (Measurement.of_losses(torch.tensor([[1.0, 1.0], end])) for end in ([0.1, 0.3], [0.2, 0.2]))
+    >>> float(WinRate()(PairedRuns("bowl", 1.0, ours, reference))["mean"])
+    0.5
+    """
 
     higher_is_better = True
     statistics = MEAN
 
     def score(self, runs: PairedRuns) -> Tensor:
-        losses, reference_losses = (final_loss(run, self.split) for run in (runs.ours, runs.reference))
-        return wins(losses, reference_losses, runs.loss_scale)
+        return wins(*self.final_losses(runs), runs.loss_scale)
 
 
 class DivergenceRate(PairedMetric):
-    """Share of runs of ours that diverge (see :func:`diverged`)."""
+    """Share of runs of ours that diverge (see :func:`diverged`).
+
+    >>> ours, reference = (Measurement.of_losses(torch.tensor([[1.0, 1.0], end])) for end in ([0.1, 9.0], [0.2, 0.2]))
+    >>> float(DivergenceRate()(PairedRuns("bowl", 1.0, ours, reference))["mean"])
+    0.5
+    """
 
     higher_is_better = False
     statistics = MEAN
@@ -197,6 +205,9 @@ def smoothed(run: Measurement, loss_scale: float) -> Tensor:
     """Training loss, a mean over the last :data:`SMOOTHING` windows, in units of the uninformed loss: ``(W, S)``.
 
     It lies in [:data:`FLOOR`, 1.5]: losses below the floor count as equal.
+
+    >>> smoothed(Measurement.of_losses(torch.tensor([4.0, 2.0, 0.0])), loss_scale=4.0).flatten()
+    tensor([1.0000, 0.7500, 0.5000], dtype=torch.float64)
     """
     levels = relative(run.train, loss_scale)
     sums = torch.cat([torch.zeros_like(levels[:1]), levels.cumsum(0)])
@@ -212,6 +223,9 @@ def steps_to(run: Measurement, target: Tensor, loss_scale: float) -> Tensor:
         run: a run.
         target: in units of the uninformed loss, shape ``(S,)``; where it is never reached, the result is infinite.
         loss_scale: the uninformed loss.
+
+    >>> steps_to(Measurement.of_losses(torch.tensor([4.0, 2.0, 0.0])), torch.tensor([0.75]), loss_scale=4.0)
+    tensor([2.], dtype=torch.float64)
     """
     ends = torch.tensor(window_ends(run.horizon), dtype=torch.float64)
     # The last digits of sums of many numbers depend on the order of the additions.
@@ -232,6 +246,10 @@ def step_speedup(ours: Measurement, reference: Measurement, loss_scale: float) -
     So an optimizer compared with itself has 1, and exchanging the two inverts the result. A plateau at the end of a
     reference counts against it, as in VeLO's definition, since its whole horizon counts. Times are ends of windows, so
     the result lies between the number of windows (100) and its inverse; a run that diverges has about the latter.
+
+    >>> ours, reference = (Measurement.of_losses(torch.tensor([1.0, 1.0] + [end] * 8)) for end in (0.4, 0.5))
+    >>> round(float(step_speedup(ours, reference, 1.0)), 3)  # of 10 steps, ours needs 7 until its smoothed loss is 0.5
+    1.429
     """
     end, reference_end = (smoothed(run, loss_scale)[-1] for run in (ours, reference))
     target = torch.maximum(end, reference_end)
@@ -242,7 +260,12 @@ def step_speedup(ours: Measurement, reference: Measurement, loss_scale: float) -
 
 
 class StepSpeedup(PairedMetric):
-    """IQM and median of :func:`step_speedup` over all runs."""
+    """IQM and median of :func:`step_speedup` over all runs.
+
+    >>> ours, reference = (Measurement.of_losses(torch.tensor([1.0, 1.0] + [end] * 8)) for end in (0.4, 0.5))
+    >>> round(float(StepSpeedup()(PairedRuns("bowl", 1.0, ours, reference))["iqm"]), 3)
+    1.429
+    """
 
     higher_is_better = True
     statistics = CENTRE
@@ -256,6 +279,11 @@ class WallClockSpeedup(PairedMetric):
 
     Raises:
         ValueError: from ``update``, if the runs have no ``step_cost``.
+
+    >>> ours, reference = (Measurement.of_losses(torch.tensor([1.0, 1.0] + [end] * 8)) for end in (0.4, 0.5))
+    >>> runs = PairedRuns("bowl", 1.0, ours, reference, step_cost=0.7)  # a step with ours takes 1/0.7 times as long
+    >>> round(float(WallClockSpeedup()(runs)["iqm"]), 3)
+    1.0
     """
 
     higher_is_better = True
