@@ -63,7 +63,9 @@ def curves(problems: Sequence[ProblemResult], rules: Sequence[str], against: Seq
             _limits(axis, problem, [getattr(problem.measurements[name], split) for name in (*against, *rules)])
             axis.grid(alpha=0.3)
     handles, names = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=min(4, len(names)), fontsize="small")
+    order = [*range(len(against), len(names)), *range(len(against))]  # rules first: a narrow window shows the left part
+    handles, names = ([values[index] for index in order] for values in (handles, names))
+    figure.legend(handles, names, loc="outside upper left", ncols=min(4, len(names)), fontsize="small")
     return figure
 
 
