@@ -114,10 +114,15 @@ class Measurement:
             valid: validation loss after each of these steps, of the same shape; ``None`` for the losses ``train``.
             optimizer: name of the optimizer.
 
+        Raises:
+            ValueError: if the shapes differ.
+
         >>> measurement = Measurement.of_losses(torch.linspace(1.0, 0.0, 201))
         >>> measurement.train.shape, measurement.valid.shape, measurement.final_valid
         (torch.Size([100, 1]), torch.Size([20, 1]), tensor([0.]))
         """
+        if valid is not None and valid.shape != train.shape:
+            raise ValueError(f"valid must have the shape of train, {tuple(train.shape)}, got {tuple(valid.shape)}.")
         train, valid = (losses.reshape(len(losses), -1) for losses in (train, train if valid is None else valid))
         checkpoints = torch.tensor(window_ends(len(train), CHECKPOINTS)) - 1
         return cls(optimizer, len(train), in_windows(train), valid[checkpoints], train[-1])

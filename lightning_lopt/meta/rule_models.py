@@ -21,7 +21,15 @@ PerModel = Callable[[Params, Batch], Batch]
 
 
 class RuleModels:
-    """Models trained by rules of one class and config, ``seeds`` by each; arguments as of :func:`run_rules`."""
+    """Models trained by rules of one class and config.
+
+    Args:
+        rules: at least one; they differ only in θ.
+        task: the task.
+        steps: steps of a run.
+        seeds: models for each rule, >= 1.
+        seed: seed of models and mini-batches.
+    """
 
     def __init__(self, rules: Sequence[UpdateRule], task: Task, steps: int, seeds: int, seed: int) -> None:
         self.rule, self.theta = rules[0], stacked_theta(rules, seeds)

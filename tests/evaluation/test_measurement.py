@@ -39,6 +39,17 @@ def test_means_in_windows():
     assert torch.equal(in_windows(torch.arange(6.0), 3), torch.tensor([0.5, 2.5, 4.5]))
 
 
+def test_losses_of_another_loop_become_windows_and_checkpoints():
+    losses = torch.arange(400.0).reshape(200, 2)  # 200 steps with two seeds
+    run = Measurement.of_losses(losses, losses + 0.5, optimizer="mine")
+    assert (run.optimizer, run.horizon) == ("mine", 200)
+    assert torch.equal(run.train, losses.reshape(100, 2, 2).mean(1))
+    assert torch.equal(run.valid, losses[9::10] + 0.5)
+    assert torch.equal(run.final_train, losses[-1])
+    with pytest.raises(ValueError, match=r"the shape of train, \(200, 2\), got \(199, 2\)"):
+        Measurement.of_losses(losses, losses[1:])
+
+
 def test_json_and_back_keeps_six_digits_and_what_is_not_finite():
     before = measurement()
     before.train[3, 1] = math.inf
