@@ -103,9 +103,9 @@ class Variant(ResidualRule):
         return state
 
     def _accumulate(
-        self, grad: Tensor, old: Mapping[str, Tensor], at: Constants, turn: bool
+        self, grad: Tensor, old: Mapping[str, Tensor], at: Constants, *, turn: bool, overwrites: bool = False
     ) -> tuple[dict[str, Tensor], Tensor]:
-        new, seen = super()._accumulate(grad, old, at, turn)
+        new, seen = super()._accumulate(grad, old, at, turn=turn)
         if "moment" in old:
             new["weight"] = torch.lerp(torch.ones_like(old["weight"]), old["weight"], DECAY)
         if "moment" in old and self.kind not in ("row", "entry"):

@@ -16,6 +16,7 @@ from lightning_lopt.operations import Run
 from lightning_lopt.optim.traced_steps import Graph, TracedSteps
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack
+from lightning_lopt.rules.shared.blocks import whole_tensors
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ class CompiledSteps(TracedSteps):
 
     def _new_graph(self, rule: UpdateRule, graph_name: str, make: Callable[[], Graph]) -> Graph:
         began = time.perf_counter()
-        graph = make()
+        with whole_tensors():  # a compiler makes loops of its own
+            graph = make()
         _log.info("LearnedOptimizer: %s: compiled in %.1f s", graph_name, time.perf_counter() - began)
         return graph
 

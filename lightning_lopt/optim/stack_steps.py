@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from lightning_lopt.optim.precision import extremes_of_each
-from lightning_lopt.optim.state_types import rounded_like, widened, with_wide_state
+from lightning_lopt.optim.state_types import changed_keys, rounded_like, widened, with_wide_state
 from lightning_lopt.rules.base import StepContext, TensorState, UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack
 
@@ -44,7 +44,9 @@ def step_of_stack(
     else:
         wide_state = widened(stack.state, stack.params.dtype)
         update, new_state = rule.stepped(replace(stack, state=wide_state), dict(controls), at)
-        new_state = rounded_like(new_state, wide_state, stack.state, seed)
+        changed = changed_keys(new_state, wide_state)
+        del wide_state  # its memory is free while the new state is rounded
+        new_state = rounded_like(new_state, changed, stack.state, seed)
     return update, new_state, extremes_of_each([update], update.device)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -61,9 +61,14 @@ def converted(
     return narrowed(typed, state_dtype, rule)
 
 
+def changed_keys(new_state: Mapping[str, Tensor], wide_state: Mapping[str, Tensor]) -> set[str]:
+    """Keys of the tensors that a rule does not return unchanged, as the objects that it was given."""
+    return {key for key, value in new_state.items() if value is not wide_state[key]}
+
+
 def rounded_like(
     new_state: Mapping[str, Tensor],
-    wide_state: Mapping[str, Tensor],
+    changed: Collection[str],
     stored: Mapping[str, Tensor],
     seed: Tensor,
     *,
@@ -73,16 +78,15 @@ def rounded_like(
 
     Args:
         new_state: the state that the rule returned.
-        wide_state: input of the rule, ``stored`` in wide types; tensors that the rule returns unchanged are not
-            rounded.
+        changed: keys of the tensors that are rounded, :func:`changed_keys`; the others are those of ``stored``.
         stored: the state before the step, in the types in which it is stored.
         seed: 0-dim, of :func:`~lightning_lopt.optim.rounding.seeds_of`.
         reads: as in :func:`~lightning_lopt.optim.rounding.rounded`.
     """
-    result = {key: stored[key] if value is wide_state[key] else value for key, value in new_state.items()}
-    changed = [key for key, value in result.items() if value.dtype != stored[key].dtype]
-    if changed:
-        result |= zip(changed, rounded([result[key] for key in changed], seed, reads=reads), strict=True)
+    result = {key: value if key in changed else stored[key] for key, value in new_state.items()}
+    wider = [key for key, value in result.items() if value.dtype != stored[key].dtype]
+    if wider:
+        result |= zip(wider, rounded([result[key] for key in wider], seed, reads=reads), strict=True)
     return result
 
 

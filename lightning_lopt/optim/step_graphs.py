@@ -12,7 +12,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from lightning_lopt.optim.precision import extremes_of_each
 from lightning_lopt.optim.stack_steps import ModelStep, StackStep, extremes_of_gradients
-from lightning_lopt.optim.state_types import rounded_like, widened, with_wide_state
+from lightning_lopt.optim.state_types import changed_keys, rounded_like, widened, with_wide_state
 from lightning_lopt.rules.base import Columns, StepContext, UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack
 from lightning_lopt.script_graphs import interpreted
@@ -161,7 +161,8 @@ class StepGraph:
             stack_controls = {key: next(remaining) for key in controls}
             update, new_state = rule.stepped(rule_stack, stack_controls, at.template.tree(remaining))
             if self.rounds:
-                new_state = rounded_like(new_state, rule_stack.state, stored.state, next(remaining), reads=False)
+                changed = changed_keys(new_state, rule_stack.state)
+                new_state = rounded_like(new_state, changed, stored.state, next(remaining), reads=False)
             self.keys = list(new_state)
             return [update, extremes_of_each([update], update.device), *new_state.values()]
 
@@ -173,7 +174,8 @@ class StepGraph:
         update, extremes, *values = self.graph(self._arguments(rule_stack, controls, at, seed))
         new_state = dict(zip(self.keys, values, strict=True))
         if seed is not None and rounds_here:
-            new_state = rounded_like(new_state, rule_stack.state, stack.state, seed)
+            changed = changed_keys(new_state, rule_stack.state)
+            new_state = rounded_like(new_state, changed, stack.state, seed)
         return update, new_state, extremes
 
     def _arguments(self, stack: Stack, controls: Columns, at: CommonInputs, seed: Tensor | None) -> list[Tensor]:

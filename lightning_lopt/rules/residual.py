@@ -21,7 +21,7 @@ from lightning_lopt.rules.base import (
     register_rule,
 )
 from lightning_lopt.rules.contract.roles import ROLES, Role, check_role
-from lightning_lopt.rules.residual_parts.calibration import Calibration, promise
+from lightning_lopt.rules.residual_parts.calibration import Calibration, power_and_promises
 from lightning_lopt.rules.residual_parts.controller import Controller, Controls
 from lightning_lopt.rules.residual_parts.direction import DirectionMLP
 from lightning_lopt.rules.residual_parts.eigenbasis import init_bases
@@ -37,10 +37,10 @@ from lightning_lopt.rules.residual_parts.signals import (
     shared_signals,
     tensor_signals,
 )
-from lightning_lopt.rules.residual_parts.step_direction import direction_of, has_role
+from lightning_lopt.rules.residual_parts.step_direction import direction_of, has_role, update_of
 from lightning_lopt.rules.residual_parts.structure import Signs, signs_of, trained
 from lightning_lopt.rules.residual_parts.validation import blank_memory, factor_of, memory_after
-from lightning_lopt.rules.shared.arithmetic import mean_square, rms
+from lightning_lopt.rules.shared.arithmetic import rms
 
 FIRST_TURNS = 20  # steps that all turn the eigenbases, which are far from their goal then
 
@@ -162,10 +162,9 @@ class ResidualRule(UpdateRule):
             "depth_power": depth_power,
             "reads_validation": reads_validation,
         }
-        self.longest_side, self.period = longest_side, turn_every
+        self.longest_side, self.period, self.controller_hidden = longest_side, turn_every, controller_hidden
         self.reads_loss, self.reads_validation, self.calibrates_steps = controller, reads_validation, calibrated
         self.orthogonalised, self.rotated = frozenset(orthogonalised), frozenset(rotated)
-        self.controller_hidden = controller_hidden
         self.constants = RoleConstants(step_size, weight_decay, rotated=bool(rotated), horizon_power=horizon_power)
         log_careful = torch.full((len(ROLES),), careful or 0.0, dtype=THETA_DTYPE)
         self.log_careful = None if careful is None else nn.Parameter(log_careful)
@@ -218,17 +217,17 @@ class ResidualRule(UpdateRule):
 
     def summary(self, inputs: TensorInputs, at: Moment) -> Columns:
         param, grad, state = inputs.param, inputs.grad, inputs.state
-        lowest, highest = extremes_of(grad)
-        columns = {"lowest": lowest, "highest": highest}
-        grad = in_unit(grad, at.per_unit)
-        if self.calibration is not None:
-            columns["log_factor"], columns["promise"] = state["log_factor"], promise(grad, state["last_update"])
+        columns = dict(zip(("lowest", "highest"), extremes_of(grad), strict=True))
+        last_updates = [] if self.calibration is None else [state["last_update"]]
+        power, *promises = power_and_promises(grad, at.per_unit, last_updates)
+        if promises:
+            columns["log_factor"], columns["promise"] = state["log_factor"], promises[0]
         if self.log_careful is not None:
-            columns["power"] = mean_square(grad) * grad.numel()
-            columns["structure"] = state["structure"]
+            columns |= {"power": power, "structure": state["structure"]}
             columns["careful"] = self.log_careful[ROLES.index(inputs.role)].to(grad.dtype)
         if self.controller is not None:
             assert at.signals is not None
+            grad = in_unit(grad, at.per_unit)
             constants = at.constants[inputs.role]
             momentum = torch.lerp(momentum_of(state), grad, constants.momentum_rate.to(grad.dtype))
             arguments = param, grad, momentum, gradient_power(state, grad, constants), state["initial_rms"], inputs.role
@@ -261,7 +260,8 @@ class ResidualRule(UpdateRule):
 
     def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: Moment) -> tuple[Tensor, TensorState]:
         param, grad, constants = inputs.param, in_unit(inputs.grad, controls["per_unit"]), at.constants[inputs.role]
-        state, basis_grad = self._accumulate(grad, inputs.state, constants, turn=inputs.full)
+        is_last_use = self.direction is None
+        state, basis_grad = self._accumulate(grad, inputs.state, constants, turn=inputs.full, overwrites=is_last_use)
         if self.controller is not None:
             constants = Controls(*(controls[name] for name in Controls._fields)).applied_to(constants)
             state["hidden"] = controls["hidden"].to(state["hidden"].dtype)
@@ -274,7 +274,7 @@ class ResidualRule(UpdateRule):
         )
         length = length * torch.maximum(state["initial_rms"], constants.rms_floor)
         decay = constants.step_size * (constants.weight_decay + inputs.weight_decay)
-        update = torch.addcmul(direction * -length, param, decay.to(param.dtype), value=-1).to(param.dtype)
+        update = update_of(direction, length, param, decay)
         if self.calibration is not None:
             state |= {"last_update": update, "log_factor": controls["log_factor"].to(state["log_factor"].dtype)}
         return update, state

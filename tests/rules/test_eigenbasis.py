@@ -18,6 +18,7 @@ from lightning_lopt.rules.residual_parts.eigenbasis import (
     out_of_bases,
     stored,
     turned,
+    turned_over,
 )
 from lightning_lopt.rules.shared.arithmetic import matrix_shape
 
@@ -276,7 +277,8 @@ def test_the_momentum_turns_with_the_bases():
     momentum = state["rotated_momentum"]  # the bases are the identity
     for _ in range(5):
         grad = torch.randn(4, 6, generator=draws, dtype=torch.float64)
-        state |= follow(state, grad, torch.tensor(0.3, dtype=torch.float64))
+        bases = follow(state, grad, torch.tensor(0.3, dtype=torch.float64))
+        state |= {**bases, "rotated_momentum": turned_over(state["rotated_momentum"], state, bases)}
         torch.testing.assert_close(out_of_bases(state["rotated_momentum"], state), momentum, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(state["rotated_momentum"], momentum, rtol=0.1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_lopt.rules.shared.arithmetic import TINY, rms
+from lightning_lopt.rules.shared.arithmetic import TINY
 
 TYPICAL_COHERENCE, LEAST_COHERENCE = 0.3, 0.01
 NULL = 1e-10  # second moments below this share of a tensor's largest may be rounding: such entries take no step
@@ -14,18 +14,26 @@ OPPOSED = (
 )
 
 
-def inverse_root(moment: Tensor) -> Tensor:
+def largest_entry(moment: Tensor) -> Tensor:
+    """The largest entry, 0-dim; 0 for an empty tensor."""
+    return moment.amax() if moment.numel() else moment.new_zeros(())
+
+
+def inverse_root(moment: Tensor, largest: Tensor) -> Tensor:
     r"""Multiplier of the momentum in Adam's direction: :math:`\sqrt{v} / (v + \epsilon \max v)`.
 
     The multiplier is close to :math:`1 / \sqrt{v}`, but falls to 0 where v is negligible next to the largest v of the
     tensor: float32 rounds to 1e-7 of the largest gradient, and rounding must not become an entry of full size.
+
+    Args:
+        moment: v, or some of its entries.
+        largest: the largest entry of the tensor's v (:func:`largest_entry`), 0-dim.
     """
-    largest = moment.amax() if moment.numel() else moment.new_zeros(())
     # TINY: the root has a derivative where no gradient has been
     return torch.sqrt(moment + TINY) / (moment + (NULL * largest + TINY))
 
 
-def coherence_factor(direction: Tensor, unbiased: Tensor, power: Tensor) -> Tensor:
+def coherence_factor(mean_of_squares: Tensor, unbiased: Tensor, power: Tensor) -> Tensor:
     r"""Factor on the length of a step, from the coherence of the gradients: :math:`(r / 0.3)^\omega`, 0-dim.
 
     The coherence r is the RMS of Adam's direction: 1 where gradients agree, and small where they are noise. It is
@@ -33,15 +41,16 @@ def coherence_factor(direction: Tensor, unbiased: Tensor, power: Tensor) -> Tens
     moment.
 
     Args:
-        direction: momentum times :func:`inverse_root`, of any shape.
+        mean_of_squares: of the entries of momentum times :func:`inverse_root`, 0-dim.
         unbiased: factor that corrects the bias of the two averages, 0-dim.
         power: :math:`\omega`, 0-dim.
 
-    >>> coherence_factor(torch.tensor([0.6, -0.6]), torch.tensor(1.0), torch.tensor(1.0))
+    >>> coherence_factor(torch.tensor(0.36), torch.tensor(1.0), torch.tensor(1.0))
     tensor(2.)
     """
     unbiased = unbiased / TYPICAL_COHERENCE
-    coherence = (rms(direction) * unbiased).clamp(LEAST_COHERENCE / TYPICAL_COHERENCE, 1 / TYPICAL_COHERENCE)
+    coherence = torch.sqrt(mean_of_squares + TINY) * unbiased
+    coherence = coherence.clamp(LEAST_COHERENCE / TYPICAL_COHERENCE, 1 / TYPICAL_COHERENCE)
     return torch.pow(coherence, power)
 
 

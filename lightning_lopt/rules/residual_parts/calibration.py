@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lightning_lopt.rules.base import THETA_DTYPE
-from lightning_lopt.rules.shared.arithmetic import TINY
+from lightning_lopt.rules.residual_parts.gradient_unit import in_unit
+from lightning_lopt.rules.shared.arithmetic import TINY, sum_of_squares
+from lightning_lopt.rules.shared.blocks import in_blocks
 
 PROMISE_LIMIT = 0.3  # limit of the promise of one gradient
 LOWEST, HIGHEST = math.log(1e-3), 1.0  # limits of the logarithm of the common factor
@@ -92,6 +95,22 @@ def promise(grad: Tensor, last_update: Tensor) -> Tensor:
     tensor(0.5000)
     """
     return -torch.dot(grad.reshape(-1), last_update.reshape(-1))
+
+
+def power_and_promises(grad: Tensor, per_unit: Tensor, last_updates: Sequence[Tensor]) -> list[Tensor]:
+    """The sum of the squares of a gradient in the unit of its run, and its :func:`promise` for each last update.
+
+    Args:
+        grad: of shape s.
+        per_unit: 1 / unit, 0-dim.
+        last_updates: tensors of shape s.
+    """
+
+    def sums(grad: Tensor, *last_updates: Tensor) -> tuple[Tensor, ...]:
+        grad = in_unit(grad, per_unit)
+        return sum_of_squares(grad), *(promise(grad, last_update) for last_update in last_updates)
+
+    return in_blocks(sums, grad, *last_updates, sums=1 + len(last_updates))
 
 
 def _promised(promised: Tensor, promise: Tensor) -> Tensor:

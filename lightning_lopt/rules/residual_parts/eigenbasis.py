@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.rules.shared.arithmetic import TINY, matrix_shape
+from lightning_lopt.rules.shared.blocks import in_blocks
 from lightning_lopt.rules.shared.products import added_product, gram, product
 
 LARGEST_SIDE = 1024  # a longer side of a matrix keeps its own axes: its basis would cost too much
@@ -71,21 +72,26 @@ def covariance_of(state: Mapping[str, Tensor], side: str) -> Tensor:
 def follow(old: Mapping[str, Tensor], grad: Tensor, rate: Tensor, *, turn: bool = True) -> dict[str, Tensor]:
     """Covariances with the gradient (a tensor of rank >= 2) taken in at ``rate``, and bases turned towards theirs.
 
-    Without ``turn`` the bases stay as they are. A momentum in the bases, ``rotated_momentum``, turns with them.
+    Without ``turn`` the bases stay as they are.
     """
     matrix = grad.reshape(matrix_shape(grad.shape))
     sides = [side for side in ("row", "column") if f"{side}_basis" in old]
     # the covariances of this gradient alone are freed before the bases turn
     new = {
         key: torch.lerp(old[key], value, rate)
-        for key, value in stored({side: gram(matrix if side == "row" else matrix.mT) for side in sides}).items()
+        for key, value in stored({side: _covariance(matrix, side) for side in sides}).items()
     }
     for side in sides:
         basis = old[f"{side}_basis"]
         new[f"{side}_basis"] = turned(basis, covariance_of(new, side)) if turn else basis
-    if turn and "rotated_momentum" in old:
-        new["rotated_momentum"] = into_bases(out_of_bases(old["rotated_momentum"], old), new)
     return new
+
+
+def _covariance(matrix: Tensor, side: str) -> Tensor:
+    """``matrix @ matrix.mT`` of a gradient (n, m) for ``"row"``, ``matrix.mT @ matrix`` for ``"column"``."""
+    if side == "row":
+        return in_blocks(lambda block: (gram(block),), matrix, axis=1, sums=1)[0]
+    return in_blocks(lambda block: (gram(block.mT),), matrix, sums=1)[0]
 
 
 def turned(basis: Tensor, covariance: Tensor) -> Tensor:
@@ -118,7 +124,7 @@ def turned(basis: Tensor, covariance: Tensor) -> Tensor:
     return 1.5 * rotated - 0.5 * product(rotated, gram(rotated.mT))  # a Newton-Schulz step back to orthogonal
 
 
-def out_evened(x: Tensor, bases: Mapping[str, Tensor]) -> Tensor:
+def out_evened(x: Tensor, bases: Mapping[str, Tensor], *, overwrites: bool = False) -> Tensor:
     r"""``x`` out of the bases of :func:`into_bases`, with singular values near 1 where only one side has a basis.
 
     This stands in for a basis of the long side. It approximates the nearest semi-orthogonal matrix, as
@@ -133,14 +139,18 @@ def out_evened(x: Tensor, bases: Mapping[str, Tensor]) -> Tensor:
     what the first of them makes of it. Singular values of at least 0.05 of the bound end between 0.78 and 1.22.
 
     FLOPs: 4 m² n + 12 m³ beside a product with Q; zeros stay zeros.
+
+    Args:
+        x: in the bases.
+        bases: as in :func:`into_bases`.
+        overwrites: whether the result may be written to the memory of ``x``.
     """
     if ("row_basis" in bases) == ("column_basis" in bases):
-        return out_of_bases(x, bases)
+        return out_of_bases(x, bases, overwrites=overwrites)
     on_rows = "row_basis" in bases
     basis = bases["row_basis" if on_rows else "column_basis"]
     matrix = x.reshape(matrix_shape(x.shape))
-    short = matrix if on_rows else matrix.mT
-    squared = gram(short)
+    squared = _covariance(matrix, "row" if on_rows else "column")
     trace = squared.diagonal().sum() + TINY
     squared = squared / trace
     fourth = product(squared, squared)
@@ -154,8 +164,11 @@ def out_evened(x: Tensor, bases: Mapping[str, Tensor]) -> Tensor:
     second = added_product(squared, squared, squared, beta=b_next, alpha=c_next)
     factor = added_product(basis, basis, second, beta=a_next)
     factor = added_product(factor, factor, first, beta=a) / torch.sqrt(trace * bound)
-    evened = product(factor, short) if on_rows else product(matrix, factor.mT)
-    return evened.reshape(x.shape)
+
+    def multiplied(block: Tensor) -> tuple[Tensor]:
+        return (product(factor, block) if on_rows else product(block, factor.mT),)
+
+    return in_blocks(multiplied, matrix, axis=free_axis(bases), into=matrix if overwrites else None)[0].reshape(x.shape)
 
 
 def into_bases(x: Tensor, bases: Mapping[str, Tensor]) -> Tensor:
@@ -165,8 +178,23 @@ def into_bases(x: Tensor, bases: Mapping[str, Tensor]) -> Tensor:
     return product(*rows, x.reshape(matrix_shape(x.shape)), *columns).reshape(x.shape)
 
 
-def out_of_bases(x: Tensor, bases: Mapping[str, Tensor]) -> Tensor:
-    """The inverse of :func:`into_bases`."""
+def out_of_bases(x: Tensor, bases: Mapping[str, Tensor], *, overwrites: bool = False) -> Tensor:
+    """The inverse of :func:`into_bases`; with ``overwrites`` the result may be written to the memory of ``x``."""
     rows = [bases["row_basis"]] if "row_basis" in bases else []
     columns = [bases["column_basis"].mT] if "column_basis" in bases else []
-    return product(*rows, x.reshape(matrix_shape(x.shape)), *columns).reshape(x.shape)
+
+    def multiplied(block: Tensor) -> tuple[Tensor]:
+        return (product(*rows, block.reshape(matrix_shape(block.shape)), *columns).reshape(block.shape),)
+
+    return in_blocks(multiplied, x, axis=free_axis(bases), into=x if overwrites else None)[0]
+
+
+def turned_over(x: Tensor, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> Tensor:
+    """Coordinates in the bases ``new`` of a tensor that has the coordinates ``x`` in the bases ``old``."""
+    return into_bases(out_of_bases(x, old), new)
+
+
+def free_axis(bases: Mapping[str, Tensor]) -> int:
+    """The axis of a matrix whose slices the bases transform one by one, where they are not two: 1 for a basis of the
+    rows, 0 otherwise. A tensor with two bases is never large enough for blocks (:data:`LARGEST_SIDE`)."""
+    return 1 if "row_basis" in bases else 0

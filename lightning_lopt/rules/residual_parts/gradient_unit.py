@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_lopt.rules.shared.blocks import in_blocks
+
 GRADIENT_LIMIT = 1e15  # entries are clipped here, in the run's own unit, so that squares stay finite in float32
 SMALLEST_UNIT = 2.0**-100  # least unit of gradients
 
@@ -33,7 +35,8 @@ def per_unit_of(unit: Tensor) -> Tensor:
 
 def in_unit(grad: Tensor, per_unit: Tensor) -> Tensor:
     """A gradient in the unit of its run, cut off where squares are no longer finite in float32."""
-    return (grad * per_unit.to(grad.dtype)).clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT)
+    per_unit = per_unit.to(grad.dtype)
+    return in_blocks(lambda grad: ((grad * per_unit).clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT),), grad)[0]
 
 
 def extremes_of(grad: Tensor) -> tuple[Tensor, Tensor]:

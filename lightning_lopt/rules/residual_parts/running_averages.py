@@ -7,12 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lightning_lopt.rules.residual_parts.eigenbasis import follow, into_bases, out_of_bases
+from lightning_lopt.rules.residual_parts.eigenbasis import follow, free_axis, into_bases, out_of_bases, turned_over
 from lightning_lopt.rules.residual_parts.role_constants import Constants
+from lightning_lopt.rules.shared.blocks import in_blocks
 
 
 def accumulate(
-    grad: Tensor, state: Mapping[str, Tensor], at: Constants, *, turn: bool
+    grad: Tensor, state: Mapping[str, Tensor], at: Constants, *, turn: bool, overwrites: bool = False
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Update the running averages of a tensor of shape s with a gradient.
 
@@ -21,27 +22,41 @@ def accumulate(
         state: the tensor's state before the step; only averages in it are updated.
         at: constants of the tensor's role.
         turn: whether the eigenbases are turned in this step.
+        overwrites: whether the gradient in other coordinates may be written to the memory of ``grad``.
 
     Returns:
         the state after the gradient; and the gradient in the coordinates of the direction, s: those of the eigenbases
         for a rotated tensor.
     """
-    moment_rate = at.moment_rate.to(grad.dtype)
     new_state, basis_grad = dict(state), grad
-    momentum_rate = at.momentum_rate.to(grad.dtype)
+    momentum_rate, moment_rate = at.momentum_rate.to(grad.dtype), at.moment_rate.to(grad.dtype)
     if "momentum" in state:
         new_state["momentum"] = torch.lerp(state["momentum"], grad, momentum_rate)
     if "second_moment" in state:
-        new_state["second_moment"] = torch.lerp(state["second_moment"], grad.square(), moment_rate)
+        new_state["second_moment"] = _with_square(state["second_moment"], grad, moment_rate)
+    if "gradient_power" in state:
+        new_state["gradient_power"] = gradient_power(state, grad, at)
     if "rotated_moment" in state:
         rate = at.rotated_rate.to(grad.dtype)
         new_state |= follow(state, grad, rate, turn=turn)
-        basis_grad = into_bases(grad, new_state)
-        new_state["rotated_momentum"] = torch.lerp(new_state["rotated_momentum"], basis_grad, momentum_rate)
-        new_state["rotated_moment"] = torch.lerp(state["rotated_moment"], basis_grad.square(), rate)
-    if "gradient_power" in state:
-        new_state["gradient_power"] = gradient_power(state, grad, at)
+
+        def in_new_bases(grad: Tensor, momentum: Tensor, moment: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            grad = into_bases(grad, new_state)
+            momentum = turned_over(momentum, state, new_state) if turn else momentum
+            return grad, torch.lerp(momentum, grad, momentum_rate), torch.lerp(moment, grad.square(), rate)
+
+        averages = state["rotated_momentum"], state["rotated_moment"]
+        basis_grad, momentum, moment = in_blocks(
+            in_new_bases, grad, *averages, axis=free_axis(state), into=grad if overwrites else None
+        )
+        new_state |= {"rotated_momentum": momentum, "rotated_moment": moment}
     return new_state, basis_grad
+
+
+def _with_square(moment: Tensor, grad: Tensor, rate: Tensor) -> Tensor:
+    """The running mean of squares with those of ``grad``, at ``rate``, 0-dim."""
+    (result,) = in_blocks(lambda moment, grad: (torch.lerp(moment, grad.square(), rate),), moment, grad)
+    return result
 
 
 def momentum_of(state: Mapping[str, Tensor]) -> Tensor:

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.rules.contract.roles import Role
-from lightning_lopt.rules.residual_parts.adam_direction import cautious, coherence_factor, inverse_root
+from lightning_lopt.rules.residual_parts.adam_direction import cautious, coherence_factor, inverse_root, largest_entry
 from lightning_lopt.rules.residual_parts.direction import DirectionMLP
 from lightning_lopt.rules.residual_parts.eigenbasis import out_evened, out_of_bases
 from lightning_lopt.rules.residual_parts.role_constants import Constants
 from lightning_lopt.rules.residual_parts.running_averages import momentum_of
-from lightning_lopt.rules.shared.arithmetic import orthogonalise, rms
+from lightning_lopt.rules.shared.arithmetic import orthogonalise, rms, sum_of_squares
+from lightning_lopt.rules.shared.blocks import in_blocks
 
 
 def has_role(param: Tensor, role: Role, roles: frozenset[str]) -> bool:
@@ -38,6 +39,7 @@ def direction_of(
         param: the tensor before the step, s.
         grad: in the unit of the run, s.
         basis_grad: the gradient in the coordinates of the eigenbases where the tensor has them, else ``grad``; s.
+            Without a correction, the direction is written to its memory if it is large.
         state: the tensor's state after this gradient.
         at: constants of the tensor.
         evened: whether a rotated tensor with one basis is orthogonalised along its other side.
@@ -49,20 +51,47 @@ def direction_of(
     """
     is_rotated = "rotated_moment" in state
     dtype, length = grad.dtype, at.step_size
+    momentum_share, caution = at.momentum_share.to(dtype), at.caution.to(dtype)
     momentum = state["rotated_momentum" if is_rotated else "momentum"]
-    direction = torch.lerp(basis_grad, momentum, at.momentum_share.to(dtype))
-    if not orthogonal:
-        scale = inverse_root(state["rotated_moment" if is_rotated else "second_moment"])
-        direction = direction * scale
+    overwrites = correction is None  # otherwise it reads the gradient
+    if orthogonal:
+        direction = torch.lerp(basis_grad, momentum, momentum_share)
+    else:
+        moment = state["rotated_moment" if is_rotated else "second_moment"]
+        largest = largest_entry(moment)
+
+        def adam_direction(grad: Tensor, momentum: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
+            scale = inverse_root(moment, largest)
+            direction = torch.lerp(grad, momentum, momentum_share) * scale
+            return cautious(direction, grad * scale, caution), sum_of_squares(direction)
+
+        into = basis_grad if overwrites else None
+        direction, squares = in_blocks(adam_direction, basis_grad, momentum, moment, into=into, sums=1)
         unbiased = (at.rotated_root if is_rotated else at.moment_root) * at.mix_factor
-        length = length * coherence_factor(direction, unbiased, at.coherence_power)
-        direction = cautious(direction, basis_grad * scale, at.caution.to(dtype))
+        length = length * coherence_factor(squares / max(grad.numel(), 1), unbiased, at.coherence_power)
     if is_rotated:
-        direction = (out_evened if evened else out_of_bases)(direction, state)
+        direction = (out_evened if evened else out_of_bases)(direction, state, overwrites=overwrites)
     if correction is not None:
-        scale = inverse_root(state["second_moment"])
-        adam = torch.lerp(grad, momentum_of(state), at.momentum_share.to(dtype)) * scale
+        scale = inverse_root(state["second_moment"], largest_entry(state["second_moment"]))
+        adam = torch.lerp(grad, momentum_of(state), momentum_share) * scale
         direction = correction.corrected(direction, adam, grad * scale, param)
     if orthogonal:
         direction = orthogonalise(direction)
     return direction, length / rms(direction)
+
+
+def update_of(direction: Tensor, length: Tensor, param: Tensor, decay: Tensor) -> Tensor:
+    """The update of a tensor of shape s: against the direction, and towards 0.
+
+    Args:
+        direction: s; if it is large, the update is written to its memory.
+        length: length of the step divided by the RMS of the direction, 0-dim.
+        param: the tensor before the step, s.
+        decay: share of ``param`` that is subtracted, 0-dim.
+    """
+    decay = decay.to(param.dtype)
+
+    def against(direction: Tensor, param: Tensor) -> tuple[Tensor]:
+        return (torch.addcmul(direction * -length, param, decay, value=-1).to(param.dtype),)
+
+    return in_blocks(against, direction, param, into=direction)[0]

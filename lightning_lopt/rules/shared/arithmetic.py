@@ -35,8 +35,13 @@ def mean_square(x: Tensor) -> Tensor:
     >>> mean_square(torch.tensor([[1.0, 3.0]]))
     tensor(5.)
     """
+    return sum_of_squares(x) / max(x.numel(), 1)
+
+
+def sum_of_squares(x: Tensor) -> Tensor:
+    """Sum of the squares of all entries, 0-dim, in one pass over them."""
     flat = x.reshape(-1)
-    return torch.dot(flat, flat) / max(flat.numel(), 1)
+    return torch.dot(flat, flat)
 
 
 def unit_rms(x: Tensor) -> Tensor:

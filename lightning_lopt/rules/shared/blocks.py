@@ -1,0 +1,83 @@
+"""Functions of large tensors, computed for one block of rows or columns after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+LARGE = 2**20
+"""Entries of a tensor above which blocks are used on a CPU; below, the calls take more time than blocks save."""
+BLOCK = 2**18
+"""Entries of a block on a CPU: temporary tensors of this size stay in the cache."""
+DEVICE_BLOCK = 2**24
+"""Both numbers for other devices, where blocks save memory alone."""
+
+_uses_blocks: ContextVar[bool] = ContextVar("uses_blocks", default=True)
+
+
+@contextmanager
+def whole_tensors() -> Iterator[None]:
+    """Use no blocks inside."""
+    token = _uses_blocks.set(False)
+    try:
+        yield
+    finally:
+        _uses_blocks.reset(token)
+
+
+def in_blocks(
+    function: Callable[..., tuple[Tensor, ...]],
+    *tensors: Tensor,
+    axis: int = 0,
+    sums: int = 0,
+    into: Tensor | None = None,
+) -> list[Tensor]:
+    """``function(*tensors)``, computed block by block where the tensors are large.
+
+    Each operation of a chain makes a temporary tensor, and reads and writes all of it. In blocks, temporary tensors are
+    small, and stay in the cache of a processor.
+
+    Args:
+        function: function of tensors of one shape s. Its results have the shape s, and slice i along ``axis`` depends
+            on the slices i of the tensors alone; the last ``sums`` results are sums over the slices, of any shape.
+        tensors: of one shape s; those of rank > 2 come to ``function`` as matrices (s[0], everything else) if they are
+            large.
+        axis: 0, or 1 if the rank is 2 or more.
+        sums: number of results that are sums.
+        into: one of ``tensors``; if it is large, the first result overwrites it.
+
+    Returns:
+        the results; sums may be rounded in another order.
+
+    >>> x = torch.arange(4.0)
+    >>> in_blocks(lambda x: (2 * x, x.sum()), x, sums=1)
+    [tensor([0., 2., 4., 6.]), tensor(6.)]
+    """
+    x = tensors[0]
+    if not _is_large(x):
+        return list(function(*tensors))
+    matrices = [tensor.reshape(len(tensor), -1) if tensor.ndim > 2 else tensor for tensor in tensors]
+    length = matrices[0].shape[axis]
+    width = max(1, (BLOCK if x.device.type == "cpu" else DEVICE_BLOCK) * length // x.numel())
+    results: list[Tensor] = []
+    for start in range(0, length, width):
+        block = [matrix.narrow(axis, start, min(width, length - start)) for matrix in matrices]
+        of_block = list(function(*block))
+        count = len(of_block) - sums
+        if not results:
+            results = [y.new_empty(x.shape) if i or into is None else into for i, y in enumerate(of_block[:count])]
+            results += [torch.zeros_like(y) for y in of_block[count:]]
+        for result, y in zip(results[:count], of_block[:count], strict=True):
+            result.view(matrices[0].shape).narrow(axis, start, y.shape[axis]).copy_(y)
+        for result, y in zip(results[count:], of_block[count:], strict=True):
+            result += y
+    return results
+
+
+def _is_large(x: Tensor) -> bool:
+    limit = LARGE if x.device.type == "cpu" else DEVICE_BLOCK
+    return x.numel() > limit and _uses_blocks.get() and not torch.compiler.is_compiling()
