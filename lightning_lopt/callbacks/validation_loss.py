@@ -31,7 +31,7 @@ class ValidationLoss:
     def __init__(self, trainer: L.Trainer, optimizers: Sequence[LearnedOptimizer], monitor: str | None) -> None:
         self._trainer, self._monitor = trainer, monitor
         self._readers = [optimizer for optimizer in optimizers if optimizer.rule.reads_validation]
-        self._is_announced = False
+        self._is_announced = self._was_set_back = False
 
     def after_validation(self) -> None:
         """Read the metric, and pass its mean over the ranks that have it; a value that is not finite is left out."""
@@ -48,8 +48,14 @@ class ValidationLoss:
         pair = [float(value), 1.0] if is_here and value is not None else [0.0, 0.0]
         total, count = strategy.reduce(torch.tensor(pair, device=strategy.root_device), reduce_op="sum")
         if count > 0:
-            for optimizer in self._readers:
-                optimizer.validated(total / count)
+            set_back = [optimizer.validated(total / count) for optimizer in self._readers]
+            if any(set_back) and not self._was_set_back:
+                self._was_set_back = True
+                rank_zero_info(
+                    "LearnedOptimizerAdapter: the validation loss has risen, so training goes on from the weights of "
+                    "its lowest value, with shorter steps, here and wherever it rises again; monitor=None switches "
+                    "this off."
+                )
 
     def _announce(self, name: str | None, value: Tensor | None) -> None:
         """Log once which metric is read."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_lopt.meta.pilot import RunSnapshot, pilot_losses
 from lightning_lopt.meta.search import Search
 from lightning_lopt.optim import LearnedOptimizer
-from lightning_lopt.optim.guard_adamw import without_copies
+from lightning_lopt.optim.copies import without_copies
 from lightning_lopt.optim.precision import wide
 from lightning_lopt.optim.rates import multiplier
 from lightning_lopt.optim.state_types import widened

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from lightning_lopt.meta.engine import Recorded
-from lightning_lopt.meta.runs import InnerRuns, start_runs, validated
+from lightning_lopt.meta.runs import InnerRuns, rolled_back, start_runs, validated
 from lightning_lopt.meta.theta import stacked_theta
 from lightning_lopt.meta.unroll import unroll
 from lightning_lopt.rules.base import Params, State, UpdateRule
@@ -34,6 +34,7 @@ class RuleModels:
     def __init__(self, rules: Sequence[UpdateRule], task: Task, steps: int, seeds: int, seed: int) -> None:
         self.rule, self.theta = rules[0], stacked_theta(rules, seeds)
         self.runs = start_runs(self.rule, task, pairs=seeds, horizon=steps, seed=seed, copies=len(rules))
+        self.best = self.runs.params  # of each model, by its validation loss
         self.draws, self.execution = generator(seed, "batches"), Recorded()
 
     def advance(self, steps: int) -> Tensor:
@@ -41,7 +42,8 @@ class RuleModels:
         return losses[0]
 
     def validated(self, losses: Tensor) -> None:
-        self.runs = validated(self.rule, self.runs, losses)
+        runs = validated(self.rule, self.runs, losses)
+        self.runs, self.best = rolled_back(self.rule, runs, losses, self.best)
 
     def on_full_batch(self, split: Split, function: PerModel) -> Batch:
         """``function`` of each model and of the whole split, one rule at a time to bound the memory."""

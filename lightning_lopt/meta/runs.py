@@ -105,6 +105,20 @@ def validated(rule: UpdateRule, runs: InnerRuns, losses: Tensor) -> InnerRuns:
     return replace(runs, state=State(runs.state.tensors, vmap(after)(runs.state.shared, losses)))
 
 
+def rolled_back(rule: UpdateRule, runs: InnerRuns, losses: Tensor, best: Params) -> tuple[InnerRuns, Params]:
+    """The runs after :func:`validated`, where those whose rollback is due have the parameters in ``best``; and the best
+    parameters of each run from then on. A run whose loss is not finite stays as it is."""
+    if not rule.reads_validation:
+        return runs, best
+    is_best, is_due = (flags & losses.isfinite() for flags in vmap(rule.rollback)(runs.state.shared))
+
+    def where(flags: Tensor, first: Params, second: Params) -> Params:
+        return {k: torch.where(flags.view(-1, *[1] * (x.ndim - 1)), x, second[k]) for k, x in first.items()}
+
+    best = where(is_best, runs.params, best)
+    return replace(runs, params=where(is_due, best, runs.params)), best
+
+
 def device_of(rule: UpdateRule) -> torch.device:
     """The device of the rule's parameters, where its inner runs live."""
     return next((parameter.device for parameter in rule.parameters()), torch.device("cpu"))

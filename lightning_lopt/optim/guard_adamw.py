@@ -1,4 +1,4 @@
-"""The AdamW that a guard switches to, and the keys of a guard in the state of a parameter."""
+"""The AdamW that a guard switches to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor
 from lightning_lopt.rules.base import Role, State, StepContext, TensorInputs, TensorState, UpdateRule
 from lightning_lopt.rules.hand_designed import adam_direction, init_adam
 
-COPIES = ("guard_kept", "guard_candidate")  # in the state of a parameter
 SWITCHED = "guard_switched"  # among the diagnostics of a step: 1 while AdamW trains, else 0
 WARM_UP = 10  # steps
 FALL = 0.2  # last share of the horizon, over which the rate falls to 0
@@ -59,11 +58,6 @@ class SafeAdamW(UpdateRule):
 
     def diagnostics(self, state: State) -> dict[str, Tensor]:
         return {SWITCHED: torch.ones(())}
-
-
-def without_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a parameter without the copies of a guard."""
-    return {key: value for key, value in state.items() if key not in COPIES}
 
 
 def caught_up_rate(lr: float, step: int, back_to: int, total: int | None) -> float:

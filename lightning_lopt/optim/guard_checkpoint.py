@@ -1,4 +1,4 @@
-"""A guard in checkpoints: its entries are removed from a saved state before the check of that, and added again."""
+"""A guard and copies of parameters in checkpoints: the check of a saved state is made without them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_lopt.optim.copies import COPIES, GUARD_COPIES, without_copies
 from lightning_lopt.optim.groups import Member
 from lightning_lopt.optim.guard import LossGuard
-from lightning_lopt.optim.guard_adamw import COPIES, without_copies
 from lightning_lopt.optim.guard_run import Guard
 from lightning_lopt.optim.precision import real
 
@@ -18,7 +18,7 @@ KEY = "guard"  # in the first parameter group
 
 
 def resumed(guard: Guard | None, saved: Any) -> tuple[Guard | None, Any, dict[Any, dict[str, Tensor]]]:
-    """The guard of a saved optimizer state, that state without the entries of the guard, and its copies by key.
+    """The guard of a saved optimizer state, that state without the guard and without copies, and the copies by key.
 
     Args:
         guard: the present guard; ``None`` drops a saved one.
@@ -33,7 +33,8 @@ def resumed(guard: Guard | None, saved: Any) -> tuple[Guard | None, Any, dict[An
     if not all(isinstance(state, Mapping) for state in states.values()):
         return guard, saved, {}
     first_group = {key: value for key, value in groups[0].items() if key != KEY}
-    copies = {key: {k: state[k] for k in COPIES if k in state} for key, state in states.items()}
+    kept_keys = [key for key in COPIES if guard is not None or key not in GUARD_COPIES]
+    copies = {key: {k: state[k] for k in kept_keys if k in state} for key, state in states.items()}
     plain = {key: without_copies(state) for key, state in states.items()}
     restored = Guard(LossGuard() if guard is None else guard.settings)
     restored.restore(groups[0].get(KEY))
@@ -47,7 +48,7 @@ def resumed(guard: Guard | None, saved: Any) -> tuple[Guard | None, Any, dict[An
     return (
         guard and restored,
         {**saved, "state": plain, "param_groups": [first_group, *groups[1:]]},
-        copies if guard else {},
+        copies,
     )
 
 
@@ -59,7 +60,9 @@ def with_copies(
     states = dict(fitting["state"])
     for key, member in zip(keys, members, strict=True):
         fitting_copies = {k: x for k, x in copies.get(key, {}).items() if _fits(x, member)}
-        if states.get(key) and len(fitting_copies) == len(COPIES):
+        if any(k not in fitting_copies for k in GUARD_COPIES):
+            fitting_copies = {k: x for k, x in fitting_copies.items() if k not in GUARD_COPIES}
+        if states.get(key):
             states[key] = {**states[key], **fitting_copies}
     return {**fitting, "state": states}
 

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_lopt.optim.copies import GUARD_COPIES
 from lightning_lopt.optim.groups import Member
 from lightning_lopt.optim.guard import LossGuard
-from lightning_lopt.optim.guard_adamw import COPIES, SafeAdamW, caught_up_rate
+from lightning_lopt.optim.guard_adamw import SafeAdamW, caught_up_rate
 from lightning_lopt.optim.guard_judge import MEMORY, Cause, Judge
 from lightning_lopt.optim.guard_readings import Reading, Readings
 from lightning_lopt.optim.precision import real, wide
@@ -68,7 +69,7 @@ class Guard:
             return
         for member in members:
             tensor_state = state[member.param]
-            for key in COPIES:
+            for key in GUARD_COPIES:
                 if key not in tensor_state:
                     tensor_state[key] = wide(member.param.detach()).clone()
 
@@ -109,7 +110,7 @@ class Guard:
 
     def _copy(self, members: Sequence[Member], state: dict[Tensor, Any]) -> None:
         """Make a new copy; the one before becomes the kept copy if the loss has stayed close to its best since."""
-        kept_key, candidate_key = COPIES
+        kept_key, candidate_key = GUARD_COPIES
         is_well = self._judge.is_well
         for member in members:
             tensor_state = state.get(member.param) or {}
@@ -135,12 +136,16 @@ class Guard:
         back_to = self.kept_at if cause.has_worsened_parameters else self.calls
         for member in members:
             tensor_state = state.pop(member.param, {})
-            if cause.has_worsened_parameters and COPIES[0] in tensor_state:
-                real(member.param).copy_(tensor_state[COPIES[0]])
+            if cause.has_worsened_parameters and GUARD_COPIES[0] in tensor_state:
+                real(member.param).copy_(tensor_state[GUARD_COPIES[0]])
         shared.clear()
         self._acting = SafeAdamW(caught_up_rate(self.settings.lr, self.calls, back_to, horizon), horizon is not None)
         place = f" The parameters are those of step {back_to} again." if cause.has_worsened_parameters else ""
         warnings.warn(f"LossGuard: training {self.state}. It goes on with AdamW.{place}", stacklevel=7)
+
+    def expect_jump(self) -> None:
+        """Judge the losses anew, since the parameters were set back by a validation loss."""
+        self._judge, self._readings = Judge(), Readings()
 
     def _may_try_again(self, horizon: int | None) -> bool:
         calls_before_retry = max(LEAST_RETRY_DELAY, RETRY_DELAY * horizon if horizon else 0)

@@ -20,11 +20,11 @@ from lightning_lopt.optim.guard import LossGuard
 from lightning_lopt.optim.guard_run import checked_guard
 from lightning_lopt.optim.habits import SMALL, warn_of_small_rate
 from lightning_lopt.optim.inputs import RunState, checked_horizon, scalar_loss
-from lightning_lopt.optim.precision import autocast_disabled, wide
+from lightning_lopt.optim.precision import autocast_disabled
 from lightning_lopt.optim.saved import SavedOptimizer
 from lightning_lopt.optim.sharding import check_placements, is_shard
 from lightning_lopt.optim.state_types import checked_state_dtype
-from lightning_lopt.rules.base import State, UpdateRule
+from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.rules.contract.roles import role_table
 from lightning_lopt.rules.contract.untrained import untrained_warning
 
@@ -218,28 +218,6 @@ class LearnedOptimizer(SavedOptimizer):
         if self.calls and isinstance(previous, int) and steps is not None and steps != previous and not waits:
             self.param_groups[0][horizon.KEY] = horizon.changed(self.param_groups[0], previous, steps)
         self.total_steps = steps
-
-    @torch.no_grad()
-    def validated(self, loss: Tensor | float) -> None:
-        """Pass a validation loss to a rule that reads it, as ``base`` and :class:`~lightning_lopt.RNNMLPRule` do.
-
-        :class:`~lightning_lopt.LearnedOptimizerAdapter` does so after each validation.
-
-        Args:
-            loss: one number, lower is better; in distributed training the mean over the ranks. If it is not finite, or
-                the rule has no ``reads_validation``, nothing changes.
-        """
-        first_group = self.param_groups[0]
-        value = scalar_loss(loss, first_group["step"].device)
-        if not self._acting.reads_validation or not bool(value.isfinite()):
-            return
-        if not first_group["shared"]:
-            member = next(iter(self._members()))
-            blank = torch.zeros(member.param.shape, dtype=member.param.dtype, device=member.param.device)
-            first_group["shared"] = self._acting.init_state({member.name: wide(blank)}, {}).shared
-        steps, planned = first_group["step"], self._run.saved_total or self.total_steps
-        progress = steps / planned if isinstance(planned, int) else torch.zeros_like(steps, dtype=torch.float32)
-        first_group["shared"] = self._acting.validated(State({}, first_group["shared"]), value, progress).shared
 
     @torch.no_grad()
     def step(

@@ -1,4 +1,4 @@
-"""The part of an optimizer that evaluates and saves: evaluation weights, and checkpoints of the optimizer."""
+"""The part of an optimizer that validates, evaluates and saves: validation losses, evaluation weights, checkpoints."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from torch import Tensor
 
 from lightning_lopt.optim import horizon
 from lightning_lopt.optim.checkpoint import fitting_state
+from lightning_lopt.optim.copies import rolled_back, without_copies
 from lightning_lopt.optim.groups import Member
 from lightning_lopt.optim.guard_checkpoint import KEY as GUARD
 from lightning_lopt.optim.guard_checkpoint import resumed, with_copies
+from lightning_lopt.optim.inputs import scalar_loss
 from lightning_lopt.optim.precision import wide
 from lightning_lopt.optim.sharding import cut_like, gathered
 from lightning_lopt.optim.skips import SkipWatch
@@ -23,7 +25,7 @@ from lightning_lopt.rules.base import State, UpdateRule
 
 
 class SavedOptimizer(RuleOptimizer):
-    """Evaluation weights and checkpoints of :class:`~lightning_lopt.LearnedOptimizer`.
+    """Validation, evaluation weights and checkpoints of :class:`~lightning_lopt.LearnedOptimizer`.
 
     Attributes:
         total_steps_given: whether the user gave the horizon, which then wins over the Trainer's estimate.
@@ -42,7 +44,8 @@ class SavedOptimizer(RuleOptimizer):
         if self.is_in_eval or type(self._acting).evaluation_params is UpdateRule.evaluation_params:
             return {}
         members = [member for member in self._members() if self.state.get(member.param)]
-        params, tensors = gathered(({m.name: m.param for m in members}, {m.name: self.state[m.param] for m in members}))
+        states = {m.name: without_copies(self.state[m.param]) for m in members}
+        params, tensors = gathered(({m.name: m.param for m in members}, states))
         params = {name: wide(param) for name, param in params.items()}
         tensors = {name: widened(tensor_state, params[name].dtype) for name, tensor_state in tensors.items()}
         values = self._acting.evaluation_params(params, State(tensors, self.param_groups[0]["shared"]))
@@ -51,6 +54,38 @@ class SavedOptimizer(RuleOptimizer):
     def trained_params(self) -> dict[Tensor, Tensor]:
         """Trained values of each parameter between :meth:`eval` and :meth:`train`; empty otherwise."""
         return dict(self._run.trained or {})
+
+    @torch.no_grad()
+    def validated(self, loss: Tensor | float) -> bool:
+        """Pass a validation loss to a rule that reads it, as ``base`` and :class:`~lightning_lopt.RNNMLPRule` do.
+
+        :class:`~lightning_lopt.LearnedOptimizerAdapter` does so after each validation. A copy of the parameters at the
+        lowest loss is kept in the state for rules that go back to it, ``base`` among them. Buffers, such as the
+        averages of batch normalisation, are not the optimizer's, and are not set back.
+
+        Args:
+            loss: one number, lower is better; in distributed training the mean over the ranks. If it is not finite, or
+                the rule has no ``reads_validation``, nothing changes.
+
+        Returns:
+            whether the parameters are those of the lowest loss again, since the loss has risen.
+        """
+        first_group, rule = self.param_groups[0], self._acting
+        value = scalar_loss(loss, first_group["step"].device)
+        if not rule.reads_validation or not bool(value.isfinite()):
+            return False
+        members = self._members()
+        if not first_group["shared"]:
+            first_param = members[0].param  # possibly a shard, of which the state below must not be made
+            blank = torch.zeros(first_param.shape, dtype=first_param.dtype, device=first_param.device)
+            first_group["shared"] = rule.init_state({members[0].name: wide(blank)}, {}).shared
+        steps, planned = first_group["step"], self._run.saved_total or self.total_steps
+        progress = steps / planned if isinstance(planned, int) else torch.zeros_like(steps, dtype=torch.float32)
+        shared = first_group["shared"] = rule.validated(State({}, first_group["shared"]), value, progress).shared
+        is_back = rolled_back(rule.rollback(shared), members, self.state)
+        if is_back and self._guard is not None:
+            self._guard.expect_jump()
+        return is_back
 
     @torch.no_grad()
     def eval(self) -> None:

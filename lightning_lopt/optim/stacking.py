@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.allocator import MIB, keep_freed_memory
+from lightning_lopt.optim.copies import COPIES
 from lightning_lopt.optim.groups import Member
-from lightning_lopt.optim.guard_adamw import COPIES
 from lightning_lopt.optim.precision import real, wide
 from lightning_lopt.optim.state_types import narrowed
 from lightning_lopt.rules.base import StepContext, UpdateRule
@@ -41,7 +41,7 @@ class StoredStack:
     def follow(self, states: States, state_dtype: torch.dtype | None, rule: UpdateRule) -> None:
         """Stack tensors that were put into ``states`` since the last step, and replace them by views of the stack.
 
-        The stack has ``state_dtype``, as far as the rule allows. The copies of a guard stay as they are.
+        The stack has ``state_dtype``, as far as the rule allows. Copies of parameters stay as they are.
         """
         owned = [states[member.param] for member in self.members]
         if all(_is_unchanged(state, views) for state, views in zip(owned, self._views, strict=True)):

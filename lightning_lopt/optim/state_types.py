@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lopt.optim.guard_adamw import COPIES
+from lightning_lopt.optim.copies import COPIES
 from lightning_lopt.optim.rounding import rounded
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack
@@ -34,7 +34,7 @@ def checked_state_dtype(state_dtype: Any) -> torch.dtype | None:
 def narrowed(state: Mapping[str, Tensor], state_dtype: torch.dtype | None, rule: UpdateRule) -> dict[str, Tensor]:
     """The state of one parameter as it is stored: floating tensors of more than one entry in ``state_dtype``.
 
-    Keys in :attr:`UpdateRule.exact_state`, the copies of a guard, tensors of one entry and integers keep their type;
+    Keys in :attr:`UpdateRule.exact_state`, copies of parameters, tensors of one entry and integers keep their type;
     with ``None`` all tensors do.
     """
     if state_dtype is None:
@@ -56,7 +56,7 @@ def converted(
     state: Mapping[str, Tensor], state_dtype: torch.dtype | None, rule: UpdateRule, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """A loaded state as it is stored: its floating tensors in ``dtype``, the type of the arithmetic, whatever type they
-    were saved in, or in ``state_dtype`` where :func:`narrowed` stores them so; copies of a guard keep their type."""
+    were saved in, or in ``state_dtype`` where :func:`narrowed` stores them so; copies of parameters keep their type."""
     typed = {k: v.to(dtype) if v.is_floating_point() and k not in COPIES else v for k, v in state.items()}
     return narrowed(typed, state_dtype, rule)
 

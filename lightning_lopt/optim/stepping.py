@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.optim.compiled_steps import CompiledSteps
+from lightning_lopt.optim.copies import without_copies
 from lightning_lopt.optim.diagnostics import relative_steps
 from lightning_lopt.optim.groups import Member
 from lightning_lopt.optim.guard_adamw import SWITCHED
@@ -221,7 +222,7 @@ class RuleOptimizer(RunOptimizer):
         """Parameters and gradients of sharded ``members`` by name, gathered and in wide types, and their state by name,
         gathered and in its stored types; members without a state get their initial one."""
         grads = {m.name: reduced(dense(m.param.grad), m.param) for m in members}
-        tensors = {m.name: self.state[m.param] for m in members if self.state.get(m.param)}
+        tensors = {m.name: without_copies(self.state[m.param]) for m in members if self.state.get(m.param)}
         # Checkpoints of torch.distributed miss the state of a trainable parameter that has had no gradient.
         waiting = [m for m in self._members() if m.param.requires_grad and m.param not in self.state]
         beginners = [m for m in members if m.name not in tensors] + [m for m in waiting if m.name not in grads]

@@ -6,12 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, final
 
+import torch
 from torch import Tensor
 
 from lightning_lopt.rules.contract.context import (
     THETA_DTYPE,
     Columns,
     Params,
+    Rollback,
     State,
     StepContext,
     TensorState,
@@ -32,20 +34,9 @@ from lightning_lopt.rules.contract.stacks import (
 from lightning_lopt.rules.pickled import PickledAsData
 
 __all__ = [
-    "ROLES",
-    "RULES",
-    "THETA_DTYPE",
-    "Columns",
-    "Params",
-    "Role",
-    "State",
-    "StepContext",
-    "TensorInputs",
-    "TensorState",
-    "UpdateRule",
-    "Updates",
-    "register_rule",
-]
+    "ROLES", "RULES", "THETA_DTYPE", "Columns", "Params", "Role", "Rollback", "State", "StepContext", "TensorInputs",
+    "TensorState", "UpdateRule", "Updates", "register_rule",
+]  # fmt: skip
 
 
 class UpdateRule(PickledAsData, ABC):
@@ -298,3 +289,8 @@ class UpdateRule(PickledAsData, ABC):
     def validated(self, state: State, loss: Tensor, progress: Tensor) -> State:
         """The state after a validation loss, 0-dim, at a share ``progress`` of the planned steps, 0-dim."""
         return state
+
+    def rollback(self, shared: dict[str, Tensor]) -> Rollback:
+        """Whether training goes back to earlier parameters, from the shared state after :meth:`validated`; by default
+        it never does. The caller keeps the copy of the best parameters."""
+        return Rollback(*torch.zeros(2, dtype=torch.bool).unbind())

@@ -13,6 +13,7 @@ from lightning_lopt.checks import check_numbers, check_positive, check_sizes
 from lightning_lopt.rules.base import (
     THETA_DTYPE,
     Columns,
+    Rollback,
     State,
     StepContext,
     TensorInputs,
@@ -30,16 +31,10 @@ from lightning_lopt.rules.residual_parts.moment import Moment
 from lightning_lopt.rules.residual_parts.restraint import Restraint
 from lightning_lopt.rules.residual_parts.role_constants import RoleConstants
 from lightning_lopt.rules.residual_parts.running_averages import accumulate, gradient_power, momentum_of
-from lightning_lopt.rules.residual_parts.signals import (
-    LOSS_DECAYS,
-    SIGNALS,
-    average_loss,
-    shared_signals,
-    tensor_signals,
-)
+from lightning_lopt.rules.residual_parts.signals import AVERAGES, SIGNALS, average_loss, shared_signals, tensor_signals
 from lightning_lopt.rules.residual_parts.step_direction import direction_of, has_role, update_of
 from lightning_lopt.rules.residual_parts.structure import Signs, signs_of, trained
-from lightning_lopt.rules.residual_parts.validation import blank_memory, factor_of, memory_after
+from lightning_lopt.rules.residual_parts.validation import blank_memory, factor_of, memory_after, rollback_of
 from lightning_lopt.rules.shared.arithmetic import rms
 
 FIRST_TURNS = 20  # steps that all turn the eigenbases, which are far from their goal then
@@ -90,7 +85,8 @@ class ResidualRule(UpdateRule):
         longest_side: a side of a rotated tensor that is longer than this, and than the other side, has no basis, > 0;
             in the role ``matrix`` directions are orthogonalised then
             (:func:`~lightning_lopt.rules.residual_parts.eigenbasis.out_evened`).
-        reads_validation: shorten all steps where the validation loss rises, if the run passes it.
+        reads_validation: where the validation loss rises, if the run passes it, shorten all steps, and go back to the
+            parameters of its lowest value.
 
     Raises:
         ValueError: if a number is out of its range, or a role is unknown, or both orthogonalised and rotated.
@@ -199,7 +195,7 @@ class ResidualRule(UpdateRule):
     def init_shared(self, like: Tensor) -> dict[str, Tensor]:
         shared = {"gradient_unit": like.new_zeros(())}
         if self.controller is not None:
-            shared["loss_averages"] = like.new_zeros(len(LOSS_DECAYS))
+            shared["loss_averages"] = like.new_zeros(AVERAGES)
         if self.calibration is not None:
             shared["calibration"] = like.new_zeros(2)
         if self.restraint is not None:
@@ -284,6 +280,9 @@ class ResidualRule(UpdateRule):
             memory = memory_after(state.shared["validation"], loss, progress)
             state = State(state.tensors, state.shared | {"validation": memory})
         return state
+
+    def rollback(self, shared: dict[str, Tensor]) -> Rollback:
+        return rollback_of(shared["validation"]) if self.reads_validation else super().rollback(shared)
 
     def diagnostics(self, state: State) -> dict[str, Tensor]:
         """``calibration``: the common factor on all steps, 1 before the second step; ``validation``: the factor from

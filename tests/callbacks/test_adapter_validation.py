@@ -130,3 +130,22 @@ def test_stop_and_resume_is_no_stop(tmp_path):
     straight = run(save)
     assert torch.equal(run(ckpt=tmp_path / "epoch=1.ckpt"), straight)
     assert not torch.equal(run(factor=-1.0), straight)
+
+
+def test_a_fit_ends_with_the_weights_of_the_lowest_loss(caplog):
+    """The loss rises after the first epoch; weights go back after each of the others, and the log says so once."""
+    caplog.set_level(logging.INFO)
+    weights = []
+
+    class Watched(Validated):
+        def on_validation_epoch_end(self):
+            super().on_validation_epoch_end()
+            weights.append(torch.cat([x.detach().flatten() for x in self.parameters()]))
+
+    rule = ResidualRule(direction=False, controller=False, reads_validation=True)
+    module = Watched(rule, {"val_loss": 1.0})
+    fit(module, epochs=4, data={"train_dataloaders": loader(), "val_dataloaders": loader()}, num_sanity_val_steps=0)
+    final = torch.cat([x.detach().flatten() for x in module.parameters()])
+    assert torch.equal(final, weights[0])
+    assert not torch.equal(weights[-1], weights[0])
+    assert caplog.text.count("goes on from the weights of") == 1

@@ -125,3 +125,8 @@ def test_tensors_come_together_and_are_cut_as_torch_cuts_them(fast):
         assert "one Shard" in partial
         assert "not both" in interleaved
         assert "rows on this rank where even chunks have 2" in uneven
+
+
+def test_a_risen_validation_loss_sets_shards_back(fast):
+    for report in fast["placements"]:
+        assert report["validated"] == {"set back": [[False, False, True, True, False]] * 2, "same": [True, True]}

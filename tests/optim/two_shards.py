@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributed.tensor.placement_types import _StridedShard
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_lopt import AdamRule, LearnedOptimizer, ScheduleFreeAdamRule, SGDRule
+from lightning_lopt import AdamRule, LearnedOptimizer, ResidualRule, ScheduleFreeAdamRule, SGDRule
 from lightning_lopt.optim.sharding import cut_like, gathered
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "rules"))
@@ -254,7 +254,34 @@ def placements():
         "bfloat16": in_bfloat16(),
         "not finite": not_finite_on_one_rank(),
         "partial": partial_gradient(),
+        "validated": set_back_alike(),
     }
+
+
+def set_back(mesh=None):
+    """Parameters and state of a run whose validation loss rises, with the parameters at its lowest value."""
+    torch.manual_seed(0)
+    model = Model().float()
+    if mesh is not None:
+        shard(model, mesh)
+    rule = ResidualRule(direction=False, controller=False, calibrated=True, reads_validation=True)
+    optimizer, best, was_set_back = LearnedOptimizer(model, rule, total_steps=STEPS), {}, []
+    for step, loss in enumerate([2.0, 1.0, 1.9, 1.1, 0.9]):
+        optimizer.step(give(model, step))
+        was_set_back.append(optimizer.validated(loss))
+        if step == 1:
+            best = values(model)
+        if step == 2:
+            assert all(torch.equal(best[name], x) for name, x in values(model).items())
+    return was_set_back, values(model), states(model, optimizer)
+
+
+def set_back_alike():
+    (shards_back, *shards), (whole_back, *whole) = set_back(init_device_mesh("cpu", (2,))), set_back()
+    same_values = [
+        all(torch.equal(one[key], other[key]) for key in one) for one, other in zip(shards, whole, strict=True)
+    ]
+    return {"set back": [shards_back, whole_back], "same": same_values}
 
 
 def three_types():

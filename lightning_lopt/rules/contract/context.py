@@ -39,6 +39,18 @@ class State(NamedTuple):
     shared: dict[str, Tensor]
 
 
+class Rollback(NamedTuple):
+    """What a validation loss says about the parameters, 0-dim and boolean each.
+
+    Attributes:
+        is_best: whether the present parameters are the best so far.
+        is_due: whether training goes back to the best parameters.
+    """
+
+    is_best: Tensor
+    is_due: Tensor
+
+
 @dataclass(frozen=True)
 class StepContext:
     """The inputs of a step besides parameters, gradients and state.

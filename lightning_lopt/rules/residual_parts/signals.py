@@ -11,6 +11,7 @@ from lightning_lopt.rules.base import ROLES, Role, StepContext
 from lightning_lopt.rules.shared.arithmetic import TINY, constants, matrix_shape
 
 LOSS_DECAYS = (0.9, 0.99)  # of the fast and the slow average of the loss
+AVERAGES = len(LOSS_DECAYS)
 SIGNALS = 11 + len(ROLES)
 
 

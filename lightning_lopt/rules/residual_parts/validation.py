@@ -1,4 +1,4 @@
-r"""Shortens steps where the validation loss rises, which the training loss cannot show.
+r"""Shortens steps where the validation loss rises, which the training loss cannot show, and goes back from there.
 
 With the losses :math:`v_1 \dots v_k`, their lowest :math:`b` and their highest :math:`h`, the rise
 :math:`r = (v_k - b) / (h - b)` lies between 0 and 1. It has no unit: multiplying losses by a constant, or adding
@@ -9,7 +9,8 @@ factor is 1 at first, and
     \frac{r - 0.05}{0.2}, 0, 1\Big) + w\, [v_k = b],\ -3,\ 0\Big), \qquad w = \min(1, 20\, \Delta)
 
 with :math:`\Delta` the share of the planned steps since the last loss. More than 20 losses in a run count less
-each, and are averaged at the same rate before they are compared.
+each, and are averaged at the same rate before they are compared. Where r > 0.05, training goes on from the parameters
+of the lowest loss.
 
 The memory is a tensor of six numbers: the number of losses, their running average, the lowest and the highest value
 of that average, :math:`\log f`, and the progress at the last loss.
@@ -19,6 +20,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from lightning_lopt.rules.contract.context import Rollback
 
 CHECKS = 20.0  # losses that come more often than so many times in a run are averaged
 TOLERANCE, CLEAR = 0.05, 0.25  # a rise, as a share of the range of losses so far: of no effect, and of full effect
@@ -34,6 +37,19 @@ def blank_memory(like: Tensor) -> Tensor:
 def factor_of(memory: Tensor) -> Tensor:
     """The factor f, 0-dim."""
     return torch.exp(memory[4])
+
+
+def rollback_of(memory: Tensor) -> Rollback:
+    """Whether the loss that the memory has taken in last is the lowest, and whether it has risen.
+
+    >>> memory = blank_memory(torch.zeros(()))
+    >>> for check, loss in enumerate([2.0, 1.0, 1.5]):
+    ...     memory = memory_after(memory, torch.tensor(loss), torch.tensor(0.1 * (check + 1)))
+    >>> rollback_of(memory)
+    Rollback(is_best=tensor(False), is_due=tensor(True))
+    """
+    count, average, lowest, highest, _, _ = memory.unbind(-1)
+    return Rollback((count > 0) & (average <= lowest), _rise(average, lowest, highest) > TOLERANCE)
 
 
 def memory_after(memory: Tensor, loss: Tensor, progress: Tensor) -> Tensor:
@@ -58,8 +74,12 @@ def memory_after(memory: Tensor, loss: Tensor, progress: Tensor) -> Tensor:
     is_lowest = is_first | (average < lowest)
     lowest = torch.where(is_lowest, average, lowest)
     highest = torch.where(is_first, average, torch.maximum(highest, average))
-    rise = (average - lowest) / torch.where(highest > lowest, highest - lowest, 1.0)
+    rise = _rise(average, lowest, highest)
     change = is_lowest.to(memory.dtype) - ((rise - TOLERANCE) / (CLEAR - TOLERANCE)).clamp(0.0, 1.0)
     log_factor = (log_factor + STRENGTH * weight * change).clamp(LOWEST, 0.0)
     new_memory = torch.stack([count + 1, average, lowest, highest, log_factor, progress])
     return torch.where(loss.isfinite(), new_memory, memory)
+
+
+def _rise(average: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
+    return (average - lowest) / torch.where(highest > lowest, highest - lowest, 1.0)

@@ -1,0 +1,51 @@
+"""Copies of a parameter in its state, which no rule reads: those of a guard, and the weights of the lowest loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lightning_lopt.optim.groups import Member
+from lightning_lopt.optim.precision import real
+from lightning_lopt.rules.contract.context import Rollback
+
+GUARD_COPIES = ("guard_kept", "guard_candidate")
+BEST_WEIGHTS = "best_weights"
+COPIES = (*GUARD_COPIES, BEST_WEIGHTS)
+"""Keys in the state of a parameter."""
+
+
+def without_copies(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a parameter without copies."""
+    return {key: value for key, value in state.items() if key not in COPIES}
+
+
+def rolled_back(
+    rollback: Rollback, members: Sequence[Member], states: Mapping[Tensor, MutableMapping[str, Tensor]]
+) -> bool:
+    """Copy the parameters if they are the best so far, or set them back to that copy if a rollback is due.
+
+    Args:
+        rollback: of the rule; reading it waits for the device.
+        members: all parameters of an optimizer; those without state have not been trained, and are left alone.
+        states: state of the parameters; the copies are in it.
+
+    Returns:
+        whether the parameters were set back.
+    """
+    trained = [(real(member.param.detach()), states[member.param]) for member in members if states.get(member.param)]
+    if bool(rollback.is_best):
+        for param, state in trained:
+            if BEST_WEIGHTS in state:
+                state[BEST_WEIGHTS].copy_(param)
+            else:
+                state[BEST_WEIGHTS] = param.clone()
+        return False
+    copied = [(param, state[BEST_WEIGHTS]) for param, state in trained if BEST_WEIGHTS in state]
+    is_due = bool(copied) and bool(rollback.is_due)
+    if is_due:
+        for param, best in copied:
+            param.copy_(best)
+    return is_due

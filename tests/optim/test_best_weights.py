@@ -1,0 +1,189 @@
+"""Where the validation loss rises, the parameters are those of its lowest value again."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_lopt import AdamRule, LearnedOptimizer, LossGuard, ResidualRule, load_rule
+from lightning_lopt.meta.rule_models import RuleModels
+from lightning_lopt.optim.copies import BEST_WEIGHTS
+from lightning_lopt.tasks import Quadratic
+
+
+def model_of(dtype=torch.float32):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 7), nn.Linear(7, 2)).to(dtype)
+
+
+def train(model, optimizer, steps=5):
+    """By default a twentieth of the run, from which on each validation loss counts by itself."""
+    for _ in range(steps):
+        x = torch.randn(6, 5, generator=torch.Generator().manual_seed(optimizer.calls), dtype=torch.float32)
+        loss = model(x.to(model[0].weight.dtype)).float().square().mean()
+        loss.backward()
+        optimizer.step(loss.detach())
+        optimizer.zero_grad()
+
+
+def values(model):
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def equal(first, second):
+    return all(map(torch.equal, first, second))
+
+
+def copies(optimizer):
+    return [key for state in optimizer.state.values() for key in state if key == BEST_WEIGHTS]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("settings", [{}, {"state_dtype": torch.bfloat16}, {"guard": LossGuard(lr=1e-3)}])
+def test_a_rise_sets_parameters_back_bit_for_bit(dtype, settings):
+    model = model_of(dtype)
+    optimizer = LearnedOptimizer(model, "base", total_steps=100, **settings)
+    train(model, optimizer)
+    assert not optimizer.validated(3.0)
+    train(model, optimizer)
+    assert not optimizer.validated(1.0)
+    best = values(model)
+    train(model, optimizer)
+    slightly_worse = values(model)
+    assert not optimizer.validated(1.05)  # 2.5 % of the range of losses
+    assert equal(values(model), slightly_worse)
+    for _ in range(2):
+        train(model, optimizer)
+        assert not equal(values(model), best)
+        assert optimizer.validated(2.0)
+        assert equal(values(model), best)
+    train(model, optimizer)
+    assert not optimizer.validated(0.9)
+    better = values(model)
+    train(model, optimizer)
+    assert optimizer.validated(2.0)
+    assert equal(values(model), better)
+    assert optimizer.guard_state in ("off", "active")
+
+
+def test_a_loss_that_is_not_finite_sets_nothing_back():
+    model = model_of()
+    optimizer = LearnedOptimizer(model, "base", total_steps=100)
+    for loss in (2.0, 1.0):
+        train(model, optimizer)
+        optimizer.validated(loss)
+    train(model, optimizer)
+    before = values(model)
+    assert not optimizer.validated(float("nan"))
+    assert equal(values(model), before)
+    assert optimizer.validated(2.0)
+
+
+def test_there_is_no_copy_without_validation_or_where_the_rule_does_not_go_back():
+    model = model_of()
+    optimizer = LearnedOptimizer(model, "base", total_steps=100)
+    optimizer.validated(1.0)  # before the first step, when nothing is trained
+    train(model, optimizer)
+    assert not copies(optimizer)
+    optimizer.validated(0.9)
+    assert len(copies(optimizer)) == len(list(model.parameters()))
+    other = LearnedOptimizer(model, AdamRule(1e-3), total_steps=100)
+    train(model, other)
+    other.validated(1.0)
+    assert not copies(other)
+
+
+def test_a_parameter_that_joins_later_stays_as_it_is():
+    model = model_of()
+    model[2].requires_grad_(False)
+    optimizer = LearnedOptimizer(model, "base", total_steps=100)
+    for loss in (2.0, 1.0):
+        train(model, optimizer)
+        optimizer.validated(loss)
+    model[2].requires_grad_(True)
+    best = values(model)
+    train(model, optimizer)
+    joined = [p.detach().clone() for p in model[2].parameters()]
+    assert optimizer.validated(2.0)
+    assert equal(values(model)[:4], best[:4])
+    assert equal(list(model[2].parameters()), joined)
+
+
+def test_complex_parameters_are_set_back():
+    weight = nn.Parameter(torch.randn(3, 4, dtype=torch.complex64))
+    optimizer = LearnedOptimizer([("w", weight)], "base", total_steps=10)
+    for loss in (2.0, 1.0, 2.0):
+        weight.grad = torch.randn(3, 4, dtype=torch.complex64)
+        optimizer.step(1.0)
+        if loss == 1.0:
+            best = weight.detach().clone()
+        optimizer.validated(loss)
+    assert torch.equal(weight.detach(), best)
+
+
+@pytest.mark.parametrize("guard", [False, True])
+def test_stop_and_resume_is_no_stop(guard):
+    def finished(model, optimizer):
+        train(model, optimizer)
+        was_set_back = optimizer.validated(2.0)
+        train(model, optimizer)
+        return was_set_back, values(model)
+
+    model = model_of()
+    optimizer = LearnedOptimizer(model, "base", total_steps=100, guard=guard)
+    for loss in (2.0, 1.0):
+        train(model, optimizer)
+        optimizer.validated(loss)
+    train(model, optimizer)
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    was_set_back, expected = finished(model, optimizer)
+    assert was_set_back
+    model = model_of()
+    model.load_state_dict(saved[0])
+    optimizer = LearnedOptimizer(model, "base", total_steps=100, guard=guard)
+    optimizer.load_state_dict(saved[1])
+    was_set_back, resumed = finished(model, optimizer)
+    assert was_set_back
+    assert equal(resumed, expected)
+
+
+def test_a_damaged_copy_is_left_out():
+    model = model_of()
+    optimizer = LearnedOptimizer(model, "base", total_steps=100)
+    for loss in (2.0, 1.0):
+        train(model, optimizer)
+        optimizer.validated(loss)
+    saved = optimizer.state_dict()
+    saved["state"][0][BEST_WEIGHTS] = torch.zeros(3)
+    saved["state"][1][BEST_WEIGHTS] = "weights"
+    optimizer.load_state_dict(saved)
+    assert len(copies(optimizer)) == len(list(model.parameters())) - 2
+
+
+def test_models_side_by_side_are_set_back_one_by_one():
+    rule = ResidualRule(direction=False, controller=False, reads_validation=True)
+    models = RuleModels([rule], Quadratic(torch.tensor([1.0, 4.0])), 100, 3, 0)
+    best = {}
+    for losses in ([3.0, 3.0, 3.0], [1.0, 1.0, 1.0], [2.0, 0.5, float("nan")]):
+        with torch.no_grad():
+            models.advance(3)
+        before = models.runs.params["x"]
+        models.validated(torch.tensor(losses))
+        if losses[0] == 1.0:
+            best = before
+    after = models.runs.params["x"]
+    assert torch.equal(after[0], best[0])
+    assert torch.equal(after[1:], before[1:])
+    assert not torch.equal(before[0], best[0])
+
+
+def test_a_rule_that_reads_losses_and_never_goes_back_is_left_alone():
+    rule = load_rule("base")
+    rule.rollback = super(ResidualRule, rule).rollback
+    model = model_of()
+    optimizer = LearnedOptimizer(model, rule, total_steps=100)
+    for loss in (2.0, 1.0, 2.0):
+        train(model, optimizer)
+        assert not optimizer.validated(loss)
+    assert not copies(optimizer)
