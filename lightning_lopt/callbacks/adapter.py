@@ -39,7 +39,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
     without a jump of the schedule, and a message says so. Where another number of steps is made than planned, as after
     early stopping, a warning names both numbers.
 
-    **Validation loss.** Rules that read it get the logged one: ``base`` shortens its steps where that loss rises.
+    **Validation loss.** Where the logged one rises, ``base`` shortens its steps and goes back to its best weights.
 
     **The swap.** With ``rule``, the optimizers that the module configures are replaced, in this Trainer only; the
     module is not changed. Groups keep their keys and the ratios of their rates; a group with ``lr=0`` beside others
