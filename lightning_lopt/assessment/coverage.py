@@ -10,22 +10,19 @@ from torch import nn
 
 from lightning_lopt.io import load_meta_training
 from lightning_lopt.rules.base import UpdateRule
+from lightning_lopt.tasks.base import Layers
+from lightning_lopt.tasks.mixtures import families_with
 
 FAR = 2.0  # factor beyond the longest horizon or the largest batch that counts as a gap
 FAR_LARGER = 10.0  # the same for the number of parameters
 
-_LAYERS: dict[str, tuple[tuple[type[nn.Module], ...], frozenset[str]]] = {
-    "convolutions": ((nn.modules.conv._ConvNd,), frozenset({"image_cnn", "image_resnet"})),
-    "recurrent layers": ((nn.RNNBase, nn.RNNCellBase), frozenset({"char_rnn"})),
-    "attention": (
-        (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer),
-        frozenset({"image_vit", "char_transformer"}),
-    ),
-    "embeddings": (
-        (nn.Embedding, nn.EmbeddingBag),
-        frozenset({"categorical", "char_rnn", "char_transformer"}),
-    ),
+_CLASSES: dict[Layers, tuple[type[nn.Module], ...]] = {
+    "convolutions": (nn.modules.conv._ConvNd,),
+    "recurrent layers": (nn.RNNBase, nn.RNNCellBase),
+    "attention": (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer),
+    "embeddings": (nn.Embedding, nn.EmbeddingBag),
 }
+_LAYERS = {kind: (classes, families_with(kind)) for kind, classes in _CLASSES.items()}
 """Kinds of layers: the classes of their layers, and the task families that contain them."""
 
 

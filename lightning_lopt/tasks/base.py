@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from lightning_lopt.rules.base import Params, Role
 
 Batch = dict[str, Tensor]
 Split = Literal["train", "valid"]
+Layers = Literal["convolutions", "recurrent layers", "attention", "embeddings"]
 
 AUXILIARY_PREFIX = "~"
 """Prefix of the names of entries of params and batches that are neither parameters nor examples."""
@@ -108,6 +109,7 @@ class TaskFamily(ABC):
 
     Attributes:
         name: name in mixtures, logs and cards.
+        layers: kinds of layers in the networks of the family, by which ``assess`` tells whether meta-training had them.
 
     Example:
         >>> from lightning_lopt.tasks import Quadratic
@@ -122,6 +124,7 @@ class TaskFamily(ABC):
     """
 
     name: str
+    layers: ClassVar[tuple[Layers, ...]] = ()
 
     @abstractmethod
     def sample(self, generator: torch.Generator) -> Task:

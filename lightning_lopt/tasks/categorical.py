@@ -101,6 +101,7 @@ class Categorical(ModelFamily):
     """
 
     name = "categorical"
+    layers = ("embeddings",)
 
     def __init__(
         self,

@@ -116,6 +116,7 @@ class CharRNN(CharFamily):
     """
 
     name = "char_rnn"
+    layers = ("recurrent layers", "embeddings")
     task_class = CharRNNTask
 
     def __init__(

@@ -106,6 +106,7 @@ class CharTransformer(CharFamily):
     """
 
     name = "char_transformer"
+    layers = ("attention", "embeddings")
     task_class = CharTransformerTask
 
     def __init__(

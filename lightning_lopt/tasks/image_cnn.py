@@ -113,6 +113,7 @@ class ImageCNN(ImageFamily):
     """
 
     name = "image_cnn"
+    layers = ("convolutions",)
     task_class = ImageCNNTask
 
     def __init__(

@@ -134,6 +134,7 @@ class ImageResNet(ImageFamily):
     """
 
     name = "image_resnet"
+    layers = ("convolutions",)
     task_class = ImageResNetTask
 
     def __init__(

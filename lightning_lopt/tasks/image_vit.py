@@ -109,6 +109,7 @@ class ImageViT(PatchFamily):
     """
 
     name = "image_vit"
+    layers = ("attention",)
     task_class = ImageViTTask
 
     def __init__(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from lightning_lopt.tasks.base import TaskFamily
+from lightning_lopt.tasks.base import Layers, TaskFamily
 from lightning_lopt.tasks.categorical import Categorical
 from lightning_lopt.tasks.celo import Celo4
 from lightning_lopt.tasks.char_rnn import CharRNN
@@ -142,6 +142,16 @@ def make_families(
         else:
             task_families.append(OTHER_FAMILIES[entry]())
     return task_families
+
+
+def families_with(layers: Layers) -> frozenset[str]:
+    """Names of the families whose networks have layers of this kind.
+
+    >>> sorted(families_with("convolutions"))
+    ['image_cnn', 'image_resnet']
+    """
+    families = IMAGE_FAMILIES | TEXT_FAMILIES | OTHER_FAMILIES
+    return frozenset(name for name, family in families.items() if layers in getattr(family, "layers", ()))
 
 
 def _known_names() -> str:
