@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
 from lightning_lopt.evaluation.baselines import Baselines
-from lightning_lopt.evaluation.evaluator import measurements_on
+from lightning_lopt.evaluation.evaluator import check_names, measurements_on
 from lightning_lopt.evaluation.measurement import Problem
 from lightning_lopt.evaluation.results import ProblemResult
 from lightning_lopt.evaluation.suites import named_problems
@@ -34,6 +34,9 @@ def compare(
         against: names of baselines; or one name.
         seed: seed of models and mini-batches of the rules.
 
+    Raises:
+        ValueError: if there is nothing to measure, or a name is unknown or used twice.
+
     Example:
         >>> from lightning_lopt import AdamRule
         >>> from lightning_lopt.evaluation import Baselines, Problem
@@ -45,7 +48,9 @@ def compare(
         bowl True
     """
     against = (against,) if isinstance(against, str) else against
-    for problem in named_problems(problems) if isinstance(problems, str) else problems:
+    problems = named_problems(problems) if isinstance(problems, str) else problems
+    check_names(rules, problems, against)
+    for problem in problems:
         measurements = measurements_on(problem, (*rules, *against), rules, baselines, seed=seed)
         yield ProblemResult.of(problem, measurements)
 

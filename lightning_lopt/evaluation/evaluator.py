@@ -142,7 +142,8 @@ def evaluate(
     if isinstance(problems, str):
         suite = suite or problems
         problems = named_problems(problems)
-    _check(rules, problems, against, workers)
+    check_names(rules, problems, against)
+    check_sizes(workers=workers)
     work = Work(tuple(problems), dict(rules), baselines)
     store = MeasurementStore(None if folder is None else Path(folder))
     marks = [_marks(problem) for problem in problems]
@@ -228,7 +229,12 @@ def _measured_before(work: Work, store: MeasurementStore, keys: Mapping[Job, str
     return measurements
 
 
-def _check(rules: Mapping[str, UpdateRule], problems: Sequence[Problem], against: Sequence[str], workers: int) -> None:
+def check_names(rules: Mapping[str, UpdateRule], problems: Sequence[Problem], against: Sequence[str]) -> None:
+    """Check that there is something to measure, and that each name has one meaning.
+
+    Raises:
+        ValueError: if it is not so.
+    """
     if not rules or not problems or not against:
         raise ValueError(
             f"got {len(rules)} rules, {len(problems)} problems and {len(against)} baselines; give at least one of each."
@@ -241,7 +247,6 @@ def _check(rules: Mapping[str, UpdateRule], problems: Sequence[Problem], against
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"two {what} are called {twice!r}; give them names that differ.")
-    check_sizes(workers=workers)
 
 
 def _measured(
