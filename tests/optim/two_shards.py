@@ -266,12 +266,12 @@ def set_back(mesh=None):
         shard(model, mesh)
     rule = ResidualRule(direction=False, controller=False, calibrated=True, reads_validation=True)
     optimizer, best, was_set_back = LearnedOptimizer(model, rule, total_steps=STEPS), {}, []
-    for step, loss in enumerate([2.0, 1.0, 1.9, 1.1, 0.9]):
+    for step, loss in enumerate([2.0, 1.0, 1.9, 1.8, 0.9]):
         optimizer.step(give(model, step))
         was_set_back.append(optimizer.validated(loss))
         if step == 1:
             best = values(model)
-        if step == 2:
+        if step == 3:
             assert all(torch.equal(best[name], x) for name, x in values(model).items())
     return was_set_back, values(model), states(model, optimizer)
 

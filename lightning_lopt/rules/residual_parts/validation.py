@@ -9,11 +9,11 @@ factor is 1 at first, and
     \frac{r - 0.05}{0.2}, 0, 1\Big) + w\, [v_k = b],\ -3,\ 0\Big), \qquad w = \min(1, 20\, \Delta)
 
 with :math:`\Delta` the share of the planned steps since the last loss. More than 20 losses in a run count less
-each, and are averaged at the same rate before they are compared. Where r > 0.05, training goes on from the parameters
-of the lowest loss.
+each, and are averaged at the same rate before they are compared. Where r > 0.05 twice in a row, training goes on from
+the parameters of the lowest loss.
 
-The memory is a tensor of six numbers: the number of losses, their running average, the lowest and the highest value
-of that average, :math:`\log f`, and the progress at the last loss.
+The memory is a tensor of seven numbers: the number of losses, their running average, the lowest and the highest value
+of that average, :math:`\log f`, the progress at the last loss, and how often in a row r > 0.05, up to 2.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from lightning_lopt.rules.contract.context import Rollback
 CHECKS = 20.0  # losses that come more often than so many times in a run are averaged
 TOLERANCE, CLEAR = 0.05, 0.25  # a rise, as a share of the range of losses so far: of no effect, and of full effect
 STRENGTH = 1.0  # of the logarithm of the factor: lost at a clear rise, gained again at the lowest loss so far
+PATIENCE = 2  # rises in a row after which the parameters are set back
 LOWEST = -3.0  # of that logarithm: steps never end, since a loss that has risen may fall again
 
 
 def blank_memory(like: Tensor) -> Tensor:
-    """The memory before the first loss, (6,)."""
-    return like.new_zeros(6)
+    """The memory before the first loss, (7,)."""
+    return like.new_zeros(7)
 
 
 def factor_of(memory: Tensor) -> Tensor:
@@ -40,23 +41,23 @@ def factor_of(memory: Tensor) -> Tensor:
 
 
 def rollback_of(memory: Tensor) -> Rollback:
-    """Whether the loss that the memory has taken in last is the lowest, and whether it has risen.
+    """Whether the loss that the memory has taken in last is the lowest, and whether it has risen twice in a row.
 
     >>> memory = blank_memory(torch.zeros(()))
-    >>> for check, loss in enumerate([2.0, 1.0, 1.5]):
+    >>> for check, loss in enumerate([2.0, 1.0, 1.5, 1.4]):
     ...     memory = memory_after(memory, torch.tensor(loss), torch.tensor(0.1 * (check + 1)))
     >>> rollback_of(memory)
     Rollback(is_best=tensor(False), is_due=tensor(True))
     """
-    count, average, lowest, highest, _, _ = memory.unbind(-1)
-    return Rollback((count > 0) & (average <= lowest), _rise(average, lowest, highest) > TOLERANCE)
+    count, average, lowest, *_, risen = memory.unbind(-1)
+    return Rollback((count > 0) & (average <= lowest), risen == PATIENCE)
 
 
 def memory_after(memory: Tensor, loss: Tensor, progress: Tensor) -> Tensor:
     """The memory after a further validation loss.
 
     Args:
-        memory: memory before this loss, (6,).
+        memory: memory before this loss, (7,).
         loss: 0-dim; one that is not finite changes nothing.
         progress: steps made over steps planned, 0-dim.
 
@@ -66,7 +67,7 @@ def memory_after(memory: Tensor, loss: Tensor, progress: Tensor) -> Tensor:
     >>> factor_of(memory)
     tensor(0.3679)
     """
-    count, average, lowest, highest, log_factor, last_progress = memory.unbind()
+    count, average, lowest, highest, log_factor, last_progress, risen = memory.unbind()
     loss, progress = loss.to(memory.dtype), progress.to(memory.dtype)
     is_first = count == 0
     weight = torch.where(is_first, 1.0, (CHECKS * (progress - last_progress)).clamp(0.0, 1.0))
@@ -74,12 +75,9 @@ def memory_after(memory: Tensor, loss: Tensor, progress: Tensor) -> Tensor:
     is_lowest = is_first | (average < lowest)
     lowest = torch.where(is_lowest, average, lowest)
     highest = torch.where(is_first, average, torch.maximum(highest, average))
-    rise = _rise(average, lowest, highest)
+    rise = (average - lowest) / torch.where(highest > lowest, highest - lowest, 1.0)
+    risen = torch.where(rise > TOLERANCE, torch.where(risen == PATIENCE, 0.0, risen) + 1, 0.0)
     change = is_lowest.to(memory.dtype) - ((rise - TOLERANCE) / (CLEAR - TOLERANCE)).clamp(0.0, 1.0)
     log_factor = (log_factor + STRENGTH * weight * change).clamp(LOWEST, 0.0)
-    new_memory = torch.stack([count + 1, average, lowest, highest, log_factor, progress])
+    new_memory = torch.stack([count + 1, average, lowest, highest, log_factor, progress, risen])
     return torch.where(loss.isfinite(), new_memory, memory)
-
-
-def _rise(average: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
-    return (average - lowest) / torch.where(highest > lowest, highest - lowest, 1.0)
