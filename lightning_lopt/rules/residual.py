@@ -34,7 +34,7 @@ from lightning_lopt.rules.residual_parts.running_averages import accumulate, gra
 from lightning_lopt.rules.residual_parts.signals import AVERAGES, SIGNALS, average_loss, shared_signals, tensor_signals
 from lightning_lopt.rules.residual_parts.step_direction import direction_of, has_role, update_of
 from lightning_lopt.rules.residual_parts.structure import Signs, signs_of, trained
-from lightning_lopt.rules.residual_parts.validation import blank_memory, factor_of, memory_after, rollback_of
+from lightning_lopt.rules.residual_parts.validation import blank_memory, factor_of, growth_of, memory_after, rollback_of
 from lightning_lopt.rules.shared.arithmetic import rms
 
 FIRST_TURNS = 20  # steps that all turn the eigenbases, which are far from their goal then
@@ -248,7 +248,8 @@ class ResidualRule(UpdateRule):
             common, new_shared["calibration"], factors = self.calibration(memory, factors, promises, context.step)
             controls["log_factor"], controls["calibrated"] = factors, torch.exp(common + factors)
         if self.restraint is not None:
-            careful = self.restraint.factors(shared["gradient_size"], columns, at.per_unit, context.epochs)
+            growth = growth_of(shared["validation"]) if self.reads_validation else 0.0
+            careful = self.restraint.factors(shared["gradient_size"], columns, at.per_unit, context.epochs, growth)
             controls["careful"], new_shared["gradient_size"] = careful
         if self.reads_validation:
             controls["validated"] = factor_of(shared["validation"]).expand(len(columns["lowest"]))

@@ -7,12 +7,14 @@ import torch
 from torch import nn
 
 from lightning_lopt import LearnedOptimizer, ResidualRule
+from lightning_lopt.rules.residual_parts.restraint import Restraint
 from lightning_lopt.rules.residual_parts.validation import (
     CLEAR,
     LOWEST,
     TOLERANCE,
     blank_memory,
     factor_of,
+    growth_of,
     memory_after,
 )
 
@@ -100,3 +102,14 @@ def test_a_rule_that_does_not_read_it_ignores_it():
     rule = ResidualRule(direction=False, controller=False)
     for told, never_told in zip(steps(rule, [1.0, 2.0, 3.0]), steps(rule, [None] * 3), strict=True):
         assert torch.equal(told, never_told)
+
+
+def test_trained_tensors_take_longer_steps_as_the_loss_falls_up_to_full_ones():
+    memory, restraint = blank_memory(torch.zeros(())), Restraint()
+    columns = {"structure": torch.ones(1, 10), "power": torch.ones(1), "careful": torch.full((1,), 1.0)}
+    lengths = []
+    for check, loss in enumerate([2.0, 1.0, 0.5, 0.4, 0.3, 0.2, 1.1]):
+        memory = memory_after(memory, torch.tensor(loss), torch.tensor(0.05 * (check + 1)))
+        factors = restraint.factors(torch.zeros(3), columns, torch.ones(()), None, growth_of(memory))[0]
+        lengths.append(float(factors.detach()))
+    assert lengths == pytest.approx([math.exp(-x) for x in (0.75, 0.5, 0.25, 0.0, 0.0, 0.0, 0.5)], rel=1e-5)

@@ -83,7 +83,12 @@ class Restraint(nn.Module):
         return log_factor + self.planned_factor(epochs, depth), torch.stack([count, average, mean])
 
     def factors(
-        self, memory: Tensor, columns: Columns, per_unit: Tensor, epochs: Tensor | None
+        self,
+        memory: Tensor,
+        columns: Columns,
+        per_unit: Tensor,
+        epochs: Tensor | None,
+        growth: Tensor | float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """The factor on the steps of each of n tensors, (n,), and the memory for the next step.
 
@@ -94,12 +99,15 @@ class Restraint(nn.Module):
                 steps of a trained tensor, ``"careful"``, (n,) each.
             per_unit: 1 / unit, 0-dim.
             epochs: as of :meth:`forward`.
+            growth: logarithm of a factor by which the steps of a trained tensor lengthen, up to full steps.
         """
         signs = Signs(*columns["structure"].unbind(-1))
         log_norm = log_norm_of(columns["power"].sum(), per_unit)
         log_restraint, memory = self(memory, log_norm, epochs, depth_of(signs))
         shares = trained(signs, self.repetition(epochs))
-        return torch.exp((log_restraint - columns["careful"]) * shares), memory
+        log_factors = log_restraint - columns["careful"]
+        log_factors = torch.maximum(log_factors, (log_factors + growth).clamp(max=0.0))
+        return torch.exp(log_factors * shares), memory
 
     def planned_factor(self, epochs: Tensor | None, depth: Tensor | None) -> Tensor | float:
         """The logarithm of the factors that follow from the epochs and the depth, 0-dim; 0 for unknown ones.

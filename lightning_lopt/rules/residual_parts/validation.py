@@ -2,18 +2,22 @@ r"""Shortens steps where the validation loss rises, which the training loss cann
 
 With the losses :math:`v_1 \dots v_k`, their lowest :math:`b` and their highest :math:`h`, the rise
 :math:`r = (v_k - b) / (h - b)` lies between 0 and 1. It has no unit: multiplying losses by a constant, or adding
-one to them, changes nothing. Where most of the range is the progress of the run, noise is a small share of it. The
-factor is 1 at first, and
+one to them, changes nothing. Where most of the range is the progress of the run, noise is a small share of it. All
+steps have the factor f, which is 1 at first. Steps of trained tensors, which are shorter than full ones from the
+beginning, are longer by the factor g, up to full steps. With the decline
+:math:`d = \mathrm{clip}((r - 0.05) / 0.2, 0, 1)`,
 
-.. math:: \log f \leftarrow \mathrm{clip}\Big(\log f - w\, \mathrm{clip}\Big(
-    \frac{r - 0.05}{0.2}, 0, 1\Big) + w\, [v_k = b],\ -3,\ 0\Big), \qquad w = \min(1, 20\, \Delta)
+.. math:: \log f \leftarrow \mathrm{clip}\big(\log f + w\, ([v_k = b] - d),\ -3,\ 0\big), \qquad
+    \log g \leftarrow \mathrm{clip}\big(\log g + w\, (0.25\, [v_k = b] - d),\ 0,\ 4\big), \qquad
+    w = \min(1, 20\, \Delta)
 
-with :math:`\Delta` the share of the planned steps since the last loss. More than 20 losses in a run count less
-each, and are averaged at the same rate before they are compared. Where r > 0.05 twice in a row, training goes on from
-the parameters of the lowest loss.
+with :math:`\Delta` the share of the planned steps since the last loss. More than 20 losses in a run count less each,
+and are averaged at the same rate before they are compared. Where r > 0.05 twice in a row, training goes on from the
+parameters of the lowest loss.
 
-The memory is a tensor of seven numbers: the number of losses, their running average, the lowest and the highest value
-of that average, :math:`\log f`, the progress at the last loss, and how often in a row r > 0.05, up to 2.
+The memory is a tensor of eight numbers: the number of losses, their running average, the lowest and the highest value
+of that average, :math:`\log f`, the progress at the last loss, how often in a row r > 0.05, up to 2, and
+:math:`\log g`.
 """
 
 from __future__ import annotations
@@ -25,19 +29,24 @@ from lightning_lopt.rules.contract.context import Rollback
 
 CHECKS = 20.0  # losses that come more often than so many times in a run are averaged
 TOLERANCE, CLEAR = 0.05, 0.25  # a rise, as a share of the range of losses so far: of no effect, and of full effect
-STRENGTH = 1.0  # of the logarithm of the factor: lost at a clear rise, gained again at the lowest loss so far
+GROWTH, LARGEST_GROWTH = 0.25, 4.0  # of log g: at the lowest loss so far, and in all
 PATIENCE = 2  # rises in a row after which the parameters are set back
-LOWEST = -3.0  # of that logarithm: steps never end, since a loss that has risen may fall again
+LOWEST = -3.0  # of log f: steps never end, since a loss that has risen may fall again
 
 
 def blank_memory(like: Tensor) -> Tensor:
-    """The memory before the first loss, (7,)."""
-    return like.new_zeros(7)
+    """The memory before the first loss, (8,)."""
+    return like.new_zeros(8)
 
 
 def factor_of(memory: Tensor) -> Tensor:
     """The factor f, 0-dim."""
     return torch.exp(memory[4])
+
+
+def growth_of(memory: Tensor) -> Tensor:
+    """The logarithm of the factor g, 0-dim."""
+    return memory[7]
 
 
 def rollback_of(memory: Tensor) -> Rollback:
@@ -49,7 +58,7 @@ def rollback_of(memory: Tensor) -> Rollback:
     >>> rollback_of(memory)
     Rollback(is_best=tensor(False), is_due=tensor(True))
     """
-    count, average, lowest, *_, risen = memory.unbind(-1)
+    count, average, lowest, _, _, _, risen, _ = memory.unbind(-1)
     return Rollback((count > 0) & (average <= lowest), risen == PATIENCE)
 
 
@@ -57,7 +66,7 @@ def memory_after(memory: Tensor, loss: Tensor, progress: Tensor) -> Tensor:
     """The memory after a further validation loss.
 
     Args:
-        memory: memory before this loss, (7,).
+        memory: memory before this loss, (8,).
         loss: 0-dim; one that is not finite changes nothing.
         progress: steps made over steps planned, 0-dim.
 
@@ -67,7 +76,7 @@ def memory_after(memory: Tensor, loss: Tensor, progress: Tensor) -> Tensor:
     >>> factor_of(memory)
     tensor(0.3679)
     """
-    count, average, lowest, highest, log_factor, last_progress, risen = memory.unbind()
+    count, average, lowest, highest, log_factor, last_progress, risen, growth = memory.unbind()
     loss, progress = loss.to(memory.dtype), progress.to(memory.dtype)
     is_first = count == 0
     weight = torch.where(is_first, 1.0, (CHECKS * (progress - last_progress)).clamp(0.0, 1.0))
@@ -77,7 +86,8 @@ def memory_after(memory: Tensor, loss: Tensor, progress: Tensor) -> Tensor:
     highest = torch.where(is_first, average, torch.maximum(highest, average))
     rise = (average - lowest) / torch.where(highest > lowest, highest - lowest, 1.0)
     risen = torch.where(rise > TOLERANCE, torch.where(risen == PATIENCE, 0.0, risen) + 1, 0.0)
-    change = is_lowest.to(memory.dtype) - ((rise - TOLERANCE) / (CLEAR - TOLERANCE)).clamp(0.0, 1.0)
-    log_factor = (log_factor + STRENGTH * weight * change).clamp(LOWEST, 0.0)
-    new_memory = torch.stack([count + 1, average, lowest, highest, log_factor, progress, risen])
+    gain, decline = is_lowest.to(memory.dtype), ((rise - TOLERANCE) / (CLEAR - TOLERANCE)).clamp(0.0, 1.0)
+    log_factor = (log_factor + weight * (gain - decline)).clamp(LOWEST, 0.0)
+    growth = (growth + weight * (GROWTH * gain - decline)).clamp(0.0, LARGEST_GROWTH)
+    new_memory = torch.stack([count + 1, average, lowest, highest, log_factor, progress, risen, growth])
     return torch.where(loss.isfinite(), new_memory, memory)
