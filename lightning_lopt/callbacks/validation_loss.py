@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_lopt.optim import LearnedOptimizer
+from lightning_lopt.optim.sharding import free_copies
 
 HELD_OUT = re.compile(r"(^|[^a-z])(val|valid|validation|eval|dev)([^a-z]|$)", re.IGNORECASE)
 """A word in the name of a metric of held-out data."""
@@ -49,6 +50,8 @@ class ValidationLoss:
         total, count = strategy.reduce(torch.tensor(pair, device=strategy.root_device), reduce_op="sum")
         if count > 0:
             set_back = [optimizer.validated(total / count) for optimizer in self._readers]
+            if any(set_back):
+                free_copies(self._trainer.lightning_module)
             if any(set_back) and not self._was_set_back:
                 self._was_set_back = True
                 rank_zero_info(

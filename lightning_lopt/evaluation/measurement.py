@@ -115,12 +115,16 @@ class Measurement:
             optimizer: name of the optimizer.
 
         Raises:
-            ValueError: if the shapes differ.
+            ValueError: if the shapes differ, or are not of these forms.
 
         >>> measurement = Measurement.of_losses(torch.linspace(1.0, 0.0, 201))
         >>> measurement.train.shape, measurement.valid.shape, measurement.final_valid
         (torch.Size([100, 1]), torch.Size([20, 1]), tensor([0.]))
         """
+        if not (train.ndim in (1, 2) and train.numel() and train.is_floating_point()):
+            raise ValueError(
+                f"train must have floating losses of shape (T,) or (T, S), got {train.dtype} of {tuple(train.shape)}."
+            )
         if valid is not None and valid.shape != train.shape:
             raise ValueError(f"valid must have the shape of train, {tuple(train.shape)}, got {tuple(valid.shape)}.")
         train, valid = (losses.reshape(len(losses), -1) for losses in (train, train if valid is None else valid))
@@ -274,7 +278,8 @@ def measured_in_windows(models: SideBySide, task: Task, steps: int, *, copies: i
             steps_made = end
             if end in window_ends(steps, CHECKPOINTS):
                 checkpoints.append(models.on_full_batch("valid", loss) | models.on_full_batch("valid", task.metrics))
-                models.validated(checkpoints[-1]["loss"])
+                if end < steps:  # both final losses are of the parameters after the last step
+                    models.validated(checkpoints[-1]["loss"])
         final = models.on_full_batch("train", loss)["loss"]
 
     def of(copy: int, values: Tensor) -> Tensor:

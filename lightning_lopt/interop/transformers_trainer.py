@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.optim import LearnedOptimizer
+from lightning_lopt.optim.sharding import free_copies
 from lightning_lopt.rules.base import UpdateRule
 
 
@@ -91,8 +92,8 @@ class LearnedTrainerMixin:
         learned = _learned_in(trainer.optimizer)
         if learned is not None and trainer.is_in_train:
             learned.train()
-            if "eval_loss" in metrics:
-                learned.validated(metrics["eval_loss"])
+            if "eval_loss" in metrics and learned.validated(metrics["eval_loss"]):
+                free_copies(trainer.model)
         return metrics
 
     def train(self, *args: Any, **kwargs: Any) -> Any:

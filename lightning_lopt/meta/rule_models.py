@@ -34,7 +34,7 @@ class RuleModels:
     def __init__(self, rules: Sequence[UpdateRule], task: Task, steps: int, seeds: int, seed: int) -> None:
         self.rule, self.theta = rules[0], stacked_theta(rules, seeds)
         self.runs = start_runs(self.rule, task, pairs=seeds, horizon=steps, seed=seed, copies=len(rules))
-        self.best = self.runs.params  # of each model, by its validation loss
+        self.best = self.runs.params if self.rule.reads_validation else {}  # of each model, by its validation loss
         self.draws, self.execution = generator(seed, "batches"), Recorded()
 
     def advance(self, steps: int) -> Tensor:

@@ -22,7 +22,7 @@ def without_copies(state: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in state.items() if key not in COPIES}
 
 
-def rolled_back(
+def roll_back(
     rollback: Rollback, members: Sequence[Member], states: Mapping[Tensor, MutableMapping[str, Tensor]]
 ) -> bool:
     """Copy the parameters if they are the best so far, or set them back to that copy if a rollback is due.
@@ -33,7 +33,8 @@ def rolled_back(
         states: state of the parameters; the copies are in it.
 
     Returns:
-        whether the parameters were set back.
+        whether the parameters were set back: all that are trained, or none where one lacks its copy, since it joined
+        later.
     """
     trained = [(real(member.param.detach()), states[member.param]) for member in members if states.get(member.param)]
     if bool(rollback.is_best):
@@ -43,9 +44,8 @@ def rolled_back(
             else:
                 state[BEST_WEIGHTS] = param.clone()
         return False
-    copied = [(param, state[BEST_WEIGHTS]) for param, state in trained if BEST_WEIGHTS in state]
-    is_due = bool(copied) and bool(rollback.is_due)
-    if is_due:
-        for param, best in copied:
-            param.copy_(best)
-    return is_due
+    is_back = bool(rollback.is_due) and bool(trained) and all(BEST_WEIGHTS in state for _, state in trained)
+    if is_back:
+        for param, state in trained:
+            param.copy_(state[BEST_WEIGHTS])
+    return is_back

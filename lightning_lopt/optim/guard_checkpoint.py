@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_lopt.optim.copies import COPIES, GUARD_COPIES, without_copies
@@ -68,4 +69,5 @@ def with_copies(
 
 
 def _fits(copy: Any, member: Member) -> bool:
-    return isinstance(copy, Tensor) and copy.is_floating_point() and copy.shape == real(member.param).shape
+    is_plain = isinstance(copy, Tensor) and copy.layout == torch.strided and not copy.is_meta
+    return is_plain and copy.is_floating_point() and copy.shape == real(member.param).shape

@@ -143,9 +143,14 @@ class Guard:
         place = f" The parameters are those of step {back_to} again." if cause.has_worsened_parameters else ""
         warnings.warn(f"LossGuard: training {self.state}. It goes on with AdamW.{place}", stacklevel=7)
 
-    def expect_jump(self) -> None:
-        """Judge the losses anew, since the parameters were set back by a validation loss."""
-        self._judge, self._readings = Judge(), Readings()
+    def begin_at(self, members: Sequence[Member], state: dict[Tensor, Any]) -> None:
+        """Judge the losses anew from the present parameters, which a validation loss has set back."""
+        self._judge, self._readings, self._pending = Judge(), Readings(), None
+        for member in members:
+            for key in GUARD_COPIES:
+                if key in state.get(member.param, {}):
+                    state[member.param][key].copy_(wide(member.param.detach()))
+        self.kept_at = self.candidate_at = self.calls
 
     def _may_try_again(self, horizon: int | None) -> bool:
         calls_before_retry = max(LEAST_RETRY_DELAY, RETRY_DELAY * horizon if horizon else 0)

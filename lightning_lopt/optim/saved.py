@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_lopt.optim import horizon
 from lightning_lopt.optim.checkpoint import fitting_state
-from lightning_lopt.optim.copies import rolled_back, without_copies
+from lightning_lopt.optim.copies import roll_back, without_copies
 from lightning_lopt.optim.groups import Member
 from lightning_lopt.optim.guard_checkpoint import KEY as GUARD
 from lightning_lopt.optim.guard_checkpoint import resumed, with_copies
@@ -61,7 +61,8 @@ class SavedOptimizer(RuleOptimizer):
 
         :class:`~lightning_lopt.LearnedOptimizerAdapter` does so after each validation. A copy of the parameters at the
         lowest loss is kept in the state for rules that go back to it, ``base`` among them. Buffers, such as the
-        averages of batch normalisation, are not the optimizer's, and are not set back.
+        averages of batch normalisation, are not the optimizer's, and are not set back. Modules of ``fully_shard`` may
+        hold copies from their last forward pass: call their ``reshard()`` where the result is true.
 
         Args:
             loss: one number, lower is better; in distributed training the mean over the ranks. If it is not finite, or
@@ -82,9 +83,9 @@ class SavedOptimizer(RuleOptimizer):
         steps, planned = first_group["step"], self._run.saved_total or self.total_steps
         progress = steps / planned if isinstance(planned, int) else torch.zeros_like(steps, dtype=torch.float32)
         shared = first_group["shared"] = rule.validated(State({}, first_group["shared"]), value, progress).shared
-        is_back = rolled_back(rule.rollback(shared), members, self.state)
+        is_back = roll_back(rule.rollback(shared), members, self.state)
         if is_back and self._guard is not None:
-            self._guard.expect_jump()
+            self._guard.begin_at(members, self.state)
         return is_back
 
     @torch.no_grad()

@@ -293,4 +293,5 @@ class UpdateRule(PickledAsData, ABC):
     def rollback(self, shared: dict[str, Tensor]) -> Rollback:
         """Whether training goes back to earlier parameters, from the shared state after :meth:`validated`; by default
         it never does. The caller keeps the copy of the best parameters."""
-        return Rollback(*torch.zeros(2, dtype=torch.bool).unbind())
+        never = torch.zeros((), dtype=torch.bool, device=next(iter(shared.values())).device)
+        return Rollback(never, never)

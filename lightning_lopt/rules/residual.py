@@ -22,6 +22,7 @@ from lightning_lopt.rules.base import (
     register_rule,
 )
 from lightning_lopt.rules.contract.roles import ROLES, Role, check_role
+from lightning_lopt.rules.residual_parts import validation
 from lightning_lopt.rules.residual_parts.calibration import Calibration, power_and_promises
 from lightning_lopt.rules.residual_parts.controller import Controller, Controls
 from lightning_lopt.rules.residual_parts.direction import DirectionMLP
@@ -34,7 +35,6 @@ from lightning_lopt.rules.residual_parts.running_averages import accumulate, gra
 from lightning_lopt.rules.residual_parts.signals import AVERAGES, SIGNALS, average_loss, shared_signals, tensor_signals
 from lightning_lopt.rules.residual_parts.step_direction import direction_of, has_role, update_of
 from lightning_lopt.rules.residual_parts.structure import Signs, signs_of, trained
-from lightning_lopt.rules.residual_parts.validation import blank_memory, factor_of, growth_of, memory_after, rollback_of
 from lightning_lopt.rules.shared.arithmetic import rms
 
 FIRST_TURNS = 20  # steps that all turn the eigenbases, which are far from their goal then
@@ -201,7 +201,7 @@ class ResidualRule(UpdateRule):
         if self.restraint is not None:
             shared["gradient_size"] = like.new_zeros(3)
         if self.reads_validation:
-            shared["validation"] = blank_memory(like)
+            shared["validation"] = validation.blank_memory(like)
         return shared
 
     def at(self, shared: Mapping[str, Tensor], context: StepContext) -> Moment:
@@ -248,11 +248,11 @@ class ResidualRule(UpdateRule):
             common, new_shared["calibration"], factors = self.calibration(memory, factors, promises, context.step)
             controls["log_factor"], controls["calibrated"] = factors, torch.exp(common + factors)
         if self.restraint is not None:
-            growth = growth_of(shared["validation"]) if self.reads_validation else 0.0
+            growth = validation.log_growth_of(shared["validation"]) if self.reads_validation else 0.0
             careful = self.restraint.factors(shared["gradient_size"], columns, at.per_unit, context.epochs, growth)
             controls["careful"], new_shared["gradient_size"] = careful
         if self.reads_validation:
-            controls["validated"] = factor_of(shared["validation"]).expand(len(columns["lowest"]))
+            controls["validated"] = validation.factor_of(shared["validation"]).expand(len(columns["lowest"]))
         return controls, new_shared
 
     def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: Moment) -> tuple[Tensor, TensorState]:
@@ -278,12 +278,12 @@ class ResidualRule(UpdateRule):
 
     def validated(self, state: State, loss: Tensor, progress: Tensor) -> State:
         if self.reads_validation:
-            memory = memory_after(state.shared["validation"], loss, progress)
+            memory = validation.memory_after(state.shared["validation"], loss, progress)
             state = State(state.tensors, state.shared | {"validation": memory})
         return state
 
     def rollback(self, shared: dict[str, Tensor]) -> Rollback:
-        return rollback_of(shared["validation"]) if self.reads_validation else super().rollback(shared)
+        return validation.rollback_of(shared["validation"]) if self.reads_validation else super().rollback(shared)
 
     def diagnostics(self, state: State) -> dict[str, Tensor]:
         """``calibration``: the common factor on all steps, 1 before the second step; ``validation``: the factor from
@@ -292,7 +292,7 @@ class ResidualRule(UpdateRule):
         if "calibration" in state.shared:
             values["calibration"] = torch.exp(state.shared["calibration"][0])
         if "validation" in state.shared:
-            values["validation"] = factor_of(state.shared["validation"])
+            values["validation"] = validation.factor_of(state.shared["validation"])
         structures = [tensors["structure"] for tensors in state.tensors.values() if "structure" in tensors]
         if structures:
             values["trained"] = trained(Signs(*torch.stack(structures).unbind(-1))).mean()

@@ -132,10 +132,11 @@ def test_stop_and_resume_is_no_stop(tmp_path):
     assert not torch.equal(run(factor=-1.0), straight)
 
 
-def test_a_fit_ends_with_the_weights_of_the_lowest_loss(caplog):
+def test_a_fit_ends_with_the_weights_of_the_lowest_loss(caplog, monkeypatch):
     """The loss rises after the first epoch; weights go back after every second rise, and the log says so once."""
     caplog.set_level(logging.INFO)
-    weights = []
+    weights, freed = [], []
+    monkeypatch.setattr("lightning_lopt.callbacks.validation_loss.free_copies", freed.append)
 
     class Watched(Validated):
         def on_validation_epoch_end(self):
@@ -149,3 +150,4 @@ def test_a_fit_ends_with_the_weights_of_the_lowest_loss(caplog):
     assert torch.equal(final, weights[0])
     assert not torch.equal(weights[-1], weights[0])
     assert caplog.text.count("goes on from the weights of") == 1
+    assert freed == [module] * 2  # gathered copies of sharded weights, which are older than the weights

@@ -1,5 +1,6 @@
 """Large tensors are computed in blocks: with the same results as in one piece, and in less memory."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -10,6 +11,7 @@ from lightning_lopt import ResidualRule, load_rule
 from lightning_lopt.evaluation.benchmark.memory import measured_memory
 from lightning_lopt.evaluation.step_cost import learned
 from lightning_lopt.rules import StepContext
+from lightning_lopt.rules.residual_parts.eigenbasis import LARGEST_SIDE
 from lightning_lopt.rules.shared import blocks
 from lightning_lopt.rules.shared.blocks import in_blocks, whole_tensors
 
@@ -62,6 +64,7 @@ def test_steps_in_blocks_are_steps_of_whole_tensors(small_blocks, monkeypatch, k
     torch.testing.assert_close(in_pieces, whole, rtol=1e-9, atol=1e-12)
 
 
+@torch.no_grad()
 def test_blocks_cover_all_slices_once(small_blocks):
     sizes = []
 
@@ -79,15 +82,47 @@ def test_blocks_cover_all_slices_once(small_blocks):
     torch.testing.assert_close(columns, x * torch.arange(14)[:, None])
 
 
+def test_derivatives_are_those_of_whole_tensors(small_blocks):
+    """Nothing that a derivative needs is overwritten."""
+
+    def squares(rule, params):
+        state = rule.init_state(params, {"w": "matrix"})
+        for step in range(2):
+            at = StepContext(torch.tensor(float(step)), torch.tensor(10.0), roles={"w": "matrix"})
+            updates, state = rule(params, {"w": params["w"] * 2}, state, at)
+            params = {"w": params["w"] + updates["w"]}
+        return params["w"].square().sum()
+
+    rule, derivatives = ResidualRule(controller=False).double(), []
+    for _ in range(2):
+        params = {"w": torch.randn(12, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)}
+        with whole_tensors() if derivatives else nullcontext():
+            derivatives.append(torch.autograd.grad(squares(rule, params), list(rule.parameters()), allow_unused=True))
+    assert any(x is not None and bool(x.any()) for x in derivatives[0])
+    torch.testing.assert_close(derivatives[0], derivatives[1])
+
+
+def test_a_compiled_function_has_one_graph(small_blocks):
+    function = torch.compile(lambda x: in_blocks(lambda x: (2 * x,), x)[0], backend="eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(function(torch.ones(70)), torch.full((70,), 2.0))
+
+
+def test_a_tensor_with_two_bases_is_never_in_blocks():
+    assert min(blocks.LARGE, blocks.DEVICE_BLOCK) >= LARGEST_SIDE**2
+
+
+@torch.no_grad()
 def test_results_overwrite_only_what_they_may(small_blocks):
     x = torch.ones(70)
     (kept,) = in_blocks(lambda x: (2 * x,), x)
     assert torch.equal(x, torch.ones(70))
-    (overwritten,) = in_blocks(lambda x: (2 * x,), x, into=x)
+    (overwritten,) = in_blocks(lambda x: (2 * x,), x, may_overwrite=x)
     assert overwritten is x
     assert torch.equal(x, kept)
 
 
+@torch.no_grad()
 def test_blocks_map_over_models(small_blocks):
     """As in meta-training, where vmap runs a step of many models at once."""
     x, y = torch.randn(3, 70), torch.randn(70)

@@ -14,8 +14,9 @@ from lightning_lopt.rules.residual_parts.validation import (
     TOLERANCE,
     blank_memory,
     factor_of,
-    growth_of,
+    log_growth_of,
     memory_after,
+    rollback_of,
 )
 
 
@@ -110,6 +111,34 @@ def test_trained_tensors_take_longer_steps_as_the_loss_falls_up_to_full_ones():
     lengths = []
     for check, loss in enumerate([2.0, 1.0, 0.5, 0.4, 0.3, 0.2, 1.1]):
         memory = memory_after(memory, torch.tensor(loss), torch.tensor(0.05 * (check + 1)))
-        factors = restraint.factors(torch.zeros(3), columns, torch.ones(()), None, growth_of(memory))[0]
+        factors = restraint.factors(torch.zeros(3), columns, torch.ones(()), None, log_growth_of(memory))[0]
         lengths.append(float(factors.detach()))
     assert lengths == pytest.approx([math.exp(-x) for x in (0.75, 0.5, 0.25, 0.0, 0.0, 0.0, 0.5)], rel=1e-5)
+
+
+def rollbacks(losses, share):
+    """Numbers of the losses, each after this share of the planned steps, at which parameters are set back."""
+    memory, numbers = blank_memory(torch.zeros(())), []
+    for check, loss in enumerate(losses):
+        memory = memory_after(memory, torch.tensor(float(loss)), torch.tensor(share * (check + 1)))
+        if bool(rollback_of(memory).is_due):
+            assert not bool(rollback_of(memory).is_best)
+            numbers.append(check)
+    return numbers
+
+
+@pytest.mark.parametrize("checks", [20, 100, 400])
+def test_an_outlier_sets_nothing_back_and_a_rise_does_after_a_tenth_of_the_run(checks):
+    falling = [2.0 - check / checks for check in range(checks)]
+    outlier = [10.0 if check == checks // 2 else loss for check, loss in enumerate(falling)]
+    assert rollbacks(outlier, 1 / checks) == []
+    rising = falling[: checks // 2] + [1.5 + 2.0 * check / checks for check in range(checks // 2)]
+    first_rollback = rollbacks(rising, 1 / checks)[0]
+    assert 0.55 <= first_rollback / checks <= 0.75
+
+
+def test_two_losses_of_one_step_are_no_two_rises():
+    memory = blank_memory(torch.zeros(()))
+    for progress, loss in ((0.1, 2.0), (0.2, 1.0), (0.3, 1.9), (0.3, 1.9)):
+        memory = memory_after(memory, torch.tensor(loss), torch.tensor(progress))
+    assert not bool(rollback_of(memory).is_due)

@@ -168,7 +168,8 @@ def out_evened(x: Tensor, bases: Mapping[str, Tensor], *, overwrites: bool = Fal
     def multiplied(block: Tensor) -> tuple[Tensor]:
         return (product(factor, block) if on_rows else product(block, factor.mT),)
 
-    return in_blocks(multiplied, matrix, axis=free_axis(bases), into=matrix if overwrites else None)[0].reshape(x.shape)
+    place = matrix if overwrites else None
+    return in_blocks(multiplied, matrix, axis=free_axis(bases), may_overwrite=place)[0].reshape(x.shape)
 
 
 def into_bases(x: Tensor, bases: Mapping[str, Tensor]) -> Tensor:
@@ -186,7 +187,7 @@ def out_of_bases(x: Tensor, bases: Mapping[str, Tensor], *, overwrites: bool = F
     def multiplied(block: Tensor) -> tuple[Tensor]:
         return (product(*rows, block.reshape(matrix_shape(block.shape)), *columns).reshape(block.shape),)
 
-    return in_blocks(multiplied, x, axis=free_axis(bases), into=x if overwrites else None)[0]
+    return in_blocks(multiplied, x, axis=free_axis(bases), may_overwrite=x if overwrites else None)[0]
 
 
 def turned_over(x: Tensor, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> Tensor:

@@ -88,7 +88,7 @@ class Restraint(nn.Module):
         columns: Columns,
         per_unit: Tensor,
         epochs: Tensor | None,
-        growth: Tensor | float = 0.0,
+        log_growth: Tensor | float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """The factor on the steps of each of n tensors, (n,), and the memory for the next step.
 
@@ -99,14 +99,14 @@ class Restraint(nn.Module):
                 steps of a trained tensor, ``"careful"``, (n,) each.
             per_unit: 1 / unit, 0-dim.
             epochs: as of :meth:`forward`.
-            growth: logarithm of a factor by which the steps of a trained tensor lengthen, up to full steps.
+            log_growth: logarithm of a factor by which the steps of a trained tensor lengthen, up to full steps.
         """
         signs = Signs(*columns["structure"].unbind(-1))
         log_norm = log_norm_of(columns["power"].sum(), per_unit)
         log_restraint, memory = self(memory, log_norm, epochs, depth_of(signs))
         shares = trained(signs, self.repetition(epochs))
         log_factors = log_restraint - columns["careful"]
-        log_factors = torch.maximum(log_factors, (log_factors + growth).clamp(max=0.0))
+        log_factors = torch.maximum(log_factors, (log_factors + log_growth).clamp(max=0.0))
         return torch.exp(log_factors * shares), memory
 
     def planned_factor(self, epochs: Tensor | None, depth: Tensor | None) -> Tensor | float:

@@ -47,7 +47,7 @@ def accumulate(
 
         averages = state["rotated_momentum"], state["rotated_moment"]
         basis_grad, momentum, moment = in_blocks(
-            in_new_bases, grad, *averages, axis=free_axis(state), into=grad if overwrites else None
+            in_new_bases, grad, *averages, axis=free_axis(state), may_overwrite=grad if overwrites else None
         )
         new_state |= {"rotated_momentum": momentum, "rotated_moment": moment}
     return new_state, basis_grad

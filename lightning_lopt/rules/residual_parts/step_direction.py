@@ -65,8 +65,8 @@ def direction_of(
             direction = torch.lerp(grad, momentum, momentum_share) * scale
             return cautious(direction, grad * scale, caution), sum_of_squares(direction)
 
-        into = basis_grad if overwrites else None
-        direction, squares = in_blocks(adam_direction, basis_grad, momentum, moment, into=into, sums=1)
+        place = basis_grad if overwrites else None
+        direction, squares = in_blocks(adam_direction, basis_grad, momentum, moment, may_overwrite=place, sums=1)
         unbiased = (at.rotated_root if is_rotated else at.moment_root) * at.mix_factor
         length = length * coherence_factor(squares / max(grad.numel(), 1), unbiased, at.coherence_power)
     if is_rotated:
@@ -94,4 +94,4 @@ def update_of(direction: Tensor, length: Tensor, param: Tensor, decay: Tensor) -
     def against(direction: Tensor, param: Tensor) -> tuple[Tensor]:
         return (torch.addcmul(direction * -length, param, decay, value=-1).to(param.dtype),)
 
-    return in_blocks(against, direction, param, into=direction)[0]
+    return in_blocks(against, direction, param, may_overwrite=direction)[0]

@@ -12,11 +12,11 @@ beginning, are longer by the factor g, up to full steps. With the decline
     w = \min(1, 20\, \Delta)
 
 with :math:`\Delta` the share of the planned steps since the last loss. More than 20 losses in a run count less each,
-and are averaged at the same rate before they are compared. Where r > 0.05 twice in a row, training goes on from the
-parameters of the lowest loss.
+and are averaged at the same rate before they are compared. Where r > 0.05 in losses in a row whose w add up to 2,
+training goes on from the parameters at the lowest average.
 
 The memory is a tensor of eight numbers: the number of losses, their running average, the lowest and the highest value
-of that average, :math:`\log f`, the progress at the last loss, how often in a row r > 0.05, up to 2, and
+of that average, :math:`\log f`, the progress at the last loss, the sum of w where r > 0.05 in a row, and
 :math:`\log g`.
 """
 
@@ -30,7 +30,7 @@ from lightning_lopt.rules.contract.context import Rollback
 CHECKS = 20.0  # losses that come more often than so many times in a run are averaged
 TOLERANCE, CLEAR = 0.05, 0.25  # a rise, as a share of the range of losses so far: of no effect, and of full effect
 GROWTH, LARGEST_GROWTH = 0.25, 4.0  # of log g: at the lowest loss so far, and in all
-PATIENCE = 2  # rises in a row after which the parameters are set back
+PATIENCE = 2 - 1e-3  # rises in a row, as many as are worth twentieths of the run, after which parameters are set back
 LOWEST = -3.0  # of log f: steps never end, since a loss that has risen may fall again
 
 
@@ -44,7 +44,7 @@ def factor_of(memory: Tensor) -> Tensor:
     return torch.exp(memory[4])
 
 
-def growth_of(memory: Tensor) -> Tensor:
+def log_growth_of(memory: Tensor) -> Tensor:
     """The logarithm of the factor g, 0-dim."""
     return memory[7]
 
@@ -58,8 +58,9 @@ def rollback_of(memory: Tensor) -> Rollback:
     >>> rollback_of(memory)
     Rollback(is_best=tensor(False), is_due=tensor(True))
     """
-    count, average, lowest, _, _, _, risen, _ = memory.unbind(-1)
-    return Rollback((count > 0) & (average <= lowest), risen == PATIENCE)
+    count, average, lowest, _, _, _, rises, _ = memory.unbind(-1)
+    is_due = rises >= PATIENCE
+    return Rollback((count > 0) & (average <= lowest) & ~is_due, is_due)
 
 
 def memory_after(memory: Tensor, loss: Tensor, progress: Tensor) -> Tensor:
@@ -76,18 +77,21 @@ def memory_after(memory: Tensor, loss: Tensor, progress: Tensor) -> Tensor:
     >>> factor_of(memory)
     tensor(0.3679)
     """
-    count, average, lowest, highest, log_factor, last_progress, risen, growth = memory.unbind()
+    count, average, lowest, highest, log_factor, last_progress, rises, growth = memory.unbind()
     loss, progress = loss.to(memory.dtype), progress.to(memory.dtype)
     is_first = count == 0
     weight = torch.where(is_first, 1.0, (CHECKS * (progress - last_progress)).clamp(0.0, 1.0))
-    average = torch.where(is_first, loss, torch.lerp(average, loss, weight))
+    was_due = rises >= PATIENCE  # so the parameters are those of the lowest value again
+    average = torch.where(is_first, loss, torch.lerp(torch.where(was_due, lowest, average), loss, weight))
     is_lowest = is_first | (average < lowest)
     lowest = torch.where(is_lowest, average, lowest)
     highest = torch.where(is_first, average, torch.maximum(highest, average))
-    rise = (average - lowest) / torch.where(highest > lowest, highest - lowest, 1.0)
-    risen = torch.where(rise > TOLERANCE, torch.where(risen == PATIENCE, 0.0, risen) + 1, 0.0)
-    gain, decline = is_lowest.to(memory.dtype), ((rise - TOLERANCE) / (CLEAR - TOLERANCE)).clamp(0.0, 1.0)
-    log_factor = (log_factor + weight * (gain - decline)).clamp(LOWEST, 0.0)
-    growth = (growth + weight * (GROWTH * gain - decline)).clamp(0.0, LARGEST_GROWTH)
-    new_memory = torch.stack([count + 1, average, lowest, highest, log_factor, progress, risen, growth])
+    span = torch.where(highest > lowest, highest - lowest, 1.0)
+    rise, last_rise = (average - lowest) / span, (loss - lowest) / span
+    counted = weight * (last_rise > TOLERANCE)  # a single outlier stays in the average for a while
+    rises = torch.where(rise > TOLERANCE, torch.where(was_due, 0.0, rises) + counted, 0.0)
+    new_low, decline = is_lowest.to(memory.dtype), ((rise - TOLERANCE) / (CLEAR - TOLERANCE)).clamp(0.0, 1.0)
+    log_factor = (log_factor + weight * (new_low - decline)).clamp(LOWEST, 0.0)
+    growth = (growth + weight * (GROWTH * new_low - decline)).clamp(0.0, LARGEST_GROWTH)
+    new_memory = torch.stack([count + 1, average, lowest, highest, log_factor, progress, rises, growth])
     return torch.where(loss.isfinite(), new_memory, memory)

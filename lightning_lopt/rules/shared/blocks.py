@@ -14,7 +14,7 @@ LARGE = 2**20
 BLOCK = 2**18
 """Entries of a block on a CPU: temporary tensors of this size stay in the cache."""
 DEVICE_BLOCK = 2**24
-"""Both numbers for other devices, where blocks save memory alone."""
+"""Entries above which blocks are used on other devices, and entries of such a block; there they save memory alone."""
 
 _uses_blocks: ContextVar[bool] = ContextVar("uses_blocks", default=True)
 
@@ -34,9 +34,9 @@ def in_blocks(
     *tensors: Tensor,
     axis: int = 0,
     sums: int = 0,
-    into: Tensor | None = None,
+    may_overwrite: Tensor | None = None,
 ) -> list[Tensor]:
-    """``function(*tensors)``, computed block by block where the tensors are large.
+    """``function(*tensors)``, computed block by block where the tensors are large and no derivative is needed.
 
     Each operation of a chain makes a temporary tensor, and reads and writes all of it. In blocks, temporary tensors are
     small, and stay in the cache of a processor.
@@ -48,7 +48,7 @@ def in_blocks(
             large.
         axis: 0, or 1 if the rank is 2 or more.
         sums: number of results that are sums.
-        into: one of ``tensors``; if it is large, the first result overwrites it.
+        may_overwrite: one of ``tensors``; if it is large, the first result is written to its memory.
 
     Returns:
         the results; sums may be rounded in another order.
@@ -69,7 +69,8 @@ def in_blocks(
         of_block = list(function(*block))
         count = len(of_block) - sums
         if not results:
-            results = [y.new_empty(x.shape) if i or into is None else into for i, y in enumerate(of_block[:count])]
+            results = [y.new_empty(x.shape) for y in of_block[(may_overwrite is not None) : count]]
+            results = results if may_overwrite is None else [may_overwrite, *results]
             results += [torch.zeros_like(y) for y in of_block[count:]]
         for result, y in zip(results[:count], of_block[:count], strict=True):
             result.view(matrices[0].shape).narrow(axis, start, y.shape[axis]).copy_(y)
@@ -79,5 +80,7 @@ def in_blocks(
 
 
 def _is_large(x: Tensor) -> bool:
-    limit = LARGE if x.device.type == "cpu" else DEVICE_BLOCK
-    return x.numel() > limit and _uses_blocks.get() and not torch.compiler.is_compiling()
+    # a compiler makes loops of its own, and a derivative needs the tensors that would be overwritten
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or not _uses_blocks.get():
+        return False
+    return x.numel() > (LARGE if x.device.type == "cpu" else DEVICE_BLOCK)
