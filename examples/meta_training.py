@@ -4,7 +4,7 @@ python examples/meta_training.py                         # all models, 5 seeds, 
 python examples/meta_training.py --models siren --seeds 3 --steps 1000
 python examples/meta_training.py --models siren scaled --uncalibrated   # the constants of base alone
 
-Each model is trained twice for the same number of steps, on the same batches: with `base` as it comes, and with
+Each model is trained twice for the same number of steps, on the same batches: with `base` unchanged, and with
 OnlineMetaTraining("base"). Printed are training and validation losses at the end, medians over seeds, on how many seeds
 OnlineMetaTraining ended lower (in validation where that is measured), on how many it handed the rule back as it was,
 the factor by which it changed what it searched (weight decay; without calibration step sizes), and the time it took.

@@ -1,10 +1,10 @@
-"""Where the learned optimizer loses to tuned AdamW, and how a few short pilots see it coming.
+"""Where the learned optimizer loses to tuned AdamW, and how short pilots predict it.
 
 Progression of diabetes in 442 patients from ten measurements, by a perceptron, on the numbers that scikit-learn's
 ``load_diabetes()`` returns: inputs around 0.05, targets between 25 and 346. The rule makes steps in proportion to how
 large a tensor was when training began, which is the right size where data are standardised, as in all of its
-meta-training; here the outputs have to grow ten-thousandfold first. AdamW with a large learning rate gets there in
-time, AdamW at its default does not. Losses after 150 steps, medians of 3 seeds, training / validation:
+meta-training; here the outputs have to grow ten-thousandfold first. AdamW with a large learning rate reaches this
+size within 150 steps, AdamW at its default does not. Losses after 150 steps, medians of 3 seeds, training / validation:
 
 - base: 5346 / 5011
 - AdamW, best of seven rates (0.1) with a cosine schedule: 2789 / 3213
@@ -13,7 +13,7 @@ time, AdamW at its default does not. Losses after 150 steps, medians of 3 seeds,
 Standardised, base ends at 0.56 times AdamW's loss in training and 1.10 times in validation.
 
 python examples/out_of_distribution.py                  # the numbers as they are
-python examples/out_of_distribution.py --standardise    # and with the cure
+python examples/out_of_distribution.py --standardise    # standardised
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the examples share: train one module with a learned optimizer, with Adam as it comes, and with AdamW tuned."""
+"""What the examples share: train one module with a learned optimizer, Adam at its default, and tuned AdamW."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TIE = 0.02  # losses that differ by less than this share are equal
 
 
 class Module(L.LightningModule):
-    """A network and a loss; ``lr`` is that of AdamW with a cosine schedule, ``None`` for Adam as it comes."""
+    """A network and a loss; ``lr`` is that of AdamW with a cosine schedule, ``None`` for Adam at its default rate."""
 
     lr: float | None = None
 

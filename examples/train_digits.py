@@ -1,4 +1,4 @@
-"""Train a network on handwritten digits three ways: a learned optimizer, AdamW as it comes, and AdamW tuned.
+"""Train a network on handwritten digits three ways: a learned optimizer, AdamW at its default, and AdamW tuned.
 
 python examples/train_digits.py                    # scikit-learn's digits, about a minute on two cores
 python examples/train_digits.py --model mlp        # a perceptron
@@ -200,7 +200,7 @@ def main() -> None:
     fits = arguments.seeds * (2 + len(sweep))
     print(
         f"Training {fits} networks for {arguments.steps} steps each on {len(data[0]):,} images of {arguments.data}: "
-        f"with {arguments.rule}, with AdamW as it comes, and with AdamW at {len(sweep)} learning rates.",
+        f"with {arguments.rule}, with AdamW at its default, and with AdamW at {len(sweep)} learning rates.",
         flush=True,
     )
     with Progress("training", fits * arguments.steps) as progress:

@@ -50,7 +50,7 @@ def budget_seconds(budget: float | str | None, step_seconds: float, total_steps:
         total_steps: steps of the planned run.
 
     Raises:
-        ValueError: if it is none of these or not positive.
+        ValueError: if it is neither a share nor a time, or not positive.
 
     >>> budget_seconds("10%", 0.5, 1000), budget_seconds("2min", 0.5, 1000)
     ((50.0, '10% of the planned run'), (120.0, '2min'))

@@ -13,7 +13,7 @@ from lightning_lopt.assessment.pilots import Level, learning_rate
 from lightning_lopt.tasks.base import Split
 
 USE, CARE, DONT = "use it", "use it with care", "don't"
-SLOWER = 1.25  # slowdown from which on a sentence mentions it
+SLOWER = 1.25  # smallest slowdown that the reasons mention
 RISE = 1.05  # a run that ends above this multiple of its first loss has failed
 TREND = 3  # number of horizons that show a trend
 

@@ -233,7 +233,7 @@ def check_names(rules: Mapping[str, UpdateRule], problems: Sequence[Problem], ag
     """Check that there is something to measure, and that each name has one meaning.
 
     Raises:
-        ValueError: if it is not so.
+        ValueError: if a list is empty, or a name is unknown or used twice.
     """
     if not rules or not problems or not against:
         raise ValueError(

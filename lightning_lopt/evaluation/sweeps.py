@@ -190,7 +190,7 @@ BASELINES: dict[str, Sweep] = {
         AdamRule,
         (1e-3,),
         "Adam as PyTorch has it: learning rate 1e-3, constant",
-        label="Adam as it comes",
+        label="Adam at its default rate",
     ),
     "adamw_1e-3": Sweep(
         lambda lr: AdamRule(lr, weight_decay=0.01, schedule="cosine"),
@@ -242,7 +242,7 @@ FINE_TUNING_BASELINES: dict[str, Sweep] = {
         lambda lr: AdamRule(lr, weight_decay=0.01),
         (1e-3,),
         "AdamW as PyTorch has it: learning rate 1e-3, constant",
-        label="AdamW as it comes",
+        label="AdamW at its default rate",
     ),
 }
 """Baselines for fine-tuning by name: models memorise few examples, so the validation loss chooses the learning rate."""

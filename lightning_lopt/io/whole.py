@@ -55,7 +55,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         if error.errno is None:
             raise
-        raise OSError(error.errno, error.strerror, str(path)) from error  # instead of the path of the draft, or no path
+        raise OSError(error.errno, error.strerror, str(path)) from error  # the message names the target
 
 
 @contextmanager

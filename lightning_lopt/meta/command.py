@@ -80,6 +80,7 @@ def meta_train_main(arguments: Sequence[str]) -> int:
             auto_configure_optimizers=False,
             trainer_defaults={"callbacks": [state]},
             parser_kwargs={
+                "prog": "lightning-lopt meta-train",
                 "exit_on_error": False,
                 "fit": {"epilog": f"{EXAMPLE} --- {CONFIGS_ARE_CODE}", "exit_on_error": False},
             },

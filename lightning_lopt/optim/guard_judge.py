@@ -44,8 +44,8 @@ class Cause(IntEnum):
         return self not in (Cause.BROKEN, Cause.FROZEN)
 
     @property
-    def may_pass(self) -> bool:
-        """Whether the rule may succeed in another try, from other parameters."""
+    def is_retried(self) -> bool:
+        """Whether the guard tries the rule again later."""
         return self in (Cause.LOST, Cause.DIVERGED, Cause.BEHIND)
 
 
@@ -78,8 +78,8 @@ class Judge:
         self.above = 0.0  # readings in a row with a level far above the best
         self.first: deque[float] = deque(maxlen=FIRST)  # first losses
         self.recent: deque[float] = deque(maxlen=RECENT)
-        self.changes: deque[float] = deque(maxlen=CHANGES)  # of the loss, absolute
-        self.lengths: deque[float] = deque(maxlen=RECENT)  # of steps, RMS in units of ``size``
+        self.changes: deque[float] = deque(maxlen=CHANGES)  # absolute changes of the loss
+        self.lengths: deque[float] = deque(maxlen=RECENT)  # RMS of each step, in units of ``size``
         self.promises: deque[float] = deque(maxlen=RECENT)
         self.short = _window()
         self.long = _window()

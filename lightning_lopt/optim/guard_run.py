@@ -154,7 +154,7 @@ class Guard:
 
     def _may_try_again(self, horizon: int | None) -> bool:
         calls_before_retry = max(LEAST_RETRY_DELAY, RETRY_DELAY * horizon if horizon else 0)
-        tries_left = self.cause is not None and self.cause.may_pass and self.tries < self.settings.retries
+        tries_left = self.cause is not None and self.cause.is_retried and self.tries < self.settings.retries
         return tries_left and self.calls - self.switched_at >= calls_before_retry
 
     def _try_again(self, members: Sequence[Member], state: dict[Tensor, Any], shared: dict[str, Tensor]) -> None:

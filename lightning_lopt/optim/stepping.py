@@ -106,7 +106,7 @@ class RuleOptimizer(RunOptimizer):
                 self.signals.diagnostics.setdefault(SWITCHED, torch.zeros(()))
         self._run.calls += 1
         _count(first_group, finite)
-        if self._guard is not None:  # before `_skips`, which may raise
+        if self._guard is not None:  # this is done before `_skips`, since that may raise an error
             params = {m.name: m.param.detach() for m in members}
             reading = partial(measured, members, params, _by_name(stacks, "grads"), updates, loss)
             self._guard.look(reading, self._members, self.state, first_group["shared"], self.total_steps)
@@ -175,13 +175,13 @@ class RuleOptimizer(RunOptimizer):
     def _commit(self, steps: Sequence[Stepped], sharded: bool) -> None:
         """Add updates to the parameters of stacks, and store their new state, in place."""
         places, moves, stored, values = [], [], [], []
-        rates_are_one = all(_is_one(multiplier(group)) for group in self.param_groups)
+        rates_are_one = all(_is_unit_rate(multiplier(group)) for group in self.param_groups)
         for stack, members, update, new_state, sound in steps:
             if sound is False:
                 continue
             updates = stack.parts(update if sound is True else torch.where(sound, update, 0.0))
             rates = [] if rates_are_one else [multiplier(member.group) for member in members]
-            if not all(map(_is_one, rates)):
+            if not all(map(_is_unit_rate, rates)):
                 updates = [move * rate for move, rate in zip(updates, rates, strict=True)]
                 new_state = self._acting.at_rates(new_state, rates)
             if sharded:
@@ -253,8 +253,8 @@ class RuleOptimizer(RunOptimizer):
         return not any(bool(grad.any()) for grad in grads)
 
 
-def _is_one(rate: Any) -> bool:
-    """Whether a rate changes nothing, where this is known on the host."""
+def _is_unit_rate(rate: Any) -> bool:
+    """Whether the rate is the Python number 1."""
     return isinstance(rate, float) and rate == 1.0
 
 

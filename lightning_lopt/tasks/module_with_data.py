@@ -73,7 +73,7 @@ class ModuleWithData:
         """
 
     def copies(self, count: int) -> list[TrainingStep]:
-        """Steps of ``count`` copies of the module, which may be trained."""
+        """Training steps of ``count`` copies of the module; training these leaves the module unchanged."""
         steps = [TrainingStep(self.module, self.fit) for _ in range(count)]
         if self.task.uses_metrics:
             for step in steps:

@@ -66,5 +66,5 @@ def _children_of(value: Any) -> list[Any]:
     if isinstance(value, Mapping):
         return list(value.values()) if len(value) < 100 else []
     if isinstance(value, list | tuple):
-        return list(value) if len(value) < 100 else []  # longer ones are data
+        return list(value) if len(value) < 100 else []  # a longer sequence is a data set, which is not searched
     return list(vars(value).values()) if hasattr(value, "__dict__") and not isinstance(value, type) else []

@@ -217,7 +217,9 @@ def test_evaluate_command_counts_untuned_against_untuned(capsys):
     arguments = ["evaluate", "base", "--suite", "tiny", "--against", "adamw,adamw_1e-3,adam_default", "--seeds", "1"]
     assert main(arguments) == 0
     printed = capsys.readouterr().out.partition("Untuned against untuned:")[2]
-    assert "| base | AdamW at 1e-3 | 2 of 2 | 2 of 2 |\n| base | Adam as it comes | 2 of 2 | 2 of 2 |" in printed
+    assert (
+        "| base | AdamW at 1e-3 | 2 of 2 | 2 of 2 |\n| base | Adam at its default rate | 2 of 2 | 2 of 2 |" in printed
+    )
 
 
 def load_config():

@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.evaluation.step_cost import MuonWithAdamW, ParamLeaves, Step, learned, params_of
+from lightning_lopt.extras import how_to_install
 from lightning_lopt.io import load_rule
 from lightning_lopt.rules.base import RULES, UpdateRule
 
 LossClosure = Callable[[], Tensor]
 """Returns the loss of the next step, 0-dim."""
 REFERENCE = "adamw_foreach"
+IN_PEERS = {"pytorch_optimizer"}
+"""Packages of the extra ``peers``."""
 
 
 class NotAvailableError(Exception):
@@ -72,7 +75,9 @@ def _imported(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except Exception as error:  # the import of a package may fail in many ways on a machine that it does not support
-        raise NotAvailableError(f"import {package} failed ({type(error).__name__}: {error})") from error
+        how = f"import {package} failed ({type(error).__name__}: {error})"
+        is_missing = isinstance(error, ModuleNotFoundError) and package in IN_PEERS
+        raise NotAvailableError(f"{how}; {how_to_install('peers')}" if is_missing else how) from error
 
 
 PEERS: dict[str, Contender] = {

@@ -126,7 +126,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def check_recipe(name: str, length: int | None = None) -> None:
-    """Do nothing where a recipe can be built.
+    """Check that a recipe exists, and that it has the length that is asked for.
 
     Raises:
         ValueError: if there is no such recipe, or it has no length.

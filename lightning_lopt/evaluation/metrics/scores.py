@@ -28,7 +28,7 @@ from lightning_lopt.evaluation.metrics.base import (
 
 SPLITS = ("train", "valid", "best_valid")
 
-SMOOTHING = 5  # windows: 5 % of a run
+SMOOTHING = 5  # number of windows in the running mean; 5 of them are 5 % of a run
 
 
 def final_loss(run: Measurement, split: str) -> Tensor:
@@ -236,7 +236,8 @@ def steps_to(run: Measurement, target: Tensor, loss_scale: float) -> Tensor:
 def step_speedup(ours: Measurement, reference: Measurement, loss_scale: float) -> Tensor:
     r"""Steps-to-target speed-up for each seed, shape ``(S,)``; above 1 where ours is faster.
 
-    With T the horizon and :math:`t_a(b)` the step at which a first reaches the loss at which b ends (both smoothed):
+    With T the horizon and :math:`t_a(b)` the first step at which optimizer a has a loss as low as the
+    final loss of optimizer b (both smoothed):
 
     - ours ends lower: :math:`T / t_\text{ours}(\text{reference})`;
     - ours ends higher: :math:`t_\text{reference}(\text{ours}) / T`, the inverse of the speed-up of the reference;

@@ -29,7 +29,7 @@ from lightning_lopt.evaluation.report.tables import (
     speedups,
 )
 from lightning_lopt.evaluation.report.verdict import (
-    Standing,
+    Comparison,
     defeats_table,
     definitions,
     summary,
@@ -46,8 +46,8 @@ STYLE = files(__package__).joinpath("style.css").read_text(encoding="utf-8")
 SUMMARY: tuple[Section, ...] = ("speed and wins", "loss ratios", "worst cases")
 # The browser fetches and runs nothing, whatever a text on the page contains.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_STANDINGS: dict[Standing, str] = {"ahead": "✔", "mixed": "≈", "behind": "✘"}
-"""Sign of each standing, which stands before the sentence of a verdict."""
+_SIGNS: dict[Comparison, str] = {"ahead": "✔", "mixed": "≈", "behind": "✘"}
+"""Sign of each value of ``standing``, which stands before the sentence of a verdict."""
 _FULL_WIDTH = math.log(4)  # log-ratio of a bar of full width; larger ones are cut
 
 
@@ -118,7 +118,7 @@ def page(results: Results, report_numbers: Sequence[Number], pictures: Mapping[s
         f"{counted(results.seeds, 'seed')} each. Rules are used unchanged; baselines called tuned are tuned for each "
         "problem, other baselines are not.</p>",
         *(
-            f'<p class="verdict {verdict.standing}">{_STANDINGS[verdict.standing]} {escaped(verdict.text)}</p>'
+            f'<p class="verdict {verdict.standing}">{_SIGNS[verdict.standing]} {escaped(verdict.text)}</p>'
             for verdict in verdicts(results, report_numbers)
         ),
         *_charts(results),

@@ -26,7 +26,7 @@ from lightning_lopt.evaluation.report.tables import TextTable, baseline_names, l
 from lightning_lopt.evaluation.results import Results
 from lightning_lopt.wording import counted
 
-Standing = Literal["ahead", "mixed", "behind"]
+Comparison = Literal["ahead", "mixed", "behind"]
 
 INTERVALS = (
     "Speed-ups, ratios and normalised losses are interquartile means over all runs. Intervals are 95 % percentile "
@@ -120,7 +120,7 @@ class Verdict:
 
     rule: str
     against: str
-    standing: Standing
+    standing: Comparison
     text: str
 
 
@@ -150,7 +150,7 @@ def _verdict(results: Results, values: Mapping[_Key, Number], rule: str, against
     seconds = values.get((rule, against, ALL, "wall_clock"))
     clock = "" if seconds is None else f", {seconds.value:.2f} in seconds"
     baseline = label(against)
-    standing: Standing = "mixed"
+    standing: Comparison = "mixed"
     if all(ahead) and seconds is not None and seconds.value < 1:  # a lead in steps alone is not called a lead
         how = f"is ahead of {baseline} in as many steps, but behind it in seconds"
     elif all(ahead):

@@ -52,7 +52,8 @@ def footprint(rule: UpdateRule, shape: tuple[int, ...]) -> Footprint:
 
 def reads(rule: UpdateRule) -> list[str]:
     """The inputs that the rule reads, as words."""
-    return ["gradients"] + ["the loss"] * rule.reads_loss + ["the horizon"] * rule.reads_horizon
+    of_run = ["the loss"] * rule.reads_loss + ["the horizon"] * rule.reads_horizon
+    return ["gradients", *of_run, *["validation losses"] * rule.reads_validation]
 
 
 def footprint_report(rule: UpdateRule) -> str:

@@ -33,11 +33,11 @@ class Signs(NamedTuple):
         excess: see :func:`excess`.
         alone: degree to which the tensor looks trained by its excess alone, from 0 to 1.
         weight: in the mean of the excess over the model: the number of pairs of vectors that it is the mean of, or 0
-            for other tensors than matrices, of which a single one may come from elsewhere, as word vectors do.
+            for vectors and embeddings, since a single pretrained embedding does not make the model pretrained.
         as_matrices: how far the tensor is taken to be as trained as the matrices of the model, from 0 to 1.
         as_gains: how far the tensor is taken to be as trained as the gains of the model, from 0 to 1.
-        tells: 1 for a vector of 8 or more entries that are equal, as of new gains and new biases, or that are positive
-            and nearly equal, as of trained gains of normalisation layers; else 0.
+        is_informative: 1 for a vector of 8 or more entries that are equal, as of new gains and new biases, or that are
+            positive and nearly equal, as of trained gains of normalisation layers; else 0.
         moved: 1 for a vector of the second kind, else 0.
         is_matrix: 1 in the role ``matrix``, else 0.
         is_first: 1 for a matrix of that role that may be the first factor of an adapter of low rank (Hu et al. 2021,
@@ -50,7 +50,7 @@ class Signs(NamedTuple):
     weight: Tensor
     as_matrices: Tensor
     as_gains: Tensor
-    tells: Tensor
+    is_informative: Tensor
     moved: Tensor
     is_matrix: Tensor
     is_first: Tensor
@@ -152,7 +152,7 @@ def trained(signs: Signs, repetition: Tensor | float = 0.0) -> Tensor:
     total = signs.weight.sum().clamp(min=1.0)
     mean = (signs.weight * signs.excess.clamp(max=LARGEST)).sum() / total
     matrices = (SURE * _degree(mean, total)).clamp(max=1.0)
-    gains = (2 * signs.moved.sum() / signs.tells.sum().clamp(min=1.0) - 1).clamp(min=0.0)
+    gains = (2 * signs.moved.sum() / signs.is_informative.sum().clamp(min=1.0) - 1).clamp(min=0.0)
     adapters = ADAPTED * (6 * _adapters(signs) / signs.is_matrix.sum().clamp(min=1.0) - 2).clamp(0.0, 1.0) * repetition
     shared = torch.maximum(matrices * signs.as_matrices, gains * signs.as_gains)
     return torch.maximum(torch.maximum(signs.alone, shared), adapters)

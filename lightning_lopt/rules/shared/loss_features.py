@@ -88,7 +88,8 @@ class LossStatistics(NamedTuple):
         return LossStatistics(mean, torch.lerp(self.variance, (mean - loss).square(), 1 - decay), self.losses + 1)
 
     def corrected(self, decay: float) -> Tensor:
-        """c; expm1 keeps it finite in float32 for n = 0, in any order of operations that a compiler chooses."""
+        """The bias correction c. ``expm1`` keeps c finite in float32 for n = 0, in any order of operations that a
+        compiler chooses."""
         return 1 / (EPS - torch.expm1(self.losses * math.log(decay)))
 
     def whiten(self, x: Tensor, decay: float) -> Tensor:
