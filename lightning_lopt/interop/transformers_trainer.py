@@ -33,9 +33,20 @@ class LearnedTrainerMixin:
         rule: the argument ``rule`` of :class:`~lightning_lopt.LearnedOptimizer`.
 
     Example:
-        >>> class Trainer(LearnedTrainerMixin, transformers.Trainer):  # doctest: +SKIP
+        With ``transformers`` it is ``class Trainer(LearnedTrainerMixin, transformers.Trainer): pass``, and then
+        ``Trainer(model, TrainingArguments("out"), train_dataset=data).train()``. Here a class stands in for the
+        Trainer, to show what the mixin makes of it:
+
+        >>> from types import SimpleNamespace
+        >>> class StandIn:
+        ...     model, optimizer, args = nn.Linear(2, 2), None, SimpleNamespace(weight_decay=0.0)
+        ...     def create_optimizer(self):
+        ...         return self.optimizer
+        >>> class Trainer(LearnedTrainerMixin, StandIn):
         ...     rule = "base"
-        >>> Trainer(model, transformers.TrainingArguments("out"), train_dataset=data).train()  # doctest: +SKIP
+        >>> optimizer = Trainer().create_optimizer()
+        >>> type(optimizer).__name__, optimizer.rule_label
+        ('LearnedOptimizer', 'base')
     """
 
     rule: str | Path | UpdateRule = "base"

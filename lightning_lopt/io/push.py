@@ -56,8 +56,14 @@ def push_rule(
         ImportError: if ``huggingface_hub`` is not installed.
 
     Example:
-        >>> push_rule("my_rule", "user/my-rule")  # doctest: +SKIP
-        'hf://user/my-rule@0123456789abcdef0123456789abcdef01234567'
+        ``push_rule("my_rule", "user/my-rule")`` returns an address as ``hf://user/my-rule@0123456...``. A name that is
+        none of a repository is refused before anything is read or sent:
+
+        >>> try:
+        ...     push_rule("my_rule", "my rule")
+        ... except RuleFileError as error:
+        ...     print(error)
+        'my rule' is no name of a repository on the Hub; write owner/name, as in user/my-rule.
     """
     hub = check_hub(name)
     if isinstance(source, str) and source.startswith(HUB):

@@ -34,10 +34,6 @@ PUBLIC = {
 }
 # The rest are constants (SUITES, ROLES, ...) and names of types (Batch, Role, Split), which have no docstring.
 DOCUMENTED = sorted(name for name, value in PUBLIC.items() if inspect.isclass(value) or inspect.isfunction(value))
-# Two examples need what the tests do without, so they are marked with SKIP: transformers
-# (tests/interop/test_transformers_trainer.py trains with the mixin where it is installed), and the Hugging Face Hub
-# (tests/io/test_push.py pushes to a stand-in).
-NEED_MORE = {"LearnedTrainerMixin", "push_rule"}
 HOOKED = (L.Callback, L.LightningModule, L.LightningDataModule)
 HOOKS = [
     pytest.param(vars(value)[name], id=f"{value.__name__}.{name}")
@@ -62,7 +58,7 @@ def test_public_name_has_an_example_that_runs(name):
     where = f"{PUBLIC[name].__module__}.{name}"
     assert examples, f"{where} is public, but its docstring has no example; add lines that begin with >>> to it."
     skipped = [example.source for example in examples if example.options.get(doctest.SKIP)]
-    assert bool(skipped) == (name in NEED_MORE), f"the example of {where} does not run: {skipped}."
+    assert not skipped, f"the example of {where} does not run: {skipped}."
 
 
 @pytest.mark.parametrize("hook", HOOKS)
