@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from side_by_side import Data, Module, parser_for, predict_and_race
 from torch import Tensor, nn
 
+from lightning_lopt.extras import how_to_install
 from lightning_lopt.seeding import generator
 
 
@@ -67,4 +68,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ImportError as error:
+        sys.exit(f"out_of_distribution.py: {error} (all packages of the examples: {how_to_install('examples')})")

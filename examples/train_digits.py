@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_lopt import LearnedOptimizer, LearnedOptimizerAdapter
+from lightning_lopt.extras import how_to_install
 from lightning_lopt.progress import Progress
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import load_images
@@ -248,4 +249,9 @@ def plot(results: tuple[Result, ...], path: str, title: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        import matplotlib.pyplot  # noqa: F401  (before the training whose curves it draws)
+
+        main()
+    except ImportError as error:
+        sys.exit(f"train_digits.py: {error} (all packages of the examples: {how_to_install('examples')})")
