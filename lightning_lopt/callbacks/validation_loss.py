@@ -51,14 +51,17 @@ class ValidationLoss:
         if count > 0:
             set_back = [optimizer.validated(total / count) for optimizer in self._readers]
             if any(set_back):
-                free_copies(self._trainer.lightning_module)
-            if any(set_back) and not self._was_set_back:
-                self._was_set_back = True
-                rank_zero_info(
-                    "LearnedOptimizerAdapter: the validation loss has risen, so training goes on from the weights of "
-                    "its lowest value, with shorter steps, here and wherever it rises again; monitor=None switches "
-                    "this off."
-                )
+                self._follow_rollback()
+
+    def _follow_rollback(self) -> None:
+        """Free gathered copies of the weights from before, and log the first rollback of a fit."""
+        free_copies(self._trainer.lightning_module)
+        if not self._was_set_back:
+            self._was_set_back = True
+            rank_zero_info(
+                "LearnedOptimizerAdapter: the validation loss has risen, so training goes on from the weights of its "
+                "lowest value, with shorter steps, here and wherever it rises again; monitor=None switches this off."
+            )
 
     def _announce(self, name: str | None, value: Tensor | None) -> None:
         """Log once which metric is read."""
