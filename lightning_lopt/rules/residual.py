@@ -215,8 +215,9 @@ class ResidualRule(UpdateRule):
         param, grad, state = inputs.param, inputs.grad, inputs.state
         columns = dict(zip(("lowest", "highest"), extremes_of(grad), strict=True))
         last_updates = [] if self.calibration is None else [state["last_update"]]
-        power, *promises = power_and_promises(grad, at.per_unit, last_updates)
-        if promises:
+        if last_updates or self.log_careful is not None:
+            power, *promises = power_and_promises(grad, at.per_unit, last_updates)
+        if self.calibration is not None:
             columns["log_factor"], columns["promise"] = state["log_factor"], promises[0]
         if self.log_careful is not None:
             columns |= {"power": power, "structure": state["structure"]}
