@@ -56,7 +56,7 @@ def writable_folder(folder: Path, option: str) -> Path:
     Raises:
         CommandError: if no file can be written there.
     """
-    from lightning_lopt.io.files import cause
+    from lightning_lopt.errors import cause
     from lightning_lopt.io.whole import draft_folder
 
     try:

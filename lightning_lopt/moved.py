@@ -25,6 +25,7 @@ MOVED = {
     "evaluation.problem_result": "evaluation.results",
     "evaluation.rule_record": "evaluation.results",
     "evaluation.runs": "evaluation.measurement",
+    "io.build": "rules.contract.build",
     "rules.accumulators": "rules.shared.averages",
     "rules.arguments": "checks",
     "rules.arithmetic": "rules.shared.arithmetic",

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_lopt.__about__ import __version__
-from lightning_lopt.io.files import RuleFileError
+from lightning_lopt.errors import RuleFileError
 from lightning_lopt.io.identity import weights_sha256
 from lightning_lopt.optim import LearnedOptimizer
 

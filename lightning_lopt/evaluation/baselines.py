@@ -19,9 +19,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_lopt.checks import check_sizes
+from lightning_lopt.errors import cause, show
 from lightning_lopt.evaluation.measurement import Measurement, Problem, six_digits
 from lightning_lopt.evaluation.sweeps import BASELINES, FINE_TUNING_BASELINES, SEED, Sweep, sweep_of
-from lightning_lopt.io.files import MIB, cause, show
+from lightning_lopt.io.files import MIB
 from lightning_lopt.io.whole import draft_folder, write_whole
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks.base import Task

@@ -13,6 +13,7 @@ import torch
 
 from lightning_lopt.command_line import CommandError, CommandParser, whole_number, writable_folder
 from lightning_lopt.devices import usable_device
+from lightning_lopt.errors import cause
 from lightning_lopt.evaluation.baselines import BASELINES, FINE_TUNING_BASELINES, Baselines
 from lightning_lopt.evaluation.evaluator import evaluate
 from lightning_lopt.evaluation.measurement import Problem
@@ -24,7 +25,6 @@ from lightning_lopt.evaluation.report.verdict import summary, untuned_table
 from lightning_lopt.evaluation.results import Results, RuleRecord
 from lightning_lopt.evaluation.suites import SUITES, make_suite, named_problems
 from lightning_lopt.io import load_meta_training, load_rule
-from lightning_lopt.io.files import cause
 from lightning_lopt.progress import Progress
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.terminal import say

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightning_lopt.errors import show
 from lightning_lopt.evaluation.measurement import Measurement, Problem
 from lightning_lopt.evaluation.metrics import PairedRuns, final_loss, log_ratio
 from lightning_lopt.io import RuleFileError, weights_sha256
@@ -22,7 +23,6 @@ from lightning_lopt.io.checked_json import (
     whole_number_of,
     write_json,
 )
-from lightning_lopt.io.files import show
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.seeding import generator
 

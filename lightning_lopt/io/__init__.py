@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 from lightning_lopt._lazy import lazily
+from lightning_lopt.errors import RuleFileError
 from lightning_lopt.io.card import Card
-from lightning_lopt.io.files import RuleFileError
 from lightning_lopt.io.identity import load_meta_training, weights_sha256
 from lightning_lopt.io.load import load_card, load_rule
 from lightning_lopt.io.push import push_rule

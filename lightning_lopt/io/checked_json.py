@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lightning_lopt.io.files import parse_json_object, show
+from lightning_lopt.errors import show
+from lightning_lopt.io.files import parse_json_object
 from lightning_lopt.io.whole import write_whole
 
 LARGEST = 64 * 2**20  # bytes of a file

@@ -1,16 +1,16 @@
-"""Reading of files from outside: one exception, bounded reads, strict JSON."""
+"""Reading of files from outside: bounded reads, strict JSON."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import reprlib
 import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_lopt.terminal import printable
+from lightning_lopt.errors import RuleFileError, cause, show
+from lightning_lopt.rules.contract.build import MAX_BYTES
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -24,48 +24,12 @@ FOREIGN = (THETA, CHECKPOINT, WEIGHTS)
 """Names of the file with θ in foreign formats: Celo and Celo2, google/learned_optimization, PyLO."""
 
 MIB = 2**20
-LIMITS = {CONFIG: 1 * MIB, WEIGHTS: 256 * MIB, CARD: 1 * MIB, THETA: 64 * MIB, CHECKPOINT: 64 * MIB}
-"""Largest number of bytes that are read of each file; the largest published rules (VeLO) are a few MiB."""
+LIMITS = {CONFIG: 1 * MIB, WEIGHTS: MAX_BYTES, CARD: 1 * MIB, THETA: 64 * MIB, CHECKPOINT: 64 * MIB}
+"""Largest number of bytes that are read of each file."""
 
 TAKE_AGAIN = "take the folder again from where it came from"
 
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 60
-_SHORT.maxlong = 30
-_SHORT.maxlevel = 2
-_LONGEST = 160  # characters of a shown value
 _LONGEST_INTEGER = 20  # digits; enough for 64 bits, and few enough to be parsed in no time
-
-
-class RuleFileError(ValueError):
-    """A rule's file is missing, damaged, foreign or newer.
-
-    The message is one sentence on one line: which file, what is wrong with it, what arrived and what to do.
-
-    Example:
-        >>> from lightning_lopt import load_rule
-        >>> try:
-        ...     load_rule("bose")
-        ... except RuleFileError as error:
-        ...     print(error)
-        'bose' is neither a folder nor an embedded rule; use a folder or one of: base.
-    """
-
-    def __init__(self, message: str) -> None:
-        # Names and paths from outside may contain terminal escapes, or surrogates that cannot be printed.
-        super().__init__(printable(" ".join(message.split())))
-
-
-def show(value: object) -> str:
-    """A value from outside for a message: its ``repr``, on one line, shortened if it is long."""
-    text = _SHORT.repr(value)
-    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
-
-
-def cause(error: BaseException) -> str:
-    """Another exception's text for the middle of a sentence."""
-    text = " ".join(str(error).split())[:200].rstrip(". ").replace(". ", "; ")
-    return text or type(error).__name__
 
 
 class RuleFile(NamedTuple):

@@ -7,11 +7,13 @@ https://huggingface.co/docs/safetensors/index#format
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from lightning_lopt.io.files import MIB, TAKE_AGAIN, RuleFileError, parse_json_object, show
+from lightning_lopt.errors import RuleFileError, show
+from lightning_lopt.io.files import MIB, TAKE_AGAIN, parse_json_object
+from lightning_lopt.rules.contract.build import TensorSpec
 
 MAX_HEADER_BYTES = 1 * MIB  # enough for some 10,000 tensors; parsed JSON objects take thirty times as much memory
 MAX_RANK = 8
@@ -26,13 +28,6 @@ DTYPES = {
 """Types of the tensors of rules: floats for θ, the others for buffers."""
 
 LFS_POINTER = b"version https://git-lfs"
-
-
-class TensorSpec(NamedTuple):
-    """Type and shape of a tensor, known before it is allocated."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
 
 
 def read_header(data: bytes, label: str) -> dict[str, TensorSpec]:

@@ -6,7 +6,8 @@ import hashlib
 import os
 from typing import Any
 
-from lightning_lopt.io.files import CONFIG, RuleFileError, parse_json_object, read_file, show
+from lightning_lopt.errors import RuleFileError, show
+from lightning_lopt.io.files import CONFIG, parse_json_object, read_file
 from lightning_lopt.io.save import weights_bytes
 from lightning_lopt.io.sources import find_files
 from lightning_lopt.rules import UpdateRule

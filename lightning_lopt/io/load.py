@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load as load_tensors
 
-from lightning_lopt.io.build import build_rule, check_arguments
+from lightning_lopt.errors import RuleFileError, cause, show
 from lightning_lopt.io.files import (
     CARD,
     CONFIG,
@@ -17,16 +17,14 @@ from lightning_lopt.io.files import (
     TAKE_AGAIN,
     WEIGHTS,
     RuleFile,
-    RuleFileError,
-    cause,
     decode_text,
     parse_json_object,
     read_file,
-    show,
 )
 from lightning_lopt.io.header import read_header
 from lightning_lopt.io.sources import find_files
 from lightning_lopt.rules import RULES, UpdateRule
+from lightning_lopt.rules.contract.build import build_rule, check_arguments
 
 FORMAT = "lightning_lopt"
 FORMAT_VERSION = 1

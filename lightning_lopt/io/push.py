@@ -6,20 +6,10 @@ import importlib
 import os
 from typing import Any
 
+from lightning_lopt.errors import RuleFileError, cause, show
 from lightning_lopt.extras import how_to_install
 from lightning_lopt.io.card import front_matter_of, with_front_matter
-from lightning_lopt.io.files import (
-    CARD,
-    CONFIG,
-    LIMITS,
-    WEIGHTS,
-    RuleFileError,
-    cause,
-    decode_text,
-    parse_json_object,
-    read_file,
-    show,
-)
+from lightning_lopt.io.files import CARD, CONFIG, LIMITS, WEIGHTS, decode_text, parse_json_object, read_file
 from lightning_lopt.io.load import load_rule, read_weights
 from lightning_lopt.io.sources import HUB, find_files, is_hub_name
 

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import save as serialise
 
 from lightning_lopt.__about__ import __version__
+from lightning_lopt.errors import RuleFileError, cause, show
 from lightning_lopt.io.card import Card
-from lightning_lopt.io.files import CARD, CONFIG, PENDING, WEIGHTS, RuleFileError, cause, show
+from lightning_lopt.io.files import CARD, CONFIG, PENDING, WEIGHTS
 from lightning_lopt.io.header import DTYPES
 from lightning_lopt.io.load import FORMAT, FORMAT_VERSION, load_card, load_rule
 from lightning_lopt.io.push import check_hub, push_rule

@@ -10,20 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_lopt import pretrained
+from lightning_lopt.errors import RuleFileError, cause, show
 from lightning_lopt.extras import how_to_install
-from lightning_lopt.io.files import (
-    CARD,
-    CONFIG,
-    FOREIGN,
-    LIMITS,
-    TAKE_AGAIN,
-    THETA,
-    WEIGHTS,
-    RuleFile,
-    RuleFileError,
-    cause,
-    show,
-)
+from lightning_lopt.io.files import CARD, CONFIG, FOREIGN, LIMITS, TAKE_AGAIN, THETA, WEIGHTS, RuleFile
 from lightning_lopt.rules import RULES
 
 HUB = "hf://"

@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lightning_lopt.errors import RuleFileError, show
+from lightning_lopt.rules.contract.build import TensorSpec, build_rule, check_arguments
 from lightning_lopt.rules.contract.registry import RULES
 
 
@@ -48,10 +50,6 @@ def rebuilt_rule(rule_name: str, config: dict[str, Any], theta: dict[str, Tensor
     Raises:
         RuleFileError: if there is no such rule, or config and θ do not fit it.
     """
-    from lightning_lopt.io.build import build_rule, check_arguments
-    from lightning_lopt.io.files import RuleFileError, show
-    from lightning_lopt.io.header import TensorSpec
-
     label = "the rule in a checkpoint"
     if rule_name not in RULES:
         raise RuleFileError(f"{label} is {show(rule_name)}, which is none of {', '.join(sorted(RULES))}.")

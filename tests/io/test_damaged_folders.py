@@ -490,7 +490,7 @@ def test_own_rule_cannot_be_made_to_take_much(greedy, arguments, wrong):
 
 
 def test_own_rule_of_bounded_size(greedy, monkeypatch):
-    monkeypatch.setattr("lightning_lopt.io.build.LIMITS", {WEIGHTS: 10**6})
+    monkeypatch.setattr("lightning_lopt.rules.contract.build.MAX_BYTES", 10**6)
     edit_arguments(greedy, hidden=10**7)
     assert "asks for a rule of 40000010 bytes, more than the 1000000" in refusal(greedy)
 

@@ -9,8 +9,9 @@ import tracemalloc
 
 import pytest
 
+from lightning_lopt.errors import cause, show
 from lightning_lopt.io import RuleFileError
-from lightning_lopt.io.files import CONFIG, LIMITS, RuleFile, cause, parse_json_object, read_file, show
+from lightning_lopt.io.files import CONFIG, LIMITS, RuleFile, parse_json_object, read_file
 
 
 def test_json_values_are_those_of_the_standard_library():

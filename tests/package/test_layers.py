@@ -13,9 +13,6 @@ from lightning_lopt.rules import RULES
 PACKAGE = Path(lightning_lopt.__file__).parent
 LAYERS = ("rules", "tasks", "io", "optim", "meta", "evaluation", "assessment", "callbacks")
 """From the lowest to the highest; modules at the top of the package and ``interop`` are not layers."""
-EXCEPTIONS = {
-    ("rules/pickled.py", "io"),  # reads a file of weights where a rule is unpickled
-}
 FILES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
     for path in PACKAGE.rglob("*.py")
@@ -49,7 +46,7 @@ def test_no_import_runs_upward(layer):
         for other in imported(name)
         if other.split(".")[1:2] and other.split(".")[1] in higher
     }
-    assert upward - EXCEPTIONS == set()
+    assert upward == set()
 
 
 def test_files_at_the_top_of_rules_are_rules():

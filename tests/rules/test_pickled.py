@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_lopt import LearnedOptimizer, load_rule, save_rule
-from lightning_lopt.io.files import RuleFileError
+from lightning_lopt.errors import RuleFileError
 from lightning_lopt.rules.base import RULES
 from lightning_lopt.rules.pickled import rebuilt_rule
 

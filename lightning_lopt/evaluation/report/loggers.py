@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_lopt.errors import cause
 from lightning_lopt.evaluation.metrics import final_loss, median_loss
 from lightning_lopt.evaluation.report.figures import curves, png, profile
 from lightning_lopt.evaluation.report.numbers import Number, numbers
 from lightning_lopt.evaluation.report.tables import finals, label, overall
 from lightning_lopt.evaluation.results import Results
-from lightning_lopt.io.files import cause
 from lightning_lopt.io.whole import write_whole
 
 if TYPE_CHECKING:

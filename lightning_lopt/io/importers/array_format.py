@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from lightning_lopt.io.files import RuleFileError, show
+from lightning_lopt.errors import RuleFileError, show
 from lightning_lopt.rules import UpdateRule
 
 Shapes: TypeAlias = dict[str, tuple[int, ...]]

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_lopt.command_line import CommandParser
+from lightning_lopt.errors import RuleFileError
 from lightning_lopt.io.card import Card
-from lightning_lopt.io.files import RuleFileError, parse_json_object
+from lightning_lopt.io.files import parse_json_object
 from lightning_lopt.io.importers.flax_theta import FLAX_KINDS
 from lightning_lopt.io.importers.load import UNKNOWN_LICENCE, Imported, import_with_origin
 from lightning_lopt.io.importers.pylo import PYLO_KINDS

@@ -13,7 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lightning_lopt.io.files import TAKE_AGAIN, RuleFileError, show
+from lightning_lopt.errors import RuleFileError, show
+from lightning_lopt.io.files import TAKE_AGAIN
 from lightning_lopt.io.importers.array_format import ArrayFormat, Kind, Shapes, Theta
 from lightning_lopt.io.importers.msgpack import Array, MsgpackTree, read_tree
 from lightning_lopt.rules import (

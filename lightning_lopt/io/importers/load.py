@@ -12,14 +12,15 @@ import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from lightning_lopt.io.build import build_rule, check_arguments
-from lightning_lopt.io.files import CARD, CONFIG, WEIGHTS, RuleFile, RuleFileError, decode_text, read_file, show
-from lightning_lopt.io.header import TensorSpec, read_header
+from lightning_lopt.errors import RuleFileError, show
+from lightning_lopt.io.files import CARD, CONFIG, WEIGHTS, RuleFile, decode_text, read_file
+from lightning_lopt.io.header import read_header
 from lightning_lopt.io.importers.array_format import Kind, recognise
 from lightning_lopt.io.importers.flax_theta import FLAX_KINDS, read_theta, tensor_of
 from lightning_lopt.io.importers.pylo import PYLO_KINDS, check_config
 from lightning_lopt.io.sources import find_foreign
 from lightning_lopt.rules import UpdateRule
+from lightning_lopt.rules.contract.build import TensorSpec, build_rule, check_arguments
 
 # Arguments for checkpoints without a config, as in the reference.
 OLDEST_VELO = {"forgets": True, "short_loss_horizon": True}

@@ -10,7 +10,8 @@ import math
 import struct
 from typing import Any, NamedTuple, TypeAlias
 
-from lightning_lopt.io.files import TAKE_AGAIN, RuleFileError, show
+from lightning_lopt.errors import RuleFileError, show
+from lightning_lopt.io.files import TAKE_AGAIN
 from lightning_lopt.io.header import LFS_POINTER, MAX_RANK
 
 MAX_DEPTH = 16

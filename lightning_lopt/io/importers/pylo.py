@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lopt.io.files import RuleFileError, parse_json_object, show
+from lightning_lopt.errors import RuleFileError, show
+from lightning_lopt.io.files import parse_json_object
 from lightning_lopt.io.importers.array_format import ArrayFormat, Kind, Shapes, Theta
 from lightning_lopt.io.importers.flax_theta import ADAFAC, CELO2, FLAX_KINDS, PARTS
 from lightning_lopt.rules import AdafacMLPRule, Celo2BaseRule, Celo2Rule, MuAdafacMLPRule, VeLORule

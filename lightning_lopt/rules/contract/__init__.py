@@ -1,1 +1,1 @@
-"""The parts of the contract of a rule, :mod:`~lightning_lopt.rules.base`: types, roles, stacks and the registry."""
+"""The parts of the contract of a rule, :mod:`~lightning_lopt.rules.base`: types, roles, stacks, registry, building."""

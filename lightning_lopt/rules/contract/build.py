@@ -6,14 +6,13 @@ import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lightning_lopt.io.files import LIMITS, WEIGHTS, RuleFileError, cause, show
-from lightning_lopt.io.header import TensorSpec
+from lightning_lopt.errors import RuleFileError, cause, show
 
 if TYPE_CHECKING:
     from lightning_lopt.rules.base import UpdateRule
@@ -21,6 +20,15 @@ if TYPE_CHECKING:
 MAX_INTEGER = 10**7
 MAX_LIST_DEPTH = 4
 MAX_TORCH_CALLS = 20_000
+MAX_BYTES = 256 * 2**20
+"""Largest size of the tensors of a rule; the largest published rules (VeLO) take a few MiB."""
+
+
+class TensorSpec(NamedTuple):
+    """Type and shape of a tensor, known before it is allocated."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
 
 
 def check_arguments(rule_class: type[UpdateRule], arguments: Any, label: str) -> dict[str, Any]:
@@ -147,9 +155,9 @@ def build_rule(
                 f"{show(read_as.get(name))}; correct it."
             )
     _compare(tensors, specs, weights)
-    if size > LIMITS[WEIGHTS]:
+    if size > MAX_BYTES:
         raise RuleFileError(
-            f"{label} asks for a rule of {size} bytes, more than the {LIMITS[WEIGHTS]} that are allowed; correct it."
+            f"{label} asks for a rule of {size} bytes, more than the {MAX_BYTES} that are allowed; correct it."
         )
     with _blame(label, rule_class):
         return build("cpu")
