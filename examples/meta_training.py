@@ -23,6 +23,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 if __name__ == "__main__":
     print("loading PyTorch and Lightning", file=sys.stderr, flush=True)  # which takes seconds
@@ -35,6 +36,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_lopt import LearnedOptimizerAdapter, OnlineMetaTraining, ResidualRule, load_rule
+from lightning_lopt.meta.search import Search
 from lightning_lopt.progress import Progress
 
 Examples = tuple[Tensor, ...]
@@ -230,7 +232,8 @@ def main() -> None:
         for seed in range(arguments.seeds):
             with tempfile.TemporaryDirectory() as folder:
                 progress.doing(f"{name}, seed {seed}, base")
-                callback = OnlineMetaTraining(rule, seed=seed if arguments.uncalibrated else None)
+                search = partial(Search, seed=seed) if arguments.uncalibrated else None
+                callback = OnlineMetaTraining(rule, search=search)
                 plain.append(
                     train(name, seed, arguments.steps, LearnedOptimizerAdapter(rule), folder, arguments.validation)
                 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import lightning.pytorch as L
 import torch
 
@@ -46,6 +49,26 @@ def check_strategy(trainer: L.Trainer) -> None:
         raise ValueError(
             "strategy='deepspeed' takes the optimizer into an engine of its own, which hides the loss and the shapes "
             "of parameters; use ModelParallelStrategy (FSDP2) or 'ddp'."
+        )
+
+
+def refuse_search_arguments(removed: Mapping[str, Any]) -> None:
+    """Raise for arguments that belong to a search, and for unknown ones.
+
+    Raises:
+        TypeError: if there is any.
+    """
+    for name in removed:
+        if name not in ("entries", "sigma", "pairs", "seed"):
+            raise TypeError(f"OnlineMetaTraining.__init__() got an unexpected keyword argument {name!r}")
+    if removed:
+        given = ", ".join(f"{name}={value!r}" for name, value in removed.items())
+        only_search = "pairs" in removed or "seed" in removed
+        raise TypeError(
+            f"OnlineMetaTraining got {given}, which the search takes; pass "
+            f"search=functools.partial({'Search' if only_search else 'default_search'}, {given}), of "
+            "lightning_lopt.meta.search"
+            + (", or leave it out for a rule that calibrates its steps, as 'base' does." if only_search else ".")
         )
 
 

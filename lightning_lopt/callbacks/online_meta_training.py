@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_lopt.callbacks.adapted_rule import save_and_log
 from lightning_lopt.callbacks.adapter import LearnedOptimizerAdapter
 from lightning_lopt.callbacks.batch_recorder import BatchRecorder
-from lightning_lopt.callbacks.checks import only_learned_optimizer
+from lightning_lopt.callbacks.checks import only_learned_optimizer, refuse_search_arguments
 from lightning_lopt.meta.fit_pilots import agreed, losses_of_round
 from lightning_lopt.meta.rounds import Rounds
 from lightning_lopt.meta.search import Search, default_search
@@ -65,16 +65,16 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
         every_n_steps: fewest steps between two rounds, >= 1.
         inner_steps: steps K of a pilot, >= 1.
         held_out: batches on which pilots are measured, >= 1.
-        search: makes the search from the rule, for instance ``functools.partial(SequentialTest, sigma=0.7)``; by
-            default :func:`~lightning_lopt.meta.search.default_search`.
-        entries, sigma: arguments of the default search; not together with ``search``.
-        pairs, seed: the same, for rules that do not calibrate their steps.
+        search: makes the search from the rule, for instance ``functools.partial(SequentialTest, sigma=0.7)``; ``None``
+            for :func:`~lightning_lopt.meta.search.default_search`, which chooses the search by the kind of the rule.
         total_steps, lr, weight_decay, log: see :class:`~lightning_lopt.LearnedOptimizerAdapter`.
+        removed: refused; in version 0.2.0 these were arguments of the default search.
 
     Raises:
-        ValueError: if an argument is out of range, or ``search`` is given with arguments of the default one; at the
-            start of training for manual optimization, several optimizers, an optimizer that is not learned, sharded or
-            half-precision parameters, a rule without such entries, or ``pairs`` or ``seed`` where they have no meaning.
+        TypeError: for an argument of a search, which belongs into ``search``.
+        ValueError: if an argument is out of range; at the start of training for manual optimization, several
+            optimizers, an optimizer that is not learned, sharded or half-precision parameters, or a rule without
+            entries that the search fits.
 
     Example:
         >>> import tempfile
@@ -99,25 +99,17 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
         inner_steps: int = 12,
         held_out: int = 8,
         search: Callable[[UpdateRule], Search] | None = None,
-        entries: Sequence[str] | None = None,
-        pairs: int | None = None,
-        sigma: float | None = None,
-        seed: int | None = None,
         total_steps: int | None = None,
         lr: float = 1.0,
         weight_decay: float = 0.0,
         log: bool = True,
+        **removed: Any,
     ) -> None:
+        refuse_search_arguments(removed)
         super().__init__(rule, total_steps=total_steps, lr=lr, weight_decay=weight_decay, log=log)
-        of_default: dict[str, Any] = {"entries": entries, "pairs": pairs, "sigma": sigma, "seed": seed}
-        search_arguments = [name for name, value in of_default.items() if value is not None]
-        if search is not None and search_arguments:
-            raise ValueError(
-                f"search= makes the search, so {search_arguments[0]} has no effect; give it to the search itself."
-            )
         self.rounds = Rounds(inner_steps, held_out, max_share, every_n_steps)
         self.folder = None if folder is None else Path(folder)
-        self._make_search, self._default_arguments = search, of_default
+        self._make_search = search or default_search
         self._trainer: L.Trainer | None = None
         self._optimizer: LearnedOptimizer | None = None
         self._begin_anew()
@@ -170,7 +162,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
         self._trainer = trainer
         self._optimizer = optimizer = only_learned_optimizer(trainer, pl_module)
         optimizer.rule = copy.deepcopy(optimizer.rule)  # the search changes θ of the copy
-        search = self._new_search(optimizer.rule)
+        search = self._make_search(optimizer.rule)
         if self.rounds.begin(search):
             self._recorder.restore(trainer.global_rank, trainer.world_size)
         self._use(search.chosen)
@@ -227,11 +219,6 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
         self._recorder.load_state_dict(state_dict)
 
     # -- a round
-
-    def _new_search(self, rule: UpdateRule) -> Search:
-        if self._make_search is not None:
-            return self._make_search(rule)
-        return default_search(rule, **self._default_arguments)
 
     @property
     def _step(self) -> int:

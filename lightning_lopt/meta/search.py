@@ -236,41 +236,24 @@ class SequentialTest(Search):
         return {name: value + sign * self.sigma for name, value in self.start.items()}
 
 
-def default_search(
-    rule: UpdateRule,
-    *,
-    entries: Sequence[str] | None = None,
-    sigma: float | None = None,
-    pairs: int | None = None,
-    seed: int | None = None,
-) -> Search:
+def default_search(rule: UpdateRule, *, entries: Sequence[str] | None = None, sigma: float | None = None) -> Search:
     """A :class:`SequentialTest` of the weight decay of a rule that calibrates its steps, else a :class:`Search` over
     step sizes.
 
     Args:
         rule: the rule whose θ is the start.
         entries, sigma: arguments of both classes; ``None`` for the default of the class.
-        pairs, seed: arguments of :class:`Search`, where the rule does not calibrate its steps; ``None`` for defaults.
 
     Raises:
-        ValueError: if ``pairs`` or ``seed`` is given for a rule that calibrates its steps, or as the classes do.
+        ValueError: as the classes do.
 
     >>> from lightning_lopt import AdamRule, load_rule
     >>> type(default_search(AdamRule())).__name__, type(default_search(load_rule("base"))).__name__
     ('Search', 'SequentialTest')
     """
-    every_argument = {"entries": entries, "sigma": sigma, "pairs": pairs, "seed": seed}
-    arguments: dict[str, Any] = {name: value for name, value in every_argument.items() if value is not None}
-    if not rule.calibrates_steps:
-        return Search(rule, **arguments)
-    for name in ("pairs", "seed"):
-        if name in arguments:
-            raise ValueError(
-                f"{name}={arguments[name]!r} has no effect on rule {rule.rule_name!r}, which calibrates its steps: "
-                f"it is searched by a SequentialTest, which draws nothing. Leave {name} out, or give "
-                f"search=functools.partial(Search, {name}={arguments[name]!r}) (of lightning_lopt.meta.search)."
-            )
-    return SequentialTest(rule, **arguments)
+    given: dict[str, Any] = {"entries": entries, "sigma": sigma}
+    arguments = {name: value for name, value in given.items() if value is not None}
+    return (SequentialTest if rule.calibrates_steps else Search)(rule, **arguments)
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:

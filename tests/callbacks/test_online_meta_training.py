@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -26,7 +27,7 @@ from lightning_lopt import (
     ResidualRule,
     load_rule,
 )
-from lightning_lopt.meta.search import SequentialTest
+from lightning_lopt.meta.search import Search, SequentialTest, default_search
 
 SMALL = {"inner_steps": 2, "held_out": 1, "every_n_steps": 1, "max_share": 1.0}
 
@@ -66,7 +67,7 @@ def same(one, other):
 @pytest.mark.parametrize("settings", [{}, {"accumulate_grad_batches": 2}], ids=["", "accumulation"])
 def test_a_search_that_does_not_move_leaves_the_fit_alone(tmp_path, settings):
     plain, _ = trained(LearnedOptimizerAdapter(rule()), **settings)
-    callback = adapting(tmp_path, sigma=1e-12)  # too small for float32 to feel
+    callback = adapting(tmp_path, search=partial(default_search, sigma=1e-12))  # too small for float32 to feel
     watched, _ = trained(callback, **settings)
     assert callback.search.rounds >= 1
     assert watched.losses == plain.losses
@@ -249,7 +250,7 @@ def test_pilots_are_measured_on_validation_batches_and_leave_the_fit_alone(tmp_p
     plain, _ = trained(LearnedOptimizerAdapter(rule()), Validated(), data=data(structures["same"]))
     losses = {}
     for name, structure in structures.items():
-        callback = adapting(tmp_path, sigma=1e-12)
+        callback = adapting(tmp_path, search=partial(default_search, sigma=1e-12))
         watched, trainer = trained(callback, Validated(), data=data(structure))
         assert same(parameters(plain), parameters(watched))
         assert callback.search.rounds >= 2
@@ -335,22 +336,44 @@ def test_bad_arguments_get_one_sentence(arguments, says):
 
 
 def test_the_caller_chooses_the_search(tmp_path):
-    """One that is made for other rules, too; arguments of the default search would then have no effect."""
+    """Also one that is made for other rules."""
     callback = adapting(tmp_path, search=partial(SequentialTest, entries=("*log_step_size",), sigma=0.3))
     trained(callback, epochs=8)
     assert type(callback.search) is SequentialTest
     assert callback.search.rounds >= 1
     assert list(callback.search.start) == ["constants.log_step_size"]
-    with pytest.raises(ValueError, match="search= makes the search, so pairs has no effect"):
-        adapting(tmp_path, search=SequentialTest, pairs=2)
 
 
-@pytest.mark.parametrize("argument", [{"pairs": 8}, {"seed": 3}], ids=lambda given: next(iter(given)))
-def test_an_argument_that_the_search_of_base_does_not_have_is_an_error(tmp_path, argument):
-    (name, value) = next(iter(argument.items()))
-    callback = OnlineMetaTraining("base", folder=tmp_path, **argument)
-    with pytest.raises(ValueError, match=rf"{name}={value} has no effect on rule 'residual'.*Leave {name} out"):
-        trained(callback)
+@pytest.mark.parametrize("search", [None, SequentialTest], ids=["default", "search"])
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        ({"pairs": 8}, "partial(Search, pairs=8), of lightning_lopt.meta.search, or leave it out for a rule that cal"),
+        ({"seed": 3}, "partial(Search, seed=3), of lightning_lopt.meta.search, or leave it out for a rule that cal"),
+        ({"sigma": 0.3}, "partial(default_search, sigma=0.3), of lightning_lopt.meta.search."),
+        ({"entries": ("*log_lr",)}, "partial(default_search, entries=('*log_lr',)), of lightning_lopt.meta.search."),
+        ({"sigma": 0.3, "pairs": 2}, "partial(Search, sigma=0.3, pairs=2), of lightning_lopt.meta.search, or leave"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_an_argument_of_a_search_belongs_to_the_search(search, arguments, advice):
+    given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    message = f"OnlineMetaTraining got {given}, which the search takes; pass search=functools.{advice}"
+    with pytest.raises(TypeError, match=re.escape(message)):
+        OnlineMetaTraining("base", search=search, **arguments)
+
+
+def test_an_unknown_argument_has_the_error_of_python():
+    with pytest.raises(TypeError, match=r"__init__\(\) got an unexpected keyword argument 'paris'"):
+        OnlineMetaTraining("base", paris=1)
+
+
+def test_the_default_search_takes_what_both_searches_take():
+    for made, kind in ((AdamRule(1e-2), Search), (load_rule("base"), SequentialTest)):
+        search = default_search(made, entries=("*log_*",), sigma=0.3)
+        assert type(search) is kind
+        assert search.sigma == 0.3
+        assert len(search.start) > 0
 
 
 def test_the_former_name():

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_lopt import AdamRule, LearnedOptimizerAdapter, OnlineMetaTraining, load_rule
 from lightning_lopt.callbacks.validation_batches import ValidationBatches
+from lightning_lopt.meta.search import default_search
 
 SMALL = {"inner_steps": 2, "held_out": 1, "every_n_steps": 1, "max_share": 1.0}
 EPOCHS = 3
@@ -43,7 +45,7 @@ def test_awkward_modules_are_searched_and_train_as_without(name, tmp_path):
     build, data = AWKWARD[name]
     plain, watched = build(), build()
     fit(plain, data(), LearnedOptimizerAdapter(AdamRule(1e-2)))
-    callback = adapting(tmp_path, sigma=1e-12)  # too small for float32 to feel
+    callback = adapting(tmp_path, search=partial(default_search, sigma=1e-12))  # too small for float32 to feel
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "OnlineMetaTraining stops")
         trainer = fit(watched, data(), callback)
@@ -179,7 +181,7 @@ def test_validation_sees_what_it_would_see_without(name, tmp_path):
         {"train_dataloaders": loader(), "val_dataloaders": VALIDATION[name]()},
         LearnedOptimizerAdapter(AdamRule(1e-2)),
     )
-    callback = adapting(tmp_path, sigma=1e-12)
+    callback = adapting(tmp_path, search=partial(default_search, sigma=1e-12))
     fit(watched, {"train_dataloaders": loader(), "val_dataloaders": VALIDATION[name]()}, callback)
     assert callback.search.rounds >= 2
     assert callback._recorder.on_validation

@@ -4,6 +4,7 @@
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from small_fits import Module, fit
 
 from lightning_lopt import OnlineMetaTraining, ResidualRule
+from lightning_lopt.meta.search import Search
 
 OUT = Path(sys.argv[1])
 ENTRY = "constants.log_step_size"
@@ -40,8 +42,9 @@ class Report(Callback):
 
 def adapted(name, epochs=8, **settings):
     rule = ResidualRule(direction=False, controller=False)
+    search = partial(Search, pairs=1)
     callback = OnlineMetaTraining(
-        rule, folder=OUT / name, inner_steps=3, held_out=1, every_n_steps=1, max_share=1.0, pairs=1
+        rule, folder=OUT / name, inner_steps=3, held_out=1, every_n_steps=1, max_share=1.0, search=search
     )
     strategy = DDPStrategy(start_method="fork", process_group_backend="gloo")
     callbacks = [Report(name), *settings.pop("callbacks", [])]
