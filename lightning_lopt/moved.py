@@ -23,6 +23,8 @@ MOVED = {
     "evaluation.metrics.speedup": "evaluation.metrics.scores",
     "evaluation.problem": "evaluation.measurement",
     "evaluation.problem_result": "evaluation.results",
+    "evaluation.report.figures": "evaluation.report.tables_and_pictures",
+    "evaluation.report.tables": "evaluation.report.tables_and_pictures",
     "evaluation.rule_record": "evaluation.results",
     "evaluation.runs": "evaluation.measurement",
     "io.build": "rules.contract.build",

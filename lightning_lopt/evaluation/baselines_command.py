@@ -13,9 +13,9 @@ from lightning_lopt.devices import usable_device
 from lightning_lopt.evaluation.baselines import BASELINES, FINE_TUNING_BASELINES, Baselines, sweep_of
 from lightning_lopt.evaluation.evaluate_command import SUITE_HELP, problems_of, suite_argument
 from lightning_lopt.evaluation.measurement import Problem
-from lightning_lopt.evaluation.report.tables import one_line
 from lightning_lopt.progress import Progress
 from lightning_lopt.terminal import say
+from lightning_lopt.wording import one_line
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -20,7 +20,7 @@ from lightning_lopt.evaluation.measurement import Problem
 from lightning_lopt.evaluation.report import numbers, write_report
 from lightning_lopt.evaluation.report.numbers import ALL
 from lightning_lopt.evaluation.report.page import PAGE, RESULTS
-from lightning_lopt.evaluation.report.tables import finals, log_ratios, one_line, overall
+from lightning_lopt.evaluation.report.tables_and_pictures import finals, log_ratios, overall
 from lightning_lopt.evaluation.report.verdict import summary, untuned_table
 from lightning_lopt.evaluation.results import Results, RuleRecord
 from lightning_lopt.evaluation.suites import SUITES, make_suite, named_problems
@@ -28,6 +28,7 @@ from lightning_lopt.io import load_meta_training, load_rule
 from lightning_lopt.progress import Progress
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.terminal import say
+from lightning_lopt.wording import one_line
 
 START = "@start"
 """Suffix of the name of a rule: the same class and config with the θ at the start of meta-training."""

@@ -21,7 +21,7 @@ from lightning_lopt.evaluation.report.numbers import (
     numbers,
 )
 from lightning_lopt.evaluation.report.page import STYLE
-from lightning_lopt.evaluation.report.tables import finals
+from lightning_lopt.evaluation.report.tables_and_pictures import finals
 from lightning_lopt.evaluation.report.verdict import defeats, summary, verdicts
 from lightning_lopt.evaluation.results import Results, RuleRecord
 

@@ -25,6 +25,8 @@ NAMES = {
     "evaluation.metrics.speedup": "SMOOTHING smoothed steps_to step_speedup StepSpeedup WallClockSpeedup",
     "evaluation.problem": "Problem",
     "evaluation.problem_result": "ProblemResult",
+    "evaluation.report.figures": "curves profile empty_figure",
+    "evaluation.report.tables": "TextTable finals label log_ratios one_line outcome overall",
     "evaluation.rule_record": "RuleRecord",
     "evaluation.runs": "run_rules",
     "io.build": "TensorSpec build_rule check_arguments",

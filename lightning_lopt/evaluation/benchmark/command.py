@@ -31,8 +31,8 @@ from lightning_lopt.evaluation.benchmark.workloads import (
     named_workload,
     users_workload,
 )
-from lightning_lopt.evaluation.report.figures import png
 from lightning_lopt.evaluation.step_cost import environment_of
+from lightning_lopt.extras import png
 from lightning_lopt.io.checked_json import write_json
 from lightning_lopt.io.whole import write_whole
 from lightning_lopt.progress import Progress

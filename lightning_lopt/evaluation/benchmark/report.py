@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from lightning_lopt.evaluation.benchmark.device_limits import DeviceLimits
 from lightning_lopt.evaluation.benchmark.results import ModelResult
-from lightning_lopt.evaluation.report.figures import empty_figure
-from lightning_lopt.evaluation.report.tables import TextTable, one_line
+from lightning_lopt.extras import empty_figure
+from lightning_lopt.wording import TextTable, one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

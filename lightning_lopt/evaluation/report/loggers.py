@@ -11,10 +11,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_lopt.errors import cause
 from lightning_lopt.evaluation.metrics import final_loss, median_loss
-from lightning_lopt.evaluation.report.figures import curves, png, profile
 from lightning_lopt.evaluation.report.numbers import Number, numbers
-from lightning_lopt.evaluation.report.tables import finals, label, overall
+from lightning_lopt.evaluation.report.tables_and_pictures import curves, finals, label, overall, profile
 from lightning_lopt.evaluation.results import Results
+from lightning_lopt.extras import png
 from lightning_lopt.io.whole import write_whole
 
 if TYPE_CHECKING:

@@ -10,22 +10,19 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from lightning_lopt.evaluation.report.figures import curves, png, profile
 from lightning_lopt.evaluation.report.numbers import ALL, SPLIT_NAMES, Number, Section, numbers
-from lightning_lopt.evaluation.report.tables import (
-    SIGNS,
-    TextTable,
+from lightning_lopt.evaluation.report.tables_and_pictures import (
     baseline_names,
     bests,
     costs,
+    curves,
     environment,
-    escaped,
     finals,
     label,
     log_ratios,
-    one_line,
     outcome,
     overall,
+    profile,
     speedups,
 )
 from lightning_lopt.evaluation.report.verdict import (
@@ -37,8 +34,9 @@ from lightning_lopt.evaluation.report.verdict import (
     verdicts,
 )
 from lightning_lopt.evaluation.results import ProblemResult, Results
+from lightning_lopt.extras import png
 from lightning_lopt.io.whole import write_whole
-from lightning_lopt.wording import counted
+from lightning_lopt.wording import SIGNS, TextTable, counted, escaped, one_line
 
 RESULTS = "results.json"
 PAGE = "report.html"

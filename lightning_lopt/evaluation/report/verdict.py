@@ -22,9 +22,9 @@ from lightning_lopt.evaluation.report.numbers import (
     Number,
     groups_of,
 )
-from lightning_lopt.evaluation.report.tables import TextTable, baseline_names, label, one_line, short
+from lightning_lopt.evaluation.report.tables_and_pictures import baseline_names, label
 from lightning_lopt.evaluation.results import Results
-from lightning_lopt.wording import counted
+from lightning_lopt.wording import TextTable, counted, one_line, short
 
 Comparison = Literal["ahead", "mixed", "behind"]
 

@@ -1,63 +1,31 @@
-"""The tables of a report for a page, a shell or a logger: texts, and outcomes that a page shows as signs."""
+"""The tables of a report for a page, a shell or a logger, and its pictures: curves of losses, and distributions."""
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from statistics import fmean
-from typing import Literal
+from typing import TYPE_CHECKING, Any
 
-from lightning_lopt.evaluation.metrics import final_loss, lowest, median_loss, step_speedup
+import torch
+from torch import Tensor
+
+from lightning_lopt.evaluation.measurement import CHECKPOINTS, WINDOWS, window_ends
+from lightning_lopt.evaluation.metrics import CAP, FLOOR, final_loss, lowest, median_loss, relative, step_speedup
 from lightning_lopt.evaluation.report.numbers import REPORTED, SPLIT_NAMES, TIE, Number, Section, columns
 from lightning_lopt.evaluation.results import ProblemResult, Results
 from lightning_lopt.evaluation.sweeps import BASELINES, FINE_TUNING_BASELINES
+from lightning_lopt.extras import empty_figure
+from lightning_lopt.wording import Outcome, TextTable, one_line, short
 
-Outcome = Literal["win", "tie", "loss"]
-SIGNS: dict[Outcome, tuple[str, str]] = {"win": ("✔", "lower"), "tie": ("=", "equal"), "loss": ("✘", "higher")}
-"""Sign and word of an outcome, so that no outcome is shown by colour alone."""
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 FASTER: dict[Outcome, str] = {"win": "faster", "tie": "equal", "loss": "slower"}
 """Words for outcomes of speed-ups."""
-
-
-@dataclass(frozen=True)
-class TextTable:
-    """Rows of texts under headings.
-
-    Attributes:
-        heads: headings of the columns.
-        rows: cells of each row.
-        marks: outcomes of a rule that a cell shows, by row and column; a page shows them after the text of the cell.
-        words: words for outcomes.
-    """
-
-    heads: list[str]
-    rows: list[list[str]]
-    marks: Mapping[tuple[int, int], Sequence[Outcome]] = field(default_factory=dict)
-    words: Mapping[Outcome, str] = field(default_factory=lambda: {mark: word for mark, (_, word) in SIGNS.items()})
-
-    def markdown(self) -> str:
-        """The table in markdown, without outcomes."""
-        lines = [self.heads, ["---"] * len(self.heads), *self.rows]
-        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
-
-    def html(self, empty: str = "") -> str:
-        """The table in HTML, which scrolls separately where the window is narrow; without rows, the text ``empty``."""
-        if not self.rows:
-            return f"<p>{escaped(empty)}</p>"
-        heads = "".join(f"<th>{escaped(head)}</th>" for head in self.heads)
-        rows = []
-        for i, row in enumerate(self.rows):
-            cells = [f"<td>{escaped(cell)}{self._signs(i, j)}</td>" for j, cell in enumerate(row)]
-            rows.append(f"<tr>{''.join(cells)}</tr>")
-        body = "\n".join(rows)
-        return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
-
-    def _signs(self, row: int, column: int) -> str:
-        """Each outcome of a cell as a coloured sign with a word as its title."""
-        marks = self.marks.get((row, column), ())
-        return "".join(f'<span class="{mark}" title="{self.words[mark]}"> {SIGNS[mark][0]}</span>' for mark in marks)
+_COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive")
+_GREYS = ("black", "tab:gray", "tab:cyan", "rosybrown", "darkkhaki")
+_RANGE_OPACITY = 0.18  # of the area between the smallest and the largest loss over seeds
 
 
 def outcome(log_ratio: float) -> Outcome:
@@ -75,29 +43,6 @@ def label(name: str) -> str:
     """The name of an optimizer in a report, without characters that cannot be printed."""
     sweep = (BASELINES | FINE_TUNING_BASELINES).get(name)
     return one_line(sweep.label if sweep is not None and sweep.label else name)
-
-
-def one_line(text: str) -> str:
-    """A text of at most 120 characters on one line; a character that cannot be printed becomes a question mark."""
-    line = "".join(character if character.isprintable() else "?" for character in text)
-    return line if len(line) <= 120 else line[:117] + "..."
-
-
-def escaped(text: str) -> str:
-    """A text as HTML, for attributes and between tags; a character that cannot be printed becomes a question mark.
-
-    >>> escaped("a < b")
-    'a &lt; b'
-    """
-    printable = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
-    return html.escape(printable, quote=True)
-
-
-def short(value: float) -> str:
-    """A loss with three significant digits and at most five decimals; a loss that is not finite has diverged."""
-    if not math.isfinite(value):
-        return "diverged"
-    return f"{value:.3g}" if abs(value) >= 1e-4 else f"{value:.5f}"
 
 
 def overall(report_numbers: Sequence[Number], section: Section, group: str | None = None) -> TextTable:
@@ -226,9 +171,126 @@ def baseline_names(results: Results) -> str:
     return ", ".join(map(label, results.against))
 
 
+def curves(problems: Sequence[ProblemResult], rules: Sequence[str], against: Sequence[str]) -> Figure:
+    """Training and validation losses, a row of two panels for each problem: medians and ranges over seeds.
+
+    Rules have colours and solid lines; baselines have grey, dashed lines.
+    """
+    figure = empty_figure(9.6, 2.9 * len(problems) + 0.5)
+    panels = figure.subplots(len(problems), 2, squeeze=False)
+    for row, problem in zip(panels, problems, strict=True):
+        for axis, split in zip(row, ("train", "valid"), strict=True):
+            steps = window_ends(problem.horizon, WINDOWS if split == "train" else CHECKPOINTS)
+            names = (*against, *rules)
+            losses: list[Tensor] = [getattr(problem.measurements[name], split) for name in names]
+            for name, values in zip(names, losses, strict=True):
+                _line(axis, steps, values, name, rules, against)
+            kind = "training" if split == "train" else "validation"
+            axis.set(title=f"{_text(problem.name)}, {kind}", xlabel="step", ylabel="loss")
+            _limits(axis, problem, losses)
+            axis.grid(alpha=0.3)
+    lines, labels = panels[0][0].get_legend_handles_labels()
+    order = [*range(len(against), len(labels)), *range(len(against))]  # rules first: a narrow window shows the left
+    lines, labels = ([values[index] for index in order] for values in (lines, labels))
+    figure.legend(lines, labels, loc="outside upper left", ncols=min(4, len(labels)), fontsize="small")
+    return figure
+
+
+def profile(results: Results) -> Figure:
+    """The distribution of results over runs and problems, which means do not show.
+
+    Left: the share of runs whose speed-up in steps over a baseline is at least the value on the axis, as in VeLO's
+    figure (https://arxiv.org/abs/2211.09760) and the score distributions of https://arxiv.org/abs/2108.13264. Right: a
+    performance profile (Dolan and Moré, 2002, https://arxiv.org/abs/cs/0102001): the share of runs whose final training
+    loss, over that of the best optimizer on the same problem and seed, is at most the value on the axis.
+    """
+    figure = empty_figure(9.6, 3.8)
+    speedup_panel, ratio_panel = figure.subplots(1, 2)
+    rules, against = list(results.rules), list(results.against)
+    for rule in rules:
+        for baseline in against:
+            scores = [
+                step_speedup(problem.measurements[rule], problem.measurements[baseline], problem.loss_scale)
+                for problem in results.problems
+            ]
+            ordered = torch.cat(scores).sort().values.tolist()
+            shares = [1 - index / len(ordered) for index in range(len(ordered))]
+            speedup_panel.step(
+                [1e-3, *ordered, 1e3],
+                [1.0, *shares, 0.0],
+                where="pre",
+                color=_COLOURS[rules.index(rule) % len(_COLOURS)],
+                linestyle=("-", "--", ":", "-.")[against.index(baseline) % 4],
+                label=f"{_text(label(rule))} over {_text(label(baseline))}",
+            )
+    speedup_panel.axvline(1.0, color="black", linewidth=0.8)
+    _share_axes(speedup_panel, "speed-up", "speed-up in steps, at least", (0.05, 20), [0.1, 0.2, 0.5, 1, 2, 5, 10])
+    names = [*rules, *against]
+    finals_by_name = [
+        [relative(final_loss(problem.measurements[name], "train"), problem.loss_scale) for problem in results.problems]
+        for name in names
+    ]
+    levels = torch.stack([torch.cat(losses) for losses in finals_by_name]) + FLOOR
+    for name, ratios in zip(names, levels / levels.amin(0), strict=True):
+        ordered = ratios.sort().values.tolist()
+        shares = [(index + 1) / len(ordered) for index in range(len(ordered))]
+        ratio_panel.step([1.0, *ordered, 1e3], [0.0, *shares, 1.0], where="post", **_style(name, rules, against))
+    over_best = "final training loss over the best one, at most"
+    _share_axes(ratio_panel, "performance profile", over_best, (1.0, 10.0), [1, 1.5, 2, 3, 5, 10])
+    return figure
+
+
 def _median(problem: ProblemResult, name: str, split: str) -> float:
     return median_loss(final_loss(problem.measurements[name], split))
 
 
 def _milliseconds(seconds: float | None) -> str:
     return "not measured" if seconds is None else f"{1e3 * seconds:.3g} ms"
+
+
+def _share_axes(axis: Any, title: str, xlabel: str, limits: tuple[float, float], ticks: Sequence[float]) -> None:
+    """Axes of a distribution: a logarithmic one with these ticks, and the share of runs."""
+    axis.set(xscale="log", xlim=limits, ylim=(0, 1.02), xlabel=xlabel, title=title, ylabel="share of runs")
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+
+
+def _line(
+    axis: Any, steps: Sequence[int], values: Tensor, name: str, rules: Sequence[str], against: Sequence[str]
+) -> None:
+    finite = torch.where(values.isfinite(), values, math.inf)
+    medians = finite.sort(1).values[:, (finite.shape[1] - 1) // 2]
+    style = _style(name, rules, against)
+    axis.plot(steps, torch.where(medians.isfinite(), medians, math.nan).tolist(), **style)
+    low, high = finite.amin(1), finite.amax(1)
+    inside = (low.isfinite() & high.isfinite()).tolist()
+    axis.fill_between(
+        steps, low.tolist(), high.tolist(), where=inside, color=style["color"], alpha=_RANGE_OPACITY, linewidth=0
+    )
+
+
+def _style(name: str, rules: Sequence[str], against: Sequence[str]) -> dict[str, Any]:
+    names, colours, line, width = (rules, _COLOURS, "-", 1.8) if name in rules else (against, _GREYS, "--", 1.3)
+    colour = colours[list(names).index(name) % len(colours)]
+    return {"color": colour, "linestyle": line, "linewidth": width, "label": _text(label(name))}
+
+
+def _limits(axis: Any, problem: ProblemResult, losses: Sequence[Tensor]) -> None:
+    """Set the limits of the loss axis, logarithmic for positive losses; very large losses are outside of them."""
+    values = torch.cat([curve.flatten() for curve in losses])
+    values = values[values.isfinite()]
+    if not len(values):
+        return
+    low, high = float(values.min()), min(float(values.max()), CAP * problem.loss_scale)
+    if low > 0 and high > low:
+        axis.set(yscale="log", ylim=(max(low, 1e-5 * problem.loss_scale) * 0.9, high * 1.1))
+    elif high > low:
+        axis.set(ylim=(low - 0.05 * (high - low), high + 0.05 * (high - low)))
+
+
+def _text(text: str) -> str:
+    """A text for matplotlib, which reads ``$`` as a formula and leaves a name that begins with ``_`` out of legends."""
+    line = one_line(text).replace("$", r"\$")
+    return f" {line}" if line.startswith("_") else line
