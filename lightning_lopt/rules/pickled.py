@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lightning_lopt.errors import RuleFileError, show
+from lightning_lopt.errors import RuleFileError, cause, show
 from lightning_lopt.rules.contract.build import TensorSpec, build_rule, check_arguments
 from lightning_lopt.rules.contract.registry import RULES
 
@@ -54,7 +54,11 @@ def rebuilt_rule(rule_name: str, config: dict[str, Any], theta: dict[str, Tensor
     if rule_name not in RULES:
         raise RuleFileError(f"{label} is {show(rule_name)}, which is none of {', '.join(sorted(RULES))}.")
     specs = {name: TensorSpec(value.dtype, tuple(value.shape)) for name, value in theta.items()}
-    arguments = check_arguments(RULES[rule_name], json.loads(json.dumps(config)), label)
+    try:
+        config = json.loads(json.dumps(config, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise RuleFileError(f"{label} has a config that JSON cannot hold ({cause(error)}); correct it.") from error
+    arguments = check_arguments(RULES[rule_name], config, label)
     rule = build_rule(RULES[rule_name], arguments, specs, label, label)
     rule.load_state_dict(theta, assign=True)
     return rule

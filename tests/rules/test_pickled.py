@@ -80,3 +80,6 @@ def test_a_rule_that_is_none_is_refused_in_a_sentence():
         rebuilt_rule("nothing", {}, {})
     with pytest.raises(RuleFileError, match="unknown argument 'weight'"):
         rebuilt_rule("adam", {"weight": 3}, {})
+    for value in (float("nan"), float("inf"), {1, 2}):
+        with pytest.raises(RuleFileError, match="has a config that JSON cannot hold"):
+            rebuilt_rule("adam", {"lr": value}, {})
