@@ -16,7 +16,7 @@ from lightning_lopt.tasks.task_mixture import TaskMixture
 
 @dataclass
 class Group:
-    """Inner runs of one task; when they are finished, inner runs of another task follow.
+    """Inner runs of one task, followed by inner runs of another task when they are finished.
 
     All random draws depend only on the seed, the number of the group and how often it has started, and not on the
     process that advances it.
@@ -54,7 +54,7 @@ class Group:
     def state_dict(self) -> dict[str, Any]:
         """The state as tensors, numbers and strings. Perturbations are not saved, since they are derived from the seed.
 
-        Finished runs are not saved, since new ones follow them.
+        Finished runs are not saved, since new runs follow.
         """
         if self.runs is None or self.runs.finished:
             return {"number": self.number, "starts": self.starts}

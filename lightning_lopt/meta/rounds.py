@@ -134,13 +134,13 @@ class Rounds:
     def metrics(self, loss: Tensor, ahead: float) -> dict[str, float]:
         """Metrics to log after a round, from the loss of θ and the result of :meth:`tell`."""
         search = self.current_search
-        moved = [search.theta[name] - start for name, start in search.start.items()]
+        changes = [search.theta[name] - start for name, start in search.start.items()]
         return {
             "rounds": float(search.rounds),
             "loss": float(loss),
             "ahead": -ahead,
             "evidence": search.evidence,
-            "moved": float(torch.cat([move.flatten() for move in moved]).mean()),
+            "moved": float(torch.cat([change.flatten() for change in changes]).mean()),
         }
 
     def stop(self) -> None:

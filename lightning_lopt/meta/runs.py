@@ -117,8 +117,8 @@ def rolled_back(rule: UpdateRule, runs: InnerRuns, losses: Tensor, best: Params)
         return runs, best
     is_best, is_due = (flags & losses.isfinite() for flags in vmap(rule.rollback)(runs.state.shared))
 
-    def select(flags: Tensor, first: Params, second: Params) -> Params:
-        return {k: torch.where(flags.view(-1, *[1] * (x.ndim - 1)), x, second[k]) for k, x in first.items()}
+    def select(flags: Tensor, if_true: Params, if_false: Params) -> Params:
+        return {k: torch.where(flags.view(-1, *[1] * (x.ndim - 1)), x, if_false[k]) for k, x in if_true.items()}
 
     best = select(is_best, runs.params, best)
     return replace(runs, params=select(is_due, best, runs.params)), best
@@ -137,17 +137,17 @@ def map_runs(runs: InnerRuns, function: Callable[[Tensor], Tensor]) -> InnerRuns
 
 def can_batch(rule: UpdateRule, groups: Sequence[InnerRuns]) -> bool:
     """Whether these inner runs can be batched: the same computation, equal shapes, and full steps only."""
-    first = groups[0]
+    first_group = groups[0]
     if len(groups) == 1:
         return True
-    computation = computation_of(first.task)
-    shapes = {name: value.shape for name, value in first.params.items()}
+    computation = computation_of(first_group.task)
+    shapes = {name: value.shape for name, value in first_group.params.items()}
     return (
         rule.period == 1
         and computation is not None
         and all(
             computation_of(runs.task) == computation
-            and runs.copies == first.copies
+            and runs.copies == first_group.copies
             and {name: value.shape for name, value in runs.params.items()} == shapes
             for runs in groups
         )
@@ -164,7 +164,7 @@ def joined_groups(groups: Sequence[InnerRuns]) -> tuple[Params, State]:
 
 
 def separated(groups: Sequence[InnerRuns], params: Params, state: State) -> list[tuple[Params, State]]:
-    """The inverse of :func:`joined_groups`: parameters and state of each group, as views, from those of all N runs."""
+    """The inverse of :func:`joined_groups`: parameters and state of each group, as views of those of all N runs."""
     if len(groups) == 1:
         return [(params, state)]
     leaves, structure = tree_flatten((params, state))

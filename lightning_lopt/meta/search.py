@@ -226,10 +226,10 @@ class SequentialTest(Search):
 
     def tell(self, losses: Tensor, scale: float) -> float:
         """As :meth:`Search.tell`; returns 0 after a round without a comparison with the start."""
-        first, second = map(
+        first_loss, second_loss = map(
             float, torch.nan_to_num(losses, nan=NON_FINITE_LOSS, posinf=NON_FINITE_LOSS, neginf=NON_FINITE_LOSS)
         )
-        winner = (first < second) - (first > second)
+        winner = (first_loss < second_loss) - (first_loss > second_loss)
         self.rounds += 1
         if not self._moved:
             self.theta = self._shifted_start(winner) if winner else self.start
@@ -237,7 +237,7 @@ class SequentialTest(Search):
         self.evidence -= math.log1p(BET_SHARE * winner)
         if self.evidence > 0:
             self.theta = self.start
-        return min(max((first - second) / max(abs(second), scale), -1.0), 1.0)
+        return min(max((first_loss - second_loss) / max(abs(second_loss), scale), -1.0), 1.0)
 
     def _shifted_start(self, sign: int) -> Theta:
         return {name: value + sign * self.sigma for name, value in self.start.items()}

@@ -34,7 +34,7 @@ class MetaTrainer(L.LightningModule):
     """Meta-trains a rule: one training step is one outer step.
 
     Each outer step advances ``groups`` groups of inner runs by one truncation, averages their estimates of the
-    meta-gradient, and passes the mean to AdamW. A group at its horizon starts anew with another task and horizon.
+    meta-gradient, and passes the mean to AdamW. A group at its horizon starts again with another task and horizon.
 
     Groups are distributed over the processes of a Trainer. All random draws depend only on ``seed``, on the number of
     the group among all groups and on how often the group has started. Therefore the meta-gradient does not depend on
@@ -262,11 +262,11 @@ class MetaTrainer(L.LightningModule):
         if "meta_training" not in checkpoint:
             raise ValueError("this checkpoint was written by another module or an older MetaTrainer; start a new run.")
         saved = checkpoint["meta_training"]
-        for setting, present in (("seed", self.seed), ("estimator", self.estimator.name)):
-            if saved[setting] != present:
+        for setting, current_value in (("seed", self.seed), ("estimator", self.estimator.name)):
+            if saved[setting] != current_value:
                 raise ValueError(
-                    f"this checkpoint was written with {setting}={saved[setting]!r}, but MetaTrainer has {present!r}; "
-                    "resume with the settings of the saved run."
+                    f"this checkpoint was written with {setting}={saved[setting]!r}, but MetaTrainer has "
+                    f"{current_value!r}; resume with the settings of the saved run."
                 )
         self._loaded_states = states_by_number(saved["groups"], self.groups)
         self.outer_step = saved["outer_step"]

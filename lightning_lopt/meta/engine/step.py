@@ -29,7 +29,7 @@ def inner_step(
     phase: int | None = None,
     epochs: Tensor | None = None,
 ) -> SteppedRuns:
-    """One step of one inner run: new parameters, new state, and losses before the step. A pure function.
+    """One step of one inner run: new parameters, new state, and losses before the step, as a pure function.
 
     ``batches["train"]`` makes the step; for batches of other splits only the loss is measured.
 

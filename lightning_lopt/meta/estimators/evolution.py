@@ -96,14 +96,14 @@ class EvolutionStrategies(Estimator):
         splits = self.meta_loss.splits
         unrolled = unroll_groups(rule, named_theta(particles, rule), groups, steps, draws, splits, execution)
         terms: dict[int, _Terms] = {}
-        kinds = [(losses.shape, losses.dtype) for _, losses in unrolled]
-        for kind in dict.fromkeys(kinds):  # groups with the same number of steps are evaluated at once
-            numbers = [number for number, kind_of_group in enumerate(kinds) if kind_of_group == kind]
+        signatures = [(losses.shape, losses.dtype) for _, losses in unrolled]
+        for signature in dict.fromkeys(signatures):  # groups with the same number of steps are evaluated at once
+            numbers = [number for number, group_signature in enumerate(signatures) if group_signature == signature]
             losses = [unrolled[number][1] for number in numbers]
-            terms_of_kind = self._terms(
+            group_terms = self._terms(
                 [groups[number] for number in numbers], losses, [credited[number] for number in numbers]
             )
-            terms |= zip(numbers, terms_of_kind, strict=True)
+            terms |= zip(numbers, group_terms, strict=True)
         gradients, means, failed, powers = zip(*(terms[number] for number in range(len(groups))), strict=True)
         advanced = [
             self._carry_on(replace(runs, truncations=runs.truncations + 1), group_noise, group_failed)
