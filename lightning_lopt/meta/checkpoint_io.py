@@ -17,8 +17,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint to a temporary file in the same folder, flushes the file to the disk and renames it.
 
     After a kill or a power cut at any moment, either the old or the new checkpoint exists completely.
-    Lightning's writer uses the folder for temporary files. If that folder is on another file system (``/tmp`` in
-    memory, for instance), the final move is a copy, which is not atomic. Remote paths still go through Lightning's
+    Lightning's writer uses the system's folder for temporary files. If that folder is on another file system (``/tmp``
+    in memory, for instance), the final move is a copy, which is not atomic. Remote paths still go through Lightning's
     writer.
     """
 

@@ -90,7 +90,7 @@ class Rounds:
 
     @property
     def current_search(self) -> Search:
-        """The search, which must exist: :meth:`begin` was called."""
+        """The search; :meth:`begin` must have been called."""
         assert self.search is not None
         return self.search
 

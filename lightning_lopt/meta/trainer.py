@@ -61,7 +61,8 @@ class MetaTrainer(L.LightningModule):
     values for ``save_rule(..., meta_training=...)``; reports use these values to mark problems that a rule was trained
     on.
 
-    Fit it with a :class:`~lightning_lopt.TaskDataModule`; precision must be 32-true (``bf16-true`` would round θ).
+    Fit a MetaTrainer with a :class:`~lightning_lopt.TaskDataModule`. The precision must be 32-true (``bf16-true`` would
+    round θ).
 
     Args:
         rule: the rule to meta-train; parameters with ``requires_grad=False`` do not change.

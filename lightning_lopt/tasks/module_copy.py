@@ -18,8 +18,8 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
 def independent_copy(module: M) -> tuple[M, list[str]]:
     """A deep copy without autograd history and, of a LightningModule, without its Trainer.
 
-    Tensors with autograd history, which ``copy.deepcopy`` refuses, are copied without their history. An
-    attribute that cannot be copied (a lock, an open file, an iterator) is shared between the module and its copy.
+    Tensors with autograd history, which ``copy.deepcopy`` refuses, are copied without their history. An attribute
+    that cannot be copied (a lock, an open file, an iterator) is shared between the module and its copy.
 
     Returns:
         the copy, and the names of the attributes that are shared.

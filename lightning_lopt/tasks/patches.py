@@ -16,7 +16,7 @@ from lightning_lopt.tasks.labelled_images import LabelledImages
 
 
 class Patches:
-    """Splits images into ``grid`` × ``grid`` square patches, with zero padding if the sizes do not fit.
+    """Splits images into ``grid`` × ``grid`` square patches, padded with zeros if the sides are not divisible.
 
     Args:
         shape: channels, height and width of the images.

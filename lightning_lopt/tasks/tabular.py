@@ -180,7 +180,7 @@ class TabularFamily(ModelFamily):
 
 
 class TabularClassification(TabularFamily):
-    """Classes of rows: synthetic clusters, and scikit-learn's tables. Arguments: :class:`TabularFamily`.
+    """Classes of rows: synthetic clusters, and scikit-learn's tables. For arguments see :class:`TabularFamily`.
 
     Example:
         >>> from lightning_lopt.tasks import Table
@@ -199,7 +199,7 @@ class TabularClassification(TabularFamily):
 
 
 class TabularRegression(TabularFamily):
-    """Values of rows: synthetic functions, and scikit-learn's tables. Arguments: :class:`TabularFamily`.
+    """Values of rows: synthetic functions, and scikit-learn's tables. For arguments see :class:`TabularFamily`.
 
     Example:
         >>> family = TabularRegression("synthetic", depths=(1,), widths=(16,))

@@ -98,7 +98,7 @@ class Text:
         return len(self.tokens)
 
     def in_alphabet(self, alphabet: str) -> Tensor:
-        """The characters as numbers in another alphabet, int64, shape ``(N,)``; a missing one gets the last number.
+        """The text in another alphabet, int64, shape ``(N,)``; a character that is missing there gets the last number.
 
         Args:
             alphabet: the characters of the other text, at least one.

@@ -25,7 +25,7 @@ class Variety:
         merged: whether pairs of classes are then merged, so that the images of a class differ more.
         examples: number of images to use, before the split.
         label_noise: share of *training* labels that are replaced by labels drawn uniformly from all classes.
-        permuted: whether pixels change place, the same way in all images.
+        permuted: whether pixels are permuted, in the same way in all images.
         inverted: whether the sign of the images changes.
         contrast: factor on the images.
         shift: number added to the images, so that the inputs are not centred.

@@ -23,7 +23,7 @@ class Compiled(Execution):
     saves time for few architectures with many steps each. If compiling fails, the steps of that architecture are eager
     (:class:`~lightning_lopt.compiling.CompiledFunction`).
 
-    On CUDA, kernels that do not depend on each other are combined: 59 instead of 88 in a step of Celo2's rule.
+    On CUDA, kernels that do not depend on each other are combined: a step of Celo2's rule has 59 kernels instead of 88.
 
     Each graph is one step, since graphs of several steps compile much longer and are hardly faster on a CPU (Celo2's
     rule, ``examples/benchmarks/meta_throughput.py``, one thread, medians of 15 measurements):

@@ -29,8 +29,8 @@ class Recorded(Execution):
     and copied to the device at once.
 
     A recording belongs to one stream. Tasks with the same computation
-    (:func:`~lightning_lopt.tasks.accelerations.computation_of`) use it one after the other; it is deleted with the last
-    of these tasks.
+    (:func:`~lightning_lopt.tasks.accelerations.computation_of`) use it one after the other; the recording is deleted
+    with the last of these tasks.
 
     On other devices, for runs that are not small, and if gradients flow through the steps, ``execution`` computes the
     steps without a recording. The same happens, with a warning, if recording fails (for a step that copies from the CPU

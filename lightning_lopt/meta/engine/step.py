@@ -14,7 +14,7 @@ from lightning_lopt.rules.base import Params, State, StepContext, UpdateRule
 from lightning_lopt.tasks.base import Split, Task
 
 SteppedRuns = tuple[Params, State, dict[Split, Tensor]]
-"""Parameters and state after an inner step, and losses before it."""
+"""Parameters and state after an inner step, and losses before the step."""
 
 
 def inner_step(
@@ -31,7 +31,7 @@ def inner_step(
 ) -> SteppedRuns:
     """One step of one inner run: new parameters, new state, and losses before the step, as a pure function.
 
-    ``batches["train"]`` makes the step; for batches of other splits only the loss is measured.
+    The step uses ``batches["train"]``; for batches of other splits, only the loss is measured.
 
     Example:
         >>> from lightning_lopt import AdamRule

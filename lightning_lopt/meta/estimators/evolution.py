@@ -77,7 +77,7 @@ class EvolutionStrategies(Estimator):
 
     @abstractmethod
     def _steps(self, runs: InnerRuns) -> int:
-        """Length K of the next piece; the horizon may cut it short."""
+        """Length K of the next piece, which may be shortened by the horizon."""
 
     @abstractmethod
     def _perturb(self, theta: Tensor, runs: InnerRuns) -> tuple[Tensor, Tensor]:

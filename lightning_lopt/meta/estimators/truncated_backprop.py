@@ -39,8 +39,8 @@ class TruncatedBackprop(Estimator):
         meta_loss: the meta-loss, which is minimised; the mean training loss by default. Above its cap the gradient is
             0.
         clip: largest norm of the gradient that flows from one inner step to the step before it, over all parameters
-            and state of a run, > 0; ``None`` for none. Clipping limits the gradients of a
-            chaotic run, but biases the estimate.
+            and state of a run, > 0; ``None`` for none. Clipping limits the gradients of a chaotic run, but
+            biases the estimate.
 
     Raises:
         ValueError: if a number is out of range.
