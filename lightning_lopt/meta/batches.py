@@ -1,4 +1,4 @@
-"""Mini-batches of inner runs: random draws on the CPU, and the batches that follow from them on the device."""
+"""Mini-batches of inner runs: random draws on the CPU, and batches on the device that depend only on these draws."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class BatchDraws:
 
     Args:
         runs: the inner runs.
-        generator: random generator of the draws, P at a time.
+        generator: random generator of the draws; each step draws P mini-batches.
         splits: splits of the mini-batches.
         steps: number of steps that get new draws; for later steps the last draw is repeated.
     """

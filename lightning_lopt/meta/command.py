@@ -25,20 +25,20 @@ CONFIGS_ARE_CODE = (
 EXAMPLE = "example: lightning-lopt meta-train --config examples/configs/base.yaml --trainer.max_steps 20"
 
 
-class _Began(L.Callback):
-    """Whether the first outer step has begun."""
+class _StartRecord(L.Callback):
+    """Records whether training has started."""
 
-    began = False
+    has_started = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.began = True
+        self.has_started = True
 
 
 def meta_train_main(arguments: Sequence[str]) -> int:
     """Fit a :class:`MetaTrainer` as LightningCLI does; returns the exit status.
 
-    A config is code: whatever class or function its ``class_path`` entries name is imported and called. An error before
-    the first outer step is printed as one sentence; a later error is printed with its traceback, too.
+    A config is code: the classes and functions that its ``class_path`` entries name are imported and called. An error
+    before the first outer step is printed as one sentence; a later error is printed with its traceback, too.
 
     Raises:
         ImportError: if jsonargparse is not installed.
@@ -67,9 +67,9 @@ def meta_train_main(arguments: Sequence[str]) -> int:
                 kwargs["callbacks"] = [*(callback for callback in callbacks if callback is not None), OuterProgress()]
             return super().instantiate_trainer(**kwargs)
 
-    # Only args can be given here: DDP starts further processes with sys.argv as it is.
+    # The arguments are passed as args, since DDP starts further processes with the unchanged sys.argv.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-    state = _Began()
+    start_record = _StartRecord()
     try:
         MetaTrainingCLI(
             MetaTrainer,
@@ -78,7 +78,7 @@ def meta_train_main(arguments: Sequence[str]) -> int:
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
-            trainer_defaults={"callbacks": [state]},
+            trainer_defaults={"callbacks": [start_record]},
             parser_kwargs={
                 "prog": "lightning-lopt meta-train",
                 "exit_on_error": False,
@@ -90,9 +90,11 @@ def meta_train_main(arguments: Sequence[str]) -> int:
         complain(f"lightning-lopt meta-train: {sentence}; 'lightning-lopt meta-train --help' shows all arguments.")
         sys.exit(BAD_INPUT)
     except pickle.UnpicklingError as error:
-        raise ValueError("--ckpt_path names no checkpoint of a meta-training; give one that it has written.") from error
+        raise ValueError(
+            "--ckpt_path names no checkpoint of a meta-training; give a checkpoint that meta-training has written."
+        ) from error
     except (ValueError, ImportError, OSError):
-        if state.began:
+        if start_record.has_started:
             traceback.print_exc(file=sys.stderr)
         raise
     return 0

@@ -17,8 +17,8 @@ from lightning_lopt.tasks.transforms import Transform, augment
 __all__ = ["TaskDataModule", "TaskMixture"]
 
 
-class _Endless(IterableDataset[TaskMixture]):
-    """The mixture again and again, once for each outer step, which draws its tasks by its own number."""
+class _EndlessMixture(IterableDataset[TaskMixture]):
+    """An endless dataset with the same mixture for each outer step; the outer step draws tasks from it."""
 
     def __init__(self, mixture: TaskMixture) -> None:
         self.mixture = mixture
@@ -58,5 +58,5 @@ class TaskDataModule(L.LightningDataModule):
         self.mixture = TaskMixture(augment(make_families(families, data, text), augmentation))
 
     def train_dataloader(self) -> DataLoader[TaskMixture]:
-        """Called before training: gives the mixture of tasks for each outer step, without an end."""
-        return DataLoader(_Endless(self.mixture), batch_size=None)
+        """Called before training; the loader yields the mixture of tasks for each outer step, without an end."""
+        return DataLoader(_EndlessMixture(self.mixture), batch_size=None)

@@ -1,4 +1,4 @@
-"""Pilots of a fit: they start from its module and its optimizer state, and their losses are averaged over all ranks."""
+"""Pilots of a fit, which start from its module and optimizer state; their losses are averaged over all ranks."""
 
 from __future__ import annotations
 
@@ -42,39 +42,39 @@ def losses_of_round(
         optimizer: optimizer of the fit; it is not changed.
         search: gives the θ to compare.
         step: steps that the optimizer has made.
-        coming: recorded training batches; those for measuring come last.
+        coming: recorded training batches; the batches for measuring come last.
         validation: batches for measuring; if there are none, the last ``held_out`` of ``coming`` are used.
         held_out: number of batches for measuring.
 
     Raises:
-        ValueError: for a module or batches that cannot be a task.
-        Exception: any exception of the module's code.
+        ValueError: if the module and the batches cannot form a task.
+        Exception: any exception that the module's code raises.
     """
-    kind = type(module).__name__
+    class_name = type(module).__name__
     with random_states_restored():
-        stacked = StackedBatches(coming, f"{kind}, coming batches")
-        measured = StackedBatches(validation, f"{kind}, validation batches") if validation else None
+        stacked = StackedBatches(coming, f"{class_name}, coming batches")
+        measuring_data = StackedBatches(validation, f"{class_name}, validation batches") if validation else None
         accumulated = trainer.accumulate_grad_batches
-        steps = (len(stacked) - (0 if measured else held_out)) // accumulated
+        steps = (len(stacked) - (0 if measuring_data else held_out)) // accumulated
         if steps < 1:
-            raise ValueError(f"{kind}: only {len(stacked)} of {len(coming)} coming batches have the same shapes.")
-        task = LightningTask(module, stacked, measured)
-        first = search.rounds * len(coming)
-        train = [task.nth(index, first + index) for index in range(steps * accumulated)]
+            raise ValueError(f"{class_name}: only {len(stacked)} of {len(coming)} coming batches have the same shapes.")
+        task = LightningTask(module, stacked, measuring_data)
+        first_batch = search.rounds * len(coming)
+        train = [task.nth(index, first_batch + index) for index in range(steps * accumulated)]
         windows = [train[k * accumulated : (k + 1) * accumulated] for k in range(steps)]
-        split: Split = "valid" if measured else "train"
+        split: Split = "valid" if measuring_data else "train"
         count = len(task.data[split])
-        begin = search.rounds * held_out if measured else count - held_out
-        places = range(begin, begin + min(held_out, count))
-        measured_on = [task.nth(index % count, None, split) for index in places]
+        begin = search.rounds * held_out if measuring_data else count - held_out
+        batch_indices = range(begin, begin + min(held_out, count))
+        measuring_batches = [task.nth(index % count, None, split) for index in batch_indices]
         snapshot = snapshot_of(trainer, module, optimizer, task, step)
-        return pilot_losses(optimizer.rule, search.ask(), task, snapshot, windows, measured_on)
+        return pilot_losses(optimizer.rule, search.ask(), task, snapshot, windows, measuring_batches)
 
 
 def snapshot_of(trainer: Any, module: Any, optimizer: LearnedOptimizer, task: LightningTask, step: int) -> RunSnapshot:
-    """The present state of the fit, by the names of the module's parameters."""
+    """The present state of the fit, by name of the module's parameters."""
     if optimizer.guard_switched:
-        raise ValueError(f"the guard has given the training to AdamW ({optimizer.guard_state}).")
+        raise ValueError(f"LossGuard has given the training to AdamW ({optimizer.guard_state}).")
     names = {param: name for name, param in module.named_parameters()}
     params, tensors, roles, lr, decay = {}, {}, {}, {}, {}
     for group in optimizer.param_groups:
@@ -86,11 +86,13 @@ def snapshot_of(trainer: Any, module: Any, optimizer: LearnedOptimizer, task: Li
                 tensors[name] = widened(rule_state, wide(params[name]).dtype)
                 lr[name], decay[name] = float(multiplier(group)), float(group["weight_decay"])
     shared = dict(optimizer.param_groups[0].get("shared") or {})
-    new = [name for name, state in tensors.items() if not state]  # parameters without a gradient so far
-    if new:
-        begun = optimizer.rule.init_state({name: params[name] for name in new}, {name: roles[name] for name in new})
-        tensors.update({name: begun.tensors[name] for name in new})
-        shared = shared or begun.shared
+    names_without_state = [name for name, state in tensors.items() if not state]  # parameters without a gradient so far
+    if names_without_state:
+        initial_state = optimizer.rule.init_state(
+            {name: params[name] for name in names_without_state}, {name: roles[name] for name in names_without_state}
+        )
+        tensors.update({name: initial_state.tensors[name] for name in names_without_state})
+        shared = shared or initial_state.shared
     clip = None if trainer.gradient_clip_val is None else float(trainer.gradient_clip_val)
     by_value = trainer.gradient_clip_algorithm == "value"
     return RunSnapshot(
@@ -108,10 +110,12 @@ def snapshot_of(trainer: Any, module: Any, optimizer: LearnedOptimizer, task: Li
 
 
 def agreed(trainer: Any, module: Any, losses: Callable[[], Tensor], count: int) -> tuple[Tensor, str]:
-    """Losses, the mean over ranks, and the reason if there are none; all ranks get the same. Called on all ranks.
+    """Mean losses over all ranks, and the reason if a rank failed; every rank must call this function.
+
+    All ranks return the same losses, and each rank returns a reason if any rank failed.
 
     Args:
-        losses: computes the losses of this rank, shape ``(count,)``; an exception of it becomes a reason.
+        losses: computes the losses of this rank, shape ``(count,)``; the text of its exception becomes the reason.
     """
     losses_here, failure = torch.zeros(count), ""
     try:
@@ -122,5 +126,5 @@ def agreed(trainer: Any, module: Any, losses: Callable[[], Tensor], count: int) 
     losses_and_failure = torch.cat([losses_here.to(failed.device).float(), failed[None]])
     losses_and_failure = trainer.strategy.reduce(losses_and_failure, reduce_op="mean").cpu()
     if losses_and_failure[-1] > 0 and not failure:
-        failure = "another rank could not make its pilots."
+        failure = "another rank could not compute its pilot losses."
     return losses_and_failure[:-1], failure

@@ -16,7 +16,7 @@ from lightning_lopt.tasks.task_mixture import TaskMixture
 
 @dataclass
 class Group:
-    """Inner runs of one task; when they are finished, inner runs of another task follow.
+    """Inner runs of one task, followed by inner runs of another task when they are finished.
 
     All random draws depend only on the seed, the number of the group and how often it has started, and not on the
     process that advances it.
@@ -43,7 +43,7 @@ class Group:
     def begin(
         self, rule: UpdateRule, estimator: Estimator, mixture: TaskMixture, horizons: Horizons, outer_step: int
     ) -> InnerRuns:
-        """The present runs, or new ones if these are finished."""
+        """Return the present runs, or start new runs if the present runs are finished."""
         if self.runs is None or self.runs.finished:
             self.starts += 1
             first_of = (self.number, self.groups) if self.starts == 1 else None
@@ -52,9 +52,9 @@ class Group:
         return self.runs
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors, numbers and strings, without the perturbations, which follow from the seed.
+        """The state as tensors, numbers and strings. Perturbations are not saved, since they are derived from the seed.
 
-        Finished runs are not saved, since new ones follow them.
+        Finished runs are not saved, since new runs follow.
         """
         if self.runs is None or self.runs.finished:
             return {"number": self.number, "starts": self.starts}
@@ -85,13 +85,13 @@ class Group:
         if task.name != state["task"]:
             raise ValueError(
                 f"this checkpoint was training on task {state['task']!r}, but these task families give {task.name!r} "
-                "at the same seed; resume with the families, data and seed it was written with."
+                "at the same seed; resume with the families, data and seed of the saved run."
             )
         particles = len(next(iter(state["params"].values())))
         if particles != estimator.particles:
             raise ValueError(
-                f"this checkpoint holds {particles} inner runs a group, the estimator has {estimator.particles}; "
-                "resume with the estimator it was written with."
+                f"this checkpoint holds {particles} inner runs per group, but the estimator has {estimator.particles}; "
+                "resume with the estimator of the saved run."
             )
         runs = InnerRuns(
             task,
@@ -125,12 +125,12 @@ def states_by_number(states: Sequence[dict[str, Any]], groups: int) -> dict[int,
     """The states of groups in a checkpoint, by number.
 
     Raises:
-        ValueError: if they are not those of ``groups`` groups.
+        ValueError: if ``states`` does not hold the states of exactly ``groups`` groups.
     """
     by_number = {state["number"]: state for state in states}
     if sorted(by_number) != list(range(groups)):
         raise ValueError(
-            f"this checkpoint holds {len(by_number)} groups of inner runs, MetaTrainer has groups={groups}; resume "
-            "with the settings it was written with."
+            f"this checkpoint holds {len(by_number)} groups of inner runs, but MetaTrainer has groups={groups}; resume "
+            "with the settings of the saved run."
         )
     return by_number

@@ -14,16 +14,16 @@ LONGEST = 20_000
 
 @dataclass(frozen=True)
 class Horizons:
-    r"""Horizons drawn log-uniformly between a shortest and a longest one.
+    r"""Horizons drawn log-uniformly between a shortest and a longest horizon.
 
-    With a curriculum the longest one grows, by the same factor in each outer step, from ``shortest`` to ``longest``:
+    With a curriculum, the longest horizon grows from ``shortest`` to ``longest`` by the same factor in each outer step:
 
     .. math:: \text{longest}(s) = \text{shortest} \cdot (\text{longest} / \text{shortest})^{\min(1, s / C)}
 
     Args:
-        shortest: in inner steps, >= 1.
-        longest: in inner steps, at least ``shortest`` and at most 20,000; ``None`` for constant horizons.
-        curriculum: outer steps C over which the longest one is reached, >= 0; 0 for no curriculum.
+        shortest: shortest horizon in inner steps, >= 1.
+        longest: longest horizon in inner steps, from ``shortest`` to 20,000; ``None`` for constant horizons.
+        curriculum: number C of outer steps after which ``longest`` is reached, >= 0; 0 for no curriculum.
         staggered: cut the first run of each group to a share of its horizon, evenly spread over the groups, so that
             groups are out of phase from the first outer step on and their truncations cover all parts of a run.
 
@@ -54,7 +54,7 @@ class Horizons:
 
     @classmethod
     def of(cls, value: Horizons | int | tuple[int, int]) -> Horizons:
-        """Horizons from one constant or from (shortest, longest); a :class:`Horizons` is returned as it is.
+        """Horizons from one constant or from (shortest, longest); a :class:`Horizons` is returned unchanged.
 
         >>> Horizons.of((100, 1000))
         Horizons(shortest=100, longest=1000, curriculum=0, staggered=True)
@@ -65,7 +65,7 @@ class Horizons:
 
     @property
     def last(self) -> int:
-        """The longest horizon once a curriculum is over."""
+        """The longest horizon after the curriculum."""
         return self.shortest if self.longest is None else self.longest
 
     def longest_at(self, outer_step: int) -> float:
@@ -78,12 +78,12 @@ class Horizons:
         return float(self.shortest * (self.last / self.shortest) ** progress)
 
     def draw(self, seed: int, outer_step: int, first_of: tuple[int, int] | None = None) -> int:
-        """A horizon, drawn from ``seed`` alone.
+        """Draw a horizon; its random part depends only on ``seed``.
 
         Args:
             seed: seed of the runs.
             outer_step: outer step at which the runs start.
-            first_of: for the first runs of a group, its number and the number of groups.
+            first_of: number of the group and number of all groups, for the first runs of a group; else ``None``.
         """
         draws = generator(seed, "horizon")
         share, offset = torch.rand(2, generator=draws, dtype=torch.float64).tolist()

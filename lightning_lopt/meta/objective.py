@@ -25,17 +25,17 @@ class MetaLoss:
     .. math:: \ell(x) = x \quad\text{(linear)} \qquad\text{or}\qquad \ell(x) = \log(x + f) \quad\text{(log)}
 
     With the logarithm, a halving of the loss counts the same at every level down to the floor f. The difference between
-    the two particles of an antithetic pair is then that of their log-ratios to *any* baseline on the same task and
-    seed, since the baseline cancels.
+    the two particles of an antithetic pair then equals the difference of their log-ratios to *any* baseline on the same
+    task and seed, since the baseline cancels.
 
     Args:
         scale: ``"linear"`` or ``"log"``.
         split: batches that are measured: ``"train"`` (the batches of the steps, at no extra cost), ``"valid"``, or the
-            mean of :math:`\ell` on ``"both"``; the latter two cost one more forward pass per step.
-        last: share of the horizon, at its end, whose steps count, in (0, 1]; 1 for all of them.
-        cap: in units of ``loss_scale``, > 0; ``None`` for none (a pair with a loss that is not finite is then left
-            out).
-        floor: f, in units of ``loss_scale``, > 0.
+            mean of :math:`\ell` on ``"both"``; ``"valid"`` and ``"both"`` cost one more forward pass per step.
+        last: share of the horizon, at its end, whose steps count, in (0, 1]; 1 for all steps.
+        cap: largest value, in units of ``loss_scale``, > 0; ``None`` for no cap (a pair with a loss that is not finite
+            is then left out).
+        floor: the floor f, in units of ``loss_scale``, > 0.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -76,7 +76,7 @@ class MetaLoss:
         return ("train", "valid") if self.split == "both" else (self.split,)
 
     def of_losses(self, losses: Tensor) -> Tensor:
-        r""":math:`\ell` of ``losses`` in units of ``loss_scale``, any shape; NaN where not finite and without a cap."""
+        r""":math:`\ell` of ``losses`` in units of ``loss_scale``, any shape; without a cap, NaN if not finite."""
         if self.cap is None:
             losses = torch.where(losses.isfinite(), losses, torch.nan)
         else:
@@ -84,11 +84,11 @@ class MetaLoss:
         return losses if self.scale == "linear" else torch.log(losses.clamp(min=0.0) + self.floor)
 
     def weights(self, first: int, steps: int, horizon: int, device: torch.device | str = "cpu") -> Tensor:
-        """Weight of each of ``steps`` steps from step ``first`` on, shape ``(steps,)``; they average 1 over a run.
+        """Weight of each of ``steps`` steps from step ``first`` on, shape ``(steps,)``; the mean weight of a run is 1.
 
         >>> MetaLoss(last=0.5).weights(0, 8, 8)
         tensor([0., 0., 0., 0., 2., 2., 2., 2.])
         """
         counted = max(1, round(self.last * horizon))
-        at = torch.arange(first, first + steps, device=device)
-        return torch.where(at >= horizon - counted, horizon / counted, 0.0)
+        step_numbers = torch.arange(first, first + steps, device=device)
+        return torch.where(step_numbers >= horizon - counted, horizon / counted, 0.0)

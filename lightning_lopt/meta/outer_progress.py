@@ -1,4 +1,4 @@
-"""The progress bar of a meta-training: outer steps, from the first second."""
+"""The progress bar of meta-training, which counts outer steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning_lopt.progress import Progress
 
 
 class OuterProgress(ProgressBar):
-    """Shows outer steps and the metrics for the bar; a line at most every 15 seconds where there is no terminal.
+    """Shows outer steps and the progress-bar metrics; without a terminal, it prints a line at most every 15 seconds.
 
     Example:
         >>> from lightning_lopt.meta.outer_progress import OuterProgress
@@ -24,7 +24,7 @@ class OuterProgress(ProgressBar):
         self._progress: Progress | None = None
 
     def disable(self) -> None:
-        """Show nothing from now on."""
+        """Stop showing progress."""
         self._enabled = False
 
     def enable(self) -> None:
@@ -32,7 +32,7 @@ class OuterProgress(ProgressBar):
         self._enabled = True
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Called when a fit begins, before checkpoints are read: the first line appears."""
+        """Called at the start of a fit, before a checkpoint is read; shows the first line."""
         super().setup(trainer, pl_module, stage)
         if self._enabled and trainer.is_global_zero:
             rule = getattr(pl_module, "rule", pl_module)
@@ -40,7 +40,7 @@ class OuterProgress(ProgressBar):
             self._progress = Progress(f"meta-training a {type(rule).__name__}", total, "outer steps")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Called once everything is built, and a checkpoint was read: a resumed run begins at its outer step."""
+        """Called after a checkpoint was read, so that a resumed run shows the outer step at which it continues."""
         self._show(trainer, pl_module)
 
     def on_train_batch_end(
@@ -50,7 +50,7 @@ class OuterProgress(ProgressBar):
         self._show(trainer, pl_module)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Called at the end of a fit, one that failed too: the last line appears."""
+        """Called at the end of a fit, also of a failed fit; shows the last line."""
         if self._progress is not None:
             self._progress.close()
             self._progress = None

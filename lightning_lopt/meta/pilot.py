@@ -24,7 +24,7 @@ class RunSnapshot:
         roles: roles of the parameters.
         step: steps made so far.
         total_steps: steps planned; ``None`` for a rule that does not read the horizon.
-        lr: factor on the rule's step, by name; a name that is missing has 1.
+        lr: factor on the rule's step, by name; a missing name has the factor 1.
         weight_decay: extra decoupled weight decay, by name.
         clip_norm: largest norm of the gradient of all parameters together; ``None`` for no clipping.
         clip_value: largest absolute value of an entry of the gradient; ``None`` for no clipping.
@@ -54,8 +54,8 @@ def pilot_losses(
     r"""Mean loss on held-out batches after a pilot of K steps with each θ, all from the same snapshot.
 
     The K steps represent all remaining steps: step k is made as if it were step :math:`s + (T - s)\, k / K` of the run,
-    so a schedule that ends at 0 ends at 0 in the pilot, too. Otherwise small steps would look best, whatever is best
-    for the whole run (short-horizon bias, Wu et al. 2018, https://arxiv.org/abs/1803.02021).
+    so a schedule that ends at 0 in the run ends at 0 in the pilot, too. Otherwise small steps would look best, even if
+    larger steps are better for the whole run (short-horizon bias, Wu et al. 2018, https://arxiv.org/abs/1803.02021).
 
     Args:
         rule: the rule; its own parameters are replaced by ``particles``.
@@ -66,7 +66,7 @@ def pilot_losses(
         held_out: batches for measuring, which are not trained on in the pilot.
 
     Returns:
-        the mean losses, shape ``(N,)``, in the unit of the loss; not finite where a loss of the pilot was not.
+        the mean losses, shape ``(N,)``, in the unit of the loss; not finite for a pilot with a loss that is not finite.
     """
     count = len(next(iter(particles.values())))
 
@@ -80,9 +80,9 @@ def pilot_losses(
     }
     state = State(tensors, {key: repeated(value) for key, value in snapshot.state.shared.items()})
     with torch.no_grad():
-        for index, accumulated in enumerate(batches):
+        for index, step_batches in enumerate(batches):
             context = _context(rule, snapshot, index, len(batches), next(iter(snapshot.params.values())).device)
-            stacked = [{name: repeated(value) for name, value in batch.items()} for batch in accumulated]
+            stacked = [{name: repeated(value) for name, value in batch.items()} for batch in step_batches]
             params, state = _advance(rule, particles, task, params, state, stacked, context, snapshot)
         measure = vmap(task.loss, in_dims=(0, None))
         return torch.stack([measure(params, batch) for batch in held_out]).mean(0)
@@ -90,8 +90,8 @@ def pilot_losses(
 
 def _context(rule: UpdateRule, snapshot: RunSnapshot, index: int, steps: int, device: torch.device) -> StepContext:
     total = snapshot.total_steps
-    ahead = float(index) if total is None else (total - snapshot.step) * index / steps
-    step = torch.full((), snapshot.step + ahead, device=device)
+    represented_steps = float(index) if total is None else (total - snapshot.step) * index / steps
+    step = torch.full((), snapshot.step + represented_steps, device=device)
     horizon = torch.full((), float(total or 1), device=device)
     phase = rule.phase_of(snapshot.step + index)
     epochs = None if snapshot.epochs is None else torch.full((), snapshot.epochs, device=device)
@@ -111,15 +111,15 @@ def _advance(
     """One step of all pilots; values that a task carries from step to step do not change."""
 
     def pilot_step(theta: Theta, params: Params, state: State, batches: list[Batch]) -> tuple[Params, State]:
-        gradients_by_batch = [task.gradient(params, batch) for batch in batches]
-        grads = {name: torch.stack([of_batch[0][name] for of_batch in gradients_by_batch]).mean(0) for name in params}
-        loss = torch.stack([of_batch[1] for of_batch in gradients_by_batch]).mean()
+        batch_results = [task.gradient(params, batch) for batch in batches]
+        grads = {name: torch.stack([result[0][name] for result in batch_results]).mean(0) for name in params}
+        loss = torch.stack([result[1] for result in batch_results]).mean()
         grads = _clipped(grads, snapshot)
         updates, new_state = functional_call(rule, theta, (params, grads, state, replace(context, loss=loss)))
         rates = {name: snapshot.lr.get(name, 1.0) for name in params}
         tensors = {name: rule.at_rates(tensor_state, [rates[name]]) for name, tensor_state in new_state.tensors.items()}
-        moved = {name: value + rates[name] * updates[name] for name, value in params.items()}
-        return moved, State(tensors, new_state.shared)
+        params_after = {name: value + rates[name] * updates[name] for name, value in params.items()}
+        return params_after, State(tensors, new_state.shared)
 
     new_params, new_state = vmap(pilot_step)(particles, params, state, batches)
     return new_params, new_state

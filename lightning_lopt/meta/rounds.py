@@ -1,4 +1,4 @@
-"""The rounds of a search during a run: their times, their cost, and their results."""
+"""The rounds of a search during a run: their start times, their cost, and their results."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ LEAST_LOSS = 0.01  # smallest divisor of relative differences, as a share of the
 
 @dataclass(frozen=True)
 class RoundSchedule:
-    """The times of rounds: spread evenly over the logarithm of the step, within a budget.
+    """The start times of rounds, spread evenly over the logarithm of the step, within a budget.
 
     The unit of cost is a training step. Early steps matter most in a run, and late steps give information that early
-    ones do not; there is no round after half of the run.
+    steps do not give. No round ends after half of the run.
 
     Attributes:
         total_steps: steps of the run.
@@ -43,9 +43,9 @@ class RoundSchedule:
             return None
         last_start = max(1.0, self.total_steps / 2)
         unit = max(self.window, self.first)
-        reached = (1 + (last_start - self.first) / unit) ** (spent / budget)
+        scaled_start = (1 + (last_start - self.first) / unit) ** (spent / budget)
         earliest = now + self.every if spent else now
-        step = max(earliest, self.first + math.ceil((reached - 1) * unit))
+        step = max(earliest, self.first + math.ceil((scaled_start - 1) * unit))
         return step if step + self.window <= last_start else None
 
 
@@ -54,12 +54,12 @@ class Rounds:
 
     Args:
         inner_steps: steps of a pilot, >= 1.
-        held_out: batches for measuring a pilot, >= 1; one counts as a third of a step.
+        held_out: batches for measuring a pilot, >= 1; each batch counts as a third of a step.
         max_share: largest share of the work of the run that all rounds may cost together, in (0, 1].
         every: fewest steps between two rounds, >= 1.
 
     Attributes:
-        search: the search, after :meth:`begin` was called.
+        search: the search; ``None`` until :meth:`begin` is called.
         spent: cost of all rounds so far.
         next_start: step at which recording for the next round begins; ``None`` if there is no further round.
         first_loss: absolute loss of the first round; ``None`` before that round.
@@ -90,7 +90,7 @@ class Rounds:
 
     @property
     def current_search(self) -> Search:
-        """The search; there is one from the first round on."""
+        """The search; :meth:`begin` must have been called."""
         assert self.search is not None
         return self.search
 
@@ -100,7 +100,7 @@ class Rounds:
         return self.current_search.particles * (self.inner_steps + self.held_out / 3)
 
     def begin(self, search: Search) -> bool:
-        """Begin with a search, restored from a saved state if there is one; return whether there was one."""
+        """Begin with a search, and restore its saved state if one exists; return whether a saved state existed."""
         self.search = search
         saved, self._saved_search = self._saved_search, None
         if saved is not None:
@@ -112,7 +112,7 @@ class Rounds:
 
         Args:
             step: steps of the run so far.
-            total_steps: planned steps of the run; without a number there is no round.
+            total_steps: planned steps of the run; if this is not an int, there is no further round.
         """
         if not isinstance(total_steps, int):
             self.next_start = None
@@ -132,15 +132,15 @@ class Rounds:
         return ahead
 
     def metrics(self, loss: Tensor, ahead: float) -> dict[str, float]:
-        """Numbers for the logs after a round, from the loss of θ and its difference to the start."""
+        """Metrics to log after a round, from the loss of θ and the result of :meth:`tell`."""
         search = self.current_search
-        moved = [search.theta[name] - start for name, start in search.start.items()]
+        changes = [search.theta[name] - start for name, start in search.start.items()]
         return {
             "rounds": float(search.rounds),
             "loss": float(loss),
             "ahead": -ahead,
             "evidence": search.evidence,
-            "moved": float(torch.cat([move.flatten() for move in moved]).mean()),
+            "moved": float(torch.cat([change.flatten() for change in changes]).mean()),
         }
 
     def stop(self) -> None:

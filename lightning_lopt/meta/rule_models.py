@@ -17,7 +17,7 @@ from lightning_lopt.seeding import generator
 from lightning_lopt.tasks.base import Batch, Split, Task
 
 PerModel = Callable[[Params, Batch], Batch]
-"""A pure function of one model's parameters and a batch, with 0-dim tensors in its result."""
+"""A pure function of one model's parameters and a batch, which returns 0-dim tensors."""
 
 
 class RuleModels:
@@ -34,7 +34,7 @@ class RuleModels:
     def __init__(self, rules: Sequence[UpdateRule], task: Task, steps: int, seeds: int, seed: int) -> None:
         self.rule, self.theta = rules[0], stacked_theta(rules, seeds)
         self.runs = start_runs(self.rule, task, pairs=seeds, horizon=steps, seed=seed, copies=len(rules))
-        self.best = self.runs.params if self.rule.reads_validation else {}  # of each model, by its validation loss
+        self.best = self.runs.params if self.rule.reads_validation else {}  # best parameters by validation loss
         self.draws, self.execution = generator(seed, "batches"), Recorded()
 
     def advance(self, steps: int) -> Tensor:
@@ -46,7 +46,7 @@ class RuleModels:
         self.runs, self.best = rolled_back(self.rule, runs, losses, self.best)
 
     def on_full_batch(self, split: Split, function: PerModel) -> Batch:
-        """``function`` of each model and of the whole split, one rule at a time to bound the memory."""
+        """Apply ``function`` to each model and the whole split, one rule at a time to bound the memory."""
 
         def of_model(params: Params, state: State, batch: Batch) -> Batch:
             trained = {name: value for name, value in params.items() if name in task.roles}

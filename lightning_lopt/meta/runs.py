@@ -1,4 +1,4 @@
-"""Inner runs of one task side by side: their start, and the joining of the runs of several tasks."""
+"""Inner runs of one task side by side, their start, and functions that join the runs of several tasks."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class InnerRuns:
     """Inner runs of one task in lock-step: ``2 P`` in meta-training, first all ``+`` particles, then all ``-``.
 
     The two runs of a pair begin at the same parameters and get the same batches (common random numbers); pairs differ.
-    In measurements a number of ``copies`` other than 2 share initial parameters and batches in the same way.
+    In measurements, ``copies`` runs instead of 2 share initial parameters and batches in the same way.
 
     Attributes:
-        task: the problem all of them solve.
+        task: the task of all runs.
         params: parameters, leading axis ``copies x P``.
         state: state of the rule, leading axis ``copies x P``.
         step: inner steps made so far.
         horizon: inner steps planned, the rule's ``total_steps``.
         seed: seed of initial parameters, batches and perturbations.
         copies: runs that share initial parameters and batches.
-        truncations: how many times an estimator has advanced them.
-        noise_sum: sum of the perturbations of θ since the runs began, shape ``(P, D)`` for D entries of θ (for PES,
-            which computes it from ``seed`` again if it is ``None``, as after a checkpoint).
+        truncations: number of truncations that an estimator has computed.
+        noise_sum: sum of the perturbations of θ since the runs began, shape ``(P, D)`` for D entries of θ. Only
+            PES uses it; if it is ``None``, for instance in a resumed run, PES computes it again from ``seed``.
 
     Example:
         >>> from lightning_lopt import AdamRule
@@ -99,28 +99,33 @@ def validated(rule: UpdateRule, runs: InnerRuns, losses: Tensor) -> InnerRuns:
         return runs
     progress = losses.new_tensor(runs.step / runs.horizon)
 
-    def after(shared: dict[str, Tensor], loss: Tensor) -> dict[str, Tensor]:
+    def shared_after(shared: dict[str, Tensor], loss: Tensor) -> dict[str, Tensor]:
         return rule.validated(State({}, shared), loss, progress).shared
 
-    return replace(runs, state=State(runs.state.tensors, vmap(after)(runs.state.shared, losses)))
+    return replace(runs, state=State(runs.state.tensors, vmap(shared_after)(runs.state.shared, losses)))
 
 
 def rolled_back(rule: UpdateRule, runs: InnerRuns, losses: Tensor, best: Params) -> tuple[InnerRuns, Params]:
-    """The runs after :func:`validated`, where those whose rollback is due have the parameters in ``best``; and the best
-    parameters of each run from then on. A run whose loss is not finite stays as it is."""
+    """Set runs whose rollback is due back to their best parameters; to be called after :func:`validated`.
+
+    A run whose loss is not finite does not change.
+
+    Returns:
+        the runs after rollback, and the best parameters of each run so far.
+    """
     if not rule.reads_validation:
         return runs, best
     is_best, is_due = (flags & losses.isfinite() for flags in vmap(rule.rollback)(runs.state.shared))
 
-    def where(flags: Tensor, first: Params, second: Params) -> Params:
-        return {k: torch.where(flags.view(-1, *[1] * (x.ndim - 1)), x, second[k]) for k, x in first.items()}
+    def select(flags: Tensor, if_true: Params, if_false: Params) -> Params:
+        return {k: torch.where(flags.view(-1, *[1] * (x.ndim - 1)), x, if_false[k]) for k, x in if_true.items()}
 
-    best = where(is_best, runs.params, best)
-    return replace(runs, params=where(is_due, best, runs.params)), best
+    best = select(is_best, runs.params, best)
+    return replace(runs, params=select(is_due, best, runs.params)), best
 
 
 def device_of(rule: UpdateRule) -> torch.device:
-    """The device of the rule's parameters, where its inner runs live."""
+    """The device of the rule's parameters and of its inner runs."""
     return next((parameter.device for parameter in rule.parameters()), torch.device("cpu"))
 
 
@@ -132,17 +137,17 @@ def map_runs(runs: InnerRuns, function: Callable[[Tensor], Tensor]) -> InnerRuns
 
 def can_batch(rule: UpdateRule, groups: Sequence[InnerRuns]) -> bool:
     """Whether these inner runs can be batched: the same computation, equal shapes, and full steps only."""
-    first = groups[0]
+    first_group = groups[0]
     if len(groups) == 1:
         return True
-    computation = computation_of(first.task)
-    shapes = {name: value.shape for name, value in first.params.items()}
+    computation = computation_of(first_group.task)
+    shapes = {name: value.shape for name, value in first_group.params.items()}
     return (
         rule.period == 1
         and computation is not None
         and all(
             computation_of(runs.task) == computation
-            and runs.copies == first.copies
+            and runs.copies == first_group.copies
             and {name: value.shape for name, value in runs.params.items()} == shapes
             for runs in groups
         )
@@ -159,7 +164,7 @@ def joined_groups(groups: Sequence[InnerRuns]) -> tuple[Params, State]:
 
 
 def separated(groups: Sequence[InnerRuns], params: Params, state: State) -> list[tuple[Params, State]]:
-    """The inverse of :func:`joined_groups`: parameters and state of each group, as views, from those of all N runs."""
+    """The inverse of :func:`joined_groups`: parameters and state of each group, as views of those of all N runs."""
     if len(groups) == 1:
         return [(params, state)]
     leaves, structure = tree_flatten((params, state))
@@ -168,12 +173,12 @@ def separated(groups: Sequence[InnerRuns], params: Params, state: State) -> list
 
 
 class Position(NamedTuple):
-    """Where runs stand in their plans: 0-dim for one group, a number for each of N runs, shape ``(N,)``, for several.
+    """Progress of runs: 0-dim tensors for one group, tensors of shape ``(N,)`` for the N runs of several groups.
 
     Attributes:
         step: inner steps made.
         total_steps: the horizon.
-        epochs: planned passes over the training data; NaN where a task does not say how many steps make a pass.
+        epochs: planned passes over the training data; NaN if the ``steps_per_epoch`` of the task is ``None``.
     """
 
     step: Tensor
@@ -184,7 +189,7 @@ class Position(NamedTuple):
 def positions(groups: Sequence[InnerRuns], device: torch.device) -> Position:
     """The positions of the runs of groups that can be batched."""
     numbers = [(float(runs.step), float(runs.horizon), _epochs(runs)) for runs in groups]
-    if len(groups) == 1:  # unlike with torch.tensor, there is no copy to wait for
+    if len(groups) == 1:  # torch.full needs no copy to the device, unlike torch.tensor
         return Position(*(torch.full((), number, device=device) for number in numbers[0]))
     rows = sent(torch.tensor(numbers), device).repeat_interleave(groups[0].count, 0)
     return Position(*(column.contiguous() for column in rows.unbind(1)))

@@ -18,10 +18,10 @@ from lightning_lopt.seeding import generator
 
 STEP_SIZE_ENTRIES = ("*log_step_size", "*log_lr")
 WEIGHT_DECAY_ENTRIES = ("*log_weight_decay",)
-SHARED = 0.8  # share of the variance of a perturbation that is common to all entries
-STAKE = 0.8  # share of its capital that a SequentialTest bets on each comparison
-LARGE = 1e30  # stands for a loss that is not finite
-DOUBT = 0.05  # error rate of a SequentialTest: largest probability to accept θ that is no better than the start
+COMMON_SHARE = 0.8  # share of the variance of a perturbation that is common to all entries
+BET_SHARE = 0.8  # share of its capital that a SequentialTest bets on each comparison
+NON_FINITE_LOSS = 1e30  # replaces a loss that is not finite
+ERROR_RATE = 0.05  # error rate of a SequentialTest: largest probability to accept θ that is no better than the start
 
 
 class Search:
@@ -37,22 +37,22 @@ class Search:
     entries, since a model mostly needs larger or smaller steps in all tensors.
 
     The evidence is a running sum of :math:`u_\theta - u_\mathrm{start}`, in which a round has :math:`\rho` times the
-    weight of the next one: while it is above 0, :attr:`chosen` is the start.
+    weight of the next round. While the evidence is above 0, :attr:`chosen` is the start.
 
     Args:
         rule: the rule whose θ is the start.
         entries: patterns (of ``fnmatch``) for the names of the searched entries of θ.
         pairs: antithetic pairs P of a round, >= 1.
-        sigma: standard deviation σ of a perturbation, in the unit of θ, > 0; also the largest change in one round.
-        gain: γ, > 0: factor from a relative difference of losses to the change of θ.
-        memory: ρ in [0, 1).
+        sigma: standard deviation σ of a perturbation, in the unit of θ, > 0; σ is also the largest change in one round.
+        gain: factor γ from a relative difference of losses to the change of θ, > 0.
+        memory: weight ρ of a round relative to the next round, in [0, 1).
         seed: seed of the perturbations.
 
     Attributes:
         first_share: share of the run before the first round.
 
     Raises:
-        ValueError: if a number is out of range, or no entry of θ has a name that fits.
+        ValueError: if a number is out of range, or no name of an entry of θ fits a pattern.
     """
 
     first_share: ClassVar[float] = 0.0
@@ -86,7 +86,7 @@ class Search:
 
     @property
     def improving(self) -> bool:
-        """Whether the evidence so far is enough for θ: :attr:`needed` or less."""
+        """Whether the evidence is low enough to use θ, that is at most :attr:`needed`."""
         return self.evidence <= self.needed
 
     @property
@@ -109,7 +109,7 @@ class Search:
         return self.theta is not self.start
 
     def ask(self) -> Theta:
-        """The θ of the next round, leading axis N: all ``+``, all ``-``, θ itself, and the start where it differs."""
+        """The θ of the next round, leading axis N: all ``+``, all ``-``, θ itself, and the start if θ was changed."""
         noise = self._noise()
         start = self.start if self._moved else {}
         return {
@@ -123,11 +123,11 @@ class Search:
         """Change θ by the losses of the particles of :meth:`ask`, shape ``(N,)``.
 
         Args:
-            losses: losses of the particles; one that is not finite counts as the cap.
+            losses: losses of the particles; a loss that is not finite counts as the cap.
             scale: smallest divisor of relative differences, > 0.
 
         Returns:
-            the relative difference of the loss of θ, before the change, to that of the start; below 0 if θ is better.
+            the relative difference of the losses of θ, before the change, and of the start; below 0 if θ is better.
         """
         present_loss = losses[self.theta_index]
         unit = max(float(present_loss.abs()) if present_loss.isfinite() else 0.0, scale)
@@ -137,14 +137,14 @@ class Search:
             relative = torch.where(losses.isfinite(), -1.0, 1.0).to(losses)
         plus, minus = relative[: self.pairs], relative[self.pairs : 2 * self.pairs]
         gradient = {name: es_gradient(plus - minus, noise, sigma=self.sigma) for name, noise in self._noise().items()}
-        ahead = float(relative[self.theta_index] - relative[-1])
-        moves = {
+        relative_difference = float(relative[self.theta_index] - relative[-1])
+        changes = {
             name: (self.gain * self.sigma**2 * value).clamp(-self.sigma, self.sigma) for name, value in gradient.items()
         }
-        self.theta = {name: value - moves[name] for name, value in self.theta.items()}
+        self.theta = {name: value - changes[name] for name, value in self.theta.items()}
         self.rounds += 1
-        self.evidence = self.memory * self.evidence + ahead
-        return ahead
+        self.evidence = self.memory * self.evidence + relative_difference
+        return relative_difference
 
     def _noise(self) -> Theta:
         """Perturbations of this round, leading axis P."""
@@ -153,7 +153,10 @@ class Search:
         noise = {}
         for name, value in self.start.items():
             separate_noise = torch.randn(self.pairs, *value.shape, generator=draws)
-            mixed = math.sqrt(SHARED) * common.reshape(-1, *[1] * value.ndim) + math.sqrt(1 - SHARED) * separate_noise
+            mixed = (
+                math.sqrt(COMMON_SHARE) * common.reshape(-1, *[1] * value.ndim)
+                + math.sqrt(1 - COMMON_SHARE) * separate_noise
+            )
             noise[name] = (self.sigma * mixed).to(value)
         return noise
 
@@ -170,11 +173,13 @@ class Search:
         """Restore from :meth:`state_dict`.
 
         Raises:
-            ValueError: if the state is that of a search of other entries.
+            ValueError: if the state belongs to a search of other entries.
         """
         shapes = [{name: tuple(value.shape) for name, value in theta.items()} for theta in (state["theta"], self.start)]
         if shapes[0] != shapes[1]:
-            raise ValueError(f"the saved search is of {shapes[0]} where {shapes[1]} is needed; resume with that rule.")
+            raise ValueError(
+                f"the saved search is of {shapes[0]}, but this search is of {shapes[1]}; resume with the saved rule."
+            )
         self.rounds, self.evidence = state["rounds"], state["evidence"]
         self.start = {name: value.to(self.start[name]) for name, value in state["start"].items()}
         self.theta = self.start
@@ -185,16 +190,16 @@ class Search:
 class SequentialTest(Search):
     r"""A sequential test of whether all searched entries of θ should be larger by σ, or smaller by σ.
 
-    It is for rules that calibrate their steps, where improvements are small differences of one sign in short
-    comparisons. The first round compares the two sides with each other, and later ones compare the better side with the
-    start, so there are two particles.
+    The test is for rules that calibrate their steps. With these rules, improvements are small differences of one sign
+    in short comparisons. The first round compares the two sides with each other, and later rounds compare the better
+    side with the start, so there are two particles.
 
     The method is a betting martingale (its capital is an e-value). The null hypothesis is that θ is better than the
-    start in at most half of the comparisons. The capital begins at 1, and 0.8 of it are bet on θ in each comparison;
+    start in at most half of the comparisons. The capital begins at 1, and 80 % of it is bet on θ in each comparison.
     :attr:`chosen` is the start unless the capital is 20 or more (evidence: :math:`-\log 20`), which takes at least six
     comparisons. Under the null hypothesis the capital ever reaches 20 with a probability of at most 5 %, for any number
     of rounds (Ville's inequality; Shafer 2021, https://arxiv.org/abs/1903.06991). If the capital falls below 1, the
-    side is chosen again, and the capital stays as it is.
+    side is chosen again, and the capital keeps its value.
 
     Args:
         rule, entries, sigma: see :class:`Search`.
@@ -204,7 +209,7 @@ class SequentialTest(Search):
 
     def __init__(self, rule: UpdateRule, *, entries: Sequence[str] = WEIGHT_DECAY_ENTRIES, sigma: float = 1.1) -> None:
         super().__init__(rule, entries=entries, sigma=sigma)
-        self.needed = math.log(DOUBT)
+        self.needed = math.log(ERROR_RATE)
 
     @property
     def particles(self) -> int:
@@ -221,16 +226,18 @@ class SequentialTest(Search):
 
     def tell(self, losses: Tensor, scale: float) -> float:
         """As :meth:`Search.tell`; returns 0 after a round without a comparison with the start."""
-        first, second = map(float, torch.nan_to_num(losses, nan=LARGE, posinf=LARGE, neginf=LARGE))
-        winner = (first < second) - (first > second)
+        first_loss, second_loss = map(
+            float, torch.nan_to_num(losses, nan=NON_FINITE_LOSS, posinf=NON_FINITE_LOSS, neginf=NON_FINITE_LOSS)
+        )
+        winner = (first_loss < second_loss) - (first_loss > second_loss)
         self.rounds += 1
         if not self._moved:
             self.theta = self._shifted_start(winner) if winner else self.start
             return 0.0
-        self.evidence -= math.log1p(STAKE * winner)
+        self.evidence -= math.log1p(BET_SHARE * winner)
         if self.evidence > 0:
             self.theta = self.start
-        return min(max((first - second) / max(abs(second), scale), -1.0), 1.0)
+        return min(max((first_loss - second_loss) / max(abs(second_loss), scale), -1.0), 1.0)
 
     def _shifted_start(self, sign: int) -> Theta:
         return {name: value + sign * self.sigma for name, value in self.start.items()}
@@ -251,8 +258,8 @@ def default_search(rule: UpdateRule, *, entries: Sequence[str] | None = None, si
     >>> type(default_search(AdamRule())).__name__, type(default_search(load_rule("base"))).__name__
     ('Search', 'SequentialTest')
     """
-    given: dict[str, Any] = {"entries": entries, "sigma": sigma}
-    arguments = {name: value for name, value in given.items() if value is not None}
+    every_argument: dict[str, Any] = {"entries": entries, "sigma": sigma}
+    arguments = {name: value for name, value in every_argument.items() if value is not None}
     return (SequentialTest if rule.calibrates_steps else Search)(rule, **arguments)
 
 

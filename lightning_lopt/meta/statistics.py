@@ -14,23 +14,26 @@ from lightning_lopt.rules.base import ROLES, UpdateRule
 
 
 class OuterStepStatistics:
-    """Sums over the groups of one outer step, in one tensor, so that processes add them up in one collective.
+    """Sums over the groups of one outer step, in one tensor, so that processes add them in one collective operation.
 
     Args:
         families: names of all task families.
-        taught: name of the family of each group.
+        group_families: name of the family of each group.
         estimate: estimate of all groups together.
         inner_steps: inner steps of all groups together.
 
     Attributes:
-        sums: inner steps, failures, powers, groups; then for each family the sum of meta-losses, then their number.
+        sums: inner steps, failures, sum of powers, number of groups; then the sums of meta-losses by family, then the
+            numbers of meta-losses by family.
     """
 
-    def __init__(self, families: Sequence[str], taught: Sequence[str], estimate: Estimate, inner_steps: int) -> None:
+    def __init__(
+        self, families: Sequence[str], group_families: Sequence[str], estimate: Estimate, inner_steps: int
+    ) -> None:
         self.families = tuple(dict.fromkeys(families))
         losses = estimate.meta_losses.float()
-        members = torch.tensor([[float(name == family) for name in taught] for family in self.families])
-        counts = torch.tensor([float(inner_steps), float(len(taught))])
+        members = torch.tensor([[float(name == family) for name in group_families] for family in self.families])
+        counts = torch.tensor([float(inner_steps), float(len(group_families))])
         members, counts = sent(members, losses.device), sent(counts, losses.device)
         by_family = [members @ torch.nan_to_num(losses), members @ losses.isfinite().float()]
         totals = [counts[0], estimate.failures.sum(), estimate.powers.sum(), counts[1]]
@@ -43,23 +46,23 @@ class OuterStepStatistics:
 
     @property
     def meta_loss(self) -> Tensor:
-        """Mean over the groups, 0-dim; NaN if every run failed."""
+        """Mean meta-loss over the groups, 0-dim; NaN if every run failed."""
         losses, counts = self.sums[4:].chunk(2)
         return losses.sum() / counts.sum()
 
     def by_family(self) -> dict[str, float]:
-        """``meta_loss/...`` of the families that had a group."""
+        """Mean meta-loss of each family that had a group, as ``meta_loss/...``."""
         losses, counts = (sums.tolist() for sums in self.sums[4:].chunk(2))
         means = zip(self.families, losses, counts, strict=True)
         return {f"meta_loss/{family}": loss / count for family, loss, count in means if count}
 
 
 def signal_to_noise(norm: float, power: float, terms: int) -> float:
-    r"""Norm of the mean of N independent terms over the standard error of that mean.
+    r"""Norm of the mean of N independent terms, divided by the standard error of that mean.
 
     .. math:: \frac{\lVert \bar g \rVert}{\sqrt{(\overline{\lVert g_n \rVert^2} - \lVert \bar g \rVert^2) / (N - 1)}}
 
-    It is about 1 for pure noise.
+    The ratio is about 1 for pure noise.
 
     Args:
         norm: norm of the mean.
@@ -76,7 +79,7 @@ def signal_to_noise(norm: float, power: float, terms: int) -> float:
 
 
 def step_sizes(rule: UpdateRule) -> dict[str, float]:
-    """Step sizes (learning rates) that are entries of θ; by role if the rule has one for each role."""
+    """Step sizes (learning rates) that are entries of θ; by role if the rule has a step size for each role."""
     sizes: dict[str, float] = {}
     for name, value in rule.named_parameters():
         entry = name.rsplit(".", 1)[-1]

@@ -15,8 +15,8 @@ Theta = dict[str, Tensor]
 def theta_row(rule: UpdateRule) -> Tensor:
     """The D entries of θ that meta-training may change, in the order of the rule's parameters, shape ``(D,)``.
 
-    The row is one tensor, so that an operation on θ launches one kernel instead of one for each parameter. It is
-    differentiable in the parameters of the rule.
+    The row is one tensor, so that an operation on θ launches one kernel instead of one for each parameter. The row
+    is differentiable in the parameters of the rule.
     """
     return torch.cat([value.flatten() for value in _trainable(rule).values()])
 

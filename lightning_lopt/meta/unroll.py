@@ -36,9 +36,9 @@ def unroll(
         particles: θ for each run, leading axis ``copies x P``, for the perturbed names; other entries of θ are those
             of the rule.
         runs: the inner runs to advance.
-        steps: inner steps to make; fewer are made if the horizon comes first.
-        draws: random generator of the mini-batches, P at a time, each for all copies.
-        splits: batches whose loss is measured: those that are trained on, fresh held-out ones, or both.
+        steps: inner steps to make; fewer steps are made if the runs reach their horizon.
+        draws: random generator of the mini-batches: each step draws P mini-batches, which all copies share.
+        splits: splits whose loss is measured: the training batches, new held-out batches, or both.
         execution: how the steps are computed.
 
     Returns:
@@ -67,11 +67,11 @@ def unroll_groups(
     splits: Sequence[Split] = ("train",),
     execution: Execution = EAGER,
 ) -> list[tuple[InnerRuns, Tensor]]:
-    """:func:`unroll` of several groups of inner runs, each with ``draws`` of its own.
+    """:func:`unroll` of several groups of inner runs, each with its own generator in ``draws``.
 
-    Groups that can be batched (:func:`~lightning_lopt.meta.runs.can_batch`) advance as one; runs at their horizon then
-    wait for the others. Other groups advance one after the other, on CUDA on parallel streams. ``particles`` has θ of
-    all groups, concatenated along the leading axis.
+    Groups that can be batched (:func:`~lightning_lopt.meta.runs.can_batch`) advance in one batch, where runs at their
+    horizon do not change. Other groups advance one after the other, on CUDA on parallel streams. ``particles`` holds θ
+    of all groups, concatenated along the leading axis.
     """
     if can_batch(rule, groups):
         return _unroll_together(rule, particles, groups, steps, draws, splits, execution)

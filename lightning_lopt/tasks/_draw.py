@@ -44,13 +44,13 @@ def split_indices(
 
     Args:
         count: number of examples, at least two.
-        valid_fraction: share of them that goes to validation, in (0, 1).
+        valid_fraction: share of the examples for validation, in (0, 1).
         generator: random generator on the CPU.
         max_valid: upper bound on the number of validation examples.
-        what: the data's name, for messages.
+        what: name of the data, for messages.
 
     Raises:
-        ValueError: if one of these does not hold.
+        ValueError: if an argument is out of range.
     """
     if not 0 < valid_fraction < 1:
         raise ValueError(f"valid_fraction must lie in (0, 1), got {valid_fraction!r}.")

@@ -1,6 +1,6 @@
-"""Optional facts about tasks that make their inner steps faster; tasks without them work, too.
+"""Optional properties of tasks that make their inner steps faster; tasks without these properties work, too.
 
-Each fact belongs to one piece of code, so a subclass that overrides the code does not inherit the fact.
+Each property belongs to one method or class, so a subclass that overrides the method does not inherit the property.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _COMPUTATIONS: dict[type[Task], Callable[[Any], Hashable | None]] = {}
 def in_one_call(holds: Callable[[Any], bool] = lambda task: True) -> Callable[[Draw], Draw]:
     """Decorator for a method :meth:`Task.draw <lightning_lopt.tasks.Task.draw>` that draws integers in one call.
 
-    With an axis of steps in front, such a method gives the same numbers as in calls step by step, since one call draws
-    its numbers in order.
+    With a leading axis of steps, such a method draws the same numbers as with one call for each step, since a call
+    draws its numbers in order.
 
     Args:
-        holds: for which tasks of the class this is true; for all by default.
+        holds: function of a task that says whether the property holds for the task; by default it holds for all tasks.
     """
 
     def mark(draw: Draw) -> Draw:
@@ -35,7 +35,7 @@ def in_one_call(holds: Callable[[Any], bool] = lambda task: True) -> Callable[[D
 
 
 def draws_in_one_call(task: Task) -> bool:
-    """Whether the draws of a task for several steps may be made at once."""
+    """Whether one call may draw the numbers of a task for several steps."""
     holds = _IN_ONE_CALL.get(type(task).draw)
     return holds is not None and holds(task)
 
@@ -44,8 +44,8 @@ def computes(describe: Callable[[Any], Hashable | None]) -> Callable[[TaskClass]
     """Class decorator that describes the computation of tasks of exactly this class, see :func:`computation_of`.
 
     Args:
-        describe: function of a task: all settings, no tensors, that its loss and gradient depend on besides parameters
-            and batch; ``None`` where they are unknown.
+        describe: function of a task that returns all settings (no tensors) on which its loss and gradient depend
+            besides parameters and batch, or ``None`` if these settings are unknown.
     """
 
     def register(cls: TaskClass) -> TaskClass:
@@ -56,11 +56,11 @@ def computes(describe: Callable[[Any], Hashable | None]) -> Callable[[TaskClass]
 
 
 def computation_of(task: Task) -> Hashable | None:
-    """All settings that gradient and loss of a task depend on besides parameters and batch; ``None`` if unknown.
+    """All settings on which gradient and loss of a task depend besides parameters and batch; ``None`` if unknown.
 
     Tasks with equal settings, whose parameters have the same names and shapes, have batches of the same shapes and
-    compute the same function. Their inner runs can be batched, and a CUDA graph that was recorded for one of them can
-    be used for the others.
+    compute the same function. Their inner runs can be batched, and all of these tasks can use a CUDA graph that was
+    recorded for one of them.
     """
     describe = _COMPUTATIONS.get(type(task))
     description = None if describe is None else describe(task)

@@ -18,21 +18,25 @@ def attention(params: Params, name: str, x: Tensor, heads: int, causal: bool = F
     .. math:: W_o\,[\text{softmax}(q_h k_h^\top / \sqrt{d})\, v_h]_h, \qquad [q, k, v] = W_{qkv} x
 
     Args:
-        params: contains ``name.qkv`` (3 W, W) and ``name.out`` (W, W), each with a bias; the rows of ``qkv`` are those
-            of q, then of k, then of v, as in ``nn.MultiheadAttention``.
+        params: contains ``name.qkv`` (3 W, W) and ``name.out`` (W, W), each with a bias; the rows of ``qkv`` are
+            the rows of q, then of k, then of v, as in ``nn.MultiheadAttention``.
         name: prefix of these names.
         x: tokens, shape ``(B, T, W)``.
         heads: number of heads; divides W.
-        causal: whether a token attends only to itself and earlier ones.
+        causal: whether a token attends only to itself and earlier tokens.
 
     Returns:
         shape ``(B, T, W)``.
 
     References: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762
     """
-    # Plain products: F.scaled_dot_product_attention has no batching rule on the CPU and loops over particles with a
-    # warning. Forward and backward under vmap over 16 particles (PyTorch 2.13, one thread of an x86 server CPU):
-    # (B, T, W, heads) = (16, 32, 32, 2): 12.1 against 13.1 ms; (32, 16, 32, 4): 12.8 against 18.2.
+    # Plain products are used, since F.scaled_dot_product_attention has no batching rule on the CPU and loops over
+    # particles with a warning. Time in ms, forward and backward under vmap over 16 particles (PyTorch 2.13, one thread
+    # of an x86 server CPU):
+    #
+    #   (B, T, W, heads)   plain products   F.scaled_dot_product_attention
+    #   (16, 32, 32, 2)              12.1                             13.1
+    #   (32, 16, 32, 4)              12.8                             18.2
     batch, tokens, width = x.shape
     size = width // heads
     query, key, value = linear(params, f"{name}.qkv", x).reshape(batch, tokens, 3, heads, size).permute(2, 0, 3, 1, 4)
@@ -44,21 +48,21 @@ def attention(params: Params, name: str, x: Tensor, heads: int, causal: bool = F
 
 @dataclass(frozen=True)
 class Transformer:
-    """Blocks of attention and of a perceptron for each token, with residual connections, and a last normalisation.
+    """Blocks of attention and of a perceptron for each token, with residual connections, and a final normalisation.
 
     Args:
         width: features of a token W.
         depth: number of blocks.
         heads: attention heads; divides W.
         activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`, of the perceptrons.
-        prenorm: layer normalisation at the start of each branch; otherwise after each addition.
-        causal: whether a token attends only to itself and earlier ones.
+        prenorm: whether layer normalisation is at the start of each branch; otherwise it is after each addition.
+        causal: whether a token attends only to itself and earlier tokens.
         expansion: hidden features of the perceptrons, in units of W.
 
     Raises:
         ValueError: if ``heads`` does not divide ``width``.
 
-    References: Xiong et al. 2020 on the place of the normalisation, https://arxiv.org/abs/2002.04745
+    References: Xiong et al. 2020 on the position of the normalisation, https://arxiv.org/abs/2002.04745
     """
 
     width: int

@@ -20,7 +20,7 @@ AUXILIARY_PREFIX = "~"
 
 
 class MissingSplitError(ValueError):
-    """A task has no batches of the split that was asked for."""
+    """A task has no batches of the requested split."""
 
 
 class Task(ABC):
@@ -30,10 +30,10 @@ class Task(ABC):
         name: short and unique within a family, for logs (``"image_mlp/digits/64-32-10/relu/b64"``).
         roles: role of each parameter that a rule trains. Further entries of ``params`` are *carried entries*: state of
             the task from one inner step to the next, which the rule does not get.
-        loss_scale: loss of an uninformed model, one with a constant prediction (e.g. ``log(classes)``), > 0; losses of
-            different tasks are divided by it before they are averaged.
+        loss_scale: loss of an uninformed model, which predicts a constant (for example ``log(classes)``), > 0; losses
+            of different tasks are divided by their ``loss_scale`` before they are averaged.
         config: settings that were drawn for this task, JSON values only.
-        steps_per_epoch: number of mini-batches in the training data; ``None`` where it has no size.
+        steps_per_epoch: number of mini-batches in the training data; ``None`` if these data have no size.
 
     Example:
         >>> class Bowl(Task):
@@ -66,13 +66,13 @@ class Task(ABC):
     def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
         """The random part of mini-batches, drawn from ``generator`` alone, with leading axes ``lead``.
 
-        It is drawn on the CPU and copied to the device of the inner runs. A task that selects examples by number draws
-        the numbers.
+        The random part is drawn on the CPU and copied to the device of the inner runs. A task that selects examples by
+        number draws the numbers.
         """
 
     def look_up(self, drawn: Batch, split: Split = "train") -> Batch:
-        """The mini-batches that follow from a result of :meth:`draw`, on its device and with its leading axes; by
-        default that result itself."""
+        """The mini-batches for ``drawn``, a result of :meth:`draw`, with the device and the leading axes of ``drawn``;
+        by default ``drawn`` itself."""
         return drawn
 
     @final
@@ -86,12 +86,13 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, params: Params, batch: Batch) -> Tensor:
-        """Mean loss of one batch, 0-dim. Pure, differentiable and vmap-able over ``params`` and ``batch``."""
+        """Mean loss of one batch, 0-dim: a pure function, differentiable and vmap-able in ``params`` and ``batch``."""
 
     def gradient(self, params: Params, batch: Batch) -> tuple[Params, Tensor, Params]:
         """Gradient and loss for an inner step. A task overrides it to change the gradient but not the loss.
 
-        Pure and vmap-able like :meth:`loss`; noise comes in ``batch``, which the particles of a pair share.
+        The method is pure and vmap-able like :meth:`loss`. Noise is an entry of ``batch``, so the particles of a pair
+        share it.
 
         Returns:
             the gradient for each name in :attr:`roles`, the loss, 0-dim, and new values for carried entries.
@@ -109,7 +110,7 @@ class TaskFamily(ABC):
 
     Attributes:
         name: name in mixtures, logs and cards.
-        layers: kinds of layers in the networks of the family, by which ``assess`` tells whether meta-training had them.
+        layers: kinds of layers in the networks of the family; ``assess`` reports which kinds meta-training contained.
 
     Example:
         >>> from lightning_lopt.tasks import Quadratic

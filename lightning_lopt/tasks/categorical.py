@@ -1,4 +1,4 @@
-"""Classification of rows of categories through an embedding table, most of whose rows have zero gradients in a step."""
+"""Classification of rows of categories through an embedding table with zero gradients of most of its rows in a step."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ LATENT = 4
 
 
 class CategoricalTask(ClassificationTask):
-    """A perceptron ``layers.0`` and so on, whose input combines an ``embedding`` of the category of each column.
+    """A perceptron ``layers.0`` and so on, whose input combines the embeddings of the categories in a row.
 
     Args:
-        train: rows to train on; inputs are int64, shape ``(N, F)``: rows of the embedding table, one for each of F
-            columns, with no row shared by two columns.
+        train: rows to train on; inputs are int64, shape ``(N, F)``: for each of F columns an index into the embedding
+            table; different columns have different indices.
         valid: held-out rows.
-        categories: rows of the embedding table.
-        embedding: features of a category.
+        categories: number of rows of the embedding table.
+        embedding: number of features of a category.
         combination: how columns are joined: ``"concatenate"`` or ``"sum"``.
-        widths: width of each hidden layer; none of them makes a linear model of the embeddings.
+        widths: width of each hidden layer; an empty sequence makes a linear model of the embeddings.
         activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
         scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
-        init_scale: factor on the initial weights (biases excepted).
+        init_scale: factor on the initial weights, not on biases.
         options: ``batch_size``, ``name``, ``config``.
 
     Example:
@@ -79,15 +79,16 @@ class CategoricalTask(ClassificationTask):
 class Categorical(ModelFamily):
     """Columns with few or many categories, some frequent and most rare, and classes that depend on all columns.
 
-    Category c = 1, 2, ... of a column has a frequency of c^-a (Zipf's law). Each has hidden coordinates; the class is
-    the largest output of a random perceptron of a row's summed coordinates. Noise is in training labels only.
+    Category c = 1, 2, ... of a column has a frequency of c^-a (Zipf's law). Each category has hidden coordinates.
+    The class of a row is the largest output of a random perceptron whose input is the sum of the row's coordinates.
+    Noise is in training labels only.
 
     Args:
         columns: numbers of columns F to draw from.
         categories: smallest and largest number of categories of a column, drawn log-uniformly for each.
         embeddings: features of a category to draw from.
         depths: numbers of hidden layers to draw from.
-        widths: widths to draw from, for each hidden layer anew.
+        widths: widths to draw from, separately for each hidden layer.
         options: ``activations``, ``batch_sizes``, ``schemes``, ``init_scales`` of :class:`ModelFamily`.
 
     Raises:
@@ -146,7 +147,7 @@ class Categorical(ModelFamily):
 
 
 def _draw_table(counts: Sequence[int], classes: int, exponent: float, rows: int, generator: torch.Generator) -> Table:
-    """Rows of categories, numbered through all columns, and the class of each row."""
+    """Rows of categories, which are numbered consecutively over all columns, and the class of each row."""
     inputs = []
     for column, count in enumerate(counts):
         frequency = torch.arange(1.0, count + 1) ** -exponent
@@ -157,5 +158,5 @@ def _draw_table(counts: Sequence[int], classes: int, exponent: float, rows: int,
     layout = Layout("uniform", 3.0)
     layout.mlp((LATENT, 16, classes))
     logits = mlp(layout.draw(generator), "layers", hidden, 2, torch.tanh)
-    logits = (logits - logits.mean(0)) / logits.std(0)  # classes of roughly equal size
+    logits = (logits - logits.mean(0)) / logits.std(0)  # this makes classes of roughly equal size
     return Table(joined, logits.argmax(1), classes, "categories")

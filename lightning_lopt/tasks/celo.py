@@ -12,13 +12,13 @@ class Celo4(ImageMLP):
     """Perceptrons 64-32-10 with ReLU on 8×8 grey images, batches of 64, pixels in [0, 1] without standardisation.
 
     Initial weights are normal with deviation 1/√fan_in, truncated at two deviations; biases are 0. The papers draw from
-    MNIST, Fashion-MNIST, CIFAR-10 and SVHN with equal probability; here ``data`` gives those of them that the user has
-    (paths, as for :class:`~lightning_lopt.tasks.ImageMLP`), and ``None`` means scikit-learn's digits instead.
+    MNIST, Fashion-MNIST, CIFAR-10 and SVHN with equal probability; here ``data`` lists the data sets that the user has
+    (paths, as for :class:`~lightning_lopt.tasks.ImageMLP`), and ``None`` means scikit-learn's digits.
     ``config["data"]`` of the family names the data. Images are resized by averages over areas; the papers interpolate.
 
     Args:
         data: one or several sources of images.
-        options: ``valid_fraction``, ``max_valid``; all else is fixed.
+        options: ``valid_fraction``, ``max_valid``; all other settings are fixed.
 
     References: Moudgil et al. 2025, https://arxiv.org/abs/2501.12670
 

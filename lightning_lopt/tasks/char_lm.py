@@ -25,7 +25,7 @@ class CharTask(Task):
     """Cross-entropy of the next character, in nats per character; a subclass defines the logits.
 
     A batch is ``{"tokens": (*lead, B, T + 1) int64}``: windows that begin anywhere in the split. A split is measured on
-    windows that do not overlap, at most ``MAX_WINDOWS`` of them, evenly spaced.
+    at most ``MAX_WINDOWS`` evenly spaced windows, which do not overlap.
 
     Args:
         train: tokens to train on, int64, shape ``(N,)``, longer than T.
@@ -35,7 +35,7 @@ class CharTask(Task):
         length: T, tokens that are predicted in one window.
         batch_size: B, windows in a mini-batch.
         name: name of the task.
-        config: settings that were drawn for it.
+        config: settings that were drawn for the task.
 
     Raises:
         ValueError: if a split is not longer than T.
@@ -68,7 +68,7 @@ class CharTask(Task):
             if len(tokens) <= length:
                 raise ValueError(
                     f"{name}: the {split} split has {len(tokens)} characters, too few for windows of {length} and the "
-                    "character after it; give a longer text."
+                    "next character; give a longer text."
                 )
         self.tokens: dict[Split, Tensor] = {"train": train, "valid": valid}
         self.layout = layout
@@ -82,7 +82,7 @@ class CharTask(Task):
 
     @abstractmethod
     def logits(self, params: Params, tokens: Tensor) -> Tensor:
-        """Logits of the token after each, shape ``(B, T, vocabulary)``, for tokens of shape ``(B, T)``."""
+        """Logits of the next token at each position, shape ``(B, T, vocabulary)``, for tokens of shape ``(B, T)``."""
 
     def init(self, generator: torch.Generator) -> Params:
         return self.layout.draw(generator)
@@ -110,8 +110,8 @@ class CharTask(Task):
 class CharFamily(ModelFamily):
     """The common part of families of character models: draws of an excerpt of a text, its alphabet, the window.
 
-    An excerpt may be read backwards, and up to a tenth of its training characters replaced by random ones. Its last
-    part is held out.
+    An excerpt may be read backwards, and up to a tenth of its training characters may be replaced by random ones. The
+    last part of an excerpt is held out.
 
     Args:
         text: one or several texts or paths of text files; ``None`` means sources of Python's standard library.
@@ -177,8 +177,10 @@ class CharFamily(ModelFamily):
         tokens = tokens.flip(0) if excerpt["backwards"] else tokens
         held_out = max(round(self.valid_fraction * size), settings["length"] + 1)
         train, valid = tokens[:-held_out], tokens[-held_out:]
-        hit = torch.rand(len(train), generator=generator) < excerpt["noise"]
-        train = torch.where(hit, torch.randint(excerpt["vocabulary"], (len(train),), generator=generator), train)
+        is_replaced = torch.rand(len(train), generator=generator) < excerpt["noise"]
+        train = torch.where(
+            is_replaced, torch.randint(excerpt["vocabulary"], (len(train),), generator=generator), train
+        )
         architecture, shape = self._draw(generator)
         settings |= architecture
         label = f"{source.name}~{start}+{size}-v{excerpt['vocabulary']}-t{settings['length']}"

@@ -30,10 +30,10 @@ class CharTransformerTask(CharTask):
         heads: attention heads; divides ``width``.
         tied: whether logits are products with the ``embedding``; otherwise they come from a linear ``head``.
         prenorm, expansion: see :class:`~lightning_lopt.tasks.attention.Transformer`.
-        length: T, tokens in a window.
+        length: number T of tokens in a window.
         activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
         scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
-        init_scale: factor on the initial weights (biases excepted).
+        init_scale: factor on the initial weights, not on biases.
         options: ``batch_size``, ``name``, ``config``.
 
     Raises:
@@ -85,7 +85,7 @@ class CharTransformerTask(CharTask):
 
 
 class CharTransformer(CharFamily):
-    """Causal transformers of different size and make on excerpts of text.
+    """Causal transformers of different size and structure on excerpts of text.
 
     Args:
         text: sources of text; see :class:`~lightning_lopt.tasks.char_lm.CharFamily`, also for ``options``.

@@ -31,7 +31,7 @@ def load_digits_data() -> LabelledImages:
     except ImportError as error:
         raise ImportError(
             "the handwritten digits come with scikit-learn, which is not installed; "
-            f"{how_to_install('examples')}, or pass data of your own (a .npz file, an IDX folder)."
+            f"{how_to_install('examples')}, or pass your own data (a .npz file, an IDX folder)."
         ) from error
     digits = load_digits()
     return LabelledImages.from_arrays((digits.images / 16).astype("float32"), digits.target, "digits")
@@ -42,11 +42,11 @@ def load_images(source: str | Path, part: Part = "train") -> LabelledImages:
 
     Args:
         source: ``"digits"``, a ``.npz`` file, or a folder with either IDX files or exactly one ``.npz`` file.
-        part: which arrays or files to read where a source has several.
+        part: which arrays or files to read if a source has several.
 
     Raises:
         ValueError: if there is no usable file, or a file is damaged.
-        ImportError: if ``"digits"`` needs scikit-learn and it is not installed.
+        ImportError: if ``source`` is ``"digits"`` and scikit-learn is not installed.
 
     Example:
         >>> digits = load_images("digits")  # or a path: "mnist.npz", a folder of IDX files
@@ -74,10 +74,10 @@ def load_images(source: str | Path, part: Part = "train") -> LabelledImages:
 
 
 def resolve(data: DataLike | None) -> list[LabelledImages]:
-    """A list of labelled images from one or several of them, names and paths included; ``None`` means the digits.
+    """A list of labelled images from one or several images, names or paths; ``None`` means the digits.
 
     Raises:
-        ValueError: if the list is empty, or one entry cannot be loaded.
+        ValueError: if the list is empty, or an entry cannot be loaded.
     """
     if data is None:
         return [load_digits_data()]

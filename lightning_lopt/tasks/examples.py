@@ -19,7 +19,7 @@ from lightning_lopt.tasks.base import Batch, Split, Task
 from lightning_lopt.tasks.layout import Layout
 
 INDEX = "index"
-"""Name of the entry of a draw with the numbers of examples."""
+"""Name of the entry of a draw that holds the numbers of examples."""
 
 
 class Labelled(Protocol):
@@ -36,10 +36,10 @@ class Labelled(Protocol):
 
 
 class ExamplesTask(Task):
-    """A network trained on a fixed set of examples; mini-batches are drawn from it with replacement.
+    """A network trained on a fixed set of examples; mini-batches are drawn with replacement.
 
     Args:
-        splits: tensors by name, examples along the first axis, for ``"train"`` and, held out, for ``"valid"``.
+        splits: tensors by name, examples along the first axis, for ``"train"`` and for held-out ``"valid"``.
         layout: the parameters.
         loss_scale: loss of an uninformed model.
         batch_size: B >= 1 examples in a mini-batch.
@@ -88,9 +88,11 @@ class ExamplesTask(Task):
     def look_up(self, drawn: Batch, split: Split = "train") -> Batch:
         indices = drawn[INDEX]
         data = {key: cached_on(value, indices.device) for key, value in self.splits[split].items()}
-        shape, flat = indices.shape, indices.flatten()
+        shape, flat_indices = indices.shape, indices.flatten()
         # index_select of flat indices is several times faster than value[indices] with leading axes
-        return {key: value.index_select(0, flat).reshape(*shape, *value.shape[1:]) for key, value in data.items()}
+        return {
+            key: value.index_select(0, flat_indices).reshape(*shape, *value.shape[1:]) for key, value in data.items()
+        }
 
     def full_batch(self, split: Split) -> Batch:
         return dict(self.splits[split])
@@ -100,7 +102,7 @@ class RandomExamplesTask(ExamplesTask):
     """Examples with additional random entries in every mini-batch, which a subclass defines.
 
     Attributes:
-        random_when_measured: whether whole splits have these entries too, the same at every call.
+        random_when_measured: whether full batches have these entries, too, with the same values at every call.
 
     Example:
         >>> from lightning_lopt.tasks import Layout
@@ -124,7 +126,7 @@ class RandomExamplesTask(ExamplesTask):
         """Random entries of a batch, drawn from ``generator`` alone.
 
         Args:
-            examples: leading axes of the entries, the axis of the examples last.
+            examples: leading axes of the entries; the last one is the axis of the examples.
             generator: random generator on the CPU.
         """
 
@@ -187,5 +189,5 @@ def pairs(data: Labelled) -> Batch:
 
 
 def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Share of examples, 0-dim, whose largest logit (last axis) is that of their class."""
+    """Share of examples, 0-dim, whose largest logit (last axis) belongs to their class."""
     return (logits.argmax(-1) == targets).float().mean()

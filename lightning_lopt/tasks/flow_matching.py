@@ -39,7 +39,7 @@ class FlowMatchingTask(RandomExamplesTask):
         widths: width of each hidden layer.
         activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
         scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
-        init_scale: factor on the initial weights (biases excepted).
+        init_scale: factor on the initial weights, not on biases.
         options: ``batch_size``, ``name``, ``config``.
 
     References: Lipman et al. 2022, https://arxiv.org/abs/2210.02747; Liu et al. 2022, https://arxiv.org/abs/2209.03003

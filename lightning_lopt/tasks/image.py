@@ -24,12 +24,12 @@ class ImageFamily(ModelFamily):
         data: one or several sources, as labelled images, names or paths; ``None`` means the handwritten digits.
         variety: draw a :class:`Variety` of the data and a factor on the initial weights for each task, so that one
             small data set gives many problems. Otherwise every task has the unchanged data.
-        size: resize all images to ``size`` × ``size`` first; ``None`` leaves them.
-        max_size: shrink images with a longer side than this to ``max_size`` × ``max_size``; ``None`` leaves them.
+        size: resize all images to ``size`` × ``size`` first; ``None`` for no change.
+        max_size: shrink images with a side above this size to ``max_size`` × ``max_size``; ``None`` for no change.
         grey: average over colour channels.
         standardise: mean 0 and deviation 1 for each channel; otherwise pixels are not changed.
         valid_fraction: share of a task's images held out as its ``"valid"`` split.
-        max_valid: upper bound on their number, since ``full_batch("valid")`` is measured for many inner runs at once.
+        max_valid: upper bound on the number of held-out images, since many inner runs are measured on them at once.
         options: ``activations``, ``batch_sizes``, ``schemes``, ``init_scales`` of :class:`ModelFamily`.
 
     Raises:
@@ -71,8 +71,8 @@ class ImageFamily(ModelFamily):
         for source in resolve(data):
             source = source.grey() if grey else source
             too_large = max_size is not None and max(source.shape[1:]) > max_size
-            target = max_size if size is None and too_large else size
-            source = source if target is None else source.resized(target)
+            target_size = max_size if size is None and too_large else size
+            source = source if target_size is None else source.resized(target_size)
             self.sources.append(source.standardised() if standardise else source)
         for source in self.sources:
             counts = torch.bincount(source.targets, minlength=source.classes)

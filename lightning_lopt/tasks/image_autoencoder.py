@@ -18,16 +18,16 @@ from lightning_lopt.tasks.reconstruction import ReconstructionFamily, Reconstruc
 
 
 class ImageAutoencoderTask(ReconstructionTask):
-    r"""Mean squared error of an autoencoder with a narrow middle layer; its inputs may have noise added.
+    r"""Mean squared error of an autoencoder with a narrow middle layer; noise may be added to its inputs.
 
     .. math:: L = \frac1D \lVert x - d(e(x + s\,\varepsilon)) \rVert^2, \qquad \varepsilon \sim \mathcal N(0, 1)
 
     Args:
         train: images to train on; labels are not used.
         valid: held-out images.
-        widths: hidden layers of the encoder; the decoder has them in reverse.
+        widths: widths of the encoder's hidden layers; the decoder has them in reverse order.
         code: width of the middle layer, which has no activation.
-        corruption: s >= 0.
+        corruption: standard deviation s of the noise on pixels, >= 0.
         options: see :class:`~lightning_lopt.tasks.reconstruction.ReconstructionTask`.
 
     References: Hinton and Salakhutdinov 2006; Vincent et al. 2008 (denoising)
@@ -64,9 +64,9 @@ class ImageAutoencoder(ReconstructionFamily):
     """Autoencoders of different depth, width and corruption of (varied) images.
 
     Args:
-        data: as for :class:`~lightning_lopt.tasks.reconstruction.ReconstructionFamily`, as are ``depths``, ``widths``
-            and ``codes`` among the ``options``.
-        corruptions: deviations of the noise on pixels to draw from; 0 twice makes half of the tasks plain.
+        data: see :class:`~lightning_lopt.tasks.reconstruction.ReconstructionFamily`, also for ``depths``, ``widths``
+            and ``codes`` in ``options``.
+        corruptions: deviations of the noise on pixels to draw from; by default half of the tasks have none.
 
     Raises:
         ValueError: if a list is empty, an entry is unknown or out of range, or data cannot be loaded.

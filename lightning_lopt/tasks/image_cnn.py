@@ -24,7 +24,8 @@ READOUTS = ("mean", "flatten")
 
 class ImageCNNTask(ClassificationTask):
     """3×3 convolutions with parameters ``convs.0.weight`` (out, in, 3, 3), ``convs.0.bias`` and so on, then a linear
-    ``head.weight`` and ``head.bias``. Each convolution halves the image, rounding up, as long as it is 4 pixels wide.
+    ``head.weight`` and ``head.bias``. Each convolution halves the image, rounding up, while both sides have at
+    least 4 pixels.
 
     Args:
         train: images to train on.
@@ -32,9 +33,9 @@ class ImageCNNTask(ClassificationTask):
         channels: output channels of each convolution, at least one.
         activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
         downsampling: how images shrink: ``"stride"`` of the convolution, ``"max"`` or ``"mean"`` over 2×2 pixels.
-        readout: input of the head: ``"mean"`` over the image, or all of it (``"flatten"``).
+        readout: input of the head: the ``"mean"`` over the image, or all of its pixels (``"flatten"``).
         scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
-        init_scale: factor on the initial weights (biases excepted).
+        init_scale: factor on the initial weights, not on biases.
         options: ``batch_size``, ``name``, ``config``.
 
     Example:
@@ -74,10 +75,14 @@ class ImageCNNTask(ClassificationTask):
         self.readout = readout
 
     def logits(self, params: Params, inputs: Tensor) -> Tensor:
-        # Plain conv2d, which vmap turns into one grouped convolution: measured forward and backward under vmap (PyTorch
-        # 2.13, one thread of an x86 server CPU, two layers of 16 and 32 channels, batches of 32) it is the fastest of
-        # three forms. 16 particles, 8x8: conv2d 19 ms, F.unfold + matmul 30, channels-last im2col + matmul 20;
-        # 64 particles, 8x8: 70, 109, 75; 16 particles, 16x16x3: 67, 135, 101; a Python loop over the first: 32.
+        # Plain conv2d is the fastest form, since vmap turns it into one grouped convolution. Time in ms, forward and
+        # backward under vmap (PyTorch 2.13, one thread of an x86 server CPU, two layers of 16 and 32 channels, batches
+        # of 32):
+        #
+        #   particles, images   conv2d   F.unfold + matmul   channels-last im2col + matmul   Python loop
+        #   16, 8x8                 19                  30                              20            32
+        #   64, 8x8                 70                 109                              75
+        #   16, 16x16x3             67                 135                             101
         x = inputs
         for layer, halve in enumerate(self.halves):
             stride = 2 if halve and self.downsampling == "stride" else 1
@@ -97,7 +102,7 @@ class ImageCNN(ImageFamily):
     Args:
         data: sources of images; see :class:`~lightning_lopt.tasks.image.ImageFamily`, also for ``options``.
         depths: numbers of convolutions to draw from.
-        channels: channels to draw from, for each convolution anew.
+        channels: channels to draw from, separately for each convolution.
         downsamplings: some of :data:`DOWNSAMPLINGS`.
         readouts: some of :data:`READOUTS`.
 

@@ -30,15 +30,15 @@ _NPZ_KEYS: dict[str, tuple[tuple[str, str], ...]] = {
 _IDX_PREFIX = {"train": "train", "test": "t10k"}
 _IDX_UINT8 = 0x08
 _MAX_DEFLATE_RATIO = 1100
-"""Deflate shrinks at most about 1032-fold, so a header that claims more than this cannot be true."""
+"""Deflate shrinks data at most about 1032-fold, so a header that claims a larger ratio is wrong."""
 
 
 def from_npz(path: str | Path, part: Part = "train") -> LabelledImages:
     """Images and labels from a ``.npz`` archive, which is never unpickled.
 
-    The arrays may be called x_train and y_train, train_images and train_labels, images and labels, inputs and
+    The names of the arrays may be x_train and y_train, train_images and train_labels, images and labels, inputs and
     targets, data and target, or x and y, in upper or lower case; for ``part="test"`` x_test and y_test, or
-    test_images and test_labels. :meth:`LabelledImages.from_arrays` says which shapes and types they may have.
+    test_images and test_labels. :meth:`LabelledImages.from_arrays` lists the accepted shapes and types.
 
     Raises:
         ValueError: if the file is missing, damaged, holds Python objects, or lacks such arrays.
@@ -69,7 +69,7 @@ def from_npz(path: str | Path, part: Part = "train") -> LabelledImages:
 
 
 def _read_npy(archive: zipfile.ZipFile, member: str, path: Path) -> np.ndarray[Any, Any]:
-    """One array of an archive, after a check of its header against its size; only then memory is allocated."""
+    """One array of an archive; memory is allocated only after a check of the header against the size."""
     info = archive.getinfo(member)
     with archive.open(member) as file:
         try:
@@ -86,7 +86,7 @@ def _read_npy(archive: zipfile.ZipFile, member: str, path: Path) -> np.ndarray[A
         if min(shape, default=0) < 0 or claimed != stored or stored > _MAX_DEFLATE_RATIO * info.compress_size:
             raise ValueError(
                 f"{path}: {member} claims {claimed} bytes of data but has room for {stored} in "
-                f"{info.compress_size} compressed ones; the file is damaged, get it again."
+                f"{info.compress_size} compressed bytes; the file is damaged, get it again."
             )
     with archive.open(member) as file:
         try:
@@ -105,10 +105,10 @@ def from_idx(folder: str | Path, part: Part = "train") -> LabelledImages:
     """MNIST-style data: the files train-images-idx3-ubyte and train-labels-idx1-ubyte, which may end with .gz.
 
     Names with a prefix (``emnist-digits-train-...``) and with a dot before ``idx3`` are accepted as well;
-    ``part="test"`` reads the files called t10k.
+    ``part="test"`` reads the files whose names contain t10k.
 
     Raises:
-        ValueError: if a file is missing, there are several of a kind, or one is damaged.
+        ValueError: if a file is missing or damaged, or if several files match.
 
     Example:
         >>> import struct, tempfile
@@ -127,12 +127,14 @@ def from_idx(folder: str | Path, part: Part = "train") -> LabelledImages:
 
 
 def _one_file(folder: Path, stem: str, suffix: str) -> Path:
-    """The only file of this kind; the uncompressed one if there is also a .gz file."""
+    """The only file of this kind; the uncompressed file if there is a .gz file, too."""
     pattern = f"*{stem}?{suffix}"
     matches = sorted(folder.glob(pattern)) or sorted(folder.glob(f"{pattern}.gz"))
     if len(matches) != 1:
-        have = f"there are {len(matches)}: {', '.join(file.name for file in matches)}" if matches else "there is none"
-        raise ValueError(f"{folder}: needs one file {stem}-{suffix} or {stem}-{suffix}.gz, but {have}.")
+        matches_text = (
+            f"there are {len(matches)}: {', '.join(file.name for file in matches)}" if matches else "there is none"
+        )
+        raise ValueError(f"{folder}: needs one file {stem}-{suffix} or {stem}-{suffix}.gz, but {matches_text}.")
     return matches[0]
 
 

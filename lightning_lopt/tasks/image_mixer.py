@@ -15,7 +15,7 @@ from lightning_lopt.tasks.patches import Patches, PatchFamily
 
 
 class ImageMixerTask(ClassificationTask):
-    r"""Patches through a linear ``patch``, then mixing blocks, the mean of all tokens, a linear ``head``.
+    r"""A linear layer ``patch`` on patches, mixing blocks, the mean of all tokens, and a linear ``head``.
 
     .. math:: x \leftarrow x + f(\text{norm}(x)^\top)^\top, \qquad x \leftarrow x + g(\text{norm}(x))
 
@@ -29,7 +29,7 @@ class ImageMixerTask(ClassificationTask):
         depth: number of blocks.
         activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
         scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
-        init_scale: factor on the initial weights (biases excepted).
+        init_scale: factor on the initial weights, not on biases.
         options: ``batch_size``, ``name``, ``config``.
 
     References: Tolstikhin et al. 2021, https://arxiv.org/abs/2105.01601
@@ -74,14 +74,14 @@ class ImageMixerTask(ClassificationTask):
         x = linear(params, "patch", self.patches(inputs))
         for layer in range(self.depth):
             name = f"blocks.{layer}"
-            turned = layer_norm(params, f"{name}.norm1", x).mT
-            x = x + mlp(params, f"{name}.tokens", turned, 2, self.activation).mT
+            transposed = layer_norm(params, f"{name}.norm1", x).mT
+            x = x + mlp(params, f"{name}.tokens", transposed, 2, self.activation).mT
             x = x + mlp(params, f"{name}.features", layer_norm(params, f"{name}.norm2", x), 2, self.activation)
         return linear(params, "head", layer_norm(params, "norm", x).mean(1))
 
 
 class ImageMixer(PatchFamily):
-    """MLP-Mixers of different size on (varied) images; arguments are those of
+    """MLP-Mixers of different size on (varied) images, with the arguments of
     :class:`~lightning_lopt.tasks.patches.PatchFamily`.
 
     Example:

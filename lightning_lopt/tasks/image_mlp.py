@@ -26,10 +26,10 @@ class ImageMLPTask(ClassificationTask):
     Args:
         train: images to train on.
         valid: held-out images.
-        widths: width of each hidden layer; none of them makes logistic regression.
+        widths: width of each hidden layer; an empty sequence makes logistic regression.
         activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
         scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
-        init_scale: factor on the initial weights (biases excepted).
+        init_scale: factor on the initial weights, not on biases.
         options: ``batch_size``, ``name``, ``config``.
 
     Example:
@@ -68,7 +68,7 @@ class ImageMLP(ImageFamily):
     Args:
         data: sources of images; see :class:`~lightning_lopt.tasks.image.ImageFamily`, also for ``options``.
         depths: numbers of hidden layers to draw from.
-        widths: widths to draw from, for each hidden layer anew.
+        widths: widths to draw from, separately for each hidden layer.
 
     Raises:
         ValueError: if a list is empty, an entry is unknown, or data cannot be loaded.

@@ -20,8 +20,8 @@ from lightning_lopt.tasks.layers import ACTIVATIONS, batch_norm, group_norm, lin
 from lightning_lopt.tasks.layout import Layout
 
 NORMS = ("batch", "group")
-LARGE = 12
-"""Shorter side in pixels from which on the first convolution halves the image."""
+MIN_HALVED_SIDE = 12
+"""Smallest length in pixels of the shorter side at which the first convolution halves the image."""
 
 
 class ImageResNetTask(ClassificationTask):
@@ -29,19 +29,19 @@ class ImageResNetTask(ClassificationTask):
 
     .. math:: x \leftarrow \phi\big(\text{shortcut}(x) + \text{norm}(W_2 * \phi(\text{norm}(W_1 * x)))\big)
 
-    The first block of every stage but the first halves the image, rounding up. Where a block changes size or channels
-    its shortcut is a 1×1 convolution ``blocks.i.shortcut.weight``, else the identity. Convolutions have no biases.
-    Batch normalisation uses the batch at hand, for measuring too.
+    The first block of every stage except the first stage halves the image, rounding up. The shortcut of a block that
+    changes size or channels is a 1×1 convolution ``blocks.i.shortcut.weight``; other shortcuts are the identity.
+    Convolutions have no biases. Batch normalisation uses the statistics of the given batch, also for measuring.
 
     Args:
         train: images to train on.
         valid: held-out images.
         channels: channels of each stage, at least one stage.
         blocks: blocks in each stage.
-        norm: ``"batch"`` or ``"group"`` (4 groups, or fewer where 4 do not divide the channels).
+        norm: ``"batch"`` or ``"group"`` (4 groups, or fewer if 4 does not divide the channels).
         activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
         scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
-        init_scale: factor on the initial weights (biases excepted).
+        init_scale: factor on the initial weights, not on biases.
         options: ``batch_size``, ``name``, ``config``.
 
     References: He et al. 2015, https://arxiv.org/abs/1512.03385; Wu and He 2018, https://arxiv.org/abs/1803.08494
@@ -70,7 +70,7 @@ class ImageResNetTask(ClassificationTask):
         layout = Layout(scheme, init_scale)
         layout.conv("stem", depth, channels[0], bias=False)
         layout.norm("stem.norm", channels[0])
-        self.stem_stride = 2 if min(height, width) >= LARGE else 1
+        self.stem_stride = 2 if min(height, width) >= MIN_HALVED_SIDE else 1
         self.strides: list[int] = []
         channels_in = channels[0]
         for stage, out in enumerate(channels):
@@ -118,7 +118,7 @@ class ImageResNet(ImageFamily):
     Args:
         data: sources of images; see :class:`~lightning_lopt.tasks.image.ImageFamily`, also for ``options``.
         stages: numbers of stages to draw from.
-        widths: channels of the first stage to draw from; each further stage has twice as many.
+        widths: channels of the first stage to draw from; each further stage has twice as many channels.
         blocks: blocks in a stage to draw from.
         norms: some of :data:`NORMS`.
 

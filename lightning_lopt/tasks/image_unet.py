@@ -37,10 +37,10 @@ class ImageUNetTask(RandomExamplesTask):
         train: images to train on; labels are not used.
         valid: held-out images.
         channels: channels of each level, multiples of 4.
-        corruption: s >= 0, in the unit of the pixels.
+        corruption: standard deviation s of the noise, >= 0, in the unit of the pixels.
         activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
         scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
-        init_scale: factor on the initial weights (biases excepted).
+        init_scale: factor on the initial weights, not on biases.
         options: ``batch_size``, ``name``, ``config``.
 
     Raises:
@@ -74,7 +74,7 @@ class ImageUNetTask(RandomExamplesTask):
         factor = 2 ** (len(channels) - 1)
         if height % factor or width % factor:
             raise ValueError(
-                f"{train.name}: {len(channels)} levels need sides that {factor} divides, got {height} x {width}; "
+                f"{train.name}: {len(channels)} levels need sides divisible by {factor}, got {height} x {width}; "
                 "resize the images, or give fewer channels."
             )
         if any(count % GROUPS for count in channels):
@@ -82,10 +82,10 @@ class ImageUNetTask(RandomExamplesTask):
         layout = Layout(scheme, init_scale)
         channels_in = depth
         for level, count in enumerate(channels):
-            _add_pair(layout, f"down.{level}", channels_in, count)
+            _add_two_convolutions(layout, f"down.{level}", channels_in, count)
             channels_in = count
         for level in reversed(range(len(channels) - 1)):
-            _add_pair(layout, f"up.{level}", channels_in + channels[level], channels[level])
+            _add_two_convolutions(layout, f"up.{level}", channels_in + channels[level], channels[level])
             channels_in = channels[level]
         layout.conv("head", channels_in, depth, 1, active=False, role="head")
         scale = float(train.inputs.var(correction=0)) or 1.0
@@ -104,32 +104,32 @@ class ImageUNetTask(RandomExamplesTask):
         """Output of the network for images of shape ``(B, C, H, W)``, of the same shape."""
         x, skips = images, []
         for level in range(self.levels):
-            x = self._pair(params, f"down.{level}", F.avg_pool2d(x, 2) if level else x)
+            x = self._two_convolutions(params, f"down.{level}", F.avg_pool2d(x, 2) if level else x)
             skips.append(x)
         for level in reversed(range(self.levels - 1)):
             x = torch.cat([_doubled(x), skips[level]], 1)
-            x = self._pair(params, f"up.{level}", x)
+            x = self._two_convolutions(params, f"up.{level}", x)
         return F.conv2d(x, params["head.weight"], params["head.bias"])
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         images = batch["inputs"]
         return F.mse_loss(self.denoised(params, images + self.corruption * batch["noise"]), images)
 
-    def _pair(self, params: Params, name: str, x: Tensor) -> Tensor:
+    def _two_convolutions(self, params: Params, name: str, x: Tensor) -> Tensor:
         for part in (f"{name}.0", f"{name}.1"):
             x = F.conv2d(x, params[f"{part}.weight"], None, padding=1)
             x = self.activation(group_norm(params, f"{part}.norm", x, GROUPS))
         return x
 
 
-def _add_pair(layout: Layout, name: str, fan_in: int, out: int) -> None:
+def _add_two_convolutions(layout: Layout, name: str, fan_in: int, out: int) -> None:
     for part, inputs in ((f"{name}.0", fan_in), (f"{name}.1", out)):
         layout.conv(part, inputs, out, bias=False)
         layout.norm(f"{part}.norm", out)
 
 
 def _doubled(x: Tensor) -> Tensor:
-    """Every pixel as a square of 2×2 pixels: ``(B, C, H, W)`` to ``(B, C, 2 H, 2 W)``."""
+    """Images in which every pixel becomes 2×2 pixels: ``(B, C, H, W)`` to ``(B, C, 2 H, 2 W)``."""
     batch, channels, height, width = x.shape
     squares = x[:, :, :, None, :, None].expand(batch, channels, height, 2, width, 2)
     return squares.reshape(batch, channels, 2 * height, 2 * width)

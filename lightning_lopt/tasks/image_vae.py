@@ -28,9 +28,9 @@ class ImageVAETask(ReconstructionTask):
     Args:
         train: images to train on; labels are not used.
         valid: held-out images.
-        widths: hidden layers of the encoder; the decoder has them in reverse.
+        widths: widths of the encoder's hidden layers; the decoder has them in reverse order.
         code: dimensions of z.
-        deviation: s > 0.
+        deviation: standard deviation s of a pixel, > 0.
         options: see :class:`~lightning_lopt.tasks.reconstruction.ReconstructionTask`.
 
     References: Kingma and Welling 2013, https://arxiv.org/abs/1312.6114
@@ -75,9 +75,9 @@ class ImageVAE(ReconstructionFamily):
     """Variational autoencoders of different depth, width and code of (varied) images.
 
     Args:
-        data: as for :class:`~lightning_lopt.tasks.reconstruction.ReconstructionFamily`, as are ``depths``, ``widths``
-            and ``codes`` among the ``options``.
-        deviations: deviations of a pixel to draw from, > 0; small ones make the code matter.
+        data: see :class:`~lightning_lopt.tasks.reconstruction.ReconstructionFamily`, also for ``depths``, ``widths``
+            and ``codes`` in ``options``.
+        deviations: deviations of a pixel to draw from, > 0; the code matters more if the deviation is small.
 
     Raises:
         ValueError: if a list is empty, an entry is unknown or out of range, or data cannot be loaded.
@@ -96,7 +96,7 @@ class ImageVAE(ReconstructionFamily):
     def __init__(
         self, data: DataLike | None = None, deviations: Sequence[float] = (0.3, 0.5, 1.0), **options: Any
     ) -> None:
-        # log σ² is exponentiated: with larger initial weights, single images make the loss a thousand times larger
+        # log σ² is exponentiated: with larger initial weights, a single image can make the loss a thousand times larger
         super().__init__(data, **{"schemes": ("uniform", "lecun"), "init_scales": (0.5, 1.0), **options})
         self.ranges["deviations"] = check_number_options(deviations, "deviations", 0.01)
 

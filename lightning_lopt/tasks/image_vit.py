@@ -23,7 +23,7 @@ POOLINGS = ("mean", "token")
 
 
 class ImageViTTask(ClassificationTask):
-    """Patches through a linear ``patch``, plus a learned ``position``, through transformer blocks to a ``head``.
+    """A linear layer ``patch`` on patches, a learned ``position``, transformer blocks, and a linear ``head``.
 
     Args:
         train: images to train on.
@@ -36,7 +36,7 @@ class ImageViTTask(ClassificationTask):
         prenorm, expansion: see :class:`~lightning_lopt.tasks.attention.Transformer`.
         activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
         scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
-        init_scale: factor on the initial weights (biases excepted).
+        init_scale: factor on the initial weights, not on biases.
         options: ``batch_size``, ``name``, ``config``.
 
     Raises:
@@ -92,8 +92,8 @@ class ImageViT(PatchFamily):
     """Vision transformers of different size and pooling on (varied) images.
 
     Args:
-        data: as for :class:`~lightning_lopt.tasks.patches.PatchFamily`, as are ``grids``, ``widths`` and ``depths``
-            among the ``options``.
+        data: see :class:`~lightning_lopt.tasks.patches.PatchFamily`, also for ``grids``, ``widths`` and ``depths`` in
+            ``options``.
         heads: numbers of attention heads to draw from; each must divide every width.
         poolings: some of :data:`POOLINGS`.
 

@@ -21,7 +21,7 @@ _MAX_CHANNELS = 4
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
-    """Images with one class each, checked when they are made.
+    """Images with one class each; the constructor checks them.
 
     Attributes:
         inputs: float32, shape ``(N, C, H, W)``, finite.
@@ -30,7 +30,7 @@ class LabelledImages:
         name: short, for task names and messages.
 
     Raises:
-        ValueError: if one of these does not hold.
+        ValueError: if an attribute has another type, shape or value.
 
     Example:
         >>> images = LabelledImages.from_arrays(torch.rand(60, 8, 8), torch.arange(60) % 10, "mine")
@@ -78,14 +78,14 @@ class LabelledImages:
         """Images from anything ``numpy.asarray`` reads (tensors too).
 
         Args:
-            x: uint8 (then divided by 255) or floating point (kept as it is), of shape ``(N, H, W)``, ``(N, C, H, W)``,
-                ``(N, H, W, C)`` or, for flat square images with one channel, ``(N, D)``. Channels are 1 to 4, and
-                of the two places the smaller one; with equal ones ``(N, C, H, W)`` is meant.
-            y: integer labels from 0, of shape ``(N,)`` or ``(N, 1)``. The largest one gives the number of classes.
+            x: uint8 (then divided by 255) or floating point (not changed), of shape ``(N, H, W)``, ``(N, C, H, W)``,
+                ``(N, H, W, C)`` or, for flat square images with one channel, ``(N, D)``. There are 1 to 4 channels. The
+                shorter one of the second and the last axis holds the channels; with equal lengths, the second axis.
+            y: integer labels from 0, of shape ``(N,)`` or ``(N, 1)``. The largest label gives the number of classes.
             name: for task names and messages.
 
         Raises:
-            ValueError: if the arrays are anything else.
+            ValueError: if the arrays have other types, shapes or values.
         """
         images = _images(np.asarray(x), name)
         targets = _labels(np.asarray(y), name)
@@ -115,18 +115,18 @@ class LabelledImages:
         return replace(self, inputs=self.inputs[indices], targets=self.targets[indices])
 
     def standardised(self) -> LabelledImages:
-        """Mean 0 and standard deviation 1 for each channel over the whole set; a constant channel becomes 0."""
+        """The images with mean 0 and deviation 1 in each channel over the whole set; a constant channel becomes 0."""
         mean = self.inputs.mean((0, 2, 3), keepdim=True)
         centred = self.inputs - mean
         deviation = centred.square().mean((0, 2, 3), keepdim=True).sqrt()
         return replace(self, inputs=centred / torch.where(deviation > 1e-6, deviation, 1.0))
 
     def grey(self) -> LabelledImages:
-        """One channel, the mean of all."""
+        """The images with one channel, the mean of all channels."""
         return replace(self, inputs=self.inputs.mean(1, keepdim=True))
 
     def resized(self, size: int) -> LabelledImages:
-        """``size`` × ``size`` images: averaged over areas where they shrink, bilinear where they grow.
+        """The images at ``size`` × ``size`` pixels: area averages if they shrink, bilinear interpolation otherwise.
 
         Raises:
             ValueError: if ``size`` is not positive.
@@ -147,7 +147,7 @@ class LabelledImages:
         Args:
             valid_fraction: share of the images that goes to validation, in (0, 1); at least one goes to each part.
             generator: random generator on the CPU.
-            max_valid: upper bound on the number of validation images; the rest is for training.
+            max_valid: upper bound on the number of validation images; the other images are for training.
 
         Raises:
             ValueError: if the fraction is outside (0, 1), ``max_valid`` below 1, or there is only one image.
@@ -157,7 +157,7 @@ class LabelledImages:
 
 
 def _images(x: np.ndarray[Any, Any], name: str) -> Tensor:
-    """Any accepted layout as float32 of shape ``(N, C, H, W)``."""
+    """Images in any accepted layout, as float32 of shape ``(N, C, H, W)``."""
     if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
         raise ValueError(f"{name}: images are {x.dtype}; convert them to uint8 (0 to 255) or to floating point.")
     if x.size == 0:
@@ -179,7 +179,7 @@ def _images(x: np.ndarray[Any, Any], name: str) -> Tensor:
             f"with 1 to {_MAX_CHANNELS} channels."
         )
     scale = 255.0 if x.dtype == np.uint8 else 1.0
-    with np.errstate(over="ignore"):  # an overflow gives an infinite value, which is refused
+    with np.errstate(over="ignore"):  # an overflow gives an infinite value, which the constructor refuses
         return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)) / scale
 
 

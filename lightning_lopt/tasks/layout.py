@@ -15,22 +15,22 @@ from lightning_lopt.rules.base import Params, Role
 
 Law = Literal["uniform", "normal", "constant"]
 SCHEMES = ("uniform", "lecun", "he")
-"""Distributions of initial weights. ``"uniform"``: in ±1/√fan_in, also for biases, as in PyTorch. ``"lecun"``: normal
-of deviation 1/√fan_in, truncated at two deviations, biases 0, as in Flax and Haiku. ``"he"``: the same, times √2 where
-an activation follows."""
+"""Distributions of initial weights. ``"uniform"``: uniform in ±1/√fan_in, also for biases, as in PyTorch. ``"lecun"``:
+normal of deviation 1/√fan_in, truncated at two deviations, biases 0, as in Flax and Haiku. ``"he"``: as ``"lecun"``,
+times √2 if an activation follows."""
 
-_INSIDE = math.erf(math.sqrt(2.0))  # share of a normal distribution within two standard deviations
+_TWO_SIGMA_SHARE = math.erf(math.sqrt(2.0))  # share of a normal distribution within two standard deviations
 
 
 @dataclass(frozen=True)
 class Initial:
-    """One parameter before training.
+    """The initial distribution of one parameter.
 
     Attributes:
-        shape: its shape.
-        role: its role.
+        shape: shape of the parameter.
+        role: role of the parameter.
         law: ``"uniform"`` in ±size, ``"normal"`` of deviation size truncated at two deviations, or ``"constant"``.
-        size: a number; the value itself for a constant.
+        size: scale of the distribution; for ``"constant"`` the value of the parameter.
     """
 
     shape: tuple[int, ...]
@@ -39,13 +39,13 @@ class Initial:
     size: float
 
     def draw(self, generator: torch.Generator) -> Tensor:
-        """A value, from ``generator`` alone."""
+        """Draw a value from ``generator`` alone."""
         if self.law == "constant":
             return torch.full(self.shape, self.size)
         centred = 2 * torch.rand(self.shape, generator=generator) - 1
         if self.law == "uniform":
             return centred * self.size
-        return torch.erfinv(centred * _INSIDE) * (self.size * math.sqrt(2.0))
+        return torch.erfinv(centred * _TWO_SIGMA_SHARE) * (self.size * math.sqrt(2.0))
 
 
 class Layout:
@@ -77,7 +77,7 @@ class Layout:
         return {name: entry.role for name, entry in self.entries.items()}
 
     def draw(self, generator: torch.Generator) -> Params:
-        """All parameters, from ``generator`` alone."""
+        """Draw all parameters from ``generator`` alone."""
         return {name: entry.draw(generator) for name, entry in self.entries.items()}
 
     def linear(self, name: str, fan_in: int, out: int, *, role: Role = "matrix", active: bool = False) -> None:
@@ -96,13 +96,13 @@ class Layout:
         active: bool = True,
         role: Role = "matrix",
     ) -> None:
-        """``name.weight`` (out, fan_in, kernel, kernel) and, if there is to be one, ``name.bias`` (out,)."""
+        """``name.weight`` (out, fan_in, kernel, kernel) and, if ``bias`` is true, ``name.bias`` (out,)."""
         self._weight(f"{name}.weight", (out, fan_in, kernel, kernel), fan_in * kernel**2, role, active)
         if bias:
             self._bias(f"{name}.bias", out, fan_in * kernel**2)
 
     def mlp(self, sizes: Sequence[int], prefix: str = "layers", *, last: Role = "head", norm: bool = False) -> None:
-        """``prefix.0`` and so on, from ``sizes[0]`` inputs to ``sizes[-1]`` outputs; see :func:`.layers.mlp`."""
+        """Layers ``prefix.0`` and so on, from ``sizes[0]`` inputs to ``sizes[-1]`` outputs, see :func:`.layers.mlp`."""
         for layer, (fan_in, out) in enumerate(pairwise(sizes)):
             is_last = layer == len(sizes) - 2
             self.linear(f"{prefix}.{layer}", fan_in, out, role=last if is_last else "matrix", active=not is_last)

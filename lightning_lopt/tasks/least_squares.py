@@ -68,7 +68,7 @@ class LeastSquares(ModelFamily):
     Training inputs are :math:`\sqrt N U S V^\top` with random orthonormal columns U (N, D) and V (D, D), and singular
     values S spaced evenly in their logarithm from 1 to :math:`\kappa^{-1/2}`, so H is exactly :math:`V S^2 V^\top`;
     held-out rows are normal with this covariance. The true weights have normal coordinates :math:`z_i s_i^{-a}` in the
-    basis V: with a = 0 flat directions hardly matter for the loss, with a = 1 all directions matter equally.
+    basis V: with a = 0, flat directions hardly matter for the loss; with a = 1, all directions matter equally.
 
     Args:
         dims: numbers of inputs D to draw from.
@@ -76,7 +76,7 @@ class LeastSquares(ModelFamily):
         conditions: condition numbers κ to draw from, >= 1.
         alignments: exponents a to draw from.
         ratios: rows for each input, N / D, to draw from, >= 1.
-        noises: deviations of the noise in targets to draw from, relative to that of the targets.
+        noises: deviations of the noise in targets to draw from, relative to the deviation of the targets.
         options: ``batch_sizes``, ``schemes``, ``init_scales`` of :class:`ModelFamily`.
 
     Raises:
@@ -114,28 +114,31 @@ class LeastSquares(ModelFamily):
     def sample(self, generator: torch.Generator) -> LeastSquaresTask:
         settings = self.draw_common(generator)
         keys = ("dim", "output", "condition", "alignment", "ratio", "noise")
-        drawn = {key: self.pick(f"{key}s", generator) for key in keys}
-        drawn["tag"] = f"{integer(0, 16**6, generator):06x}"
-        dim, rows = drawn["dim"], drawn["dim"] * drawn["ratio"]
-        singular = torch.logspace(0, -0.5, dim, base=drawn["condition"], dtype=torch.float64)
+        drawn_settings = {key: self.pick(f"{key}s", generator) for key in keys}
+        drawn_settings["tag"] = f"{integer(0, 16**6, generator):06x}"
+        dim, rows = drawn_settings["dim"], drawn_settings["dim"] * drawn_settings["ratio"]
+        singular = torch.logspace(0, -0.5, dim, base=drawn_settings["condition"], dtype=torch.float64)
         basis = _orthonormal(dim, dim, generator)
         # in float64, since float32 would lose the digits of products with the smallest singular values
         whitened = {
             "train": rows**0.5 * _orthonormal(rows, dim, generator),
             "valid": torch.randn(VALID, dim, generator=generator).double(),
         }
-        truth = torch.randn(drawn["output"], dim, generator=generator).double() * singular ** -drawn["alignment"]
-        truth = truth / (truth * singular).square().sum(1, keepdim=True).sqrt()  # targets of mean square 1
-        parts = {}
+        truth = (
+            torch.randn(drawn_settings["output"], dim, generator=generator).double()
+            * singular ** -drawn_settings["alignment"]
+        )
+        truth = truth / (truth * singular).square().sum(1, keepdim=True).sqrt()  # the targets then have mean square 1
+        splits = {}
         for split, coordinates in whitened.items():
             scaled = coordinates * singular
-            error = torch.randn(len(scaled), drawn["output"], generator=generator).double()
-            targets = scaled @ truth.mT + drawn["noise"] * error
-            parts[split] = {"inputs": (scaled @ basis.mT).float(), "targets": targets.float()}
-        label = "d{dim}x{output}/k{condition:g}-a{alignment:g}-r{ratio}-n{noise:g}~{tag}".format(**drawn)
-        config = {"family": self.name} | drawn | settings
+            error = torch.randn(len(scaled), drawn_settings["output"], generator=generator).double()
+            targets = scaled @ truth.mT + drawn_settings["noise"] * error
+            splits[split] = {"inputs": (scaled @ basis.mT).float(), "targets": targets.float()}
+        label = "d{dim}x{output}/k{condition:g}-a{alignment:g}-r{ratio}-n{noise:g}~{tag}".format(**drawn_settings)
+        config = {"family": self.name} | drawn_settings | settings
         name = self.task_name(label, settings["scheme"], settings)
-        return LeastSquaresTask(parts["train"], parts["valid"], **settings, name=name, config=config)
+        return LeastSquaresTask(splits["train"], splits["valid"], **settings, name=name, config=config)
 
 
 def _orthonormal(rows: int, columns: int, generator: torch.Generator) -> Tensor:

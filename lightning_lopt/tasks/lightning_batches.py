@@ -17,41 +17,41 @@ PLAIN = (bool, int, float, str, bytes, type(None))
 
 
 class NotStackableError(ValueError):
-    """Batches cannot be stacked; the message is one sentence with their name and the reason."""
+    """Batches cannot be stacked; the message is one sentence with the name of the batches and the reason."""
 
 
 class StackedBatches:
     """Batches of one structure and one set of shapes: nested tuples, lists and dicts of tensors.
 
     Args:
-        batches: at least one. Batches that differ in shape from most (a last, smaller one) are left out.
+        batches: at least one. Batches without the most common shapes (a smaller last batch) are left out.
         what: name of the batches in errors.
 
     Raises:
-        NotStackableError: if there is no batch or no tensor in them, if other values than tensors differ, or if fewer
-            than half of the batches have the same shapes.
+        NotStackableError: if there is no batch, if the batches hold no tensor, if values that are not tensors differ,
+            or if fewer than half of the batches have the same shapes.
 
     Attributes:
-        tensors: by a name such as ``"batch['image']"`` or ``"batch[0]"``, leading axis the number of the batch.
+        tensors: tensors of all batches by name (``"batch['image']"``, ``"batch[0]"``); the leading axis counts batches.
         left_out: number of batches with other shapes.
     """
 
     def __init__(self, batches: Iterable[Tree], what: str) -> None:
-        flat = [pytree.tree_flatten_with_path(batch) for batch in batches]
-        if not flat:
-            raise NotStackableError(f"{what}: there is no batch; give a dataloader or list with at least one.")
-        shapes = [_shapes(leaves) for leaves, _ in flat]
+        flat_batches = [pytree.tree_flatten_with_path(batch) for batch in batches]
+        if not flat_batches:
+            raise NotStackableError(f"{what}: there is no batch; give a dataloader or list with at least one batch.")
+        shapes = [_shapes(leaves) for leaves, _ in flat_batches]
         common, count = Counter(shapes).most_common(1)[0]
-        if 2 * count < len(flat):
+        if 2 * count < len(flat_batches):
             raise NotStackableError(
-                f"{what}: of {len(flat)} batches only {count} have the same shapes ({_show(common)}); pad or crop "
-                "examples to one size, or group them by size and make a task of each group."
+                f"{what}: of {len(flat_batches)} batches only {count} have the same shapes ({_show(common)}); pad or "
+                "crop examples to one size, or group them by size and make a task of each group."
             )
-        stackable = [entry for entry, shape in zip(flat, shapes, strict=True) if shape == common]
-        self.left_out = len(flat) - count
+        stackable = [entry for entry, shape in zip(flat_batches, shapes, strict=True) if shape == common]
+        self.left_out = len(flat_batches) - count
         self.structure = stackable[0][1]
         self.names = ["batch" + pytree.keystr(path) for path, _ in stackable[0][0]]
-        columns = [[leaves[place][1] for leaves, _ in stackable] for place in range(len(self.names))]
+        columns = [[leaves[position][1] for leaves, _ in stackable] for position in range(len(self.names))]
         self.tensors: dict[str, Tensor] = {}
         self.constants: dict[str, Any] = {}
         for name, column in zip(self.names, columns, strict=True):
@@ -69,21 +69,21 @@ class StackedBatches:
                 f"{what}: a batch holds no tensor ({_show(common)}); return tensors from the dataloader."
             )
         lengths = {value.shape[1:2] for value in self.tensors.values()}
-        only = lengths.pop() if len(lengths) == 1 else ()
-        self.batch_size: int | None = only[0] if only else None
+        common_length = lengths.pop() if len(lengths) == 1 else ()
+        self.batch_size: int | None = common_length[0] if common_length else None
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
 
     def take(self, index: Tensor) -> Batch:
-        """Batches by number, leading axes those of ``index``."""
+        """The batches with the numbers ``index``, with the leading axes of ``index``."""
         return {
             name: value.index_select(0, index.flatten().to(value.device)).reshape(*index.shape, *value.shape[1:])
             for name, value in self.tensors.items()
         }
 
     def tree(self, batch: Batch) -> Tree:
-        """The batch in the structure of the dataloader."""
+        """The batch in the structure of the dataloader's batches."""
         leaves = [batch[name] if name in self.tensors else self.constants[name] for name in self.names]
         return pytree.tree_unflatten(leaves, self.structure)
 

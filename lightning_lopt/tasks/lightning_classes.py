@@ -20,10 +20,10 @@ def overrides(value: Any, name: str) -> bool:
     """
     if name in vars(value):
         return True
-    defining = next((cls for cls in type(value).__mro__ if name in vars(cls)), None)
-    if defining is None:
+    defining_class = next((cls for cls in type(value).__mro__ if name in vars(cls)), None)
+    if defining_class is None:
         return False
-    return not (defining.__name__ in _BASES and defining.__module__.partition(".")[0] in PACKAGES)
+    return not (defining_class.__name__ in _BASES and defining_class.__module__.partition(".")[0] in PACKAGES)
 
 
 def lightning_package(value: Any) -> str:

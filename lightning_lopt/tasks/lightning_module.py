@@ -25,26 +25,26 @@ class TrainingStep(nn.Module):
     """The ``training_step`` of a copy of a module, as a pure function of parameters and batch.
 
     - ``self.log``, ``self.log_dict`` and ``self.print`` do nothing. Metrics of torchmetrics have no state and return
-      NaN, until :meth:`use_metrics` lets them compute.
-    - Batch normalisation in training mode normalises by the batch and has no running averages. Other buffers are
-      constants: changes of buffers, of attributes and of lists of the module are undone after the step.
-    - ``batch_idx`` is 0. ``self.trainer`` is a stand-in (:func:`~.stand_in.attach_stand_in`): ``global_step`` and
-      ``current_epoch`` are those of ``fit``.
+      NaN until :meth:`use_metrics` activates them.
+    - Batch normalisation in training mode uses the statistics of the batch and has no running averages. Other buffers
+      are constants: changes of buffers, of attributes and of lists of the module are undone after the step.
+    - ``batch_idx`` is 0. ``self.trainer`` is a stand-in (:func:`~.stand_in.attach_stand_in`), which returns
+      ``global_step`` and ``current_epoch`` of ``fit``.
 
     Args:
         module: any LightningModule with automatic optimization, of ``lightning.pytorch`` or ``pytorch_lightning``; it
             is copied and not changed.
-        fit: values that the stand-in Trainer returns; ``None`` for those of the module's Trainer, if it has one.
+        fit: values that the stand-in Trainer returns; ``None`` for values of the module's Trainer, or defaults.
 
     Attributes:
         shared: names of attributes that cannot be copied, which the copy shares with the module.
-        setup_error: text of the error of ``setup("fit")``, which is called unless a Trainer has done so; empty if
-            there was none.
-        built_late: whether ``setup`` or ``configure_model`` made or changed parameters.
+        setup_error: text of the error of ``setup("fit")``, empty if there was no error; ``setup`` is called unless the
+            module has a Trainer.
+        built_late: whether ``setup`` or ``configure_model`` created parameters or changed their shapes.
 
     Raises:
-        ValueError: if it has no ``training_step``, steps its optimizers itself, has nothing to train, or cannot be
-            copied.
+        ValueError: if the module has no ``training_step``, steps its optimizers itself, has nothing to train, or cannot
+            be copied.
     """
 
     def __init__(self, module: Any, fit: Fit | None = None) -> None:
@@ -75,10 +75,10 @@ class TrainingStep(nn.Module):
             _silence(child)
             if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.training:
                 replace_all_batch_norm_modules_(child)
-        self._before = PlainAttributes(self.module)
+        self._plain_attributes = PlainAttributes(self.module)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_stand_in", "_before")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_stand_in", "_plain_attributes")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -87,20 +87,20 @@ class TrainingStep(nn.Module):
         for metric in self._metrics:
             if "forward" in vars(metric):
                 _silence(metric)
-        self._before = PlainAttributes(self.module)
+        self._plain_attributes = PlainAttributes(self.module)
 
     def use_metrics(self) -> bool:
-        """Let metrics compute, without state between calls, since one may be the loss; return whether this changes
-        anything."""
-        silent = [metric for metric in self._metrics if "forward" in vars(metric)]
-        for metric in silent:
+        """Activate the metrics, without state between calls, since a metric may be the loss; return whether a metric
+        was silent."""
+        silent_metrics = [metric for metric in self._metrics if "forward" in vars(metric)]
+        for metric in silent_metrics:
             for name in ("update", "forward", "compute"):
                 vars(metric).pop(name, None)
-            vars(metric).update(vars(metric).pop("_own", {}))
+            vars(metric).update(vars(metric).pop("_silenced_methods", {}))
             if isinstance(metric, Metric):
                 metric.sync_on_compute = metric.dist_sync_on_step = False
-        self._before = PlainAttributes(self.module)
-        return bool(silent)
+        self._plain_attributes = PlainAttributes(self.module)
+        return bool(silent_metrics)
 
     def params(self) -> Params:
         """The trained parameters of the copy, cloned."""
@@ -108,19 +108,19 @@ class TrainingStep(nn.Module):
         return {name: values[name].detach().clone() for name in self.trained}
 
     def output(self, params: Params, batch: Any) -> Any:
-        """The result of ``training_step`` for ``batch``, in the structure of the dataloader."""
+        """The result of ``training_step`` for ``batch``, which has the structure of the dataloader's batches."""
         buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         values = {f"module.{name}": value for name, value in {**buffers, **params}.items()}
         try:
             return functional_call(self, values, (batch,))
         finally:
-            self._before.put_back()
+            self._plain_attributes.put_back()
 
     def loss(self, params: Params, batch: Any) -> Tensor:
         """The loss in :meth:`output`, 0-dim.
 
         Raises:
-            ValueError: if there is none.
+            ValueError: if the result holds no loss.
         """
         return self.loss_in(self.output(params, batch))
 
@@ -128,7 +128,7 @@ class TrainingStep(nn.Module):
         """The loss in a result of ``training_step``, 0-dim.
 
         Raises:
-            ValueError: if there is none.
+            ValueError: if the result holds no loss.
         """
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -150,18 +150,18 @@ def check_automatic(module: Any) -> None:
     Raises:
         ValueError: with one sentence.
     """
-    kind = type(module).__name__
+    class_name = type(module).__name__
     if not is_lightning(module, "LightningModule"):
-        raise ValueError(f"model gave a {kind}; give a LightningModule, or a function that builds one.")
+        raise ValueError(f"model gave a {class_name}; give a LightningModule, or a function that builds one.")
     if not module.automatic_optimization:
         raise ValueError(
-            f"{kind} uses manual optimization, so its training_step makes the steps that a rule should make; set "
+            f"{class_name} uses manual optimization, so its training_step makes the steps that a rule should make; set "
             "automatic_optimization = True and return the loss."
         )
     if not overrides(module, "training_step"):
-        raise ValueError(f"{kind} has no training_step; write one that returns the loss.")
+        raise ValueError(f"{class_name} has no training_step; write one that returns the loss.")
     if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
-        raise ValueError(f"{kind}.training_step takes the iterator of the dataloader; let it take a batch.")
+        raise ValueError(f"{class_name}.training_step takes the iterator of the dataloader; let it take a batch.")
 
 
 def _shapes(module: nn.Module) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def _shapes(module: nn.Module) -> dict[str, Any]:
 
 
 def _set_up(module: Any) -> str:
-    """Call ``prepare_data`` and ``setup``, as a Trainer does; return the text of their error, if there is one."""
+    """Call ``prepare_data`` and ``setup`` as a Trainer does; return the text of their error, or an empty text."""
     try:
         if overrides(module, "prepare_data"):
             module.prepare_data()
@@ -180,22 +180,24 @@ def _set_up(module: Any) -> str:
     return ""
 
 
-def _nothing(*args: Any, **kwargs: Any) -> None:
+def _return_none(*args: Any, **kwargs: Any) -> None:
     return None
 
 
-def _no_numbers(*args: Any, **kwargs: Any) -> dict[str, Any]:
+def _return_empty_dict(*args: Any, **kwargs: Any) -> dict[str, Any]:
     return {}
 
 
-def _nan(*args: Any, **kwargs: Any) -> Tensor:
+def _return_nan(*args: Any, **kwargs: Any) -> Tensor:
     return torch.tensor(torch.nan)
 
 
 def _silence(module: nn.Module) -> None:
     if is_lightning(module, "LightningModule"):
-        vars(module).update(log=_nothing, log_dict=_nothing, print=_nothing)
+        vars(module).update(log=_return_none, log_dict=_return_none, print=_return_none)
     elif isinstance(module, Metric | MetricCollection):
-        value = _no_numbers if isinstance(module, MetricCollection) else _nan
+        constant_function = _return_empty_dict if isinstance(module, MetricCollection) else _return_nan
         overridden = {name: vars(module)[name] for name in ("update", "compute") if name in vars(module)}
-        vars(module).update(update=_nothing, forward=value, compute=value, _own=overridden)
+        vars(module).update(
+            update=_return_none, forward=constant_function, compute=constant_function, _silenced_methods=overridden
+        )

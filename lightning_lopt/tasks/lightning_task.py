@@ -39,33 +39,33 @@ _ALL = f"{AUXILIARY_PREFIX}all/"
 
 
 class LightningTask(Task):
-    """A LightningModule's own ``training_step`` on its own batches; see :class:`~.lightning_module.TrainingStep`.
+    """The ``training_step`` of a LightningModule on batches of its data; see :class:`~.lightning_module.TrainingStep`.
 
     Mini-batches are drawn with replacement from the first ``max_batches`` batches of one pass over the dataloader.
     Dropout and other random functions of torch use a seed in the mini-batch: both particles of a pair have the same
-    masks, and the next step has new ones. :meth:`full_batch` contains all of the batches; its loss is their mean loss
-    without dropout.
+    masks, and the next step has new masks. :meth:`full_batch` contains all batches; its loss is their mean loss without
+    dropout.
 
-    A test with two inner runs decides whether ``vmap`` is used: if it fails or gives other numbers than a loop
-    (``.item()`` or a branch on a value, writing into buffers, random numbers of NumPy), losses and gradients are
-    computed one run after the other, with the same results; the steps of the rule are vmapped in either case.
+    A test with two inner runs decides whether ``vmap`` is used. If ``vmap`` fails or gives other numbers than a loop
+    (because of ``.item()``, a branch on a value, writing into buffers, or random numbers of NumPy), losses and
+    gradients are computed one run after the other. The steps of the rule are vmapped in both cases.
 
     Args:
         module: a module, whose present parameters are the start of every inner run; or a function without arguments
             that builds a module, called for each inner run with another seed.
         train: batches (a dataloader, a list), or a ``LightningDataModule``; :class:`StackedBatches` are used without
             the hooks around the transfer to a device.
-        valid: the same for the ``"valid"`` split, with batches of the same structure; by default those of the data
-            module, if it has a validation dataloader.
+        valid: the same for the ``"valid"`` split, with batches of the same structure; by default the batches of the
+            validation dataloader of the data module, if there is one.
         max_batches: largest number of batches of each split in memory, >= 1.
-        loss_scale: see :class:`~lightning_lopt.tasks.Task`; ``None`` for the mean loss at the start.
+        loss_scale: see :class:`~lightning_lopt.tasks.Task`; ``None`` for the mean loss of the initial parameters.
         name: name of the task.
         fit: values that ``self.trainer`` returns, see :class:`~.lightning_module.TrainingStep`.
 
     Attributes:
         vmapped: whether ``vmap`` is used for losses and gradients.
         reason: why ``vmap`` is not used, in words; empty if it is used.
-        uses_metrics: whether metrics of torchmetrics compute, since the loss needs them.
+        uses_metrics: whether metrics of torchmetrics are computed, since the loss needs them.
 
     Raises:
         ValueError: with one sentence, for a module or batches that cannot be used.
@@ -97,8 +97,8 @@ class LightningTask(Task):
     ) -> None:
         check_sizes(max_batches=max_batches)
         self._build: Any = None if is_lightning(module, "LightningModule") else module
-        built = module if self._build is None else self._built(0)
-        self._step = TrainingStep(built, fit)
+        first_module = module if self._build is None else self._build_module(0)
+        self._step = TrainingStep(first_module, fit)
         kind = self._step.kind
         roles = roles_of(self._step.module)
         self.roles = {key: roles[key] for key in self._step.trained}
@@ -109,9 +109,9 @@ class LightningTask(Task):
         count = sum(value.numel() for value in params.values())
         self.name = name if name is not None else f"lightning/{kind}/p{count}"
         # whether the step draws random numbers, and whether some of them come from global state
-        self.random = self.strays = False
+        self.random = self.uses_global_random = False
         self.vmapped = True
-        scale = self._try_out(params)
+        scale = self._initial_loss(params)
         self.loss_scale = scale if loss_scale is None else loss_scale
         self.reason = self._why_looped(params)
         self.vmapped = not self.reason
@@ -129,11 +129,11 @@ class LightningTask(Task):
         if self._build is None:
             return self._step.params()
         seed = integer(0, 2**62, generator)
-        built = self._built(seed)
+        built_module = self._build_module(seed)
         if self._step.built_late:
             with isolated(seed):
-                return TrainingStep(built, self._step.fit).params()
-        values = dict(built.named_parameters())
+                return TrainingStep(built_module, self._step.fit).params()
+        values = dict(built_module.named_parameters())
         return {name: values[name].detach().clone() for name in self.roles}
 
     def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
@@ -153,18 +153,18 @@ class LightningTask(Task):
         return self._loss(params, batch) if self.vmapped else looped(self._loss, params, batch)
 
     def _loss(self, params: Params, batch: Batch) -> Tensor:
-        """The loss by ordinary operations, which ``vmap`` may transform."""
+        """The loss as ordinary operations, which ``vmap`` can transform."""
         stacked = {name.removeprefix(_ALL): value for name, value in batch.items() if name.startswith(_ALL)}
         if stacked:
             count = len(next(iter(stacked.values())))
-            one_by_one = ({name: value[index] for name, value in stacked.items()} for index in range(count))
-            return torch.stack([self._loss(params, batch_entries) for batch_entries in one_by_one]).mean()
+            single_batches = ({name: value[index] for name, value in stacked.items()} for index in range(count))
+            return torch.stack([self._loss(params, batch_entries) for batch_entries in single_batches]).mean()
         tree = self.data["train"].tree(batch)
         if not self.random:
             return self._step.loss(params, tree)
         seed = batch.get(_SEED)
         # functions that SeededRandom does not replace draw from global state, which only a loop can seed
-        global_random = isolated(0 if seed is None else int(seed)) if self.strays else nullcontext()
+        global_random = isolated(0 if seed is None else int(seed)) if self.uses_global_random else nullcontext()
         with SeededRandom(seed), global_random:
             return self._step.loss(params, tree)
 
@@ -196,13 +196,13 @@ class LightningTask(Task):
             )
         return data
 
-    def _built(self, seed: int) -> Any:
+    def _build_module(self, seed: int) -> Any:
         assert self._build is not None
         with isolated(seed), users_code(getattr(self._build, "__name__", "building the model")):
             return self._build()
 
-    def _try_out(self, params: Params) -> float:
-        """The mean loss of a few batches; also finds out which random functions the step uses."""
+    def _initial_loss(self, params: Params) -> float:
+        """The mean loss of the first batches; also records whether the step draws random numbers."""
         losses = self._first_losses(params)
         self.uses_metrics = False
         if not (losses.requires_grad and losses.isfinite().all()) and self._step.use_metrics():
@@ -230,8 +230,8 @@ class LightningTask(Task):
                     output = self._step.output(leaves, batch)
                 except Exception as error:
                     raise ValueError(self._failure(error)) from error
-                self.strays |= _global_state() != state_before
-                self.random |= self.strays or draws.calls > 0
+                self.uses_global_random |= _global_state() != state_before
+                self.random |= self.uses_global_random or draws.calls > 0
                 losses.append(self._step.loss_in(output))
         return torch.stack(losses)
 
@@ -242,8 +242,8 @@ class LightningTask(Task):
         return f"{text}; let it use only the batch and the module."
 
     def _why_looped(self, params: Params) -> str:
-        """Why ``vmap`` cannot be used, empty if it can: a test with two runs of slightly different parameters."""
-        if self.strays:
+        """Why ``vmap`` cannot be used, empty if it can, by a test with two runs of slightly different parameters."""
+        if self.uses_global_random:
             return "training_step draws random numbers that vmap cannot draw for each run"
         draws = derived_generator(0, "probe")
         pair = {name: torch.stack([value.detach(), value.detach() * 1.01]) for name, value in params.items()}
@@ -251,7 +251,7 @@ class LightningTask(Task):
         try:
             with torch.no_grad():
                 grads, losses = vmap(grad_and_value(self._loss))(pair, batch)
-                measured = vmap(self._loss)(pair, batch)  # without a gradient, other kernels may be used
+                measured_losses = vmap(self._loss)(pair, batch)  # without a gradient, other kernels may be used
         except Exception as error:
             cause = _cause(error)
             text = " ".join(str(cause).split())[:160]
@@ -260,13 +260,15 @@ class LightningTask(Task):
             params_of_run = {name: value[index] for name, value in pair.items()}
             batch_of_run = {name: value[index] for name, value in batch.items()}
             expected, loss = grad_and_value(self._loss)(params_of_run, batch_of_run)
-            wrong = [name for name, value in expected.items() if not _close(grads[name][index], value)]
-            if wrong or not (_close(losses[index], loss) and _close(measured[index], loss)):
-                return f"vmap of training_step gives other values than a loop (for {', '.join(wrong) or 'the loss'})"
+            differing = [name for name, value in expected.items() if not _is_close(grads[name][index], value)]
+            if differing or not (_is_close(losses[index], loss) and _is_close(measured_losses[index], loss)):
+                return (
+                    f"vmap of training_step gives other values than a loop (for {', '.join(differing) or 'the loss'})"
+                )
         return ""
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def _is_close(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() <= 1e-3 * b.abs().max() + 1e-6)
 
 
@@ -276,7 +278,7 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _place(error: BaseException) -> str:
-    """The last line of the user's code in the traceback of the error."""
+    """The position of the last line of the user's code in the traceback of the error."""
     library_folders = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
     frames = [
         frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(library_folders)

@@ -1,7 +1,7 @@
 """Reading of the user's batches, in one pass over the dataloaders and through the transfer hooks.
 
-:func:`first_batches` reads a number of batches with random states of its own. A :class:`Reader` reads batches on
-request, as long as there is time, with the random states of its caller.
+:func:`first_batches` reads a fixed number of batches with fixed random states. A :class:`Reader` reads batches on
+request until a time limit, with the random states of its caller.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LOADERS: dict[Split, tuple[str, Mode]] = {
     "train": ("train_dataloader", "max_size_cycle"),
     "valid": ("val_dataloader", "sequential"),
 }
-"""The hook that gives the loaders of a split, and how Lightning combines several of them (``CombinedLoader``)."""
+"""The hook that returns the loaders of a split, and how Lightning combines several loaders (``CombinedLoader``)."""
 
 
 def combined_batches(loaders: Any, split: Split) -> Iterator[Tree]:
@@ -55,7 +55,7 @@ def first_batches(
 
     Args:
         data: batches (a dataloader, a list), or a data module.
-        split: which loader of a data module; a data module without a Trainer is prepared and set up for ``"train"``.
+        split: split of the loader; for ``"train"``, a data module without a Trainer is prepared and set up.
         module: the module whose hooks are called, unless a data module overrides them.
         limit: largest number of batches.
 
@@ -81,7 +81,7 @@ def first_batches(
 
 
 class Reader:
-    """Batches of one loader, through the hooks around the transfer to a device, read as long as there is time.
+    """Batches of one loader, through the hooks around the transfer to a device, read until a time limit.
 
     Args:
         loader: any result of ``train_dataloader`` or ``val_dataloader``, or a list of batches.
@@ -90,8 +90,8 @@ class Reader:
 
     Attributes:
         batches: the batches read so far.
-        seconds: seconds for reading each of them.
-        length: number of batches of the loader; ``None`` where it is unknown.
+        seconds: reading time of each batch, in seconds.
+        length: number of batches of the loader; ``None`` if it is unknown.
     """
 
     def __init__(self, loader: Any, hooks: Any, split: Split = "train") -> None:
@@ -99,23 +99,23 @@ class Reader:
         self.seconds: list[float] = []
         self.length = _length(loader)
         self._hooks = hooks
-        self._what = f"reading the {'training' if split == 'train' else 'validation'} batches"
+        self._description = f"reading the {'training' if split == 'train' else 'validation'} batches"
         is_list_of_batches = isinstance(loader, list) and not any(isinstance(entry, DataLoader) for entry in loader)
         self._unread = iter(loader) if is_list_of_batches else combined_batches(loader, split)
 
     def take(self, limit: int, until: float = float("inf")) -> None:
-        """Read at least one more batch, until there are ``limit`` batches, the clock shows ``until``, memory is full or
-        the loader ends.
+        """Read batches until there are ``limit`` batches, the clock shows ``until``, memory is full
+        (``MAX_BYTES``) or the loader ends. The first batch is read in any case.
 
         Raises:
-            ValueError: in one sentence, for any error of the loader or of a hook.
+            ValueError: with one sentence, if the loader or a hook raises an error.
         """
-        with users_code(self._what):
+        with users_code(self._description):
             self._take(limit, until)
 
     def _take(self, limit: int, until: float) -> None:
-        began = time.perf_counter()
-        while len(self.batches) < limit and (began < until or not self.batches):
+        start_time = time.perf_counter()
+        while len(self.batches) < limit and (start_time < until or not self.batches):
             try:
                 batch = next(self._unread)
             except StopIteration:
@@ -123,14 +123,14 @@ class Reader:
             batch = _through(self._hooks, batch)
             self.batches.append(batch)
             present_time = time.perf_counter()
-            self.seconds.append(present_time - began)
-            began = present_time
+            self.seconds.append(present_time - start_time)
+            start_time = present_time
             if len(self.batches) * bytes_of(batch) > MAX_BYTES:
                 break
 
     @property
     def seconds_per_batch(self) -> float:
-        """The median, since the first batch takes longer: it waits for workers, or for the order to be drawn."""
+        """Median reading time; the first batch takes longer, since it waits for workers or for the random order."""
         return median(self.seconds)
 
 
@@ -140,23 +140,23 @@ def readers(module: Any, data: Any, valid: Any) -> tuple[Reader, Reader | None]:
     Args:
         module: the module, with a Trainer if its hooks or its data module use one.
         data: ``None`` for the module's loaders.
-        valid: validation batches, where ``data`` is no data module.
+        valid: validation batches, if ``data`` is not a data module.
 
     Raises:
-        ValueError: if there is no training data, or in one sentence for any error of the data module.
+        ValueError: with one sentence, if there are no training data or the data module raises an error.
     """
     source: Any = module if data is None else data
-    kind, hooks = type(source).__name__, module
+    class_name, hooks = type(source).__name__, module
     if is_lightning(source, "LightningDataModule"):
         source = _set_up(source, getattr(module, "_trainer", None))
         hooks = _hooks_of(source, module)
     if is_lightning(source, "LightningDataModule", "LightningModule"):
         if not overrides(source, "train_dataloader"):
-            raise ValueError(f"{kind} has no train_dataloader; write one, or give a data module or a dataloader.")
+            raise ValueError(f"{class_name} has no train_dataloader; write one, or give a data module or a dataloader.")
         if valid is None and overrides(source, "val_dataloader"):
-            with users_code(f"{kind}.val_dataloader"):
+            with users_code(f"{class_name}.val_dataloader"):
                 valid = source.val_dataloader()
-        with users_code(f"{kind}.train_dataloader"):
+        with users_code(f"{class_name}.train_dataloader"):
             data = source.train_dataloader()
     if isinstance(valid, list | tuple) and not len(valid):
         valid = None
@@ -164,7 +164,7 @@ def readers(module: Any, data: Any, valid: Any) -> tuple[Reader, Reader | None]:
 
 
 def _hooks_of(data: Any, module: Any) -> Any:
-    """The object whose transfer hooks Lightning calls: the data module if it overrides one, otherwise the module."""
+    """The object whose transfer hooks Lightning calls: the data module if it overrides a hook, else the module."""
     data_overrides = any(overrides(data, name) for name in ("on_before_batch_transfer", "on_after_batch_transfer"))
     return data if data_overrides else module
 
@@ -176,14 +176,14 @@ def _through(hooks: Any, batch: Tree) -> Tree:
 
 def _set_up(data: Any, trainer: Any) -> Any:
     """A copy of a data module, after ``prepare_data`` and ``setup`` if it has no Trainer yet."""
-    data, kind = copy.copy(data), type(data).__name__
+    data, class_name = copy.copy(data), type(data).__name__
     if data.trainer is None:
         data.trainer = trainer
         if trainer is not None:
             trainer.datamodule = data
-        with users_code(f"{kind}.prepare_data"):
+        with users_code(f"{class_name}.prepare_data"):
             data.prepare_data()
-        with users_code(f"{kind}.setup"):
+        with users_code(f"{class_name}.setup"):
             data.setup("fit")
     return data
 

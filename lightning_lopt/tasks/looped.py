@@ -1,4 +1,4 @@
-"""A wrapper for losses that cannot be vmapped: under ``vmap`` they are computed one particle after the other."""
+"""A wrapper for losses that cannot be vmapped; under ``vmap`` it computes the loss of one particle after the other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LossOfBatch = Callable[[Params, Batch], Tensor]
 
 
 def looped(loss: LossOfBatch, params: Params, batch: Batch) -> Tensor:
-    """``loss(params, batch)``, for which ``vmap`` is a Python loop and ``torch.func.grad`` is plain autograd.
+    """Compute ``loss(params, batch)``, with ``vmap`` as a Python loop and ``torch.func.grad`` as plain autograd.
 
     ``loss`` gets ordinary tensors, so it may call ``.item()``, branch on values and write in place. The rest of an
     inner step is vmapped. Autograd around ``vmap`` differentiates through the gradient as usual.
@@ -33,7 +33,7 @@ def looped(loss: LossOfBatch, params: Params, batch: Batch) -> Tensor:
 
 
 class _Looped(torch.autograd.Function):
-    """(loss, gradients) of one particle or, in :meth:`vmap`, of several."""
+    """The loss and its gradients for one particle or, in :meth:`vmap`, for several particles."""
 
     @staticmethod
     def forward(loss: LossOfBatch, names: tuple[list[str], list[str]], with_grads: bool, *tensors: Tensor) -> Any:

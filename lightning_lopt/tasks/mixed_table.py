@@ -22,13 +22,13 @@ from lightning_lopt.tasks.seeded_random import seeded_uniform
 from lightning_lopt.tasks.teacher import draw_teacher
 
 MASKS = f"{AUXILIARY_PREFIX}masks"
-"""Name of the seeds of dropout masks in a mini-batch; without them there is no dropout."""
+"""Name of the entry of a batch that holds the seeds of dropout masks; without this entry there is no dropout."""
 MAX_EMBEDDING = 16
 
 
 @dataclass(frozen=True, eq=False)
 class MixedTable:
-    """Rows of categories and numbers, with a class each.
+    """Rows of categories and numbers; each row has a class.
 
     Attributes:
         categories: int64, shape ``(N, F)``; column f holds numbers in ``[0, counts[f])``.
@@ -63,14 +63,14 @@ def draw_mixed_table(
 
     Args:
         generator: random generator of all draws.
-        rows: N.
+        rows: number N of rows.
         counts: number of categories of each column.
-        numbers: D, columns of standard normal numbers.
+        numbers: number D of columns of standard normal numbers.
         classes: number of classes.
         sharpness: factor on the network's logits; larger means less noise.
 
     Returns:
-        the rows, and the probabilities that their classes were drawn from, shape ``(N, classes)``.
+        the rows, and the probabilities from which their classes were drawn, shape ``(N, classes)``.
 
     Example:
         >>> table, chances = draw_mixed_table(torch.Generator().manual_seed(0), 100, (3, 5), 4, 2)
@@ -96,18 +96,18 @@ class MixedTableTask(RandomExamplesTask):
 
     Column f of categories has a table ``embeddings.f.weight`` of half as many features as categories, 16 at most. The
     concatenated embeddings and numbers are the inputs of the perceptron ``layers.0`` and so on, with dropout after each
-    activation. The masks follow from a seed for each mini-batch. Whole splits have no seed and no dropout.
+    activation. A seed in each mini-batch determines the masks. Whole splits have no seed and no dropout.
 
     A batch is ``{"categories": (*lead, B, F), "numbers": (*lead, B, D), "targets": (*lead, B), "~masks": (*lead,)}``.
 
     Args:
         train: rows to train on.
-        valid: rows held out, of the same columns.
+        valid: held-out rows with the same columns.
         widths: width of each hidden layer, at least one.
         dropout: share of hidden activations that is dropped, in [0, 1).
         activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
         scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
-        init_scale: factor on the initial weights (biases excepted).
+        init_scale: factor on the initial weights, not on biases.
         options: ``batch_size``, ``name``, ``config``.
 
     Raises:

@@ -81,7 +81,7 @@ OTHER_FAMILIES: dict[str, Callable[[], TaskFamily]] = {
     "quadratic": QuadraticFamily,
     "finetune_student": FineTuneStudents,
 }
-"""Families without data of the user."""
+"""Families that need no data of the user."""
 
 FAMILIES: tuple[str, ...] = (*IMAGE_FAMILIES, *TEXT_FAMILIES, *OTHER_FAMILIES)
 """Names of all families."""
@@ -93,8 +93,8 @@ MIXTURES: dict[str, tuple[str, ...]] = {
     "broad": tuple(name for name in FAMILIES if name not in ("celo4", *_FINETUNE)),
     "finetune": _FINETUNE,
 }
-"""Names for several families at once: ``"broad"`` is all but ``"celo4"``, whose tasks are also of the kind of
-``"image_mlp"``, and those of ``"finetune"``, whose networks are pretrained at first use."""
+"""Names for several families at once. ``"broad"`` contains all families except ``"celo4"``, whose tasks are tasks of
+``"image_mlp"``, and except the families of ``"finetune"``, whose networks are pretrained at first use."""
 
 
 def make_families(
@@ -102,7 +102,7 @@ def make_families(
     data: DataLike | None = None,
     text: TextLike | None = None,
 ) -> list[TaskFamily]:
-    """Families from names: of a family, of a mixture, or several of these joined by ``+``.
+    """Families from names of families or mixtures; several names are joined by ``+``.
 
     Args:
         families: for instance ``"image_mlp"``, ``"image+quadratic"``, or a list of names and families; a name that
@@ -111,20 +111,20 @@ def make_families(
         text: text for the families that need it, as for :class:`~lightning_lopt.tasks.CharRNN`, loaded once.
 
     Raises:
-        ValueError: if a name is unknown, or there is none.
+        ValueError: if a name is unknown, or no name is given.
 
     >>> [family.name for family in make_families("quadratic+quadratic")]
     ['quadratic', 'quadratic']
     """
     entries = [families] if isinstance(families, (str, TaskFamily)) else list(families)
-    flat: list[str | TaskFamily] = []
+    flat_entries: list[str | TaskFamily] = []
     for entry in entries:
         names = [entry] if isinstance(entry, TaskFamily) else [name.strip() for name in entry.split("+")]
         for name in names:
-            flat.extend(MIXTURES.get(name, (name,)) if isinstance(name, str) else [name])
-    if not flat:
+            flat_entries.extend(MIXTURES.get(name, (name,)) if isinstance(name, str) else [name])
+    if not flat_entries:
         raise ValueError(f"no task family is named; give one or more of {_known_names()}, joined by '+'.")
-    for name in flat:
+    for name in flat_entries:
         if isinstance(name, str) and name not in FAMILIES:
             raise ValueError(f"there is no task family {name!r}; use one or more of {_known_names()}, joined by '+'.")
     if data is not None:
@@ -132,7 +132,7 @@ def make_families(
     if text is not None:
         text = resolve_texts(text)
     task_families: list[TaskFamily] = []
-    for entry in flat:
+    for entry in flat_entries:
         if isinstance(entry, TaskFamily):
             task_families.append(entry)
         elif entry in IMAGE_FAMILIES:

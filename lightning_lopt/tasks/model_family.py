@@ -18,12 +18,12 @@ class ModelFamily(TaskFamily):
     """A distribution over networks and data; a subclass adds its own lists to :attr:`ranges`.
 
     Args:
-        activations: names in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS` to draw from; ``None`` where networks
-            have none to choose.
+        activations: names in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS` to draw from; ``None`` if the
+            networks have no choice of activation.
         batch_sizes: batch sizes to draw from.
         schemes: names in :data:`~lightning_lopt.tasks.layout.SCHEMES` to draw from.
         init_scales: bounds of a factor on the initial weights, drawn log-uniformly for half of the tasks; the other
-            half has 1.
+            half has the factor 1.
 
     Attributes:
         ranges: lists that tasks draw from, by name; part of :attr:`config`.
@@ -33,7 +33,7 @@ class ModelFamily(TaskFamily):
 
     Example:
         >>> from lightning_lopt.tasks import Quadratic
-        >>> class Bowls(ModelFamily):  # a family of one's own: its lists join those that all families have
+        >>> class Bowls(ModelFamily):  # a custom family, which adds a list to the common lists
         ...     name = "bowls"
         ...     def __init__(self, curvatures=(1.0, 10.0), **options):
         ...         super().__init__(activations=None, **options)
@@ -72,7 +72,7 @@ class ModelFamily(TaskFamily):
         return choice(self.ranges[name], generator)
 
     def between(self, name: str, generator: torch.Generator) -> int:
-        """An integer between the two of the list ``name`` of :attr:`ranges`, uniformly in its logarithm."""
+        """An integer between the two entries of the list ``name`` of :attr:`ranges`, uniformly in its logarithm."""
         low, high = self.ranges[name]
         return round(log_uniform(low, high, generator))
 
@@ -83,13 +83,13 @@ class ModelFamily(TaskFamily):
             settings["activation"] = self.pick("activations", generator)
         settings["batch_size"] = self.pick("batch_sizes", generator)
         low, high = self.ranges["init_scales"]
-        rescaled = low < high and chance(0.5, generator)
-        settings["init_scale"] = round(log_uniform(low, high, generator), 3) if rescaled else 1.0
+        is_rescaled = low < high and chance(0.5, generator)
+        settings["init_scale"] = round(log_uniform(low, high, generator), 3) if is_rescaled else 1.0
         schemes = self.ranges["schemes"]
         settings["scheme"] = choice(schemes, generator) if len(schemes) > 1 else schemes[0]
         return settings
 
     def task_name(self, label: str, shape: str, settings: dict[str, Any]) -> str:
-        """Family, data, architecture, activation and batch size in one name."""
+        """A name that contains family, data, architecture, activation and batch size."""
         parts = (self.name, label, shape, settings.get("activation"), f"b{settings['batch_size']}")
         return "/".join(part for part in parts if part is not None)

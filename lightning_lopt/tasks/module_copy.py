@@ -18,8 +18,8 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
 def independent_copy(module: M) -> tuple[M, list[str]]:
     """A deep copy without autograd history and, of a LightningModule, without its Trainer.
 
-    Tensors with a history, which ``copy.deepcopy`` refuses, are copied without it. An attribute that cannot be copied
-    (a lock, an open file, an iterator) is shared between the module and its copy.
+    Tensors with autograd history, which ``copy.deepcopy`` refuses, are copied without their history. An attribute
+    that cannot be copied (a lock, an open file, an iterator) is shared between the module and its copy.
 
     Returns:
         the copy, and the names of the attributes that are shared.
@@ -37,11 +37,11 @@ def independent_copy(module: M) -> tuple[M, list[str]]:
     shared_by_id = {} if trainer is None else {id(trainer): trainer}
     with _WithoutHistory():
         try:
-            return _without(trainer, copy.deepcopy(module, dict(shared_by_id))), []
+            return _without_trainer(trainer, copy.deepcopy(module, dict(shared_by_id))), []
         except Exception:
             shared = _uncopyable(module, shared_by_id)
         shared_by_id.update({id(value): value for value in shared.values()})
-        return _without(trainer, copy.deepcopy(module, dict(shared_by_id))), list(shared)
+        return _without_trainer(trainer, copy.deepcopy(module, dict(shared_by_id))), list(shared)
 
 
 def _uncopyable(module: nn.Module, shared_by_id: Mapping[int, Any]) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def _uncopyable(module: nn.Module, shared_by_id: Mapping[int, Any]) -> dict[str,
     return uncopyable
 
 
-def _without(trainer: Any, module: M) -> M:
+def _without_trainer(trainer: Any, module: M) -> M:
     """The copy, without attributes that refer to the Trainer."""
     if trainer is not None:
         for child in module.modules():
@@ -70,7 +70,7 @@ def _without(trainer: Any, module: M) -> M:
 
 
 class _WithoutHistory(TorchFunctionMode):
-    """Inside, ``copy.deepcopy`` copies the values of a tensor with autograd history, without the history."""
+    """In this context, ``copy.deepcopy`` copies a tensor with autograd history without the history."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -84,7 +84,7 @@ class _WithoutHistory(TorchFunctionMode):
 
 
 class PlainAttributes:
-    """The attributes of a module and its children besides tensors and submodules, restored after a step changes them.
+    """The attributes of a module and its children except tensors and submodules; :meth:`put_back` restores them.
 
     Assigned attributes and the contents of lists, dicts, sets and deques are restored; the contents of other objects
     are not.
@@ -113,11 +113,11 @@ class PlainAttributes:
 
     def put_back(self) -> None:
         """Restore all attributes and contents."""
-        for present, attributes, names in self._assigned:
-            present.update(attributes)
-            if len(present) > len(names):
-                for name in [name for name in present if name not in names]:
-                    del present[name]
+        for current_attributes, attributes, names in self._assigned:
+            current_attributes.update(attributes)
+            if len(current_attributes) > len(names):
+                for name in [name for name in current_attributes if name not in names]:
+                    del current_attributes[name]
         for container, content in self._contents:
             if isinstance(container, list):
                 container[:] = content

@@ -20,12 +20,12 @@ FIRST = 3  # batches that are read before the first measurement
 
 
 class ModuleWithData:
-    """A module, after a check and a test on its first batches.
+    """A module that was checked and tested on its first batches.
 
     Args:
         model: a module, or a function without arguments that builds one; it is not changed.
         data: a data module, training batches, or ``None`` for the module's dataloaders.
-        valid: validation batches, where ``data`` is no data module.
+        valid: validation batches, if ``data`` is not a data module.
         total_steps: steps of the planned run.
 
     Attributes:
@@ -34,12 +34,12 @@ class ModuleWithData:
         kind: name of the module's class.
         device: device of the module's parameters.
         train, held_out: readers of the two splits; the first ``FIRST`` training batches are read.
-        first: these batches, on the device.
+        first: the first training batches, on the device.
         fit: values that ``self.trainer`` returns.
         task: the module on these batches, as a task.
 
     Raises:
-        ValueError: with one sentence, for a module or data that cannot be used, and for any error of theirs.
+        ValueError: with one sentence, if the module or the data cannot be used or raise an error.
     """
 
     task_class: ClassVar[type[LightningTask]] = LightningTask
@@ -66,10 +66,10 @@ class ModuleWithData:
         self.task = self.task_class(model, StackedBatches(self.first, f"{self.kind}, training batches"), fit=self.fit)
 
     def check(self, host: Any) -> None:
-        """Check a copy of the module, with a stand-in for a Trainer, before any batch is read.
+        """Check a copy of the module, which has a stand-in Trainer, before any batch is read.
 
         Raises:
-            ValueError: with one sentence, if it cannot be used.
+            ValueError: with one sentence, if the module cannot be used.
         """
 
     def copies(self, count: int) -> list[TrainingStep]:

@@ -16,11 +16,11 @@ from lightning_lopt.tasks.labelled_images import LabelledImages
 
 
 class Patches:
-    """Splits images into ``grid`` × ``grid`` square patches, with zero padding where the sizes do not fit.
+    """Splits images into ``grid`` × ``grid`` square patches, padded with zeros if the sides are not divisible.
 
     Args:
         shape: channels, height and width of the images.
-        grid: patches along the longer side, at most one for each pixel.
+        grid: number of patches along the longer side, at most the number of pixels.
 
     Attributes:
         size: pixels along a side of one patch.
@@ -46,7 +46,7 @@ class Patches:
 
 
 class PatchFamily(ImageFamily):
-    """Networks on patches: grid, width and depth.
+    """The common part of families of networks on patches, which draws grid, width and depth.
 
     Args:
         data: sources of images; see :class:`~lightning_lopt.tasks.image.ImageFamily`, also for ``options``.

@@ -1,4 +1,4 @@
-"""Policy gradients: the differentiated loss has mean 0, and its value says nothing about the policy."""
+"""Policy gradients, whose differentiated loss has mean 0 and does not measure the policy."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def draw_visits(
     Args:
         generator: random generator of all draws.
         train: visits to train on.
-        valid: visits held out.
-        features: D.
-        offers: K.
+        valid: held-out visits.
+        features: number D of features of a visitor.
+        offers: number K of offers.
 
     Returns:
         disjoint parts (train, valid).
@@ -57,34 +57,34 @@ def draw_visits(
 
 
 class PolicyGradientTask(RandomExamplesTask):
-    r"""A contextual bandit trained by policy gradients: one of K offers is chosen for a visitor, who may click it.
+    r"""A contextual bandit trained by policy gradients: one of K offers is chosen for a visitor, who may click on it.
 
     The network is a perceptron ``layers.0`` and so on, whose outputs are the logits of the policy
     :math:`\pi(a \mid s)`. A step draws an action for each visit of the mini-batch, and a reward r, 1 for a click and 0
-    for none. The differentiated loss is that of REINFORCE with the mean reward of the mini-batch as baseline, and with
-    advantages of deviation 1:
+    for none. The differentiated loss is the loss of REINFORCE with the mean reward of the mini-batch as baseline, and
+    with advantages of deviation 1:
 
     .. math:: \hat L = -\frac1B \sum_i \frac{r_i - \bar r}{\hat\sigma_r}\, \log \pi(a_i \mid s_i)
 
-    A rule gets this loss during training: its mean is about 0 for any policy, so its curve says nothing. The measured
-    loss, on both splits, is the regret, computed exactly from the probabilities of clicks: the number of clicks that
-    are missed in a hundred choices, compared with the best offer for each visitor:
+    A rule gets this loss during training. Its mean is about 0 for any policy, so its curve does not show progress. The
+    measured loss, on both splits, is the regret, which is computed exactly from the probabilities of clicks. The regret
+    is the number of missed clicks in a hundred choices, compared with the best offer for each visitor:
 
     .. math:: L = 100 \cdot \frac1N \sum_i \Big(\max_a p_{ia} - \sum_a \pi(a \mid s_i)\, p_{ia}\Big)
 
-    :attr:`loss_scale` is the regret of a policy that chooses at random. In units of it, :math:`\hat L` is below the
-    level at which losses count as equal, so that speed-ups on training curves are neutral here.
+    :attr:`loss_scale` is the regret of a policy that chooses at random. In units of ``loss_scale``, :math:`\hat L` is
+    below the level at which losses count as equal, so that speed-ups on training curves are neutral for this task.
 
     A batch is ``{"contexts": (*lead, B, D), "clicks": (*lead, B, K), "chance": (*lead, B, 2)}`` with numbers in [0, 1)
     that decide on actions and clicks; whole splits have no ``"chance"``.
 
     Args:
         train: visits to train on.
-        valid: visits held out.
+        valid: held-out visits.
         widths: width of each hidden layer.
         activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
         scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
-        init_scale: factor on the initial weights (biases excepted).
+        init_scale: factor on the initial weights, not on biases.
         options: ``batch_size``, ``name``, ``config``.
 
     References: Williams 1992 (REINFORCE); Schulman et al. 2017 on advantages of deviation 1,
@@ -131,7 +131,7 @@ class PolicyGradientTask(RandomExamplesTask):
     def surrogate(self, params: Params, batch: Batch) -> Tensor:
         """The loss that is differentiated in a training step, 0-dim; pure and vmap-able."""
         log_policy = F.log_softmax(self.logits(params, batch["contexts"]), -1)
-        actions, rewards = played(log_policy.detach().exp(), batch["clicks"], batch["chance"])
+        actions, rewards = draw_actions_and_rewards(log_policy.detach().exp(), batch["clicks"], batch["chance"])
         centred = rewards - rewards.mean()
         advantages = centred / (centred.square().mean().sqrt() + EPS)
         return -(advantages * log_policy.gather(-1, actions[:, None])[:, 0]).mean()
@@ -146,11 +146,11 @@ class PolicyGradientTask(RandomExamplesTask):
 
 
 def regret(policy: Tensor, clicks: Tensor) -> Tensor:
-    """Expected number of missed clicks in a hundred choices, compared with the best offers, 0-dim.
+    """Expected number of missed clicks in a hundred choices, compared with the best offer for each visitor, 0-dim.
 
     Args:
         policy: probabilities of the offers, shape ``(N, K)``.
-        clicks: probability of a click on each, shape ``(N, K)``.
+        clicks: probability of a click on each offer, shape ``(N, K)``.
 
     Example:
         >>> regret(torch.tensor([[0.5, 0.5]]), torch.tensor([[0.3, 0.1]]))
@@ -159,12 +159,12 @@ def regret(policy: Tensor, clicks: Tensor) -> Tensor:
     return POINTS * (clicks.amax(-1) - (policy * clicks).sum(-1)).mean()
 
 
-def played(policy: Tensor, clicks: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
+def draw_actions_and_rewards(policy: Tensor, clicks: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
     """Actions drawn from a policy, and their rewards.
 
     Args:
         policy: probabilities of the offers, shape ``(B, K)``.
-        clicks: probability of a click on each, shape ``(B, K)``.
+        clicks: probability of a click on each offer, shape ``(B, K)``.
         chance: uniform in [0, 1), shape ``(B, 2)``: the first number decides on the action, the second on the click.
 
     Returns:

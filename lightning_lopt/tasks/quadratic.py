@@ -20,8 +20,8 @@ class Quadratic(Task):
     .. math:: L(x; z) = \tfrac12 \sum_i h_i x_i^2 + \sigma \sum_i z_i x_i, \qquad
         \nabla L = h x + \sigma z, \qquad z \sim \mathcal N(0, 1)
 
-    The only parameter is ``"x"``, shape ``(D,)``. A batch is ``{"noise": z}``, drawn anew each time and zero in
-    :meth:`full_batch`, whose loss is therefore the expected one.
+    The only parameter is ``"x"``, shape ``(D,)``. A batch is ``{"noise": z}``, drawn for each batch and zero in
+    :meth:`full_batch`, whose loss is therefore the expected loss.
 
     Args:
         curvature: h, shape ``(D,)``, floating point; parameters and batches have its type.
@@ -30,7 +30,7 @@ class Quadratic(Task):
         name: name of the task.
 
     Raises:
-        ValueError: if a shape or range does not hold.
+        ValueError: if a shape is wrong or a number is out of range.
 
     Example:
         >>> bowl = Quadratic(torch.tensor([1.0, 4.0]), noise=0.1)
@@ -52,7 +52,7 @@ class Quadratic(Task):
         if start.shape not in ((), curvature.shape):
             raise ValueError(f"start must be a number or of shape {tuple(curvature.shape)}, got {tuple(start.shape)}.")
         self.curvature = curvature
-        self._elsewhere = {curvature.device: curvature}
+        self._curvature_copies = {curvature.device: curvature}
         self.noise = noise
         self.start = start.expand(curvature.shape).clone()
         self.name = name if name is not None else f"quadratic/d{len(curvature)}"
@@ -80,33 +80,34 @@ class Quadratic(Task):
 
     def _curvature_on(self, device: torch.device) -> Tensor:
         """The curvature on a device; the copy is cached."""
-        if device not in self._elsewhere:
-            self._elsewhere[device] = self.curvature.to(device)
-        return self._elsewhere[device]
+        if device not in self._curvature_copies:
+            self._curvature_copies[device] = self.curvature.to(device)
+        return self._curvature_copies[device]
 
     def descend(self, lr: float | Tensor, steps: int) -> Tensor:
         r"""The parameters after T steps of gradient descent without noise: :math:`x_T = x_0 \prod_t (1 - \eta_t h)`.
 
         Args:
-            lr: learning rate η, a number or one for each step, shape ``(steps,)``; the result is differentiable in it.
+            lr: learning rate η, a number or, for a rate in each step, shape ``(steps,)``; the result is differentiable
+                in ``lr``.
             steps: number T of steps, >= 0.
 
         Returns:
             The parameters, shape ``(D,)``; with noise, their mean.
 
         Raises:
-            ValueError: if the shape of ``lr`` is neither.
+            ValueError: if ``lr`` has another shape.
         """
         lr = self._rates(lr, steps)
         return self.start * (1 - lr[:, None] * self.curvature).prod(0)
 
     def expected_losses(self, lr: float | Tensor, steps: int) -> Tensor:
-        r"""Expected loss before the first step and after each, with noise: shape ``(steps + 1,)``.
+        r"""Expected loss before the first step and after each step, with noise: shape ``(steps + 1,)``.
 
         .. math:: \mathbb E\, x_{t+1}^2 = (1 - \eta_t h)^2\, \mathbb E\, x_t^2 + \eta_t^2 \sigma^2
 
-        Entry t is the loss before step t, averaged over all noise. Differentiable in ``lr``, which is as in
-        :meth:`descend`.
+        Entry t is the loss before step t, averaged over all noise. The result is differentiable in ``lr``, which
+        is described in :meth:`descend`.
         """
         square = self.start.square()
         losses = [self.expected_loss(square)]
@@ -125,8 +126,8 @@ class Quadratic(Task):
 class QuadraticFamily(TaskFamily):
     """Bowls of different dimension and condition number.
 
-    The largest curvature is 1, the smallest 1 / condition, the others log-uniform in between; every
-    coordinate starts at 1 or -1.
+    The largest curvature is 1, the smallest is 1 / condition, and the other curvatures are log-uniform in between.
+    Every coordinate starts at 1 or -1.
 
     Args:
         dims: numbers of dimensions to draw from.
@@ -134,7 +135,7 @@ class QuadraticFamily(TaskFamily):
         noises: sizes of the gradient noise to draw from, each >= 0.
 
     Raises:
-        ValueError: if a list is empty or an entry out of range.
+        ValueError: if a list is empty or an entry is out of range.
 
     Example:
         >>> family = QuadraticFamily(dims=(4,), conditions=(10.0,), noises=(0.0,))

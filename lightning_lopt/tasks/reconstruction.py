@@ -21,7 +21,7 @@ from lightning_lopt.tasks.layout import Layout
 
 
 class ReconstructionTask(RandomExamplesTask):
-    """Two perceptrons, ``encoder.0`` and so on and ``decoder.0`` and so on, with random numbers in every batch.
+    """Two perceptrons, ``encoder.0`` and so on and ``decoder.0`` and so on, with noise in every batch.
 
     A batch is ``{"inputs": (*lead, B, D), "noise": (*lead, B, K)}``: images as rows, standard normal noise. In
     :meth:`full_batch` the noise is the same at every call.
@@ -29,14 +29,14 @@ class ReconstructionTask(RandomExamplesTask):
     Args:
         train: images to train on; labels are not used.
         valid: held-out images.
-        widths: hidden layers of the encoder; the decoder has them in reverse.
-        code: inputs of the decoder.
-        encoded: outputs of the encoder.
-        noise: K, random numbers for each image; 0 leaves ``"noise"`` out.
-        error_weight: the loss of an uninformed model is this times the variance of all training pixels.
+        widths: widths of the encoder's hidden layers; the decoder has them in reverse order.
+        code: number of inputs of the decoder.
+        encoded: number of outputs of the encoder.
+        noise: number K of random numbers for each image; 0 leaves ``"noise"`` out.
+        error_weight: factor from the variance of all training pixels to the loss of an uninformed model.
         activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
         scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
-        init_scale: factor on the initial weights (biases excepted).
+        init_scale: factor on the initial weights, not on biases.
         options: ``batch_size``, ``name``, ``config``.
     """
 
@@ -81,12 +81,12 @@ class ReconstructionTask(RandomExamplesTask):
 
 
 class ReconstructionFamily(ImageFamily):
-    """Depth, widths and code of autoencoders of (varied) images.
+    """The common part of families of autoencoders of (varied) images, which draws depth, widths and code.
 
     Args:
         data: sources of images; see :class:`~lightning_lopt.tasks.image.ImageFamily`, also for ``options``.
         depths: numbers of hidden layers of the encoder to draw from.
-        widths: widths to draw from, for each hidden layer anew.
+        widths: widths to draw from, separately for each hidden layer.
         codes: dimensions of the code to draw from.
 
     Raises:
@@ -101,7 +101,7 @@ class ReconstructionFamily(ImageFamily):
         codes: Sequence[int] = (2, 4, 8, 16),
         **options: Any,
     ) -> None:
-        # with much larger initial weights, the loss of deep networks whose outputs are values, not logits, is huge
+        # deep networks whose outputs are values, not logits, have a huge loss with much larger initial weights
         super().__init__(data, **{"max_size": 16, "init_scales": (0.5, 1.25), **options})
         self.ranges |= {
             "depths": check_size_options(depths, "depths"),

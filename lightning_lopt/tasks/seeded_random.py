@@ -42,10 +42,10 @@ def seeded_uniform(seed: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
         stream: number of the stream; different streams of one seed are independent.
         shape: shape of the result.
     """
-    place = torch.arange(math.prod(shape), device=seed.device).reshape(tuple(shape))
+    position = torch.arange(math.prod(shape), device=seed.device).reshape(tuple(shape))
     step = (stream * _GOLDEN + 2**63) % 2**64 - 2**63
-    start = _scramble(_scramble(seed) + step)
-    return ((_scramble(start + place * _GOLDEN) >> 40 & 0xFFFFFF) + 0.5) * 2.0**-24
+    stream_seed = _scramble(_scramble(seed) + step)
+    return ((_scramble(stream_seed + position * _GOLDEN) >> 40 & 0xFFFFFF) + 0.5) * 2.0**-24
 
 
 def seeded_normal(seed: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
@@ -55,7 +55,7 @@ def seeded_normal(seed: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
 
 
 def _scramble(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser; products wrap around."""
+    """SplitMix64's finaliser; products wrap around at 64 bits."""
     for shift, factor in _MIX:
         x = (x ^ (x >> shift & 2 ** (64 - shift) - 1)) * factor
     return x ^ (x >> 31 & 2**33 - 1)
@@ -64,9 +64,9 @@ def _scramble(x: Tensor) -> Tensor:
 class SeededRandom(TorchFunctionMode):
     """Inside this context, torch's common random functions draw from a seed and do not use global state.
 
-    Dropout (of all dimensions, and in scaled_dot_product_attention), ``rand``, ``randn``, their ``_like`` and
-    ``bernoulli`` are replaced; each call is a separate stream, numbered in the order of the calls. Other random
-    functions, and the draws inside of ``nn.MultiheadAttention``, are not replaced, and raise under ``vmap``.
+    Dropout (of all dimensions, and in scaled_dot_product_attention), ``rand``, ``randn``, their ``_like`` variants and
+    ``bernoulli`` are replaced. Each call uses a separate stream; streams are numbered in the order of the calls. Other
+    random functions, and the draws inside ``nn.MultiheadAttention``, are not replaced, and raise under ``vmap``.
 
     Args:
         seed: int64, 0-dim; ``None`` turns dropout off, and uses seed 0 for other draws.
@@ -118,8 +118,8 @@ def _like(sampler: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _bernoulli(mode: SeededRandom, input: Tensor, p: float | None = None, **kwargs: Any) -> Tensor:
-    chance = input if p is None else torch.full_like(input, p)
-    return (mode._draw(seeded_uniform, input.shape, None, {"device": input.device}) < chance).to(input.dtype)
+    probability = input if p is None else torch.full_like(input, p)
+    return (mode._draw(seeded_uniform, input.shape, None, {"device": input.device}) < probability).to(input.dtype)
 
 
 def _dropout(spatial: int | None) -> Callable[..., Tensor]:
@@ -149,7 +149,7 @@ def _attention(
     is_causal: bool = False,
     **kwargs: Any,
 ) -> Tensor:
-    """Scaled dot-product attention with dropout of its weights; without dropout it is torch's own."""
+    """Scaled dot-product attention with dropout of its weights; without dropout, torch's function is called."""
     if kwargs.get("enable_gqa"):
         return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **kwargs)
     if dropout_p == 0 or not mode.dropout:

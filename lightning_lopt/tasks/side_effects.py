@@ -1,4 +1,4 @@
-"""Context managers that restore random states, so that measurements of a user's model and data change no run."""
+"""Context managers that restore random states, so that measurements of a user's model and data do not change a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_lopt.tasks.seeded_random import isolated
 
-DEEPEST = 5  # depth to which attributes of attributes are searched for generators
+MAX_DEPTH = 5  # depth to which attributes of attributes are searched for generators
 
 
 @contextmanager
@@ -36,15 +36,15 @@ def generators_restored(*owners: Any) -> Iterator[None]:
         >>> bool(torch.rand(1, generator=draws) == inside)
         True
     """
-    restore = [keep for owner in owners for keep in _generators(owner, set(), DEEPEST)]
+    restorers = [restorer for owner in owners for restorer in _state_restorers(owner, set(), MAX_DEPTH)]
     try:
         yield
     finally:
-        for put_back in restore:
-            put_back()
+        for restorer in restorers:
+            restorer()
 
 
-def _generators(value: Any, visited: set[int], depth: int) -> Iterator[Callable[[], Any]]:
+def _state_restorers(value: Any, visited: set[int], depth: int) -> Iterator[Callable[[], Any]]:
     """For each generator in ``value``, a function that restores its present state."""
     if id(value) in visited or isinstance(value, Tensor | np.ndarray | nn.Module | str | bytes | int | float | None):
         return
@@ -59,7 +59,7 @@ def _generators(value: Any, visited: set[int], depth: int) -> Iterator[Callable[
         yield partial(value.setstate, value.getstate())
     elif depth:
         for child in _children_of(value):
-            yield from _generators(child, visited, depth - 1)
+            yield from _state_restorers(child, visited, depth - 1)
 
 
 def _children_of(value: Any) -> list[Any]:

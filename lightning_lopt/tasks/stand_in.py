@@ -1,4 +1,4 @@
-"""A stand-in Trainer for a module without one: it returns the values that a training_step reads, and does nothing."""
+"""A stand-in Trainer, which returns the values that a training_step reads, and never trains."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Fit:
     Attributes:
         total_steps: planned optimizer steps, >= 1.
         batches: training batches of an epoch, >= 1.
-        epochs: planned epochs; ``None`` for the number that follows from the steps.
+        epochs: planned epochs; ``None`` to compute their number from the steps.
         global_step: steps made so far.
         current_epoch: epochs finished so far.
-        datamodule: the data module; ``None`` where there is none.
+        datamodule: the data module; ``None`` if there is no data module.
     """
 
     total_steps: int = 1
@@ -42,7 +42,7 @@ class Fit:
     def of(cls, trainer: Any) -> Fit:
         """The present fit of a real Trainer."""
         batches = trainer.num_training_batches
-        # before and after a fit there are no dataloaders, and the estimate would make some
+        # before and after a fit there are no dataloaders, and the estimate would create dataloaders
         steps = trainer.max_steps if trainer.train_dataloader is None else trainer.estimated_stepping_batches
         if not 1 <= batches < math.inf:
             batches = 1
@@ -61,8 +61,8 @@ class Fit:
 def attach_stand_in(module: Any, fit: Fit) -> Any:
     """Give ``module`` a Trainer that never runs, from the package of its LightningModule, and return that Trainer.
 
-    It is one process on the module's device. Its steps, batches and epochs are those of ``fit``; its logger ignores
-    all values. It has no optimizers before :func:`give_optimizers`.
+    The Trainer has one process, on the module's device. It returns the steps, batches and epochs of ``fit``; its logger
+    ignores all values. It has no optimizers before :func:`give_optimizers`.
     """
     package = lightning_package(module)
     device = next((value.device for value in module.parameters()), torch.device("cpu"))
@@ -89,8 +89,8 @@ def attach_stand_in(module: Any, fit: Fit) -> Any:
 
 
 def give_optimizers(trainer: Any, module: Any) -> None:
-    """Give a stand-in Trainer the optimizers and schedulers of the module's ``configure_optimizers``, or one AdamW if
-    that fails or returns none, since a step may read their learning rates.
+    """Give a stand-in Trainer the optimizers and schedulers of the module's ``configure_optimizers``, since a step may
+    read their learning rates; if that method fails or returns no optimizer, the stand-in gets an AdamW.
     """
     with _quiet(), isolated(0):
         optimizers, schedulers = _optimizers(module, lightning_package(module))

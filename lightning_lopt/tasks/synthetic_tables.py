@@ -1,4 +1,4 @@
-"""Synthetic tables: classes are clusters, values are sums of a few non-linear terms."""
+"""Synthetic tables, in which classes are clusters and values are sums of a few non-linear terms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TERMS = ("sine", "step", "fold", "product")
 
 
 def draw_class_table(generator: torch.Generator) -> Table:
-    """Two to six classes of unequal size, each of one to three Gaussian clusters in some directions of space.
+    """A table with two to six classes of unequal size; a class has one to three Gaussian clusters in some directions.
 
     The columns are random mixtures of all directions, including those without clusters, and some have long tails.
     """
@@ -31,14 +31,14 @@ def draw_class_table(generator: torch.Generator) -> Table:
 
 
 def draw_value_table(generator: torch.Generator) -> Table:
-    """One to three values, each a sum of three to eight terms (sine, step, fold, product) of random directions.
+    """A table with one to three values; each is a sum of three to eight terms (:data:`TERMS`) of random directions.
 
-    Some columns take few different values, and some have long tails.
+    Some columns have few different values, and some have long tails.
     """
     rows, columns = _shape(generator)
     inputs = torch.randn(rows, columns, generator=generator)
-    rounded = torch.rand(columns, generator=generator) < 0.2
-    inputs = torch.where(rounded, inputs.round(), inputs)
+    is_rounded = torch.rand(columns, generator=generator) < 0.2
+    inputs = torch.where(is_rounded, inputs.round(), inputs)
     values = []
     for _ in range(integer(1, 4, generator)):
         terms = [_term(inputs, generator) for _ in range(integer(3, 9, generator))]
@@ -53,21 +53,21 @@ def _shape(generator: torch.Generator) -> tuple[int, int]:
 def _term(inputs: Tensor, generator: torch.Generator) -> Tensor:
     """A function of one or two random directions of variance 1, times a random weight: shape ``(N,)``."""
     directions = torch.randn(inputs.shape[1], 2, generator=generator)
-    first, second = (inputs @ (directions / directions.norm(dim=0))).unbind(1)
-    kind = choice(TERMS, generator)
+    first_projection, second_projection = (inputs @ (directions / directions.norm(dim=0))).unbind(1)
+    term = choice(TERMS, generator)
     offset, weight = uniform(-1.0, 1.0, generator), uniform(-1.0, 1.0, generator)
     shapes: dict[str, Tensor] = {
-        "sine": torch.sin(2 * first + offset),
-        "step": (first > offset).float(),
-        "fold": (first - offset).abs(),
-        "product": first * second,
+        "sine": torch.sin(2 * first_projection + offset),
+        "step": (first_projection > offset).float(),
+        "fold": (first_projection - offset).abs(),
+        "product": first_projection * second_projection,
     }
-    return shapes[kind] * weight
+    return shapes[term] * weight
 
 
 def _with_tails(inputs: Tensor, generator: torch.Generator) -> Tensor:
-    """A fifth of the columns, in half of all tables, replaced by a skewed function of themselves."""
+    """In half of all tables, replace about a fifth of the columns by a skewed function of the column."""
     if not chance(0.5, generator):
         return inputs
-    skewed = torch.rand(inputs.shape[1], generator=generator) < 0.2
-    return torch.where(skewed, torch.exp(inputs.clamp(-4, 4)), inputs)
+    is_skewed = torch.rand(inputs.shape[1], generator=generator) < 0.2
+    return torch.where(is_skewed, torch.exp(inputs.clamp(-4, 4)), inputs)

@@ -1,4 +1,4 @@
-"""Tables of numbers with a class or values to predict, checked when they are made, and those of scikit-learn."""
+"""Tables of numbers with a class or values to predict, from arrays or from scikit-learn."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from lightning_lopt.tasks._draw import split_indices
 
 CLASS_TABLES = ("breast_cancer", "wine", "iris")
 VALUE_TABLES = ("diabetes",)
-"""Tables of scikit-learn with classes, and with values."""
+"""Tables of scikit-learn: targets are classes in ``CLASS_TABLES``, values in ``VALUE_TABLES``."""
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Rows of numbers with a class or values to predict, checked when they are made.
+    """Rows of numbers with a class or values to predict; :meth:`from_arrays` checks them.
 
     Attributes:
         inputs: float32, shape ``(N, D)``, finite.
         targets: classes, int64 of shape ``(N,)`` in ``[0, classes)``, or values, float32 of shape ``(N, K)``, finite.
-        classes: number of classes, >= 2; 0 where the targets are values.
+        classes: number of classes, >= 2; 0 if the targets are values.
         name: short, for task names and messages.
 
     Example:
@@ -53,7 +53,7 @@ class Table:
             name: for task names and messages.
 
         Raises:
-            ValueError: if the arrays are anything else.
+            ValueError: if the arrays have other types, shapes or values.
         """
         rows, target_array = np.asarray(x), np.asarray(y)
         if rows.ndim != 2 or rows.size == 0 or rows.dtype.kind not in "fiu":
@@ -68,7 +68,7 @@ class Table:
                 "shape (N,), or floating point values of shape (N,) or (N, K)."
             )
         if len(rows) != len(target_array):
-            raise ValueError(f"{name}: {len(rows)} rows but {len(target_array)} targets; every row needs one.")
+            raise ValueError(f"{name}: {len(rows)} rows but {len(target_array)} targets; every row needs one target.")
         inputs = torch.tensor(rows, dtype=torch.float32)
         if target_array.dtype.kind == "f":
             targets, classes = torch.tensor(target_array, dtype=torch.float32).reshape(len(target_array), -1), 0
@@ -76,7 +76,7 @@ class Table:
             targets, classes = torch.tensor(target_array.astype(np.int64)), int(target_array.max()) + 1
             if int(targets.min()) < 0 or classes < 2:
                 low = int(targets.min())
-                raise ValueError(f"{name}: classes run from {low} to {classes - 1}; number two or more from 0.")
+                raise ValueError(f"{name}: classes run from {low} to {classes - 1}; number two or more classes from 0.")
         if not (bool(inputs.isfinite().all()) and bool(targets.isfinite().all())):
             raise ValueError(f"{name}: the table holds NaN or infinite values; clean it first.")
         return cls(inputs, targets, classes, name)
@@ -94,7 +94,7 @@ class Table:
         return replace(self, inputs=self.inputs[indices], targets=self.targets[indices])
 
     def cut(self, valid: int) -> tuple[Table, Table]:
-        """Disjoint parts (train, valid) of rows in random order: the first ``valid`` rows are held out."""
+        """Disjoint parts (train, valid) of a table with rows in random order: the first ``valid`` rows are held out."""
         rows = torch.arange(len(self))
         return self.take(rows[valid:]), self.take(rows[:valid])
 
@@ -107,11 +107,11 @@ class Table:
             ValueError: if the fraction is outside (0, 1), ``max_valid`` below 1, or there is only one row.
         """
         train, valid = map(self.take, split_indices(len(self), valid_fraction, generator, max_valid, self.name))
-        parts = []
+        standardised_parts = []
         for part in (train, valid):
             targets = part.targets if self.classes else _standardised(part.targets, train.targets)
-            parts.append(replace(part, inputs=_standardised(part.inputs, train.inputs), targets=targets))
-        return parts[0], parts[1]
+            standardised_parts.append(replace(part, inputs=_standardised(part.inputs, train.inputs), targets=targets))
+        return standardised_parts[0], standardised_parts[1]
 
 
 TableLike: TypeAlias = "Table | str | Sequence[Table | str]"
@@ -126,7 +126,7 @@ def load_table(name: str) -> Table:
     """A table from scikit-learn: one of :data:`CLASS_TABLES` or :data:`VALUE_TABLES`.
 
     Raises:
-        ValueError: if it is none of these.
+        ValueError: if ``name`` is none of these tables.
         ImportError: if scikit-learn is not installed.
 
     Example:
@@ -142,15 +142,15 @@ def load_table(name: str) -> Table:
             f"the table {name!r} comes with scikit-learn, which is not installed; "
             f"{how_to_install('examples')}, or use 'synthetic' tables."
         )
-    loaded = getattr(importlib.import_module("sklearn.datasets"), f"load_{name}")()
-    return Table.from_arrays(loaded.data, loaded.target, name)
+    sklearn_table = getattr(importlib.import_module("sklearn.datasets"), f"load_{name}")()
+    return Table.from_arrays(sklearn_table.data, sklearn_table.target, name)
 
 
 def resolve_tables(data: TableLike | None, embedded: Sequence[str]) -> list[Table | str]:
-    """A list of tables, with the word ``"synthetic"`` where one is to be drawn anew for each task.
+    """A list of tables; an entry ``"synthetic"`` means that each task draws a new table.
 
     Args:
-        data: one or several tables, names of tables, or ``"synthetic"``; ``None`` means ``"synthetic"`` and, where
+        data: one or several tables, names of tables, or ``"synthetic"``; ``None`` means ``"synthetic"`` and, if
             scikit-learn is installed, all of ``embedded``.
         embedded: names of tables.
 
@@ -163,5 +163,5 @@ def resolve_tables(data: TableLike | None, embedded: Sequence[str]) -> list[Tabl
         data = ["synthetic", *(embedded if installed else ())]
     entries = [data] if isinstance(data, (Table, str)) else list(data)
     if not entries:
-        raise ValueError("data is an empty list; give tables or their names, or None for the default ones.")
+        raise ValueError("data is an empty list; give tables or their names, or None for the default tables.")
     return [entry if isinstance(entry, Table) or entry == "synthetic" else load_table(entry) for entry in entries]

@@ -38,12 +38,12 @@ class TabularTask(ExamplesTask):
     Args:
         train: rows to train on.
         valid: held-out rows.
-        widths: width of each hidden layer; none of them makes a linear model.
-        objective: ``"cross_entropy"`` for classes; ``"squared"`` or ``"huber"`` for values, averaged over them.
+        widths: width of each hidden layer; an empty sequence makes a linear model.
+        objective: ``"cross_entropy"`` for classes; ``"squared"`` or ``"huber"`` for values, averaged over the values.
         norm: layer normalisation before each activation.
         activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
         scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
-        init_scale: factor on the initial weights (biases excepted).
+        init_scale: factor on the initial weights, not on biases.
         options: ``batch_size``, ``name``, ``config``.
 
     Example:
@@ -93,27 +93,27 @@ class TabularTask(ExamplesTask):
 
 
 def with_noise(table: Table, noise: float, generator: torch.Generator) -> Table:
-    """The table with a share ``noise`` of its classes drawn anew, or with values plus noise of that deviation."""
+    """Add noise to targets: redraw a share ``noise`` of the classes, or add noise of deviation ``noise`` to values."""
     if table.classes:
-        drawn = torch.randint(table.classes, (len(table),), generator=generator)
-        hit = torch.rand(len(table), generator=generator) < noise
-        return replace(table, targets=torch.where(hit, drawn, table.targets))
+        random_classes = torch.randint(table.classes, (len(table),), generator=generator)
+        is_replaced = torch.rand(len(table), generator=generator) < noise
+        return replace(table, targets=torch.where(is_replaced, random_classes, table.targets))
     return replace(table, targets=table.targets + noise * torch.randn(table.targets.shape, generator=generator))
 
 
 class TabularFamily(ModelFamily):
     """The common part of families on tables: draws of the table, the scales of its columns, noise, the perceptron.
 
-    Columns are standardised; in half of the tasks they are then multiplied by one log-normal factor each, and in some
-    tasks they are mixed with their neighbour. Noise is in training targets only.
+    Columns are standardised. In half of the tasks, each column is then multiplied by a log-normal factor, and in some
+    tasks each column is mixed with its neighbour. Noise is in training targets only.
 
     Args:
         data: tables, their names, or ``"synthetic"``; see :func:`~lightning_lopt.tasks.tables.resolve_tables`. Half of
             the tasks are synthetic by default.
         depths: numbers of hidden layers to draw from.
-        widths: widths to draw from, for each hidden layer anew.
+        widths: widths to draw from, separately for each hidden layer.
         valid_fraction: share of the rows that is held out.
-        max_valid: upper bound on their number.
+        max_valid: upper bound on the number of held-out rows.
         options: ``activations``, ``batch_sizes``, ``schemes``, ``init_scales`` of :class:`ModelFamily`.
 
     Raises:
@@ -138,8 +138,8 @@ class TabularFamily(ModelFamily):
         self.sources = resolve_tables(data, self.embedded)
         for source in self.sources:
             if isinstance(source, Table) and bool(source.classes) != (self.objectives == ("cross_entropy",)):
-                kind = "classes" if source.classes else "values"
-                raise ValueError(f"{source.name}: the table has {kind}, which {self.name} does not predict.")
+                target_type = "classes" if source.classes else "values"
+                raise ValueError(f"{source.name}: the table has {target_type}, which {self.name} does not predict.")
         self.valid_fraction = valid_fraction
         self.max_valid = max_valid
 
@@ -153,9 +153,9 @@ class TabularFamily(ModelFamily):
         """A synthetic table."""
 
     def sample(self, generator: torch.Generator) -> TabularTask:
-        named = [source for source in self.sources if isinstance(source, Table)]
-        synthetic = len(named) < len(self.sources) and (not named or chance(0.5, generator))
-        table = self._draw_table(generator) if synthetic else choice(named, generator)
+        given_tables = [source for source in self.sources if isinstance(source, Table)]
+        synthetic = len(given_tables) < len(self.sources) and (not given_tables or chance(0.5, generator))
+        table = self._draw_table(generator) if synthetic else choice(given_tables, generator)
         settings = self.draw_common(generator)
         settings["widths"] = [self.pick("widths", generator) for _ in range(self.pick("depths", generator))]
         settings |= {"norm": chance(0.25, generator), "objective": choice(self.objectives, generator)}
@@ -180,7 +180,7 @@ class TabularFamily(ModelFamily):
 
 
 class TabularClassification(TabularFamily):
-    """Classes of rows: synthetic clusters, and scikit-learn's tables. Arguments: :class:`TabularFamily`.
+    """Classes of rows: synthetic clusters, and scikit-learn's tables. For arguments see :class:`TabularFamily`.
 
     Example:
         >>> from lightning_lopt.tasks import Table
@@ -199,7 +199,7 @@ class TabularClassification(TabularFamily):
 
 
 class TabularRegression(TabularFamily):
-    """Values of rows: synthetic functions, and scikit-learn's tables. Arguments: :class:`TabularFamily`.
+    """Values of rows: synthetic functions, and scikit-learn's tables. For arguments see :class:`TabularFamily`.
 
     Example:
         >>> family = TabularRegression("synthetic", depths=(1,), widths=(16,))

@@ -36,7 +36,7 @@ class TaskMixture:
         return family.sample(draws)
 
     def family(self, seed: int) -> str:
-        """Name of the family that the task of ``seed`` comes from."""
+        """Name of the family of the task that belongs to ``seed``."""
         return self._draw(seed)[0].name
 
     @property
@@ -46,9 +46,9 @@ class TaskMixture:
         data: set[str] = set()
         for family in self.families:
             plain = family.family if isinstance(family, Augmented) else family
-            # A task of Celo4 is also one of its parent class, so the names of parent classes are included.
-            parents = (vars(kind).get("name") for kind in type(plain).__mro__)
-            names |= {plain.name, *(name for name in parents if isinstance(name, str))}
+            # A task of Celo4 is also a task of its parent class, so the names of parent classes are included.
+            parent_names = (vars(parent).get("name") for parent in type(plain).__mro__)
+            names |= {plain.name, *(name for name in parent_names if isinstance(name, str))}
             for key in ("data", "text"):
                 entry = plain.config.get(key, [])
                 data |= {entry} if isinstance(entry, str) else set(entry)

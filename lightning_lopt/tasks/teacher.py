@@ -21,13 +21,14 @@ VALID = 512
 
 
 class TeacherTask(TabularTask):
-    """A perceptron (the student) that learns the outputs of another one with the same activation on random inputs.
+    """A perceptron (the student) that learns the outputs of another perceptron (the teacher) on random inputs.
 
     Args:
-        teacher: parameters of the teacher, with the names of the student's. A student of the same widths matches the
-            teacher at these parameters; a wider one can match it at other parameters, a narrower one cannot.
+        teacher: parameters of the teacher, with the names of the student's parameters. Both networks have the same
+            activation. A student of the same widths matches the teacher at these parameters; a wider student can match
+            the teacher at other parameters; a narrower student cannot match the teacher.
         arguments: arguments of :class:`~lightning_lopt.tasks.tabular.TabularTask`.
-        options: keyword arguments of it.
+        options: keyword arguments of ``TabularTask``.
 
     Example:
         >>> from lightning_lopt.tasks import Table
@@ -50,7 +51,7 @@ def draw_teacher(sizes: Sequence[int], activation: str, inputs: Tensor, generato
     Hidden weights are large (deviation 1.5/√fan_in, biases in ±1/√fan_in), so that the network is far from linear.
 
     Args:
-        sizes: numbers of inputs, of each hidden layer, of outputs.
+        sizes: numbers of inputs, of units in each hidden layer, and of outputs.
         activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
         inputs: shape ``(N, sizes[0])``.
         generator: random generator of the parameters.
@@ -69,14 +70,14 @@ def draw_teacher(sizes: Sequence[int], activation: str, inputs: Tensor, generato
 class Teacher(ModelFamily):
     """Teachers of different size and inputs of different conditioning; targets are values or classes.
 
-    Classes are the largest output of the teacher. A third of the tasks has noise in the training targets.
+    A class is the index of the teacher's largest output. A third of the tasks has noise in the training targets.
 
     Args:
         dims: numbers of inputs to draw from.
         outputs: numbers of outputs to draw from; classes are at least 2.
         depths: numbers of hidden layers of teacher and student to draw from.
-        widths: widths of the teacher's hidden layers to draw from, for each anew.
-        ratios: how many times as wide as the teacher's the student's hidden layers are, to draw from.
+        widths: widths to draw from, separately for each hidden layer of the teacher.
+        ratios: widths of the student's hidden layers to draw from, in units of the teacher's widths.
         decays: exponents a to draw from: input i has deviation i^-a, i = 1, 2, ...
         examples: smallest and largest number of training examples, drawn log-uniformly.
         options: ``activations``, ``batch_sizes``, ``schemes``, ``init_scales`` of :class:`ModelFamily`.

@@ -1,4 +1,4 @@
-"""Texts, checked when they are made: sources of Python's standard library, a string, or any text file."""
+"""Texts as numbers: sources of Python's standard library, a string, or any text file."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ OTHER_MODULES = (
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """A text as numbers, checked when it is made.
+    """A text as numbers; :meth:`from_string` checks it.
 
     Attributes:
-        tokens: int64, shape ``(N,)``: for each character its rank in the alphabet.
+        tokens: rank of each character in the alphabet, int64, shape ``(N,)``.
         alphabet: the characters, most frequent first.
         name: short, for task names and messages.
 
@@ -81,11 +81,11 @@ class Text:
         """A text from its characters.
 
         Raises:
-            ValueError: if it is too short to learn from, or always the same character.
+            ValueError: if the text is too short to learn from, or repeats one character.
         """
         if len(characters) < MIN_CHARACTERS:
             raise ValueError(
-                f"{name}: the text has {len(characters)} characters; give one of {MIN_CHARACTERS} characters or more."
+                f"{name}: the text has {len(characters)} characters; give {MIN_CHARACTERS} characters or more."
             )
         counts = Counter(characters)
         if len(counts) < 2:
@@ -98,7 +98,7 @@ class Text:
         return len(self.tokens)
 
     def in_alphabet(self, alphabet: str) -> Tensor:
-        """The characters as numbers in another alphabet, int64, shape ``(N,)``; missing ones get its last number.
+        """The text in another alphabet, int64, shape ``(N,)``; a character that is missing there gets the last number.
 
         Args:
             alphabet: the characters of the other text, at least one.
@@ -119,7 +119,7 @@ def load_text(path: str | Path) -> Text:
     """A text file in UTF-8.
 
     Raises:
-        ValueError: if there is no such file, it is not text, or too short or long.
+        ValueError: if the file does not exist, is not text, or is too short or too long.
 
     Example:
         >>> import tempfile
@@ -132,7 +132,7 @@ def load_text(path: str | Path) -> Text:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f'{path}: no such text file; give the path of one, or "stdlib" for Python\'s own sources.')
+        raise ValueError(f'{path}: no such text file; give the path of a text file, or "stdlib" for Python\'s sources.')
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(
             f"{path}: the file has {path.stat().st_size} bytes, more than {MAX_BYTES}; cut a part out of it."
@@ -141,26 +141,26 @@ def load_text(path: str | Path) -> Text:
         characters = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path}: not a text in UTF-8 (byte {error.start} does not fit); convert it, or give another file."
+            f"{path}: not a text in UTF-8 (byte {error.start} is invalid); convert it, or give another file."
         ) from error
     return Text.from_string(characters, path.stem)
 
 
 @cache
 def standard_library(modules: tuple[str, ...] | None = None) -> tuple[Text, ...]:
-    """The sources of modules of the standard library, one text each, read as files without importing them.
+    """The sources of modules of the standard library, one text each; modules are read as files and not imported.
 
     Args:
-        modules: their names; ``None`` for :data:`MODULES`.
+        modules: names of the modules; ``None`` for :data:`MODULES`.
 
     Raises:
-        ValueError: if there is none (a Python without sources).
+        ValueError: if no source is found (a Python without sources).
     """
     texts = []
     for module in MODULES if modules is None else modules:
         spec = importlib.util.find_spec(module)
         path = Path("" if spec is None or spec.origin is None else spec.origin)
-        # in newer versions of Python some modules have only a few lines
+        # in newer versions of Python, some modules have only a few lines
         if path.suffix == ".py" and path.stat().st_size > 2 * MIN_CHARACTERS:
             texts.append(load_text(path))
     if not texts:
@@ -169,15 +169,15 @@ def standard_library(modules: tuple[str, ...] | None = None) -> tuple[Text, ...]
 
 
 def resolve_texts(text: TextLike | None) -> list[Text]:
-    """A list of texts from one or several texts or paths; ``None`` and ``"stdlib"`` mean Python's own sources.
+    """A list of texts from one or several texts or paths; ``None`` and ``"stdlib"`` mean Python's sources.
 
     Raises:
-        ValueError: if the list is empty, or one entry cannot be loaded.
+        ValueError: if the list is empty, or an entry cannot be loaded.
     """
     text = "stdlib" if text is None else text
     entries = [text] if isinstance(text, (Text, str, Path)) else list(text)
     if not entries:
-        raise ValueError("text is an empty list; give texts or paths, or None for Python's own sources.")
+        raise ValueError("text is an empty list; give texts or paths, or None for Python's sources.")
     texts: list[Text] = []
     for entry in entries:
         if entry == "stdlib":

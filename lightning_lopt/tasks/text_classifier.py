@@ -17,7 +17,7 @@ from lightning_lopt.tasks.layout import Layout
 
 @dataclass(frozen=True, eq=False)
 class LabelledTexts:
-    """Pieces of text of the same length, with a class each.
+    """Pieces of text of the same length; each piece has a class.
 
     Attributes:
         inputs: tokens, int64, shape ``(N, T)``.
@@ -37,9 +37,9 @@ def pieces_of(parts: list[Tensor], length: int, shots: int) -> LabelledTexts:
     """Evenly spaced pieces of several texts, whose class is the number of the text.
 
     Args:
-        parts: tokens of each text, int64, shape ``(M,)``, ``length`` or more of them; two texts or more.
-        length: T, tokens of a piece.
-        shots: pieces of each text; they overlap where the text is short.
+        parts: tokens of each text, int64, shape ``(M,)`` with M >= ``length``; at least two texts.
+        length: number T of tokens of a piece.
+        shots: number of pieces of each text; the pieces of a short text overlap.
 
     Example:
         >>> pieces_of([torch.arange(5), torch.arange(10, 15)], length=2, shots=2).inputs.tolist()
@@ -59,21 +59,21 @@ class TextClassifierTask(ClassificationTask):
 
     Args:
         train: pieces to train on.
-        valid: pieces held out.
+        valid: held-out pieces.
         vocabulary: number of different tokens.
         width: features of a token W.
         depth: number of blocks.
         heads: attention heads; divides ``width``.
         activation: name in :data:`~lightning_lopt.tasks.layers.ACTIVATIONS`.
         scheme: name in :data:`~lightning_lopt.tasks.layout.SCHEMES`.
-        init_scale: factor on the initial weights (biases excepted).
+        init_scale: factor on the initial weights, not on biases.
         expansion: hidden features of the perceptrons, in units of W.
         options: ``batch_size``, ``name``, ``config``.
 
     Raises:
         ValueError: if ``heads`` does not divide ``width``.
 
-    References: Radford et al. 2018, a language model as the start of a classifier
+    References: Radford et al. 2018 on a language model as the start of a classifier
 
     Example:
         >>> texts = pieces_of([torch.arange(9), torch.arange(9).flip(0)], length=4, shots=3)

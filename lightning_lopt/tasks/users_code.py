@@ -1,4 +1,4 @@
-"""Errors of the user's code, as messages of one sentence."""
+"""Errors of the user's code as messages of one sentence."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ LONGEST = 300  # largest number of characters of an error's text
 
 
 class UsersCodeError(ValueError):
-    """An error in the user's module or data; the message names what was called, the type of the error and its text."""
+    """An error in the user's module or data; the message names the called code, the type of the error and its text."""
 
 
 @contextmanager
 def users_code(what: str, advice: str = "") -> Iterator[None]:
-    """Turn errors of the user's code inside into a :class:`UsersCodeError`.
+    """Turn errors of the user's code in this context into a :class:`UsersCodeError`.
 
     Args:
         what: name of the called code, for instance ``"Model.setup"``.

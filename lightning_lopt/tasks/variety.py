@@ -1,4 +1,4 @@
-"""Random variations of a data set, so that image families get many problems from one small source."""
+"""Random variations of a data set, so that image families draw many problems from one small source."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Variety:
     Attributes:
         seed: seed for the choice of classes, examples, pixels and labels.
         classes: number of classes to use.
-        merged: whether pairs of classes are then merged, so that the images of a class differ.
+        merged: whether pairs of classes are then merged, so that the images of a class differ more.
         examples: number of images to use, before the split.
-        label_noise: share of *training* labels replaced by one drawn uniformly from all classes.
-        permuted: whether pixels change place, the same way in all images.
+        label_noise: share of *training* labels that are replaced by labels drawn uniformly from all classes.
+        permuted: whether pixels are permuted, in the same way in all images.
         inverted: whether the sign of the images changes.
         contrast: factor on the images.
         shift: number added to the images, so that the inputs are not centred.
@@ -55,7 +55,7 @@ class Variety:
 
     @classmethod
     def draw(cls, data: LabelledImages, generator: torch.Generator) -> Variety:
-        """Draw settings for ``data``. Many tasks are without any given change."""
+        """Draw settings for ``data``. Each change is absent from many tasks."""
         least_examples = min(MIN_EXAMPLES, len(data) // 2)
         classes = integer(2, data.classes + 1, generator) if chance(0.5, generator) else data.classes
         return cls(
@@ -94,28 +94,28 @@ class Variety:
         """
         varied = self._change_inputs(self._select(data))
         train, valid = varied.split(valid_fraction, self._generator("split"), max_valid)
-        hit = torch.rand(len(train), generator=self._generator("hit")) < self.label_noise
+        is_replaced = torch.rand(len(train), generator=self._generator("hit")) < self.label_noise
         noise = torch.randint(train.classes, (len(train),), generator=self._generator("label"))
-        return replace(train, targets=torch.where(hit, noise, train.targets)), valid
+        return replace(train, targets=torch.where(is_replaced, noise, train.targets)), valid
 
     def _generator(self, purpose: str) -> torch.Generator:
         return derived_generator(self.seed, "variety", purpose)
 
     def _select(self, data: LabelledImages) -> LabelledImages:
-        """Select some classes, numbered anew in random order, and some examples of them."""
-        present = torch.randperm(data.classes, generator=self._generator("classes"))[: self.classes]
-        number = torch.full((data.classes,), -1, dtype=torch.int64)
-        number[present] = torch.arange(self.classes)
-        of_classes = torch.nonzero(number[data.targets] >= 0).squeeze(1)
-        order = torch.randperm(len(of_classes), generator=self._generator("examples"))[: self.examples]
-        data = data.take(of_classes[order])
-        targets, classes = number[data.targets], self.classes
+        """Select some classes, renumber them in random order, and select some of their examples."""
+        selected_classes = torch.randperm(data.classes, generator=self._generator("classes"))[: self.classes]
+        new_number = torch.full((data.classes,), -1, dtype=torch.int64)
+        new_number[selected_classes] = torch.arange(self.classes)
+        example_indices = torch.nonzero(new_number[data.targets] >= 0).squeeze(1)
+        order = torch.randperm(len(example_indices), generator=self._generator("examples"))[: self.examples]
+        data = data.take(example_indices[order])
+        targets, classes = new_number[data.targets], self.classes
         if self.merged:
             targets, classes = targets // 2, (classes + 1) // 2
         return replace(data, targets=targets, classes=classes)
 
     def _change_inputs(self, data: LabelledImages) -> LabelledImages:
-        """The same change of pixels for all images, and noise for each."""
+        """Change the pixels of all images in the same way, and add noise to each image."""
         inputs: Tensor = data.inputs * (-self.contrast if self.inverted else self.contrast) + self.shift
         if self.permuted:
             height, width = inputs.shape[2:]

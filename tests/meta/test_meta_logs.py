@@ -58,7 +58,7 @@ def test_meta_loss_by_family_failures_and_step_sizes():
     fit(module, families, metrics, max_steps=1)
     logged = metrics.steps[0]
     counts = {"image_mlp": 0, "quadratic": 0}
-    for group in module.own_groups:
+    for group in module.rank_groups:
         counts[group.runs.task.name.split("/")[0]] += 1
     assert all(counts.values())
     overall = sum(count * logged[f"meta_loss/{family}"] for family, count in counts.items()) / 6
@@ -88,7 +88,7 @@ def test_gradient_norm_and_signal_to_noise():
     terms = []
     task, theta = Quadratic(torch.tensor([1.0, 4.0])), {"log_lr": torch.tensor(math.log(0.1))}
     for start in (1, 2):
-        for group in module.own_groups:
+        for group in module.rank_groups:
             group.starts = start
             horizon = module.horizons.draw(group.run_seed, 0, (group.number, 3) if start == 1 else None)
             noise = pair_noise(theta["log_lr"][None], 4, 0.3, group.run_seed, 0)[:, 0]

@@ -49,7 +49,7 @@ def test_stop_and_resume_is_no_stop(tmp_path, estimator):
     resumed, again = fit(tmp_path / "again", estimator, 8, ckpt=tmp_path / "step=3.ckpt")
     for name, value in straight.rule.named_parameters():
         assert torch.equal(value, dict(resumed.rule.named_parameters())[name]), name
-    for a, b in zip(straight.own_groups, resumed.own_groups, strict=True):
+    for a, b in zip(straight.rank_groups, resumed.rank_groups, strict=True):
         assert a.starts == b.starts
         a, b = a.state_dict(), b.state_dict()
         assert tensors_of(a).keys() == tensors_of(b).keys()
@@ -181,7 +181,7 @@ def test_a_checkpoint_of_an_older_revision_goes_on():
     trainer.fit(module, TaskDataModule(QuadraticFamily()), ckpt_path=checkpoint)
     assert float(module.rule.log_lr.detach()) == pytest.approx(-4.597172737121582, rel=1e-6)
     assert float(trainer.callback_metrics["meta_loss"]) == pytest.approx(0.8166128993034363, rel=1e-4)
-    assert [(group.starts, group.runs.step, group.runs.horizon) for group in module.own_groups] == [
+    assert [(group.starts, group.runs.step, group.runs.horizon) for group in module.rank_groups] == [
         (3, 9, 9),
         (4, 12, 20),
     ]

@@ -8,7 +8,7 @@ import torch
 
 from lightning_lopt import AdamRule, ResidualRule
 from lightning_lopt.meta.rounds import RoundSchedule
-from lightning_lopt.meta.search import DOUBT, Search, SequentialTest
+from lightning_lopt.meta.search import ERROR_RATE, Search, SequentialTest
 
 
 def rounds(search, loss, count, scale=1e-3):
@@ -127,7 +127,7 @@ def test_noise_passes_for_evidence_in_one_fit_of_twenty_at_most():
     for fit in noise:
         tried = trial()
         believed += any(tried.tell(losses, 1e-3) is not None and tried.improving for losses in fit)
-    assert 0 < believed <= DOUBT * len(noise)
+    assert 0 < believed <= ERROR_RATE * len(noise)
 
 
 def test_losses_that_are_not_finite_push_away():

@@ -35,9 +35,9 @@ def test_a_file_is_read_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (None, r'novel.txt: no such text file; give the path of one, or "stdlib"'),
-        (b"\xff\xfe" * 2000, r"novel.txt: not a text in UTF-8 \(byte 0 does not fit\); convert it"),
-        (b"short", "novel: the text has 5 characters; give one of 2000 characters or more"),
+        (None, r'novel.txt: no such text file; give the path of a text file, or "stdlib"'),
+        (b"\xff\xfe" * 2000, r"novel.txt: not a text in UTF-8 \(byte 0 is invalid\); convert it"),
+        (b"short", "novel: the text has 5 characters; give 2000 characters or more"),
         (b"a" * 3000, "novel: the text repeats one character only"),
     ],
 )

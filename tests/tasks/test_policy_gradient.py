@@ -8,7 +8,7 @@ from torch.func import grad, vmap
 from lightning_lopt.evaluation.metrics import FLOOR
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import PolicyGradientTask
-from lightning_lopt.tasks.policy_gradient import draw_visits, played
+from lightning_lopt.tasks.policy_gradient import draw_actions_and_rewards, draw_visits
 
 ROUNDS = 400
 
@@ -22,7 +22,7 @@ def test_expected_reward_is_the_mean_of_played_ones(task):
     params, whole = task.init(generator(1)), task.full_batch("train")
     policy = task.logits(params, whole["contexts"]).softmax(-1)
     chance = torch.rand(ROUNDS, 1000, 2, generator=generator(2))
-    actions, rewards = vmap(played, in_dims=(None, None, 0))(policy, whole["clicks"], chance)
+    actions, rewards = vmap(draw_actions_and_rewards, in_dims=(None, None, 0))(policy, whole["clicks"], chance)
     expected = float(task.metrics(params, whole)["reward"])
     stderr = float(rewards.std()) / rewards.numel() ** 0.5
     assert abs(float(rewards.mean()) - expected) < 4 * stderr
@@ -59,7 +59,7 @@ def test_one_context_one_step_by_hand(task):
     params, batch = task.init(generator(1)), {name: value[:2] for name, value in task.batch(generator(4)).items()}
     batch["clicks"] = torch.tensor([[1.0] * 4, [0.0] * 4])
     log_policy = task.logits(params, batch["contexts"]).log_softmax(-1)
-    actions, rewards = played(log_policy.exp(), batch["clicks"], batch["chance"])
+    actions, rewards = draw_actions_and_rewards(log_policy.exp(), batch["clicks"], batch["chance"])
     assert rewards.tolist() == [1.0, 0.0]
     wanted = -(log_policy[0, actions[0]] - log_policy[1, actions[1]]) / 2
     torch.testing.assert_close(task.surrogate(params, batch), wanted, rtol=5e-3, atol=1e-4)
@@ -74,5 +74,5 @@ def test_batches_have_chances_and_splits_have_none(task):
 def test_no_offer_beyond_the_last_is_chosen():
     """Sums of probabilities may end below 1."""
     policy = torch.tensor([[0.25, 0.25, 0.4999999]])
-    actions, _ = played(policy, torch.ones(1, 3), torch.tensor([[0.99999994, 0.5]]))
+    actions, _ = draw_actions_and_rewards(policy, torch.ones(1, 3), torch.tensor([[0.99999994, 0.5]]))
     assert actions.tolist() == [2]

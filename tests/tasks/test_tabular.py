@@ -51,7 +51,7 @@ def test_a_table_is_what_was_given():
         (X.astype(str), CLASSES, "inputs are <U"),
         (X, CLASSES[:, None], r"targets are int64 of shape \(40, 1\)"),
         (X, CLASSES[:9], "40 rows but 9 targets"),
-        (X, CLASSES * 0, "classes run from 0 to 0; number two or more from 0"),
+        (X, CLASSES * 0, "classes run from 0 to 0; number two or more classes from 0"),
         (X, CLASSES - 1, "classes run from -1 to 2"),
         (X * np.nan, CLASSES, "the table holds NaN or infinite values"),
         (X, VALUES * np.inf, "the table holds NaN or infinite values"),

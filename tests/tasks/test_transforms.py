@@ -448,7 +448,7 @@ def test_meta_training_resumes_with_what_tasks_carry(tmp_path, blobs):
         )
         with torch.random.fork_rng():  # the Trainer draws seeds of its own
             trainer.fit(module, TaskDataModule(family), ckpt_path=ckpt)
-        return module.own_groups[0].runs
+        return module.rank_groups[0].runs
 
     straight = fit(4, tmp_path)
     resumed = fit(4, tmp_path, tmp_path / "step=2.ckpt")

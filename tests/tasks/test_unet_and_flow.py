@@ -56,7 +56,7 @@ def test_a_grey_image_has_the_loss_scale(split):
 
 
 def test_unets_that_do_not_fit_are_refused(split):
-    with pytest.raises(ValueError, match="3 levels need sides that 4 divides, got 6 x 6"):
+    with pytest.raises(ValueError, match="3 levels need sides divisible by 4, got 6 x 6"):
         ImageUNetTask(*split, channels=(4, 8, 16))
     with pytest.raises(ValueError, match="multiples of 4"):
         ImageUNetTask(*split, channels=(4, 6))

@@ -16,19 +16,27 @@ from lightning_lopt.rules.base import UpdateRule
 
 
 class Compiled(Execution):
-    """Inner steps compiled: the numbers of :class:`~lightning_lopt.meta.engine.Eager` up to rounding, in fewer kernels.
+    """Compiled inner steps: results of :class:`~lightning_lopt.meta.engine.Eager` up to rounding, with fewer kernels.
 
     One inner step of all runs is compiled, once for each architecture of a task (shapes, batch size, activation) and
-    each phase of the rule (:meth:`UpdateRule.phase_of <lightning_lopt.UpdateRule.phase_of>`). It
-    pays off for few architectures with many steps each. If compiling fails, the steps of that architecture are eager
+    each phase of the rule (:meth:`UpdateRule.phase_of <lightning_lopt.UpdateRule.phase_of>`). Compiling
+    saves time for few architectures with many steps each. If compiling fails, the steps of that architecture are eager
     (:class:`~lightning_lopt.compiling.CompiledFunction`).
 
-    On CUDA, kernels that do not depend on each other are combined: 59 instead of 88 in a step of Celo2's rule.
+    On CUDA, kernels that do not depend on each other are combined: a step of Celo2's rule has 59 kernels instead of 88.
 
-    Several steps in one graph do not pay on a CPU: with Celo2's rule (the work of
-    ``examples/benchmarks/meta_throughput.py``, one thread, medians of 15) eager steps make 5,021 inner steps a
-    second, one compiled step 10,426 after 12 s of compiling, and graphs of 2, 5 and 10 steps 10,627, 11,028 and 11,147
-    after 32, 78 and 240 s.
+    Each graph is one step, since graphs of several steps compile much longer and are hardly faster on a CPU (Celo2's
+    rule, ``examples/benchmarks/meta_throughput.py``, one thread, medians of 15 measurements):
+
+    ===============  ======================  ==============
+    steps per graph  inner steps per second  compile time/s
+    ===============  ======================  ==============
+    eager            5,021                   0
+    1                10,426                  12
+    2                10,627                  32
+    5                11,028                  78
+    10               11,147                  240
+    ===============  ======================  ==============
 
     Args:
         backend: as in ``torch.compile``.
@@ -52,8 +60,8 @@ class Compiled(Execution):
 
     @property
     def uncompiled(self) -> list[str]:
-        """Why steps are not compiled, for each architecture and phase whose steps are not."""
-        return [why for function in self._functions.values() for why in function.uncompiled.values()]
+        """Reasons why steps are not compiled, one for each architecture and phase without compiled steps."""
+        return [reason for function in self._functions.values() for reason in function.uncompiled.values()]
 
     def step(self, *arguments: Any) -> SteppedRuns:
         rule, task, theta, params, _, batches, _, phase = arguments
@@ -70,5 +78,5 @@ class Compiled(Execution):
 
 @cache
 def _steps_of(phase: int | None) -> Callable[..., SteppedRuns]:
-    """A copy of :func:`advance_runs` for each phase: torch compiles a function for eight sets of arguments only."""
+    """A copy of :func:`advance_runs` for each phase, since torch compiles a function for only eight argument sets."""
     return own_copy(advance_runs)

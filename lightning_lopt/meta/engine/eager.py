@@ -1,4 +1,4 @@
-"""Eager inner steps: PyTorch launches kernel by kernel."""
+"""Eager inner steps, for which PyTorch launches kernel by kernel."""
 
 from __future__ import annotations
 

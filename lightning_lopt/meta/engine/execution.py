@@ -1,4 +1,4 @@
-"""The protocol for executions of inner steps, and a loop that makes one step after the other."""
+"""The protocol for executions of inner steps, and a loop that computes one step after the other."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ class Advanced(NamedTuple):
 
 
 class Execution(Protocol):
-    """A way to compute inner steps. Every implementation gives the numbers of :class:`Eager`, up to rounding.
+    """A way to compute inner steps. Every implementation has the results of :class:`Eager`, up to rounding.
 
     Example:
         >>> from lightning_lopt import AdamRule
         >>> from lightning_lopt.meta import Eager, PES
         >>> from lightning_lopt.tasks import Quadratic
-        >>> class Counted(Eager):  # an execution of one's own: it counts the inner steps
-        ...     made = 0
+        >>> class Counted(Eager):  # a custom execution that counts inner steps
+        ...     step_count = 0
         ...     def steps(self, rule, theta, groups, draws, steps):
-        ...         Counted.made += steps
+        ...         Counted.step_count += steps
         ...         return super().steps(rule, theta, groups, draws, steps)
         >>> rule, estimator = AdamRule(), PES(truncation=5, pairs=4)
         >>> runs = estimator.start(rule, Quadratic(torch.tensor([1.0, 4.0])), horizon=20, seed=0)
         >>> _ = estimator.estimate(rule, [runs], execution=Counted())
-        >>> Counted.made
+        >>> Counted.step_count
         5
     """
 
     def step(self, *arguments: Any) -> SteppedRuns:
-        """One step of all runs side by side; arguments as of :func:`~lightning_lopt.meta.engine.step.advance_runs`."""
+        """One step of all runs; has the arguments of :func:`~lightning_lopt.meta.engine.step.advance_runs`."""
 
     def steps(
         self, rule: UpdateRule, theta: Theta, groups: Sequence[InnerRuns], draws: Sequence[BatchDraws], steps: int
@@ -72,16 +72,16 @@ def steps_one_by_one(
     draws: Sequence[BatchDraws],
     steps: int,
 ) -> Advanced:
-    """:meth:`Execution.steps` by one call of ``step`` for each."""
+    """Compute :meth:`Execution.steps` with one call of ``step`` for each inner step."""
     params, state = joined_groups(groups)
     device, first_step = groups[0].device, groups[0].step
-    at = positions(groups, device)
+    position = positions(groups, device)
     losses: list[dict[Split, Tensor]] = []
     for number in range(first_step, first_step + steps):
         chunk = batches_of(groups, [group_draws(1) for group_draws in draws], device)
         batches: Batches = {split: {name: value[0] for name, value in batch.items()} for split, batch in chunk.items()}
-        params, state, loss = step(rule, groups[0].task, theta, params, state, batches, at, rule.phase_of(number))
-        at = at._replace(step=at.step + 1)
+        params, state, loss = step(rule, groups[0].task, theta, params, state, batches, position, rule.phase_of(number))
+        position = position._replace(step=position.step + 1)
         losses.append(loss)
     return Advanced(
         separated(groups, params, state), {split: torch.stack([loss[split] for loss in losses]) for split in losses[0]}

@@ -1,4 +1,4 @@
-"""A recorded inner step, and the memory that it reads and writes."""
+"""A recorded inner step, and the memory that this step reads and writes."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Recording:
         }
         self.losses: dict[Split, Tensor] = {}
         self.row = torch.zeros(1, dtype=torch.int64, device=device)  # index of the present batch
-        self.at = positions(groups, device)
+        self.position = positions(groups, device)
         self.replay: dict[int | None, Callable[[], object]] = {}
 
     def fits(self, rule: UpdateRule, theta: Theta, groups: Sequence[InnerRuns], splits: Sequence[Split]) -> bool:
@@ -82,13 +82,13 @@ class Recording:
             rule is self.rule
             and _addresses(rule) == self.addresses
             and all(runs.copies == self.copies for runs in groups)
-            and _alike(groups[0].params, {name: value[:size] for name, value in self.params.items()})
-            and _alike(theta, self.theta)
+            and _same_layout(groups[0].params, {name: value[:size] for name, value in self.params.items()})
+            and _same_layout(theta, self.theta)
             and splits == self.splits
         )
 
     def prepare(self, step: Callable[..., SteppedRuns], task: Task, first_step: int, steps: int) -> None:
-        """Record the phases of ``steps`` steps from step ``first_step`` on, where they are not recorded yet.
+        """Record those phases of ``steps`` steps from step ``first_step`` on that are not recorded yet.
 
         The recording has no reference to ``step``, which has the signature of
         :func:`~lightning_lopt.meta.engine.step.advance_runs`, or to ``task``, since other tasks may use it later.
@@ -107,23 +107,25 @@ class Recording:
             split: {name: value.index_select(0, self.row)[0] for name, value in batch.items()}
             for split, batch in self.batches.items()
         }
-        params, state, losses = step(self.rule, task, self.theta, self.params, self.state, batches, self.at, phase)
+        params, state, losses = step(
+            self.rule, task, self.theta, self.params, self.state, batches, self.position, phase
+        )
         overwrite([*_pairs(self.params, params), *_state_pairs(self.state, state)])
         for split, loss in losses.items():
             if split not in self.losses:
                 self.losses[split] = loss.new_zeros(self.steps_at_once, *loss.shape)
             self.losses[split].index_copy_(0, self.row, loss[None])
         self.row += 1
-        self.at.step.add_(1)
+        self.position.step.add_(1)
 
     def steps(self, theta: Theta, groups: Sequence[InnerRuns], draws: Sequence[BatchDraws], steps: int) -> Advanced:
         """As :meth:`Execution.steps <lightning_lopt.meta.engine.Execution.steps>`, after :meth:`prepare`."""
-        at = positions(groups, self.row.device)
-        inputs = [*_pairs(self.theta, theta), *zip(self.at, at, strict=True)]
+        position = positions(groups, self.row.device)
+        inputs = [*_pairs(self.theta, theta), *zip(self.position, position, strict=True)]
         for runs, (params, state) in zip(groups, self.memory_of_groups, strict=True):
             inputs += [*_pairs(params, runs.params), *_state_pairs(state, runs.state)]
-        # the results are copies, not views of this memory
-        torch._foreach_copy_([place for place, _ in inputs], [value for _, value in inputs])
+        # values never overlap this memory, since the results of earlier calls are copies
+        torch._foreach_copy_([target for target, _ in inputs], [value for _, value in inputs])
         losses: list[dict[Split, Tensor]] = []
         for offset in range(0, steps, self.steps_at_once):
             chunk = min(self.steps_at_once, steps - offset)
@@ -140,16 +142,16 @@ class Recording:
         )
 
 
-def _pairs(places: dict[str, Tensor], values: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-    return [(place, values[name]) for name, place in places.items()]
+def _pairs(targets: dict[str, Tensor], values: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    return [(target, values[name]) for name, target in targets.items()]
 
 
-def _state_pairs(places: State, values: State) -> list[tuple[Tensor, Tensor]]:
-    pairs = [pair for name, tensors in places.tensors.items() for pair in _pairs(tensors, values.tensors[name])]
-    return pairs + _pairs(places.shared, values.shared)
+def _state_pairs(targets: State, values: State) -> list[tuple[Tensor, Tensor]]:
+    pairs = [pair for name, tensors in targets.tensors.items() for pair in _pairs(tensors, values.tensors[name])]
+    return pairs + _pairs(targets.shared, values.shared)
 
 
-def _alike(tensors: dict[str, Tensor], recorded: dict[str, Tensor]) -> bool:
+def _same_layout(tensors: dict[str, Tensor], recorded: dict[str, Tensor]) -> bool:
     return tensors.keys() == recorded.keys() and all(
         value.shape == recorded[name].shape and value.dtype == recorded[name].dtype for name, value in tensors.items()
     )

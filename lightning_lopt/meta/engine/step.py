@@ -14,7 +14,7 @@ from lightning_lopt.rules.base import Params, State, StepContext, UpdateRule
 from lightning_lopt.tasks.base import Split, Task
 
 SteppedRuns = tuple[Params, State, dict[Split, Tensor]]
-"""Parameters and state after an inner step, and losses before it."""
+"""Parameters and state after an inner step, and losses before the step."""
 
 
 def inner_step(
@@ -29,9 +29,9 @@ def inner_step(
     phase: int | None = None,
     epochs: Tensor | None = None,
 ) -> SteppedRuns:
-    """One step of one inner run: new parameters, new state, and losses before the step. A pure function.
+    """One step of one inner run: new parameters, new state, and losses before the step, as a pure function.
 
-    ``batches["train"]`` makes the step; for batches of other splits only the loss is measured.
+    The step uses ``batches["train"]``; for batches of other splits, only the loss is measured.
 
     Example:
         >>> from lightning_lopt import AdamRule
@@ -59,15 +59,15 @@ def advance_runs(
     params: Params,
     state: State,
     batches: Batches,
-    at: Position,
+    position: Position,
     phase: int | None = None,
 ) -> SteppedRuns:
-    """:func:`inner_step` for all runs side by side: leading axis N on θ, parameters, state, batches, and the losses.
+    """:func:`inner_step` for all runs side by side; θ, parameters, state, batches and losses have the leading axis N.
 
-    The numbers of ``at`` are 0-dim if they are the same for all runs, or have the shape ``(N,)``; then runs at their
-    horizon do not change.
+    The tensors of ``position`` are 0-dim if all runs have the same position. If they have the shape ``(N,)``, runs at
+    their horizon do not change.
     """
-    shared = at.step.ndim == 0
+    is_shared = position.step.ndim == 0
 
     def advance_run(
         theta: Theta, params: Params, state: State, batches: Batches, step: Tensor, total_steps: Tensor, epochs: Tensor
@@ -75,12 +75,14 @@ def advance_runs(
         params_after, state_after, losses = inner_step(
             rule, theta, task, params, state, batches, step, total_steps, phase, epochs
         )
-        if not shared:
+        if not is_shared:
             is_running = step < total_steps
             params_after, state_after = tree_map(
-                lambda new, old: torch.where(is_running, new, old), (params_after, state_after), (params, state)
+                lambda after, before: torch.where(is_running, after, before),
+                (params_after, state_after),
+                (params, state),
             )
         return params_after, state_after, losses
 
-    axis = None if shared else 0
-    return vmap(advance_run, in_dims=(0, 0, 0, 0, axis, axis, axis))(theta, params, state, batches, *at)
+    axis = None if is_shared else 0
+    return vmap(advance_run, in_dims=(0, 0, 0, 0, axis, axis, axis))(theta, params, state, batches, *position)

@@ -30,7 +30,7 @@ class Estimate(NamedTuple):
         failures: for each group, the number of inner runs with a loss that is not finite, shape ``(G,)``; such a loss
             counts as the cap of :class:`MetaLoss`.
         powers: for each group, the mean squared norm of the independent terms of its gradient, shape ``(G,)``; the
-            standard error of the estimate follows from it and the squared norm of the mean.
+            standard error of the estimate follows from ``powers`` and the squared norm of the mean.
 
     Example:
         >>> from lightning_lopt import AdamRule, PES
@@ -68,8 +68,8 @@ class MetaLossValues(NamedTuple):
 class Estimator(ABC):
     """An estimator of the meta-gradient.
 
-    It has no state between two calls: its noise is derived from the seed of the inner runs, the number of their
-    truncations so far and the number of the pair, so noise is never stored and a resumed run repeats it.
+    An estimator has no state between two calls. Its noise is derived from the seed of the inner runs, the number of
+    their truncations so far and the number of the pair. Noise is never stored, and a resumed run draws the same noise.
 
     Attributes:
         name: name in cards and logs.
@@ -82,7 +82,7 @@ class Estimator(ABC):
         >>> from lightning_lopt.tasks import Quadratic
         >>> rule, estimator = AdamRule(0.001), PES(truncation=10, pairs=4)
         >>> runs = estimator.start(rule, Quadratic(torch.tensor([1.0, 4.0])), horizon=50, seed=0)
-        >>> while not runs.finished:  # an outer loop of one's own: gradient descent on θ
+        >>> while not runs.finished:  # a custom outer loop: sign descent on θ
         ...     estimate = estimator.estimate(rule, [runs])
         ...     _ = rule.log_lr.data.sub_(0.1 * estimate.gradient.sign()[0])
         ...     (runs,) = estimate.groups
@@ -111,7 +111,7 @@ class Estimator(ABC):
 
         Args:
             rule: the rule; it is not changed.
-            groups: at least one group of inner runs, of any tasks, as :meth:`start` begins them.
+            groups: at least one group of inner runs, of any tasks, begun with :meth:`start`.
             execution: how inner steps are computed.
         """
 

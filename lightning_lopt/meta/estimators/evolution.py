@@ -34,8 +34,8 @@ class EvolutionStrategies(Estimator):
 
     .. math:: g = \frac{1}{2 \sigma^2 P} \sum_p \Big( \tfrac1K \sum_{t} \Delta_{tp} \Big) \xi_p
 
-    Estimators differ in the length K of a piece, in the times at which :math:`\epsilon` is drawn anew, and in the
-    perturbation :math:`\xi` that a difference of losses is attributed to.
+    Estimators differ in the length K of a piece, in the times at which :math:`\epsilon` is drawn again, and in the
+    perturbation :math:`\xi` to which a difference of losses is attributed.
 
     Args:
         pairs: number P of antithetic pairs, >= 1.
@@ -49,7 +49,7 @@ class EvolutionStrategies(Estimator):
 
     Example:
         >>> from lightning_lopt.meta.estimators.evolution import pair_noise
-        >>> class HalfRuns(EvolutionStrategies):  # a subclass says how long a piece is, and how it is perturbed
+        >>> class HalfRuns(EvolutionStrategies):  # a subclass defines the length of a piece and its perturbation
         ...     name = "half_runs"
         ...     def _steps(self, runs):
         ...         return runs.horizon // 2
@@ -77,11 +77,11 @@ class EvolutionStrategies(Estimator):
 
     @abstractmethod
     def _steps(self, runs: InnerRuns) -> int:
-        """Length K of the next piece; the horizon may cut it short."""
+        """Length K of the next piece, which may be shortened by the horizon."""
 
     @abstractmethod
     def _perturb(self, theta: Tensor, runs: InnerRuns) -> tuple[Tensor, Tensor]:
-        """Perturbations ε of the next piece, and ξ that its differences are attributed to, shape ``(P, D)`` each."""
+        """Perturbations ε of the next piece, and ξ to which its differences are attributed, shape ``(P, D)`` each."""
 
     def _carry_on(self, runs: InnerRuns, credited: Tensor, failed: Tensor) -> InnerRuns:
         """The inner runs at the beginning of the next piece."""
@@ -96,14 +96,14 @@ class EvolutionStrategies(Estimator):
         splits = self.meta_loss.splits
         unrolled = unroll_groups(rule, named_theta(particles, rule), groups, steps, draws, splits, execution)
         terms: dict[int, _Terms] = {}
-        kinds = [(losses.shape, losses.dtype) for _, losses in unrolled]
-        for kind in dict.fromkeys(kinds):  # groups with the same number of steps are evaluated at once
-            numbers = [number for number, kind_of_group in enumerate(kinds) if kind_of_group == kind]
+        signatures = [(losses.shape, losses.dtype) for _, losses in unrolled]
+        for signature in dict.fromkeys(signatures):  # groups with the same number of steps are evaluated at once
+            numbers = [number for number, group_signature in enumerate(signatures) if group_signature == signature]
             losses = [unrolled[number][1] for number in numbers]
-            judged = self._terms(
+            group_terms = self._terms(
                 [groups[number] for number in numbers], losses, [credited[number] for number in numbers]
             )
-            terms |= zip(numbers, judged, strict=True)
+            terms |= zip(numbers, group_terms, strict=True)
         gradients, means, failed, powers = zip(*(terms[number] for number in range(len(groups))), strict=True)
         advanced = [
             self._carry_on(replace(runs, truncations=runs.truncations + 1), group_noise, group_failed)
@@ -133,7 +133,7 @@ class TruncatedEvolutionStrategies(EvolutionStrategies):
     """Evolution strategies on pieces of at most ``truncation`` inner steps.
 
     The mean of the estimates of all pieces of a run is (an estimate of) the gradient of the mean loss over its horizon;
-    the last piece is shorter, and has less weight, where ``truncation`` does not divide the horizon.
+    the last piece is shorter, and has less weight, if ``truncation`` does not divide the horizon.
 
     Args:
         truncation: inner steps K of one piece, >= 1.
@@ -175,7 +175,7 @@ def es_gradient(delta: Tensor, noise: Tensor, *, sigma: float) -> Tensor:
 def pair_noise(theta: Tensor, pairs: int, sigma: float, seed: int, draw: int) -> Tensor:
     """Gaussian perturbations of θ, shapes ``(D,)`` and ``(P, D)``: pair ``p`` of draw ``draw`` follows from ``seed``.
 
-    They are drawn on the CPU, so they are the same on every device and for every number of pairs.
+    Perturbations are drawn on the CPU, so they are the same on every device and for every number of pairs.
     """
     rows = [
         torch.randn(len(theta), generator=generator(seed, "noise", draw, pair), dtype=theta.dtype)

@@ -13,8 +13,8 @@ class FullES(EvolutionStrategies):
 
     .. math:: g = \frac{1}{2 \sigma^2 P} \sum_p \Big( \tfrac1T \sum_t \Delta_{tp} \Big) \epsilon_p
 
-    Unbiased for :math:`\nabla_\theta\, \mathbb E_\epsilon \tfrac1T \sum_t L_t(\theta + \epsilon)`; one estimate costs
-    a whole run, so θ changes rarely.
+    The estimate is unbiased for :math:`\nabla_\theta\, \mathbb E_\epsilon \tfrac1T \sum_t L_t(\theta + \epsilon)`. One
+    estimate costs a whole run, so θ changes rarely.
 
     References: Salimans et al. 2017, https://arxiv.org/abs/1703.03864; Metz et al. 2019,
     https://arxiv.org/abs/1810.10180.

@@ -1,4 +1,4 @@
-"""Evolution strategies with one perturbation for a whole inner run, and an estimate after each piece of it."""
+"""Evolution strategies with one perturbation for a whole inner run, and an estimate after each piece of the run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ class NRES(TruncatedEvolutionStrategies):
         \epsilon_p \text{ drawn once for each run}
 
     The estimates of a run average to that of :class:`FullES`, and are unbiased for the same smoothed loss, but θ
-    changes after every truncation. The variance does not grow with the number of truncations in a run, as that of
-    :class:`PES` does. Runs should be out of phase, as :class:`~lightning_lopt.meta.Horizons` staggers them.
+    changes after every truncation. The variance does not grow with the number of truncations in a run, unlike
+    the variance of :class:`PES`. Runs should be out of phase, see ``staggered`` of
+    :class:`~lightning_lopt.meta.Horizons`.
 
     References: Li et al. 2023, https://arxiv.org/abs/2304.12180.
 

@@ -16,10 +16,11 @@ class PES(TruncatedEvolutionStrategies):
     .. math:: g = \frac{1}{2 \sigma^2 P} \sum_p \Big( \tfrac1K \sum_{t} \Delta_{tp} \Big) \xi_p, \qquad
         \xi_p = \sum_{\text{truncations so far}} \epsilon_p
 
-    Each truncation perturbs θ anew, and each difference of losses is attributed to the sum of all perturbations since
-    the run began. The estimates of all truncations of a run add up to an unbiased estimate of the gradient of
-    :math:`\tfrac1K \sum_{t \le T} \mathbb E\, L_t`, K being the truncation length. Each particle of a pair continues
-    its own inner run in the next truncation. The variance grows with the number of truncations in a run.
+    Each truncation draws a new perturbation of θ, and each difference of losses is attributed to the
+    sum of all perturbations since the run began. The estimates of all truncations of a run add up to an unbiased
+    estimate of the gradient of :math:`\tfrac1K \sum_{t \le T} \mathbb E\, L_t`, where K is the truncation length. Each
+    particle of a pair continues its own inner run in the next truncation. The variance grows with the number of
+    truncations in a run.
 
     References: Vicol et al. 2021, https://arxiv.org/abs/2112.13835.
 

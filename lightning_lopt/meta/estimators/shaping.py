@@ -14,7 +14,7 @@ def check_shaping(shaping: Shaping) -> Shaping:
     """``shaping``, after a check that it is a known name.
 
     Raises:
-        ValueError: if it is not.
+        ValueError: if ``shaping`` is unknown.
     """
     if shaping not in get_args(Shaping):
         raise ValueError(f"shaping must be one of {get_args(Shaping)}, got {shaping!r}.")
@@ -22,14 +22,15 @@ def check_shaping(shaping: Shaping) -> Shaping:
 
 
 def shape_differences(delta: Tensor, shaping: Shaping) -> Tensor:
-    r"""Loss differences of antithetic pairs, unchanged or made robust to outliers at the price of a bias.
+    r"""Loss differences of antithetic pairs, unchanged, or robust to outliers but with a bias.
 
     - ``"none"``: unchanged; the estimate keeps its unit and its expectation.
     - ``"sign"``: :math:`\operatorname{sign}(\Delta_p)`.
     - ``"rank"``: the rank of :math:`\Delta_p` among the 2 P differences :math:`\pm\Delta`, centred and scaled to
       (-1, 1). Exchanging the particles of a pair changes only the sign; a difference of 0 stays 0.
 
-    The last two remove the unit of the gradient, so they need an outer optimizer that does not depend on it (Adam).
+    ``"sign"`` and ``"rank"`` remove the unit of the gradient, so they need an outer optimizer that does not depend on
+    this unit (Adam).
 
     Args:
         delta: loss under +ε minus loss under -ε, shape ``(..., P)``, finite.

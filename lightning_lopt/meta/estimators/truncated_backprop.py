@@ -29,9 +29,9 @@ class TruncatedBackprop(Estimator):
     .. math:: g = \frac1R \sum_r \nabla_\theta\, \tfrac1K \sum_{t} L_{tr}
 
     with R inner runs side by side, all at θ. The state before the truncation counts as a constant, which gives the
-    short-horizon bias. The gradient is exact if ``truncation`` is the whole horizon; but then the gradients of a
-    chaotic run explode, and losses that are not smooth are not smoothed, as they are by evolution strategies. Memory
-    grows with ``truncation``, not with the horizon. A run whose gradient is not finite is left out.
+    short-horizon bias. The gradient is exact if ``truncation`` is the whole horizon, but then the gradients of a
+    chaotic run explode. Unlike evolution strategies, backpropagation does not smooth the losses. Memory grows with
+    ``truncation``, not with the horizon. A run whose gradient is not finite is left out.
 
     Args:
         truncation: inner steps K of one piece, >= 1.
@@ -39,7 +39,8 @@ class TruncatedBackprop(Estimator):
         meta_loss: the meta-loss, which is minimised; the mean training loss by default. Above its cap the gradient is
             0.
         clip: largest norm of the gradient that flows from one inner step to the step before it, over all parameters
-            and state of a run, > 0; ``None`` for none. Limits the gradients of a chaotic run at the price of a bias.
+            and state of a run, > 0; ``None`` for none. Clipping limits the gradients of a chaotic run, but
+            biases the estimate.
 
     Raises:
         ValueError: if a number is out of range.
@@ -92,27 +93,27 @@ class TruncatedBackprop(Estimator):
         row = theta_row(rule).detach()
         theta = row.expand(self.particles, len(row)).clone().requires_grad_()
         draws = generator(runs.seed, "batches", runs.truncations)
-        advanced, pieces = runs, []
+        advanced, step_losses = runs, []
         with torch.enable_grad():
             particles = named_theta(theta, rule)
             for _ in range(min(self.truncation, runs.horizon - runs.step)):
                 advanced, losses = unroll(rule, particles, advanced, 1, draws, self.meta_loss.splits, execution)
                 if self.clip is not None:
                     advanced = _clip_backward(advanced, self.clip)
-                pieces.append(losses)
-            (values,), (mean,), (failed,) = self._meta_loss_values([torch.cat(pieces, dim=1)], [runs])
-            total = torch.nan_to_num(values).sum() / self.truncation
-        rows = torch.zeros_like(theta)
-        if total.requires_grad:  # the first loss of a truncation does not depend on θ
-            (rows,) = torch.autograd.grad(total, theta, materialize_grads=True)
-        finite = squared_norms([rows]).isfinite()
-        rows = torch.where(finite[:, None], rows, 0.0)
+                step_losses.append(losses)
+            (values,), (mean,), (failed,) = self._meta_loss_values([torch.cat(step_losses, dim=1)], [runs])
+            objective = torch.nan_to_num(values).sum() / self.truncation
+        run_gradients = torch.zeros_like(theta)
+        if objective.requires_grad:  # the first loss of a truncation does not depend on θ
+            (run_gradients,) = torch.autograd.grad(objective, theta, materialize_grads=True)
+        is_finite = squared_norms([run_gradients]).isfinite()
+        run_gradients = torch.where(is_finite[:, None], run_gradients, 0.0)
         advanced = replace(map_runs(advanced, Tensor.detach), truncations=runs.truncations + 1)
-        return rows.mean(0), mean, advanced, (failed | ~finite).sum(), squared_norms([rows]).mean()
+        return run_gradients.mean(0), mean, advanced, (failed | ~is_finite).sum(), squared_norms([run_gradients]).mean()
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
-    """``values`` of shape ``(R,)`` with as many further axes as ``like`` has."""
+    """``values`` of shape ``(R,)`` with axes of length 1 added, up to the number of axes of ``like``."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 

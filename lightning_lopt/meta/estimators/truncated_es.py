@@ -1,4 +1,4 @@
-"""Evolution strategies on pieces of inner runs, each with an estimate from its own losses alone."""
+"""Evolution strategies on pieces of inner runs, with an estimate for each piece from its own losses alone."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class TruncatedES(TruncatedEvolutionStrategies):
 
     .. math:: g = \frac{1}{2 \sigma^2 P} \sum_p \Big( \tfrac1K \sum_{t} \Delta_{tp} \Big) \epsilon_p
 
-    Both particles of a pair begin a truncation at the same inner state, and both continue from that of the ``+``
-    particle (of the ``-`` particle if the other failed). Effects of θ from before the truncation are not attributed to
-    it, which gives the short-horizon bias. Unbiased if ``truncation`` is the whole horizon.
+    Both particles of a pair begin a truncation at the same inner state, and both continue from the state of the ``+``
+    particle (of the ``-`` particle if the ``+`` particle failed). The estimate ignores how θ affected the state before
+    the truncation, which gives the short-horizon bias. It is unbiased if ``truncation`` is the whole horizon.
 
     References: Metz et al. 2019, https://arxiv.org/abs/1810.10180; Wu et al. 2018, https://arxiv.org/abs/1803.02021
     (the bias).

@@ -1,4 +1,4 @@
-"""Fine-tuning: pretrained networks, and new tasks with few examples for them."""
+"""Fine-tuning: pretrained networks, and new tasks with few examples for these networks."""
 
 from lightning_lopt.tasks.finetune.family import FineTuneFamily
 from lightning_lopt.tasks.finetune.images import FineTuneImages

@@ -1,4 +1,4 @@
-r"""Low-rank adapters: a frozen matrix plus the product of two small trained ones (LoRA).
+r"""Low-rank adapters: a frozen matrix plus the product of two small trained matrices (LoRA).
 
 .. math:: W' = W + \frac{\alpha}{r} B A, \qquad W \in R^{o \times i},\; B \in R^{o \times r},\; A \in R^{r \times i}
 
@@ -17,14 +17,14 @@ from torch import Tensor
 
 from lightning_lopt.rules.base import Params, Role
 
-SCALE = 2.0  # alpha / r, as in the authors' recipes
+SCALE = 2.0  # alpha / r, as in the recipes of the authors
 A, B = ".lora_a", ".lora_b"
-"""Endings of the names of the two factors; what precedes them is the name of the frozen matrix."""
+"""Suffixes of the names of the two factors; the part before the suffix is the name of the frozen matrix."""
 
 
 def adapter_roles(names: Sequence[str]) -> dict[str, Role]:
     """Role of each factor of the adapters of the matrices ``names``."""
-    return {name + ending: "matrix" for name in names for ending in (A, B)}
+    return {name + suffix: "matrix" for name in names for suffix in (A, B)}
 
 
 def draw_adapters(matrices: Mapping[str, Tensor], rank: int, generator: torch.Generator) -> Params:
@@ -44,7 +44,7 @@ def draw_adapters(matrices: Mapping[str, Tensor], rank: int, generator: torch.Ge
 
 
 def adapted(matrices: Mapping[str, Tensor], params: Params) -> Params:
-    """The matrices with their adapters added, each in its own shape."""
+    """The matrices plus their adapters, in the shapes of the matrices."""
     return {
         name: matrix + SCALE * (params[name + B] @ params[name + A]).reshape(matrix.shape)
         for name, matrix in matrices.items()

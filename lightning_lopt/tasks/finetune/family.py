@@ -1,4 +1,4 @@
-"""The common part of families of fine-tuning tasks: draws of a pretrained network, and of the part that is trained."""
+"""The common part of families of fine-tuning tasks: draws of a pretrained network and of its trained part."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Body(Generic[Source]):
     """A pretrained network, the common start of several tasks.
 
     Attributes:
-        pretraining: computes its parameters at first use.
+        pretraining: computes the parameters of the network at first use.
         settings: keyword arguments of its architecture, also for the network of a new task.
-        source: data that the family draws the new tasks from.
-        label: short name.
-        names: as ``body`` of :class:`~lightning_lopt.tasks.finetune.FineTuneTask`.
-        config: settings that were drawn for it, JSON values only.
+        source: data from which the family draws the new tasks.
+        label: short name of the network.
+        names: the argument ``body`` of :class:`~lightning_lopt.tasks.finetune.FineTuneTask`.
+        config: settings that were drawn for the network, JSON values only.
     """
 
     pretraining: Pretraining
@@ -47,12 +47,12 @@ class Body(Generic[Source]):
 class FineTuneFamily(ModelFamily, Generic[Source]):
     """Tasks of few examples for a small number of pretrained networks.
 
-    The networks are numbered; each is drawn from its number alone, and pretrained when a task that starts from it first
-    needs parameters (seconds each, once in a process).
+    The networks are numbered, and each network is drawn from its number alone. A network is pretrained when a task
+    needs its parameters for the first time; this takes seconds, once in a process.
 
     Args:
         bodies: number of pretrained networks to draw from, >= 1.
-        steps: steps of their pretraining, >= 1.
+        steps: steps of each pretraining, >= 1.
         trained: some of :data:`TRAINED` to draw from.
         ranks: ranks of the adapters to draw from.
         options: ``activations``, ``batch_sizes``, ``schemes``, ``init_scales`` of
@@ -99,7 +99,7 @@ class FineTuneFamily(ModelFamily, Generic[Source]):
         return FineTuneTask(task, body.pretraining, body=names, frozen=frozen, rank=rank)
 
     def new_task_name(self, body: Body[Source], batch_size: int, generator: torch.Generator) -> str:
-        """A name with a random tag, since many tasks start from the same network."""
+        """A task name with a random tag, since many tasks start from the same network."""
         return f"{self.name}/{body.label}~{integer(0, 16**6, generator):06x}/b{batch_size}"
 
     def draw_architecture(self, generator: torch.Generator) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class FineTuneFamily(ModelFamily, Generic[Source]):
 
     @abstractmethod
     def _draw_body(self, generator: torch.Generator, number: int) -> Body[Source]:
-        """Draw a network and the task that it is pretrained on."""
+        """Draw a network and the task of its pretraining."""
 
     @abstractmethod
     def _draw_task(self, body: Body[Source], batch_size: int, generator: torch.Generator) -> Task:

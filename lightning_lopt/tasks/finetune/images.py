@@ -1,4 +1,4 @@
-"""Fine-tuning on images: other classes, other images, and classifiers whose body is that of an autoencoder."""
+"""Fine-tuning on images: new classes, changed images, and classifiers with the body of an autoencoder."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ MAX_OLD = 5000  # images for pretraining
 
 
 class FineTuneImages(FineTuneFamily[tuple[LabelledImages, LabelledImages]]):
-    """Image classifiers with a pretrained body and a fresh head.
+    """Image classifiers with a pretrained body and a new head.
 
     A network is pretrained on about half of the classes. A new task has a few images of each of the *other* classes, or
-    of the *same* ones with another contrast, noise and, in some tasks, the sign changed.
+    of the *same* classes with another contrast, with noise and, in some tasks, with the opposite sign.
 
     Args:
         data: one or several sources of images with at least four classes each; ``None`` means the handwritten digits
@@ -57,7 +57,7 @@ class FineTuneImages(FineTuneFamily[tuple[LabelledImages, LabelledImages]]):
         >>> images = LabelledImages.from_arrays(torch.rand(200, 8, 8), torch.arange(200) % 10, "mine")
         >>> family = FineTuneImages(images, networks=("mlp",), widths=(8,), shots=(2, 4), bodies=1, steps=5)
         >>> task = family.sample(torch.Generator().manual_seed(0))  # bodies=8 and steps=400 by default
-        >>> task.head  # drawn anew in each run; the body begins at pretrained values
+        >>> task.head  # drawn in each run; the body starts at pretrained values
         ('layers.2.weight', 'layers.2.bias')
     """
 
@@ -80,7 +80,7 @@ class FineTuneImages(FineTuneFamily[tuple[LabelledImages, LabelledImages]]):
             "widths": check_size_options(widths, "widths"),
         }
         self.max_valid = max_valid
-        self.sources: list[LabelledImages | None] = []  # None: synthetic images, drawn anew for each network
+        self.sources: list[LabelledImages | None] = []  # None: synthetic images, drawn for each network
         for source in [load_digits_data(), None] if data is None else resolve(data):
             if source is not None and source.classes < 4:
                 raise ValueError(f"{source.name}: {source.classes} classes; give images of at least four classes.")
@@ -95,30 +95,37 @@ class FineTuneImages(FineTuneFamily[tuple[LabelledImages, LabelledImages]]):
     def _draw_body(self, generator: torch.Generator, number: int) -> Body[tuple[LabelledImages, LabelledImages]]:
         drawn_source = choice(self.sources, generator)
         source = draw_images(generator, parts=8, noise=0.3) if drawn_source is None else drawn_source
-        kind = self.pick("networks", generator)
-        settings = self.draw_architecture(generator) | self._architecture(kind, generator)
+        network_name = self.pick("networks", generator)
+        settings = self.draw_architecture(generator) | self._architecture(network_name, generator)
         order = torch.randperm(source.classes, generator=generator)
         half = (source.classes + 1) // 2
         old_classes, new_classes = of_classes(source, order[:half]), of_classes(source, order[half:])
         train, valid = old_classes.split(0.1, generator, self.max_valid)
         train = train.take(torch.arange(min(len(train), MAX_OLD)))
         names = None
-        if kind == "autoencoder":
+        if network_name == "autoencoder":
             code = {"code": settings["widths"][-1] // 2, "corruption": 0.5}
             task: Task = ImageAutoencoderTask(train, valid, **settings, **code, name=f"{source.name}-old")
             layers = range(len(settings["widths"]))
             names = {f"layers.{i}.{part}": f"encoder.{i}.{part}" for i in layers for part in ("weight", "bias")}
         else:
-            task = NETWORKS[kind](train, valid, **settings, name=f"{source.name}-old")
-        config = {"data": source.name, "network": kind, "number": number, "old": order[:half].tolist()} | settings
+            task = NETWORKS[network_name](train, valid, **settings, name=f"{source.name}-old")
+        config = {
+            "data": source.name,
+            "network": network_name,
+            "number": number,
+            "old": order[:half].tolist(),
+        } | settings
         pretraining = Pretraining(task, self.steps, seed=number)
-        return Body(pretraining, settings, (old_classes, new_classes), f"{source.name}-{kind}{number}", names, config)
+        return Body(
+            pretraining, settings, (old_classes, new_classes), f"{source.name}-{network_name}{number}", names, config
+        )
 
-    def _architecture(self, kind: str, generator: torch.Generator) -> dict[str, Any]:
+    def _architecture(self, network_name: str, generator: torch.Generator) -> dict[str, Any]:
         widths = [self.pick("widths", generator) for _ in range(integer(1, 3, generator))]
-        if kind == "cnn":
+        if network_name == "cnn":
             return {"channels": [max(width // 2, 4) for width in widths], "readout": "flatten"}
-        if kind == "vit":
+        if network_name == "vit":
             return {"grid": 3, "width": widths[0], "depth": len(widths)}
         return {"widths": [2 * width for width in widths]}
 

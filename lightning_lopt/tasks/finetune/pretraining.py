@@ -1,4 +1,4 @@
-"""Pretraining: parameters trained by AdamW on one task, as the start of another task."""
+"""Pretraining: AdamW trains parameters on one task, and another task starts from these parameters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_lopt.tasks.base import Batch, Task
 WARM_UP = 0.1  # share of the steps
 WEIGHT_DECAY = 0.01
 
-_PRETRAINED: dict[str, Params] = {}  # cache of this process, by the hash of a pretraining
+_PRETRAINED: dict[str, Params] = {}  # cache of this process; keys are hashes of pretrainings
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +25,8 @@ class Pretraining:
     """A pretraining: ``steps`` steps of AdamW on ``task``, with warm-up and linear decay of the learning rate.
 
     Attributes:
-        task: the task that the parameters are trained on.
-        steps: training steps, >= 0; with 0 the parameters are the initial ones.
+        task: the task of the pretraining.
+        steps: training steps, >= 0; with 0 steps, the parameters are the initial parameters.
         lr: largest learning rate, > 0.
         seed: seed of the initial parameters and of the mini-batches.
 
@@ -53,8 +53,8 @@ class Pretraining:
     def params(self) -> Params:
         """The parameters after the last step, float32; computed at the first call in a process, then cached.
 
-        The steps are computed in double precision on the CPU, so that another machine gets the same float32 numbers up
-        to their last digits, although AdamW enlarges rounding errors.
+        The steps are computed in double precision on the CPU, so that all machines get the same float32 numbers except
+        for their last digits, although AdamW enlarges rounding errors.
         """
         key = self.key()
         if key not in _PRETRAINED:
@@ -62,7 +62,7 @@ class Pretraining:
         return {name: value.clone() for name, value in _PRETRAINED[key].items()}
 
     def key(self) -> str:
-        """A hash of everything that the result depends on: settings, data, and the first gradient of the network."""
+        """A hash of everything on which the result depends: settings, data, and the first gradient of the network."""
         batch = _in_double(self.task.batch(generator(self.seed, "pretraining")))
         params = self._initial()
         content = hashlib.sha256(repr((self.steps, self.lr, self.seed, self.task.roles)).encode())
@@ -72,8 +72,8 @@ class Pretraining:
         return content.hexdigest()
 
     def _initial(self) -> Params:
-        drawn = self.task.init(generator(self.seed, "pretraining", "init"))
-        return {name: value.double() for name, value in drawn.items()}
+        initial_params = self.task.init(generator(self.seed, "pretraining", "init"))
+        return {name: value.double() for name, value in initial_params.items()}
 
     def _train(self) -> Params:
         params = {name: value.requires_grad_() for name, value in self._initial().items()}

@@ -16,13 +16,14 @@ from lightning_lopt.tasks.finetune.pretraining import Pretraining
 from lightning_lopt.tasks.finetune.teachers import NAME, related_table, teacher_table
 from lightning_lopt.tasks.tabular import TabularTask, with_noise
 
-OLD_ROWS, OLD_OUTPUTS, VALID = 6000, 32, 512  # as many outputs as hidden units: all of these are needed
+OLD_ROWS, OLD_OUTPUTS, VALID = 6000, 32, 512  # 32 outputs need all hidden units (at most 32 by default)
 
 
 class FineTuneStudents(FineTuneFamily[Params]):
-    """Perceptrons pretrained on the outputs of a random network, and few rows of another with the same hidden layers.
+    """Perceptrons pretrained on outputs of a random network; new tasks have few rows of a related random network.
 
-    The targets of a new task are values or classes (the largest output); some tasks have noise in the training targets.
+    The related network has the same hidden layers. The targets of a new task are values or classes (the largest
+    output); some tasks have noise in the training targets.
 
     Args:
         dims: numbers of inputs to draw from.
@@ -79,17 +80,17 @@ class FineTuneStudents(FineTuneFamily[Params]):
 
     def _draw_task(self, body: Body[Params], batch_size: int, generator: torch.Generator) -> Task:
         classify = chance(0.5, generator)
-        new: dict[str, Any] = {
+        new_settings: dict[str, Any] = {
             "outputs": max(self.pick("outputs", generator), 2 if classify else 1),
             "rows": self.between("rows", generator),
             "noise": round(uniform(0.0, 0.3, generator), 3) if chance(0.5, generator) else 0.0,
             "objective": "cross_entropy" if classify else choice(("squared", "huber"), generator),
         }
-        activation, rows = body.settings["activation"], new["rows"] + VALID
-        table = related_table(body.source, generator, new["outputs"], activation, rows, classify=classify)
+        activation, rows = body.settings["activation"], new_settings["rows"] + VALID
+        table = related_table(body.source, generator, new_settings["outputs"], activation, rows, classify=classify)
         train, valid = table.cut(VALID)
-        train = with_noise(train, new["noise"], generator)
+        train = with_noise(train, new_settings["noise"], generator)
         name = self.new_task_name(body, batch_size, generator)
-        config = {"family": self.name, "batch_size": batch_size, "new": new} | body.config
+        config = {"family": self.name, "batch_size": batch_size, "new": new_settings} | body.config
         options = body.settings | {"batch_size": batch_size, "name": name, "config": config}
-        return TabularTask(train, valid, objective=new["objective"], **options)
+        return TabularTask(train, valid, objective=new_settings["objective"], **options)

@@ -1,4 +1,4 @@
-"""Synthetic images whose classes share their parts, so that features of some classes are useful for others."""
+"""Synthetic images whose classes share their parts, so that features of some classes are useful for other classes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def draw_images(
     per_class: int = 3,
     noise: float = 0.5,
 ) -> LabelledImages:
-    """Grey images: each class has some of a common set of smooth parts, at positions that belong to the class.
+    """Grey images, in which each class has some of a common set of smooth parts, at positions of this class.
 
-    In each image every part is moved by up to one pixel and has a random contrast of either sign, one random part is at
-    a random position, and pixels have noise. The sign does not depend on the class, which a network can learn only from
-    many images.
+    In each image, every part is moved by up to one pixel and has a random contrast of either sign; one more random part
+    is at a random position, and pixels have noise. The sign does not depend on the class; a network can learn this only
+    from many images.
 
     Args:
         generator: random generator of all draws.
@@ -35,7 +35,7 @@ def draw_images(
         examples: number of images, in the order of classes 0, 1, ..., 0, 1, ...
         size: pixels along a side, > 5.
         parts: number of different parts.
-        per_class: parts of one class.
+        per_class: number of parts of one class.
         noise: standard deviation of the noise of a pixel.
 
     Returns:
@@ -44,18 +44,18 @@ def draw_images(
     Raises:
         ValueError: if ``size`` is too small for a part.
     """
-    places = size - PART + 1
-    if places < 2:
+    position_count = size - PART + 1
+    if position_count < 2:
         raise ValueError(f"size must be at least {PART + 1} pixels, got {size!r}.")
     shapes = F.avg_pool2d(torch.randn(parts, 1, PART + 2, PART + 2, generator=generator), 3, 1).flatten(1)
     shapes = shapes / shapes.square().mean(1, keepdim=True).sqrt()
     shape_index = torch.stack([torch.randperm(parts, generator=generator)[:per_class] for _ in range(classes)])
-    positions = torch.randint(places, (classes, per_class, 2), generator=generator)
+    positions = torch.randint(position_count, (classes, per_class, 2), generator=generator)
     targets = torch.arange(examples) % classes
     shape_index = torch.cat([shape_index[targets], torch.randint(parts, (examples, 1), generator=generator)], 1)
-    moved = positions[targets] + torch.randint(-1, 2, (examples, per_class, 2), generator=generator)
-    anywhere = torch.randint(places, (examples, 1, 2), generator=generator)
-    corners = torch.cat([moved.clamp(0, places - 1), anywhere], 1)
+    shifted_positions = positions[targets] + torch.randint(-1, 2, (examples, per_class, 2), generator=generator)
+    random_positions = torch.randint(position_count, (examples, 1, 2), generator=generator)
+    corners = torch.cat([shifted_positions.clamp(0, position_count - 1), random_positions], 1)
     sign = 2 * torch.randint(2, (examples, per_class + 1, 1), generator=generator) - 1
     contrast = sign * (0.6 + 0.8 * torch.rand(examples, per_class + 1, 1, generator=generator))
     pixels = (size * torch.arange(PART)[:, None] + torch.arange(PART)).flatten()
@@ -66,25 +66,25 @@ def draw_images(
 
 
 def of_classes(data: LabelledImages, classes: Tensor) -> LabelledImages:
-    """The images of some classes, numbered anew in the order in which they are given.
+    """The images of some classes, which are renumbered in the given order.
 
     Args:
         data: the images.
         classes: two or more different classes, int64, shape ``(K,)``.
     """
-    number = torch.full((data.classes,), -1, dtype=torch.int64)
-    number[classes] = torch.arange(len(classes))
-    selected = data.take(torch.nonzero(number[data.targets] >= 0).squeeze(1))
-    return replace(selected, targets=number[selected.targets], classes=len(classes))
+    new_number = torch.full((data.classes,), -1, dtype=torch.int64)
+    new_number[classes] = torch.arange(len(classes))
+    selected = data.take(torch.nonzero(new_number[data.targets] >= 0).squeeze(1))
+    return replace(selected, targets=new_number[selected.targets], classes=len(classes))
 
 
 def few_of_each(
     data: LabelledImages, shots: int, generator: torch.Generator, max_valid: int = 512
 ) -> tuple[LabelledImages, LabelledImages]:
-    """A few images of each class to train on, and others held out.
+    """A few images of each class to train on, and other images that are held out.
 
     Args:
-        data: the images; each class has more than ``shots`` of them where all are to be held out as well.
+        data: the images, at least two of each class.
         shots: training images of each class, >= 1; a class with fewer than twice as many gives half of its images.
         generator: random generator on the CPU.
         max_valid: upper bound on the number of held-out images.

@@ -20,29 +20,29 @@ from lightning_lopt.tasks.transforms.parts import FrozenTask
 
 
 class FineTuneTask(TransformedTask):
-    r"""Training of a network whose *body* begins at pretrained values and whose *head* is drawn anew for every run.
+    r"""Training of a network whose *body* starts at pretrained values and whose *head* is drawn for every run.
 
-    The parameters contain only tensors that are trained; frozen tensors belong to the task, as its data do. Besides the
-    metrics of ``task`` there is ``"body_moved"``, the relative distance of the weights of the body (matrices, kernels,
+    The parameters contain only tensors that are trained; frozen tensors belong to the task, as its data do. The metrics
+    are those of ``task`` and ``"body_moved"``, the relative distance of the weights of the body (matrices, kernels,
     tables; not biases and normalisations) from their pretrained values:
 
     .. math:: \sqrt{\sum_i \lVert W_i - W_i^0 \rVert^2} \Big/ \sqrt{\sum_i \lVert W_i^0 \rVert^2}
 
     Args:
         task: the new task, with a network that shares tensors with the pretrained one.
-        pretraining: pretraining of the body; it is carried out when parameters are first needed.
-        body: names of the task's tensors that begin at pretrained values, and their names in the pretraining. ``None``
-            takes every tensor that has the same name and shape there, but for those of the head.
+        pretraining: pretraining of the body, which is computed when parameters are first needed.
+        body: names of the task's tensors that start at pretrained values, and their names in the pretraining. ``None``
+            takes every tensor that has the same name and shape in both networks, except the tensors of the head.
         frozen: names of tensors of the body that keep their values.
         rank: r > 0 freezes the whole body and trains low-rank adapters of its matrices and kernels instead, see
             :mod:`~lightning_lopt.tasks.finetune.adapters`.
 
     Attributes:
         body: names of the tensors with pretrained values, and their names in the pretraining.
-        head: names of the task's tensors that are drawn anew.
+        head: names of the task's tensors that are drawn for every run.
 
     Raises:
-        ValueError: if a name is unknown, a shape differs, nothing is shared, or both ``frozen`` and ``rank`` are given.
+        ValueError: if a name is unknown, a shape differs, no tensor is shared, or ``frozen`` and ``rank`` are given.
 
     Example:
         >>> from lightning_lopt.tasks import ImageMLPTask
@@ -63,21 +63,21 @@ class FineTuneTask(TransformedTask):
         frozen: Sequence[str] = (),
         rank: int = 0,
     ) -> None:
-        drawn, pretrained = (either.init(derived_generator(0, "shapes")) for either in (task, pretraining.task))
+        initial, pretrained = (each_task.init(derived_generator(0, "shapes")) for each_task in (task, pretraining.task))
         if body is None:
-            heads = head_names(task)
+            head_tensors = head_names(task)
             matching_names = (
-                name for name in drawn if name in pretrained and drawn[name].shape == pretrained[name].shape
+                name for name in initial if name in pretrained and initial[name].shape == pretrained[name].shape
             )
-            body = {name: name for name in matching_names if name not in heads}
+            body = {name: name for name in matching_names if name not in head_tensors}
         for name, source in body.items():
-            if name not in drawn or source not in pretrained or drawn[name].shape != pretrained[source].shape:
+            if name not in initial or source not in pretrained or initial[name].shape != pretrained[source].shape:
                 raise ValueError(
-                    f"body maps {name!r} to {source!r}, but {task.name} has {_shape(drawn, name)} and "
+                    f"body maps {name!r} to {source!r}, but {task.name} has {_shape(initial, name)} and "
                     f"{pretraining.task.name} has {_shape(pretrained, source)}; map tensors of the same shape."
                 )
         if not body:
-            raise ValueError(f"{task.name} shares no tensor with {pretraining.task.name}; give two alike networks.")
+            raise ValueError(f"{task.name} shares no tensor with {pretraining.task.name}; give two similar networks.")
         if frozen and rank:
             raise ValueError(f"rank={rank} freezes the whole body; leave frozen empty, got {list(frozen)!r}.")
         if not set(frozen) <= body.keys():
@@ -107,7 +107,7 @@ class FineTuneTask(TransformedTask):
 
     @property
     def start(self) -> Params:
-        """The pretrained body by name, made at the first call, which must not be inside ``vmap``."""
+        """The pretrained body by name, which is computed at the first call; this call must not be inside ``vmap``."""
         if self._start is None:
             params = self.pretraining.params()
             self._start = {name: params[source] for name, source in self.body.items()}
@@ -117,13 +117,13 @@ class FineTuneTask(TransformedTask):
         return self.__dict__ | {"_start": self.start}  # so that another process does not pretrain again
 
     def init(self, generator: torch.Generator) -> Params:
-        drawn = self.task.init(generator) | {name: value.clone() for name, value in self.start.items()}
+        initial_params = self.task.init(generator) | {name: value.clone() for name, value in self.start.items()}
         matrices = {name: self.start[name] for name in self.matrices}
         factors = draw_adapters(matrices, self.rank, generator)
-        return {name: value for name, value in drawn.items() if name not in self.frozen} | factors
+        return {name: value for name, value in initial_params.items() if name not in self.frozen} | factors
 
     def inner(self, params: Params) -> Params:
-        """All tensors of the network: trained ones, frozen ones, and matrices with their adapters."""
+        """All tensors of the network: trained tensors, frozen tensors, and matrices plus their adapters."""
         device = next(iter(params.values())).device
         frozen = {name: cached_on(self.start[name], device) for name in self.frozen}
         trained = {name: value for name, value in params.items() if name in self.task.roles}
@@ -138,11 +138,11 @@ class FineTuneTask(TransformedTask):
 
     def body_moved(self, params: Params) -> Tensor:
         """Distance of the body's weights from their pretrained values, 0-dim, divided by the norm of those values."""
-        present = self.inner(params)
+        current_params = self.inner(params)
         weights = [name for name in self.body if self.task.roles[name] != "vector"]
-        start = {name: cached_on(self.start[name], present[name].device) for name in weights}
-        moved = torch.stack([(present[name] - start[name]).square().sum() for name in weights]).sum()
-        return (moved / torch.stack([start[name].square().sum() for name in weights]).sum()).sqrt()
+        start = {name: cached_on(self.start[name], current_params[name].device) for name in weights}
+        squared_distance = torch.stack([(current_params[name] - start[name]).square().sum() for name in weights]).sum()
+        return (squared_distance / torch.stack([start[name].square().sum() for name in weights]).sum()).sqrt()
 
 
 def head_names(task: Task) -> tuple[str, ...]:
@@ -152,7 +152,7 @@ def head_names(task: Task) -> tuple[str, ...]:
 
 
 def head_alone(task: Task) -> Task:
-    """The task with all tensors frozen except the last layer, and with the same initial values and mini-batches.
+    """The task with all tensors frozen except in the last layer; initial values and mini-batches do not change.
 
     Raises:
         ValueError: if no tensor has the role ``"head"``.

@@ -1,4 +1,4 @@
-"""Fine-tuning on text: character models that were pretrained on one text, and a short part of another."""
+"""Fine-tuning on text: character models that were pretrained on one text, and a short part of another text."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ MAX_OLD, MAX_VALID = 60_000, 6_000
 
 
 class FineTuneTexts(FineTuneFamily[str]):
-    """Character models with a pretrained body and a fresh head.
+    """Character models with a pretrained body and a new head.
 
     A network is pretrained on the first part of a text. A new task has a few thousand characters of the last part of
-    any text, in the alphabet of the first one, backwards in some tasks.
+    any text, in the alphabet of the first text; some tasks read the characters backwards.
 
     Args:
         text: one or several texts or paths of text files; ``None`` means sources of Python's standard library.
@@ -76,10 +76,10 @@ class FineTuneTexts(FineTuneFamily[str]):
 
     def _draw_body(self, generator: torch.Generator, number: int) -> Body[str]:
         source = choice(self.sources, generator)
-        kind = self.pick("networks", generator)
+        network_name = self.pick("networks", generator)
         settings = {key: self.pick(f"{key}s", generator) for key in ("length", "width")}
         common = self.draw_architecture(generator)
-        if kind == "transformer":
+        if network_name == "transformer":
             settings |= common | {"depth": integer(1, 3, generator)}
         else:
             settings |= {key: value for key, value in common.items() if key != "activation"}
@@ -87,11 +87,11 @@ class FineTuneTexts(FineTuneFamily[str]):
         alphabet = source.alphabet[:vocabulary]
         tokens = source.in_alphabet(alphabet)[: round(OLD_SHARE * len(source))][:MAX_OLD]
         cut = 9 * len(tokens) // 10
-        task = NETWORKS[kind](
+        task = NETWORKS[network_name](
             tokens[:cut], tokens[cut:], vocabulary, **settings, batch_size=16, name=f"{source.name}-old"
         )
-        config = {"text": source.name, "network": kind, "number": number, "vocabulary": vocabulary} | settings
-        label = f"{source.name}-{kind}{number}-v{vocabulary}"
+        config = {"text": source.name, "network": network_name, "number": number, "vocabulary": vocabulary} | settings
+        label = f"{source.name}-{network_name}{number}-v{vocabulary}"
         return Body(Pretraining(task, self.steps, 5e-3, number), settings, alphabet, label, None, config)
 
     def _draw_task(self, body: Body[str], batch_size: int, generator: torch.Generator) -> Task:

@@ -1,4 +1,4 @@
-"""Augmentation: transforms of a task, and of a family task by task."""
+"""Augmentation: transforms of single tasks, and of each task of a family."""
 
 from lightning_lopt.tasks.transforms.base import Augmented, Transform, TransformedTask
 from lightning_lopt.tasks.transforms.change import ChangingDataTask

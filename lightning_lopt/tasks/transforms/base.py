@@ -19,11 +19,11 @@ from lightning_lopt.tasks.base import AUXILIARY_PREFIX, Batch, Split, Task, Task
 
 
 class TransformedTask(Task):
-    """A task after a transform: it behaves as ``task``, except for methods that a subclass overrides.
+    """A task after a transform, which behaves as ``task`` except for the methods that a subclass overrides.
 
     Args:
-        task: the task to change, itself transformed or not.
-        label: suffix of its name, after a ``+``.
+        task: the task to change, which may itself be a transformed task.
+        label: suffix of the name of the task, after a ``+``.
         settings: entry of the list ``config["transforms"]``, JSON values only.
 
     Example:
@@ -111,12 +111,12 @@ class Transform(ABC):
         return {"name": self.name} | {key: list(value) if isinstance(value, tuple) else value for key, value in fields}
 
     def __call__(self, task: Task, generator: torch.Generator) -> Task:
-        """The task, changed with probability :attr:`probability`, as drawn from ``generator``."""
+        """The task, which is changed with probability :attr:`probability`; ``generator`` makes all draws."""
         return self.apply(task, generator) if chance(self.probability, generator) else task
 
     @abstractmethod
     def apply(self, task: Task, generator: torch.Generator) -> Task:
-        """The changed task, its settings drawn from ``generator`` alone; ``task`` itself where nothing can change."""
+        """The changed task, its settings drawn from ``generator`` alone; ``task`` itself if nothing can change."""
 
 
 class Augmented(TaskFamily):
@@ -155,5 +155,5 @@ class Augmented(TaskFamily):
 
 
 def tag(settings: dict[str, Any]) -> str:
-    """Four characters, a hash of settings that are too long for a name."""
+    """Four characters: a hash of settings that are too long for a name."""
     return f"{derive_seed(0, json.dumps(settings)) & 0xFFFF:04x}"

@@ -13,18 +13,18 @@ from lightning_lopt.tasks.transforms.base import TransformedTask
 
 
 class ChangingDataTask(TransformedTask):
-    """The first ``change`` inner steps have mini-batches of another task, all later steps those of ``task``.
+    """The first ``change`` inner steps have mini-batches of another task, all later steps mini-batches of ``task``.
 
-    Mini-batches contain examples of both tasks; the number of steps so far, a carried entry of ``params``, decides
-    which of them are used. Full batches are those of ``task``, so the measured loss is that of the later data.
+    Mini-batches contain examples of both tasks. The number of steps so far, a carried entry of ``params``, decides
+    which examples are used. Full batches come from ``task``, so the measured loss is the loss on the later data.
 
     Args:
         task: the task whose data come last.
-        before: a task of the same parameters and batches, whose data come first.
+        before: a task with parameters and batches of the same shapes, whose data come first.
         change: inner steps before the change, >= 1.
 
     Raises:
-        ValueError: if the tasks do not fit each other, or ``change`` is not a positive integer.
+        ValueError: if the tasks have different shapes, or ``change`` is not a positive integer.
 
     Example:
         >>> from lightning_lopt.tasks import Quadratic
@@ -37,14 +37,14 @@ class ChangingDataTask(TransformedTask):
     def __init__(self, task: Task, before: Task, change: int) -> None:
         check_size_options([change], "change")
         shapes = [
-            {name: value.shape for name, value in (either.init(draws) | either.batch(draws)).items()}
-            for either in (task, before)
+            {name: value.shape for name, value in (each_task.init(draws) | each_task.batch(draws)).items()}
+            for each_task in (task, before)
             for draws in (derived_generator(0, "shapes"),)
         ]
         if shapes[0] != shapes[1]:
             raise ValueError(
-                f"{before.name} has other parameters or batches than {task.name}; give one that differs "
-                "in its data alone."
+                f"{before.name} has other parameters or batches than {task.name}; give a task that "
+                "differs only in its data."
             )
         super().__init__(task, f"change({change})", {"name": "changing_data", "change": change})
         self.before = before
@@ -75,7 +75,7 @@ class ChangingDataTask(TransformedTask):
         return super().metrics(params, self._present_part(params, batch))
 
     def _present_part(self, params: Params, batch: Batch) -> Batch:
-        """The part of a mini-batch that is used at the present step; a full batch is returned as it is."""
+        """The part of a mini-batch that is used at the present step; a full batch is returned unchanged."""
         changed = params[self.entry_name("step")] >= self.change
         later = self.inner_entries(batch)
         if len(later) == len(batch):

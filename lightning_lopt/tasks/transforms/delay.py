@@ -1,4 +1,4 @@
-"""Delayed gradients: gradients at the parameters of some steps ago, as in asynchronous training."""
+"""Delayed gradients, taken at the parameters of some steps ago, as in asynchronous training."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from lightning_lopt.tasks.transforms.base import Transform, TransformedTask
 
 
 class DelayedGradientTask(TransformedTask):
-    r"""Loss and gradient of an inner step are those of the parameters ``delay`` steps ago.
+    r"""Loss and gradient of an inner step are taken at the parameters of ``delay`` steps ago.
 
     .. math:: x_{t+1} = x_t + u\big(\nabla L(x_{\max(t - d, 0)};\, z_t)\big)
 
-    The rule gets the delayed loss too, as it would from an asynchronous worker, and so does the meta-loss; :meth:`loss`
-    is that of the present parameters. Past parameters are carried entries of ``params``, leading axis d, oldest first.
+    The rule and the meta-loss also get the delayed loss, as from an asynchronous worker; :meth:`loss` is the loss at
+    the present parameters. Past parameters are carried entries of ``params`` with leading axis d, the oldest first.
 
     Args:
         task: the task to change.
-        delay: d >= 1 inner steps; it takes the memory of d further copies of the trained tensors.
+        delay: number d >= 1 of inner steps; the task stores d further copies of the trained tensors.
 
     Raises:
         ValueError: if ``delay`` is not a positive integer.

@@ -1,4 +1,4 @@
-"""Inexact gradients: noisy, or rounded to few bits. The loss stays exact."""
+"""Inexact gradients, which are noisy or rounded to few bits. The loss stays exact."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ FORMATS: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.
 
 
 class NoisyGradientTask(TransformedTask):
-    r"""Adds Gaussian noise to the gradient of each tensor, in proportion to its size, so that units do not matter.
+    r"""Adds Gaussian noise to the gradient of each tensor, in proportion to the RMS of this gradient.
 
     .. math:: g' = g + \lambda\, \mathrm{RMS}(g)\, z, \qquad z \sim \mathcal N(0, 1), \qquad
         \mathbb E\, \lVert g' \rVert^2 = (1 + \lambda^2) \lVert g \rVert^2
 
-    The noise comes with the batch, so the two particles of a pair share it; a full batch has no noise.
+    The noise is an entry of the batch, so the two particles of a pair share it; a full batch has no noise.
 
     Args:
         task: the task to change.
@@ -47,17 +47,19 @@ class NoisyGradientTask(TransformedTask):
         super().__init__(task, f"noise({level:g})", {"name": GradientNoise.name, "level": level})
         self.level = level
         example = task.init(derived_generator(0, "shapes"))
-        self.like = {self.entry_name(name): value for name, value in example.items() if name in task.roles}
+        self.templates = {self.entry_name(name): value for name, value in example.items() if name in task.roles}
 
     def draw(self, generator: torch.Generator, *lead: int, split: Split = "train") -> Batch:
         drawn = super().draw(generator, *lead, split=split)
-        return drawn | {name: self._noise((*lead, *value.shape), value, generator) for name, value in self.like.items()}
+        return drawn | {
+            name: self._noise((*lead, *value.shape), value, generator) for name, value in self.templates.items()
+        }
 
     def look_up(self, drawn: Batch, split: Split = "train") -> Batch:
-        return super().look_up(self.inner_entries(drawn), split) | {name: drawn[name] for name in self.like}
+        return super().look_up(self.inner_entries(drawn), split) | {name: drawn[name] for name in self.templates}
 
     def full_batch(self, split: Split) -> Batch:
-        return super().full_batch(split) | {name: torch.zeros_like(value) for name, value in self.like.items()}
+        return super().full_batch(split) | {name: torch.zeros_like(value) for name, value in self.templates.items()}
 
     def gradient(self, params: Params, batch: Batch) -> tuple[Params, Tensor, Params]:
         grads, loss, carried = super().gradient(params, batch)
@@ -72,7 +74,7 @@ class NoisyGradientTask(TransformedTask):
 class HeavyTailedGradientTask(NoisyGradientTask):
     r"""Noise as in :class:`NoisyGradientTask`, but heavy-tailed: :math:`z\, u^{-1/\alpha}` with u uniform in (0, 1).
 
-    Moments of order :math:`\alpha` and above are infinite; for :math:`\alpha \le 2` the variance is.
+    Moments of order :math:`\alpha` and above are infinite; so is the variance for :math:`\alpha \le 2`.
 
     Args:
         task: the task to change.
@@ -128,14 +130,14 @@ class GradientNoise(Transform):
 
 
 def rounded_to(x: Tensor, precision: str) -> Tensor:
-    """``x`` after rounding to a number format with fewer bits, in the type of ``x``.
+    """``x`` after rounding to a number format with fewer bits; the result has the type of ``x``.
 
     Args:
         x: floating point, any shape.
-        precision: ``"bfloat16"``; ``"float16"``, clipped to its largest number, small entries lost; or ``"int8"``:
-            127 equal steps up to the largest entry of the tensor.
+        precision: ``"bfloat16"``; ``"float16"``, which clips large entries and rounds small entries to 0; or
+            ``"int8"``, with 127 equal steps up to the largest entry of the tensor.
 
-    Its derivative is taken to be 1, so meta-gradients pass through.
+    The derivative is defined as 1, so that meta-gradients pass through the rounding.
 
     >>> rounded_to(torch.tensor([1.0, 0.3, 0.001]), "int8") * 127
     tensor([127.,  38.,   0.])

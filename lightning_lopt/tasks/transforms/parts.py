@@ -19,14 +19,14 @@ from lightning_lopt.tasks.transforms.base import Transform, TransformedTask, tag
 
 
 class SmallerBatchTask(TransformedTask):
-    """Uses a random part of each mini-batch, drawn without replacement; full batches stay whole.
+    """Uses a random part of each mini-batch, drawn without replacement; full batches do not change.
 
     Args:
-        task: a task with a ``batch_size``: the first axis of every entry of its mini-batches.
+        task: a task with a ``batch_size``, which is the length of the first axis of each entry of its mini-batches.
         batch_size: number of examples to use, between 1 and ``task.batch_size``.
 
     Raises:
-        ValueError: if ``task`` has no such axis, or ``batch_size`` is outside that range.
+        ValueError: if ``task`` has no such axis, or ``batch_size`` is out of range.
 
     Example:
         >>> from lightning_lopt.tasks import ImageMLP
@@ -43,14 +43,16 @@ class SmallerBatchTask(TransformedTask):
         check_size_options([batch_size], "batch_size")
         available: int | None = getattr(task, "batch_size", None)
         if available is None:
-            raise ValueError(f"{task.name} has no batch_size, so its mini-batches cannot be made smaller; leave it.")
+            raise ValueError(
+                f"{task.name} has no batch_size, so its mini-batches cannot be made smaller; do not transform it."
+            )
         drawn = task.batch(derived_generator(0, "shapes")).items()
         lengths = {name: value.shape[:1] for name, value in drawn if not name.startswith(AUXILIARY_PREFIX)}
         if batch_size > available or any(length != (available,) for length in lengths.values()):
             raise ValueError(
                 f"{task.name} has mini-batches of {available} examples in entries of length "
-                f"{ {name: tuple(length) for name, length in lengths.items()} }; keep at most that many of them "
-                f"(got {batch_size}), and give every entry an axis of examples first."
+                f"{ {name: tuple(length) for name, length in lengths.items()} }; use at most that many examples "
+                f"(got {batch_size}), and give every entry a first axis of examples."
             )
         super().__init__(task, f"b{batch_size}", {"name": SmallerBatch.name, "batch_size": batch_size})
         self.batch_size = batch_size
@@ -66,8 +68,8 @@ class SmallerBatchTask(TransformedTask):
     def look_up(self, drawn: Batch, split: Split = "train") -> Batch:
         order = drawn[self.entry_name("order")]
         lead, groups = order.shape[:-1], math.prod(order.shape[:-1])
-        first = self.available * torch.arange(groups, device=order.device)
-        rows = (first[:, None] + order.reshape(groups, self.batch_size)).flatten()
+        first_rows = self.available * torch.arange(groups, device=order.device)
+        rows = (first_rows[:, None] + order.reshape(groups, self.batch_size)).flatten()
 
         def part(value: Tensor) -> Tensor:
             item_shape = value.shape[len(lead) + 1 :]
@@ -80,7 +82,7 @@ class SmallerBatchTask(TransformedTask):
 
 @dataclass(frozen=True)
 class SmallerBatch(Transform):
-    """:class:`SmallerBatchTask` with a share of the batch drawn log-uniformly; tasks without batch size stay unchanged.
+    """:class:`SmallerBatchTask` with a share of the batch drawn log-uniformly; tasks without batch size do not change.
 
     Attributes:
         smallest: smallest share of a mini-batch to use, in (0, 1].
@@ -115,7 +117,7 @@ class FrozenTask(TransformedTask):
         frozen: names of tensors, some of ``task.roles`` but not all.
 
     Raises:
-        ValueError: if a name is unknown or nothing is left to train.
+        ValueError: if a name is unknown or no tensor is left to train.
 
     Example:
         >>> from lightning_lopt.tasks import ImageMLP
@@ -140,7 +142,7 @@ class FrozenTask(TransformedTask):
 
 @dataclass(frozen=True)
 class FrozenTensors(Transform):
-    """:class:`FrozenTask` with a random part of the tensors; a task with a single tensor stays unchanged.
+    """:class:`FrozenTask` with a random part of the tensors; a task with a single tensor does not change.
 
     Attributes:
         largest: largest share of the tensors that are frozen, in [0, 1].

@@ -23,16 +23,16 @@ AUGMENTATIONS: dict[str, tuple[Transform, ...]] = {
         LowPrecision(probability=0.2),
     ),
 }
-"""``"celo"``: one scale for all tensors of each task, log-uniform in [1e-3, 1e3], as Celo and Celo2 were trained;
-``"broad"``: each transform for some of the tasks, about one task in five is not changed."""
+"""``"celo"`` draws one scale for all tensors of each task, log-uniform in [1e-3, 1e3], as in the training of Celo and
+Celo2. ``"broad"`` applies each transform to some of the tasks; about one task in five does not change."""
 
 
 def augment(families: Sequence[TaskFamily], augmentation: str | Sequence[Transform] | None) -> list[TaskFamily]:
     """The families with their tasks transformed.
 
     Args:
-        families: what :func:`~lightning_lopt.tasks.make_families` returns.
-        augmentation: a name in :data:`AUGMENTATIONS`, transforms in the order they are applied, or ``None`` for none.
+        families: the families, see :func:`~lightning_lopt.tasks.make_families`.
+        augmentation: a name in :data:`AUGMENTATIONS`, transforms in the order of application, or ``None`` for none.
 
     Raises:
         ValueError: if the name is unknown.

@@ -26,7 +26,7 @@ class ReparametrisedTask(TransformedTask):
 
     Args:
         task: the task to change.
-        scale: s > 0, one number for all trained tensors or one for each name in ``task.roles``.
+        scale: s > 0, one number for all trained tensors or a number for each name in ``task.roles``.
 
     Raises:
         ValueError: if a scale is missing or not a positive number.
@@ -43,7 +43,7 @@ class ReparametrisedTask(TransformedTask):
         if scales.keys() != task.roles.keys():
             raise ValueError(
                 f"scale names the tensors {sorted(scales)}, but {task.name} trains {sorted(task.roles)}; "
-                "give one number for each of these, or one for all."
+                "give one number for each of these tensors, or one number for all."
             )
         if not all(0 < value < float("inf") for value in scales.values()):
             raise ValueError(f"scale must be positive numbers, got {scale!r}.")
@@ -80,7 +80,7 @@ class Reparametrise(Transform):
 
     Attributes:
         low, high: bounds of the scale, > 0.
-        per_tensor: draw a scale for each tensor, not one for all.
+        per_tensor: draw a scale for each tensor, not one scale for all tensors.
 
     References: Metz et al. 2022, https://arxiv.org/abs/2211.09760; Moudgil et al. 2025, https://arxiv.org/abs/2501.12670.
 

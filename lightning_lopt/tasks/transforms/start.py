@@ -1,4 +1,4 @@
-"""Tasks that start from given parameters, for instance those of another training."""
+"""Tasks that start from given parameters, for instance from the results of another training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_lopt.tasks.transforms.base import TransformedTask
 
 
 class GivenStartTask(TransformedTask):
-    """Some tensors start at given values, the same in every run; the others are drawn as in ``task``.
+    """Some tensors start at given values, the same in every run; the other tensors are drawn as in ``task``.
 
     Args:
         task: the task to change.
@@ -31,11 +31,13 @@ class GivenStartTask(TransformedTask):
     """
 
     def __init__(self, task: Task, start: Mapping[str, Tensor]) -> None:
-        drawn = task.init(derived_generator(0, "shapes"))
+        initial_params = task.init(derived_generator(0, "shapes"))
         for name, value in start.items():
-            if name not in drawn or drawn[name].shape != value.shape:
-                needed = tuple(drawn[name].shape) if name in drawn else f"one of {sorted(drawn)}"
-                raise ValueError(f"start has {name!r} of shape {tuple(value.shape)}; {task.name} needs {needed}.")
+            if name not in initial_params or initial_params[name].shape != value.shape:
+                expected = (
+                    tuple(initial_params[name].shape) if name in initial_params else f"one of {sorted(initial_params)}"
+                )
+                raise ValueError(f"start has {name!r} of shape {tuple(value.shape)}; {task.name} needs {expected}.")
         super().__init__(task, f"start({len(start)})", {"name": "given_start", "tensors": sorted(start)})
         self.start = {name: value.detach().clone() for name, value in start.items()}
 
