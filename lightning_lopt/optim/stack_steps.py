@@ -71,7 +71,7 @@ def steps_of_stacks(
     shared: dict[str, Tensor],
     context: StepContext,
 ) -> ModelStep:
-    """The step of all stacks, where stacks are computed one by one.
+    """The step of all stacks; the stacks are computed one by one.
 
     Args:
         rule: makes the steps.

@@ -213,7 +213,7 @@ class RuleOptimizer(RunOptimizer):
             self._begin_unsharded(members)
 
     def _begin_unsharded(self, members: Sequence[Member]) -> None:
-        """Make the initial state of the ``members`` that have no state, where no member is sharded."""
+        """Make the initial state of the ``members`` that have no state; no member may be sharded."""
         beginners = [m for m in members if not self.state.get(m.param)]
         self._begin_state(beginners, {m.name: wide(m.param.detach()) for m in beginners})
 

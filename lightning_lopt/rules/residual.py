@@ -37,7 +37,7 @@ from lightning_lopt.rules.residual_parts.step_direction import direction_of, has
 from lightning_lopt.rules.residual_parts.structure import Signs, signs_of, trained
 from lightning_lopt.rules.shared.arithmetic import rms
 
-FIRST_TURNS = 20  # each of the first steps turns the eigenbases, which are still far from the eigenvectors
+FIRST_TURNS = 20  # number of first steps that all turn the eigenbases, which are still far from the eigenvectors
 
 
 @register_rule("residual")
@@ -59,8 +59,8 @@ class ResidualRule(UpdateRule):
     - If ``calibrated``, steps are multiplied by factors that follow from the run itself (:class:`Calibration`).
 
     The step is relative to the RMS of the tensor at initialisation; relative to the present RMS, growth would cause
-    more growth. Multiplying the loss by a constant, or adding one to it, leaves the run unchanged: the first
-    gradient sets the unit of all gradients, and only a controller reads the loss. Where the loss on held-out data
+    more growth. Multiplying the loss by a constant, or adding a constant to it, leaves the run unchanged: the first
+    gradient sets the unit of all gradients, and only a controller reads the loss. If the loss on held-out data
     rises, steps shorten (:mod:`~lightning_lopt.rules.residual_parts.validation`).
 
     Args:
@@ -85,7 +85,7 @@ class ResidualRule(UpdateRule):
         longest_side: the longer side of a rotated tensor has a basis up to this length, > 0. In the role ``matrix``,
             directions with one basis are orthogonalised
             (:func:`~lightning_lopt.rules.residual_parts.eigenbasis.out_evened`).
-        reads_validation: shorten all steps where the validation loss rises, and go back to the parameters of its
+        reads_validation: shorten all steps if the validation loss rises, and go back to the parameters of its
             lowest value; this has no effect in a run that passes no validation loss.
 
     Raises:

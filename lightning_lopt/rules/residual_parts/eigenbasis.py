@@ -128,15 +128,15 @@ def out_evened(x: Tensor, bases: Mapping[str, Tensor], *, overwrites: bool = Fal
 
     This replaces a basis of the long side. The result approximates the nearest semi-orthogonal matrix, as that of
     :func:`~lightning_lopt.rules.shared.arithmetic.orthogonalise` does, but the iteration works on matrices of the
-    short side only. For X of m rows, which have the basis Q, and n columns, two steps of
+    short side only. The matrix X has m rows, which have the basis Q, and n columns. Beginning with W = I, two steps
 
     .. math:: A = X X^\top / \lVert (X X^\top)^2 \rVert_F^{1/2}, \qquad q = a I + b A + c A^2, \qquad
         W \leftarrow q W, \qquad A \leftarrow q A q
 
-    begin with W = I, and Q W X is the result. The norm bounds the largest singular value closely, so two steps suffice
-    where five are usual. Their coefficients are those of the odd quintics that come closest to 1: the first on
-    [0.05, 1], the second on the image of that interval under the first. Singular values of at least 0.05 of the bound
-    end between 0.78 and 1.22. A matrix of zeros stays zero.
+    give the result Q W X. The norm bounds the largest singular value closely, so two steps suffice, although five are
+    usual. The coefficients are those of the odd quintics that come closest to 1: the first quintic on [0.05, 1], the
+    second on the image of that interval under the first. Singular values of at least 0.05 of the bound end between 0.78
+    and 1.22. A matrix of zeros stays zero.
 
     FLOPs: 4 m² n + 12 m³ in addition to a product with Q.
 

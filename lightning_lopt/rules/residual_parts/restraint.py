@@ -30,7 +30,7 @@ class Restraint(nn.Module):
         b_t = b_{t-1} + (\log n_t - b_{t-1}) / t, \qquad
         \log f = \rho \min(a_t - b_t, 0)
 
-    The size of a direction does not depend on the size of the gradient. Where a pretrained network has memorised the
+    The size of a direction does not depend on the size of the gradient. Once a pretrained network has memorised the
     few examples of fine-tuning, gradients vanish, and steps of full size only move the network away from its pretrained
     weights. Gradients that are noise, or that fall by a power of the number of steps, shorten steps little or not at
     all, since the mean falls too. Multiplying the loss by a constant changes nothing, and a step without a gradient is

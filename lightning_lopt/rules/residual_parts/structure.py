@@ -17,9 +17,9 @@ SMALLEST_GAIN = 8  # least number of entries of a gain; one in 20,000 random vec
 SIGNIFICANT = 4.0  # standard deviations above the mean that random vectors do not reach
 CLEAR = 0.3  # excess from which on a tensor counts as fully trained; published weights have 0.5 to 300
 LARGEST = 1.0  # limit of the excess of a single tensor in the mean over a model
-SURE = 3.0  # a model counts as fully trained where the degree of its mean excess is at least a third
+SURE = 3.0  # a model counts as fully trained if the degree of its mean excess is at least a third
 SMALL_SIDE = 32.0  # number of vectors without excess that is as likely in a trained matrix as in a new one
-ADAPTED = 0.6  # degree to which adapters, and a new head beside them, count as trained where examples are repeated
+ADAPTED = 0.6  # degree to which adapters, and a new head beside them, count as trained if examples are repeated
 NEW_HEAD = 0.5  # degree for a head without excess and a bias of zeros: they are new, but their inputs may be trained
 ROUNDING = 1e-6  # rounding errors of entries, relative to their mean
 SPREAD = 1e-3  # largest spread of new gains, relative to their mean: they are equal at initialisation
@@ -38,7 +38,7 @@ class Signs(NamedTuple):
         as_gains: factor, from 0 to 1, with which the degree of all gains of the model applies to the tensor.
         is_informative: 1 for a vector of 8 or more entries that are equal (new gains and new biases), or that are
             positive and nearly equal (trained gains of normalisation layers); else 0.
-        moved: 1 for such a vector whose entries are nearly equal but not equal, else 0.
+        moved: 1 for an informative vector whose entries are nearly equal but not equal, else 0.
         is_matrix: 1 in the role ``matrix``, else 0.
         is_first: 1 for a matrix of that role that may be the first factor of an adapter of low rank (Hu et al. 2021,
             https://arxiv.org/abs/2106.09685): it has more than four times as many columns as rows, and is not all
@@ -163,7 +163,7 @@ def trained(signs: Signs, repetition: Tensor | float = 0.0) -> Tensor:
 
 
 def depth_of(signs: Signs) -> Tensor:
-    """The number of matrices, 0-dim, where the two factors of an adapter count as one.
+    """The number of matrices, 0-dim; the two factors of an adapter count as one matrix.
 
     >>> adapter = [signs_of(torch.randn(2, 32), "matrix"), signs_of(torch.zeros(32, 2), "matrix")]
     >>> depth_of(Signs(*(torch.stack(pair) for pair in zip(*adapter))))

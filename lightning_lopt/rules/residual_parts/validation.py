@@ -1,10 +1,10 @@
-r"""Early stopping by degrees: shortens steps where the validation loss rises, and returns to the best parameters.
+r"""Gradual early stopping: shortens steps if the validation loss rises, and returns to the best parameters.
 
 With the losses :math:`v_1 \dots v_k`, their lowest :math:`b` and their highest :math:`h`, the rise
-:math:`r = (v_k - b) / (h - b)` lies between 0 and 1. It has no unit: multiplying losses by a constant, or adding
-one to them, changes nothing. If most of the range is the progress of the run, noise is a small share of the range. All
-steps are multiplied by the factor f, which is 1 at first. Steps of trained tensors, which the rule shortens from the
-start, are also multiplied by the factor g, up to full steps. With the decline
+:math:`r = (v_k - b) / (h - b)` lies between 0 and 1. It has no unit: multiplying losses by a constant, or adding a
+constant to them, changes nothing. If most of the range is the progress of the run, noise is a small share of the range.
+All steps are multiplied by the factor f, which is 1 at first. Steps of trained tensors, which the rule shortens from
+the start, are also multiplied by the factor g, up to full steps. With the decline
 :math:`d = \mathrm{clip}((r - 0.05) / 0.2, 0, 1)`,
 
 .. math:: \log f \leftarrow \mathrm{clip}\big(\log f + w\, ([v_k = b] - d),\ -3,\ 0\big), \qquad

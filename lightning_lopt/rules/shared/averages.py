@@ -30,7 +30,7 @@ def average(averages: Tensor, x: Tensor, rates: Tensor) -> Tensor:
 def bias_correction(decay: float, count: Tensor) -> Tensor | float:
     """1 - d^count, the divisor of an average that began at 0.
 
-    ``expm1`` keeps the digits that float32 loses where the power is close to 1.
+    ``expm1`` keeps the digits that float32 would lose if the power is close to 1.
     """
     return -torch.expm1(count * math.log(decay)) if decay > 0 else 1.0
 

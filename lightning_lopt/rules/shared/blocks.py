@@ -36,7 +36,7 @@ def in_blocks(
     sums: int = 0,
     may_overwrite: Tensor | None = None,
 ) -> list[Tensor]:
-    """``function(*tensors)``, computed block by block where the tensors are large and no derivative is needed.
+    """``function(*tensors)``, computed block by block if the tensors are large and no derivative is needed.
 
     Each operation of a chain makes a temporary tensor, and reads and writes all of it. In blocks, temporary tensors are
     small, and stay in the cache of a processor.

@@ -1,4 +1,4 @@
-"""The common part of VeLO and Celo: an LSTM per tensor mixes K networks into the one that computes its step."""
+"""The common part of VeLO and Celo: an LSTM per tensor mixes K networks into one network for the tensor's steps."""
 
 from __future__ import annotations
 
