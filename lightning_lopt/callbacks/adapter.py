@@ -121,9 +121,9 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
         check_callbacks(trainer, LearnedOptimizerAdapter)
         self._resumes = False
         self._undo_setup()
-        self._after_setup = AfterSetup(trainer, self._when_set_up)
+        self._after_setup = AfterSetup(trainer, self._on_optimizers_set_up)
 
-    def _when_set_up(self, trainer: L.Trainer) -> None:
+    def _on_optimizers_set_up(self, trainer: L.Trainer) -> None:
         if self.rule is not None:
             swap_optimizers(trainer, self._build)
         for optimizer in _learned(trainer):

@@ -74,7 +74,7 @@ def swap_optimizers(trainer: L.Trainer, build: BuildOptimizer) -> None:
         groups_with_roles = [{"params": group["params"], "role": role} for group, role in pairs]
         learned.append(build(named_groups(groups_with_roles, labels=labels)))
         learned[-1].labels = labels
-        without_effect += _carry_over(original, learned[-1])
+        without_effect += _copy_settings(original, learned[-1])
         original._opt_called = True  # type: ignore[attr-defined]  # its scheduler warns if this is not set
     schedulers = [type(config.scheduler).__name__ for config in strategy.lr_scheduler_configs]
     if schedulers:
@@ -87,7 +87,7 @@ def swap_optimizers(trainer: L.Trainer, build: BuildOptimizer) -> None:
         )
 
 
-def _carry_over(original: Optimizer, learned: LearnedOptimizer) -> list[str]:
+def _copy_settings(original: Optimizer, learned: LearnedOptimizer) -> list[str]:
     """Copy rates, decays and further keys of groups from ``original`` to ``learned``; return settings without effect.
 
     The ``lr`` of a group keeps the unit of the module: its value is the configured rate, and a step divides it by

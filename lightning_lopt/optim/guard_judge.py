@@ -99,10 +99,10 @@ class Judge:
         self.broken = 0.0 if math.isfinite(reading.length) else self.broken + 1
         if self.broken:
             return Cause.BROKEN if self.broken >= BROKEN_IN_A_ROW else None
-        self._take(reading)
+        self._record(reading)
         if self._goes_uphill():
             return Cause.UPHILL
-        if self._stands_still(progress, total):
+        if self._is_negligible(progress, total):
             return Cause.FROZEN
         if self._is_too_long():
             return Cause.LONG
@@ -148,7 +148,7 @@ class Judge:
         """Whether the loss is lower than at the start by more than the noise."""
         return len(self.recent) == RECENT and self.level < self.start - 2 * self.noise
 
-    def _take(self, reading: Reading) -> None:
+    def _record(self, reading: Reading) -> None:
         promise = reading.promise if math.isfinite(reading.promise) else 0.0
         root = math.sqrt(max(reading.entries, 1.0))
         self.size = self.size or max(reading.size / root, LEAST_SIZE)
@@ -172,7 +172,7 @@ class Judge:
             return False
         return sum(self.promises) > 0.5 * sum(map(abs, self.promises)) and not self._has_fallen
 
-    def _stands_still(self, progress: float | None, total: int | None) -> bool:
+    def _is_negligible(self, progress: float | None, total: int | None) -> bool:
         short_length = SHORT_WITHOUT_HORIZON if total is None else max(SHORTEST, SHORT_WINDOW * total)
         frozen = idle = False
         if self.short[0] >= short_length:

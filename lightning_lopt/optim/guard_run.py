@@ -141,8 +141,8 @@ class Guard:
                 real(member.param).copy_(tensor_state[GUARD_COPIES[0]])
         shared.clear()
         self._acting = SafeAdamW(caught_up_rate(self.settings.lr, self.calls, back_to, horizon), horizon is not None)
-        place = f" The parameters are those of step {back_to} again." if cause.has_worsened_parameters else ""
-        warnings.warn(f"LossGuard: training {self.state}. It continues with AdamW.{place}", stacklevel=7)
+        restored_params = f" The parameters are those of step {back_to} again." if cause.has_worsened_parameters else ""
+        warnings.warn(f"LossGuard: training {self.state}. It continues with AdamW.{restored_params}", stacklevel=7)
 
     def begin_at(self, members: Sequence[Member], state: dict[Tensor, Any]) -> None:
         """Begin the tests anew at the present parameters, which were restored after a rise of the validation loss."""

@@ -255,7 +255,7 @@ class LearnedOptimizer(SavedOptimizer):
         members = [m for m in self._members() if m.param.grad is not None and m.param.numel()]
         if not members:
             return result
-        device = self._follow(members)
+        device = self._move_to_device_of(members)
         step_loss = delivered_loss if user_loss is None else user_loss
         scalar = None if step_loss is None else scalar_loss(step_loss, device)
         if user_loss is not None and signals.reduce is not None:

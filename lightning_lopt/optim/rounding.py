@@ -22,7 +22,7 @@ def seeds_of(step: Tensor, count: int) -> list[Tensor]:
         step: number of the step, 0-dim, int64; the host does not read it.
         count: at most 65,536.
     """
-    return list(_mixed(torch.arange(count, device=step.device) + step * 2**16).unbind())
+    return list(_hashed(torch.arange(count, device=step.device) + step * 2**16).unbind())
 
 
 def rounded(tensors: Sequence[Tensor], seed: Tensor, *, reads: bool = True) -> list[Tensor]:
@@ -54,7 +54,7 @@ def rounded(tensors: Sequence[Tensor], seed: Tensor, *, reads: bool = True) -> l
     width = min(COLUMNS, max(x.numel() for x in values))
     rows = [-(-x.numel() // width) for x in values]
     device = values[0].device
-    words = _mixed(torch.arange(width + sum(rows), device=device) ^ seed.to(device))
+    words = _hashed(torch.arange(width + sum(rows), device=device) ^ seed.to(device))
     columns, *factors = torch.split((words - 2**31).int() | 1, [width, *rows])
     extremes = torch.stack([extreme for x in values for extreme in torch.aminmax(x)])
     is_ordinary = (
@@ -71,7 +71,7 @@ def rounded(tensors: Sequence[Tensor], seed: Tensor, *, reads: bool = True) -> l
     return results
 
 
-def _mixed(x: Tensor) -> Tensor:
+def _hashed(x: Tensor) -> Tensor:
     """A hash of integers: pseudo-random integers from 0 to 2^32 - 1, a bijection of the lower 32 bits.
 
     The constants are those of https://github.com/skeeto/hash-prospector.

@@ -99,7 +99,7 @@ class RunOptimizer(torch.optim.Optimizer):
     def _members(self) -> list[Member]:
         return list(members_of(self.param_groups, self.labels))
 
-    def _follow(self, members: Sequence[Member]) -> torch.device:
+    def _move_to_device_of(self, members: Sequence[Member]) -> torch.device:
         """Move the rule, and the state that belongs to no parameter, to the device of the first parameter."""
         device = members[0].param.device
         first_group = self.param_groups[0]
@@ -119,7 +119,7 @@ class RunOptimizer(torch.optim.Optimizer):
         first_group = self.param_groups[0]
         device = first_group["step"].device
         if self._acting.reads_loss and loss is None:
-            self._miss_loss()
+            self._report_missing_loss()
         total = self._horizon()
         # float32 is explicit, since the default type is half under "16-true". torch.full does not wait for a copy.
         planned = torch.full((), float(total), dtype=torch.float32, device=device)
@@ -137,18 +137,18 @@ class RunOptimizer(torch.optim.Optimizer):
         )
         return context, loss is None or all_finite(loss)
 
-    def _miss_loss(self) -> None:
-        how = (
+    def _report_missing_loss(self) -> None:
+        remedy = (
             "call step(loss), step(lambda: loss) or step(loss=loss), or set_loss(loss) before a step() that takes no "
             "loss, and under Lightning add LearnedOptimizerAdapter() to Trainer(callbacks=[...])."
         )
         if self._acting.needs_loss:
-            raise ValueError(f"rule {self.rule_label!r} reads the loss, but none arrived; {how}")
+            raise ValueError(f"rule {self.rule_label!r} reads the loss, but none arrived; {remedy}")
         if "loss" not in self.signals.warned:
             self.signals.warned.add("loss")
             warnings.warn(
                 f"rule {self.rule_label!r} reads the loss, but none arrived, so training continues without it; for "
-                f"better steps {how}",
+                f"better steps {remedy}",
                 stacklevel=7,
             )
 

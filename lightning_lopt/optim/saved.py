@@ -162,14 +162,14 @@ class SavedOptimizer(RuleOptimizer):
         self.state = defaultdict(dict)
         for param, saved in states:
             if saved:
-                moved = {k: v.detach().to(param.device, copy=True) for k, v in saved.items()}
-                typed = converted(moved, self.state_dtype, rule, wide(param.detach()).dtype)
+                device_state = {k: v.detach().to(param.device, copy=True) for k, v in saved.items()}
+                typed = converted(device_state, self.state_dtype, rule, wide(param.detach()).dtype)
                 self.state[param] = {k: cut_like(v, param) for k, v in typed.items()}
         first_group.setdefault("skipped_in_a_row", torch.zeros((), dtype=torch.int64))
         first_group.setdefault("shared", {})  # checkpoints of torch.distributed drop an empty dictionary
         if horizon.KEY in first_group and not bool(first_group[horizon.KEY].any()):
             del first_group[horizon.KEY]
-        self._follow(members)
+        self._move_to_device_of(members)
         saved_total = first_group.pop("total_steps", None)
         if callable(self.total_steps) and not self.total_steps_given:  # it is a placeholder for the adapter's plan
             self.total_steps = None
