@@ -1,4 +1,4 @@
-"""Saves and logs the rule that online meta-training has adapted: in a folder, and as a Weights & Biases artifact."""
+"""Saves the rule that online meta-training has adapted in a folder, and logs it as a Weights & Biases artifact."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from lightning_lopt.wording import counted
 
 
 def save_and_log(trainer: Any, rule: UpdateRule, search: Search, steps: int, folder: Path) -> None:
-    """Save and log the rule on rank 0, and warn if it is that of the start; a failure is a warning too.
+    """Save and log the rule on rank 0, and warn if it is the rule of the start. A failure also gives a warning.
 
     Args:
-        trainer: of the fit.
+        trainer: Trainer of the fit.
         rule: the rule with the θ that the search has chosen.
         search: the search that has adapted the rule.
         steps: number of steps of the fit.

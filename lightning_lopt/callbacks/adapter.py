@@ -28,52 +28,52 @@ TRAINED = "lightning_lopt_trained_parameters"
 class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
     """Passes the loss of each step and the horizon of the fit to every :class:`~lightning_lopt.LearnedOptimizer`.
 
-    **Loss.** In automatic optimization it is the mean over the accumulation window. In manual optimization the losses
-    of all backward passes since the last step add up, as their gradients do; with several optimizers each gets the
-    losses that changed its gradients. The loss is the mean over ranks, without the factor of a gradient scaler; a loss
-    that is passed to ``step(loss=...)`` in manual optimization is averaged over ranks too.
+    **Loss.** In automatic optimization, the loss of a step is the mean over the accumulation window. In manual
+    optimization, it is the sum of the losses of all backward passes since the last step, as gradients add up; with
+    several optimizers, each gets the losses that changed its gradients. The loss is the mean over ranks, without the
+    factor of a gradient scaler; a loss for ``step(loss=...)`` in manual optimization is also averaged over ranks.
 
-    **Horizon.** In automatic optimization it is the number of steps that the Trainer is going to make, a
-    ``GradientAccumulationScheduler`` included. In manual optimization it is estimated from how often an optimizer
-    steps, and corrected at later steps. A fit that resumes with other batches, devices or epochs gets its new horizon
-    without a jump of the schedule, and a message says so. Where another number of steps is made than planned, as after
-    early stopping, a warning names both numbers.
+    **Horizon.** In automatic optimization, the horizon is the number of steps that the Trainer will make, also with a
+    ``GradientAccumulationScheduler``. In manual optimization, it is estimated from how often an optimizer steps, and
+    corrected at later steps. A fit that resumes with other batches, devices or epochs gets a new horizon without a jump
+    of the schedule, and a message says so. If the number of steps differs from the plan, as after early stopping, a
+    warning names both numbers.
 
-    **Validation loss.** Where the logged one rises, ``base`` shortens its steps and goes back to its best weights.
+    **Validation loss.** If the logged validation loss rises, ``base`` shortens its steps and restores its best weights.
 
-    **The swap.** With ``rule``, the optimizers that the module configures are replaced, in this Trainer only; the
-    module is not changed. Groups keep their keys and the ratios of their rates; a group with ``lr=0`` beside others
-    stays frozen. The ``lr`` of a group keeps the unit of the module: the steps of the rule are multiplied by ``lr``
-    divided by the largest configured ``lr`` (``lr_unit`` of the group), so a warm-up by hand, or a callback that sets
-    rates, works as before. Schedulers have no effect, since a rule schedules itself: they stay with the replaced
-    optimizers, where the module may step them and log their rate. A warning names them, and decay that differs by
-    group. Roles of parameters follow from the types of the module's layers, where a group does not set its ``role``.
+    **Swap.** With ``rule``, the optimizers that the module configures are replaced, in this Trainer only; the module
+    does not change. Groups keep their keys and the ratios of their rates; a group with ``lr=0`` beside others stays
+    frozen. The ``lr`` of a group keeps the unit of the module: the steps of the rule are multiplied by ``lr`` divided
+    by the largest configured ``lr`` (``lr_unit`` of the group), so a warm-up by hand, or a callback that sets rates,
+    works as before. Schedulers have no effect, since a rule has its own schedule; they stay with the replaced
+    optimizers, and the module may step them and log their rate. A warning names these schedulers, and weight decay that
+    differs by group. Roles of parameters follow from the types of layers, unless a group sets its ``role``.
 
-    **Logs.** Every ``log_every_n_steps`` the Trainer's loggers get relative step sizes by role (the RMS of updates over
-    that of parameters), the diagnostics of the rule, skipped steps, and whether the run is past its horizon; name,
-    revision and hash of the rule are hyperparameters. ``LearningRateMonitor`` shows the constant 1.0 for a
-    ``LearnedOptimizer`` from the module, since ``lr`` multiplies the steps of a rule; after a swap it shows the
-    configured rate, and that of schedulers without effect.
+    **Logs.** Every ``log_every_n_steps``, loggers get relative step sizes by role (RMS of updates over RMS of
+    parameters), the diagnostics of the rule, skipped steps, and whether the run is past its horizon. Name, revision and
+    hash of the rule are logged as hyperparameters. ``LearningRateMonitor`` shows the constant 1.0 for a
+    ``LearnedOptimizer`` from the module, since ``lr`` multiplies the steps of a rule. After a swap it shows the
+    configured rate, and the rate of schedulers without effect.
 
-    **Evaluation weights.** If the weights for evaluation of a rule are not the trained ones (averages of iterates, for
-    instance), the module has them during validation, after the fit, and in the ``state_dict`` of checkpoints; for
-    resuming, checkpoints hold the trained weights too. Checkpoints of weights alone (``save_weights_only``) and of
-    shards (directories) have the trained weights.
+    **Evaluation weights.** If the evaluation weights of a rule differ from the trained weights (averages of iterates,
+    for instance), the module has them during validation, after the fit, and in the ``state_dict`` of checkpoints; for
+    resuming, checkpoints also hold the trained weights. Checkpoints that hold only weights (``save_weights_only``), and
+    checkpoints of shards (directories), have the trained weights.
 
     Args:
-        rule: ``None`` to replace nothing; a rule, or any value that ``LearnedOptimizer`` takes for one, to replace the
-            optimizers.
-        total_steps: horizon of each optimizer, where the Trainer has no end (``max_time`` alone), or another one is
-            wanted.
-        monitor: name of the logged validation loss; ``"auto"`` for the one that ``EarlyStopping`` or
-            ``ModelCheckpoint`` monitors with ``mode="min"``, or a logged loss of validation; ``None`` to pass none.
-        lr, weight_decay: arguments of :class:`~lightning_lopt.LearnedOptimizer`; used with ``rule`` only, for the
-            groups with the largest configured rate, or decay.
-        guard, compile, state_dtype: arguments of ``LearnedOptimizer``; used with ``rule`` only.
+        rule: ``None`` to replace no optimizer; a rule, or another value for the argument ``rule`` of
+            ``LearnedOptimizer``, to replace the optimizers.
+        total_steps: horizon of each optimizer, for a Trainer without an end (only ``max_time``), or to replace the
+            number of steps of the Trainer.
+        monitor: name of the logged validation loss. With ``"auto"``, it is the one that ``EarlyStopping`` or
+            ``ModelCheckpoint`` monitors with ``mode="min"``, or a logged validation loss; ``None`` passes no loss.
+        lr, weight_decay: arguments of :class:`~lightning_lopt.LearnedOptimizer`, used only with ``rule``; they apply to
+            the groups with the largest configured rate, or decay.
+        guard, compile, state_dtype: arguments of ``LearnedOptimizer``, used only with ``rule``.
         log: whether to log.
 
     Raises:
-        TypeError: from the Trainer, if it is given the class instead of an instance.
+        TypeError: from the Trainer, if it receives the class instead of an instance.
         ValueError: if ``total_steps`` is no whole number of at least 1; in ``setup`` for a strategy that flattens
             parameters, or beside another adapter; at the start of training if there is no learned optimizer or no
             horizon.
@@ -121,9 +121,9 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
         check_callbacks(trainer, LearnedOptimizerAdapter)
         self._resumes = False
         self._undo_setup()
-        self._after_setup = AfterSetup(trainer, self._when_set_up)
+        self._after_setup = AfterSetup(trainer, self._on_optimizers_set_up)
 
-    def _when_set_up(self, trainer: L.Trainer) -> None:
+    def _on_optimizers_set_up(self, trainer: L.Trainer) -> None:
         if self.rule is not None:
             swap_optimizers(trainer, self._build)
         for optimizer in _learned(trainer):
@@ -143,7 +143,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
         )
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Called once the optimizers exist: gives them names and roles of the module's parameters."""
+        """Called once the optimizers exist: gives them the names and roles of the parameters of the module."""
         labels = labels_of(pl_module)
         for optimizer in _learned(trainer):
             optimizer.relabel(labels)
@@ -158,17 +158,17 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
                 "LearnedOptimizerAdapter() found no LearnedOptimizer; return one from configure_optimizers, or give "
                 "the adapter a rule, as in LearnedOptimizerAdapter('base')."
             )
-        begins = all(optimizer.calls == 0 for optimizer in learned)
-        if begins:
+        is_new_run = all(optimizer.calls == 0 for optimizer in learned)
+        if is_new_run:
             self._steps_before = trainer.global_step  # not 0 in a second fit, which has fresh optimizers
         for optimizer in learned:
-            # clone: some strategies reduce in place, and this is the user's tensor
+            # clone: some strategies reduce in place, and the loss is a tensor of the user
             optimizer.signals.reduce = lambda loss: trainer.strategy.reduce(loss.clone(), reduce_op="mean")
         automatic = pl_module.automatic_optimization
         self._losses = MeanLoss() if automatic else SummedLosses(trainer.optimizers)
         plan = (AutomaticPlan if automatic else ManualPlan)(trainer, learned, self.total_steps)
         plan.begin(self._saved_horizons)
-        if begins:
+        if is_new_run:
             warn_if_pretrained(pl_module, learned)
         self._horizons, self._validation = plan, ValidationLoss(trainer, learned, self.monitor)
         self._scaler, self._steps = ScalerWatch(), StepWatch(learned)
@@ -181,7 +181,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
     # -- a step
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        """Called before each backward pass: remembers its loss, and requests diagnostics for the logs."""
+        """Called before each backward pass: stores its loss, and requests diagnostics for the logs."""
         value = unscaled(loss, getattr(trainer.precision_plugin, "scaler", None))
         value = value * trainer.accumulate_grad_batches if pl_module.automatic_optimization else value
         self._losses.before_backward(value)
@@ -203,7 +203,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Called before each step: plans the horizon again, and hands the optimizer its loss, the mean over ranks."""
+        """Called before each step: plans the horizon again, and passes the mean loss over ranks to the optimizer."""
         if self._horizons is not None:
             self._horizons.before_step(optimizer)
         loss = self._losses.take(optimizer)
@@ -221,7 +221,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
             self._logs.write(self._scaler.skipped)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Called after the batches of an epoch: notes how many steps were made in it."""
+        """Called after the batches of an epoch: records the number of steps of this epoch."""
         if self._horizons is not None:
             self._horizons.epoch_ends()
 
@@ -233,7 +233,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
             evaluation_weights.to_evaluation(pl_module, _learned(trainer))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Called after validation: puts the trained parameters back into the module, and passes the loss on."""
+        """Called after validation: puts the trained parameters back, and passes the validation loss to the rules."""
         if trainer.state.fn == TrainerFn.FITTING:
             evaluation_weights.to_training(pl_module, _learned(trainer))
             if self._validation is not None:
@@ -241,15 +241,15 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Called for each checkpoint: puts the evaluation weights into its ``state_dict``, and the trained parameters
-        into an entry of their own.
+        into a separate entry.
         """
         trained = evaluation_weights.put_into(checkpoint["state_dict"], pl_module, _learned(trainer))
         if trained:
             checkpoint[TRAINED] = trained
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Called when a fit resumes: keeps the trained parameters until training starts, and leaves horizons to the
-        optimizer states that are loaded next.
+        """Called when a fit resumes: keeps the trained parameters until training starts. Horizons come from the
+        optimizer states, which are loaded next.
         """
         self._trained = checkpoint.get(TRAINED, {})
         self._resumes = True
@@ -258,12 +258,12 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
                 optimizer.total_steps = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Called for each checkpoint: steps made before the first of the optimizers, and the planned horizons."""
+        """Called for each checkpoint: the Trainer's steps before those of the optimizers, and the planned horizons."""
         horizons = self._saved_horizons if self._horizons is None else self._horizons.state_dict()
         return {"steps_before": self._steps_before, "horizons": horizons}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Called when a fit resumes, before training starts: takes over what :meth:`state_dict` returned."""
+        """Called when a fit resumes, before training starts: restores the result of :meth:`state_dict`."""
         self._steps_before = state_dict["steps_before"]
         self._saved_horizons = state_dict.get("horizons", {})
 
@@ -277,7 +277,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
             warn_at_the_end(optimizer, self._scaler.skipped.get(optimizer, 0))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Called at the end of a fit: takes back what :meth:`setup` and :meth:`on_train_start` have attached."""
+        """Called at the end of a fit: removes all that :meth:`setup` and :meth:`on_train_start` have attached."""
         for optimizer in _learned(trainer):
             optimizer.signals.reduce = None
         self._undo_setup()
@@ -287,7 +287,7 @@ class LearnedOptimizerAdapter(L.Callback, metaclass=ErrorWithoutBrackets):
         self._losses, self._scaler, self._steps = MeanLoss(), ScalerWatch(), StepWatch([])
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Called when a fit fails: does what :meth:`teardown` does, since Lightning does not call that."""
+        """Called when a fit fails: calls :meth:`teardown`, since Lightning does not call it then."""
         self.teardown(trainer, pl_module, "fit")
 
     def _undo_setup(self) -> None:

@@ -1,4 +1,4 @@
-"""Copies of batches of a fit, for pilots: training batches as the fit reads them, and validation batches."""
+"""Copies batches of a fit for pilots: training batches in the order of the fit, and validation batches."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class BatchRecorder:
             self.trouble = named(error)
 
     def choose_split(self, trainer: Any, module: Any) -> None:
-        """Choose the batches for measuring in the next round; called on all ranks, after a batch was :meth:`copied`."""
+        """Choose the batches on which the next round measures; called on all ranks, after :meth:`copied`."""
         has_validation = bool(self._structure) and bool(self.validation.like(self._structure, trainer, module))
         share = trainer.strategy.reduce(torch.tensor(float(has_validation), device=module.device), reduce_op="mean")
         self.on_validation = bool(share == 1)
@@ -65,31 +65,31 @@ class BatchRecorder:
         return [pytree.tree_unflatten(leaves, self._structure) for leaves in self.window]
 
     def validation_batches(self, trainer: Any, module: Any) -> list[Any]:
-        """Validation batches for the next round; none if it measures on training batches."""
+        """Validation batches for the next round; an empty list if the round measures on training batches."""
         return self.validation.like(self._structure, trainer, module) if self.on_validation else []
 
     def state_dict(self, trainer: Any | None) -> dict[str, Any]:
         """The recorded batches of all ranks; called on all ranks."""
         return {
-            "windows": _of_all_ranks(trainer, self.window),
-            "validation": _of_all_ranks(trainer, self.validation.recorded),
+            "windows": _batches_of_all_ranks(trainer, self.window),
+            "validation": _batches_of_all_ranks(trainer, self.validation.recorded),
             "on_validation": self.on_validation,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the result of :meth:`state_dict`; :meth:`restore` then selects the batches of this rank."""
+        """Store the result of :meth:`state_dict`, from which :meth:`restore` then selects the batches of this rank."""
         self._saved_windows = state["windows"]
         self._saved_validation = state.get("validation", [[] for _ in self._saved_windows])
         self.on_validation = state.get("on_validation", False)
 
     def restore(self, rank: int, world_size: int) -> None:
-        """Continue with the saved batches of this rank; with another number of ranks recording begins anew."""
+        """Continue with the saved batches of this rank; if the number of ranks has changed, recording begins anew."""
         if len(self._saved_windows) == world_size:
             self.window = [list(leaves) for leaves in self._saved_windows[rank]]
             self.validation.recorded = [list(leaves) for leaves in self._saved_validation[rank]]
 
 
-def _of_all_ranks(trainer: Any | None, batches: list[BatchLeaves]) -> list[list[BatchLeaves]]:
+def _batches_of_all_ranks(trainer: Any | None, batches: list[BatchLeaves]) -> list[list[BatchLeaves]]:
     if trainer is None or trainer.world_size == 1:
         return [batches]
     gathered: list[Any] = [None] * trainer.world_size

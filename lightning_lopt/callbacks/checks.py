@@ -1,4 +1,4 @@
-"""Checks of a Trainer and its module, with an error of one sentence before the optimizers are built."""
+"""Checks of a Trainer and its module, which give an error of one sentence before the optimizers are built."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_lopt.optim import LearnedOptimizer
 
 
 class ErrorWithoutBrackets(type):
-    """Raises an error for ``callbacks=[LearnedOptimizerAdapter]``: the Trainer asks callbacks for ``state_key``."""
+    """Raises an error for ``callbacks=[LearnedOptimizerAdapter]``: the Trainer reads ``state_key`` of each callback."""
 
     @property
     def state_key(cls) -> str:
@@ -47,8 +47,8 @@ def check_strategy(trainer: L.Trainer) -> None:
         )
     if is_lightning(trainer.strategy, "DeepSpeedStrategy"):
         raise ValueError(
-            "strategy='deepspeed' takes the optimizer into an engine of its own, which hides the loss and the shapes "
-            "of parameters; use ModelParallelStrategy (FSDP2) or 'ddp'."
+            "strategy='deepspeed' puts the optimizer into its own engine, which hides the loss and the shapes of "
+            "parameters; use ModelParallelStrategy (FSDP2) or 'ddp'."
         )
 
 
@@ -77,11 +77,11 @@ def only_learned_optimizer(trainer: L.Trainer, module: L.LightningModule) -> Lea
 
     Raises:
         ValueError: for manual optimization, several optimizers, an optimizer that is not learned, sharded or
-            half-precision parameters, or parameters that are not the module's.
+            half-precision parameters, or parameters that do not belong to the module.
     """
     if not module.automatic_optimization:
         raise ValueError(
-            f"{type(module).__name__} uses manual optimization, so OnlineMetaTraining cannot tell what a step is; set "
+            f"{type(module).__name__} uses manual optimization, so OnlineMetaTraining cannot repeat its steps; set "
             "automatic_optimization = True, or use LearnedOptimizerAdapter."
         )
     if is_lightning(trainer.strategy, "ModelParallelStrategy"):
@@ -89,19 +89,19 @@ def only_learned_optimizer(trainer: L.Trainer, module: L.LightningModule) -> Lea
     if len(trainer.optimizers) != 1 or not isinstance(trainer.optimizers[0], LearnedOptimizer):
         names = ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers)
         raise ValueError(
-            f"OnlineMetaTraining works beside one LearnedOptimizer, got {names or 'none'}; return one from "
+            f"OnlineMetaTraining needs exactly one LearnedOptimizer, got {names or 'none'}; return one from "
             "configure_optimizers, or give the callback a rule, as in OnlineMetaTraining('base')."
         )
     optimizer = trainer.optimizers[0]
-    of_module = set(module.parameters())
+    module_params = set(module.parameters())
     for param in (param for group in optimizer.param_groups for param in group["params"]):
         if param.dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"OnlineMetaTraining needs float32 parameters, got {param.dtype}; use precision='bf16-mixed' or "
                 "'32-true'."
             )
-        if param not in of_module:
+        if param not in module_params:
             raise ValueError(
-                "OnlineMetaTraining needs the optimizer's parameters to be the module's own; some are not."
+                "OnlineMetaTraining needs an optimizer whose parameters all belong to the module; some do not."
             )
     return optimizer

@@ -1,4 +1,4 @@
-"""The number of steps that a Trainer is still going to make, and the number of its passes over the data."""
+"""The number of steps that a Trainer has still to make, and the number of its passes over the training data."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class FitProgress(NamedTuple):
 
     Attributes:
         epoch: number of the present epoch, from 0.
-        done: finished batches of this epoch, without the one that is running.
+        finished_batches: number of finished batches of this epoch, without the running batch.
         is_over: whether all batches of this epoch are finished, as after a validation at its end.
-        length: batches of an epoch, infinite where it is not known.
-        epochs_after: epochs to come after this one, infinite without a limit.
-        steps_left: steps of all optimizers until ``max_steps``, infinite without a limit.
+        length: number of batches of an epoch; infinite if it is not known.
+        epochs_after: number of epochs after this one; infinite without a limit.
+        steps_left: number of steps of all optimizers until ``max_steps``; infinite without a limit.
     """
 
     epoch: int
-    done: int
+    finished_batches: int
     is_over: bool
     length: float
     epochs_after: float
@@ -44,42 +44,46 @@ def progress_of(trainer: L.Trainer) -> FitProgress:
     """Progress of the fit; correct from ``on_train_start`` on, when the loops and the dataloaders are restored."""
     epochs: Any = trainer.fit_loop.epoch_progress.current
     batches: Any = trainer.fit_loop.epoch_loop.batch_progress
-    begun = epochs.ready > epochs.processed  # the loop, or the checkpoint, is in the middle of an epoch
-    between = batches.current.ready == batches.current.processed
+    has_begun = epochs.ready > epochs.processed  # the loop, or the checkpoint, is in the middle of an epoch
+    is_between = batches.current.ready == batches.current.processed  # no batch is running
     limit, steps = trainer.max_epochs, trainer.max_steps
     return FitProgress(
         epoch=epochs.processed,
-        done=batches.current.processed if begun else 0,
-        is_over=begun and between and (batches.is_last_batch or batches.current.ready >= trainer.num_training_batches),
+        finished_batches=batches.current.processed if has_begun else 0,
+        is_over=has_begun
+        and is_between
+        and (batches.is_last_batch or batches.current.ready >= trainer.num_training_batches),
         length=trainer.num_training_batches,
         epochs_after=math.inf if limit in (None, -1) else max(limit - epochs.processed - 1, 0),
         steps_left=math.inf if steps == -1 else max(steps - trainer.global_step, 0),
     )
 
 
-def trainer_steps_left(trainer: L.Trainer, at: FitProgress) -> float:
-    """Remaining steps in automatic optimization, including that of the running batch; infinite without an end."""
+def trainer_steps_left(trainer: L.Trainer, progress: FitProgress) -> float:
+    """Remaining steps in automatic optimization, including the step of the running batch; infinite without an end."""
 
-    def accumulated(epoch: int) -> int:
+    def batches_per_step(epoch: int) -> int:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if is_lightning(callback, "GradientAccumulationScheduler"):
                 return int(callback.get_accumulate_grad_batches(epoch))
         return trainer.accumulate_grad_batches
 
-    if math.isinf(at.length + at.epochs_after):
-        return at.steps_left
-    length, later = int(at.length), range(at.epoch + 1, at.epoch + 1 + int(at.epochs_after))
-    # a step after each full window, and one at the end of the epoch
-    window = accumulated(at.epoch)
-    steps_in_epoch = 0 if at.is_over else max(math.ceil(length / window) - at.done // window, 0)
-    return min(steps_in_epoch + sum(math.ceil(length / accumulated(epoch)) for epoch in later), at.steps_left)
+    if math.isinf(progress.length + progress.epochs_after):
+        return progress.steps_left
+    length, next_epoch = int(progress.length), progress.epoch + 1
+    # There is a step after each full window, and a step at the end of the epoch.
+    window = batches_per_step(progress.epoch)
+    steps_in_epoch = 0 if progress.is_over else max(math.ceil(length / window) - progress.finished_batches // window, 0)
+    later_epochs = range(next_epoch, next_epoch + int(progress.epochs_after))
+    later_steps = sum(math.ceil(length / batches_per_step(epoch)) for epoch in later_epochs)
+    return min(steps_in_epoch + later_steps, progress.steps_left)
 
 
 def planned_epochs(trainer: L.Trainer) -> float | None:
     """Planned passes over the training data of the whole fit; ``None`` if they are unknown.
 
-    Where ``limit_train_batches`` leaves batches out, an epoch is a part of a pass, unless the batches are the same ones
-    in each epoch (``overfit_batches``). With several optimizers, ``max_steps`` counts the steps of all of them.
+    If ``limit_train_batches`` leaves batches out, an epoch is a part of a pass, unless each epoch has the same batches
+    (``overfit_batches``). With several optimizers, ``max_steps`` counts the steps of all optimizers.
     """
     length, limit, steps = float(trainer.num_training_batches), trainer.max_epochs, trainer.max_steps
     if not 1 <= length < math.inf:
@@ -93,40 +97,41 @@ def planned_epochs(trainer: L.Trainer) -> float | None:
 
 
 def _batches_in_data(trainer: L.Trainer) -> float:
-    """Batches of a pass over the training data; 0 where batches repeat or their number is unknown."""
+    """Number of batches of a pass over the training data; 0 if batches repeat or their number is unknown."""
     loader = trainer.train_dataloader
     if trainer.overfit_batches or not isinstance(loader, DataLoader):  # type: ignore[attr-defined]
         return 0
     return sized_len(loader) or 0
 
 
-def paced_steps_left(pace: Pace, other_paces: Sequence[Pace], at: FitProgress, batch: int) -> float:
-    """Remaining steps of an optimizer in manual optimization, after the present one; infinite without an end.
+def paced_steps_left(pace: Pace, other_paces: Sequence[Pace], progress: FitProgress, batch: int) -> float:
+    """Remaining steps of an optimizer in manual optimization, after the present step; infinite without an end.
 
     Args:
         pace: pace of the optimizer, including its present step.
-        other_paces: paces of the other optimizers, whose steps count for ``max_steps`` too.
-        at: progress of the fit in this batch, without the present step.
+        other_paces: paces of the other optimizers, whose steps also count for ``max_steps``.
+        progress: progress of the fit in this batch, without the present step.
         batch: number of this batch since the optimizers were made.
     """
     by_epochs = by_steps = math.inf
-    if math.isfinite(at.length + at.epochs_after):
-        by_epochs = pace.steps_left(int(at.length), at.done + 1, int(at.epochs_after))
-    if math.isfinite(at.steps_left):
-        made_by_others = sum(each.steps_in_last_batch for each in other_paces if each.last_batch == batch)
-        made_now = made_by_others + pace.steps_in_last_batch - 1
-        # an optimizer without a step so far may make its first one in this batch
+    if math.isfinite(progress.length + progress.epochs_after):
+        batches_so_far = progress.finished_batches + 1
+        by_epochs = pace.steps_left(int(progress.length), batches_so_far, int(progress.epochs_after))
+    if math.isfinite(progress.steps_left):
+        other_steps = sum(other.steps_in_last_batch for other in other_paces if other.last_batch == batch)
+        steps_in_batch = other_steps + pace.steps_in_last_batch - 1
+        # An optimizer without a step so far may make its first step in this batch.
         rates = [other_pace.rate if other_pace.total or batch > 1 else pace.rate for other_pace in other_paces]
-        batches = math.ceil((at.steps_left + made_now) / (pace.rate + sum(rates)) - 1e-9)
+        batches = math.ceil((progress.steps_left + steps_in_batch) / (pace.rate + sum(rates)) - 1e-9)
         by_steps = pace.steps_within(batches - 1)
     return min(by_epochs, by_steps)
 
 
 class TrainerHorizon:
-    """The steps of a Trainer as a horizon that is read at the first step.
+    """The number of steps of a Trainer, as a horizon that is read at the first step.
 
-    It is used until the adapter plans, since Lightning's tuners run a few steps without calling any callback. A copy or
-    a pickle of it is ``None``, so that it contains no Trainer.
+    The optimizer has this horizon until the adapter plans, since Lightning's tuners run a few steps without calling any
+    callback. A copy or a pickle of this object is ``None``, so that it contains no Trainer.
     """
 
     def __init__(self, trainer: L.Trainer) -> None:

@@ -18,7 +18,7 @@ PREFIX = "learned_optimizer"
 
 
 class Logs:
-    """Logs of learned optimizers, at the steps at which the Trainer logs, with its step numbers.
+    """Logs learned optimizers at the steps at which the Trainer logs, with the step numbers of the Trainer.
 
     Args:
         trainer: a Trainer with loggers.
@@ -41,7 +41,7 @@ class Logs:
         return self._trainer.fit_loop.epoch_loop._batches_that_stepped
 
     def request_diagnostics(self) -> None:
-        """Called before a step: a step that is logged computes the diagnostics."""
+        """Called before a step: request the diagnostics of a step that is logged."""
         if self._are_due:
             # An optimizer that makes no step in this batch computes them at a later step.
             for name in self._optimizers.keys() - self._requested:
@@ -49,13 +49,13 @@ class Logs:
                 self._requested.add(name)
 
     def write(self, scaler_skipped: dict[LearnedOptimizer, int]) -> None:
-        """Called after a batch: write the logs, if this step is logged; only then it waits for the device."""
+        """Called after a batch: write the logs, and wait for the device, if this step is logged."""
         if not self._are_due or self._trainer.fit_loop._should_accumulate():
             return
         metrics: dict[str, float] = {}
         for name in sorted(self._requested):
             optimizer = self._optimizers[name]
-            if optimizer.signals.wants_diagnostics:  # the optimizer has made no step since
+            if optimizer.signals.wants_diagnostics:  # the optimizer has made no step since the request
                 continue
             self._requested.remove(name)
             if self._trainer.is_global_zero:
@@ -84,8 +84,8 @@ def _counters(optimizer: LearnedOptimizer) -> dict[str, float | Tensor]:
 def identity(optimizer: LearnedOptimizer) -> dict[str, Any]:
     """Name, revision and hash of the rule of an optimizer.
 
-    The revision is the part of the rule's name after ``@``, if there is one, else the version of this package, which
-    contains the embedded rules. The hash is that of the weights in ``config.json``.
+    The revision is the part of the rule's name after ``@``. For a name without ``@``, it is the version of this
+    package, which contains the embedded rules. The hash of the weights is the one in ``config.json``.
     """
     label, _, revision = optimizer.rule_label.partition("@")
     entries = {"rule": label, "architecture": optimizer.rule.rule_name, "revision": revision or __version__}
@@ -96,7 +96,7 @@ def identity(optimizer: LearnedOptimizer) -> dict[str, Any]:
 
 
 def warn_at_the_end(optimizer: LearnedOptimizer, scaler_skipped: int) -> None:
-    """Warn if steps were skipped, or more or fewer were made than planned; this waits for the device."""
+    """Warn if steps were skipped, or if their number was not the planned number; this waits for the device."""
     steps_made, skipped, planned = optimizer.steps_made, optimizer.skipped_steps, optimizer.total_steps
     clauses = []
     if skipped:
@@ -109,7 +109,7 @@ def warn_at_the_end(optimizer: LearnedOptimizer, scaler_skipped: int) -> None:
     if optimizer.rule.reads_horizon and isinstance(planned, int) and steps_made != planned:
         clauses.append(
             f"the horizon was {planned} steps and {steps_made} were made, so the schedule "
-            + ("had not come to its end" if steps_made < planned else "was over before the fit")
+            + ("did not reach its end" if steps_made < planned else "ended before the fit")
         )
     if clauses:
         rank_zero_warn(f"Rule {optimizer.rule_label!r}: {'; '.join(clauses)}.")

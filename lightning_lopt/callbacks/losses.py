@@ -1,4 +1,4 @@
-"""The loss of each step, from the losses of the backward passes before it."""
+"""Computes the loss of each step from the losses of the backward passes before the step."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class MeanLoss:
 
 
 class SummedLosses:
-    """Manual optimization: for each optimizer the sum of the losses that changed its gradients since its last step.
+    """Manual optimization: for each optimizer, the sum of the losses that changed its gradients since its last step.
 
     Gradients of several backward passes add up, so a step lowers the sum of their losses. A backward pass *reaches* an
     optimizer if the gradient of one of its parameters is another tensor after the pass, or another version of the same
     tensor. A sum begins anew when no parameter of the optimizer has a gradient, as after ``zero_grad()``. Gradients
-    that are set to zero in place (``set_to_none=False``) cannot be told from others. DDP with
-    ``gradient_as_bucket_view=True`` writes all gradients in each pass; only ``toggle_optimizer`` keeps optimizers
-    apart.
+    that are set to zero in place (``set_to_none=False``) cannot be distinguished from other gradients. DDP with
+    ``gradient_as_bucket_view=True`` writes all gradients in each pass; only ``toggle_optimizer`` then separates the
+    optimizers.
 
     Args:
         optimizers: all optimizers of the fit, including those that get no loss.
@@ -57,7 +57,7 @@ class SummedLosses:
         self._marks_before: list[list[Any]] = []
 
     def before_backward(self, loss: Tensor) -> None:
-        """Remember the loss, 0-dim and detached, and the gradients before its backward pass."""
+        """Store the loss, 0-dim and detached, and the marks of the gradients before its backward pass."""
         self._loss = loss
         self._marks_before = [_marks(optimizer) for optimizer in self._optimizers]
         for optimizer, marks in zip(self._optimizers, self._marks_before, strict=True):
@@ -74,8 +74,8 @@ class SummedLosses:
         pairs = zip(self._optimizers, self._marks_before, strict=True)
         reached = [optimizer for optimizer, marks in pairs if _is_reached(optimizer, marks)]
         for optimizer in reached or self._optimizers:  # some strategies keep gradients outside of param.grad
-            present = self._sums.get(optimizer)
-            self._sums[optimizer] = self._loss if present is None else present + self._loss
+            previous_sum = self._sums.get(optimizer)
+            self._sums[optimizer] = self._loss if previous_sum is None else previous_sum + self._loss
         self._loss, self._marks_before = None, []
 
     def take(self, optimizer: Optimizer) -> Tensor | None:
@@ -88,7 +88,7 @@ def _params(optimizer: Optimizer) -> Iterator[Tensor]:
 
 
 def _marks(optimizer: Optimizer) -> list[Any]:
-    """For each parameter the identity and version of its gradient; ``None`` without a gradient."""
+    """The mark of each parameter: identity and version of its gradient, or ``None`` without a gradient."""
     return [_mark(param.grad) for param in _params(optimizer)]
 
 

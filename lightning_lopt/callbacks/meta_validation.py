@@ -29,26 +29,26 @@ ADAMW = "adamw"
 class MetaValidation(L.Callback):
     """Measures the rule of a :class:`~lightning_lopt.MetaTrainer` on problems that meta-training never sees.
 
-    Every ``every_n_steps`` outer steps, and at the end, the rule with the present θ (and with the average of θ, where
-    the Trainer has a ``WeightAveraging``) trains on each problem. It is compared with the rule at the start of
-    meta-training, on the same models and mini-batches, and with tuned AdamW. Loggers get ``meta_validation/score``, the
-    mean log-ratio of the final losses to those of the rule at the start (below 0 if meta-training helps),
-    ``meta_validation/vs_adamw``, and the ratio of each problem; loggers for pictures get the tables and pictures of a
-    report. ``folder`` holds the rule with the lowest score so far, at first the one at the start.
+    Every ``every_n_steps`` outer steps, and at the end, the rule with the present θ (and with the average of θ, if the
+    Trainer has a ``WeightAveraging``) trains each problem. It is compared with the rule at the start of meta-training,
+    on the same models and mini-batches, and with tuned AdamW. Loggers get ``meta_validation/score``, the mean log-ratio
+    of the final losses to those of the rule at the start (below 0 if meta-training helps),
+    ``meta_validation/vs_adamw``, and the ratio of each problem; loggers for pictures also get the tables and pictures
+    of a report. ``folder`` holds the rule with the lowest score so far, initially the rule at the start.
 
-    If ``patience`` measurements in a row are no better than an earlier one while the meta-loss falls, a warning says
-    so (*meta-overfitting*), and ``meta_validation/overfitting`` is logged as 1.
+    If ``patience`` measurements in a row are no better than an earlier measurement while the meta-loss falls, a warning
+    says so (*meta-overfitting*), and ``meta_validation/overfitting`` is logged as 1.
 
     Args:
         problems: held-out problems, or the name of a suite (see :func:`~lightning_lopt.evaluation.suites.make_suite`).
-        folder: folder of the best rule, saved as by :func:`~lightning_lopt.save_rule`.
-        every_n_steps: outer steps between two measurements, >= 1.
-        baselines: tuned AdamW for the problems with the number of seeds, or the JSON file to keep it in (3 seeds); for
-            suites on their default data it comes with the package. Its device is that of all measurements; with a file
-            or ``None`` it is that of the module.
-        patience: measurements in a row without a new best that count as overfitting, >= 1.
-        horizon_factors: two very small problems (see :func:`~lightning_lopt.evaluation.suites.long_runs`) join the
-            others at each of these multiples of the longest horizon of meta-training, for instance ``(3, 10)``: they
+        folder: folder of the best rule, which :func:`~lightning_lopt.save_rule` writes.
+        every_n_steps: number of outer steps between two measurements, >= 1.
+        baselines: tuned AdamW for the problems, with the number of seeds and the device of all measurements; or the
+            JSON file that stores tuned AdamW, or ``None`` to store nothing (both with 3 seeds, on the device of the
+            module). The package contains tuned AdamW for suites on their default data.
+        patience: number of measurements in a row without a new best that count as overfitting, >= 1.
+        horizon_factors: multiples of the longest horizon of meta-training, for instance ``(3, 10)``. At each of these
+            horizons, two very small problems (see :func:`~lightning_lopt.evaluation.suites.long_runs`) are added, which
             measure the rule on longer runs than those of meta-training.
 
     Raises:
@@ -96,14 +96,14 @@ class MetaValidation(L.Callback):
         self._start_saved = False
         self.history: list[dict[str, float]] = []
         self._start: UpdateRule | None = None
-        # Meta-losses since the last measurement; they stay tensors, since reading one may wait for a GPU.
+        # The meta-losses since the last measurement stay tensors, since reading a tensor may wait for a GPU.
         self._meta_losses: list[float | torch.Tensor] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Called before a checkpoint is restored: keeps a copy of the rule at the start, and adds the long problems."""
+        """Called before a checkpoint is restored: copies the rule at the start, and adds the long problems."""
         if not isinstance(pl_module, MetaTrainer):
             raise ValueError(f"MetaValidation works beside a MetaTrainer, got a {type(pl_module).__name__}.")
-        if self._start is None:  # before a checkpoint is restored, so a resumed run compares with the same start
+        if self._start is None:  # no checkpoint is restored yet, so a resumed run compares with the same start
             self._start = copy.deepcopy(pl_module.rule)
             longest = pl_module.horizons.last
             for factor in self.horizon_factors:
@@ -115,7 +115,7 @@ class MetaValidation(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Called after each outer step: notes the meta-loss, and measures the rule if that is due."""
+        """Called after each outer step: records the meta-loss, and measures the rule if a measurement is due."""
         if "meta_loss" in trainer.callback_metrics:
             self._meta_losses.append(trainer.callback_metrics["meta_loss"].clone())
         is_last_step = trainer.global_step == trainer.max_steps
@@ -163,7 +163,7 @@ class MetaValidation(L.Callback):
             record = {"outer_step": step, "meta_validation": value} | trained_on
             try:
                 save_rule(rules[chosen], self.folder, meta_training=record)
-            except RuleFileError as error:  # a full disk: an earlier rule stays there, and meta-training goes on
+            except RuleFileError as error:  # if the disk is full, the earlier rule stays, and meta-training continues
                 rank_zero_warn(f"MetaValidation found a better rule at outer step {step} and lost it: {error}")
                 return
         losses = list(map(float, self._meta_losses)) or [float("nan")]
@@ -172,13 +172,13 @@ class MetaValidation(L.Callback):
 
     @property
     def overfitting(self) -> bool:
-        """Whether the last ``patience`` measurements were no better than an earlier one, while the meta-loss fell."""
+        """Whether the last ``patience`` measurements are no better than an earlier one, while the meta-loss falls."""
         recent, earlier = self.history[-self.patience :], self.history[: -self.patience]
         if not earlier:
             return False
         best = min(earlier, key=lambda entry: entry["score"])
-        worse = all(entry["score"] >= best["score"] for entry in recent)
-        return worse and recent[-1]["meta_loss"] < best["meta_loss"]
+        is_no_better = all(entry["score"] >= best["score"] for entry in recent)
+        return is_no_better and recent[-1]["meta_loss"] < best["meta_loss"]
 
     def _log(self, trainer: L.Trainer, results: Sequence[ProblemResult], scores: dict[str, float], chosen: str) -> None:
         metrics = {
@@ -197,8 +197,9 @@ class MetaValidation(L.Callback):
             logger.log_metrics(metrics, step=trainer.global_step)
         if self.overfitting:
             rank_zero_warn(
-                f"meta-overfitting: for {self.patience} measurements the meta-loss went on falling while held-out "
-                f"problems got no better (score {scores[chosen]:+.3f}); {self.folder} holds the best rule so far."
+                f"meta-overfitting: for {self.patience} measurements the meta-loss kept falling while the results on "
+                f"held-out problems did not improve (score {scores[chosen]:+.3f}); {self.folder} holds the best rule "
+                "so far."
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -206,13 +207,13 @@ class MetaValidation(L.Callback):
         return {"history": self.history, "meta_losses": list(map(float, self._meta_losses))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Called when meta-training resumes: takes over what :meth:`state_dict` returned."""
+        """Called when meta-training resumes: restores the result of :meth:`state_dict`."""
         self.history = list(state_dict["history"])
         self._meta_losses = list(state_dict["meta_losses"])
 
 
 def _average_of(trainer: L.Trainer) -> UpdateRule | None:
-    """The averaged rule that a ``WeightAveraging`` callback keeps, if there is one."""
+    """The averaged rule of a ``WeightAveraging`` callback; ``None`` without such a callback."""
     for callback in getattr(trainer, "callbacks", ()):
         if isinstance(callback, WeightAveraging) and callback._average_model is not None:
             module = callback._average_model.module

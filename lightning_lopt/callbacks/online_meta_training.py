@@ -1,4 +1,4 @@
-"""Online meta-training: a rule is adapted to the model that a Trainer fits, during the fit."""
+"""Online meta-training: during a fit, the rule is adapted to the model that the Trainer fits."""
 
 from __future__ import annotations
 
@@ -31,40 +31,40 @@ if TYPE_CHECKING:
 class OnlineMetaTraining(LearnedOptimizerAdapter):
     """Continues the meta-training of the rule of a :class:`~lightning_lopt.LearnedOptimizer` on the model it trains.
 
-    In each round it records the coming batches, and makes a few inner steps on them from the model's present parameters
-    (a *pilot*) with perturbed θ, with the present θ and with the θ of the start, all side by side
-    (:func:`~lightning_lopt.meta.pilot.pilot_losses`). The losses of the pilots by ``training_step`` on validation
-    batches change θ (:class:`~lightning_lopt.meta.search.Search`); without validation batches of the same structure,
-    some of the coming batches replace them. The fit uses the changed θ as long as its losses are lower than those of
-    the θ of the start, and that θ otherwise. Batches, their order, and random numbers of the fit do not change.
+    A *pilot* is a short run of inner steps from a copy of the present parameters. Each round records the next batches,
+    and runs pilots on them with perturbed θ, with the present θ and with the θ of the start, all at once
+    (:func:`~lightning_lopt.meta.pilot.pilot_losses`). ``training_step`` on validation batches gives the losses of
+    pilots, which change θ (:class:`~lightning_lopt.meta.search.Search`); without validation batches of the same
+    structure, some of the recorded batches replace them. The fit uses the changed θ while its losses are lower than
+    those of the θ of the start, else the θ of the start. Batches, their order, and random numbers do not change.
 
     For a rule that calibrates its steps, as ``base`` does, only weight decay is searched: the step sizes and momenta
-    that are best in pilots are far from the best ones for the run. A third of the decay and three times the decay are
-    tried after a tenth of the run, and kept only if a sequential test with an error rate of 5 % per fit says so
+    that are best in pilots are far from those that are best for the run. A third of the decay and three times the decay
+    are tried after a tenth of the run. A sequential test with an error rate of 5 % per fit decides whether to keep one
     (:class:`~lightning_lopt.meta.search.SequentialTest`; its six comparisons need a fit of about 2,100 steps). Until
-    then the fit is bit for bit the one without this callback. Give the fit a validation set: batches of an epoch that
-    repeats do not show whether a model memorises its data, and such a model needs less decay.
+    then, the fit equals the fit without this callback bit for bit. Give the fit a validation set: repeated training
+    batches do not show whether a model memorises its data, and a model that does so needs less decay on them.
 
     All rounds together cost at most ``max_share`` of the planned steps. An inner step of one θ counts as a step of
-    training, a measured batch as a third of one; the share of the time by the clock is smaller and is logged as
-    ``meta_training/time_share``. Rounds depend on the number of steps alone, so seeded and resumed fits repeat bit for
+    training, and a measured batch as a third of a step; the share of wall-clock time is smaller and is logged as
+    ``meta_training/time_share``. Rounds depend only on the number of steps, so seeded and resumed fits repeat bit for
     bit. Each fit begins anew, unless it resumes from a checkpoint.
 
-    At the end of the fit rank 0 saves the rule in ``folder``, and logs it as an artifact where Weights & Biases is in
-    use; without evidence for the changed θ this is the rule of the start, and a warning says so. Nothing is written
-    under ``fast_dev_run``. If a module or its batches raise an error in a pilot, there are no further rounds, and the
-    fit goes on with one warning.
+    At the end of the fit, rank 0 saves the rule in ``folder``, and logs it as an artifact to Weights & Biases, if that
+    logger is used; without evidence for the changed θ, this is the rule of the start, and a warning says so. Nothing is
+    written under ``fast_dev_run``. If a module or its batches raise an error in a pilot, one warning says so, there are
+    no further rounds, and the fit continues.
 
-    Under distributed strategies each rank makes its pilots on its own batches, and all ranks change θ by the mean of
-    the losses. Pilots clip and accumulate gradients as the fit does, and have the precision of the parameters.
+    Under distributed strategies, each rank runs pilots on its own batches, and all ranks change θ by the mean of the
+    losses. Pilots clip and accumulate gradients as the fit does, and have the precision of the parameters.
 
     Args:
-        rule: as for the adapter: ``None`` where the module configures a ``LearnedOptimizer`` itself.
+        rule: as for the adapter: ``None`` if the module configures a ``LearnedOptimizer`` itself.
         folder: folder of the rule at the end; ``None`` for ``adapted_rule`` in the Trainer's ``default_root_dir``.
-        max_share: largest share of the fit's work that meta-training may add, in (0, 1].
-        every_n_steps: fewest steps between two rounds, >= 1.
-        inner_steps: steps K of a pilot, >= 1.
-        held_out: batches on which pilots are measured, >= 1.
+        max_share: largest share of the work of the fit that meta-training may add, in (0, 1].
+        every_n_steps: least number of steps between two rounds, >= 1.
+        inner_steps: number K of steps of a pilot, >= 1.
+        held_out: number of batches on which pilots are measured, >= 1.
         search: makes the search from the rule, for instance ``functools.partial(SequentialTest, sigma=0.7)``; ``None``
             for :func:`~lightning_lopt.meta.search.default_search`, which chooses the search by the kind of the rule.
         total_steps, lr, weight_decay, log: see :class:`~lightning_lopt.LearnedOptimizerAdapter`.
@@ -82,7 +82,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
         >>> from lightning.pytorch.demos.boring_classes import BoringModel
         >>> from lightning_lopt import AdamRule
         >>> silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-        >>> with tempfile.TemporaryDirectory() as folder:  # this fit is short, so its rounds get a larger share of it
+        >>> with tempfile.TemporaryDirectory() as folder:  # the fit is short, so its rounds may take a larger share
         ...     callback = OnlineMetaTraining(AdamRule(), folder=folder, max_share=1.0, inner_steps=2, held_out=1)
         ...     L.Trainer(max_steps=60, callbacks=[callback], **silent).fit(BoringModel())
         >>> callback.search.rounds
@@ -117,7 +117,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
     def _begin_anew(self) -> None:
         """Delete the state of the last fit."""
         self.rounds.reset()
-        self._recorder = BatchRecorder(4 * self.rounds.held_out)  # enough for different batches in each round
+        self._recorder = BatchRecorder(4 * self.rounds.held_out)  # enough batches to vary them between rounds
         self.seconds = 0.0  # seconds spent in rounds, in this process
         self._began = 0.0
 
@@ -138,7 +138,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
 
     @property
     def state_key(self) -> str:
-        """Checkpoints use the former name of the class, so that old ones can be loaded."""
+        """The former name of the class, so that old checkpoints can be loaded."""
         return "MetaTraining" if type(self) is OnlineMetaTraining else super().state_key
 
     # -- the fit's hooks
@@ -152,7 +152,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Called before each validation batch: keeps it for pilots, if it is one of the first dataloader."""
+        """Called before each validation batch: keeps a batch of the first dataloader for pilots."""
         if trainer.state.fn == "fit" and dataloader_idx == 0 and not self.rounds.is_over:
             self._recorder.record_validation(batch)
 
@@ -201,7 +201,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
         self.seconds += time.perf_counter() - began
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Called at the end of the fit: saves the chosen rule, and warns if it is the one that the fit began with."""
+        """Called at the end of the fit: saves the chosen rule, and warns if it is the rule of the start."""
         search, optimizer = self.search, self._optimizer
         if search is None or optimizer is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -209,11 +209,11 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
         save_and_log(trainer, optimizer.rule, search, self._step, folder)
 
     def state_dict(self) -> dict[str, Any]:
-        """Called for each checkpoint, on all ranks: the adapter's state, the search, and the recorded batches."""
+        """Called for each checkpoint, on all ranks: the state of the adapter, the search, and the recorded batches."""
         return {**super().state_dict(), **self.rounds.state_dict(), **self._recorder.state_dict(self._trainer)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Called when a fit resumes, before training starts: takes over what :meth:`state_dict` returned."""
+        """Called when a fit resumes, before training starts: restores the result of :meth:`state_dict`."""
         super().load_state_dict(state_dict)
         self.rounds.load_state_dict(state_dict)
         self._recorder.load_state_dict(state_dict)
@@ -227,7 +227,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
         return self._trainer.global_step - self._steps_before
 
     def _batches_of_round(self, trainer: L.Trainer) -> int:
-        """Batches to record for a round, the same number on all ranks."""
+        """Number of batches to record for a round, which is the same on all ranks."""
         measured_on = 0 if self._recorder.on_validation else self.rounds.held_out
         return self.rounds.inner_steps * trainer.accumulate_grad_batches + measured_on
 
@@ -252,7 +252,7 @@ class OnlineMetaTraining(LearnedOptimizerAdapter):
             rank_zero_warn(f"OnlineMetaTraining could not log its numbers ({named(error)}).")
 
     def _losses_of_pilots(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Tensor:
-        """Losses of the pilots on this rank's batches."""
+        """Losses of the pilots on the batches of this rank."""
         assert self._optimizer is not None
         if self._recorder.trouble:
             raise ValueError(f"{self._recorder.trouble}.")

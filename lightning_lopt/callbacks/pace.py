@@ -1,4 +1,4 @@
-"""Estimates of the remaining steps in manual optimization, from how often an optimizer has stepped."""
+"""Estimates the remaining steps in manual optimization from how often an optimizer has stepped."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ _KEYS = {
     "steps_in_last_batch": "now",
     "steps_in_epoch": "epoch",
 }
-"""Keys of checkpoints for attributes with another name."""
+"""Keys in checkpoints that differ from the name of the attribute."""
 
 
 @dataclass
 class Pace:
-    """Counters of the steps of one optimizer; plain numbers for checkpoints.
+    """Counters of the steps of one optimizer, which checkpoints hold as plain numbers.
 
     Batches are numbered from 1 since the optimizer was made.
 
     Attributes:
-        total: steps so far.
+        total: number of steps so far.
         first_batch, last_batch: number of the batch with the first, and with the last step; 0 before any step.
         stepping: number of batches with steps.
-        steps_before: steps in all batches with steps except the last one.
-        steps_in_last_batch: steps in the last batch with steps.
-        steps_in_epoch: steps in this epoch.
-        whole_epoch: steps in the last epoch that was counted from its first batch on; -1 before.
-        epoch_length: batches of that epoch.
+        steps_before: number of steps in all batches with steps except the last such batch.
+        steps_in_last_batch: number of steps in the last batch with steps.
+        steps_in_epoch: number of steps in this epoch.
+        whole_epoch: number of steps in the last epoch that was counted from its first batch on; -1 if there is none.
+        epoch_length: number of batches of that epoch.
     """
 
     total: int = 0
@@ -81,27 +81,27 @@ class Pace:
         left_in_last_batch = max(round(self.at_once) - self.steps_in_last_batch, 0)
         return left_in_last_batch + round(self.at_once * math.floor(batches / self.period + 1e-9))
 
-    def steps_left(self, length: int, done: int, epochs: int) -> int:
-        """Remaining steps after the present one, in a fit that ends with an epoch.
+    def steps_left(self, length: int, batches: int, epochs: int) -> int:
+        """Remaining steps after the present step, in a fit that ends with an epoch.
 
         Args:
-            length: batches of an epoch.
-            done: batches of this epoch so far, the present one included.
-            epochs: whole epochs to come after this one.
+            length: number of batches of an epoch.
+            batches: number of batches of this epoch so far, including the present batch.
+            epochs: number of whole epochs after this one.
         """
         if self.period > length:  # batches are counted across epochs
-            return self.steps_within(length - done + length * epochs)
+            return self.steps_within(length - batches + length * epochs)
         if self.whole_epoch >= 0 and self.epoch_length == length:
             return max(self.whole_epoch - self.steps_in_epoch, 0) + self.whole_epoch * epochs
-        # Batches are counted anew in each epoch.
-        per_epoch = round(self.at_once * math.floor(length / self.period + 1e-9))
-        return self.steps_within(length - done) + per_epoch * epochs
+        # The count of batches restarts in each epoch.
+        steps_per_epoch = round(self.at_once * math.floor(length / self.period + 1e-9))
+        return self.steps_within(length - batches) + steps_per_epoch * epochs
 
     def state_dict(self) -> dict[str, Any]:
         return {_KEYS.get(name, name): value for name, value in asdict(self).items()}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Pace:
-        """The pace with this ``state_dict``; keys of other versions are left out."""
+        """The pace with this ``state_dict``; unknown keys of other versions are ignored."""
         keys = {field.name: _KEYS.get(field.name, field.name) for field in fields(cls)}
         return cls(**{name: int(state[key]) for name, key in keys.items() if key in state})

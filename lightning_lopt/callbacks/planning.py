@@ -19,12 +19,12 @@ from lightning_lopt.optim import LearnedOptimizer
 class Plan(ABC):
     """Updates the horizons of learned optimizers during a fit, and passes them the planned number of epochs.
 
-    A horizon from the user wins; if it is not the number of steps of the fit, a warning names both.
+    A horizon from the user wins; if it is not the number of steps of the fit, a warning names both numbers.
 
     Args:
         trainer: Trainer of the fit, after its loops were restored.
         learned: the learned optimizers.
-        total_steps: horizon from the user for all of them, if there is one.
+        total_steps: horizon from the user for all learned optimizers; ``None`` without one.
     """
 
     def __init__(self, trainer: L.Trainer, learned: Sequence[LearnedOptimizer], total_steps: int | None) -> None:
@@ -41,7 +41,7 @@ class Plan(ABC):
 
     @abstractmethod
     def begin(self, saved: dict[str, Any]) -> None:
-        """Plan at the start of training; ``saved`` is the ``state_dict`` of a checkpoint, if there was one.
+        """Plan at the start of training; ``saved`` is the ``state_dict`` of a checkpoint, or empty.
 
         Raises:
             ValueError: if a rule needs a horizon and the fit has no end.
@@ -62,14 +62,14 @@ class Plan(ABC):
         """State for a checkpoint, plain numbers."""
 
     def _set(self, optimizer: LearnedOptimizer, total: int, *, announce: bool) -> None:
-        """Set the horizon of ``optimizer``, ``total`` steps from its first one on, unless the user gave a horizon."""
+        """Set the horizon of ``optimizer`` to ``total`` steps since its first step, unless the user gave a horizon."""
         if optimizer in self._with_user_horizon:
             user_steps = optimizer.total_steps
             if isinstance(user_steps, int) and user_steps != total and optimizer not in self._warned and announce:
                 self._warned.add(optimizer)
                 rank_zero_warn(
                     f"total_steps={user_steps} was given, but this fit comes to {total} steps of the "
-                    "optimizer; leave total_steps out, and the adapter plans for them."
+                    "optimizer; without total_steps, the adapter plans for this number."
                 )
             return
         previous_total = optimizer.total_steps
@@ -81,21 +81,21 @@ class Plan(ABC):
             )
 
     def _check_end(self, is_open: bool) -> None:
-        needing = [o for o in self._learned if o.rule.reads_horizon and o not in self._with_user_horizon]
-        if is_open and needing:
+        without_horizon = [o for o in self._learned if o.rule.reads_horizon and o not in self._with_user_horizon]
+        if is_open and without_horizon:
             raise ValueError(
-                f"rule {needing[0].rule_label!r} needs the number of steps to come, and the end of this fit is not "
-                "known; set max_steps, or max_epochs with a dataloader that has a length, or pass "
+                f"rule {without_horizon[0].rule_label!r} needs the number of planned steps, but the end of this fit is "
+                "not known; set max_steps, or max_epochs with a dataloader that has a length, or pass "
                 "LearnedOptimizerAdapter(total_steps=...)."
             )
 
 
 class AutomaticPlan(Plan):
-    """Automatic optimization: one optimizer, and a step of it for each step of the Trainer.
+    """Automatic optimization: there is one optimizer, which makes a step for each step of the Trainer.
 
-    The Trainer's last step is computed at the start and at the first batch of each epoch, where the number of batches,
-    or of accumulated batches, may change. If the module's ``optimizer_step`` leaves steps out, the horizon assumes that
-    the ratio of the two numbers of steps stays the same.
+    The last step of the Trainer is computed at the start and at the first batch of each epoch, at which the number of
+    batches, or of accumulated batches, may change. If ``optimizer_step`` of the module leaves steps out, the plan
+    assumes that the ratio of the steps of the optimizer to those of the Trainer does not change.
     """
 
     def begin(self, saved: dict[str, Any]) -> None:
@@ -130,7 +130,7 @@ class AutomaticPlan(Plan):
         self._steps += 1
 
     def _present_ratio(self) -> float:
-        """Steps of the optimizer for each step of the Trainer."""
+        """Number of steps of the optimizer per step of the Trainer."""
         steps = self._trainer.global_step - self._start
         return self._steps / steps if steps and self._steps else 1.0
 
@@ -139,7 +139,7 @@ class AutomaticPlan(Plan):
 
 
 class ManualPlan(Plan):
-    """Manual optimization: each optimizer has its own pace, and its horizon is planned at its steps."""
+    """Manual optimization: each optimizer has its own pace, and each of its steps plans its horizon."""
 
     def begin(self, saved: dict[str, Any]) -> None:
         self._check_end(progress_of(self._trainer).is_open)
@@ -154,7 +154,7 @@ class ManualPlan(Plan):
             paces = [Pace(total=getattr(optimizer, "calls", 0)) for optimizer in optimizers]
             self._batches_before, self._is_complete_epoch = (
                 batches.total.processed,
-                progress_of(self._trainer).done == 0,
+                progress_of(self._trainer).finished_batches == 0,
             )
         self._paces = dict(zip(optimizers, paces, strict=True))
 
@@ -164,16 +164,16 @@ class ManualPlan(Plan):
         pace.stepped(batch)
         if isinstance(optimizer, LearnedOptimizer):
             other_paces = [other_pace for other_pace in self._paces.values() if other_pace is not pace]
-            at = progress_of(self._trainer)
-            steps_left = paced_steps_left(pace, other_paces, at, batch)
+            progress = progress_of(self._trainer)
+            steps_left = paced_steps_left(pace, other_paces, progress, batch)
             if math.isfinite(steps_left):
                 total, previous_total = pace.total + int(steps_left), optimizer.total_steps
                 is_large_change = (
                     not isinstance(previous_total, int) or abs(total - previous_total) > 0.1 * previous_total
                 )
-                # the user's number may include a short last window, which is counted only at the end of an epoch
-                counted = pace.whole_epoch >= 0 or math.isinf(at.length)
-                is_certain = counted if optimizer in self._with_user_horizon else pace.stepping > 1
+                # The user's number may include a short last window, which is counted only at the end of an epoch.
+                is_counted = pace.whole_epoch >= 0 or math.isinf(progress.length)
+                is_certain = is_counted if optimizer in self._with_user_horizon else pace.stepping > 1
                 self._set(optimizer, total, announce=is_certain and is_large_change)
 
     def epoch_ends(self) -> None:

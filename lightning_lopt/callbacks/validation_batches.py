@@ -1,4 +1,4 @@
-"""Validation batches of a fit, read without a change of loaders, samplers or random states of the fit."""
+"""Reads validation batches of a fit without changing loaders, samplers or random states of the fit."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ BatchLeaves = list[Any]
 
 
 class ValidationBatches:
-    """Batches of the first validation dataloader, at most ``limit`` of them, as trees of tensors on the fit's device.
+    """Up to ``limit`` batches of the first validation dataloader, as trees of tensors on the device of the fit.
 
-    If it is a plain ``DataLoader`` of a map-style dataset, examples are read from the dataset by number, without the
-    loader, its sampler and its workers. In all other cases (a stream, a subclass of the loader or the sampler, hooks
-    around the transfer to the device) nothing is read; instead, the batches of the validation of the fit, its sanity
-    check included, are recorded.
+    If the loader is a plain ``DataLoader`` of a map-style dataset, examples are read from the dataset by number,
+    without the loader, its sampler and its workers. In all other cases (a stream, a subclass of the loader or the
+    sampler, hooks around the transfer to the device) the batches of the validation of the fit, including its sanity
+    check, are recorded instead.
 
     Args:
         limit: largest number of batches, >= 1.
@@ -50,7 +50,7 @@ class ValidationBatches:
         self._read: list[Any] | None = None
 
     def record(self, batch: Any) -> None:
-        """Record a batch of tensors and plain values of the validation of the fit, at most ``limit`` of them."""
+        """Record a batch of the validation of the fit that holds tensors and plain values, up to ``limit`` batches."""
         if len(self.recorded) >= self.limit or self._read:
             return
         leaves, structure = pytree.tree_flatten(batch)
@@ -59,7 +59,7 @@ class ValidationBatches:
             self.recorded.append([leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves])
 
     def like(self, structure: Any, trainer: Any, module: Any) -> list[Any]:
-        """Batches that have the structure of training batches, possibly none.
+        """Batches that have the structure of training batches; the list may be empty.
 
         Args:
             structure: tree structure of a training batch, from ``torch.utils._pytree``.
@@ -84,7 +84,7 @@ class ValidationBatches:
 
 
 def _read_from_dataset(trainer: Any, module: Any, limit: int) -> list[Any]:
-    """The first batches of the first validation dataloader, if its dataset can be read without it; else none."""
+    """The first batches of the first validation dataloader; empty if its dataset cannot be read without the loader."""
     loader = next((entry for entry in pytree.tree_leaves(trainer.val_dataloaders) if entry is not None), None)
     owners = [module, getattr(trainer, "datamodule", None)]
     if loader is None or any(overrides(owner, name) for owner in owners if owner is not None for name in HOOKS):
@@ -99,7 +99,7 @@ def _read_from_dataset(trainer: Any, module: Any, limit: int) -> list[Any]:
 
 
 def _dataset_batches(loader: Any) -> Iterator[Any]:
-    """Batches of a plain loader of a map-style dataset, in an order that depends on nothing but its arguments."""
+    """Batches of a plain loader of a map-style dataset, in an order that depends only on the loader's arguments."""
     if type(loader) is not DataLoader or isinstance(loader.dataset, IterableDataset):
         return
     if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
@@ -113,13 +113,13 @@ def _dataset_batches(loader: Any) -> Iterator[Any]:
         yield from (loader.collate_fn(dataset[index]) for index in order)
         return
     for start in range(0, len(order), size):
-        chosen = order[start : start + size]
-        if len(chosen) == size or not loader.drop_last:
-            yield loader.collate_fn([dataset[index] for index in chosen])
+        indices = order[start : start + size]
+        if len(indices) == size or not loader.drop_last:
+            yield loader.collate_fn([dataset[index] for index in indices])
 
 
 def _copy_of(dataset: Dataset[Any]) -> Dataset[Any]:
-    """A copy that shares the examples: an attribute that the dataset, or one inside it, sets is set on the copy."""
+    """A copy that shares the examples; attributes that a dataset or an inner dataset sets later are set on the copy."""
     copied = copy.copy(dataset)
     if not hasattr(copied, "__dict__"):  # a list has no attributes to replace
         return copied
@@ -130,10 +130,10 @@ def _copy_of(dataset: Dataset[Any]) -> Dataset[Any]:
 
 
 def _order(sampler: Any, count: int) -> list[int] | None:
-    """Numbers of the examples in order; ``None`` for samplers whose choice is not known."""
+    """Indices of the examples in order; ``None`` for samplers whose order is not known."""
     if isinstance(sampler, DistributedSampler):
-        inner = getattr(sampler.dataset, "_sampler", None)  # Lightning's, around the sampler of the loader
-        if inner is not None and type(inner) not in (SequentialSampler, RandomSampler):
+        wrapped_sampler = getattr(sampler.dataset, "_sampler", None)  # Lightning wraps the sampler of the loader
+        if wrapped_sampler is not None and type(wrapped_sampler) not in (SequentialSampler, RandomSampler):
             return None
         return list(range(sampler.rank, count, sampler.num_replicas))
     if type(sampler) is SequentialSampler:

@@ -15,7 +15,7 @@ from lightning_lopt.optim import LearnedOptimizer
 from lightning_lopt.optim.sharding import free_copies
 
 HELD_OUT = re.compile(r"(^|[^a-z])(val|valid|validation|eval|dev)([^a-z]|$)", re.IGNORECASE)
-"""A word in the name of a metric of held-out data."""
+"""The pattern of a word in the name of a metric of held-out data."""
 WORD = re.compile(r"[A-Za-z]+|[0-9]+")
 
 
@@ -25,17 +25,17 @@ class ValidationLoss:
     Args:
         trainer: the Trainer.
         optimizers: all learned optimizers of the fit.
-        monitor: name of the logged metric, lower is better; ``"auto"`` for the one that :func:`validation_loss_of`
-            finds; ``None`` to pass none.
+        monitor: name of the logged metric, lower is better; ``"auto"`` selects the metric by
+            :func:`validation_loss_of`; ``None`` passes no loss.
     """
 
     def __init__(self, trainer: L.Trainer, optimizers: Sequence[LearnedOptimizer], monitor: str | None) -> None:
         self._trainer, self._monitor = trainer, monitor
         self._readers = [optimizer for optimizer in optimizers if optimizer.rule.reads_validation]
-        self._is_announced = self._was_set_back = False
+        self._is_announced = self._has_logged_rollback = False
 
     def after_validation(self) -> None:
-        """Read the metric, and pass its mean over the ranks that have it; a value that is not finite is left out."""
+        """Read the metric, and pass the mean of its finite values over the ranks that have the metric."""
         if not self._readers or self._monitor is None or self._trainer.sanity_checking:
             return
         metrics = self._trainer.callback_metrics
@@ -44,27 +44,27 @@ class ValidationLoss:
         if not self._is_announced:
             self._announce(name, value)
         strategy = self._trainer.strategy
-        # a metric may be logged on one rank alone, but all ranks have to take part in the sum
-        is_here = value is not None and bool(value.isfinite())
-        pair = [float(value), 1.0] if is_here and value is not None else [0.0, 0.0]
+        # A metric may be logged on only one rank, but all ranks have to take part in the sum.
+        is_finite = value is not None and bool(value.isfinite())
+        pair = [float(value), 1.0] if is_finite and value is not None else [0.0, 0.0]
         total, count = strategy.reduce(torch.tensor(pair, device=strategy.root_device), reduce_op="sum")
         if count > 0:
-            set_back = [optimizer.validated(total / count) for optimizer in self._readers]
-            if any(set_back):
+            were_restored = [optimizer.validated(total / count) for optimizer in self._readers]
+            if any(were_restored):
                 self._follow_rollback()
 
     def _follow_rollback(self) -> None:
-        """Free gathered copies of the weights from before, and log the first rollback of a fit."""
+        """Free gathered copies of the previous weights, and log the first rollback of a fit."""
         free_copies(self._trainer.lightning_module)
-        if not self._was_set_back:
-            self._was_set_back = True
+        if not self._has_logged_rollback:
+            self._has_logged_rollback = True
             rank_zero_info(
-                "LearnedOptimizerAdapter: the validation loss has risen, so training goes on from the weights of its "
-                "lowest value, with shorter steps, here and wherever it rises again; monitor=None switches this off."
+                "LearnedOptimizerAdapter: the validation loss has risen, so training continues from the weights of its "
+                "lowest value, with shorter steps, now and after each further rise; monitor=None switches this off."
             )
 
     def _announce(self, name: str | None, value: Tensor | None) -> None:
-        """Log once which metric is read."""
+        """Log once which metric the rules read."""
         self._is_announced = True
         if value is not None:
             rank_zero_info(f"LearnedOptimizerAdapter: the steps follow {name!r}, the loss of each validation.")
@@ -83,11 +83,14 @@ class ValidationLoss:
 def validation_loss_of(trainer: L.Trainer) -> str | None:
     """The name of the logged validation loss, or ``None``.
 
-    It is what :class:`~lightning.pytorch.callbacks.EarlyStopping` or
-    :class:`~lightning.pytorch.callbacks.ModelCheckpoint` monitors with ``mode="min"``, if its name says that it is of
-    held-out data (``val``, ``valid``, ``validation``, ``eval``, ``dev``); otherwise ``val_loss``; otherwise, of the
-    logged metrics with such a word and ``loss`` in their names, the one whose name has the fewest words:
-    ``valid_loss`` beside ``valid_loss_0``, but neither of ``val_mask_loss`` and ``val_box_loss``.
+    A name belongs to held-out data if it contains one of the words ``val``, ``valid``, ``validation``, ``eval`` and
+    ``dev``. The function returns the first of these metrics that is logged:
+
+    - a metric of held-out data that :class:`~lightning.pytorch.callbacks.EarlyStopping` or
+      :class:`~lightning.pytorch.callbacks.ModelCheckpoint` monitors with ``mode="min"``;
+    - ``val_loss``;
+    - the metric of held-out data with ``loss`` in its name whose name has the fewest words, if there is only one such
+      metric: ``valid_loss`` of ``valid_loss`` and ``valid_loss_0``, but none of ``val_mask_loss`` and ``val_box_loss``.
     """
     logged = trainer.callback_metrics
     held_out = [name for name in logged if HELD_OUT.search(name)]

@@ -1,4 +1,4 @@
-"""Watches of the adapter: for missing steps, for steps that a gradient scaler skips, and for pretrained models."""
+"""Watches a fit for missing steps, for steps that a gradient scaler skips, and for pretrained models."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ RELATIVE_RULES = ("residual",)  # rules whose steps are relative to the size of 
 
 
 class ScalerWatch:
-    """Counts steps that got a loss but that the gradient scaler skipped."""
+    """Counts steps that received a loss but were skipped by the gradient scaler."""
 
     def __init__(self) -> None:
         self._announced: dict[LearnedOptimizer, int] = {}
-        self._calls: dict[LearnedOptimizer, int] = {}  # number of steps before the first announced one
+        self._calls: dict[LearnedOptimizer, int] = {}  # number of steps before the first announced step
 
     def before_step(self, optimizer: LearnedOptimizer) -> None:
         self._calls.setdefault(optimizer, optimizer.calls)
@@ -31,7 +31,7 @@ class ScalerWatch:
 
     @property
     def skipped(self) -> dict[LearnedOptimizer, int]:
-        """Steps that the gradient scaler skipped in this fit; right between two steps."""
+        """Number of steps that the gradient scaler skipped in this fit; it is valid only between two steps."""
         return {o: count - (o.calls - self._calls[o]) for o, count in self._announced.items()}
 
 
@@ -57,7 +57,8 @@ class StepWatch:
             self._is_over = True
             rank_zero_warn(
                 "The parameters of the LearnedOptimizer change, but not by its steps: another optimizer than the one "
-                "that configure_optimizers returns trains the module. Return that one, or step self.optimizers()."
+                "that configure_optimizers returns trains the module. Return the optimizer that trains it, or call "
+                "self.optimizers().step()."
             )
 
     def look_at_the_end(self, batches: int) -> None:
@@ -77,7 +78,7 @@ class StepWatch:
 def warn_if_pretrained(module: nn.Module, optimizers: Sequence[LearnedOptimizer]) -> None:
     """Warn if the steps of a rule are relative to the size of a tensor and the module looks pretrained.
 
-    For a rule that shortens the steps of such tensors by itself (``careful``) it is a message instead of a warning.
+    If the rule shortens the steps of such tensors (``careful``), there is a message instead of a warning.
     """
     for optimizer in optimizers:
         rule = optimizer.rule

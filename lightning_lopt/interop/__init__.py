@@ -4,12 +4,12 @@ Their wrappers of an optimizer pass only a closure to ``step``, so
 :meth:`LearnedOptimizer.set_loss <lightning_lopt.LearnedOptimizer.set_loss>` sets the loss before each step. In each of
 these libraries:
 
-* The loss is the value that was differentiated. Where batches are accumulated, it is the sum of the losses that
-  ``backward`` got; if the library divides these losses, it is the mean over the window.
-* With several processes the loss is the mean over the processes, as the gradients are; otherwise parameters differ
+* The loss is the value that was differentiated. If batches are accumulated, the loss is the sum of the losses that
+  ``backward`` received; if the library divides these losses, it is the mean over the window.
+* With several processes, the loss is the mean over the processes, as for gradients; otherwise parameters differ
   between ranks.
 * ``total_steps`` counts steps of the optimizer, not batches.
-* ``epochs`` is the number of passes over the training data; ``base`` reads it where it fine-tunes.
+* ``epochs`` is the number of passes over the training data; ``base`` reads it for fine-tuning.
 
 Fabric, with four batches a step::
 
@@ -35,7 +35,7 @@ With Accelerate the loop is the same, but the wrapper has no ``set_loss``, so ke
     for x, y in data:
         with accelerator.accumulate(model):
             loss = loss_function(model(x), y)
-            accelerator.backward(loss)  # it divides by 4
+            accelerator.backward(loss)  # this divides the loss by 4
             window += loss.detach() / 4
             if accelerator.sync_gradients:
                 learned.set_loss(accelerator.reduce(window, reduction="mean"))
@@ -43,8 +43,7 @@ With Accelerate the loop is the same, but the wrapper has no ``set_loss``, so ke
             optimizer.step()
             optimizer.zero_grad()
 
-``transformers.Trainer`` does not pass the loss to the optimizer; with :class:`~lightning_lopt.LearnedTrainerMixin` it
-does.
+``transformers.Trainer`` does not pass the loss to the optimizer; :class:`~lightning_lopt.LearnedTrainerMixin` does.
 """
 
 from lightning_lopt.interop.transformers_trainer import LearnedTrainerMixin

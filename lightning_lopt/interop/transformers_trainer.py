@@ -1,4 +1,4 @@
-"""A mixin by which ``transformers.Trainer`` gives a learned optimizer its loss and horizon, without a schedule."""
+"""A mixin with which ``transformers.Trainer`` passes loss and horizon to a learned optimizer, without a schedule."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from lightning_lopt.rules.base import UpdateRule
 class LearnedTrainerMixin:
     """Makes ``transformers.Trainer``, or a subclass of it, train with a learned optimizer.
 
-    The optimizer gets two values that the Trainer does not pass to optimizers: the loss of each step, summed over the
-    accumulated batches as their gradients are and averaged over the processes, and ``max_steps`` as the horizon. The
-    Trainer's schedule is left out, since it would multiply the schedule of the rule. ``resume_from_checkpoint`` works
-    as with any optimizer, also with another ``max_steps``. If the rule has separate evaluation weights, as
-    :class:`~lightning_lopt.ScheduleFreeAdamRule` does, the model has them during evaluation and after ``train()``;
-    checkpoints, and so the model of ``load_best_model_at_end``, contain the trained weights.
+    The optimizer receives two values that the Trainer does not pass to other optimizers. The first is the loss of each
+    step, which is summed over the accumulated batches, as gradients are, and averaged over the processes. The second is
+    ``max_steps``, the horizon. The schedule of the Trainer is not used, since it would multiply the schedule of the
+    rule. ``resume_from_checkpoint`` works as with any optimizer, also with a different ``max_steps``. If the rule has
+    separate evaluation weights, as :class:`~lightning_lopt.ScheduleFreeAdamRule` does, the model has them during
+    evaluation and after ``train()``; checkpoints, and the model of ``load_best_model_at_end``, have the trained
+    weights.
 
     ``learning_rate``, ``optim``, ``warmup_steps`` and ``lr_scheduler_type`` of the ``TrainingArguments`` have no
-    effect; clipping (``max_grad_norm``) has. To set more than the rule, pass an optimizer as
-    ``optimizers=(LearnedOptimizer(model, lr=0.5), None)``; a scheduler that is passed with it is used unchanged.
+    effect; clipping (``max_grad_norm``) works. To set more than the rule, pass an optimizer as
+    ``optimizers=(LearnedOptimizer(model, lr=0.5), None)``; a scheduler in this tuple is used unchanged.
 
     Attributes:
         rule: the argument ``rule`` of :class:`~lightning_lopt.LearnedOptimizer`.
 
     Example:
-        With ``transformers`` it is ``class Trainer(LearnedTrainerMixin, transformers.Trainer): pass``, and then
-        ``Trainer(model, TrainingArguments("out"), train_dataset=data).train()``. Here a class stands in for the
-        Trainer, to show what the mixin makes of it:
+        With ``transformers``, write ``class Trainer(LearnedTrainerMixin, transformers.Trainer): pass``, and call
+        ``Trainer(model, TrainingArguments("out"), train_dataset=data).train()``. In this example, ``StandIn`` replaces
+        ``transformers.Trainer``:
 
         >>> from types import SimpleNamespace
         >>> class StandIn:
@@ -53,7 +54,7 @@ class LearnedTrainerMixin:
     _window_loss: Tensor | None = None
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """The optimizer that was passed, or one with :attr:`rule` for the trainable parameters of the model."""
+        """The optimizer that was passed, or a learned optimizer with :attr:`rule` for the trainable parameters."""
         trainer = cast(Any, self)
         if trainer.optimizer is None:
             model = args[0] if args else kwargs.get("model")
@@ -68,30 +69,30 @@ class LearnedTrainerMixin:
         return result
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """The scheduler that was passed, or one that leaves every learning rate unchanged."""
+        """The scheduler that was passed, or a scheduler that does not change learning rates."""
         trainer = cast(Any, self)
         optimizer = trainer.optimizer if optimizer is None else optimizer
         if trainer.lr_scheduler is None and _learned_in(optimizer) is not None:
-            trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _unchanged)
-            trainer._created_lr_scheduler = True  # another call of train() makes a new scheduler then
+            trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _unit_factor)
+            trainer._created_lr_scheduler = True  # the next call of train() then makes a new scheduler
         return cast(Any, super()).create_scheduler(num_training_steps, optimizer)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """A forward and a backward pass; after the last one of a step, the optimizer gets the loss of the step."""
+        """A forward and a backward pass; after the last pass of a step, the optimizer receives the loss of the step."""
         loss: Tensor = cast(Any, super()).training_step(*args, **kwargs)
         trainer = cast(Any, self)
         learned = _learned_in(trainer.optimizer)
         if learned is None:
             return loss
         batch_loss = loss.detach().float()  # it has the scale of the loss that was differentiated
-        total = batch_loss if self._window_loss is None else self._window_loss + batch_loss
-        self._window_loss = total
+        window_loss = batch_loss if self._window_loss is None else self._window_loss + batch_loss
+        self._window_loss = window_loss
         if trainer.accelerator.sync_gradients:
             self._window_loss = None
-            learned.set_loss(trainer.accelerator.reduce(total.clone(), reduction="mean"))
+            learned.set_loss(trainer.accelerator.reduce(window_loss.clone(), reduction="mean"))
             if not learned.total_steps_given and learned.total_steps != trainer.state.max_steps:
                 learned.set_horizon(trainer.state.max_steps)
-            epochs = trainer.state.num_train_epochs  # it is sys.maxsize for a data set without a length
+            epochs = trainer.state.num_train_epochs  # sys.maxsize for a data set without a length
             learned.plan_epochs(epochs if epochs < sys.maxsize else None)
         return loss
 
@@ -108,7 +109,7 @@ class LearnedTrainerMixin:
         return metrics
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; afterwards the model has the evaluation weights, or those of ``load_best_model_at_end``."""
+        """Train; afterwards the model has the evaluation weights, or the weights of ``load_best_model_at_end``."""
         self._window_loss = None
         output = cast(Any, super()).train(*args, **kwargs)
         trainer = cast(Any, self)
@@ -118,12 +119,12 @@ class LearnedTrainerMixin:
         return output
 
 
-def _unchanged(step: int) -> float:
+def _unit_factor(step: int) -> float:
     return 1.0
 
 
 def _learned_in(optimizer: Any) -> LearnedOptimizer | None:
-    """The learned optimizer inside wrappers of accelerate; ``None`` for another optimizer."""
+    """The learned optimizer inside the wrappers of accelerate; ``None`` for any other optimizer."""
     while optimizer is not None and not isinstance(optimizer, LearnedOptimizer):
         optimizer = optimizer.__dict__.get("optimizer")
     return optimizer

@@ -15,7 +15,7 @@ from lightning_lopt.rules.contract.roles import check_role
 
 COUNTERS = ("step", "skipped_steps", "skipped_in_a_row")
 LARGEST_RATE = 1e15  # a larger integer may not fit into a tensor
-_LATER = {"skipped_in_a_row"}  # keys that older checkpoints do not have
+_NEW_COUNTERS = {"skipped_in_a_row"}  # keys that older checkpoints do not have
 
 
 def fitting_state(
@@ -26,11 +26,12 @@ def fitting_state(
 ) -> dict[str, Any]:
     """A saved state with its parameters in the order of ``groups``, after a check against a new state of ``rule``.
 
-    Parameters are matched by their saved names where both sides have the same names, else by their position. A
-    parameter without saved state begins anew at its next gradient. Entries of tensors are not looked at.
+    Parameters are matched by their saved names if both sides have the same names, else by their position. A parameter
+    without saved state begins anew at its next gradient. Values in tensors are not checked.
 
     Args:
-        state_dict: from :meth:`LearnedOptimizer.state_dict`, possibly damaged or of another optimizer; not changed.
+        state_dict: result of :meth:`LearnedOptimizer.state_dict`, possibly damaged or of another optimizer; it is not
+            changed.
         groups: the present parameter groups.
         members: the present parameters.
         rule: the present rule.
@@ -49,7 +50,8 @@ def fitting_state(
         if group.get("format") != needed_format:
             raise ValueError(
                 f"this optimizer state has the format {group.get('format')!r} where {needed_format!r} is needed; it "
-                "was written by another optimizer or rule: resume with that one, or load the model's weights alone."
+                "was written by another optimizer or rule: resume with that rule, or load only the weights of the "
+                "model."
             )
     _check_counters(saved_groups[0])
     sizes, saved_sizes = ([len(group["params"]) for group in group_list] for group_list in (groups, saved_groups))
@@ -62,8 +64,8 @@ def fitting_state(
         _check_settings(group, number)
     keys = _keys_in_order(saved_groups, members)
     _check_tensors(states, saved_groups[0].get("shared", {}), keys, members, rule)
-    places = iter(keys)
-    ordered = [{**group, "params": [next(places) for _ in group["params"]]} for group in saved_groups]
+    remaining = iter(keys)
+    ordered = [{**group, "params": [next(remaining) for _ in group["params"]]} for group in saved_groups]
     present_keys = set(keys)
     return {**state_dict, "state": {k: v for k, v in states.items() if k in present_keys}, "param_groups": ordered}
 
@@ -80,7 +82,7 @@ def _states_and_groups(state_dict: Any) -> tuple[Mapping[Any, Any], list[Mapping
             raise _damaged("a parameter group is no dictionary with 'params'")
     keys = [key for group in groups for key in group["params"]]
     if any(type(key) not in (int, str) for key in keys) or len(set(keys)) != len(keys):
-        raise _damaged("its parameters are not numbered once each")
+        raise _damaged("its parameters do not have unique keys")
     if any(not isinstance(state, Mapping) for state in states.values()):
         raise _damaged("the state of a parameter is no dictionary")
     return states, groups
@@ -95,13 +97,13 @@ def _check_values(states: Mapping[Any, Mapping[str, Any]], groups: Sequence[Mapp
 
 
 def _check_counters(first_group: Mapping[str, Any]) -> None:
-    lost = [key for key in COUNTERS if key not in first_group and key not in _LATER]
-    if lost:
-        raise _damaged(f"it has lost its {' and '.join(lost)}")
+    missing = [key for key in COUNTERS if key not in first_group and key not in _NEW_COUNTERS]
+    if missing:
+        raise _damaged(f"it lacks {' and '.join(missing)}")
     for key in COUNTERS:
         value = first_group.get(key, torch.zeros((), dtype=torch.int64))
-        counts = isinstance(value, Tensor) and value.shape == () and value.dtype == torch.int64
-        if not counts or (value.device.type != "meta" and int(value) < 0):
+        is_counter = isinstance(value, Tensor) and value.shape == () and value.dtype == torch.int64
+        if not is_counter or (value.device.type != "meta" and int(value) < 0):
             raise _damaged(f"its {key} is no number of steps")
     total, schedule, epochs = first_group.get("total_steps"), first_group.get("schedule"), first_group.get("epochs")
     if total is not None and (type(total) is not int or total < 1):
@@ -129,7 +131,7 @@ def _check_settings(group: Mapping[str, Any], number: int) -> None:
 
 
 def _keys_in_order(saved_groups: Sequence[Mapping[str, Any]], members: Sequence[Member]) -> list[Any]:
-    """The saved key of each present parameter: by name where the names are the same, else by position."""
+    """The saved key of each present parameter: by name if the names are the same, else by position."""
     keys = [key for group in saved_groups for key in group["params"]]
     names = [name for group in saved_groups for name in _names(group)]
     present = [member.name for member in members]
@@ -189,5 +191,5 @@ def _is_real(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _damaged(how: str) -> ValueError:
-    return ValueError(f"this optimizer state is damaged: {how}; take the checkpoint as it was saved.")
+def _damaged(damage: str) -> ValueError:
+    return ValueError(f"this optimizer state is damaged: {damage}; use an undamaged copy of the checkpoint.")

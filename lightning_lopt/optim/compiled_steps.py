@@ -22,12 +22,12 @@ _log = logging.getLogger(__name__)
 
 
 class CompiledSteps(TracedSteps):
-    """As :class:`TracedSteps`, with compiled graphs: the same numbers up to rounding, in fewer kernels.
+    """:class:`TracedSteps` with compiled graphs: they give the same numbers up to rounding, with fewer kernels.
 
-    All kinds of stacks get graphs, on any device, at the second step that has them. The parts of a step are compiled
-    one by one, and called in turn: a graph of the whole step would be compiled once for each phase of a rule. Weight
-    decay is an input of the graphs, and they round the state that is stored in a narrower type. If compiling fails, for
-    instance without a C++ compiler, one warning says so, and no later step is compiled.
+    All kinds of stacks get graphs, on any device, at the second step with such a stack. The parts of a step are
+    compiled one by one and called in turn: a graph of the whole step would be compiled once for each phase of a rule.
+    Weight decay is an input of the graphs, and the graphs round state that is stored in a narrower type. If compiling
+    fails, for instance without a C++ compiler, one warning says so, and no later step is compiled.
     """
 
     build: ClassVar[Callable[..., Run]] = staticmethod(compiled)
@@ -49,7 +49,7 @@ class CompiledSteps(TracedSteps):
 
     def _new_graph(self, rule: UpdateRule, graph_name: str, make: Callable[[], Graph]) -> Graph:
         began = time.perf_counter()
-        with whole_tensors():  # a compiler makes loops of its own
+        with whole_tensors():  # the compiler generates its own loops
             graph = make()
         _log.info("LearnedOptimizer: %s: compiled in %.1f s", graph_name, time.perf_counter() - began)
         return graph
@@ -61,7 +61,7 @@ class CompiledSteps(TracedSteps):
 
 
 def _with_decay_as_tensor(stack: Stack) -> Stack:
-    """A stack whose weight decay is a tensor unless it is 0, so that a change of it changes no graph."""
+    """A stack whose weight decay, unless it is 0, is a tensor, so that a change of weight decay needs no new graph."""
     decay, count = stack.weight_decay, len(stack.names)
     if isinstance(decay, Tensor) or decay == 0.0:
         return stack

@@ -1,4 +1,4 @@
-"""Copies of a parameter in its state, which no rule reads: those of a guard, and the weights of the lowest loss."""
+"""Copies of a parameter in its state that no rule reads: the copies of a guard, and the weights of the lowest loss."""
 
 from __future__ import annotations
 
@@ -25,16 +25,15 @@ def without_copies(state: Mapping[str, Any]) -> dict[str, Any]:
 def roll_back(
     rollback: Rollback, members: Sequence[Member], states: Mapping[Tensor, MutableMapping[str, Tensor]]
 ) -> bool:
-    """Copy the parameters if they are the best so far, or set them back to that copy if a rollback is due.
+    """Copy the parameters if they are the best so far, or restore the last copy if a rollback is due.
 
     Args:
-        rollback: of the rule; reading it waits for the device.
-        members: all parameters of an optimizer; those without state have not been trained, and are left alone.
-        states: state of the parameters; the copies are in it.
+        rollback: result of :meth:`UpdateRule.rollback`; reading it waits for the device.
+        members: all parameters of an optimizer; parameters without state have not been trained and do not change.
+        states: state of the parameters, which includes the copies.
 
     Returns:
-        whether the parameters were set back: all that are trained, or none where one lacks its copy, since it joined
-        later.
+        whether all trained parameters were restored. None is restored if one of them joined later and has no copy.
     """
     trained = [(real(member.param.detach()), states[member.param]) for member in members if states.get(member.param)]
     if bool(rollback.is_best):

@@ -14,7 +14,7 @@ from lightning_lopt.optim.rates import multiplier
 def relative_steps(
     members: Sequence[Member], params: Mapping[str, Tensor], updates: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    r"""For each role :math:`\mathrm{RMS}(\Delta p) / \mathrm{RMS}(p)` over all its tensors, 0-dim.
+    r"""The ratio :math:`\mathrm{RMS}(\Delta p) / \mathrm{RMS}(p)` over all tensors of each role, 0-dim.
 
     Args:
         members: parameters that are stepped.
@@ -24,8 +24,8 @@ def relative_steps(
     squares: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for member in members:
         if member.name in updates:
-            moved, size = updates[member.name] * multiplier(member.group), params[member.name]
-            pair = moved.float().square().sum(), size.float().square().sum()
+            update, param = updates[member.name] * multiplier(member.group), params[member.name]
+            pair = update.float().square().sum(), param.float().square().sum()
             squares.setdefault(member.role, []).append(pair)
     sums = {role: (torch.stack(column).sum() for column in zip(*pairs, strict=True)) for role, pairs in squares.items()}
-    return {f"relative_step/{role}": torch.sqrt(moved / (size + 1e-30)) for role, (moved, size) in sums.items()}
+    return {f"relative_step/{role}": torch.sqrt(update / (param + 1e-30)) for role, (update, param) in sums.items()}

@@ -1,9 +1,9 @@
-"""Evaluation weights and trained weights of a module, for rules whose evaluation weights are not the trained ones.
+"""Exchanges the trained weights of a module for its evaluation weights, for rules in which the two differ.
 
-A checkpoint has two uses: evaluation and deployment read its ``state_dict``, a resumed run reads all entries.
+A checkpoint has two uses: evaluation and deployment read its ``state_dict``; a resumed run reads all entries.
 
-After a forward pass ``fully_shard`` may keep gathered copies of the parameters for the next one. The functions here
-free these copies before they change parameters outside of a training step.
+After a forward pass, ``fully_shard`` may keep gathered copies of the parameters for the next forward pass. The
+functions of this file free these copies before they change parameters outside of a training step.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from lightning_lopt.rules.base import UpdateRule
 
 
 def to_evaluation(module: nn.Module, optimizers: Sequence[LearnedOptimizer]) -> None:
-    """Put the evaluation weights into ``module``, for rules whose evaluation weights are not the trained ones."""
+    """Put the evaluation weights into ``module``, for rules in which they differ from the trained weights."""
     for optimizer in optimizers:
-        if _measured_elsewhere(optimizer.rule):
+        if _has_evaluation_weights(optimizer.rule):
             free_copies(module)
             optimizer.eval()
 
@@ -39,32 +39,32 @@ def to_training(module: nn.Module, optimizers: Sequence[LearnedOptimizer]) -> No
 def put_into(weights: dict[str, Any], module: nn.Module, optimizers: Sequence[LearnedOptimizer]) -> dict[str, Tensor]:
     """Put the evaluation weights into ``weights``, and return the trained parameters.
 
-    A checkpoint of shards (a directory) has a single version of each parameter, the trained one; a warning says so. A
-    single file has both versions, whole. All ranks must call this at the same time.
+    A checkpoint of shards (a directory) has only the trained version of each parameter, as a warning says. A single
+    file has both versions, as whole tensors. All ranks must call this function at the same time.
 
     Args:
-        weights: state dict of ``module`` that is about to be saved; changed in place. It holds shards or whole tensors,
-            or nothing on ranks that do not write.
+        weights: state dict of ``module`` that is about to be saved; changed in place. It holds shards or whole tensors;
+            it is empty on ranks that do not write.
         module: the module that is saved.
-        optimizers: the optimizers that train it.
+        optimizers: the optimizers that train ``module``.
 
     Returns:
-        trained parameters by name, those whose evaluation weights are in ``weights``, for the checkpoint.
+        for the checkpoint, the trained values of parameters whose evaluation weights are in ``weights``, by name.
     """
-    if not any(_measured_elsewhere(optimizer.rule) for optimizer in optimizers):
+    if not any(_has_evaluation_weights(optimizer.rule) for optimizer in optimizers):
         return {}
     free_copies(module)
     trained_params = {param: value for opt in optimizers for param, value in opt.trained_params().items()}
-    named = list(module.named_parameters(remove_duplicate=False))  # a shared parameter has several names
+    named_params = list(module.named_parameters(remove_duplicate=False))  # a shared parameter has several names
     if any(is_shard(value) for value in weights.values()):
         weights.update(
-            {name: trained_params[param] for name, param in named if param in trained_params and name in weights}
+            {name: trained_params[param] for name, param in named_params if param in trained_params and name in weights}
         )
         _warn(optimizers[0])
         return {}
     evaluation_params = {param: value for opt in optimizers for param, value in opt.evaluation_params().items()}
     trained: dict[str, Tensor] = {}
-    for name, param in named:
+    for name, param in named_params:
         second_version = trained_params.get(param, evaluation_params.get(param))
         value = None if second_version is None else gathered(second_version)  # a collective, even if nothing is written
         if value is None or not _fits(weights.get(name), value):
@@ -81,7 +81,7 @@ def take_over(trained: Mapping[str, Tensor], module: nn.Module) -> None:
     """Give ``module`` the trained parameters of a checkpoint, as :func:`put_into` returned them.
 
     Raises:
-        ValueError: if they are shards, since the checkpoint then has only those of the rank that wrote it.
+        ValueError: if the trained parameters are shards: the checkpoint has only the shards of the rank that wrote it.
     """
     if trained:
         free_copies(module)
@@ -99,7 +99,7 @@ def _fits(saved: Any, value: Tensor) -> bool:
     return isinstance(saved, Tensor) and saved.shape == value.shape
 
 
-def _measured_elsewhere(rule: UpdateRule) -> bool:
+def _has_evaluation_weights(rule: UpdateRule) -> bool:
     return type(rule).evaluation_params is not UpdateRule.evaluation_params
 
 
@@ -107,7 +107,7 @@ def _warn(optimizer: LearnedOptimizer) -> None:
     if "evaluation weights" not in optimizer.signals.warned:
         optimizer.signals.warned.add("evaluation weights")
         warnings.warn(
-            "a checkpoint of shards holds the trained weights, not the evaluation weights of this rule; to save these, "
-            "write a single file, with ModelParallelStrategy(save_distributed_checkpoint=False).",
+            "a checkpoint of shards holds the trained weights, not the evaluation weights of this rule; to save "
+            "evaluation weights, write a single file, with ModelParallelStrategy(save_distributed_checkpoint=False).",
             stacklevel=3,
         )

@@ -22,7 +22,7 @@ class Member(NamedTuple):
     Attributes:
         group: the parameter group.
         name: name of the parameter, unique in the optimizer.
-        role: role of the tensor; the role that follows from its shape where nothing else is known.
+        role: role of the tensor; without other information it follows from the shape of the tensor.
         param: the tensor.
     """
 
@@ -33,9 +33,9 @@ class Member(NamedTuple):
 
 
 def labels_of(module: nn.Module) -> dict[Tensor, tuple[str, Role | None]]:
-    """Name and role of every parameter of a module, frozen ones too; roles follow from the types of its layers.
+    """Name and role of every parameter of a module, also of frozen ones; roles follow from the types of its layers.
 
-    The role is ``None`` where it follows from a shape that is not known yet (lazy modules).
+    The role is ``None`` if it follows from a shape that is not known yet (lazy modules).
 
     Example:
         >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9))
@@ -47,7 +47,7 @@ def labels_of(module: nn.Module) -> dict[Tensor, tuple[str, Role | None]]:
 
 
 def members_of(groups: Iterable[dict[str, Any]], labels: Labels) -> Iterator[Member]:
-    """All parameters of an optimizer in order; parameters that were appended to a group later get names here."""
+    """All parameters of an optimizer in order; a parameter that was appended to a group later gets its name here."""
     for number, group in enumerate(groups):
         names, roles = group["names"], group["roles"]
         for index, param in enumerate(group["params"]):
@@ -66,12 +66,12 @@ def named_groups(
     Args:
         params: a module (its trainable parameters), tensors, pairs of name and tensor, or groups. Frozen tensors may be
             of any type.
-        labels: names and roles where they are known; other roles follow from the shape.
+        labels: known names and roles; other roles follow from the shape.
         first: number of the first group, for the names of bare tensors.
 
     Raises:
         TypeError: if a parameter is no tensor, the parameters have no order, or a class came in place of a module.
-        ValueError: if a group's role is unknown.
+        ValueError: if the role of a group is unknown.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2, bias=False))
@@ -89,13 +89,13 @@ def named_groups(
         params = [param for param in labels if param.requires_grad]
     entries: list[Any] = [params] if isinstance(params, Tensor) else list(_ordered(params))
     groups = entries if all(isinstance(entry, dict) for entry in entries) else [{"params": entries}]
-    return [_named(group, first + index, labels or {}) for index, group in enumerate(groups)]
+    return [_with_names(group, first + index, labels or {}) for index, group in enumerate(groups)]
 
 
 def relabel(groups: Iterable[dict[str, Any]], labels: Labels) -> None:
     """Give bare tensors (those with a numbered name) the names and roles of ``labels``, in place.
 
-    Nothing happens where the new names would not be unique.
+    Nothing changes if the new names would not be unique.
     """
     groups = list(groups)
     renamed = [
@@ -111,16 +111,16 @@ def relabel(groups: Iterable[dict[str, Any]], labels: Labels) -> None:
             group["names"], group["roles"] = [name for name, _ in pairs], [role for _, role in pairs]
 
 
-def _named(group: Mapping[str, Any], number: int, labels: Labels) -> dict[str, Any]:
-    if "roles" in group:  # named before
+def _with_names(group: Mapping[str, Any], number: int, labels: Labels) -> dict[str, Any]:
+    if "roles" in group:  # the group has names already
         return dict(group)
     if group.get("role") is not None:
         check_role(group["role"], f"parameter group {number}")
     group_params = group["params"]
-    members = [group_params] if isinstance(group_params, Tensor) else list(_ordered(group_params))
+    entries = [group_params] if isinstance(group_params, Tensor) else list(_ordered(group_params))
     params, names, roles = [], [], []
-    for index, member in enumerate(members):
-        name, param = member if isinstance(member, tuple) and len(member) == 2 else (None, member)
+    for index, entry in enumerate(entries):
+        name, param = entry if isinstance(entry, tuple) and len(entry) == 2 else (None, entry)
         if not isinstance(param, Tensor):
             raise TypeError(
                 f"parameter group {number} holds a {type(param).__name__} where a tensor, or a pair of name and "
@@ -134,23 +134,23 @@ def _named(group: Mapping[str, Any], number: int, labels: Labels) -> dict[str, A
 
 
 def _label(param: Tensor, labels: Labels, number: int, index: int) -> tuple[str, Role | None]:
-    """Name and role of a bare tensor; no role where its shape is not known yet."""
+    """Name and role of a bare tensor; the role is ``None`` if the shape is not known yet."""
     if param in labels:
         return labels[param]
     return f"group{number}.{index}", None if is_lazy(param) else _role_by_shape(param)
 
 
 def _role_by_shape(param: Tensor) -> Role:
-    """A lazy parameter counts as a vector until it has a shape, and cannot have a gradient before."""
+    """The role by shape; a lazy parameter counts as a vector until it has a shape, and has no gradient before."""
     return "vector" if is_lazy(param) else role_of_shape(tuple(param.shape))
 
 
-def _ordered(members: Iterable[Any]) -> Iterable[Any]:
-    if isinstance(members, set | frozenset):
+def _ordered(entries: Iterable[Any]) -> Iterable[Any]:
+    if isinstance(entries, set | frozenset):
         raise TypeError("parameters came in a set, whose order changes from run to run; pass a list.")
-    if not isinstance(members, Iterable):
+    if not isinstance(entries, Iterable):
         raise TypeError(
-            f"got a {type(members).__name__} where parameters are needed; pass model, model.parameters() or parameter "
+            f"got a {type(entries).__name__} where parameters are needed; pass model, model.parameters() or parameter "
             "groups."
         )
-    return members
+    return entries

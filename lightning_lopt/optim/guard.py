@@ -1,4 +1,4 @@
-"""The settings of a guard over a learned rule, and its tests as equations."""
+"""The settings of a guard that watches a learned rule, and the equations of its tests."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from lightning_lopt.optim.guard_readings import ADAMW_RATE
 
 @dataclass(frozen=True)
 class LossGuard:
-    r"""Switches to AdamW where a learned rule fails one of six tests.
+    r"""Switches to AdamW if a learned rule fails one of six tests.
 
-    For each step u (times ``lr``), gradient g and parameters p it reads the loss L, the change of the loss that u
-    predicts to first order (the *promise*), :math:`d = \langle g, u \rangle`, the promise of AdamW,
+    In each step, with the update u (times ``lr``), the gradient g and the parameters p, the guard reads the loss L, the
+    first-order change of the loss by u (the *promise*), :math:`d = \langle g, u \rangle`, the promise of AdamW,
     :math:`r = 10^{-3} \lVert g \rVert_1`, and :math:`\ell = \mathrm{RMS}(u) / \max(\mathrm{RMS}(p_0), 0.03)`. With
     :math:`\bar L` the median of the last 7 losses, :math:`L_0` the median of the first 3, :math:`L_*` the lowest
     :math:`\bar L`, :math:`\sigma` the noise (2.5 times the lower quartile of :math:`|\Delta L|` over 32 steps, or 1.2
-    times their median), :math:`r_0` the mean of the first 3 r, and T the horizon, it switches where
+    times their median), :math:`r_0` the mean of the first 3 r, and T the horizon, the guard switches if
 
     ============  ======================================================================================================
-    not finite    u is not finite 3 times in a row while L and g are; or L or g are not 10 times in a row, later on
-    uphill        d > 0 in 6 of 7 steps, with more than half of their :math:`\sum |d|` left in their :math:`\sum d`,
-                  and :math:`\sum d > 0` over the run, while the loss does not fall
-    next to none  :math:`\sum |d| < 0.0003 \sum r` over T/50 steps (50 without T); or < 0.01 over T/10 while the loss
-                  does not fall; before 0.7 T, since rules end with small steps
+    not finite    u is not finite 3 times in a row while L and g are finite; or, after the first finite step, L or g is
+                  not finite 10 times in a row
+    uphill        d > 0 in 6 of 7 steps, :math:`\sum d > 0.5 \sum |d|` over these 7 steps, and :math:`\sum d > 0` over
+                  the run, while the loss does not fall
+    negligible    :math:`\sum |d| < 0.0003 \sum r` over T/50 steps (50 without T); or :math:`\sum |d| < 0.01 \sum r`
+                  over T/10 steps while the loss does not fall; only before 0.7 T, since rules end with small steps
     too long      :math:`\ell > 0.2` in 5 of 7 steps, while :math:`\bar L` has fallen from :math:`L_0` by less than
                   0.05 of :math:`-\sum d`
     diverged      6 of the last 7 losses are above :math:`L_0 + 5 \sigma + 3 r_0`
@@ -32,23 +33,24 @@ class LossGuard:
     ============  ======================================================================================================
 
     "Falls" means :math:`\bar L < L_0 - 2 \sigma`. Only differences of losses enter, so a constant added to the loss
-    changes nothing. Without a loss the first four tests remain, without their conditions on the loss.
+    changes nothing. Without a loss, the guard applies only the first four tests, without their conditions on the loss.
 
-    At a switch the state of the rule is deleted, and the parameters are restored from a copy with a loss near its best;
-    they stay as they are where updates were not finite or next to none. Then AdamW trains at 0.001 (up to 1.25 times
-    that, to make up for lost steps), with a warm-up of 10 steps and a linear fall to 0 over the last fifth of the
-    horizon. A warning names step and cause; :attr:`LearnedOptimizer.guard_state` names them later. On an accelerator
-    the tests run 10 to 19 steps late, so that no step waits.
+    At a switch, the state of the rule is deleted, and the parameters are restored from a copy with a loss near its
+    best; after updates that were not finite or negligible, the parameters do not change. Then AdamW trains at 0.001 (up
+    to 1.25 times that, to make up for lost steps), with a warm-up of 10 steps and a linear fall to 0 over the last
+    fifth of the horizon. A warning gives step and cause, and :attr:`LearnedOptimizer.guard_state` gives them later. On
+    an accelerator the tests run 10 to 19 steps late, so that no step waits for the device.
 
-    A loss that rises because the data change, as in continual learning, cannot be told from a rule that falls behind.
+    The guard cannot distinguish a loss that rises because the data change, as in continual learning, from a rule that
+    falls behind.
 
-    Memory: 8 bytes per float32 parameter, for two copies of it; after a switch AdamW's moments instead.
+    Memory: 8 bytes per float32 parameter for two copies of the parameter; after a switch, AdamW's moments replace them.
 
     Args:
-        lr: learning rate of AdamW, > 0; the promises r are those at 0.001.
-        retries: how many more times the rule may train, with a new state, after max(100, T/10) steps of AdamW. It
-            does so only after a loss that rose or was not finite: a rule that goes uphill, too far or nowhere would
-            do so again.
+        lr: learning rate of AdamW, > 0; the promises r do not depend on it.
+        retries: how many more times the rule may train, with a new state, after max(100, T/10) steps of AdamW. The rule
+            trains again only after a loss that rose or was not finite: a rule whose steps were uphill, too long or
+            negligible would make such steps again.
 
     Raises:
         ValueError: for arguments out of range.

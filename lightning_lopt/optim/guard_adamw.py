@@ -11,15 +11,15 @@ from torch import Tensor
 from lightning_lopt.rules.base import Role, State, StepContext, TensorInputs, TensorState, UpdateRule
 from lightning_lopt.rules.hand_designed import adam_direction, init_adam
 
-SWITCHED = "guard_switched"  # among the diagnostics of a step: 1 while AdamW trains, else 0
+SWITCHED = "guard_switched"  # key in the diagnostics of a step: 1 while AdamW trains, else 0
 WARM_UP = 10  # steps
 FALL = 0.2  # last share of the horizon, over which the rate falls to 0
 LONGEST_CATCH_UP = 1.25
-BETAS, EPS = (0.9, 0.999), 1e-8  # torch.optim.AdamW's
+BETAS, EPS = (0.9, 0.999), 1e-8  # defaults of torch.optim.AdamW
 
 
 class SafeAdamW(UpdateRule):
-    r"""AdamW with torch's constants, a warm-up of ten steps and, where the horizon is known, a linear fall to 0.
+    r"""AdamW with torch's constants, a warm-up of ten steps and, if the horizon is known, a linear fall to 0.
 
     .. math::
         \Delta p = -\eta \min(k / 10, 1)\, \min\big((1 - t/T) / 0.2, 1\big)\, (\mathrm{Adam}(g) + \lambda p)
@@ -53,8 +53,8 @@ class SafeAdamW(UpdateRule):
             else torch.full_like(remaining_share, self.rate)
         )
         direction, state = adam_direction(inputs.state, inputs.grad, BETAS, EPS)
-        warm = (state["count"] / WARM_UP).clamp(max=1.0)
-        return -(rate * warm).to(direction.dtype) * (direction + inputs.weight_decay * inputs.param), state
+        warm_up = (state["count"] / WARM_UP).clamp(max=1.0)
+        return -(rate * warm_up).to(direction.dtype) * (direction + inputs.weight_decay * inputs.param), state
 
     def diagnostics(self, state: State) -> dict[str, Tensor]:
         return {SWITCHED: torch.ones(())}
@@ -63,8 +63,8 @@ class SafeAdamW(UpdateRule):
 def caught_up_rate(lr: float, step: int, back_to: int, total: int | None) -> float:
     r"""The rate :math:`\eta` whose sum over the remaining steps is that of a constant rate ``lr`` from ``back_to`` on.
 
-    The rates of the remaining steps add up to :math:`\eta\, (0.9\, T - t)`, those of a constant ``lr`` from step
-    :math:`t_0` on to ``lr`` :math:`(T - t_0)`. The result is at least ``lr``, and at most 1.25 times that.
+    The rates of the remaining steps add up to :math:`\eta\, (0.9\, T - t)`; the rates of a constant ``lr`` from step
+    :math:`t_0` on add up to ``lr`` :math:`(T - t_0)`. The result is at least ``lr``, and at most 1.25 ``lr``.
 
     Args:
         lr: learning rate of AdamW.

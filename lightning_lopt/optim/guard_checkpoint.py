@@ -1,4 +1,4 @@
-"""A guard and copies of parameters in checkpoints: the check of a saved state is made without them."""
+"""Separates a guard and the copies of parameters from a saved state, which is then checked without them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ KEY = "guard"  # in the first parameter group
 
 
 def resumed(guard: Guard | None, saved: Any) -> tuple[Guard | None, Any, dict[Any, dict[str, Tensor]]]:
-    """The guard of a saved optimizer state, that state without the guard and without copies, and the copies by key.
+    """The guard of a saved optimizer state, the state without this guard and without copies, and the copies by key.
 
     Args:
-        guard: the present guard; ``None`` drops a saved one.
-        saved: an optimizer state. One without parameters and groups is returned unchanged; a later check refuses it.
+        guard: the present guard; ``None`` drops a saved guard.
+        saved: an optimizer state. A state without parameters and groups is returned unchanged; a later check refuses
+            it.
 
     Raises:
         ValueError: if the saved guard is damaged.
@@ -36,36 +37,36 @@ def resumed(guard: Guard | None, saved: Any) -> tuple[Guard | None, Any, dict[An
     first_group = {key: value for key, value in groups[0].items() if key != KEY}
     kept_keys = [key for key in COPIES if guard is not None or key not in GUARD_COPIES]
     copies = {key: {k: state[k] for k in kept_keys if k in state} for key, state in states.items()}
-    plain = {key: without_copies(state) for key, state in states.items()}
+    states_to_check = {key: without_copies(state) for key, state in states.items()}
     restored = Guard(LossGuard() if guard is None else guard.settings)
     restored.restore(groups[0].get(KEY))
     if guard is None and restored.cause is not None:
         warnings.warn(
-            f"this optimizer state is of a run with a guard, which {restored.state}; without guard=True the rule "
+            f"this optimizer state is of a run with a guard that {restored.state}; without guard=True the rule "
             "begins anew.",
             stacklevel=5,
         )
-        plain, first_group["shared"] = {}, {}
+        states_to_check, first_group["shared"] = {}, {}
     return (
         guard and restored,
-        {**saved, "state": plain, "param_groups": [first_group, *groups[1:]]},
+        {**saved, "state": states_to_check, "param_groups": [first_group, *groups[1:]]},
         copies,
     )
 
 
 def with_copies(
-    fitting: Mapping[str, Any], copies: Mapping[Any, Mapping[str, Tensor]], members: Sequence[Member]
+    checked_state: Mapping[str, Any], copies: Mapping[Any, Mapping[str, Tensor]], members: Sequence[Member]
 ) -> Any:
-    """A saved state in the order of ``members``, with the copies that have the shape of their parameter."""
-    keys = [key for group in fitting["param_groups"] for key in group["params"]]
-    states = dict(fitting["state"])
+    """A checked state in the order of ``members``, with the copies that have the shape of their parameter."""
+    keys = [key for group in checked_state["param_groups"] for key in group["params"]]
+    states = dict(checked_state["state"])
     for key, member in zip(keys, members, strict=True):
         fitting_copies = {k: x for k, x in copies.get(key, {}).items() if _fits(x, member)}
         if any(k not in fitting_copies for k in GUARD_COPIES):
             fitting_copies = {k: x for k, x in fitting_copies.items() if k not in GUARD_COPIES}
         if states.get(key):
             states[key] = {**states[key], **fitting_copies}
-    return {**fitting, "state": states}
+    return {**checked_state, "state": states}
 
 
 def _fits(copy: Any, member: Member) -> bool:

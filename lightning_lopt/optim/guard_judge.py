@@ -1,4 +1,4 @@
-"""The tests of a guard: they decide from a few numbers of each step whether a rule fails; plain Python arithmetic."""
+"""The tests of a guard: they decide in plain Python, from a few numbers of each step, whether a rule fails."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ LEAST_CHANGES = 12  # number of changes from which the noise is estimated
 BROKEN_IN_A_ROW, LOST_IN_A_ROW = 3, 10
 NOISE_MARGIN, REFERENCE_MARGIN = 5.0, 3.0
 SHORT_WINDOW, LONG_WINDOW = 1 / 50, 1 / 10  # windows, in units of the horizon
-SHORT_WITHOUT_HORIZON, SHORTEST = 50, 10  # the same in steps: without a horizon, and at least
-FROZEN, IDLE = 3e-4, 1e-2  # smallest predicted change of the loss, in units of AdamW's
+SHORT_WITHOUT_HORIZON, SHORTEST = 50, 10  # short window in steps: without a horizon, and its least length with one
+FROZEN, IDLE = 3e-4, 1e-2  # smallest predicted change of the loss, relative to that of AdamW
 IN_SCHEDULE = 0.7  # share of the horizon after which the steps of a rule may become small
-LEAST_SIZE = 0.03  # RMS that stands for parameters that begin at 0
+LEAST_SIZE = 0.03  # least RMS of parameters in the measure of a step, for parameters that begin at 0
 TOO_LONG, LEAST_SHARE_OF_PROMISE = 0.2, 0.05
 LOST_SHARE, PATIENCE, LEAST_PATIENCE = 0.5, 1 / 20, 20
 
@@ -60,8 +60,8 @@ _SENTENCES = {
 }
 
 _NUMBERS = ("broken", "lost", "promised", "reference", "size", "best", "above")
-_OF_RECENT = ("recent", "lengths", "promises")
-_SERIES = {"first": FIRST, "changes": CHANGES, "short": 3, "long": 3} | dict.fromkeys(_OF_RECENT, RECENT)
+_RECENT_SERIES = ("recent", "lengths", "promises")
+_SERIES = {"first": FIRST, "changes": CHANGES, "short": 3, "long": 3} | dict.fromkeys(_RECENT_SERIES, RECENT)
 MEMORY = len(_NUMBERS) + sum(_SERIES.values())
 
 
@@ -99,10 +99,10 @@ class Judge:
         self.broken = 0.0 if math.isfinite(reading.length) else self.broken + 1
         if self.broken:
             return Cause.BROKEN if self.broken >= BROKEN_IN_A_ROW else None
-        self._take(reading)
+        self._record(reading)
         if self._goes_uphill():
             return Cause.UPHILL
-        if self._stands_still(progress, total):
+        if self._is_negligible(progress, total):
             return Cause.FROZEN
         if self._is_too_long():
             return Cause.LONG
@@ -118,7 +118,7 @@ class Judge:
 
     @property
     def start(self) -> float:
-        """The loss where the run began: the median of the first readings; NaN without a loss."""
+        """The loss at the start of the run: the median of the first readings; NaN without a loss."""
         return statistics.median(self.first) if self.first else math.nan
 
     @property
@@ -128,9 +128,9 @@ class Judge:
 
     @property
     def noise(self) -> float:
-        """Typical change of the loss from step to step: the larger one of 2.5 times the lower quartile of its latest
-        changes and, once there are ``CHANGES`` of them, 1.2 times their median. For normal noise each of the two is at
-        most the mean change. Quantiles stay small at the beginning of a divergence, where a mean grows at once."""
+        """Typical change of the loss from step to step: 2.5 times the lower quartile of the latest changes or, if that
+        is larger and there are ``CHANGES`` changes, 1.2 times their median. For normal noise, both numbers are at most
+        the mean change. Unlike a mean, quantiles stay small at the beginning of a divergence."""
         if not self.changes:
             return math.inf
         ordered = sorted(self.changes)
@@ -145,10 +145,10 @@ class Judge:
 
     @property
     def _has_fallen(self) -> bool:
-        """Whether the loss is known to be lower than at first."""
+        """Whether the loss is lower than at the start by more than the noise."""
         return len(self.recent) == RECENT and self.level < self.start - 2 * self.noise
 
-    def _take(self, reading: Reading) -> None:
+    def _record(self, reading: Reading) -> None:
         promise = reading.promise if math.isfinite(reading.promise) else 0.0
         root = math.sqrt(max(reading.entries, 1.0))
         self.size = self.size or max(reading.size / root, LEAST_SIZE)
@@ -172,10 +172,10 @@ class Judge:
             return False
         return sum(self.promises) > 0.5 * sum(map(abs, self.promises)) and not self._has_fallen
 
-    def _stands_still(self, progress: float | None, total: int | None) -> bool:
-        short = SHORT_WITHOUT_HORIZON if total is None else max(SHORTEST, SHORT_WINDOW * total)
+    def _is_negligible(self, progress: float | None, total: int | None) -> bool:
+        short_length = SHORT_WITHOUT_HORIZON if total is None else max(SHORTEST, SHORT_WINDOW * total)
         frozen = idle = False
-        if self.short[0] >= short:
+        if self.short[0] >= short_length:
             frozen = self.short[1] < FROZEN * self.short[2]
             self.short = _window()
         if total is not None and self.long[0] >= max(2 * SHORTEST, LONG_WINDOW * total):
@@ -212,5 +212,5 @@ class Judge:
 
 
 def _window() -> deque[float]:
-    """Number of readings, sum of absolute promises, sum of references."""
+    """An empty window: number of readings, sum of absolute promises, sum of references."""
     return deque([0.0] * 3, maxlen=3)

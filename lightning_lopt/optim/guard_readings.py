@@ -12,7 +12,7 @@ from lightning_lopt.optim.groups import Member
 from lightning_lopt.optim.rates import multiplier
 
 ADAMW_RATE = 1e-3  # default learning rate of torch.optim.AdamW
-BLOCK = 10  # steps whose readings travel together from an accelerator
+BLOCK = 10  # number of steps whose readings an accelerator sends together
 
 
 class Reading(NamedTuple):
@@ -20,11 +20,11 @@ class Reading(NamedTuple):
 
     Attributes:
         loss: loss before the step.
-        has_loss: 1.0 where there was a loss, else 0.0.
+        has_loss: 1.0 if the step had a loss, else 0.0.
         promise: :math:`\langle g, u \rangle`, the change of the loss by the step u to first order.
         reference: :math:`10^{-3} \lVert g \rVert_1`, the decrease of the loss by a first step of AdamW.
         length: :math:`\lVert u \rVert`.
-        size: :math:`\lVert p \rVert`; 0 where it was not measured.
+        size: :math:`\lVert p \rVert`; 0 if it was not measured.
         entries: number of entries of p.
     """
 
@@ -51,18 +51,18 @@ def measured(
         members: parameters that are stepped.
         params: values of the parameters, by name.
         grads: gradients, by name.
-        updates: updates of the rule before the multiplication by ``lr``, by name, at least one; the reading is that of
-            the multiplied ones.
+        updates: updates of the rule before the multiplication by ``lr``, by name, at least one; the reading describes
+            the updates after the multiplication.
         loss: 0-dim, or ``None``.
         with_size: whether to measure the size of the parameters.
     """
     stepped = [member for member in members if member.name in updates]
-    of_grads, of_updates = ([tensors[member.name] for member in stepped] for tensors in (grads, updates))
-    device = of_grads[0].device
-    # a norm of order 1 is slow on the CPU
-    promises = _stacked([x.sum() for x in torch._foreach_mul(of_grads, of_updates)], device)
-    slopes = _stacked([x.sum() for x in torch._foreach_abs(of_grads)], device)
-    lengths = _stacked(torch._foreach_norm(of_updates, 2), device)
+    grad_list, update_list = ([tensors[member.name] for member in stepped] for tensors in (grads, updates))
+    device = grad_list[0].device
+    # A norm of order 1 is slow on the CPU.
+    promises = _stacked([x.sum() for x in torch._foreach_mul(grad_list, update_list)], device)
+    slopes = _stacked([x.sum() for x in torch._foreach_abs(grad_list)], device)
+    lengths = _stacked(torch._foreach_norm(update_list, 2), device)
     rate = _rate([multiplier(member.group) for member in stepped], device)
     if rate is not None:
         promises, slopes, lengths = promises * rate, slopes * rate, lengths * rate
@@ -76,7 +76,7 @@ def measured(
         ADAMW_RATE * slopes.sum(),
         torch.linalg.vector_norm(lengths),
         size,
-        slopes.new_full((), float(sum(g.numel() for g in of_grads))),
+        slopes.new_full((), float(sum(g.numel() for g in grad_list))),
     )
     return torch.stack(numbers)
 
@@ -88,7 +88,7 @@ def _stacked(numbers: Sequence[Tensor], device: torch.device) -> Tensor:
 
 
 def _rate(rates: Sequence[Any], device: torch.device) -> Any:
-    """The factor of the updates: one for all, or shape (n,) where groups differ; ``None`` for 1."""
+    """The factor on the updates: a number if all groups agree, else shape (n,); ``None`` for the factor 1."""
     first_rate = rates[0]
     if all(rate is first_rate or (isinstance(rate, float) and rate == first_rate) for rate in rates):
         return None if isinstance(first_rate, float) and first_rate == 1.0 else first_rate
@@ -98,8 +98,8 @@ def _rate(rates: Sequence[Any], device: torch.device) -> Any:
 class Readings:
     """Brings readings to the host: at once from a CPU, 10 to 19 steps later from an accelerator.
 
-    An accelerator sends blocks of ten readings. A block is read ten steps after its copy began: the copy is complete by
-    then, and the delay is the same in each run, so a seeded run repeats its decisions.
+    An accelerator sends blocks of ten readings. A block is read ten steps after its copy began. By then the copy is
+    complete, and the delay is the same in each run, so a seeded run repeats its decisions.
     """
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ class Readings:
         return readings
 
     def _drained(self) -> list[Reading]:
-        """Readings that had not arrived when a run on an accelerator was saved, for a run that resumes on a CPU."""
+        """Readings that were on their way when a run on an accelerator was saved, for a run that resumes on a CPU."""
         readings = [] if self._block is None else _arrived(self._block)
         readings += [Reading(*row.tolist()) for row in self._rows]
         self._block, self._rows = None, []
@@ -157,5 +157,5 @@ def _copied(block: Tensor) -> tuple[Tensor, Any]:
 def _arrived(block: tuple[Tensor, Any]) -> list[Reading]:
     values, event = block
     if event is not None:
-        event.synchronize()  # over ten steps ago
+        event.synchronize()  # the copy began at least ten steps ago
     return [Reading(*row) for row in values.tolist()]

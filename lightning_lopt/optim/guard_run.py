@@ -1,4 +1,4 @@
-"""A guard in a run: it watches the rule, keeps copies of the parameters, and switches to AdamW."""
+"""The guard of a run: it watches the rule, keeps copies of the parameters, and switches to AdamW."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from lightning_lopt.optim.guard_readings import Reading, Readings
 from lightning_lopt.optim.precision import real, wide
 from lightning_lopt.rules.base import UpdateRule
 
-COPY_EVERY = 30  # steps between two copies; more than the delay of the readings
-LEAST_RETRY_DELAY = 100  # least number of steps of AdamW before another try of the rule
-RETRY_DELAY = 0.1  # their least share of the horizon
+COPY_EVERY = 30  # number of steps between two copies; it is larger than the delay of the readings
+LEAST_RETRY_DELAY = 100  # least number of steps of AdamW before the rule trains again
+RETRY_DELAY = 0.1  # the same as a share of the horizon
 _NUMBERS = ("calls", "kept_at", "candidate_at", "cause", "switched_at", "rate", "falls", "tries")
 
 
@@ -41,10 +41,10 @@ class Guard:
         self.cause: Cause | None = None
         self.switched_at = 0
         self.kept_at = self.candidate_at = 0  # steps after which the two copies were made
-        self.tries = 0  # further tries of the rule so far
+        self.tries = 0  # number of times that the rule has begun again
         self._judge = Judge()
         self._readings = Readings()
-        self._pending: Tensor | None = None  # readings of a checkpoint, until a device is known
+        self._pending: Tensor | None = None  # readings from a checkpoint, until the device is known
         self._acting: SafeAdamW | None = None
 
     @property
@@ -84,12 +84,12 @@ class Guard:
         """Take the reading of a step, and switch to AdamW, or back to the rule, if that is due.
 
         Args:
-            measure: makes the :class:`Reading`, shape (7,); its argument is whether to measure the size of the
+            measure: returns the :class:`Reading`, shape (7,); its argument is whether to measure the size of the
                 parameters.
-            members: gives all parameters of the optimizer.
+            members: returns all parameters of the optimizer.
             state: state of the parameters; deleted at a switch.
             shared: state that belongs to no single parameter; emptied at a switch.
-            total: the horizon, an ``int`` if it is known.
+            total: the horizon; an ``int`` if it is known.
         """
         self.calls += 1
         horizon = total if isinstance(total, int) else None
@@ -109,7 +109,8 @@ class Guard:
             self._copy(members(), state)
 
     def _copy(self, members: Sequence[Member], state: dict[Tensor, Any]) -> None:
-        """Make a new copy; the one before becomes the kept copy if the loss has stayed close to its best since."""
+        """Copy the parameters into the candidate; the previous candidate becomes the kept copy if the loss is close to
+        its best."""
         kept_key, candidate_key = GUARD_COPIES
         is_well = self._judge.is_well
         for member in members:
@@ -140,11 +141,11 @@ class Guard:
                 real(member.param).copy_(tensor_state[GUARD_COPIES[0]])
         shared.clear()
         self._acting = SafeAdamW(caught_up_rate(self.settings.lr, self.calls, back_to, horizon), horizon is not None)
-        place = f" The parameters are those of step {back_to} again." if cause.has_worsened_parameters else ""
-        warnings.warn(f"LossGuard: training {self.state}. It goes on with AdamW.{place}", stacklevel=7)
+        restored_params = f" The parameters are those of step {back_to} again." if cause.has_worsened_parameters else ""
+        warnings.warn(f"LossGuard: training {self.state}. It continues with AdamW.{restored_params}", stacklevel=7)
 
     def begin_at(self, members: Sequence[Member], state: dict[Tensor, Any]) -> None:
-        """Judge the losses anew from the present parameters, which a validation loss has set back."""
+        """Begin the tests anew at the present parameters, which were restored after a rise of the validation loss."""
         self._judge, self._readings, self._pending = Judge(), Readings(), None
         for member in members:
             for key in GUARD_COPIES:
@@ -165,10 +166,10 @@ class Guard:
         self.cause, self._acting = None, None
         self._judge, self._readings = Judge(), Readings()
         self.kept_at = self.candidate_at = self.calls
-        warnings.warn(f"LossGuard: the rule tries again at step {self.calls}.", stacklevel=7)
+        warnings.warn(f"LossGuard: the rule trains again from step {self.calls} on.", stacklevel=7)
 
     def saved(self) -> dict[str, Tensor]:
-        """State for checkpoints: ``numbers``, float64, and ``pending``, the readings that have not arrived yet."""
+        """State for checkpoints: ``numbers``, float64, and ``pending``, the readings that are on their way."""
         acting = self._acting or SafeAdamW(0.0, False)
         counters = self.calls, self.kept_at, self.candidate_at, self.cause or 0, self.switched_at
         numbers = [*map(float, (*counters, acting.rate, acting.falls, self.tries)), *self._judge.memory()]
@@ -206,7 +207,7 @@ def checked_guard(guard: Any) -> Guard | None:
     """The guard that the argument ``guard`` of an optimizer asks for; ``None`` for ``False``.
 
     Raises:
-        TypeError: if it is neither a ``bool`` nor a :class:`LossGuard`.
+        TypeError: if ``guard`` is neither a ``bool`` nor a :class:`LossGuard`.
     """
     if isinstance(guard, LossGuard):
         return Guard(guard)
@@ -232,6 +233,6 @@ def checked(saved: Any) -> Mapping[str, Tensor]:
         )
         fits = fits and counters["cause"] in (0, *Cause)
     if not fits:
-        raise ValueError("this optimizer state is damaged: its guard is; take the checkpoint as it was saved.")
+        raise ValueError("this optimizer state is damaged: its guard is invalid; use an undamaged copy.")
     checked_state: Mapping[str, Tensor] = saved
     return checked_state

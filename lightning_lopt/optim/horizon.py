@@ -1,4 +1,4 @@
-"""A horizon that changes during a run: schedules continue without a jump, and end at the new horizon."""
+"""Changes of the horizon during a run: schedules continue without a jump, and end at the new horizon."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KEY = "schedule"  # key in the first parameter group, after a change of the hori
 
 
 def scheduled(group: Mapping[str, Any], total: Tensor) -> Tensor | None:
-    r"""The step that schedules use, 0-dim; ``None`` where it is the number of steps made.
+    r"""The step that schedules use, 0-dim; ``None`` if the horizon has not changed, so that it is the number of steps.
 
     With a horizon that changed to :math:`T` after :math:`t_0` steps, at a progress :math:`p_0` in [0, 1], the step of
     schedules goes from :math:`p_0 T` at step :math:`t_0`, without a jump, linearly to :math:`T - 1` at the last step.
@@ -24,14 +24,14 @@ def scheduled(group: Mapping[str, Any], total: Tensor) -> Tensor | None:
     change = group.get(KEY)
     if change is None:
         return None
-    step, progress = change.unbind()
+    change_step, progress = change.unbind()
     start_step, last_step = total * progress, total - 1
-    covered = (group["step"].float() - step) / (last_step - step)
-    return torch.where(last_step > step, start_step + (last_step - start_step) * covered, last_step)
+    covered_share = (group["step"].float() - change_step) / (last_step - change_step)
+    return torch.where(last_step > change_step, start_step + (last_step - start_step) * covered_share, last_step)
 
 
-def changed(group: Mapping[str, Any], old: int, new: int) -> Tensor:
-    """The value of ``schedule``, shape (2,), for a change of the horizon from ``old`` to ``new`` at the present step.
+def changed(group: Mapping[str, Any], old_total: int, new_total: int) -> Tensor:
+    """The value of ``schedule``, shape (2,), if the horizon changes from ``old_total`` to ``new_total`` at this step.
 
     >>> group = {"step": torch.tensor(50)}
     >>> group["schedule"] = changed(group, 100, 70)
@@ -39,7 +39,7 @@ def changed(group: Mapping[str, Any], old: int, new: int) -> Tensor:
     tensor(0.5000)
     """
     step = group["step"].float()
-    total = torch.full((), float(old), dtype=torch.float32, device=step.device)
+    total = torch.full((), float(old_total), dtype=torch.float32, device=step.device)
     present = scheduled(group, total)
     progress = ((step if present is None else present) / total).clamp(max=1.0)
     return torch.stack([step, progress])

@@ -16,10 +16,10 @@ class StepSignals:
     """Inputs of an optimizer between two steps. Wrappers of an optimizer share this object, so they may write to it.
 
     Attributes:
-        loss: loss of the next step from the adapter, already the mean over ranks.
+        loss: loss of the next step from the adapter; it is the mean over ranks.
         user_loss: loss of the next step from :meth:`~lightning_lopt.LearnedOptimizer.set_loss`.
-        reduce: makes a loss from the user the same on all ranks.
-        wants_diagnostics: whether the next step fills ``diagnostics``; that step sets it to ``False`` again.
+        reduce: computes the mean over ranks of a loss from the user.
+        wants_diagnostics: whether the next step fills ``diagnostics``; that step resets it to ``False``.
         diagnostics: 0-dim tensors by name, of the last step with ``wants_diagnostics``.
         warned: topics of the warnings so far; each warning is given once.
     """
@@ -38,10 +38,10 @@ class RunState:
     """State of a run on the host. Wrappers of an optimizer share this object, so they see and make the same changes.
 
     Attributes:
-        total_steps: the planned number of steps, or a function that gives it at the first step.
-        calls: number of steps, including skipped ones.
-        trained: the trained values of the parameters, while these hold evaluation weights.
-        saved_total: horizon of the checkpoint that was loaded, until the first step.
+        total_steps: the planned number of steps, or a function that returns it at the first step.
+        calls: number of steps, including skipped steps.
+        trained: the trained values of the parameters, while the parameters hold evaluation weights.
+        saved_total: horizon of the loaded checkpoint, until the first step.
         epochs: the planned number of passes over the training data; ``None`` if it is unknown.
     """
 
@@ -56,11 +56,11 @@ def scalar_loss(loss: Any, device: torch.device) -> Tensor:
     """A loss as a float32 tensor of no dimensions, without its graph, on ``device``.
 
     Raises:
-        TypeError: if it is no number.
-        ValueError: if it is several numbers, or complex.
+        TypeError: if ``loss`` is no number.
+        ValueError: if ``loss`` has several entries, or is complex.
     """
     try:
-        # the type is named for numbers of Python, since the default is half under "16-true"
+        # The type is explicit for Python numbers, since the default type is half under "16-true".
         dtype = torch.float32 if isinstance(loss, float | int) else None
         value = loss.detach() if isinstance(loss, Tensor) else torch.as_tensor(loss, dtype=dtype)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -82,7 +82,7 @@ def checked_horizon(total_steps: Any) -> int | None:
     """A whole number of any type as ``int``; ``None`` stays ``None``.
 
     Raises:
-        ValueError: if it is no whole number of at least 1.
+        ValueError: if ``total_steps`` is no whole number of at least 1.
     """
     if total_steps is None:
         return None
@@ -99,7 +99,7 @@ def checked_epochs(epochs: Any) -> float | None:
     """A number of passes over the training data as ``float``; ``None`` stays ``None``.
 
     Raises:
-        ValueError: if it is no finite number above 0.
+        ValueError: if ``epochs`` is no finite number above 0.
     """
     if epochs is None:
         return None

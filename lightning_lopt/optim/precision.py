@@ -1,4 +1,4 @@
-"""The types in which a step is computed, and whether numbers are finite, without waiting for a device."""
+"""The types in which a step is computed, and tests for finite numbers that do not wait for a device."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 _WITH_AUTOCAST = ("cpu", "cuda")
 
 Flag = bool | Tensor
-"""A truth value: a ``bool`` where it is known on the host, otherwise 0-dim, on the device that computes it."""
+"""A truth value: a ``bool`` if it is known on the host, else a 0-dim tensor on the device that computes it."""
 
 
 def wide(x: Tensor) -> Tensor:
-    """``x`` in the type in which a rule computes: real, and float32, or float64 where ``x`` is float64 or complex128.
+    """``x`` in the type in which a rule computes: float64 if ``x`` is float64 or complex128, else float32.
 
-    A complex tensor becomes a view of pairs of real numbers, with one axis of length 2 more.
+    A complex tensor becomes a view of pairs of real numbers, with an additional axis of length 2.
 
     >>> wide(torch.ones(3, dtype=torch.bfloat16)).dtype, wide(torch.ones(3, dtype=torch.complex64)).shape
     (torch.float32, torch.Size([3, 2]))
@@ -29,12 +29,12 @@ def wide(x: Tensor) -> Tensor:
 
 
 def real(x: Tensor) -> Tensor:
-    """``x``, or a view of its pairs of real numbers where it is complex; writing to the view writes to ``x``."""
+    """``x``, or a view of pairs of real numbers if ``x`` is complex; writing to the view writes to ``x``."""
     return torch.view_as_real(x) if x.is_complex() else x
 
 
 def extremes_of_each(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
-    """The smallest and the largest entry of each tensor, (2 n,) on ``device``; NaN where an entry is NaN."""
+    """The smallest and the largest entry of each of n tensors, (2 n,) on ``device``; NaN if an entry is NaN."""
     extremes = [extreme.to(device) for x in tensors if x.numel() for extreme in torch.aminmax(x)]
     return torch.stack(extremes) if extremes else torch.zeros(0, device=device)
 
@@ -48,14 +48,14 @@ def all_finite(x: Tensor) -> Flag:
 
 
 def both_true(first: Flag, second: Flag) -> Flag:
-    """Whether two flags are true, on the device of the first one."""
+    """Whether two flags are true, on the device of the first flag."""
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         second = second.to(first.device)
     return first & second
 
 
 def host_value(flag: Tensor) -> bool | None:
-    """The value of a 0-dim flag where it lies in the memory of the host; ``None`` where reading it would wait."""
+    """The value of a 0-dim flag in the memory of the host; ``None`` if reading the flag would wait for its device."""
     return bool(flag.tolist()) if _is_on_host(flag) else None
 
 
@@ -64,7 +64,7 @@ def _is_on_host(x: Tensor) -> bool:
 
 
 def autocast_disabled(device: torch.device) -> AbstractContextManager[Any]:
-    """Compute in the types that tensors have: manual optimization calls ``step`` inside Lightning's autocast region."""
+    """Disable autocast: under manual optimization, ``step`` is called inside the autocast region of Lightning."""
     if device.type in _WITH_AUTOCAST and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()

@@ -12,15 +12,15 @@ from lightning_lopt.optim.groups import Member
 from lightning_lopt.optim.sharding import is_shard
 from lightning_lopt.rules.residual_parts.structure import Signs, depth_of, signs_of, trained
 
-SPREAD = 1e-3  # spread of the weights of a normalisation layer above which they are no initial values
+SPREAD = 1e-3  # weights of a normalisation layer with a larger spread are not initial values
 
 
 @torch.no_grad()
 def looks_pretrained(module: nn.Module) -> str | None:
-    """The sign that ``module`` was trained, as a clause; ``None`` if there is none, or without normalisation layers.
+    """A clause that names a sign that ``module`` was trained; ``None`` without such a sign.
 
     The test reads normalisation layers: every initialisation gives all channels of a layer the same weight and the
-    same bias, and no initialisation counts batches. Frozen layers are left out, since a rule does not change them.
+    same bias, and no initialisation counts batches. Frozen layers are ignored, since a rule does not change them.
     Reading the layers waits for the device.
 
     Example:
@@ -31,10 +31,10 @@ def looks_pretrained(module: nn.Module) -> str | None:
         'the weights of 1 of 1 normalisation layers are away from their initial values'
     """
     layers = [layer for layer in module.modules() if _is_trained_normalisation(layer)]
-    moved = sum(any(_spread(param) > SPREAD for param in _values(layer)) for layer in layers)
-    if moved * 2 > len(layers):
-        return f"the weights of {moved} of {len(layers)} normalisation layers are away from their initial values"
-    counts = [int(count) for layer in layers if (count := _counted(layer)) is not None]
+    moved_count = sum(any(_spread(param) > SPREAD for param in _values(layer)) for layer in layers)
+    if moved_count * 2 > len(layers):
+        return f"the weights of {moved_count} of {len(layers)} normalisation layers are away from their initial values"
+    counts = [int(count) for layer in layers if (count := _batch_count(layer)) is not None]
     if any(counts):
         return f"its BatchNorm layers have counted {max(counts)} batches"
     return None
@@ -47,7 +47,7 @@ def trained_shares(
     """Degree of training of each parameter, 0 to 1, by name; and the number of matrices, ``None`` without parameters.
 
     See :func:`~lightning_lopt.rules.residual_parts.structure.trained`, also for ``repetition``. Complex, frozen and
-    sharded parameters are left out. Reading the shares waits for the device.
+    sharded parameters are left out. The function waits for the device.
     """
     readable = {m.name: (m.param.detach().float(), m.role) for m in members if _can_be_read(m.param)}
     if not readable:
@@ -69,12 +69,12 @@ def _is_trained_normalisation(layer: nn.Module) -> bool:
 
 
 def _values(layer: nn.Module) -> list[Tensor]:
-    """Weight and bias by channel, of this rank's shard where there are shards."""
+    """Weight and bias by channel; of sharded parameters, the shard on this rank."""
     values = [getattr(param.detach(), "_local_tensor", param.detach()) for param in layer.parameters(recurse=False)]
     return [value for value in values if value.ndim == 1 and value.is_floating_point() and not value.is_meta]
 
 
-def _counted(layer: nn.Module) -> Tensor | None:
+def _batch_count(layer: nn.Module) -> Tensor | None:
     count = getattr(layer, "num_batches_tracked", None)
     return None if not isinstance(count, Tensor) or count.is_meta else count
 

@@ -7,10 +7,10 @@ from typing import Any
 
 
 def multiplier(group: Mapping[str, Any]) -> Any:
-    """Factor on the steps of a group: its ``lr``, in units of its ``lr_unit`` where it has one.
+    """Factor on the steps of a group: its ``lr``, divided by its ``lr_unit`` if it has one.
 
-    :class:`~lightning_lopt.LearnedOptimizerAdapter` sets ``lr_unit`` where it replaces an optimizer, so that a rule
-    reads the rates that a module sets for AdamW as a full step, or as a share of one.
+    :class:`~lightning_lopt.LearnedOptimizerAdapter` sets ``lr_unit`` when it replaces an optimizer: a rate that a
+    module sets for AdamW then means a full step of the rule, or a share of a full step.
 
     >>> multiplier({"lr": 0.5}), multiplier({"lr": 0.0005, "lr_unit": 0.001})
     (0.5, 0.5)

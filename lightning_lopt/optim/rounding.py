@@ -1,4 +1,4 @@
-"""Stochastic rounding to bfloat16: up or down with the probabilities that keep the mean."""
+"""Stochastic rounding to bfloat16: values are rounded up or down with the probabilities that keep the mean."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ def seeds_of(step: Tensor, count: int) -> list[Tensor]:
     """Seeds for ``count`` calls of :func:`rounded` in one step, 0-dim each.
 
     Args:
-        step: number of the step, 0-dim, int64; it is not waited for.
+        step: number of the step, 0-dim, int64; the host does not read it.
         count: at most 65,536.
     """
-    return list(_mixed(torch.arange(count, device=step.device) + step * 2**16).unbind())
+    return list(_hashed(torch.arange(count, device=step.device) + step * 2**16).unbind())
 
 
 def rounded(tensors: Sequence[Tensor], seed: Tensor, *, reads: bool = True) -> list[Tensor]:
     r"""``tensors`` in bfloat16, rounded up or down at random, so that the mean over seeds is the value itself.
 
     For x between the neighbours :math:`a \le x \le b` of bfloat16, the result is b with probability
-    :math:`(x - a) / (b - a)` and a otherwise: 16 random bits are added to those of float32, and the lower half is cut
-    off. Values of bfloat16, infinities and NaN are not changed; finite values beyond the largest one of
-    bfloat16, :math:`3.39 \cdot 10^{38}`, become that one.
+    :math:`(x - a) / (b - a)` and a otherwise: 16 random bits are added to the bits of float32, and the lower half is
+    cut off. Values of bfloat16, infinities and NaN do not change; finite values beyond the largest value of bfloat16,
+    :math:`3.39 \cdot 10^{38}`, are set to that value.
 
-    The random bits depend on ``seed``, on the position of a tensor in the list and on the position of an entry alone,
-    on any device; no generator is used. With the entries in a table of 4096 columns, the bits of entry (i, j) are the
+    On any device, the random bits depend only on ``seed``, on the position of a tensor in the list and on the position
+    of an entry; no generator is used. With the entries in a table of 4096 columns, the bits of entry (i, j) are the
     upper half of :math:`r_i c_j` modulo :math:`2^{32}`, with scrambled odd numbers r and c: one product for each entry.
-    Entries are pairwise independent; as a matrix the noise has no singular value above those of independent entries.
+    Entries are pairwise independent; the largest singular value of the noise is not above that of independent entries.
 
     Args:
         tensors: at least one, on one device, each with at least one entry; other types are converted to float32 first.
         seed: 0-dim, from :func:`seeds_of`.
-        reads: whether to look first, on a CPU, if all values are finite, which saves passes over them.
+        reads: whether to test first, on a CPU, that all values are finite, which saves passes over the values.
 
     References: Zamirai et al., 2020, "Revisiting BFloat16 Training", https://arxiv.org/abs/2010.06192
 
@@ -54,7 +54,7 @@ def rounded(tensors: Sequence[Tensor], seed: Tensor, *, reads: bool = True) -> l
     width = min(COLUMNS, max(x.numel() for x in values))
     rows = [-(-x.numel() // width) for x in values]
     device = values[0].device
-    words = _mixed(torch.arange(width + sum(rows), device=device) ^ seed.to(device))
+    words = _hashed(torch.arange(width + sum(rows), device=device) ^ seed.to(device))
     columns, *factors = torch.split((words - 2**31).int() | 1, [width, *rows])
     extremes = torch.stack([extreme for x in values for extreme in torch.aminmax(x)])
     is_ordinary = (
@@ -71,8 +71,8 @@ def rounded(tensors: Sequence[Tensor], seed: Tensor, *, reads: bool = True) -> l
     return results
 
 
-def _mixed(x: Tensor) -> Tensor:
-    """Integers as other integers from 0 to 2^32 - 1 that look random, one to one in their lower 32 bits.
+def _hashed(x: Tensor) -> Tensor:
+    """A hash of integers: pseudo-random integers from 0 to 2^32 - 1, a bijection of the lower 32 bits.
 
     The constants are those of https://github.com/skeeto/hash-prospector.
     """

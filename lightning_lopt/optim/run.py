@@ -21,15 +21,15 @@ from lightning_lopt.tracing import tensors_of
 class RunOptimizer(torch.optim.Optimizer):
     """The part of :class:`~lightning_lopt.LearnedOptimizer` that holds the state of its run.
 
-    The state of a parameter is ``state[param]``; everything else that a checkpoint needs is in the first parameter
-    group: the counters ``step``, ``skipped_steps`` and ``skipped_in_a_row`` (0-dim, int64), the rule's ``shared`` state
-    and, where the horizon has changed, ``schedule``.
+    The state of a parameter is ``state[param]``. All other entries of a checkpoint are in the first parameter group:
+    the counters ``step``, ``skipped_steps`` and ``skipped_in_a_row`` (0-dim, int64), the ``shared`` state of the rule
+    and, after a change of the horizon, ``schedule``.
 
     Attributes:
         rule: the update rule.
         rule_label: name of the rule in messages, as the user wrote it.
         labels: names and roles of parameters that may join later.
-        epochs_given: whether the user gave the number of epochs, which then wins over that of a training loop.
+        epochs_given: whether the user gave the number of epochs, which then wins over the number of a training loop.
         signals: inputs of a step that do not come through its arguments, such as the loss; shared with wrappers.
     """
 
@@ -67,18 +67,18 @@ class RunOptimizer(torch.optim.Optimizer):
 
     @property
     def calls(self) -> int:
-        """Number of steps, skipped ones included; reading it does not wait for the device."""
+        """Number of steps, including skipped steps; reading it does not wait for the device."""
         return self._run.calls
 
     @property
     def steps_made(self) -> int:
-        """Number of steps without the skipped ones; reading it waits for the device."""
+        """Number of steps without skipped steps; reading it waits for the device."""
         return int(self.param_groups[0]["step"])
 
     @property
     def skipped_steps(self) -> int:
-        """Number of steps skipped because the loss, a gradient or an update was not finite; reading it waits for the
-        device."""
+        """Number of steps that were skipped because the loss, a gradient or an update was not finite; reading it waits
+        for the device."""
         return int(self.param_groups[0]["skipped_steps"])
 
     @property
@@ -88,19 +88,19 @@ class RunOptimizer(torch.optim.Optimizer):
 
     @property
     def guard_switched(self) -> bool:
-        """Whether a :class:`~lightning_lopt.LossGuard` has given the training to AdamW, and has not given it back."""
+        """Whether a :class:`~lightning_lopt.LossGuard` has switched to AdamW and has not switched back."""
         return self._guard is not None and self._guard.has_switched
 
     @property
     def _acting(self) -> UpdateRule:
-        """The rule that makes the steps: the rule of the optimizer, or the one that a guard has replaced it with."""
+        """The rule that makes the steps: the rule of the optimizer, or the rule that a guard has switched to."""
         return self.rule if self._guard is None else self._guard.acting(self.rule)
 
     def _members(self) -> list[Member]:
         return list(members_of(self.param_groups, self.labels))
 
-    def _follow(self, members: Sequence[Member]) -> torch.device:
-        """Bring the rule, and the state that belongs to no parameter, to the device of the first parameter."""
+    def _move_to_device_of(self, members: Sequence[Member]) -> torch.device:
+        """Move the rule, and the state that belongs to no parameter, to the device of the first parameter."""
         device = members[0].param.device
         first_group = self.param_groups[0]
         if first_group["step"].device != device:
@@ -119,7 +119,7 @@ class RunOptimizer(torch.optim.Optimizer):
         first_group = self.param_groups[0]
         device = first_group["step"].device
         if self._acting.reads_loss and loss is None:
-            self._miss_loss()
+            self._report_missing_loss()
         total = self._horizon()
         # float32 is explicit, since the default type is half under "16-true". torch.full does not wait for a copy.
         planned = torch.full((), float(total), dtype=torch.float32, device=device)
@@ -131,29 +131,29 @@ class RunOptimizer(torch.optim.Optimizer):
             weight_decay={m.name: m.group["weight_decay"] for m in members if m.group["weight_decay"]},
             phase=None
             if torch.compiler.is_compiling()
-            else self._acting.phase_of(self.calls),  # the count does not change while a step is compiled
+            else self._acting.phase_of(self.calls),  # a compiled step would keep the count of its compilation
             scheduled=horizon.scheduled(first_group, planned),
             epochs=None if self.epochs is None else torch.full_like(planned, self.epochs),
         )
         return context, loss is None or all_finite(loss)
 
-    def _miss_loss(self) -> None:
-        how = (
-            "call step(loss), step(lambda: loss) or step(loss=loss), or set_loss(loss) before a step() that takes "
-            "none, and under Lightning add LearnedOptimizerAdapter() to Trainer(callbacks=[...])."
+    def _report_missing_loss(self) -> None:
+        remedy = (
+            "call step(loss), step(lambda: loss) or step(loss=loss), or set_loss(loss) before a step() that takes no "
+            "loss, and under Lightning add LearnedOptimizerAdapter() to Trainer(callbacks=[...])."
         )
         if self._acting.needs_loss:
-            raise ValueError(f"rule {self.rule_label!r} reads the loss, but none arrived; {how}")
+            raise ValueError(f"rule {self.rule_label!r} reads the loss, but none arrived; {remedy}")
         if "loss" not in self.signals.warned:
             self.signals.warned.add("loss")
             warnings.warn(
                 f"rule {self.rule_label!r} reads the loss, but none arrived, so training continues without it; for "
-                f"better steps {how}",
+                f"better steps {remedy}",
                 stacklevel=7,
             )
 
     def _horizon(self) -> int:
-        """The number of planned steps; 1 for rules that do not read it and were not told."""
+        """The number of planned steps; 1 if it was not given and the rule does not read it."""
         if callable(self.total_steps):
             self.total_steps = checked_horizon(self.total_steps())
         total, saved = self.total_steps, self._run.saved_total
@@ -170,7 +170,7 @@ class RunOptimizer(torch.optim.Optimizer):
         return total or 1
 
     def _warn_past_horizon(self, total: int) -> None:
-        """Warn once after the planned steps; until then each call waits for the device."""
+        """Warn once after the planned steps; until the warning, each call waits for the device."""
         if "horizon" not in self.signals.warned and self.steps_made >= total:
             self.signals.warned.add("horizon")
             warnings.warn(

@@ -1,4 +1,4 @@
-"""The part of an optimizer that validates, evaluates and saves: validation losses, evaluation weights, checkpoints."""
+"""The part of an optimizer for validation losses, evaluation weights and checkpoints."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class SavedOptimizer(RuleOptimizer):
 
     @property
     def is_in_eval(self) -> bool:
-        """Whether the parameters hold evaluation weights; never for rules without evaluation weights of their own."""
+        """Whether the parameters hold evaluation weights; always ``False`` for rules without evaluation weights."""
         return self._run.trained is not None
 
     @torch.no_grad()
     def evaluation_params(self) -> dict[Tensor, Tensor]:
-        """Evaluation weights of each parameter, in its type; empty where they are the trained ones."""
+        """Evaluation weights of each parameter, in its type; empty if the parameters are the evaluation weights."""
         if self.is_in_eval or type(self._acting).evaluation_params is UpdateRule.evaluation_params:
             return {}
         members = [member for member in self._members() if self.state.get(member.param)]
@@ -59,17 +59,17 @@ class SavedOptimizer(RuleOptimizer):
     def validated(self, loss: Tensor | float) -> bool:
         """Pass a validation loss to a rule that reads it, as ``base`` and :class:`~lightning_lopt.RNNMLPRule` do.
 
-        :class:`~lightning_lopt.LearnedOptimizerAdapter` does so after each validation. A copy of the parameters at the
-        lowest loss is kept in the state for rules that go back to it, ``base`` among them. Buffers, such as the
-        averages of batch normalisation, are not the optimizer's, and are not set back. Modules of ``fully_shard`` may
-        hold copies from their last forward pass: call their ``reshard()`` where the result is true.
+        :class:`~lightning_lopt.LearnedOptimizerAdapter` calls this method after each validation. For rules that return
+        to the parameters of the lowest loss, as ``base`` does, the state keeps a copy of these parameters. Buffers,
+        such as the averages of batch normalisation, do not belong to the optimizer and are not restored. Modules of
+        ``fully_shard`` may hold copies from their last forward pass: call their ``reshard()`` if the result is true.
 
         Args:
             loss: one number, lower is better; in distributed training the mean over the ranks. If it is not finite, or
                 the rule has no ``reads_validation``, nothing changes.
 
         Returns:
-            whether the parameters are those of the lowest loss again, since the loss has risen.
+            whether the parameters of the lowest loss were restored, because the loss has risen.
         """
         first_group, rule = self.param_groups[0], self._acting
         value = scalar_loss(loss, first_group["step"].device)
@@ -77,7 +77,7 @@ class SavedOptimizer(RuleOptimizer):
             return False
         members = self._members()
         if not first_group["shared"]:
-            first_param = members[0].param  # possibly a shard, of which the state below must not be made
+            first_param = members[0].param  # it may be a shard, but the state needs a whole tensor
             blank = torch.zeros(first_param.shape, dtype=first_param.dtype, device=first_param.device)
             first_group["shared"] = rule.init_state({members[0].name: wide(blank)}, {}).shared
         steps, planned = first_group["step"], self._run.saved_total or self.total_steps
@@ -92,8 +92,8 @@ class SavedOptimizer(RuleOptimizer):
     def eval(self) -> None:
         """Replace the parameters by the evaluation weights, :meth:`UpdateRule.evaluation_params`.
 
-        Nothing happens for rules without evaluation weights of their own. Modules of ``fully_shard`` may hold copies
-        from their last forward pass: call their ``reshard()`` before :meth:`eval` and :meth:`train`.
+        Nothing changes for rules without evaluation weights. Modules of ``fully_shard`` may hold copies from their last
+        forward pass: call their ``reshard()`` before :meth:`eval` and :meth:`train`.
         """
         values = self.evaluation_params()
         if values:
@@ -110,14 +110,14 @@ class SavedOptimizer(RuleOptimizer):
 
     def state_dict(self) -> dict[str, Any]:
         saved = super().state_dict()
-        # copies, since later steps write into the state, and tensors of one shape share one storage
+        # The tensors are cloned: later steps write into the state, and tensors of one shape share a storage.
         saved["state"] = {
             key: {k: x.clone() for k, x in tensor_state.items()} for key, tensor_state in saved["state"].items()
         }
         first_group = saved["param_groups"][0]
         first_group["total_steps"] = None if callable(self.total_steps) else self.total_steps
         first_group["epochs"] = self.epochs
-        # torch.distributed restores only keys that exist already; (0, 0) stands for no change of the horizon
+        # torch.distributed restores only keys that exist already. (0, 0) means that the horizon has not changed.
         first_group.setdefault(horizon.KEY, torch.zeros(2, dtype=torch.float32, device=first_group["step"].device))
         if self._guard is not None:
             first_group[GUARD] = self._guard.saved()
@@ -127,58 +127,58 @@ class SavedOptimizer(RuleOptimizer):
         """Restore. Names, roles and a horizon already set here win over the saved ones, and so do the types of state:
         ``state_dtype``, or that of the arithmetic.
 
-        Parameters are matched by name where both sides have the same names, else by order. Where the horizon set here
-        is another one, schedules continue from their present progress.
+        Parameters are matched by name if both sides have the same names, else by order. If the horizon of this
+        optimizer differs from the saved horizon, schedules continue from their saved progress.
 
         Raises:
             ValueError: if the checkpoint is of another optimizer, rule or model, or damaged; nothing has changed then.
         """
         members = self._members()
-        guard, plain, copies = resumed(self._guard, state_dict)
+        guard, state_to_check, copies = resumed(self._guard, state_dict)
         rule = self.rule if guard is None else guard.acting(self.rule)
-        fitting = fitting_state(plain, self.param_groups, members, rule)
-        previous = self.state, [dict(group) for group in self.param_groups]
+        checked_state = fitting_state(state_to_check, self.param_groups, members, rule)
+        state_before, groups_before = self.state, [dict(group) for group in self.param_groups]
         try:
-            self._restore(with_copies(fitting, copies, members), members, rule)
+            self._restore(with_copies(checked_state, copies, members), members, rule)
         except Exception:
-            self.state, self.param_groups = previous
+            self.state, self.param_groups = state_before, groups_before
             raise
         self._skips = SkipWatch()
         self._guard = guard
 
-    def _restore(self, fitting: dict[str, Any], members: Sequence[Member], rule: UpdateRule) -> None:
+    def _restore(self, checked_state: dict[str, Any], members: Sequence[Member], rule: UpdateRule) -> None:
         """Load a state that was checked against the state that ``rule`` makes."""
         present_labels = [
             {key: list(group[key]) for key in ("names", "roles")} | {"role": group["role"]}
             for group in self.param_groups
         ]
-        super().load_state_dict(fitting)
+        super().load_state_dict(checked_state)
         for group, labels in zip(self.param_groups, present_labels, strict=True):
             group.update(labels)
         first_group = self.param_groups[0]
-        keys = [key for group in fitting["param_groups"] for key in group["params"]]
-        # from the saved tensors, since torch has cast those in self.state to the types of the parameters
-        states = ((member.param, fitting["state"].get(key)) for key, member in zip(keys, members, strict=True))
+        keys = [key for group in checked_state["param_groups"] for key in group["params"]]
+        # The saved tensors are used, since torch has cast those in self.state to the types of the parameters.
+        states = ((member.param, checked_state["state"].get(key)) for key, member in zip(keys, members, strict=True))
         self.state = defaultdict(dict)
         for param, saved in states:
             if saved:
-                moved = {k: v.detach().to(param.device, copy=True) for k, v in saved.items()}
-                typed = converted(moved, self.state_dtype, rule, wide(param.detach()).dtype)
+                device_state = {k: v.detach().to(param.device, copy=True) for k, v in saved.items()}
+                typed = converted(device_state, self.state_dtype, rule, wide(param.detach()).dtype)
                 self.state[param] = {k: cut_like(v, param) for k, v in typed.items()}
         first_group.setdefault("skipped_in_a_row", torch.zeros((), dtype=torch.int64))
-        first_group.setdefault("shared", {})  # checkpoints of torch.distributed drop an empty one
+        first_group.setdefault("shared", {})  # checkpoints of torch.distributed drop an empty dictionary
         if horizon.KEY in first_group and not bool(first_group[horizon.KEY].any()):
             del first_group[horizon.KEY]
-        self._follow(members)
+        self._move_to_device_of(members)
         saved_total = first_group.pop("total_steps", None)
-        if callable(self.total_steps) and not self.total_steps_given:  # it stands in for the adapter's plan
+        if callable(self.total_steps) and not self.total_steps_given:  # it is a placeholder for the adapter's plan
             self.total_steps = None
         self._run.saved_total = saved_total if self.total_steps is not None else None
         if self.total_steps is None:
             self.total_steps = saved_total
         saved_epochs = first_group.pop("epochs", None)
         self.epochs = saved_epochs if self.epochs is None else self.epochs
-        self._run.calls = sum(int(fitting["param_groups"][0][key]) for key in ("step", "skipped_steps"))
+        self._run.calls = sum(int(checked_state["param_groups"][0][key]) for key in ("step", "skipped_steps"))
 
     def __getstate__(self) -> dict[str, Any]:
         attributes = (

@@ -1,10 +1,10 @@
-"""Parameters that are sharded over processes (FSDP2): a step gathers whole tensors, between steps each rank has shards.
+"""Parameters that are sharded over processes (FSDP2): each rank holds shards, and a step gathers whole tensors.
 
-Cost of a step: one ``all_gather_into_tensor`` for each mesh (there usually is one) gathers the shards of all
+Cost of a step: one ``all_gather_into_tensor`` for each mesh (usually there is only one) gathers the shards of all
 parameters, of their gradients and of those state tensors that have the shape of their parameter. P (4 + 4 + s) bytes
 arrive on each rank, for P parameters in float32 with s bytes of such state per parameter. Apart from that, only
-gradients that are not reduced yet are communicated: those of parameters that are not sharded (one ``all_reduce`` per
-dimension of the mesh), and partial sums of tensor parallelism. During the step each rank has these tensors whole (for a
+gradients that are not reduced yet are communicated: gradients of parameters that are not sharded (one ``all_reduce``
+per dimension of the mesh), and partial sums of tensor parallelism. During the step each rank has whole tensors (for a
 short time twice, when they are copied out of the bucket) and computes the whole step; between steps it has shards.
 State of other shapes (row and column sums, bases of matrices that are not square, counters) stays whole on each rank.
 """
@@ -22,18 +22,18 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_lopt.optim.groups import Member
 
-if TYPE_CHECKING:  # importing it takes 0.8 seconds, and fails where torch was built without
+if TYPE_CHECKING:  # the import takes 0.8 seconds, and fails if torch was built without torch.distributed
     from torch.distributed.tensor import DTensor
 
 Tree = TypeVar("Tree")
-_ALIGNMENT = 16  # bytes, of the widest type: a piece of the bucket is viewed in its own type
+_ALIGNMENT = 16  # bytes of the widest type, since each piece of the bucket is viewed in the type of its tensor
 
 
 class ShardCut(NamedTuple):
-    """The cut of a sharded tensor: into chunks along one dimension, the last of them shorter or empty.
+    """The cut of a sharded tensor into chunks along one dimension; the last chunks may be shorter or empty.
 
     Attributes:
-        mesh_dim: dimension of the mesh over which it is cut.
+        mesh_dim: dimension of the mesh over which the tensor is cut.
         dim: dimension of the tensor that is cut.
         ranks: number of chunks.
         rank: number of the chunk on this rank.
@@ -45,17 +45,17 @@ class ShardCut(NamedTuple):
     rank: int
 
     def span(self, size: int) -> tuple[int, int]:
-        """First index and length of the chunk on this rank, of a dimension of ``size``."""
+        """First index and length of the chunk on this rank, for a dimension of ``size``."""
         start = min(self.rank * self.chunk(size), size)
         return start, min(self.chunk(size), size - start)
 
     def chunk(self, size: int) -> int:
-        """Length of every chunk but the last ones."""
+        """Length of all chunks except the last ones."""
         return -(-size // self.ranks)
 
 
 def cut_of(x: DTensor) -> ShardCut | None:
-    """The cut of ``x``; ``None`` where each rank holds all of it.
+    """The cut of ``x``; ``None`` if each rank holds the whole tensor.
 
     Raises:
         ValueError: for partial sums, tensors that are cut along several dimensions, and interleaved shards.
@@ -68,17 +68,17 @@ def cut_of(x: DTensor) -> ShardCut | None:
     if len(cuts) > 1 or type(placement).__name__ != "Shard":
         raise ValueError(
             f"a parameter of shape {tuple(x.shape)} has the placements {tuple(x.placements)}, where one Shard, with "
-            "Replicate on the other dimensions of the mesh, is needed; apply either fully_shard or tensor parallelism "
-            "to it, not both."
+            "Replicate on the other dimensions of the mesh, is needed; apply either fully_shard or tensor parallelism, "
+            "not both."
         )
     return ShardCut(mesh_dim, placement.dim % max(x.ndim, 1), mesh.size(mesh_dim), mesh.get_local_rank(mesh_dim))
 
 
 def check_placements(params: Iterable[Tensor]) -> None:
-    """Refuse sharded parameters that :func:`gathered` cannot put together.
+    """Refuse sharded parameters that :func:`gathered` cannot gather.
 
     Raises:
-        ValueError: see :func:`cut_of`; or if the shards have other sizes than ``torch.chunk`` gives them.
+        ValueError: see :func:`cut_of`; or if the sizes of the shards are not those of ``torch.chunk``.
     """
     for param in params:
         if is_shard(param) and (cut := cut_of(param)) is not None:
@@ -101,9 +101,9 @@ def is_sharded(members: Iterable[Member]) -> bool:
 
 
 def gathered(tree: Tree) -> Tree:
-    """``tree``, a pytree of tensors, with every sharded tensor gathered whole on each rank, in one collective per mesh.
+    """``tree``, a pytree, with all sharded tensors gathered on each rank as whole tensors, by one collective per mesh.
 
-    All ranks must call it with the same tensors in the same order. Other tensors are returned unchanged.
+    All ranks must call this function with the same tensors in the same order. Other tensors are returned unchanged.
 
     Raises:
         ValueError: see :func:`cut_of`.
@@ -137,19 +137,19 @@ def _gathered(shards: Sequence[DTensor], group: Any) -> list[Tensor]:
         starts.append(starts[-1] + -(-length // _ALIGNMENT) * _ALIGNMENT)
 
     def piece(row: Tensor, number: int) -> Tensor:
-        """Chunk of one tensor in a row of the bucket, a view."""
+        """The chunk of one tensor in a row of the bucket, as a view."""
         start = starts[number]
         return row[start : start + lengths[number]].view(shards[number].dtype).view(shapes[number])
 
-    # the group works on the device of the mesh; with CPU offloading parameters lie elsewhere
-    bytes_here = torch.zeros(starts[-1], dtype=torch.uint8, device=shards[0].device_mesh.device_type)
+    # The group works on the device of the mesh; with CPU offloading, parameters are on another device.
+    local_bytes = torch.zeros(starts[-1], dtype=torch.uint8, device=shards[0].device_mesh.device_type)
     for number, (x, cut) in enumerate(zip(shards, shard_cuts, strict=True)):
         local = x.to_local()
-        piece(bytes_here, number).narrow(cut.dim, 0, local.shape[cut.dim]).copy_(local)
+        piece(local_bytes, number).narrow(cut.dim, 0, local.shape[cut.dim]).copy_(local)
     ranks = shard_cuts[0].ranks
-    bucket = bytes_here.new_empty(ranks * len(bytes_here))
+    bucket = local_bytes.new_empty(ranks * len(local_bytes))
     all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.13
-    all_gather(bucket, bytes_here, group=group)
+    all_gather(bucket, local_bytes, group=group)
     rows = bucket.view(ranks, -1).unbind()
     result = []
     for number, (x, cut) in enumerate(zip(shards, shard_cuts, strict=True)):
@@ -159,17 +159,17 @@ def _gathered(shards: Sequence[DTensor], group: Any) -> list[Tensor]:
 
 
 def reduced(grad: Tensor, param: Tensor) -> Tensor:
-    """The gradient sharded as its parameter; tensor parallelism may leave partial sums, which are reduced here."""
+    """The gradient with the sharding of its parameter; partial sums of tensor parallelism are reduced."""
     if is_shard(grad) and is_shard(param) and grad.placements != param.placements:
         return grad.redistribute(placements=param.placements)
     return grad
 
 
 def mean_over_ranks(grads: Mapping[str, Tensor], members: Sequence[Member]) -> dict[str, Tensor]:
-    """Gradients by name, where those of parameters that are not sharded are averaged over the ranks of the mesh.
+    """Gradients by name; gradients of parameters that are not sharded are averaged over the ranks of the mesh.
 
-    FSDP2 does not reduce these. The mesh is that of the first sharded parameter. Gradients that agree on all ranks stay
-    the same up to rounding.
+    FSDP2 does not reduce these gradients. The mesh is that of the first sharded parameter. Gradients that agree on all
+    ranks stay the same up to rounding.
     """
     mesh = next(m.param for m in members if is_shard(m.param)).device_mesh
     unreduced = [m.name for m in members if not is_shard(m.param)]
@@ -185,7 +185,7 @@ def mean_over_ranks(grads: Mapping[str, Tensor], members: Sequence[Member]) -> d
 
 
 def local_slice(x: Tensor, like: Tensor) -> Tensor:
-    """The slice of the whole tensor ``x`` on this rank, sharded as ``like``; ``x`` itself where ``like`` is no shard.
+    """The slice of the whole tensor ``x`` on this rank, cut as ``like``; ``x`` itself if ``like`` is not sharded.
 
     The slice is a view; ``x`` may have more dimensions than ``like``.
     """
@@ -196,7 +196,7 @@ def local_slice(x: Tensor, like: Tensor) -> Tensor:
 
 
 def local(x: Tensor) -> Tensor:
-    """The shard of ``x`` on this rank; writing to it writes to ``x``. ``x`` itself where it is no shard."""
+    """The shard of ``x`` on this rank, or ``x`` itself if it is not sharded; writing to the result writes to ``x``."""
     return x.to_local() if is_shard(x) else x
 
 
@@ -206,7 +206,7 @@ def with_local(shard: Tensor, like: Tensor, shape: Sequence[int] | None = None) 
         return shard
     size = torch.Size(like.shape if shape is None else shape)
     stride = torch.empty(size, device="meta").stride()
-    # clone: the view of a whole tensor would keep all of it in memory
+    # clone: a view would keep the whole tensor in memory
     return type(like).from_local(
         shard.clone(memory_format=torch.contiguous_format),
         like.device_mesh,
@@ -218,26 +218,26 @@ def with_local(shard: Tensor, like: Tensor, shape: Sequence[int] | None = None) 
 
 
 def cut_like(x: Tensor, param: Tensor) -> Tensor:
-    """``x`` as state of ``param``: sharded as ``param`` where both have the same shape, otherwise whole.
+    """``x`` as state of ``param``: sharded as ``param`` if both have the same shape, otherwise whole.
 
     Args:
         x: whole, or sharded in any way; changing the sharding takes a collective.
         param: a parameter, sharded or not.
     """
-    shaped = tuple(x.shape) == (*param.shape, *((2,) if param.is_complex() and not x.is_complex() else ()))
+    same_shape = tuple(x.shape) == (*param.shape, *((2,) if param.is_complex() and not x.is_complex() else ()))
     if is_shard(x):
-        if is_shard(param) and shaped and x.device_mesh == param.device_mesh:
+        if is_shard(param) and same_shape and x.device_mesh == param.device_mesh:
             return x if x.placements == param.placements else x.redistribute(placements=param.placements)
         x = x.full_tensor()
-    if not is_shard(param) or not shaped:
+    if not is_shard(param) or not same_shape:
         return x
     return with_local(local_slice(x, param), param, x.shape)
 
 
 def free_copies(module: nn.Module) -> None:
-    """Free the gathered copies of parameters that ``fully_shard`` may keep after a forward pass for the next one.
+    """Free the gathered copies of parameters that ``fully_shard`` may keep from one forward pass to the next.
 
-    Call it before parameters change outside of a training step, and before they are read by name.
+    Call this function before parameters change outside of a training step, and before they are read by name.
     """
     for submodule in module.modules():
         if any(kind.__name__ == "FSDPModule" for kind in type(submodule).__mro__):

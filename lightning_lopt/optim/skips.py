@@ -1,4 +1,4 @@
-"""Skipped steps: a warning where there are many, an error after 50 in a row, without a wait for the device."""
+"""Watches skipped steps: warns of many, and raises an error after 50 in a row, without a wait for the device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_lopt.wording import listed
 WARN_IN_A_ROW = 5
 WARN_COUNT, WARN_SHARE = 10, 0.1
 END_IN_A_ROW = 50
-EVERY = 10  # steps between two copies of the counters from an accelerator
+EVERY = 10  # number of steps between two copies of the counters from an accelerator
 
 
 class Counts(NamedTuple):
@@ -23,8 +23,8 @@ class Counts(NamedTuple):
 
     Attributes:
         step: steps that were made.
-        skipped: steps that were skipped, in all.
-        in_a_row: steps that were skipped since the last one that was made.
+        skipped: all steps that were skipped.
+        in_a_row: steps that were skipped since the last step that was made.
     """
 
     step: int
@@ -33,19 +33,19 @@ class Counts(NamedTuple):
 
 
 class SkipWatch:
-    """Reads the counters of an optimizer after each step; from an accelerator it reads a copy, some steps later."""
+    """Reads the counters of an optimizer after each step; it reads counters on an accelerator some steps later."""
 
     def __init__(self) -> None:
         self._warned = False
-        self._on_the_way: tuple[Tensor, Any] | None = None  # a copy to the host, and the event at its end
+        self._pending_copy: tuple[Tensor, Any] | None = None  # a copy to the host, and the event at its end
 
     def look(self, group: Mapping[str, Any], calls: int, culprits: Callable[[], str]) -> None:
-        """Warn or raise, if the counters that have arrived ask for it.
+        """Warn or raise an error if the counters on the host show too many skipped steps.
 
         Args:
             group: the first parameter group with ``step``, ``skipped_steps`` and ``skipped_in_a_row``, 0-dim.
-            calls: number of steps so far, skipped ones among them.
-            culprits: says which tensors were not finite in this step; it may wait for the device.
+            calls: number of steps so far, including skipped steps.
+            culprits: returns a clause that names the tensors that were not finite; it may wait for the device.
 
         Raises:
             RuntimeError: after ``END_IN_A_ROW`` skipped steps in a row.
@@ -56,11 +56,11 @@ class SkipWatch:
         if counts.in_a_row >= END_IN_A_ROW:
             raise RuntimeError(
                 f"{counts.in_a_row} steps in a row were skipped, because {culprits()}; {counts.step} steps were made "
-                "before. Parameters and state are those after the last good step: look for a division by zero, a "
+                "before. Parameters and state are those after the last finite step: look for a division by zero, a "
                 "logarithm of zero or an overflow in the model, and clip gradients."
             )
-        piled = counts.skipped >= WARN_COUNT and counts.skipped > WARN_SHARE * (counts.step + counts.skipped)
-        if (piled or counts.in_a_row >= WARN_IN_A_ROW) and not self._warned:
+        are_many = counts.skipped >= WARN_COUNT and counts.skipped > WARN_SHARE * (counts.step + counts.skipped)
+        if (are_many or counts.in_a_row >= WARN_IN_A_ROW) and not self._warned:
             self._warned = True
             warnings.warn(
                 f"{counts.skipped} of {counts.step + counts.skipped} steps were skipped, because {culprits()}; after "
@@ -78,18 +78,18 @@ class SkipWatch:
         return self._copied(counters, calls) if device.type == "cuda" else None
 
     def _copied(self, counters: list[Tensor], calls: int) -> Counts | None:
-        """The counters of some steps ago, if their copy has arrived."""
+        """The counters of an earlier step, if their copy has arrived on the host."""
         arrived = None
-        if self._on_the_way is not None and self._on_the_way[1].query():
-            arrived, self._on_the_way = Counts(*self._on_the_way[0].tolist()), None
-        if self._on_the_way is None and calls % EVERY == 0 and not torch.cuda.is_current_stream_capturing():
+        if self._pending_copy is not None and self._pending_copy[1].query():
+            arrived, self._pending_copy = Counts(*self._pending_copy[0].tolist()), None
+        if self._pending_copy is None and calls % EVERY == 0 and not torch.cuda.is_current_stream_capturing():
             copy = torch.stack(counters).to("cpu", non_blocking=True)
-            self._on_the_way = copy, torch.cuda.current_stream(counters[0].device).record_event()
+            self._pending_copy = copy, torch.cuda.current_stream(counters[0].device).record_event()
         return arrived
 
 
 def not_finite(loss: Tensor | None, gradients: Mapping[str, Tensor], updates: Mapping[str, Tensor]) -> str:
-    """A clause that names what was not finite in a step; reading the tensors waits for the device."""
+    """A clause that names the tensors that were not finite in a step; reading the tensors waits for the device."""
 
     def names(tensors: Mapping[str, Tensor]) -> list[str]:
         return [name for name, x in tensors.items() if not bool(torch.isfinite(x).all())]

@@ -17,19 +17,19 @@ StackStep = tuple[Tensor, TensorState, Tensor]
 """The updates of a stack, its state after the step, and the smallest and the largest entry of the updates, (2,)."""
 
 MOST_TOGETHER = 2**18
-"""Most entries of all stacks that are stepped together: their temporary tensors take some MiB."""
+"""Largest total number of entries of stacks that are stepped together; their temporary tensors take some MiB."""
 
 
 def fit_together(stacks: Sequence[Stack]) -> bool:
-    """Whether all stacks are stepped before one of them is written, so that they are written at once; of larger models
-    the temporary tensors of one stack exist at a time."""
+    """Whether all stacks are stepped first and then written at once. In larger models, stacks are stepped and written
+    one by one, so that only the temporary tensors of one stack exist at a time."""
     return sum(stack.params.numel() for stack in stacks) <= MOST_TOGETHER
 
 
 def step_of_stack(
     rule: UpdateRule, stack: Stack, controls: Mapping[str, Tensor], at: Any, seed: Tensor | None = None
 ) -> StackStep:
-    """The step of a stack; its state is returned in the types in which it came.
+    """The step of a stack; the new state has the types of the old state.
 
     Args:
         rule: makes the step.
@@ -37,7 +37,7 @@ def step_of_stack(
         controls: results of :meth:`UpdateRule.exchanged` for this stack.
         at: result of :meth:`UpdateRule.at`.
         seed: 0-dim, for the rounding of state that is stored in a narrower type than that of the arithmetic; ``None``
-            where no state is.
+            if no state is stored in a narrower type.
     """
     if seed is None:
         update, new_state = rule.stepped(stack, dict(controls), at)
@@ -45,7 +45,7 @@ def step_of_stack(
         wide_state = widened(stack.state, stack.params.dtype)
         update, new_state = rule.stepped(replace(stack, state=wide_state), dict(controls), at)
         changed = changed_keys(new_state, wide_state)
-        del wide_state  # its memory is free while the new state is rounded
+        del wide_state  # frees its memory before the new state is rounded
         new_state = rounded_like(new_state, changed, stack.state, seed)
     return update, new_state, extremes_of_each([update], update.device)
 
@@ -71,7 +71,7 @@ def steps_of_stacks(
     shared: dict[str, Tensor],
     context: StepContext,
 ) -> ModelStep:
-    """The step of all stacks, where stacks are computed one by one.
+    """The step of all stacks; the stacks are computed one by one.
 
     Args:
         rule: makes the steps.

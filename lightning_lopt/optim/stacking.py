@@ -1,4 +1,4 @@
-"""State of parameters of one shape and role, stored as one stack: entries of ``optimizer.state`` are views of it."""
+"""Stores the state of parameters of one shape and role as one stack; entries of ``optimizer.state`` are views of it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from lightning_lopt.rules.contract.stacks import Stack, grouped, joined, joined_
 
 States = MutableMapping[Tensor, dict[str, Tensor]]
 FREED_MEMORY = 64 * MIB
-"""Most freed memory that a process keeps for the next stack: the temporary tensors of a stack are freed before the next
-stack is stepped, and without this a step of ``Celo2BaseRule`` on a transformer of width 128 takes twice as long.
+"""Limit of the freed memory that a process keeps: the temporary tensors of a stack are freed before the next stack is
+stepped. Without kept memory, a step of ``Celo2BaseRule`` on a transformer of width 128 takes twice as long.
 """
 
 
@@ -29,7 +29,7 @@ class StoredStack:
 
     Attributes:
         members: the parameters.
-        state: tensors by key, shape (n, *s) for state of shape s; of shape s where there is a single parameter.
+        state: tensors by key, of shape (n, *s) for state of shape s; of shape s for a single parameter.
     """
 
     def __init__(self, members: Sequence[Member]) -> None:
@@ -39,31 +39,31 @@ class StoredStack:
         self._views: list[dict[str, Tensor]] = [{} for _ in members]
 
     def follow(self, states: States, state_dtype: torch.dtype | None, rule: UpdateRule) -> None:
-        """Stack tensors that were put into ``states`` since the last step, and replace them by views of the stack.
+        """Stack the tensors that were put into ``states`` since the last step, and replace them by views of the stack.
 
-        The stack has ``state_dtype``, as far as the rule allows. Copies of parameters stay as they are.
+        The stack has ``state_dtype``, as far as the rule allows. Copies of parameters are not changed.
         """
-        owned = [states[member.param] for member in self.members]
-        if all(_is_unchanged(state, views) for state, views in zip(owned, self._views, strict=True)):
+        member_states = [states[member.param] for member in self.members]
+        if all(_is_unchanged(state, views) for state, views in zip(member_states, self._views, strict=True)):
             return
-        keys = [key for key in owned[0] if key not in COPIES]
-        narrow_states = [narrowed({key: state[key] for key in keys}, state_dtype, rule) for state in owned]
-        if len(owned) == 1:
+        keys = [key for key in member_states[0] if key not in COPIES]
+        narrow_states = [narrowed({key: state[key] for key in keys}, state_dtype, rule) for state in member_states]
+        if len(member_states) == 1:
             self.state = {key: _writable(value) for key, value in narrow_states[0].items()}
-            owned[0].update(self.state)
+            member_states[0].update(self.state)
         else:
             self.state = {key: torch.stack([state[key] for state in narrow_states]) for key in keys}
-            for row, state in enumerate(owned):
+            for row, state in enumerate(member_states):
                 state.update((key, value[row]) for key, value in self.state.items())
-        self._views = [{key: state[key] for key in keys} for state in owned]
+        self._views = [{key: state[key] for key in keys} for state in member_states]
 
 
 class StackedState:
-    """The stacks of an optimizer; they are made anew where parameters, roles, types or devices change."""
+    """The stacks of an optimizer; they are rebuilt when parameters, roles, types or devices change."""
 
     def __init__(self) -> None:
-        self._known_params: list[Tensor] = []
-        self._known: list[Any] = []
+        self._last_params: list[Tensor] = []
+        self._last_signature: list[Any] = []
         self.stored_stacks: list[StoredStack] = []
 
     def stacks(
@@ -74,24 +74,24 @@ class StackedState:
         context: StepContext,
         state_dtype: torch.dtype | None = None,
     ) -> list[Stack]:
-        """The stacks of a step: parameters and gradients as they are now, and the stored state.
+        """The stacks of a step: the present parameters and gradients, and the stored state.
 
         Args:
             rule: the rule that makes the step.
-            members: parameters with gradients and state, none of them sharded.
+            members: parameters with gradients and state; no parameter is sharded.
             states: state of the optimizer.
             context: context of the step.
             state_dtype: type of the stored state; ``None`` for the type that the rule makes.
         """
         params = [member.param for member in members]
         signature = [(m.name, m.role, m.param.shape, m.param.dtype, m.param.device) for m in members]
-        if signature != self._known or not all(map(is_, params, self._known_params)):
+        if signature != self._last_signature or not all(map(is_, params, self._last_params)):
             by_name = {member.name: member for member in members}
             values = {name: real(member.param.detach()) for name, member in by_name.items()}
             groups = grouped(values, list(by_name), context.roles)
             keep_freed_memory(FREED_MEMORY)
             self.stored_stacks = [StoredStack([by_name[name] for name in names]) for names in groups]
-            self._known, self._known_params = signature, params
+            self._last_signature, self._last_params = signature, params
         for stored in self.stored_stacks:
             stored.follow(states, state_dtype, rule)
         return [
@@ -117,6 +117,6 @@ def _is_unchanged(state: Mapping[str, Tensor], views: Mapping[str, Tensor]) -> b
 
 
 def _writable(value: Tensor) -> Tensor:
-    """``value``, or a copy of a tensor in which several entries lie in one place."""
+    """``value``, or a copy if several entries of ``value`` share memory."""
     overlaps = any(stride == 0 and size > 1 for stride, size in zip(value.stride(), value.shape, strict=True))
     return value.clone(memory_format=torch.contiguous_format) if overlaps else value

@@ -18,10 +18,10 @@ NARROW = torch.bfloat16
 
 
 def checked_state_dtype(state_dtype: Any) -> torch.dtype | None:
-    """The argument of an optimizer; ``None`` for float32, in which rules make their state anyway.
+    """The argument ``state_dtype`` of an optimizer; ``None`` for float32, the type in which rules make their state.
 
     Raises:
-        ValueError: if it is neither ``None`` nor ``torch.float32`` nor ``torch.bfloat16``.
+        ValueError: if ``state_dtype`` is neither ``None`` nor ``torch.float32`` nor ``torch.bfloat16``.
     """
     if state_dtype is None or state_dtype in (torch.float32, NARROW):
         return NARROW if state_dtype == NARROW else None
@@ -32,10 +32,10 @@ def checked_state_dtype(state_dtype: Any) -> torch.dtype | None:
 
 
 def narrowed(state: Mapping[str, Tensor], state_dtype: torch.dtype | None, rule: UpdateRule) -> dict[str, Tensor]:
-    """The state of one parameter as it is stored: floating tensors of more than one entry in ``state_dtype``.
+    """The stored state of one parameter: floating tensors of more than one entry have the type ``state_dtype``.
 
     Keys in :attr:`UpdateRule.exact_state`, copies of parameters, tensors of one entry and integers keep their type;
-    with ``None`` all tensors do.
+    with ``None`` all tensors keep their type.
     """
     if state_dtype is None:
         return dict(state)
@@ -55,14 +55,15 @@ def widened(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor
 def converted(
     state: Mapping[str, Tensor], state_dtype: torch.dtype | None, rule: UpdateRule, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """A loaded state as it is stored: its floating tensors in ``dtype``, the type of the arithmetic, whatever type they
-    were saved in, or in ``state_dtype`` where :func:`narrowed` stores them so; copies of parameters keep their type."""
+    """A loaded state in its stored types: floating tensors have the type ``dtype`` of the arithmetic, or
+    ``state_dtype`` where :func:`narrowed` applies it, whatever their saved type. Copies of parameters keep their type.
+    """
     typed = {k: v.to(dtype) if v.is_floating_point() and k not in COPIES else v for k, v in state.items()}
     return narrowed(typed, state_dtype, rule)
 
 
 def changed_keys(new_state: Mapping[str, Tensor], wide_state: Mapping[str, Tensor]) -> set[str]:
-    """Keys of the tensors that a rule does not return unchanged, as the objects that it was given."""
+    """Keys whose tensor in the new state is not the same object as in the state that the rule received."""
     return {key for key, value in new_state.items() if value is not wide_state[key]}
 
 
@@ -78,9 +79,9 @@ def rounded_like(
 
     Args:
         new_state: the state that the rule returned.
-        changed: keys of the tensors that are rounded, :func:`changed_keys`; the others are those of ``stored``.
-        stored: the state before the step, in the types in which it is stored.
-        seed: 0-dim, of :func:`~lightning_lopt.optim.rounding.seeds_of`.
+        changed: keys of the tensors that are rounded, from :func:`changed_keys`; the others are taken from ``stored``.
+        stored: the state before the step, in its stored types.
+        seed: 0-dim, from :func:`~lightning_lopt.optim.rounding.seeds_of`.
         reads: as in :func:`~lightning_lopt.optim.rounding.rounded`.
     """
     result = {key: value if key in changed else stored[key] for key, value in new_state.items()}
@@ -91,14 +92,14 @@ def rounded_like(
 
 
 def with_wide_state(stack: Stack) -> Stack:
-    """The stack for a rule to read, with its state in wide types."""
+    """A stack that a rule can read, with its state in wide types."""
     stored = stack.state
     is_narrow = any(value.dtype == NARROW for value in stored.values())
     return replace(stack, state=WideState(stored, stack.params.dtype)) if is_narrow else stack
 
 
 class WideState(Mapping[str, Tensor]):
-    """State whose tensors are widened only when they are read, so that unread tensors take no further memory."""
+    """State whose tensors are widened only when they are read, so that unread tensors take no additional memory."""
 
     def __init__(self, stored: Mapping[str, Tensor], dtype: torch.dtype) -> None:
         self.stored, self.dtype = stored, dtype

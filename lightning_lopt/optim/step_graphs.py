@@ -1,4 +1,4 @@
-"""Graphs of the parts of a step, one for the quantities of all tensors and one for each stack, and of a whole step."""
+"""Graphs of the parts of a step (the quantities of all tensors, and each stack) and of a whole step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TreeTemplate:
 
     Attributes:
         structure: structure of the tree.
-        leaves: numbers, texts and ``None`` as they are, and ``...`` in place of tensors.
+        leaves: numbers, texts and ``None`` of the tree; ``...`` replaces each tensor.
         is_context: whether the tree is a :class:`StepContext`.
         text: a description that is equal for equal templates.
     """
@@ -60,7 +60,7 @@ class TreeTemplate:
 
 
 class CommonInputs:
-    """The result of :meth:`UpdateRule.at`: its tensors, and the template of the tree that has them."""
+    """The result of :meth:`UpdateRule.at`, a tree: its tensors and its template."""
 
     def __init__(self, tensors: list[Tensor], template: TreeTemplate) -> None:
         self.tensors, self.template = tensors, template
@@ -73,8 +73,8 @@ class CommonInputs:
 class PreludeGraph:
     """:meth:`UpdateRule.at`, :meth:`UpdateRule.exchanged` and the extremes of the gradients as a graph.
 
-    Names of parameters, their weight decay and the kind of the step are not inputs of the graph; reading them while it
-    is traced raises an error.
+    Names of parameters, their weight decay and the kind of the step are not inputs of the graph; reading them while the
+    graph is traced raises an error.
     """
 
     def __init__(
@@ -86,14 +86,16 @@ class PreludeGraph:
         build: BuildRun = interpreted,
     ) -> None:
         unread: Any = _Unread()
-        blank = [replace(stack, names=[""] * len(stack.names), weight_decay=unread, full=unread) for stack in stacks]
+        blank_stacks = [
+            replace(stack, names=[""] * len(stack.names), weight_decay=unread, full=unread) for stack in stacks
+        ]
 
         def prelude(*tensors: Tensor) -> list[Tensor]:
             remaining = iter(tensors)
-            input_stacks = [_refilled(stack, remaining) for stack in blank]
+            input_stacks = [_refilled(stack, remaining) for stack in blank_stacks]
             shared_inputs = {key: next(remaining) for key in shared}
-            times = {key: next(remaining) for key in _tensors_of(context)}
-            traced_context = StepContext(**times, roles=unread, weight_decay=unread, phase=unread)
+            fields = {key: next(remaining) for key in _tensors_of(context)}
+            traced_context = StepContext(**fields, roles=unread, weight_decay=unread, phase=unread)
             at, self.template = TreeTemplate.of(rule.at(shared_inputs, traced_context))
             controls, new_shared = rule.exchanged(
                 [with_wide_state(stack) for stack in input_stacks],
@@ -128,15 +130,15 @@ class PreludeGraph:
         return extremes, at, controls, {key: next(remaining) for key in self._shared}
 
     def _arguments(self, stacks: Sequence[Stack], shared: Mapping[str, Tensor], context: StepContext) -> list[Tensor]:
-        of_stacks = [x for stack in stacks for x in (stack.params, stack.grads, *stack.state.values())]
-        return [*of_stacks, *shared.values(), *_tensors_of(context).values()]
+        stack_tensors = [x for stack in stacks for x in (stack.params, stack.grads, *stack.state.values())]
+        return [*stack_tensors, *shared.values(), *_tensors_of(context).values()]
 
 
 class StepGraph:
-    """:meth:`UpdateRule.stepped` as a graph, and the rounding of its state where the graph is compiled.
+    """:meth:`UpdateRule.stepped` as a graph; a compiled graph also rounds the new state.
 
     Attributes:
-        rounds: whether the graph rounds, so that the stored state and a seed are inputs of it.
+        rounds: whether the graph rounds the new state; the stored state and a seed are then inputs of the graph.
     """
 
     def __init__(
@@ -150,23 +152,23 @@ class StepGraph:
     ) -> None:
         self.rounds = seed is not None and build is not interpreted
         input_stack = stack if self.rounds or seed is None else _widened(stack)
-        blank = replace(input_stack, names=[""] * len(stack.names))
+        blank_stack = replace(input_stack, names=[""] * len(stack.names))
 
         def step(*tensors: Tensor) -> list[Tensor]:
             remaining = iter(tensors)
-            stored = _refilled(blank, remaining)
+            stored_stack = _refilled(blank_stack, remaining)
             if isinstance(stack.weight_decay, Tensor):
-                stored = replace(stored, weight_decay=next(remaining))
-            rule_stack = _widened(stored) if self.rounds else stored
+                stored_stack = replace(stored_stack, weight_decay=next(remaining))
+            rule_stack = _widened(stored_stack) if self.rounds else stored_stack
             stack_controls = {key: next(remaining) for key in controls}
             update, new_state = rule.stepped(rule_stack, stack_controls, at.template.tree(remaining))
             if self.rounds:
                 changed = changed_keys(new_state, rule_stack.state)
-                new_state = rounded_like(new_state, changed, stored.state, next(remaining), reads=False)
+                new_state = rounded_like(new_state, changed, stored_stack.state, next(remaining), reads=False)
             self.keys = list(new_state)
             return [update, extremes_of_each([update], update.device), *new_state.values()]
 
-        self.graph = TracedFunction(step, self._arguments(blank, controls, at, seed), build)
+        self.graph = TracedFunction(step, self._arguments(blank_stack, controls, at, seed), build)
 
     def __call__(self, stack: Stack, controls: Columns, at: CommonInputs, seed: Tensor | None) -> StackStep:
         rounds_here = seed is not None and not self.rounds
@@ -184,12 +186,13 @@ class StepGraph:
 
 
 class WholeStepGraph:
-    """The graphs of a prelude and of the steps of all stacks behind one call; state is rounded in graphs or not at all.
+    """One graph that calls the graphs of a prelude and of the steps of all stacks. If state is rounded, these graphs
+    round it.
 
     Args:
         prelude: graph of the prelude of these stacks.
         steps: graphs of the steps, one for each stack.
-        stacks, seeds, shared, context: as those of all later calls.
+        stacks, seeds, shared, context: examples of the arguments of a call.
     """
 
     def __init__(
@@ -203,19 +206,21 @@ class WholeStepGraph:
     ) -> None:
         count = len(self._arguments(stacks, seeds, shared, context))
         self._calls = TracedCalls(count)
-        places: Iterator[Value] = iter(range(count))
-        of_stacks = [[next(places) for _ in _tensors_of_stack(stack)] for stack in stacks]
-        common_places = [next(places) for _ in (*shared, *_tensors_of(context))]
-        of_seeds: list[list[Value]] = [[next(places)] if graph.rounds else [] for graph in steps]
-        of_all = [
-            place
-            for stack, stack_places in zip(stacks, of_stacks, strict=True)
-            for place in stack_places[: 2 + len(stack.state)]
+        indices: Iterator[Value] = iter(range(count))
+        step_indices = [[next(indices) for _ in _tensors_of_stack(stack)] for stack in stacks]
+        common_indices = [next(indices) for _ in (*shared, *_tensors_of(context))]
+        seed_indices: list[list[Value]] = [[next(indices)] if graph.rounds else [] for graph in steps]
+        prelude_indices = [
+            index
+            for stack, stack_indices in zip(stacks, step_indices, strict=True)
+            for index in stack_indices[: 2 + len(stack.state)]
         ]
-        extremes, at, controls, new_shared = prelude.split(self._calls.add(prelude.graph, [*of_all, *common_places]))
+        prelude_results = self._calls.add(prelude.graph, [*prelude_indices, *common_indices])
+        extremes, at, controls, new_shared = prelude.split(prelude_results)
         results = [extremes, *new_shared.values()]
-        for stack_places, graph, set_for_stack, seed in zip(of_stacks, steps, controls, of_seeds, strict=True):
-            results += self._calls.add(graph.graph, [*stack_places, *set_for_stack.values(), *at, *seed])
+        parts = zip(step_indices, steps, controls, seed_indices, strict=True)
+        for stack_indices, graph, stack_controls, seed in parts:
+            results += self._calls.add(graph.graph, [*stack_indices, *stack_controls.values(), *at, *seed])
         self._shared, self._keys = list(new_shared), [graph.keys for graph in steps]
         self._calls.join(results)
 
@@ -226,7 +231,7 @@ class WholeStepGraph:
         shared: Mapping[str, Tensor],
         context: StepContext,
     ) -> ModelStep:
-        of_gradients, *results = self._calls(self._arguments(stacks, seeds, shared, context))
+        gradient_extremes, *results = self._calls(self._arguments(stacks, seeds, shared, context))
         start = len(self._shared)
         new_shared = dict(zip(self._shared, results[:start], strict=True))
         steps = []
@@ -234,7 +239,7 @@ class WholeStepGraph:
             update, extremes, *values = results[start : start + 2 + len(keys)]
             start += 2 + len(keys)
             steps.append((update, dict(zip(keys, values, strict=True)), extremes))
-        return ModelStep(new_shared, of_gradients, steps)
+        return ModelStep(new_shared, gradient_extremes, steps)
 
     def _arguments(
         self,
@@ -243,22 +248,22 @@ class WholeStepGraph:
         shared: Mapping[str, Tensor],
         context: StepContext,
     ) -> list[Tensor]:
-        of_stacks = [x for stack in stacks for x in _tensors_of_stack(stack)]
+        stack_tensors = [x for stack in stacks for x in _tensors_of_stack(stack)]
         present_seeds = [seed for seed in seeds if seed is not None]
-        return [*of_stacks, *shared.values(), *_tensors_of(context).values(), *present_seeds]
+        return [*stack_tensors, *shared.values(), *_tensors_of(context).values(), *present_seeds]
 
 
 class _Unread:
     """A placeholder that raises an error if it is read while a function is traced."""
 
     def _refuse(self, *_: object) -> NoReturn:
-        raise UntraceableError("the rule reads names, weight decay or the kind of a step where it looks at all tensors")
+        raise UntraceableError("the rule reads names, weight decay or the kind of a step in at() or exchanged()")
 
     __bool__ = __getattr__ = __getitem__ = __iter__ = __len__ = __add__ = __radd__ = __mul__ = __rmul__ = _refuse
 
 
 def _refilled(stack: Stack, tensors: Iterator[Tensor]) -> Stack:
-    """A stack with other parameters, gradients and state."""
+    """``stack`` with parameters, gradients and state from ``tensors``."""
     return replace(stack, params=next(tensors), grads=next(tensors), state={key: next(tensors) for key in stack.state})
 
 
@@ -268,14 +273,14 @@ def _widened(stack: Stack) -> Stack:
 
 
 def _tensors_of_stack(stack: Stack) -> list[Tensor]:
-    """Parameters, gradients and state, and the weight decay where it is a tensor."""
+    """Parameters, gradients and state, and a weight decay that is a tensor."""
     decay = [stack.weight_decay] if isinstance(stack.weight_decay, Tensor) else []
     return [stack.params, stack.grads, *stack.state.values(), *decay]
 
 
 def _tensors_of(context: StepContext) -> dict[str, Tensor]:
     """The tensors of a context by the names of their fields."""
-    return {key: x for key in _TIMES if (x := getattr(context, key)) is not None}
+    return {key: x for key in _TENSOR_FIELDS if (x := getattr(context, key)) is not None}
 
 
-_TIMES = ("step", "total_steps", "loss", "scheduled", "epochs")
+_TENSOR_FIELDS = ("step", "total_steps", "loss", "scheduled", "epochs")

@@ -40,7 +40,7 @@ class Stepped(NamedTuple):
         stack: the stack before the step.
         members: parameters of the stack.
         update, new_state: as in :data:`~lightning_lopt.optim.stack_steps.StackStep`.
-        sound: whether the step is written: loss, gradients and the updates of this stack are finite.
+        sound: whether the step is written, which it is if loss, gradients and the updates of this stack are finite.
     """
 
     stack: Stack
@@ -51,11 +51,10 @@ class Stepped(NamedTuple):
 
 
 class RuleOptimizer(RunOptimizer):
-    """The part of :class:`~lightning_lopt.LearnedOptimizer` that makes its steps.
+    """The part of :class:`~lightning_lopt.LearnedOptimizer` that makes the steps.
 
     Attributes:
-        compiles: whether the step of a stack of parameters is compiled; with ``None`` it is traced where that saves
-            time.
+        compiles: whether the step of a stack of parameters is compiled; with ``None`` it is traced if that saves time.
         state_dtype: type of the stored state of parameters; ``None`` for the types that the rule makes.
     """
 
@@ -78,7 +77,7 @@ class RuleOptimizer(RunOptimizer):
         sharded = is_sharded(members)
         stacks = self._stacks(members, context, sharded)
         wants_diagnostics, self.signals.wants_diagnostics = self.signals.wants_diagnostics, False
-        # diagnostics are relative to the parameters before the step
+        # Diagnostics are relative to the parameters before the step.
         params_before = {name: x.clone() for name, x in _by_name(stacks, "params").items()} if wants_diagnostics else {}
         is_watched = wants_diagnostics or self._guard is not None
         updates: dict[str, Tensor] = {}
@@ -89,11 +88,11 @@ class RuleOptimizer(RunOptimizer):
         if finite is not False or is_watched:
             all_finite_so_far = finite
             by_name = {member.name: member for member in members}
-            turns = iter(steps)
+            step_iterator = iter(steps)
             for batch in [stacks] if fit_together(stacks) else ([stack] for stack in stacks):
-                # a call for each batch, so that nothing refers to the steps of a batch while the next ones are computed
+                # Each batch has its own call, so that the steps of a batch are freed before the next are computed.
                 watched = updates if is_watched else None
-                sound = self._step_and_commit(batch, turns, by_name, finite, suspects, watched, sharded)
+                sound = self._step_and_commit(batch, step_iterator, by_name, finite, suspects, watched, sharded)
                 all_finite_so_far = both_true(all_finite_so_far, sound)
             finite = all_finite_so_far
             first_group["shared"] = {
@@ -106,7 +105,7 @@ class RuleOptimizer(RunOptimizer):
                 self.signals.diagnostics.setdefault(SWITCHED, torch.zeros(()))
         self._run.calls += 1
         _count(first_group, finite)
-        if self._guard is not None:  # this is done before `_skips`, since that may raise an error
+        if self._guard is not None:  # before `self._skips`, which may raise an error
             params = {m.name: m.param.detach() for m in members}
             reading = partial(measured, members, params, _by_name(stacks, "grads"), updates, loss)
             self._guard.look(reading, self._members, self.state, first_group["shared"], self.total_steps)
@@ -130,7 +129,7 @@ class RuleOptimizer(RunOptimizer):
         return steps(*arguments, theta, steps_ahead=total - self.calls if isinstance(total, int) else 0)
 
     def _stacks(self, members: Sequence[Member], context: StepContext, sharded: bool) -> list[Stack]:
-        """The stacks of this step: parameters and gradients in wide types, and the state as it is stored."""
+        """The stacks of this step: parameters and gradients in wide types, and the state in its stored types."""
         if sharded:
             return self._acting.stacked(*self._gathered(members), context)
         self._begin_unsharded(members)
@@ -141,26 +140,26 @@ class RuleOptimizer(RunOptimizer):
     def _step_and_commit(
         self,
         stacks: Sequence[Stack],
-        turns: Iterator[StackStep],
+        step_iterator: Iterator[StackStep],
         by_name: Mapping[str, Member],
         finite: Flag,
         suspects: dict[str, Tensor],
         updates: dict[str, Tensor] | None,
         sharded: bool,
     ) -> Flag:
-        """Take the steps of some stacks and write them; return whether all of them are finite.
+        """Compute and write the steps of some stacks; return whether all these steps are finite.
 
         Args:
-            stacks, turns: the stacks, and an iterator whose next items are their steps.
-            by_name: the parameters.
+            stacks, step_iterator: the stacks, and an iterator whose next items are their steps.
+            by_name: the parameters by name.
             finite: whether loss and gradients are finite.
-            suspects: gets the updates that may not be finite, by name.
-            updates: gets all updates by name, if it is a dictionary.
-            sharded: whether any of the parameters is.
+            suspects: receives the updates that may not be finite, by name.
+            updates: receives all updates by name, unless it is ``None``.
+            sharded: whether any of the parameters is sharded.
         """
         steps = []
         for stack in stacks:
-            update, new_state, extremes = next(turns)
+            update, new_state, extremes = next(step_iterator)
             sound = both_true(finite, all_finite(extremes))
             steps.append(Stepped(stack, [by_name[name] for name in stack.names], update, new_state, sound))
         self._commit(steps, sharded)
@@ -174,7 +173,7 @@ class RuleOptimizer(RunOptimizer):
 
     def _commit(self, steps: Sequence[Stepped], sharded: bool) -> None:
         """Add updates to the parameters of stacks, and store their new state, in place."""
-        places, moves, stored, values = [], [], [], []
+        params, increments, state_tensors, new_values = [], [], [], []
         rates_are_one = all(_is_unit_rate(multiplier(group)) for group in self.param_groups)
         for stack, members, update, new_state, sound in steps:
             if sound is False:
@@ -182,45 +181,45 @@ class RuleOptimizer(RunOptimizer):
             updates = stack.parts(update if sound is True else torch.where(sound, update, 0.0))
             rates = [] if rates_are_one else [multiplier(member.group) for member in members]
             if not all(map(_is_unit_rate, rates)):
-                updates = [move * rate for move, rate in zip(updates, rates, strict=True)]
+                updates = [part * rate for part, rate in zip(updates, rates, strict=True)]
                 new_state = self._acting.at_rates(new_state, rates)
             if sharded:
-                places += [real(local(member.param)) for member in members]
-                moves += [local_slice(move, member.param) for move, member in zip(updates, members, strict=True)]
+                params += [real(local(member.param)) for member in members]
+                increments += [local_slice(part, member.param) for part, member in zip(updates, members, strict=True)]
                 for member, tensors in zip(members, stack.parts(new_state), strict=True):
                     state = self.state[member.param]
-                    stored += [local(state[key]) for key in tensors]
-                    values += [
+                    state_tensors += [local(state[key]) for key in tensors]
+                    new_values += [
                         unless(sound, local_slice(x, state[key]), local(state[key])) for key, x in tensors.items()
                     ]
                 continue
-            places += [real(member.param) for member in members]
-            moves += updates
-            for key, place in stack.state.items():
-                if new_state[key] is not place:  # otherwise the rule has returned it unchanged
-                    stored.append(place)
-                    values.append(unless(sound, new_state[key], place))
-        if places:
-            # the sum is computed in the wider type and rounded once
-            torch._foreach_add_(places, moves)
-        if stored:
-            torch._foreach_copy_(stored, values)
+            params += [real(member.param) for member in members]
+            increments += updates
+            for key, state_tensor in stack.state.items():
+                if new_state[key] is not state_tensor:  # otherwise the rule has returned it unchanged
+                    state_tensors.append(state_tensor)
+                    new_values.append(unless(sound, new_state[key], state_tensor))
+        if params:
+            # The sum is computed in the wider type and rounded once.
+            torch._foreach_add_(params, increments)
+        if state_tensors:
+            torch._foreach_copy_(state_tensors, new_values)
 
     def _begin(self, members: Sequence[Member]) -> None:
-        """Make the initial state of the ``members`` that have none."""
+        """Make the initial state of the ``members`` that have no state."""
         if is_sharded(members):
             self._gathered(members)
         else:
             self._begin_unsharded(members)
 
     def _begin_unsharded(self, members: Sequence[Member]) -> None:
-        """Make the initial state of the ``members`` that have none; none of them is sharded."""
+        """Make the initial state of the ``members`` that have no state; no member may be sharded."""
         beginners = [m for m in members if not self.state.get(m.param)]
         self._begin_state(beginners, {m.name: wide(m.param.detach()) for m in beginners})
 
     def _gathered(self, members: Sequence[Member]) -> tuple[Params, Params, dict[str, TensorState]]:
-        """Parameters and gradients of sharded ``members`` by name, gathered and in wide types, and their state by name,
-        gathered and in its stored types; members without a state get their initial one."""
+        """Parameters, gradients and state of sharded ``members`` by name, all gathered. Parameters and gradients have
+        wide types, the state has its stored types. Members without state get their initial state."""
         grads = {m.name: reduced(dense(m.param.grad), m.param) for m in members}
         tensors = {m.name: without_copies(self.state[m.param]) for m in members if self.state.get(m.param)}
         # Checkpoints of torch.distributed miss the state of a trainable parameter that has had no gradient.
@@ -236,7 +235,7 @@ class RuleOptimizer(RunOptimizer):
     def _begin_state(self, members: Sequence[Member], params: Params) -> dict[str, dict[str, Tensor]]:
         """Make the initial state of ``members``, whose gathered values are ``params``; return it, gathered, by name."""
         first_group, initial_states = self.param_groups[0], {}
-        for member in members:  # one after the other, so that the wide state of one tensor exists at a time
+        for member in members:  # in a loop, so that only the wide state of one tensor exists at a time
             name, param = member.name, member.param
             state = self._acting.init_state({name: params[name]}, {name: member.role})
             initial_states[name] = narrowed(state.tensors[name], self.state_dtype, self._acting)
@@ -245,8 +244,8 @@ class RuleOptimizer(RunOptimizer):
         return initial_states
 
     def _is_made_to_create_state(self, members: Sequence[Member], loss: Tensor | None) -> bool:
-        """Whether this step is the one that ``torch.distributed.checkpoint`` makes in order that the state is created:
-        without a loss and a state, with all gradients and learning rates 0."""
+        """Whether ``torch.distributed.checkpoint`` makes this step only to create the state: there is neither a loss
+        nor a state, and all gradients and learning rates are 0."""
         if self.state or loss is not None or any(float(m.group["lr"]) for m in members):
             return False
         grads = gathered([reduced(dense(m.param.grad), m.param) for m in members])
@@ -259,14 +258,14 @@ def _is_unit_rate(rate: Any) -> bool:
 
 
 def unless(sound: Flag, new: Tensor, otherwise: Tensor) -> Tensor:
-    """``new`` if ``sound`` is true, and ``otherwise``, of the same shape, if not; a selection, since 0 x nan is nan."""
+    """``new`` if ``sound`` is true, else ``otherwise``, of the same shape; selected by ``where``, as 0 x nan is nan."""
     if isinstance(sound, Tensor):
         return new if new is otherwise else torch.where(sound, new, otherwise)
     return new if sound else otherwise
 
 
 def _count(group: dict[str, Any], finite: Flag) -> None:
-    """Count a step in the first parameter group, as one that was made or as one that was skipped."""
+    """Count a step in the first parameter group, as a step that was made or that was skipped."""
     is_made: int | Tensor = finite.long() if isinstance(finite, Tensor) else int(finite)
     group["step"] = group["step"] + is_made
     if finite is True:
@@ -278,14 +277,14 @@ def _count(group: dict[str, Any], finite: Flag) -> None:
 
 
 def _by_name(stacks: Sequence[Stack], field: Literal["params", "grads"]) -> dict[str, Tensor]:
-    """Parameters or gradients of all stacks."""
+    """Parameters or gradients of all stacks, by name."""
     return {
         name: x for stack in stacks for name, x in zip(stack.names, stack.parts(getattr(stack, field)), strict=True)
     }
 
 
 def _suspects(stack: Stack, update: Tensor, sound: Flag) -> dict[str, Tensor]:
-    """Updates by name for the search for values that are not finite; NaN for all if the device has to be asked."""
+    """Updates by name that may not be finite; on an accelerator, numbers in their place, NaN unless ``sound``."""
     if isinstance(sound, Tensor):
         return dict.fromkeys(stack.names, torch.where(sound, 0.0, math.nan))
     return dict(zip(stack.names, stack.parts(update), strict=True))

@@ -1,4 +1,4 @@
-"""The steps of stacks of parameters as graphs that run without Python, one for each kind of stack."""
+"""Traces the steps of stacks of parameters into graphs that run without Python, one for each kind of stack."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ Graph = TypeVar("Graph")
 FIRST = 4
 """Number of steps before tracing begins, so that short runs spend no time on graphs."""
 RETURNS = 1
-"""Steps of a kind of stack before its step is traced; a stack whose kind changes at every step is never traced."""
+"""Number of untraced steps of each kind of stack; a stack whose kind changes at every step is never traced."""
 LEAST_USES = 20
-"""Planned steps of a kind of stack above which tracing (4 to 12 ms) takes less time than it saves."""
+"""Least number of planned steps of a kind of stack for which tracing (4 to 12 ms) takes less time than it saves."""
 LEAST_JOINED_USES = 15
-"""Planned uses of a graph of a whole step above which it saves more time than it takes to join it from those of its
-parts (7 ms)."""
+"""Least number of planned uses for which the graph of a whole step saves more time than joining its parts takes (7
+ms)."""
 MOST_KINDS = 256
 MOST_ENTRIES = 2**20
 """Entries of a stack above which a graph saves no time, since arithmetic takes much longer than calls."""
 
 
 class TracedSteps:
-    """:func:`~lightning_lopt.optim.stack_steps.steps_of_stacks` through graphs: the same bits in a third of the time
-    for small stacks, and in five sixths of the time for matrices of 512 x 128.
+    """Runs :func:`~lightning_lopt.optim.stack_steps.steps_of_stacks` through graphs: the same bits in a third of the
+    time for small stacks, and in five sixths of the time for matrices of 512 x 128.
 
-    A graph belongs to the number of tensors of a stack, their shape, type and role, the types of their state, their
-    weight decay, and whether their step is a full one. One more graph computes :meth:`UpdateRule.at` and
-    :meth:`UpdateRule.exchanged`, which concern all tensors. Where all stacks have graphs and are few entries
-    (:func:`~lightning_lopt.optim.stack_steps.fit_together`), one graph calls all of these. Stacks of more than
-    :data:`MOST_ENTRIES` entries, and those on another device than the CPU, are stepped as they are. If a step cannot be
-    traced, the log gives the reason once, at level ``INFO``, and no later step is traced.
+    Stacks share a graph if they agree in the number of tensors, in their shape, type and role, in the types of their
+    state, in their weight decay, and in whether the step is a full one. One more graph computes :meth:`UpdateRule.at`
+    and :meth:`UpdateRule.exchanged`, which read all tensors. If all stacks have graphs and few entries
+    (:func:`~lightning_lopt.optim.stack_steps.fit_together`), one graph calls all these graphs. Stacks of more than
+    :data:`MOST_ENTRIES` entries, and stacks on other devices than the CPU, are stepped without a graph. If a step
+    cannot be traced, the log gives the reason once, at level ``INFO``, and no later step is traced.
 
     Attributes:
-        build: makes a function of recorded operations.
+        build: makes a function from recorded operations.
         failure: the reason why tracing has ended; empty while steps are traced.
     """
 
@@ -78,10 +78,10 @@ class TracedSteps:
         *,
         steps_ahead: int,
     ) -> ModelStep:
-        """As :func:`~lightning_lopt.optim.stack_steps.steps_of_stacks`.
+        """The step of all stacks, as from :func:`~lightning_lopt.optim.stack_steps.steps_of_stacks`.
 
         Args:
-            rule, stacks, seeds, shared, context: as for that function.
+            rule, stacks, seeds, shared, context: as in that function.
             theta: all tensors of the rule.
             steps_ahead: number of planned steps that remain; 0 if unknown.
         """
@@ -105,7 +105,7 @@ class TracedSteps:
 
         def steps_in_turn() -> Iterator[StackStep]:
             for stack, kind, columns, seed in zip(stacks, kinds, controls, seeds, strict=True):
-                # without a name for the step, which would keep its tensors while the next one is computed
+                # The step has no name, which would keep its tensors in memory while the next step is computed.
                 yield (
                     self._step(rule, stack, kind, columns, at, seed, steps_ahead) if self._covers(stack) else None
                 ) or step_of_stack(rule, stack, columns, at.tree, seed)
@@ -113,11 +113,11 @@ class TracedSteps:
         return ModelStep(new_shared, extremes, steps_in_turn())
 
     def _prepared(self, stacks: Sequence[Stack]) -> Sequence[Stack]:
-        """The stacks in the form in which graphs take them."""
+        """The stacks in the form that graphs take as input."""
         return stacks
 
     def _may_begin(self, steps_ahead: int) -> bool:
-        """Whether graphs may be made or used in this step."""
+        """Whether this step may make or use graphs."""
         return self._calls > FIRST and (self.count > 0 or self._pays(steps_ahead))
 
     def _covers(self, stack: Stack) -> bool:
@@ -125,15 +125,15 @@ class TracedSteps:
         return stack.params.numel() <= MOST_ENTRIES and stack.params.device.type == "cpu"
 
     def _joins(self, uses: int, seeds: Sequence[Tensor | None]) -> bool:
-        """Whether the graphs of a step become one."""
+        """Whether the graphs of a step are joined into one graph."""
         return uses >= LEAST_JOINED_USES and all(seed is None for seed in seeds)
 
     def _pays(self, uses: int) -> bool:
-        """Whether a graph saves more time than it takes to make."""
+        """Whether a graph saves more time than its construction takes."""
         return uses >= LEAST_USES
 
     def _new_graph(self, rule: UpdateRule, graph_name: str, make: Callable[[], Graph]) -> Graph:
-        """The graph that ``make`` makes, with a line in the log."""
+        """The graph that ``make`` returns; the first graph adds a line to the log."""
         graph = make()
         if not self.count:
             label = rule.rule_name or type(rule).__name__
@@ -159,7 +159,7 @@ class TracedSteps:
         _log.info("LearnedOptimizer: steps are not traced: %s", why)
 
     def _returns(self, kind: Hashable) -> bool:
-        """Count a stack of this kind, and return whether the kind has occurred often enough to be traced."""
+        """Count an occurrence of this kind of stack, and return whether the kind is frequent enough to be traced."""
         if self.failure:
             return False
         self._times[kind] += 1
@@ -202,7 +202,7 @@ class TracedSteps:
         context: StepContext,
         uses: int,
     ) -> ModelStep | None:
-        """The results of one graph for all of the step; ``None`` unless there is a graph of each part."""
+        """The results of one graph of the whole step; ``None`` unless each part of the step has a graph."""
         key = (_prelude_key(kinds, shared, context), *((stack.full, _decay_of(stack)) for stack in stacks))
         try:
             if key not in self._whole_steps:
@@ -252,8 +252,7 @@ class TracedSteps:
 
 
 class _StackKinds:
-    """Numbers of kinds of stacks. A stack with the same state, in the same dictionary, as in the last step is not
-    examined again."""
+    """Numbers the kinds of stacks. A stack that keeps its state dictionary and its layout is not examined again."""
 
     def __init__(self) -> None:
         self._numbers: dict[Hashable, int] = {}
@@ -281,15 +280,15 @@ def _kind_of(stack: Stack) -> Hashable:
 
 
 def _decay_of(stack: Stack) -> Hashable:
-    """The weight decay of a stack where it is a number, which is part of a graph; the properties of a tensor, which is
-    an input of the graph."""
+    """The value of a weight decay that is a number, since it is part of the graph; the type, device and strides of a
+    weight decay that is a tensor, since it is an input of the graph."""
     decay = stack.weight_decay
     return (decay.dtype, decay.device, decay.stride()) if isinstance(decay, Tensor) else decay
 
 
 def _prelude_key(kinds: Sequence[int], shared: Mapping[str, Tensor], context: StepContext) -> Hashable:
-    of_shared = [(key, x.stride()) for key, x in shared.items()]
-    return (*kinds, *of_shared, context.loss is None, context.scheduled is None, context.epochs is None)
+    shared_strides = [(key, x.stride()) for key, x in shared.items()]
+    return (*kinds, *shared_strides, context.loss is None, context.scheduled is None, context.epochs is None)
 
 
 def _step_key(stack: Stack, kind: int, at: TreeTemplate) -> Hashable:

@@ -41,8 +41,8 @@ class AdafacMLPRule(UpdateRule):
     also has an offset for each decay d, :math:`1 - d = (1 - d_0)\, e^{10 \theta}`; d may become negative for momenta;
     for second moments it is at least 0.
 
-    A tensor of rank > 2 is by default the matrix (out, everything else). The reference has weights of shape (in, out)
-    and kernels of shape (height, width, in, out), and factors the two largest axes.
+    By default, a tensor of rank > 2 is treated as the matrix (out, everything else). The reference has weights of shape
+    (in, out) and kernels of shape (height, width, in, out), and factors the two largest axes.
 
     Args:
         hidden: width of the network; published weights have 32.
@@ -132,12 +132,12 @@ class AdafacMLPRule(UpdateRule):
     def _rates(self, like: Tensor) -> Rates:
         """1 - d of all decays, with the learned offsets."""
 
-        def learned(decays: Sequence[float], offsets: Tensor) -> Tensor:
-            start = constants([1 - decay for decay in decays], like)
-            return start * torch.exp(10 * offsets.to(like.dtype))
+        def learned_rates(decays: Sequence[float], offsets: Tensor) -> Tensor:
+            initial_rates = constants([1 - decay for decay in decays], like)
+            return initial_rates * torch.exp(10 * offsets.to(like.dtype))
 
         return Rates(
-            learned(self.momentum_decays, self.momentum_offsets),
-            learned([self.second_moment_decay], self.second_moment_offset)[0].clamp(max=1.0),
-            learned(self.factored_decays, self.factored_offsets).clamp(max=1.0),
+            learned_rates(self.momentum_decays, self.momentum_offsets),
+            learned_rates([self.second_moment_decay], self.second_moment_offset)[0].clamp(max=1.0),
+            learned_rates(self.factored_decays, self.factored_offsets).clamp(max=1.0),
         )

@@ -40,7 +40,7 @@ __all__ = [
 
 
 class UpdateRule(PickledAsData, ABC):
-    """An update rule. θ are the parameters of this module; all other inputs, the state among them, are arguments.
+    """An update rule. θ are the parameters of this module; all other inputs, including the state, are arguments.
 
     A subclass defines the step of one parameter tensor, :meth:`step`. If the step of a tensor depends on the other
     tensors, :meth:`summary` computes numbers from each tensor, and :meth:`exchange` computes from all of them the
@@ -54,13 +54,13 @@ class UpdateRule(PickledAsData, ABC):
         rule_name: the key in :data:`RULES`, written into ``config.json`` by ``save_rule``.
         reads_loss, reads_validation: whether the rule reads ``context.loss``, and the losses of :meth:`validated`.
         reads_horizon: whether the rule needs a meaningful ``context.total_steps``.
-        calibrates_steps: whether a run sets the common scale of its steps by itself.
-        period: one step in ``period`` is a full step for a stack of tensors, with the work that is not needed at every
-            step, >= 1.
-        exact_state: keys of state that keeps its type under ``state_dtype``: positions, beside which a step is lost
-            by rounding.
-        update_state: keys of state that hold the last update, which the optimizer multiplies by learning rates, too.
-        starts_random: whether a new rule of this class steps at random until θ is meta-trained or loaded.
+        calibrates_steps: whether the rule calibrates the common scale of its steps during a run.
+        period: a stack of tensors makes a full step every ``period`` steps, >= 1. Only full steps do the work that is
+            not needed at every step.
+        exact_state: keys of state tensors that keep their type under ``state_dtype``, such as positions, to which
+            rounding would add an error as large as a step.
+        update_state: keys of state tensors that hold the last update; the optimizer multiplies them by learning rates.
+        starts_random: whether a new rule of this class makes random steps until θ is meta-trained or loaded.
         trained: whether θ of this rule was meta-trained or loaded; set to ``True`` by ``load_state_dict`` (and so by
             :func:`~lightning_lopt.load_rule`) and :class:`~lightning_lopt.MetaTrainer`.
 
@@ -98,13 +98,13 @@ class UpdateRule(PickledAsData, ABC):
         cls._exchanges = cls.exchange is not UpdateRule.exchange
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        """Called by ``load_state_dict`` of this module and of a module that contains it, as a ``MetaTrainer`` does."""
+        """Set ``trained``. ``load_state_dict`` of this module, or of a module that contains it, calls this method."""
         super()._load_from_state_dict(state_dict, prefix, *arguments)
         self.trained = self.trained or any(name.startswith(prefix) for name in state_dict)
 
     @property
     def needs_loss(self) -> bool:
-        """Whether a step fails without ``context.loss``; a rule that can do without the loss overrides this."""
+        """Whether a step fails without ``context.loss``; a rule that does not need the loss overrides this property."""
         return self.reads_loss
 
     def phase_of(self, step: int) -> int | None:
@@ -123,17 +123,17 @@ class UpdateRule(PickledAsData, ABC):
 
     @abstractmethod
     def init_tensor(self, param: Tensor, role: Role) -> TensorState:
-        """The state of one parameter tensor before its first step. Must not read θ (a learned initial state is read at
-        the first step instead).
+        """The state of one parameter tensor before its first step. This method must not read θ; a learned initial state
+        is read at the first step instead.
 
         Args:
-            param: a tensor of any rank, float32 or float64, on any device; on the meta device too, where it has no
-                values.
+            param: a tensor of any rank, float32 or float64, on any device, including the meta device, on which tensors
+                have no values.
             role: role of the tensor in the model.
         """
 
     def init_shared(self, like: Tensor) -> dict[str, Tensor]:
-        """State that belongs to no single tensor, in the type of ``like`` and on its device; nothing by default."""
+        """State that belongs to no single tensor, in the type of ``like`` and on its device; empty by default."""
         return {}
 
     def at(self, shared: Mapping[str, Tensor], context: StepContext) -> Any:
@@ -146,7 +146,7 @@ class UpdateRule(PickledAsData, ABC):
         return context
 
     def summary(self, inputs: TensorInputs, at: Any) -> Columns:
-        """Numbers of one tensor for :meth:`exchange`, by name; nothing by default."""
+        """Numbers of one tensor for :meth:`exchange`, by name; empty by default."""
         return {}
 
     def exchange(
@@ -173,7 +173,7 @@ class UpdateRule(PickledAsData, ABC):
 
         Returns:
             the update, with as many entries as the parameter and of any type, and the new state, with the keys, shapes
-            and types of the old one.
+            and types of the old state.
         """
 
     @final
@@ -201,7 +201,7 @@ class UpdateRule(PickledAsData, ABC):
 
         Returns:
             ``updates`` with ``new_param = param + update``, in the parameters' shapes and types, and the new state for
-            these names, with the keys, shapes and types of the old one.
+            these names, with the keys, shapes and types of the old state.
         """
         if not grads:
             return {}, state
@@ -238,14 +238,14 @@ class UpdateRule(PickledAsData, ABC):
 
     @final
     def is_full(self, index: int, context: StepContext) -> bool:
-        """Whether this step is a full one for the stack with this index, see :attr:`period`."""
+        """Whether this step is a full step for the stack with this index, see :attr:`period`."""
         return context.phase is None or (index + context.phase) % self.period == 0
 
     @final
     def exchanged(
         self, stacks: Sequence[Stack], at: Any, shared: Mapping[str, Tensor], context: StepContext
     ) -> tuple[list[Columns], dict[str, Tensor]]:
-        """The controls of each stack, as :meth:`Stack.map` takes them, and the shared state after the step."""
+        """The controls of each stack, as arguments of :meth:`Stack.map`, and the shared state after the step."""
         if not self._exchanges:
             return [{} for _ in stacks], dict(shared)
         summaries = [stack.map(lambda inputs, _: self.summary(inputs, at), {}) for stack in stacks]
@@ -256,17 +256,17 @@ class UpdateRule(PickledAsData, ABC):
     def stepped(self, stack: Stack, controls: Columns, at: Any) -> tuple[Tensor, TensorState]:
         """The updates of the tensors of a stack, in their shape and type, and their state after the step."""
 
-        def of_each(inputs: TensorInputs, tensor_controls: Mapping[str, Tensor]) -> tuple[Tensor, TensorState]:
+        def step_of_tensor(inputs: TensorInputs, tensor_controls: Mapping[str, Tensor]) -> tuple[Tensor, TensorState]:
             update, new_state = self.step(inputs, tensor_controls, at)
             return update.reshape(inputs.param.shape).to(inputs.param.dtype), new_state
 
-        return stack.map(of_each, controls)
+        return stack.map(step_of_tensor, controls)
 
     def evaluation_params(self, params: Params, state: State) -> Params:
-        """The *evaluation weights*: the parameters to measure and to deploy, where they are not the trained ones.
+        """The *evaluation weights*: the parameters to measure and to deploy.
 
-        A rule whose evaluation weights differ from the trained ones, averages of iterates for instance, overrides this
-        method. It is pure and vmap-able, and must not read θ. Losses of a rule are measured at these weights
+        A rule whose evaluation weights differ from the trained parameters, such as averages of iterates, overrides this
+        method, which is pure and vmap-able, and must not read θ. Losses of a rule are measured at these weights
         (:func:`~lightning_lopt.evaluation.measurement.run_rules`).
 
         Args:
@@ -291,7 +291,7 @@ class UpdateRule(PickledAsData, ABC):
         return state
 
     def rollback(self, shared: dict[str, Tensor]) -> Rollback:
-        """Whether training goes back to earlier parameters, from the shared state after :meth:`validated`; by default
-        it never does. The caller keeps the copy of the best parameters."""
+        """Whether training goes back to earlier parameters, from the shared state after :meth:`validated`; by default,
+        it never goes back. The caller keeps the copy of the best parameters."""
         never = torch.zeros((), dtype=torch.bool, device=next(iter(shared.values())).device)
         return Rollback(never, never)

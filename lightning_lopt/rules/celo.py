@@ -23,9 +23,9 @@ class CeloRule(MixtureRule):
 
     The outputs o are those of an :class:`~lightning_lopt.rules.shared.entry_network.EntryNetwork` whose inputs are
     momenta, second moments and factored second moments of the gradient, clipped to ±1000
-    (:mod:`~lightning_lopt.rules.shared.features`). Its weights are the mean of K copies with the shares softmax(c). An
-    LSTM (:class:`~lightning_lopt.rules.shared.tensor_controller.TensorController`) computes c and :math:`\alpha = 0.1
-    e^a`; its inputs are the progress of the run and averages of the loss
+    (:mod:`~lightning_lopt.rules.shared.features`). The weights of the network are the mean of K copies with the shares
+    softmax(c). An LSTM (:class:`~lightning_lopt.rules.shared.tensor_controller.TensorController`) computes c and
+    :math:`\alpha = 0.1 e^a`; its inputs are the progress of the run and averages of the loss
     (:mod:`~lightning_lopt.rules.shared.loss_features`), the same for all tensors.
 
     Phase 1 of meta-training trains the network, with α = 1. Phase 2 trains the LSTM and leaves the network unchanged:
@@ -41,8 +41,8 @@ class CeloRule(MixtureRule):
         momentum_decays: decays of the k momenta, each in [0, 1).
         second_moment_decay: decay of the second moment, in [0, 1).
         factored_decays: decays of the k factored second moments, each in [0, 1).
-        matrix: ``"flat"`` for tensors of rank > 2 as matrices (out, everything else), or ``"stored"`` for tensors whose
-            axes have the order of the reference, which factors the two largest axes.
+        matrix: ``"flat"`` treats tensors of rank > 2 as matrices (out, everything else); ``"stored"`` is for tensors
+            whose axes have the order of the reference, and factors the two largest axes.
 
     Raises:
         ValueError: if an argument lies outside its range, and at a step without a loss.

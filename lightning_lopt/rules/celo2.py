@@ -25,8 +25,8 @@ class Celo2Rule(Celo2BaseRule):
         m \leftarrow \beta_1 m + (1-\beta_1) g, \quad v \leftarrow \beta_2 v + (1-\beta_2) g^2, \quad
         \Delta p = -\alpha \eta \Big( \frac{m}{\sqrt{v + 10^{-8}}} + \lambda p \Big)
 
-    for the roles in ``adam_roles``, without clipping of g, and with ε inside the root. The reference selects these
-    tensors by name: biases and embeddings.
+    is the step of tensors with a role in ``adam_roles``, without clipping of g, and with ε inside the root. The
+    reference selects these tensors, biases and embeddings, by name.
 
     Args:
         adam_roles: roles of the tensors that Adam updates.
@@ -39,7 +39,7 @@ class Celo2Rule(Celo2BaseRule):
     Raises:
         ValueError: if an argument lies outside its range, or a role is unknown.
 
-    State bytes per parameter (float32): 8 where Adam is used, else as in :class:`Celo2BaseRule`.
+    State bytes per parameter (float32): 8 for tensors that Adam updates, else as in :class:`Celo2BaseRule`.
     References: Moudgil et al. 2026, https://arxiv.org/abs/2602.19142.
 
     Example:

@@ -34,11 +34,11 @@ class Celo2BaseRule(UpdateRule):
 
     with the outputs o of an :class:`~lightning_lopt.rules.shared.entry_network.EntryNetwork` whose inputs are momenta,
     second moments and factored second moments of the clipped gradient (:mod:`~lightning_lopt.rules.shared.features`).
-    The step of every matrix has RMS ηρ for any output of the network, also where the gradient is zero.
+    The step of every matrix has RMS ηρ for any output of the network, even if the gradient is zero.
 
-    A tensor of rank > 2 is by default the matrix (out, everything else). The reference has weights of shape (in, out)
-    and kernels of shape (height, width, in, out); there the last two axes are the matrix, one for each index of the
-    leading axes. For linear layers both are the same rule, transposed.
+    By default, a tensor of rank > 2 is treated as the matrix (out, everything else). The reference has weights of shape
+    (in, out) and kernels of shape (height, width, in, out), and treats the last two axes as a matrix for each index of
+    the leading axes. For linear layers, the two choices give the same rule, transposed.
 
     Args:
         hidden: width of the network.
@@ -47,8 +47,9 @@ class Celo2BaseRule(UpdateRule):
         exp_mult: κ; with 0 the second output has no effect and is not computed.
         weight_decay: decoupled weight decay λ, >= 0; ``context.weight_decay`` is added to it.
         orthogonalise: make the step of tensors of rank >= 2 nearly orthogonal by Newton-Schulz, before its RMS is set.
-        param_scale_mult: multiply u by the RMS of the tensor before its RMS is set; it matters only beside the 1e-9.
-        bias_correction: correct momenta and second moments, where they are features, for their start at 0.
+        param_scale_mult: multiply u by the RMS of the tensor before u is normalised; the normalisation cancels this
+            factor except in its term 1e-9.
+        bias_correction: correct the momenta and second moments in the features for their start at 0.
         momentum_decays: decays of the k momenta, each in [0, 1).
         second_moment_decay: decay of the second moment, in [0, 1).
         factored_decays: decays of the k factored second moments, each in [0, 1).
@@ -148,7 +149,7 @@ class Celo2BaseRule(UpdateRule):
         )
 
     def _step(self, param: Tensor, outputs: Tensor) -> Tensor:
-        """The update without weight decay, of the shape of ``param``, from the network's outputs."""
+        """The update without weight decay, of the shape of ``param``, from the outputs of the network."""
         direction = outputs[0] * torch.exp(self.exp_mult * outputs[1]) if self.exp_mult else outputs[0]
         if self.param_scale_mult:
             direction = direction * torch.sqrt(param.square().mean() + 1e-9)

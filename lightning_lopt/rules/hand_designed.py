@@ -34,14 +34,14 @@ def init_adam(param: Tensor) -> dict[str, Tensor]:
 
 
 def adam_direction(
-    old: Mapping[str, Tensor], grad: Tensor, betas: tuple[float, float], eps: float
+    state: Mapping[str, Tensor], grad: Tensor, betas: tuple[float, float], eps: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Adam's bias-corrected direction, of the shape of ``grad``, and the new state."""
     beta1, beta2 = betas
-    count = old["count"] + 1
-    momentum = beta1 * old["momentum"] + (1 - beta1) * grad
-    second_moment = beta2 * old["second_moment"] + (1 - beta2) * grad.square()
-    # The root has no finite derivative at 0, the value for gradients that were always 0; the result is 0 there.
+    count = state["count"] + 1
+    momentum = beta1 * state["momentum"] + (1 - beta1) * grad
+    second_moment = beta2 * state["second_moment"] + (1 - beta2) * grad.square()
+    # TINY: the root has no finite derivative at 0, where all gradients were 0; the direction is 0 there.
     denominator = (second_moment / bias_correction(beta2, count) + TINY).sqrt() + eps
     direction = momentum / bias_correction(beta1, count) / denominator
     return direction, {"momentum": momentum, "second_moment": second_moment, "count": count}
@@ -53,14 +53,14 @@ class SGDRule(UpdateRule):
 
     .. math:: m \leftarrow \mu m + g + \lambda p, \qquad \Delta p = -\eta\, m
 
-    Same numbers as ``torch.optim.SGD(dampening=0)``.
+    The numbers are those of ``torch.optim.SGD(dampening=0)``.
 
     Args:
         lr: initial learning rate η, > 0; learnable through its logarithm.
         momentum: μ, in [0, 1).
         nesterov: step along :math:`g + \mu m` instead of :math:`m`.
         weight_decay: coupled weight decay λ, >= 0; ``context.weight_decay`` is added to it.
-        schedule: of the learning rate over the horizon, ``"constant"`` or ``"cosine"`` (to 0).
+        schedule: schedule of the learning rate over the horizon, ``"constant"`` or ``"cosine"`` (to 0).
 
     Raises:
         ValueError: if a constant lies outside its range.
@@ -71,7 +71,7 @@ class SGDRule(UpdateRule):
         >>> params, grads = {"w": torch.ones(2)}, {"w": torch.tensor([1.0, -2.0])}
         >>> context = StepContext(step=torch.tensor(0), total_steps=torch.tensor(10))
         >>> updates, state = rule(params, grads, rule.init_state(params, roles={}), context)
-        >>> updates["w"].detach()  # what to add to the parameter
+        >>> updates["w"].detach()  # the update to add to the parameter
         tensor([-0.1000,  0.2000])
     """
 
@@ -125,14 +125,14 @@ class AdamRule(UpdateRule):
         m \leftarrow \beta_1 m + (1-\beta_1) g, \quad v \leftarrow \beta_2 v + (1-\beta_2) g^2, \quad
         \Delta p = -\eta \Big( \frac{m / (1-\beta_1^{t})}{\sqrt{v / (1-\beta_2^{t})} + \epsilon} + \lambda p \Big)
 
-    with :math:`t` the number of gradients the parameter has had. Same numbers as ``torch.optim.AdamW``.
+    with the number :math:`t` of gradients of the parameter. The numbers are those of ``torch.optim.AdamW``.
 
     Args:
         lr: initial learning rate η, > 0; learnable through its logarithm.
         betas: decay of the two averages, each in [0, 1).
         eps: ε, > 0.
         weight_decay: decoupled weight decay λ, >= 0; ``context.weight_decay`` is added to it.
-        schedule: of the learning rate over the horizon, ``"constant"`` or ``"cosine"`` (to 0).
+        schedule: schedule of the learning rate over the horizon, ``"constant"`` or ``"cosine"`` (to 0).
 
     Raises:
         ValueError: if a constant lies outside its range.

@@ -13,11 +13,11 @@ from lightning_lopt.checks import check_numbers, check_sizes
 from lightning_lopt.rules.base import Role, StepContext, TensorInputs, TensorState, UpdateRule, register_rule
 from lightning_lopt.rules.shared.recurrent import Cell, Layer
 
-BLOCK = 2**15  # entries at a time: the gates of one entry take 16 H bytes
+BLOCK = 2**15  # number of entries that are computed at a time; the gates of one entry take 16 H bytes
 
 
 def log_and_sign(grad: Tensor, log_range: float) -> Tensor:
-    r"""The inputs for gradients of shape (n,), (n, 2), with p = ``log_range``, each within ±1 for entries up to e^p.
+    r"""The inputs, (n, 2), for gradients of shape (n,), with p = ``log_range``; for |g| <= e^p they lie within ±1.
 
     .. math:: \Big( \frac{\log |g|}{p},\, \mathrm{sign}(g) \Big) \text{ if } |g| \ge e^{-p}, \text{ else } (-1,\, e^p g)
 
@@ -36,14 +36,14 @@ class LSTMRule(UpdateRule):
 
     .. math:: \Delta p = \eta\, (w \cdot h + b - \lambda p)
 
-    with h the hidden state of the last of the :class:`~lightning_lopt.rules.shared.recurrent.Cell` s, which begin at 0;
-    the first cell reads :func:`log_and_sign` of the gradient, each further cell reads the h of the previous cell.
+    with the hidden state h of the last :class:`~lightning_lopt.rules.shared.recurrent.Cell`. All states begin at 0. The
+    first cell reads :func:`log_and_sign` of the gradient; each further cell reads the h of the previous cell.
 
     Args:
         hidden: size H of each cell.
         layers: number of cells.
         step_mult: η, >= 0.
-        log_range: p, > 0: gradients of size e^-p or more enter by their logarithm.
+        log_range: p, > 0: the input for gradients of size e^-p or more is their logarithm.
 
     Raises:
         ValueError: if an argument lies outside its range.

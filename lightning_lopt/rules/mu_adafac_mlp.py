@@ -1,4 +1,4 @@
-"""AdafacMLP in the maximal-update parametrisation: θ from narrow models is used for wide ones."""
+"""AdafacMLP in the maximal-update parametrisation: θ from narrow models is used for wide models."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ class MuAdafacMLPRule(AdafacMLPRule):
     .. math:: \Delta p = \min\Big( 1, \frac{w_0}{\text{inputs}} \Big)\, \Delta p_{\text{AdafacMLP}}
 
     for matrices and heads, with the number of inputs of the layer (columns of the matrix; the reference counts only the
-    channels of a convolution) and the base width :math:`w_0`; the steps of embeddings and vectors are not scaled. So
-    the change of the output of every layer stays the same for wider models. Two parts of µP are left to the user. In µP
-    the head of a wider model starts smaller (standard deviation 1/inputs). And the number of inputs of a first layer
-    does not grow with the width: its steps are scaled by a constant here, or not at all where it has fewer inputs than
-    the base width; the role ``"embedding"`` of its group turns the scaling off.
+    channels of a convolution) and the base width :math:`w_0`; the steps of embeddings and vectors are not scaled. The
+    change of the output of every layer then stays the same for wider models.
+
+    The user is responsible for two parts of µP. First, µP initialises the head of a wider model with smaller weights
+    (standard deviation 1/inputs). Second, µP does not scale the steps of the first layer, whose number of inputs does
+    not grow with the width; here, a first layer with more inputs than the base width is scaled by a constant unless its
+    group has the role ``"embedding"``.
 
     Args:
         base_width: :math:`w_0`, width of the models in the meta-training of θ.

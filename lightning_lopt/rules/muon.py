@@ -34,17 +34,17 @@ class MuonRule(UpdateRule):
         m \leftarrow \mu m + (1-\mu) g, \qquad
         \Delta W = -\eta \big( s\, \text{orth}((1-\mu) g + \mu m) + \lambda W \big)
 
-    for tensors of role ``"matrix"`` and rank >= 2, as matrices (out, everything else), with orth as in
-    :func:`~lightning_lopt.rules.shared.arithmetic.orthogonalise` and s = 0.2 √max(rows, columns), which gives the step
-    the RMS of AdamW's so that one learning rate serves both, or s = √max(1, rows / columns). Every other tensor is
-    stepped by :class:`~lightning_lopt.AdamRule`. Same numbers as ``torch.optim.Muon`` (but for its bfloat16 products)
-    and ``torch.optim.AdamW``.
+    is the step of tensors of role ``"matrix"`` and rank >= 2, as matrices (out, everything else), with orth as in
+    :func:`~lightning_lopt.rules.shared.arithmetic.orthogonalise`. The factor s is 0.2 √max(rows, columns), which gives
+    the step the RMS of an AdamW step, so that one learning rate suits both, or √max(1, rows / columns). Every other
+    tensor is stepped as by :class:`~lightning_lopt.AdamRule`. The numbers are those of ``torch.optim.Muon`` (except for
+    its bfloat16 products) and ``torch.optim.AdamW``.
 
     Args:
-        lr: initial learning rate η of both, > 0; learnable through its logarithm.
+        lr: initial learning rate η of Muon and AdamW, > 0; learnable through its logarithm.
         momentum: μ, in [0, 1).
-        weight_decay: decoupled weight decay λ of both, >= 0; ``context.weight_decay`` is added to it.
-        adjustment: s: ``"match_rms_adamw"`` or ``"original"``, as ``torch.optim.Muon`` names them.
+        weight_decay: decoupled weight decay λ of Muon and AdamW, >= 0; ``context.weight_decay`` is added to it.
+        adjustment: choice of s, ``"match_rms_adamw"`` or ``"original"``, with the names of ``torch.optim.Muon``.
         betas, eps: constants of AdamW.
         schedule: schedule of the learning rate over the horizon, ``"constant"`` or ``"cosine"`` (to 0).
 

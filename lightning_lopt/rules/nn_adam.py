@@ -1,4 +1,4 @@
-"""NNAdam: Adam, whose constants an LSTM adapts for each tensor."""
+"""NNAdam: an LSTM adapts the constants of Adam for each tensor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_lopt.rules.shared.recurrent import LSTM, Layer, lstm_state
 
 GRADIENT_LIMIT = 1000.0
 SIGNALS = 19
-# Bounds of the logarithms of the four constants, always in the order α, 1 - β₁, 1 - β₂ and ε.
+# Bounds of the logarithms of the four constants, in the order α, 1 - β₁, 1 - β₂ and ε.
 LOWER = (math.log(1e-8), -10.0, -10.0, math.log(1e-11))
 UPPER = (math.log(1e3), 0.0, 0.0, math.log(1e4))
 
@@ -36,7 +36,7 @@ class NNAdamRule(UpdateRule):
     [1e-11, 1e4] and 1 - β in [e^-10, 1]. Before meta-training they do not change.
 
     Args:
-        lr, beta1, beta2, eps: initial α, β₁, β₂ and ε of all tensors; they are learned too.
+        lr, beta1, beta2, eps: initial α, β₁, β₂ and ε of all tensors; these initial values are learned, too.
         lstm_hidden: size H of the LSTM.
         output_scale: the factor 0.01 in the last equation.
         decay: κ: before each change z decays towards its initial value, :math:`z \leftarrow z - \kappa (z - z_0)`.

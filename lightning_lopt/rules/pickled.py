@@ -1,6 +1,6 @@
-"""Rules as plain data inside checkpoints, so that ``torch.load(weights_only=True)`` can read them.
+"""Pickles rules as plain data in checkpoints, so that ``torch.load(weights_only=True)`` can read them.
 
-Checkpoints name :func:`rebuilt_rule` by this module, so it stays where it is.
+Checkpoints refer to :func:`rebuilt_rule` by the path of this module, so this function must not move.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from lightning_lopt.rules.contract.registry import RULES
 
 
 class PickledAsData(nn.Module):
-    """A rule that is pickled as its name, its config and θ; Lightning pickles hyperparameters, and a rule may be one.
+    """A rule that is pickled as name, config and θ; Lightning pickles hyperparameters, which may include a rule.
 
-    Classes that are not registered are pickled as other modules are, and need ``weights_only=False``.
+    Rules of classes that are not registered are pickled like other modules, and need ``weights_only=False``.
     """
 
     rule_name: ClassVar[str] = ""
@@ -38,17 +38,17 @@ class PickledAsData(nn.Module):
         return rebuilt_rule, (self.rule_name, self.config, dict(self.state_dict()))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """Copy as other modules are copied: with the mode, the hooks and all other attributes."""
+        """Copy the rule like other modules: with the mode, the hooks and all other attributes."""
         memo[id(self)] = copied = type(self).__new__(type(self))
         copied.__setstate__(copy.deepcopy(self.__dict__, memo))  # type: ignore[no-untyped-call]
         return copied
 
 
 def rebuilt_rule(rule_name: str, config: dict[str, Any], theta: dict[str, Tensor]) -> nn.Module:
-    """The registered rule of this name, with its config and θ; the function that a pickled rule names.
+    """The registered rule of this name, with its config and θ; a pickled rule refers to this function.
 
     Raises:
-        RuleFileError: if there is no such rule, or config and θ do not fit it.
+        RuleFileError: if there is no such rule, or config and θ do not fit the rule.
     """
     label = "the rule in a checkpoint"
     if rule_name not in RULES:
@@ -64,5 +64,5 @@ def rebuilt_rule(rule_name: str, config: dict[str, Any], theta: dict[str, Tensor
     return rule
 
 
-# Hyperparameters may hold a rule, or the path of one; neither runs code that a file brings.
+# Hyperparameters may hold a rule, or the path of a rule; loading either runs no code from a file.
 torch.serialization.add_safe_globals([rebuilt_rule, type(Path())])

@@ -1,4 +1,4 @@
-"""The flagship: a strong hand-designed rule, and small networks that start as its identity and learn the rest."""
+"""The flagship: a strong hand-designed rule with small networks that change nothing before meta-training."""
 
 from __future__ import annotations
 
@@ -37,66 +37,66 @@ from lightning_lopt.rules.residual_parts.step_direction import direction_of, has
 from lightning_lopt.rules.residual_parts.structure import Signs, signs_of, trained
 from lightning_lopt.rules.shared.arithmetic import rms
 
-FIRST_TURNS = 20  # steps that all turn the eigenbases, which are far from their goal then
+FIRST_TURNS = 20  # number of first steps that all turn the eigenbases, which are still far from the eigenvectors
 
 
 @register_rule("residual")
 class ResidualRule(UpdateRule):
-    r"""A hand-designed rule plus what meta-training adds to it; with fresh θ it *is* the hand-designed rule.
+    r"""A hand-designed rule with learnable constants and networks; before meta-training it *is* the hand-designed rule.
 
     .. math:: \Delta p = -\eta\, s(t)\, \big( \max(\mathrm{RMS}(p_0), \rho)\, (r / 0.3)^{\omega}\, d + \lambda p \big)
 
-    - :math:`d`, of RMS 1: for matrices the orthogonalised Nesterov momentum, for the other roles the bias-corrected
-      Adam direction, or, where asked for, that direction in the eigenbases of the gradients' covariances
-      (:mod:`~lightning_lopt.rules.residual_parts.eigenbasis`); each after an optional correction by an MLP;
-    - in Adam's direction, entries of another sign than the gradient times 1 - c, as in cautious optimizers (Liang et
-      al. 2024, https://arxiv.org/abs/2411.16085), but in the coordinates of its second moment;
-    - :math:`r`, the coherence of the gradients: the RMS of Adam's direction, 1 where they agree and small where they
-      are noise; the factor is 1 for orthogonalised tensors;
-    - :math:`s(t)`: linear warm-up over 5 % of the horizon, then linear decay to 0;
-    - :math:`\eta = 0.02`, :math:`\rho = 0.03`, and further constants, per role (:class:`RoleConstants`), c and
-      :math:`\omega` (0 at first) among them, times the outputs of a recurrent :class:`Controller` for each tensor;
-    - if it is calibrated, all of it times factors that follow from the run itself (:class:`Calibration`).
+    - The direction :math:`d` has RMS 1. It is the orthogonalised Nesterov momentum for roles in ``orthogonalised``,
+      the bias-corrected Adam direction in the eigenbases of the gradients' covariances for roles in ``rotated``
+      (:mod:`~lightning_lopt.rules.residual_parts.eigenbasis`), and Adam's direction for others. An MLP may correct it.
+    - In Adam's direction, entries whose sign differs from the gradient's are multiplied by 1 - c, as in cautious
+      optimizers (Liang et al. 2024, https://arxiv.org/abs/2411.16085), but in the coordinates of the second moment.
+    - The coherence :math:`r` of the gradients is the RMS of Adam's direction: 1 where gradients agree, and small where
+      they are noise. The factor is 1 for orthogonalised tensors.
+    - The schedule :math:`s(t)` is a linear warm-up over 5 % of the horizon, then a linear decay to 0.
+    - Each role has its constants (:class:`RoleConstants`): initially :math:`\eta = 0.02`, :math:`\rho = 0.03`, and 0
+      for c and :math:`\omega`. A recurrent :class:`Controller` changes some of them for each tensor.
+    - If ``calibrated``, steps are multiplied by factors that follow from the run itself (:class:`Calibration`).
 
-    The step is relative to the RMS of the tensor at initialisation: relative to the present one it would feed on
-    itself. Multiplying the loss by a constant, or adding one to it, leaves the run unchanged: the first
-    gradient sets the unit of all gradients, and only a controller reads the loss. Losses on held-out data change the
-    steps by their rise (:mod:`~lightning_lopt.rules.residual_parts.validation`).
+    The step is relative to the RMS of the tensor at initialisation; relative to the present RMS, growth would cause
+    more growth. Multiplying the loss by a constant, or adding a constant to it, leaves the run unchanged: the first
+    gradient sets the unit of all gradients, and only a controller reads the loss. If the loss on held-out data
+    rises, steps shorten (:mod:`~lightning_lopt.rules.residual_parts.validation`).
 
     Args:
         direction: learn a per-parameter correction of the direction.
         controller: learn step size, weight decay and momentum mix per tensor; the rule then reads the loss.
         orthogonalised: roles whose direction is orthogonalised; an empty list for none.
-        rotated: roles whose direction is Adam's in the eigenbases of the gradients; none of them orthogonalised.
+        rotated: roles whose direction is Adam's in the eigenbases of the gradients; they cannot be orthogonalised.
         horizon_power: h before meta-training, for all roles: step sizes fall as :math:`((T + 1000) / 1500)^{-h}` with
-            the horizon T, and weight decay with a power of its own; ``None`` for constants that do not depend on it.
+            the horizon T, and weight decay with a separate power; ``None`` for constants that do not depend on T.
         direction_hidden: width of the two hidden layers of the direction MLP.
         controller_hidden: size of the controller's recurrent state.
         step_range: largest factor by which the controller may change a step size, > 1.
         step_size: η before meta-training, for all roles, > 0.
         weight_decay: λ before meta-training, for all roles, > 0.
         calibrated: let the run calibrate its steps.
-        turn_every: one step in how many turns the eigenbases of rotated roles, >= 1; each of the first 20 does.
-        careful: shorten the steps of tensors that look trained (:mod:`~lightning_lopt.rules.residual_parts.structure`):
-            the initial logarithm, for all roles, of what their steps are divided by, >= 0; they shorten further by a
-            :class:`~lightning_lopt.rules.residual_parts.restraint.Restraint`. ``None`` treats all alike.
+        turn_every: the eigenbases of rotated roles turn every so many steps, >= 1, and in each of the first 20 steps.
+        careful: shorten the steps of tensors that look trained (:mod:`~lightning_lopt.rules.residual_parts.structure`).
+            This is the initial logarithm, for all roles, of the divisor of their steps, >= 0. A further divisor is
+            :class:`~lightning_lopt.rules.residual_parts.restraint.Restraint`. ``None`` turns both off.
         epoch_power, depth_power: initial powers with which careful steps shorten with the number of epochs and of
             matrices; ``None`` for steps that do not depend on them.
-        longest_side: a side of a rotated tensor that is longer than this, and than the other side, has no basis, > 0;
-            in the role ``matrix`` directions are orthogonalised then
+        longest_side: the longer side of a rotated tensor has a basis up to this length, > 0. In the role ``matrix``,
+            directions with one basis are orthogonalised
             (:func:`~lightning_lopt.rules.residual_parts.eigenbasis.out_evened`).
-        reads_validation: where the validation loss rises, if the run passes it, shorten all steps, and go back to the
-            parameters of its lowest value.
+        reads_validation: shorten all steps if the validation loss rises, and go back to the parameters of its
+            lowest value; this has no effect in a run that passes no validation loss.
 
     Raises:
-        ValueError: if a number is out of its range, or a role is unknown, or both orthogonalised and rotated.
+        ValueError: if a number is out of its range, a role is unknown, or a role is both orthogonalised and rotated.
 
-    State bytes per parameter (float32): 4 for orthogonalised tensors without learned direction, else 8; 4 more if
-    calibrated; for a rotated n x m matrix 8 (n² + m²) / (n m) more, 8 m / n where only m has a basis, and 4 more if
-    directions are learned.
+    State bytes per parameter (float32): 4 for orthogonalised tensors without learned direction, else 8. Calibration
+    adds 4. A rotated n x m matrix adds 8 (n² + m²) / (n m), or 8 m / n if only the side m has a basis; a learned
+    direction adds 4 to it.
 
-    FLOPs for a rotated n x n matrix: 12 n³ a step, and 36 n³ more in a step that turns; for an n x m matrix of which
-    only m has a basis 8 m² n + 12 m³, and 14 m³ + 4 m² n more in a step that turns.
+    FLOPs: a rotated n x n matrix takes 12 n³ a step, and 36 n³ more if the step turns the bases. An n x m matrix with
+    a basis of the side m only takes 8 m² n + 12 m³, and 14 m³ + 4 m² n more if the step turns the basis.
 
     Example:
         >>> rule = ResidualRule(direction=False, controller=False, rotated=("matrix",), orthogonalised=())
@@ -106,7 +106,7 @@ class ResidualRule(UpdateRule):
 
     reads_horizon = True
     update_state = frozenset({"last_update"})
-    _accumulate = staticmethod(accumulate)  # experiments override both
+    _accumulate = staticmethod(accumulate)  # experiments override these two methods
     _direction_of = staticmethod(direction_of)
 
     def __init__(
@@ -137,9 +137,9 @@ class ResidualRule(UpdateRule):
         check_positive(step_size=step_size, weight_decay=weight_decay)
         check_numbers(or_none=True, horizon_power=horizon_power)
         check_numbers(0.0, or_none=True, careful=careful, epoch_power=epoch_power, depth_power=depth_power)
-        common = sorted(set(orthogonalised) & set(rotated))
-        if common:
-            raise ValueError(f"orthogonalised and rotated both name {', '.join(common)}; a role can be one of them.")
+        conflicts = sorted(set(orthogonalised) & set(rotated))
+        if conflicts:
+            raise ValueError(f"orthogonalised and rotated both name {', '.join(conflicts)}; a role can be one of them.")
         self.config_values = {
             "direction": direction,
             "controller": controller,
@@ -287,8 +287,8 @@ class ResidualRule(UpdateRule):
         return validation.rollback_of(shared["validation"]) if self.reads_validation else super().rollback(shared)
 
     def diagnostics(self, state: State) -> dict[str, Tensor]:
-        """``calibration``: the common factor on all steps, 1 before the second step; ``validation``: the factor from
-        validation losses; ``trained``: mean of the signs of training, 0 to 1. A part that is off has no entry."""
+        """``calibration`` is the common factor on all steps, 1 before the second step; ``validation`` is the factor
+        from validation losses; ``trained`` is the mean degree of training, 0 to 1. A part that is off has no entry."""
         values = {}
         if "calibration" in state.shared:
             values["calibration"] = torch.exp(state.shared["calibration"][0])

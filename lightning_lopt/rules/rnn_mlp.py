@@ -42,8 +42,8 @@ class RNNMLPMoment(NamedTuple):
     """Values that are the same for all tensors in a step.
 
     Attributes:
-        step: steps made before this one, 0-dim.
-        train_loss: statistics of the loss, including that of this step, shape (3,).
+        step: number of steps before this step, 0-dim.
+        train_loss: statistics of the loss, including the loss of this step, shape (3,).
         losses_seen: whitened training and validation loss, inputs of the LSTM, shape (2,).
         from_lstm: mean output of all LSTMs at the last step, shape (FROM_LSTM,).
         clip_limit: limit at which entries of gradients are clipped, 0-dim.
@@ -61,22 +61,23 @@ class RNNMLPRule(UpdateRule):
     r"""RNN-MLP: :math:`\Delta p = -\eta\, (o_1 e^{\kappa o_2} + \lambda p)`.
 
     - Gradients are clipped, entry by entry, at ten times their running size over all tensors.
-    - Inputs of the :class:`~lightning_lopt.rules.shared.recurrent.LSTM` of a tensor: the logarithms, and signs, of
+    - Inputs of the :class:`~lightning_lopt.rules.shared.recurrent.LSTM` of a tensor are the logarithms, and signs, of
       sizes, means and variances of gradient, momenta, second moments and parameter; the shape of the tensor; the loss
       (:mod:`~lightning_lopt.rules.shared.loss_features`); the outputs of the network, and of all LSTMs, at the last
       step.
-    - Inputs of the :class:`~lightning_lopt.rules.shared.entry_network.EntryNetwork` of an entry: gradient, parameter,
-      its logarithm, momenta m, second moments v, m / √v and 1 / √v, normalised over the tensor; the time; the number
-      and size of tensors; outputs of the LSTM. Further outputs of the network, averaged, are inputs of the LSTM.
+    - Inputs of the :class:`~lightning_lopt.rules.shared.entry_network.EntryNetwork` of an entry are gradient,
+      parameter, logarithm of the parameter, momenta m, second moments v, m / √v and 1 / √v, normalised over the tensor;
+      the time; the number and size of tensors; outputs of the LSTM. The network has further outputs, whose means over
+      the tensor are inputs of the LSTM.
 
     Args:
         lstm_hidden: size H of the LSTM.
         hidden: width of the network.
         step_mult: step size η, >= 0.
         exp_mult: κ.
-        decays: of the k momenta and second moments, each in [0, 1).
-        matrix: ``"flat"`` for tensors of rank >= 2 as matrices (out, everything else), or ``"stored"`` for all axes of
-            tensors stored as in the reference, (in, out) for a linear layer.
+        decays: decays of the k momenta and second moments, each in [0, 1).
+        matrix: ``"flat"`` treats tensors of rank >= 2 as matrices (out, everything else); ``"stored"`` uses all axes,
+            for tensors stored as in the reference, (in, out) for a linear layer.
 
     Raises:
         ValueError: if an argument lies outside its range, and at a step without a loss.
@@ -135,7 +136,7 @@ class RNNMLPRule(UpdateRule):
         return losses | {"clip": clip, "from_lstm": like.new_zeros(FROM_LSTM)}
 
     def validated(self, state: State, loss: Tensor, progress: Tensor) -> State:
-        """The state after a validation loss, for the next steps; before the first one, the validation loss is 0."""
+        """The state after a validation loss; before the first validation loss, the next steps read 0."""
         losses = LossStatistics(*state.shared["valid_loss"]).updated(loss, VALID_DECAY)
         return State(state.tensors, state.shared | {"valid_loss": torch.stack(losses)})
 
@@ -179,16 +180,16 @@ class RNNMLPRule(UpdateRule):
     ) -> tuple[Tensor, TensorState]:
         moments = self._moments(inputs, at)
         outputs = self._outputs(moments, controls["sent"], controls["count"], at.step)
-        move = outputs[0] * torch.exp(self.exp_mult * outputs[1]) + inputs.weight_decay * moments.param[0]
+        step = outputs[0] * torch.exp(self.exp_mult * outputs[1]) + inputs.weight_decay * moments.param[0]
         state = {
             "momentum": moments.momentum,
             "second_moment": moments.second_moment,
             "from_network": outputs[2:].flatten(1).mean(1),
         }
-        return -self.step_mult * move, state | lstm_state(controls["hidden"], controls["cell"], inputs.param)
+        return -self.step_mult * step, state | lstm_state(controls["hidden"], controls["cell"], inputs.param)
 
     def _moments(self, inputs: TensorInputs, at: RNNMLPMoment) -> MomentFeatures:
-        """The averages after the present gradient, clipped."""
+        """The averages after the present, clipped gradient."""
         limit = at.clip_limit.to(inputs.grad.dtype)
         grad = view(inputs.grad).clamp(-limit, limit)
         rate = rates(self.decays, grad)
@@ -197,12 +198,12 @@ class RNNMLPRule(UpdateRule):
         return MomentFeatures(grad[None], view(inputs.param)[None], momentum, second_moment)
 
     def _outputs(self, moments: MomentFeatures, sent: Tensor, count: Tensor, step: Tensor) -> Tensor:
-        """Outputs of the network for a tensor of shape s, (2 + FROM_NETWORK, *s); ``count`` is that of all tensors."""
+        """Outputs of the network for a tensor of shape s, (2 + FROM_NETWORK, *s); ``count``: log number of tensors."""
         param = moments.param
         size = constants([math.log(max(param.numel(), 1))], param)
         norm = torch.log(torch.linalg.vector_norm(param) + 1e-8)
-        raw = torch.cat([waves(step, param), count.to(param.dtype)[None], norm[None], size, sent.to(param.dtype)])
-        weights = self.network.weights(param.dtype, 2 + FROM_NETWORK, raw)
+        inputs = torch.cat([waves(step, param), count.to(param.dtype)[None], norm[None], size, sent.to(param.dtype)])
+        weights = self.network.weights(param.dtype, 2 + FROM_NETWORK, inputs)
         return apply_network(weights, moments, (), NORM_EPS)
 
     def _sizes(self, param: Tensor) -> list[int]:

@@ -27,7 +27,7 @@ from lightning_lopt.rules.shared.averages import bias_correction
 
 @register_rule("schedule_free_adam")
 class ScheduleFreeAdamRule(UpdateRule):
-    r"""AdamW without momentum on z, gradients at y, evaluation weights x; θ is the logarithm of the learning rate.
+    r"""AdamW without momentum on z, with gradients at y and evaluation weights x; θ is the log learning rate.
 
     .. math::
         v_t &= \beta_2 v_{t-1} + (1-\beta_2) g_t^2, \qquad
@@ -36,9 +36,9 @@ class ScheduleFreeAdamRule(UpdateRule):
         z_{t+1} &= z_t - \gamma_t \big( g_t / (\sqrt{v_t} + \epsilon) + \lambda y_t \big) \\
         x_{t+1} &= (1 - c_{t+1})\, x_t + c_{t+1} z_{t+1}, \qquad y_{t+1} = (1-\beta_1) z_{t+1} + \beta_1 x_{t+1}
 
-    The parameters are y, where gradients are computed; z is in the state; and x, the evaluation weights, is
-    :math:`(y - (1-\beta_1) z) / \beta_1` (:meth:`evaluation_params`). Each parameter has its own sum over γ, so steps
-    in which it has no gradient do not count for it. Outside Lightning,
+    Gradients are computed at the parameters y. The state holds z. The evaluation weights x are
+    :math:`(y - (1-\beta_1) z) / \beta_1` (:meth:`evaluation_params`). Each parameter has a separate sum over γ, so a
+    step in which it has no gradient does not count for it. Outside Lightning,
     :meth:`LearnedOptimizer.eval <lightning_lopt.LearnedOptimizer.eval>` replaces y by x in the model.
 
     Args:
@@ -46,7 +46,7 @@ class ScheduleFreeAdamRule(UpdateRule):
         betas: weight of x in y, in (0, 1), and decay of the second moment, in [0, 1).
         eps: ε, > 0.
         weight_decay: λ, >= 0, at y; ``context.weight_decay`` is added to it.
-        warmup: share of the horizon, in [0, 1), over which η grows linearly: T_w is this times ``total_steps``.
+        warmup: share of the horizon, in [0, 1), over which η grows linearly: T_w = ``warmup`` times ``total_steps``.
 
     Raises:
         ValueError: if a constant lies outside its range.
@@ -62,7 +62,7 @@ class ScheduleFreeAdamRule(UpdateRule):
         ...     model(torch.ones(3, 4)).square().mean().backward()
         ...     optimizer.step()
         >>> trained = model.weight.detach().clone()
-        >>> optimizer.eval()  # the model now holds x, for evaluation; optimizer.train() brings y back
+        >>> optimizer.eval()  # the model now holds x, for evaluation; optimizer.train() restores y
         >>> torch.equal(model.weight, trained)
         False
     """
@@ -86,7 +86,7 @@ class ScheduleFreeAdamRule(UpdateRule):
         self.initial_lr = lr
         self.betas = (betas[0], betas[1])
         if betas[0] == 0:
-            raise ValueError("betas[0] must lie in (0, 1), got 0: the average x could not be told from y.")
+            raise ValueError("betas[0] must lie in (0, 1), got 0: the average x could not be computed from y.")
         self.eps = eps
         self.weight_decay = weight_decay
         self.warmup = warmup
@@ -115,22 +115,22 @@ class ScheduleFreeAdamRule(UpdateRule):
         rate = torch.exp(self.log_lr)
         if self.warmup:
             rate = rate * ((at.step + 1) / (self.warmup * at.total_steps)).clamp(max=1.0)
-        y, grad, old = inputs.param, inputs.grad, inputs.state
-        count = old["count"] + 1
-        second_moment = beta2 * old["second_moment"] + (1 - beta2) * grad.square()
+        y, grad, state = inputs.param, inputs.grad, inputs.state
+        count = state["count"] + 1
+        second_moment = beta2 * state["second_moment"] + (1 - beta2) * grad.square()
         gamma = (rate * torch.as_tensor(bias_correction(beta2, count)) ** 0.5).to(grad.dtype)
-        weight_sum = old["weight_sum"] + gamma.square()
+        weight_sum = state["weight_sum"] + gamma.square()
         share = gamma.square() / weight_sum
         decay = self.weight_decay + inputs.weight_decay
-        move = gamma * (grad / ((second_moment + TINY).sqrt() + self.eps) + decay * y)
-        state = {
-            "z": (old["z"] - move).to(grad.dtype),
+        z_step = gamma * (grad / ((second_moment + TINY).sqrt() + self.eps) + decay * y)
+        new_state = {
+            "z": (state["z"] - z_step).to(grad.dtype),
             "second_moment": second_moment,
             "count": count,
             "weight_sum": weight_sum,
         }
-        # the difference of y without x in it: exactly 0 where z does not change
-        return share * (old["z"] - y) - (1 - beta1 * (1 - share)) * move, state
+        # This difference of y is computed without x, so it is exactly 0 where z does not change.
+        return share * (state["z"] - y) - (1 - beta1 * (1 - share)) * z_step, new_state
 
     def evaluation_params(self, params: Params, state: State) -> Params:
         beta = self.betas[0]

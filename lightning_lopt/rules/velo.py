@@ -1,4 +1,4 @@
-"""VeLO: an LSTM per tensor mixes the network that computes the steps of the entries."""
+"""VeLO: an LSTM per tensor mixes copies of a network into the network that computes the steps of the entries."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class VeLORule(MixtureRule):
       :math:`\nu = \max(10^{-9}, \mathrm{mean}(p^2))^{-1/2}` and
       :math:`\Lambda(x) = \mathrm{clip}(\log(10^{-8} + |10 x|), -5, 5) / 2`: Λ of the mean of νv, of the variances of
       the νm, and of the mean squares of νv - mean(νm); and the number of axes longer than 1, one-hot.
-    - The controls of a tensor depend on all tensors, so one more tensor changes all steps.
+    - The controls of a tensor depend on all tensors, so an additional tensor changes all steps.
 
     The published weights were trained on at most 200,000 steps. For more than 150,000 steps, the wrapper of the
-    original gives the unchanged rule the mean of gradient and loss over ceil(steps / 150,000) calls. The same is
-    ``Trainer(accumulate_grad_batches=...)`` with :class:`~lightning_lopt.LearnedOptimizerAdapter`, which computes the
-    mean of the losses and counts the remaining steps. The L2 term of the original, λp in the gradient and λ Σp² in the
-    loss, belongs to the loss of the task, not to the rule.
+    original gives the unchanged rule the mean of gradient and loss over ceil(steps / 150,000) calls.
+    ``Trainer(accumulate_grad_batches=...)`` with :class:`~lightning_lopt.LearnedOptimizerAdapter` does the same: the
+    adapter computes the mean of the losses and counts the remaining steps. The L2 term of the original, λp in the
+    gradient and λ Σp² in the loss, belongs to the loss of the task, not to the rule.
 
     Args:
         lstm_hidden: size H of the LSTM; 512 in the published weights.
@@ -45,8 +45,8 @@ class VeLORule(MixtureRule):
         momentum_decays: decays of the k momenta, each in [0, 1).
         second_moment_decay: decay of the second moment, in [0, 1).
         factored_decays: decays of the k factored second moments, each in [0, 1).
-        matrix: ``"flat"`` for tensors of rank > 2 as matrices (out, everything else), or ``"stored"`` for tensors whose
-            axes have the order of the reference, which factors the two largest axes and counts all axes.
+        matrix: ``"flat"`` treats tensors of rank > 2 as matrices (out, everything else); ``"stored"`` is for tensors
+            whose axes have the order of the reference, factors the two largest axes and counts all axes.
         short_loss_horizon: average losses over 10 steps for any horizon; some weights were trained that way.
         forgets: reset the state of the LSTM at every step; some weights were trained that way.
 
@@ -110,5 +110,5 @@ class VeLORule(MixtureRule):
 
 
 def _squash(x: Tensor) -> Tensor:
-    """Λ."""
+    """The function Λ of :class:`VeLORule`."""
     return 0.5 * torch.log(1e-8 + (10 * x).abs()).clamp(-5.0, 5.0)

@@ -149,5 +149,5 @@ def test_a_fit_ends_with_the_weights_of_the_lowest_loss(caplog, monkeypatch):
     final = torch.cat([x.detach().flatten() for x in module.parameters()])
     assert torch.equal(final, weights[0])
     assert not torch.equal(weights[-1], weights[0])
-    assert caplog.text.count("goes on from the weights of") == 1
+    assert caplog.text.count("continues from the weights of") == 1
     assert freed == [module] * 2  # gathered copies of sharded weights, which are older than the weights

@@ -281,7 +281,7 @@ BAD = {
     "a list": (list, "is damaged: it is a list"),
     "parameters twice": (
         lambda: damaged(lambda saved: saved["param_groups"][0].update(params=[0] * 6)),
-        "are not numbered once each",
+        "do not have unique keys",
     ),
     "a rate of nan": (lambda: damaged(lambda saved: saved["param_groups"][0].update(lr=float("nan"))), "lr of .* nan"),
     "a rate that is text": (lambda: damaged(lambda saved: saved["param_groups"][0].update(lr="1")), "lr of .* '1'"),
@@ -307,7 +307,7 @@ BAD = {
         lambda: damaged(lambda saved: saved["param_groups"][0].update(shared=[1])),
         "shared state is no dictionary",
     ),
-    "a lost step": (lambda: damaged(lambda saved: saved["param_groups"][0].pop("step")), "lost its step"),
+    "a lost step": (lambda: damaged(lambda saved: saved["param_groups"][0].pop("step")), "it lacks step"),
     "no tensor": (lambda: damaged(lambda saved: saved["state"][0].update(momentum=1.0)), "'momentum': 'float'"),
 }
 

@@ -276,7 +276,7 @@ def test_a_damaged_guard_is_refused(damaged):
     problem.train(optimizer, 2)
     saved = optimizer.state_dict()
     saved["param_groups"][0]["guard"] = damaged
-    with pytest.raises(ValueError, match="damaged: its guard is"):
+    with pytest.raises(ValueError, match="damaged: its guard is invalid"):
         optimizer.load_state_dict(saved)
     assert optimizer.steps_made == 2
 

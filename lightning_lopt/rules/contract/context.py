@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_lopt.rules.contract.roles import Role
 
 THETA_DTYPE = torch.float32
-"""Type of θ, for any default type of torch, which is half under Lightning's 16-true and bf16-true."""
+"""Type of θ, independent of the default type of torch, which is half under Lightning's 16-true and bf16-true."""
 
 Params = dict[str, Tensor]
 Updates = dict[str, Tensor]
@@ -40,7 +40,7 @@ class State(NamedTuple):
 
 
 class Rollback(NamedTuple):
-    """What a validation loss says about the parameters, 0-dim and boolean each.
+    """The decision about the parameters after a validation loss; both entries are 0-dim and boolean.
 
     Attributes:
         is_best: whether the present parameters are the best so far.
@@ -56,20 +56,20 @@ class StepContext:
     """The inputs of a step besides parameters, gradients and state.
 
     Attributes:
-        step: inner steps made before this one, 0-dim; 0 on the first call. It goes on past ``total_steps``.
+        step: number of inner steps before this step, 0-dim; 0 on the first call. It may exceed ``total_steps``.
         total_steps: planned number of inner steps (the horizon), 0-dim.
         loss: loss of this step before the update, 0-dim, in the unit of the task's loss; ``None`` if unknown
             (only for rules with ``reads_loss = False``).
-        roles: role of each parameter; a name that is missing has :func:`~lightning_lopt.rules.role_of_shape`'s role.
-        weight_decay: extra decoupled weight decay asked for by the user, by parameter name; a name that is missing
-            has 0. A rule multiplies it by its own step size, as AdamW multiplies it by the learning rate.
-        phase: which stacks make a full step, one with the work that is not needed at every step: all of them if
-            ``None``, else those whose index i has (i + phase) % period = 0; see :meth:`UpdateRule.phase_of`. A phase is
-            a Python number, so a rule may branch on it without a wait for the device; when compiled, each phase has a
-            graph of its own.
-        scheduled: step for schedules, 0-dim, if a change of the horizon during the run has made it differ from
-            ``step``; ``None`` where it is ``step``.
-        epochs: planned number of passes over the training data, 0-dim, > 0; ``None`` or NaN where it is unknown.
+        roles: role of each parameter; a missing name has the role of :func:`~lightning_lopt.rules.role_of_shape`.
+        weight_decay: extra decoupled weight decay of the user, by parameter name; a missing name has 0. A rule
+            multiplies it by its step size, as AdamW multiplies it by the learning rate.
+        phase: selects the stacks that make a full step, with the work that is not needed at every step: all stacks if
+            ``None``, else the stacks whose index i has (i + phase) % period = 0; see :meth:`UpdateRule.phase_of`. A
+            phase is a Python number, so a rule may branch on it without a wait for the device; when compiled, each
+            phase has a separate graph.
+        scheduled: step for schedules, 0-dim, if it differs from ``step`` since the horizon has changed during the run;
+            otherwise ``None``.
+        epochs: planned number of passes over the training data, 0-dim, > 0; ``None`` or NaN if it is unknown.
 
     Example:
         >>> context = StepContext(step=torch.tensor(120), total_steps=torch.tensor(100), roles={"w": "head"})
@@ -88,5 +88,5 @@ class StepContext:
 
     @property
     def scheduled_step(self) -> Tensor:
-        """The step for schedules, 0-dim: at most the last one of the horizon, so schedules keep their last value."""
+        """The step for schedules, 0-dim: at most the last step of the horizon, so schedules keep their last value."""
         return torch.minimum(self.step if self.scheduled is None else self.scheduled, self.total_steps - 1)

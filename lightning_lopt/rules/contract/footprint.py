@@ -1,4 +1,4 @@
-"""The footprint of a rule: memory of its state, and computation, for each parameter that it trains."""
+"""The footprint of a rule: memory of its state, and computation, per parameter that it trains."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ def footprint(rule: UpdateRule, shape: tuple[int, ...]) -> Footprint:
     state = without_values.init_state(tensors, {})
 
     def flops(phase: int | None) -> int:
-        at = StepContext(step=number, total_steps=number, loss=number, phase=phase)
+        context = StepContext(step=number, total_steps=number, loss=number, phase=phase)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            without_values(tensors, tensors, state, at)
+            without_values(tensors, tensors, state, context)
         return int(counter.get_total_flops())
 
     entries = tensors["tensor"].numel()
-    mean = sum(flops(phase) for phase in range(rule.period)) / rule.period
-    return Footprint(sum(x.nbytes for x in tree_leaves(state)) / entries, mean / entries)
+    mean_flops = sum(flops(phase) for phase in range(rule.period)) / rule.period
+    return Footprint(sum(x.nbytes for x in tree_leaves(state)) / entries, mean_flops / entries)
 
 
 def reads(rule: UpdateRule) -> list[str]:
-    """The inputs that the rule reads, as words."""
-    of_run = ["the loss"] * rule.reads_loss + ["the horizon"] * rule.reads_horizon
-    return ["gradients", *of_run, *["validation losses"] * rule.reads_validation]
+    """The inputs that the rule reads, in words."""
+    run_inputs = ["the loss"] * rule.reads_loss + ["the horizon"] * rule.reads_horizon
+    return ["gradients", *run_inputs, *["validation losses"] * rule.reads_validation]
 
 
 def footprint_report(rule: UpdateRule) -> str:

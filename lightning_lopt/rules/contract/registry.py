@@ -28,7 +28,7 @@ def register_rule(name: str) -> Callable[[_RuleClass], _RuleClass]:
         ...     pass
         >>> RULES["my_adam"] is MyAdam, MyAdam.rule_name
         (True, 'my_adam')
-        >>> del RULES["my_adam"]  # only so that this example leaves nothing behind
+        >>> del RULES["my_adam"]  # removes the example from the registry
     """
 
     def register(cls: _RuleClass) -> _RuleClass:

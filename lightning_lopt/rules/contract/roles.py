@@ -15,12 +15,12 @@ ROLES: tuple[Role, ...] = ("matrix", "vector", "embedding", "head")
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _PROJECTIONS = (nn.Linear, nn.Bilinear, *_CONVOLUTIONS)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-_DIRECTIONS = ("weight", "weight_orig", "weight_v", "original", "original1")  # parts of a weight that have its shape
+_DIRECTIONS = ("weight", "weight_orig", "weight_v", "original", "original1")  # tensors that have the shape of a weight
 _NORMS = ("weight_g", "original0")
 
 
 def role_of_shape(shape: tuple[int, ...]) -> Role:
-    """The role of a bare tensor: rank 2 and up is a matrix, the rest a vector.
+    """The role of a bare tensor: a tensor of rank >= 2 is a matrix, any other tensor is a vector.
 
     >>> role_of_shape((32, 64)), role_of_shape((16, 3, 3, 3)), role_of_shape((32,)), role_of_shape(())
     ('matrix', 'matrix', 'vector', 'vector')
@@ -29,38 +29,38 @@ def role_of_shape(shape: tuple[int, ...]) -> Role:
 
 
 def roles_of(module: nn.Module) -> dict[str, Role]:
-    """Roles of a module's parameters by module type, keyed as ``module.named_parameters()``.
+    """Roles of the parameters of a module by the types of its layers, keyed as ``module.named_parameters()``.
 
-    Weights of ``nn.Embedding`` are embeddings (also where they are tied to an output layer); the weight of the last
-    registered linear or convolution layer is the head, if there is more than one such layer; every other tensor of
-    rank 2 and up is a matrix, the rest are vectors. Of a weight under spectral or weight normalisation the direction
-    has the role of the weight, and the norms are a vector. No weight is computed, so no normalisation is carried out.
-    A parameter of a lazy module whose shape is not known yet has no entry, unless the type of its layer says enough.
+    Weights of ``nn.Embedding`` are embeddings, also if they are tied to an output layer. The weight of the last
+    registered linear or convolution layer is the head, if there is more than one such layer. Every other tensor of rank
+    >= 2 is a matrix, and the remaining tensors are vectors. Under spectral or weight normalisation, the direction of a
+    weight has the role of the weight, and its norms are a vector. No weight is computed, so no normalisation is run. A
+    parameter of a lazy module whose shape is not known yet has no entry, unless the type of its layer gives its role.
 
     >>> roles_of(nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 9, bias=False)))
     {'0.weight': 'embedding', '1.weight': 'matrix', '1.bias': 'vector', '2.weight': 'vector', '2.bias': 'vector', \
 '3.weight': 'head'}
     """
-    special: dict[int, Role] = {}
+    roles_by_id: dict[int, Role] = {}
     projections = [layer for layer in module.modules() if isinstance(layer, _PROJECTIONS)]
     for projection in projections:
         is_head = len(projections) > 1 and projection is projections[-1]
-        special |= _roles_of_weight(projection, "head" if is_head else "matrix")
+        roles_by_id |= _roles_of_weight(projection, "head" if is_head else "matrix")
     for layer in module.modules():
         if isinstance(layer, _EMBEDDINGS):
-            special |= _roles_of_weight(layer, "embedding")
+            roles_by_id |= _roles_of_weight(layer, "embedding")
     roles = {}
     for name, param in module.named_parameters():
-        if id(param) in special:
-            roles[name] = special[id(param)]
+        if id(param) in roles_by_id:
+            roles[name] = roles_by_id[id(param)]
         elif not is_lazy(param):
             roles[name] = role_of_shape(tuple(param.shape))
     return roles
 
 
 def _roles_of_weight(layer: nn.Module, role: Role) -> dict[int, Role]:
-    """Roles by ``id`` of the tensors that a layer's weight is made of; the attribute ``weight`` is not read, since
-    reading it carries out a parametrization, which may change its buffers."""
+    """Roles by ``id`` of the tensors from which the weight of a layer is computed. The attribute ``weight`` is not
+    read, since reading it runs a parametrization, which may change buffers."""
     tensors = dict(layer._parameters)
     if is_parametrized(layer, "weight"):
         tensors |= cast(nn.ModuleDict, layer.parametrizations)["weight"]._parameters
@@ -78,7 +78,7 @@ def _roles_of_weight(layer: nn.Module, role: Role) -> dict[int, Role]:
 
 
 def role_table(params: Mapping[str, Tensor], roles: Mapping[str, Role]) -> str:
-    """The roles as a table for people: name, shape, role, one line a parameter.
+    """The roles as a text table, with name, shape and role of each parameter in one line.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2, bias=False))

@@ -1,4 +1,4 @@
-"""Stacks of parameter tensors of one shape and role: the step of a rule for one tensor, mapped over all of them."""
+"""Stacks of parameter tensors of one shape and role, over which the step of a rule for one tensor is mapped."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from lightning_lopt.rules.contract.roles import Role, role_of_shape
 
 CPU_LIMIT = 2**15
-"""Most entries of one stack on a CPU: above it the arithmetic of an operation costs more than its call."""
+"""Limit of the entries of one stack on a CPU: above it, the arithmetic of an operation takes longer than its call."""
 DEVICE_LIMIT = 2**24
 CPU_FEWEST = 4
-"""Fewest tensors in a stack on a CPU: under ``vmap`` an operation costs as much as four without it."""
+"""Least number of tensors in a stack on a CPU: under ``vmap``, an operation takes as long as four without it."""
 DEVICE_FEWEST = 2
 
 Result = TypeVar("Result")
@@ -31,7 +31,7 @@ class TensorInputs(NamedTuple):
         grad: gradient of the loss, shape s.
         state: state from :meth:`UpdateRule.init_tensor` or from the last step.
         role: role of the tensor in the model.
-        weight_decay: decoupled weight decay of the user, added to that of the rule; a number or 0-dim.
+        weight_decay: decoupled weight decay of the user, added to the weight decay of the rule; a number or 0-dim.
         full: whether this step includes the work that is not needed at every step, see :attr:`UpdateRule.period`.
     """
 
@@ -45,7 +45,7 @@ class TensorInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Stack:
-    """n tensors of one shape s and role; the tensors below have a first axis n, or none where n is 1.
+    """n tensors of one shape s and role; for n > 1, the tensors below have a first axis n, which is missing for n = 1.
 
     Attributes:
         names: names of the n parameters.
@@ -77,21 +77,21 @@ class Stack:
         if len(self.names) == 1:
             inputs = TensorInputs(self.params, self.grads, self.state, self.role, self.weight_decay, self.full)
             return function(inputs, controls)
-        decay = self.weight_decay
-        mapped = decay if isinstance(decay, Tensor) else None
+        stack_decay = self.weight_decay
+        decays = stack_decay if isinstance(stack_decay, Tensor) else None
 
-        def of_each(
+        def function_of_tensor(
             param: Tensor,
             grad: Tensor,
             state: Mapping[str, Tensor],
-            mapped: Tensor | None,
+            decay: Tensor | None,
             tensor_controls: Mapping[str, Tensor],
         ) -> Result:
-            weight_decay = decay if mapped is None else mapped
+            weight_decay = stack_decay if decay is None else decay
             return function(TensorInputs(param, grad, state, self.role, weight_decay, self.full), tensor_controls)
 
-        in_dims = (0, 0, 0, None if mapped is None else 0, 0)
-        result: Result = vmap(of_each, in_dims=in_dims)(self.params, self.grads, dict(self.state), mapped, controls)
+        mapped_function = vmap(function_of_tensor, in_dims=(0, 0, 0, None if decays is None else 0, 0))
+        result: Result = mapped_function(self.params, self.grads, dict(self.state), decays, controls)
         return result
 
     def parts(self, result: Any) -> list[Any]:
@@ -103,14 +103,14 @@ class Stack:
 
 
 def grouped(params: Mapping[str, Tensor], names: Sequence[str], roles: Mapping[str, Role]) -> list[list[str]]:
-    """The names of each stack: tensors of one shape, type, device and role, as many as the limits allow.
+    """The names in each stack. A stack has tensors of one shape, type, device and role, up to the limits above.
 
-    Matrices come first, so that their indices are consecutive where :attr:`UpdateRule.period` distributes work.
+    Matrices come first, so that their indices are consecutive when :attr:`UpdateRule.period` distributes work.
 
     Args:
         params: parameters by name; only shapes, types and devices are read.
         names: names of the parameters that are stepped.
-        roles: roles by name; a name that is missing has the role of its shape.
+        roles: roles by name; a missing name has the role of its shape.
 
     >>> few = {name: torch.zeros(2) for name in "abc"}
     >>> grouped(few | {name: torch.zeros(3, 3) for name in "defgh"}, list("abcdefgh"), {})
@@ -122,17 +122,17 @@ def grouped(params: Mapping[str, Tensor], names: Sequence[str], roles: Mapping[s
         role = roles.get(name, role_of_shape(tuple(param.shape)))
         names_by_kind.setdefault((role, param.shape, param.dtype, param.device), []).append(name)
     groups: list[list[str]] = []
-    for (_, shape, _, device), members in sorted(names_by_kind.items(), key=lambda item: len(item[0][1]) < 2):
-        cpu = device.type == "cpu"
-        largest_count = max(1, (CPU_LIMIT if cpu else DEVICE_LIMIT) // max(shape.numel(), 1))
-        pieces = [members[start : start + largest_count] for start in range(0, len(members), largest_count)]
+    for (_, shape, _, device), kind_names in sorted(names_by_kind.items(), key=lambda item: len(item[0][1]) < 2):
+        limit, fewest = (CPU_LIMIT, CPU_FEWEST) if device.type == "cpu" else (DEVICE_LIMIT, DEVICE_FEWEST)
+        largest_count = max(1, limit // max(shape.numel(), 1))
+        pieces = [kind_names[start : start + largest_count] for start in range(0, len(kind_names), largest_count)]
         for piece in pieces:
-            groups += [piece] if len(piece) >= (CPU_FEWEST if cpu else DEVICE_FEWEST) else [[name] for name in piece]
+            groups += [piece] if len(piece) >= fewest else [[name] for name in piece]
     return groups
 
 
 def joined(values: Sequence[Tensor]) -> Tensor:
-    """n tensors of one shape s as one of shape (n, *s); a single tensor is returned as it is."""
+    """n tensors of one shape s as one tensor (n, *s); a single tensor is returned unchanged."""
     return values[0] if len(values) == 1 else torch.stack(list(values))
 
 
@@ -166,7 +166,7 @@ def split_columns(stacks: Sequence[Stack], columns: Mapping[str, Tensor]) -> lis
 
 
 def joined_decay(names: Sequence[str], weight_decay: Mapping[str, float | Tensor], like: Tensor) -> float | Tensor:
-    """The weight decay of a stack: a number if all are equal, a single 0-dim tensor as it is, otherwise shape (n,)."""
+    """The weight decay of a stack: a number if all are equal, a single 0-dim tensor unchanged, otherwise shape (n,)."""
     values = [weight_decay.get(name, 0.0) for name in names]
     first_value = values[0]
     if len(values) == 1 or (not any(isinstance(value, Tensor) for value in values) and len(set(values)) == 1):
@@ -179,7 +179,7 @@ def scaled(values: Tensor, rates: Sequence[float | Tensor]) -> Tensor:
     """The values of n tensors, each multiplied by its rate.
 
     Args:
-        values: (n, ...), or those of a single tensor, without an axis n.
+        values: (n, ...), or, for a single tensor, values without an axis n.
         rates: n numbers or 0-dim tensors.
 
     >>> scaled(torch.ones(2, 3), [0.5, 2.0])

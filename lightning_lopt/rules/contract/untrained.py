@@ -18,7 +18,7 @@ def untrained_warning(rule: UpdateRule) -> str | None:
     if not rule.starts_random or rule.trained:
         return None
     return (
-        f"rule {rule.rule_name!r} has random weights: it was neither meta-trained nor loaded, so its steps lead "
-        "nowhere; use load_rule(FOLDER), or meta-train it with MetaTrainer (and set rule.trained = True if its weights "
-        "were filled in otherwise)."
+        f"rule {rule.rule_name!r} has random weights: it was neither meta-trained nor loaded, so its steps do not "
+        "train a model; use load_rule(FOLDER), or meta-train it with MetaTrainer (and set rule.trained = True if its "
+        "weights were set in another way)."
     )

@@ -8,10 +8,8 @@ from torch import Tensor
 from lightning_lopt.rules.shared.arithmetic import TINY
 
 TYPICAL_COHERENCE, LEAST_COHERENCE = 0.3, 0.01
-NULL = 1e-10  # second moments below this share of a tensor's largest may be rounding: such entries take no step
-OPPOSED = (
-    0.01  # product of direction and gradient, both times inverse_root, from which on caution is full; less may be noise
-)
+NULL = 1e-10  # second moments below this share of the largest in a tensor may be rounding errors and cause no step
+OPPOSED = 0.01  # caution is full if direction times gradient, both scaled, is below -OPPOSED; less may be noise
 
 
 def largest_entry(moment: Tensor) -> Tensor:
@@ -29,7 +27,7 @@ def inverse_root(moment: Tensor, largest: Tensor) -> Tensor:
         moment: v, or some of its entries.
         largest: the largest entry of the tensor's v (:func:`largest_entry`), 0-dim.
     """
-    # TINY: the root has a derivative where no gradient has been
+    # TINY keeps the derivative of the root finite where all gradients were 0.
     return torch.sqrt(moment + TINY) / (moment + (NULL * largest + TINY))
 
 
@@ -37,11 +35,11 @@ def coherence_factor(mean_of_squares: Tensor, unbiased: Tensor, power: Tensor) -
     r"""Factor on the length of a step, from the coherence of the gradients: :math:`(r / 0.3)^\omega`, 0-dim.
 
     The coherence r is the RMS of Adam's direction: 1 where gradients agree, and small where they are noise. It is
-    clamped to [0.01, 1], since a value above 1 is momentum from earlier, larger gradients, which have left the second
-    moment.
+    clamped to [0.01, 1]: a value above 1 comes from earlier, larger gradients that are still part of the momentum but
+    not of the second moment.
 
     Args:
-        mean_of_squares: of the entries of momentum times :func:`inverse_root`, 0-dim.
+        mean_of_squares: mean square of the entries of momentum times :func:`inverse_root`, 0-dim.
         unbiased: factor that corrects the bias of the two averages, 0-dim.
         power: :math:`\omega`, 0-dim.
 
@@ -55,12 +53,12 @@ def coherence_factor(mean_of_squares: Tensor, unbiased: Tensor, power: Tensor) -
 
 
 def cautious(direction: Tensor, gradient: Tensor, caution: Tensor) -> Tensor:
-    """The direction with its entries of another sign than the gradient times 1 - ``caution`` (Liang et al. 2024,
-    https://arxiv.org/abs/2411.16085); entries whose product with the gradient is close to 0 are changed less.
+    """Multiply entries of a direction whose sign differs from the gradient's by 1 - ``caution`` (Liang et al. 2024,
+    https://arxiv.org/abs/2411.16085); entries whose product with the gradient is close to 0 change less.
 
     Args:
         direction: of any shape.
-        gradient: times :func:`inverse_root`, of the same shape.
+        gradient: the gradient times :func:`inverse_root`, of the same shape.
         caution: 0-dim, from 0 to 1.
 
     >>> cautious(torch.tensor([1.0, 1.0]), torch.tensor([2.0, -2.0]), torch.tensor(0.75))

@@ -1,4 +1,4 @@
-"""Factors on the steps of a run, calibrated during the run by the signal of hypergradient descent."""
+"""Calibrates the step sizes of a run during the run, by the signal of hypergradient descent."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from lightning_lopt.rules.shared.blocks import in_blocks
 
 PROMISE_LIMIT = 0.3  # limit of the promise of one gradient
 LOWEST, HIGHEST = math.log(1e-3), 1.0  # limits of the logarithm of the common factor
-LEAST, MOST = -4.0, 1.5  # limits of the logarithm of one tensor's own factor
+LEAST, MOST = -4.0, 1.5  # limits of the logarithm of the factor of a single tensor
 
 
 class Calibration(nn.Module):
-    r"""A factor :math:`\gamma` on all updates and one on the update of each tensor, from promises of the last update.
+    r"""A common factor :math:`\gamma` on all updates, and a factor for each tensor, by hypergradient descent.
 
-    With u the last update and g the gradient after it, :math:`m_t = -\langle g_t, u_{t-1} \rangle` is the decrease of
-    the loss that repeating the last update promises, to first order. Above 0 the step stopped short, well below 0 it
-    went past the valley. Its unit is the sum R of the promises so far, in which early promises count less and less;
-    R is about the decrease of the loss so far:
+    With the last update u and the gradient g after it, the promise :math:`m_t = -\langle g_t, u_{t-1} \rangle` is the
+    first-order decrease of the loss if the last update were repeated. A promise above 0 means that the step was too
+    short; a promise well below 0 means that it was too long. Promises are divided by their running sum R, in which
+    early promises count less and less; R is about the decrease of the loss so far:
 
     .. math::
         R \leftarrow \frac{t}{t + 1} R + \max(m_t, 0), \qquad
         a = \mathrm{clip}(m_t / R, \pm 0.3), \qquad
         \log \gamma \leftarrow \log \gamma + \beta_- \min(a + \tau, 0) + \beta_+ \max(a, 0)
 
-    So a is the share of the run's own progress that one more step of this kind would add. It has no unit: multiplying
-    the loss by a constant changes nothing, and neither does a constant added to the loss, whose value is never read.
-    Where gradients are noise, R grows with the steps and a falls with their number, as the gain of a stochastic
-    approximation does. R at most doubles in a step, so one wrong gradient does not set it for the run.
+    So a compares the decrease that one more such step promises with the decrease so far. It has no unit: a constant
+    that multiplies the loss cancels, and a constant added to the loss has no effect, since the loss is never read.
+    Where gradients are noise, R grows with the number of steps, so a falls with that number, as the gain of a
+    stochastic approximation does. R at most doubles in a step, so a single wrong gradient does not fix R for the run.
 
-    What tensor i of n contributes, :math:`a_i` (clipped after multiplying it by n), changes the factor
-    :math:`\gamma_i` of the tensor by the difference from a:
+    The share :math:`a_i` of tensor i of n in a, multiplied by n and then clipped, changes the factor :math:`\gamma_i`
+    of the tensor:
 
     .. math:: \log \gamma_i \leftarrow \log \gamma_i + \beta (a_i - a)
 
-    The signal is that of hypergradient descent (Baydin et al. 2018, https://arxiv.org/abs/1703.04782), in the unit of
-    its earlier promises.
+    The signal is the hypergradient (Baydin et al. 2018, https://arxiv.org/abs/1703.04782), divided by the sum of
+    earlier promises.
 
     Args:
         shrink: initial :math:`\beta_-`, > 0.
@@ -61,35 +61,35 @@ class Calibration(nn.Module):
     def forward(
         self, memory: Tensor, log_factors: Tensor, promises: Tensor, step: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The logarithm of the common factor, and the memory for the next step.
+        """The factors on this step, and the memory for the next step.
 
         Args:
             memory: logarithm of the common factor and R, shape ``(2,)``; zeros before the first step.
             log_factors: logarithm of the factor of each of n tensors, shape ``(n,)``; zeros before the first step.
-            promises: of each tensor, :func:`promise`, shape ``(n,)``.
+            promises: :func:`promise` of each tensor, shape ``(n,)``.
             step: steps made before this one, 0-dim.
 
         Returns:
             the logarithm of the common factor, the new memory, and the new logarithms of the tensors' factors.
         """
-        log_common, promised = memory.unbind()
+        log_common, promise_sum = memory.unbind()
         promises = promises.to(memory.dtype)
         memory_decay = step.to(memory.dtype) / (step + 1).to(memory.dtype)
-        total = promises.sum()
-        promised = _promised(memory_decay * promised, total)
-        # While R is 0, the unit is the sum of the promises of this step.
-        promises = promises / torch.where(promised > 0, promised, total.abs() + TINY)
+        step_promise = promises.sum()
+        promise_sum = _sum_with(memory_decay * promise_sum, step_promise)
+        # While R is 0, promises are divided by the size of the promise of this step.
+        promises = promises / torch.where(promise_sum > 0, promise_sum, step_promise.abs() + TINY)
         share = promises.sum().clamp(-PROMISE_LIMIT, PROMISE_LIMIT)
         shrink = torch.exp(self.log_shrink) * (share + torch.exp(self.log_tolerance)).clamp(max=0.0)
         grow = torch.exp(self.log_grow) * share.clamp(min=0.0)
         common = (log_common + (shrink + grow).to(memory.dtype)).clamp(LOWEST, HIGHEST)
         difference = (len(promises) * promises).clamp(-PROMISE_LIMIT, PROMISE_LIMIT) - share
-        moved = (log_factors + torch.exp(self.log_balance) * difference).clamp(LEAST, MOST)
-        return common, torch.stack([common, promised]), moved.to(log_factors.dtype)
+        new_factors = (log_factors + torch.exp(self.log_balance) * difference).clamp(LEAST, MOST)
+        return common, torch.stack([common, promise_sum]), new_factors.to(log_factors.dtype)
 
 
 def promise(grad: Tensor, last_update: Tensor) -> Tensor:
-    r"""The decrease of the loss that repeating the last update of one tensor promises, 0-dim.
+    r"""The first-order decrease of the loss if the last update of one tensor were repeated, 0-dim.
 
     >>> promise(torch.tensor([1.0, 2.0]), torch.tensor([-0.5, 0.0]))
     tensor(0.5000)
@@ -113,7 +113,7 @@ def power_and_promises(grad: Tensor, per_unit: Tensor, last_updates: Sequence[Te
     return in_blocks(sums, grad, *last_updates, sums=1 + len(last_updates))
 
 
-def _promised(promised: Tensor, promise: Tensor) -> Tensor:
+def _sum_with(promise_sum: Tensor, step_promise: Tensor) -> Tensor:
     """The sum of the promises after one more promise, which at most doubles the sum; 0-dim."""
-    gain = promise.clamp(min=0.0)
-    return promised + torch.where(promised > 0, torch.minimum(gain, promised), gain)
+    gain = step_promise.clamp(min=0.0)
+    return promise_sum + torch.where(promise_sum > 0, torch.minimum(gain, promise_sum), gain)

@@ -19,21 +19,22 @@ class Controls(NamedTuple):
     decay_factor: Tensor
     mix_shift: Tensor
 
-    def applied_to(self, at: Constants) -> Constants:
-        """The constants of one tensor as these controls of the tensor, 0-dim each, change them."""
-        at = at.with_momentum(at.momentum_mix + self.mix_shift, at.momentum_weight)
-        return at._replace(step_size=at.step_size * self.step_factor, weight_decay=at.weight_decay * self.decay_factor)
+    def applied_to(self, constants: Constants) -> Constants:
+        """The constants of one tensor after these controls, 0-dim each, have changed them."""
+        mixed = constants.with_momentum(constants.momentum_mix + self.mix_shift, constants.momentum_weight)
+        step_size, weight_decay = mixed.step_size * self.step_factor, mixed.weight_decay * self.decay_factor
+        return mixed._replace(step_size=step_size, weight_decay=weight_decay)
 
 
 class Controller(nn.Module):
-    r"""A GRU over the inner steps, one hidden state per tensor, the same weights for all of them.
+    r"""A GRU over the inner steps, with one hidden state per tensor and the same weights for all tensors.
 
     .. math::
         z, r = \sigma(W_{zr} [x, h] + b_{zr}), \quad n = \tanh(W_n [x, r h] + b_n), \quad h' = (1 - z)\, n + z\, h
 
-    followed by a linear layer that starts at zero, so the controls start at exactly 1, 1 and 0. All outputs are
-    bounded: the step size by ``[1/step_range, step_range]``, the weight decay by ``[1/e^2, e^2]``, the momentum mix
-    by ``±0.2``.
+    A linear layer follows, which starts at zero, so the controls start at exactly 1, 1 and 0. All outputs are bounded:
+    the factor on the step size lies in ``[1/step_range, step_range]``, the factor on the weight decay in
+    ``[1/e^2, e^2]``, and the shift of the momentum mix in ``[-0.2, 0.2]``.
 
     Args:
         inputs: number F of input signals.

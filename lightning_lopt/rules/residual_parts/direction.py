@@ -16,8 +16,8 @@ FEATURES = 4  # besides a constant, which carries the bias
 class DirectionMLP(nn.Module):
     """Correction of the direction of each entry, from a few features of the entry; zero before any meta-training.
 
-    Features are stacked on the first axis, so that the tiny layers are products of (hidden, F) with (F, N) matrices:
-    the long axis stays contiguous.
+    Features are stacked on the first axis, so that the small layers multiply (hidden, F) by (F, N) matrices and the
+    long axis N stays contiguous.
 
     Args:
         hidden: width of the two hidden layers.
@@ -30,7 +30,7 @@ class DirectionMLP(nn.Module):
         self.output_weight = nn.Parameter(torch.zeros(1, hidden, dtype=THETA_DTYPE))
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """The correction, of the shape of each of the ``FEATURES`` tensors."""
+        """The correction, which has the shape of each of the ``FEATURES`` tensors."""
         shape, dtype = features[0].shape, features[0].dtype
         rows = [feature.reshape(-1) for feature in features]
         x = torch.stack([*rows, torch.ones_like(rows[0])]).to(self.weight_0.dtype)
@@ -42,12 +42,12 @@ class DirectionMLP(nn.Module):
         """The direction, of RMS 1, plus the correction; all arguments have the shape of the tensor.
 
         Args:
-            direction: without the correction.
-            adam: Adam's direction in the tensor's own coordinates.
+            direction: direction without the correction.
+            adam: Adam's direction in the coordinates of the tensor.
             gradient: the gradient, scaled as in ``adam``.
             param: the tensor before the step.
         """
         direction = unit_rms(direction)
         correction: Tensor = self((direction, unit_rms(adam), unit_rms(gradient), unit_rms(param)))
-        alive = mean_square(direction)  # 1, or 0 without a gradient, which must not become a step
-        return direction + alive * correction
+        has_gradient = mean_square(direction)  # 1, or 0 for a zero gradient, which must not cause a step
+        return direction + has_gradient * correction

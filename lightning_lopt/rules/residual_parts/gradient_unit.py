@@ -1,4 +1,4 @@
-"""The unit in which a run's gradients are taken, so that the scale of the loss does not matter."""
+"""Divides the gradients of a run by a unit, so that the scale of the loss does not matter."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from torch import Tensor
 
 from lightning_lopt.rules.shared.blocks import in_blocks
 
-GRADIENT_LIMIT = 1e15  # entries are clipped here, in the run's own unit, so that squares stay finite in float32
+GRADIENT_LIMIT = 1e15  # entries are clipped here, in the unit of the run, so that squares stay finite in float32
 SMALLEST_UNIT = 2.0**-100  # least unit of gradients
 
 
 def unit_of(largest: Tensor, unit: Tensor) -> Tensor:
-    """The unit of the gradients of a run: the power of two below the first largest entry above 0; 0-dim.
+    """The unit of the gradients of a run: the largest power of two up to the first largest entry above 0; 0-dim.
 
-    Squares then do not underflow in float32 where the loss is small, and no digit changes.
+    In this unit, squares do not underflow in float32 where the loss is small. Division by a power of two rounds
+    nothing.
 
     Args:
         largest: the largest entry of the present gradients, 0-dim.
-        unit: the previous unit; 0 as long as there is none.
+        unit: the previous unit; 0 before the first gradient above 0.
 
     >>> unit_of(torch.tensor(5.0), torch.tensor(0.0)), unit_of(torch.tensor(5.0), torch.tensor(2.0))
     (tensor(4.), tensor(2.))
@@ -29,12 +30,12 @@ def unit_of(largest: Tensor, unit: Tensor) -> Tensor:
 
 
 def per_unit_of(unit: Tensor) -> Tensor:
-    """1 / unit, or 1 as long as there is none; 0-dim."""
+    """1 / unit, or 1 for a unit of 0; 0-dim."""
     return 1 / torch.where(unit == 0, 1.0, unit)
 
 
 def in_unit(grad: Tensor, per_unit: Tensor) -> Tensor:
-    """A gradient in the unit of its run, cut off where squares are no longer finite in float32."""
+    """A gradient in the unit of its run, clipped so that squares are finite in float32."""
     per_unit = per_unit.to(grad.dtype)
     return in_blocks(lambda grad: ((grad * per_unit).clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT),), grad)[0]
 

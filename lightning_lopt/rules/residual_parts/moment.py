@@ -17,8 +17,8 @@ class Moment(NamedTuple):
     Attributes:
         constants: constants of each role.
         per_unit: 1 / unit of the gradients before the step, 0-dim.
-        loss_averages: averages of the loss, including that of this step, (2,); for a controller.
-        signals: inputs of a controller that describe the run, (5,).
+        loss_averages: averages of the loss that include the loss of this step, (2,); ``None`` without a controller.
+        signals: inputs of a controller that describe the run, (5,); ``None`` without a controller.
     """
 
     constants: Mapping[Role, Constants]

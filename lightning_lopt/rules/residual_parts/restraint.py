@@ -11,11 +11,11 @@ from lightning_lopt.rules.base import THETA_DTYPE, Columns
 from lightning_lopt.rules.residual_parts.structure import Signs, depth_of, trained
 from lightning_lopt.rules.shared.arithmetic import TINY
 
-TYPICAL_EPOCHS = 12.0  # passes over the training data for which the rule's ``careful`` is meant
+TYPICAL_EPOCHS = 12.0  # passes over the training data at which the epoch factor is 1
 TYPICAL_DEPTH = 3.0  # largest number of matrices without a depth factor
 FEWEST, MOST = math.log(1.5 / TYPICAL_EPOCHS), math.log(30.0 / TYPICAL_EPOCHS)  # limits of log(epochs / TYPICAL_EPOCHS)
 RATE = 0.05  # rate of the running average of the logarithm of the gradient norm
-FIRST = 20  # number of first gradients that count without a limit
+FIRST = 20  # number of gradients at the start of a run whose norms are not limited
 LIMIT = 7.0  # limit of the difference between the logarithm of one gradient norm and the mean of the logarithms
 
 
@@ -30,15 +30,15 @@ class Restraint(nn.Module):
         b_t = b_{t-1} + (\log n_t - b_{t-1}) / t, \qquad
         \log f = \rho \min(a_t - b_t, 0)
 
-    The size of a direction does not depend on the size of the gradient. Where a pretrained network has memorised the
+    The size of a direction does not depend on the size of the gradient. Once a pretrained network has memorised the
     few examples of fine-tuning, gradients vanish, and steps of full size only move the network away from its pretrained
-    weights. Gradients that are noise, or fall by a power of the number of steps, shorten steps little or not at all,
-    since the mean falls with them. Multiplying the loss by a constant changes nothing, and a step without a gradient is
-    ignored. After 20 gradients, a norm counts as at most 1,000 times as large or as small as the mean.
+    weights. Gradients that are noise, or that fall by a power of the number of steps, shorten steps little or not at
+    all, since the mean falls too. Multiplying the loss by a constant changes nothing, and a step without a gradient is
+    ignored. After 20 gradients, a norm is clipped to at most 1,000 times and at least 1/1,000 of the mean.
 
-    Where the planned number of epochs E is known, there is one factor more, :math:`(E / 12)^{-\psi}` with E between 1.5
-    and 30: the more often examples are repeated, the less a step improves unseen examples. For a network
-    of n > 3 matrices there is a factor :math:`(n / 3)^{-\delta}`, since their changes add up in its output.
+    A known number E of planned epochs, clipped to [1.5, 30], gives the further factor :math:`(E / 12)^{-\psi}`: the
+    more often examples are repeated, the less a step improves unseen examples. A network of k > 3 matrices gives the
+    factor :math:`(k / 3)^{-\delta}`, since the changes of the matrices add up in the output of the network.
 
     Args:
         power: initial :math:`\rho`, >= 0.
@@ -65,20 +65,21 @@ class Restraint(nn.Module):
         """The logarithm of the factor, 0-dim, and the memory for the next step.
 
         Args:
-            memory: the number of gradients so far, the average and the mean of their logarithm, shape ``(3,)``; zeros
-                before the first.
-            log_norm: logarithm of the norm of all gradients, 0-dim; minus infinity if they are null.
-            epochs: planned passes over the training data, 0-dim; ``None`` or NaN where it is unknown.
+            memory: the number of gradients so far, the average and the mean of the logarithm of their norm, shape
+                ``(3,)``; zeros before the first gradient.
+            log_norm: logarithm of the norm of all gradients, 0-dim; minus infinity if all gradients are 0.
+            epochs: planned passes over the training data, 0-dim; ``None`` or NaN if the number is unknown.
             depth: number of matrices, 0-dim; see :func:`~lightning_lopt.rules.residual_parts.structure.depth_of`.
         """
         count, average, mean = memory.unbind()
         has_gradient = log_norm.abs() < torch.inf
-        size = torch.where(has_gradient, log_norm, 0.0).to(memory.dtype)
-        size = torch.where(count > FIRST, torch.minimum(torch.maximum(size, mean - LIMIT), mean + LIMIT), size)
+        log_size = torch.where(has_gradient, log_norm, 0.0).to(memory.dtype)
+        limited = torch.minimum(torch.maximum(log_size, mean - LIMIT), mean + LIMIT)
+        log_size = torch.where(count > FIRST, limited, log_size)
         count = count + has_gradient
         weight = 1 / count.clamp(min=1.0)
-        average = torch.where(has_gradient, torch.lerp(average, size, weight.clamp(min=RATE)), average)
-        mean = torch.where(has_gradient, torch.lerp(mean, size, weight), mean)
+        average = torch.where(has_gradient, torch.lerp(average, log_size, weight.clamp(min=RATE)), average)
+        mean = torch.where(has_gradient, torch.lerp(mean, log_size, weight), mean)
         log_factor = self.power.to(memory.dtype) * (average - mean).clamp(max=0.0)
         return log_factor + self.planned_factor(epochs, depth), torch.stack([count, average, mean])
 
@@ -93,24 +94,24 @@ class Restraint(nn.Module):
         """The factor on the steps of each of n tensors, (n,), and the memory for the next step.
 
         Args:
-            memory: as of :meth:`forward`.
-            columns: of n tensors the signs of training ``"structure"``, (n, 10), the sum of squares of their gradients
-                in a unit, ``"power"``, and the logarithm of the divisor of the
-                steps of a trained tensor, ``"careful"``, (n,) each.
+            memory: as in :meth:`forward`.
+            columns: ``"structure"`` holds the signs of training of n tensors, (n, 10). ``"power"`` holds the sums of
+                squares of their gradients in a unit, (n,). ``"careful"`` holds the logarithms of the divisors of the
+                steps of trained tensors, (n,).
             per_unit: 1 / unit, 0-dim.
-            epochs: as of :meth:`forward`.
+            epochs: as in :meth:`forward`.
             log_growth: logarithm of a factor by which the steps of a trained tensor lengthen, up to full steps.
         """
         signs = Signs(*columns["structure"].unbind(-1))
         log_norm = log_norm_of(columns["power"].sum(), per_unit)
         log_restraint, memory = self(memory, log_norm, epochs, depth_of(signs))
-        shares = trained(signs, self.repetition(epochs))
+        degrees = trained(signs, self.repetition(epochs))
         log_factors = log_restraint - columns["careful"]
         log_factors = torch.maximum(log_factors, (log_factors + log_growth).clamp(max=0.0))
-        return torch.exp(log_factors * shares), memory
+        return torch.exp(log_factors * degrees), memory
 
     def planned_factor(self, epochs: Tensor | None, depth: Tensor | None) -> Tensor | float:
-        """The logarithm of the factors that follow from the epochs and the depth, 0-dim; 0 for unknown ones.
+        """The logarithm of the product of the epoch and depth factors, 0-dim; an unknown number gives the factor 1.
 
         >>> rule = Restraint(epoch_power=1.0, depth_power=1.0)
         >>> round(float(rule.planned_factor(torch.tensor(3.0), torch.tensor(6.0)).exp()), 2)  # 12 / 3, 3 / 6
@@ -120,12 +121,12 @@ class Restraint(nn.Module):
         if self.epoch_power is not None and epochs is not None:
             log_factor = log_factor - self.epoch_power.to(epochs.dtype) * torch.nan_to_num(_log_epochs(epochs))
         if self.depth_power is not None and depth is not None:
-            deeper = torch.log(depth / TYPICAL_DEPTH).clamp(min=0.0)
-            log_factor = log_factor - self.depth_power.to(depth.dtype) * deeper
+            log_excess_depth = torch.log(depth / TYPICAL_DEPTH).clamp(min=0.0)
+            log_factor = log_factor - self.depth_power.to(depth.dtype) * log_excess_depth
         return log_factor
 
     def repetition(self, epochs: Tensor | None) -> Tensor | float:
-        """How much examples are repeated, 0-dim: 0 up to 1.5 epochs and where their number is unknown, 1 from 30 on.
+        """Degree of repetition of examples, 0-dim: 0 up to 1.5 epochs or for an unknown number, 1 from 30 epochs on.
 
         >>> [round(float(Restraint(epoch_power=1.0).repetition(torch.tensor(x))), 2) for x in (1.0, 6.7, 50.0)]
         [0.0, 0.5, 1.0]
@@ -136,15 +137,15 @@ class Restraint(nn.Module):
 
 
 def _log_epochs(epochs: Tensor) -> Tensor:
-    """The logarithm of the epochs, relative to the typical number and within limits; NaN stays NaN."""
+    """The logarithm of epochs / TYPICAL_EPOCHS, clipped to its limits; NaN stays NaN."""
     return torch.log(epochs / TYPICAL_EPOCHS).clamp(FEWEST, MOST)
 
 
 def log_norm_of(power: Tensor, per_unit: Tensor) -> Tensor:
-    """The logarithm of the norm of gradients, 0-dim; minus infinity, and no derivative, if they are null.
+    """The logarithm of the norm of gradients, 0-dim; minus infinity, with a derivative of 0, for gradients of 0.
 
     Args:
-        power: sum of their squares, in a unit, 0-dim.
+        power: sum of the squares of the gradients in a unit, 0-dim.
         per_unit: 1 / unit, 0-dim.
 
     >>> log_norm_of(torch.tensor(16.0), torch.tensor(0.5))  # 4 units of 2

@@ -1,4 +1,4 @@
-"""The constants of the hand-designed part of ResidualRule: one of each kind for every role."""
+"""The constants of the hand-designed part of ResidualRule: every role has a constant of each kind."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class Constants(NamedTuple):
         weight_decay: in units of the step size.
         momentum_mix: weight of the momentum against the bare gradient.
         momentum_rate: weight of a new gradient in the momentum.
-        momentum_weight: sum of the weights of all gradients in the momentum, as if all steps had had the present rate.
-        momentum_share: s such that (1 - s) g + s m is the mix of the gradient g and the momentum m without its bias to
-            zero, up to ``mix_factor``.
-        mix_factor: the factor that ``momentum_share`` leaves out.
+        momentum_weight: sum of the weights of all gradients in the momentum, as if the rate had not changed.
+        momentum_share: s such that ``mix_factor`` ((1 - s) g + s m) is the mix of the gradient g and the
+            bias-corrected momentum, where m is the momentum before the correction.
+        mix_factor: see ``momentum_share``.
         moment_rate: weight of a new square in the second moment.
-        moment_root: root of the weights of all squares in the second moment together, for its bias correction.
+        moment_root: square root of the sum of the weights in the second moment, for the bias correction.
         rotated_rate: ``moment_rate`` of the second moment in the eigenbases, and of the covariances.
         rotated_root: ``moment_root`` of the second moment in the eigenbases.
-        caution: share by which entries of a direction whose sign is not that of the gradient are shortened.
-        coherence_power: power of a direction's coherence with which its step grows.
+        caution: share that is subtracted from entries of a direction whose sign differs from the gradient's.
+        coherence_power: power of the coherence of a direction in the length of its step.
     """
 
     step_size: Tensor
@@ -51,13 +51,13 @@ class Constants(NamedTuple):
     coherence_power: Tensor
 
     def with_momentum(self, mix: Tensor, weight: Tensor) -> Constants:
-        """These constants with another mix of momentum and gradient."""
+        """A copy of these constants with a different mix of momentum and gradient."""
         share, factor = momentum_share(mix, weight)
         return self._replace(momentum_mix=mix, momentum_weight=weight, momentum_share=share, mix_factor=factor)
 
 
 def momentum_share(mix: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """``momentum_share`` and ``mix_factor`` of :class:`Constants`, from its ``momentum_mix`` and ``momentum_weight``.
+    """``momentum_share`` and ``mix_factor`` of :class:`Constants`, from ``momentum_mix`` and ``momentum_weight``.
 
     >>> momentum_share(torch.tensor(0.5), torch.tensor(0.25))  # (g + 4 m) / 2 = 2.5 (0.2 g + 0.8 m)
     (tensor(0.8000), tensor(2.5000))
@@ -70,15 +70,15 @@ def momentum_share(mix: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 class RoleConstants(nn.Module):
     """The constants of the hand-designed part, one entry per role in the order of ``ROLES``, all learnable.
 
-    Stored in the space in which they are learned: positive constants by their logarithm, those between 0 and 1 by
-    their logit.
+    Constants are stored in the space in which they are learned: positive constants as logarithms, constants between
+    0 and 1 as logits.
 
     Args:
         step_size: initial step size for all roles, > 0, in units of a tensor's initial RMS.
         weight_decay: initial weight decay for all roles, > 0, in units of the step size, as in AdamW.
-        rotated: whether any role has a second moment in eigenbases, which takes one more constant.
+        rotated: whether any role has a second moment in eigenbases, which adds one kind of constant.
         horizon_power: initial power for all roles with which step sizes fall with the horizon; the weight decay
-            has a separate power. ``None`` for no such constants.
+            has a separate power. ``None`` for no dependence on the horizon.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class RoleConstants(nn.Module):
         constants = Constants(
             step_size=torch.exp(self.log_step_size) * self.schedule(context),
             rms_floor=torch.exp(self.log_rms_floor),
-            weight_decay=_fallen(torch.exp(self.log_weight_decay), self.decay_horizon_power, context),
+            weight_decay=_scaled_by_horizon(torch.exp(self.log_weight_decay), self.decay_horizon_power, context),
             momentum_mix=self.momentum_mix,
             momentum_rate=momentum_rate,
             momentum_weight=momentum_weight,
@@ -149,20 +149,21 @@ class RoleConstants(nn.Module):
         warmup = torch.sigmoid(self.logit_warmup) * total
         rise = torch.clamp((step + 1) / torch.clamp(warmup, min=1.0), max=1.0)
         remaining_share = torch.clamp((total - step) / (total - warmup), 1e-6, 1.0)
-        return _fallen(rise * remaining_share ** torch.exp(self.log_decay_power), self.horizon_power, context)
+        decay = remaining_share ** torch.exp(self.log_decay_power)
+        return _scaled_by_horizon(rise * decay, self.horizon_power, context)
 
 
 def _grown(logit_beta: Tensor, growth: Tensor, context: StepContext) -> Tensor:
     r"""Logit of the decay :math:`\beta` of an average at a step.
 
-    The average covers :math:`\tau = \beta / (1 - \beta)` steps; at step t it covers :math:`\tau (1 + t / \tau)^g` with
-    the growth g: gradients change quickly at first, and averages over more steps are better later.
+    The average covers :math:`\tau = \beta / (1 - \beta)` steps at the start and :math:`\tau (1 + t / \tau)^g` at step
+    t, with the growth g: gradients change quickly at first, and averages over more steps are better later.
     """
     return logit_beta + growth * torch.log1p(context.step * torch.exp(-logit_beta))
 
 
-def _fallen(value: Tensor, power: Tensor | None, context: StepContext) -> Tensor:
-    """``value`` times ((T + 1000) / 1500)^-power for a horizon of T steps, or ``value`` itself without a power."""
+def _scaled_by_horizon(value: Tensor, power: Tensor | None, context: StepContext) -> Tensor:
+    """``value`` times ((T + 1000) / 1500)^-power for a horizon of T steps, or ``value`` without a power."""
     return value if power is None else value * ((context.total_steps + BEND) / (TYPICAL + BEND)) ** -power
 
 

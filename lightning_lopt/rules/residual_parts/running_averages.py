@@ -13,31 +13,31 @@ from lightning_lopt.rules.shared.blocks import in_blocks
 
 
 def accumulate(
-    grad: Tensor, state: Mapping[str, Tensor], at: Constants, *, turn: bool, overwrites: bool = False
+    grad: Tensor, state: Mapping[str, Tensor], constants: Constants, *, turn: bool, overwrites: bool = False
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Update the running averages of a tensor of shape s with a gradient.
 
     Args:
-        grad: in the unit of the run, s.
-        state: the tensor's state before the step; only averages in it are updated.
-        at: constants of the tensor's role.
+        grad: gradient in the unit of the run, s.
+        state: state of the tensor before the step; only the averages in this state are updated.
+        constants: constants of the role of the tensor.
         turn: whether the eigenbases are turned in this step.
         overwrites: whether the gradient in other coordinates may be written to the memory of ``grad``.
 
     Returns:
-        the state after the gradient; and the gradient in the coordinates of the direction, s: those of the eigenbases
-        for a rotated tensor.
+        the state after the gradient; and the gradient, s, in the coordinates of the direction, which are those of the
+        eigenbases for a rotated tensor.
     """
     new_state, basis_grad = dict(state), grad
-    momentum_rate, moment_rate = at.momentum_rate.to(grad.dtype), at.moment_rate.to(grad.dtype)
+    momentum_rate, moment_rate = constants.momentum_rate.to(grad.dtype), constants.moment_rate.to(grad.dtype)
     if "momentum" in state:
         new_state["momentum"] = torch.lerp(state["momentum"], grad, momentum_rate)
     if "second_moment" in state:
         new_state["second_moment"] = _with_square(state["second_moment"], grad, moment_rate)
     if "gradient_power" in state:
-        new_state["gradient_power"] = gradient_power(state, grad, at)
+        new_state["gradient_power"] = gradient_power(state, grad, constants)
     if "rotated_moment" in state:
-        rate = at.rotated_rate.to(grad.dtype)
+        rate = constants.rotated_rate.to(grad.dtype)
         new_state |= follow(state, grad, rate, turn=turn)
 
         def in_new_bases(grad: Tensor, momentum: Tensor, moment: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,16 +54,16 @@ def accumulate(
 
 
 def _with_square(moment: Tensor, grad: Tensor, rate: Tensor) -> Tensor:
-    """The running mean of squares with those of ``grad``, at ``rate``, 0-dim."""
+    """The running mean of squares after the squares of ``grad``, whose weight is ``rate``, 0-dim."""
     (result,) = in_blocks(lambda moment, grad: (torch.lerp(moment, grad.square(), rate),), moment, grad)
     return result
 
 
 def momentum_of(state: Mapping[str, Tensor]) -> Tensor:
-    """The momentum of a tensor in the tensor's own coordinates, of its shape."""
+    """The momentum of a tensor in the coordinates of the tensor, of the same shape."""
     return out_of_bases(state["rotated_momentum"], state) if "rotated_momentum" in state else state["momentum"]
 
 
-def gradient_power(state: Mapping[str, Tensor], grad: Tensor, at: Constants) -> Tensor:
-    """The running mean of the squared gradient with this gradient, 0-dim."""
-    return torch.lerp(state["gradient_power"], grad.square().mean(), at.moment_rate.to(grad.dtype))
+def gradient_power(state: Mapping[str, Tensor], grad: Tensor, constants: Constants) -> Tensor:
+    """The running mean of the squared gradient after this gradient, 0-dim."""
+    return torch.lerp(state["gradient_power"], grad.square().mean(), constants.moment_rate.to(grad.dtype))

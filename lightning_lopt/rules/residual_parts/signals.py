@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_lopt.rules.base import ROLES, Role, StepContext
 from lightning_lopt.rules.shared.arithmetic import TINY, constants, matrix_shape
 
-LOSS_DECAYS = (0.9, 0.99)  # of the fast and the slow average of the loss
+LOSS_DECAYS = (0.9, 0.99)  # decays of the fast and the slow average of the loss
 AVERAGES = len(LOSS_DECAYS)
 SIGNALS = 11 + len(ROLES)
 
@@ -27,7 +27,8 @@ def average_loss(averages: Tensor, context: StepContext) -> Tensor:
 def shared_signals(loss_averages: Tensor, context: StepContext) -> Tensor:
     """The inputs that are the same for all tensors, shape (5,), each within about ±1.
 
-    In order: progress; warm-up done; log horizon; fast against slow loss average; loss against fast average.
+    Their order is: progress; share of the warm-up that has passed; log horizon; contrast of the fast and the slow
+    average of the loss; contrast of the loss and the fast average.
     """
     dtype = loss_averages.dtype
     step, total = context.scheduled_step.to(dtype), context.total_steps.to(dtype)
@@ -47,11 +48,11 @@ def shared_signals(loss_averages: Tensor, context: StepContext) -> Tensor:
 def tensor_signals(
     param: Tensor, grad: Tensor, momentum: Tensor, gradient_power: Tensor, initial_rms: Tensor, role: Role
 ) -> Tensor:
-    """The inputs that concern one tensor, shape (10,), each within about ±1.
+    """The inputs that describe one tensor, shape (10,), each within about ±1.
 
-    In order: log gradient power against its average; cosine of gradient and momentum; log share of the momentum in the
-    gradient power (signal-to-noise); log growth of the tensor since initialisation; log rows; log columns; role,
-    one-hot. All are unchanged when the loss is multiplied by a constant.
+    Their order is: log ratio of gradient power to its average; cosine of gradient and momentum; log ratio of momentum
+    power to gradient power (signal-to-noise); log growth of the tensor since initialisation; log rows; log columns;
+    role, one-hot. A constant that multiplies the loss changes none of them.
     """
     power, momentum_power = grad.square().mean(), momentum.square().mean()
     cosine = (grad * momentum).mean() * torch.rsqrt(power * momentum_power + TINY)
@@ -70,7 +71,7 @@ def tensor_signals(
 
 
 def _contrast(a: Tensor, b: Tensor) -> Tensor:
-    """(a - b) relative to their size, within ±1, also for losses of any sign."""
+    """(a - b) relative to |a| + |b|, within ±1, for losses of any sign."""
     return torch.clamp(4 * (a - b) / (a.abs() + b.abs() + TINY), -1.0, 1.0)
 
 

@@ -27,33 +27,33 @@ def direction_of(
     grad: Tensor,
     basis_grad: Tensor,
     state: Mapping[str, Tensor],
-    at: Constants,
+    constants: Constants,
     *,
     evened: bool,
     orthogonal: bool,
     correction: DirectionMLP | None,
 ) -> tuple[Tensor, Tensor]:
-    """The direction of the step of a tensor of shape s, and its multiplier.
+    """The direction of the step of a tensor of shape s, and the multiplier of the direction.
 
     Args:
         param: the tensor before the step, s.
-        grad: in the unit of the run, s.
-        basis_grad: the gradient in the coordinates of the eigenbases where the tensor has them, else ``grad``; s.
-            Without a correction, the direction is written to its memory if it is large.
-        state: the tensor's state after this gradient.
-        at: constants of the tensor.
-        evened: whether a rotated tensor with one basis is orthogonalised along its other side.
+        grad: gradient in the unit of the run, s.
+        basis_grad: the gradient in the coordinates of the eigenbases for a rotated tensor, else ``grad``; s.
+            Without a correction, the direction of a large tensor is written to this memory.
+        state: state of the tensor after this gradient.
+        constants: constants of the tensor.
+        evened: whether the direction of a rotated tensor with one basis is orthogonalised (:func:`out_evened`).
         orthogonal: whether the direction is the orthogonalised momentum instead of Adam's direction.
-        correction: network whose correction is added to the direction.
+        correction: network whose output is added to the direction.
 
     Returns:
         the direction, s; and the length of the step divided by the RMS of the direction, 0-dim.
     """
     is_rotated = "rotated_moment" in state
-    dtype, length = grad.dtype, at.step_size
-    momentum_share, caution = at.momentum_share.to(dtype), at.caution.to(dtype)
+    dtype, length = grad.dtype, constants.step_size
+    momentum_share, caution = constants.momentum_share.to(dtype), constants.caution.to(dtype)
     momentum = state["rotated_momentum" if is_rotated else "momentum"]
-    overwrites = correction is None  # otherwise it reads the gradient
+    overwrites = correction is None  # a correction still reads the gradient
     if orthogonal:
         direction = torch.lerp(basis_grad, momentum, momentum_share)
     else:
@@ -65,10 +65,10 @@ def direction_of(
             direction = torch.lerp(grad, momentum, momentum_share) * scale
             return cautious(direction, grad * scale, caution), sum_of_squares(direction)
 
-        place = basis_grad if overwrites else None
-        direction, squares = in_blocks(adam_direction, basis_grad, momentum, moment, may_overwrite=place, sums=1)
-        unbiased = (at.rotated_root if is_rotated else at.moment_root) * at.mix_factor
-        length = length * coherence_factor(squares / max(grad.numel(), 1), unbiased, at.coherence_power)
+        memory = basis_grad if overwrites else None
+        direction, squares = in_blocks(adam_direction, basis_grad, momentum, moment, may_overwrite=memory, sums=1)
+        unbiased = (constants.rotated_root if is_rotated else constants.moment_root) * constants.mix_factor
+        length = length * coherence_factor(squares / max(grad.numel(), 1), unbiased, constants.coherence_power)
     if is_rotated:
         direction = (out_evened if evened else out_of_bases)(direction, state, overwrites=overwrites)
     if correction is not None:
@@ -81,17 +81,17 @@ def direction_of(
 
 
 def update_of(direction: Tensor, length: Tensor, param: Tensor, decay: Tensor) -> Tensor:
-    """The update of a tensor of shape s: against the direction, and towards 0.
+    """The update of a tensor of shape s: a step against the direction, and weight decay.
 
     Args:
-        direction: s; if it is large, the update is written to its memory.
+        direction: s; the update of a large tensor is written to the memory of its direction.
         length: length of the step divided by the RMS of the direction, 0-dim.
         param: the tensor before the step, s.
         decay: share of ``param`` that is subtracted, 0-dim.
     """
     decay = decay.to(param.dtype)
 
-    def against(direction: Tensor, param: Tensor) -> tuple[Tensor]:
+    def scaled_and_decayed(direction: Tensor, param: Tensor) -> tuple[Tensor]:
         return (torch.addcmul(direction * -length, param, decay, value=-1).to(param.dtype),)
 
-    return in_blocks(against, direction, param, may_overwrite=direction)[0]
+    return in_blocks(scaled_and_decayed, direction, param, may_overwrite=direction)[0]

@@ -1,23 +1,23 @@
-r"""Shortens steps where the validation loss rises, which the training loss cannot show, and goes back from there.
+r"""Gradual early stopping: shortens steps if the validation loss rises, and returns to the best parameters.
 
 With the losses :math:`v_1 \dots v_k`, their lowest :math:`b` and their highest :math:`h`, the rise
-:math:`r = (v_k - b) / (h - b)` lies between 0 and 1. It has no unit: multiplying losses by a constant, or adding
-one to them, changes nothing. Where most of the range is the progress of the run, noise is a small share of it. All
-steps have the factor f, which is 1 at first. Steps of trained tensors, which are shorter than full ones from the
-beginning, are longer by the factor g, up to full steps. With the decline
+:math:`r = (v_k - b) / (h - b)` lies between 0 and 1. It has no unit: multiplying losses by a constant, or adding a
+constant to them, changes nothing. If most of the range is the progress of the run, noise is a small share of the range.
+All steps are multiplied by the factor f, which is 1 at first. Steps of trained tensors, which the rule shortens from
+the start, are also multiplied by the factor g, up to full steps. With the decline
 :math:`d = \mathrm{clip}((r - 0.05) / 0.2, 0, 1)`,
 
 .. math:: \log f \leftarrow \mathrm{clip}\big(\log f + w\, ([v_k = b] - d),\ -3,\ 0\big), \qquad
     \log g \leftarrow \mathrm{clip}\big(\log g + w\, (0.25\, [v_k = b] - d),\ 0,\ 4\big), \qquad
     w = \min(1, 20\, \Delta)
 
-with :math:`\Delta` the share of the planned steps since the last loss. More than 20 losses in a run count less each,
-and are averaged at the same rate before they are compared. Where r > 0.05 in losses in a row whose w add up to 2,
-training goes on from the parameters at the lowest average.
+where :math:`\Delta` is the share of the planned steps since the last loss. If a run has more than 20 losses, each has a
+lower weight w; a running average with the weights w replaces the losses in these formulas. If r > 0.05 for consecutive
+losses whose weights w add up to 2, training continues from the parameters at the lowest average.
 
 The memory is a tensor of eight numbers: the number of losses, their running average, the lowest and the highest value
-of that average, :math:`\log f`, the progress at the last loss, the sum of w where r > 0.05 in a row, and
-:math:`\log g`.
+of that average, :math:`\log f`, the progress at the last loss, the sum of w over the last consecutive losses with
+r > 0.05, and :math:`\log g`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from torch import Tensor
 
 from lightning_lopt.rules.contract.context import Rollback
 
-CHECKS = 20.0  # losses that come more often than so many times in a run are averaged
-TOLERANCE, CLEAR = 0.05, 0.25  # a rise, as a share of the range of losses so far: of no effect, and of full effect
-GROWTH, LARGEST_GROWTH = 0.25, 4.0  # of log g: at the lowest loss so far, and in all
-PATIENCE = 2 - 1e-3  # rises in a row, as many as are worth twentieths of the run, after which parameters are set back
-LOWEST = -3.0  # of log f: steps never end, since a loss that has risen may fall again
+CHECKS = 20.0  # number of losses in a run above which losses are averaged
+TOLERANCE, CLEAR = 0.05, 0.25  # largest rise without effect, least rise with full effect; shares of the range of losses
+GROWTH, LARGEST_GROWTH = 0.25, 4.0  # increase of log g at a new lowest loss, and its limit
+PATIENCE = 2 - 1e-3  # weight of consecutive rises that sets parameters back; a rise after 1/20 of the run has weight 1
+LOWEST = -3.0  # lower limit of log f: steps never end, since a loss that has risen may fall again
 
 
 def blank_memory(like: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def log_growth_of(memory: Tensor) -> Tensor:
 
 
 def rollback_of(memory: Tensor) -> Rollback:
-    """Whether the loss that the memory has taken in last is the lowest, and whether it has risen twice in a row.
+    """Whether the last loss in the memory is the lowest, and whether consecutive rises make a rollback due.
 
     >>> memory = blank_memory(torch.zeros(()))
     >>> for check, loss in enumerate([2.0, 1.0, 1.5, 1.4]):
@@ -68,8 +68,8 @@ def memory_after(memory: Tensor, loss: Tensor, progress: Tensor) -> Tensor:
 
     Args:
         memory: memory before this loss, (8,).
-        loss: 0-dim; one that is not finite changes nothing.
-        progress: steps made over steps planned, 0-dim.
+        loss: 0-dim; a loss that is not finite changes nothing.
+        progress: number of steps so far, divided by the number of planned steps, 0-dim.
 
     >>> memory = blank_memory(torch.zeros(()))
     >>> for check, loss in enumerate([2.0, 1.0, 1.5]):
@@ -81,7 +81,7 @@ def memory_after(memory: Tensor, loss: Tensor, progress: Tensor) -> Tensor:
     loss, progress = loss.to(memory.dtype), progress.to(memory.dtype)
     is_first = count == 0
     weight = torch.where(is_first, 1.0, (CHECKS * (progress - last_progress)).clamp(0.0, 1.0))
-    was_due = rises >= PATIENCE  # so the parameters are those of the lowest value again
+    was_due = rises >= PATIENCE  # then the run has gone back to the parameters of the lowest value
     average = torch.where(is_first, loss, torch.lerp(torch.where(was_due, lowest, average), loss, weight))
     is_lowest = is_first | (average < lowest)
     lowest = torch.where(is_lowest, average, lowest)

@@ -1,1 +1,1 @@
-"""Parts that several rules share: arithmetic, averages, features of entries, of time and of the loss, networks."""
+"""Parts that several rules share: arithmetic, averages, networks, and features of entries, of time and of the loss."""

@@ -17,7 +17,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic coefficients of Jordan et a
 def constants(values: Sequence[float], like: Tensor) -> Tensor:
     """Numbers as a tensor, shape (k,), in the type of ``like`` and on its device.
 
-    It is filled on the device, without a wait and without a copy from the host, so it works inside CUDA graphs.
+    The tensor is filled on the device, without a wait or a copy from the host, so the function works in CUDA graphs.
     """
     if like.device.type == "cpu":
         return torch.tensor(values, dtype=like.dtype)
@@ -25,7 +25,7 @@ def constants(values: Sequence[float], like: Tensor) -> Tensor:
 
 
 def rms(x: Tensor) -> Tensor:
-    """Root mean square over all entries, 0-dim; 1e-15 for a tensor of zeros, so it may be divided by."""
+    """Root mean square over all entries, 0-dim; 1e-15 for a tensor of zeros, so that it can be a divisor."""
     return torch.sqrt(mean_square(x) + TINY)
 
 
@@ -64,7 +64,7 @@ def variance(x: Tensor) -> Tensor:
 
 
 def matrix_shape(shape: tuple[int, ...] | torch.Size) -> tuple[int, int]:
-    """Shape of a tensor of rank >= 2 as a matrix, (out, everything else); that of a kernel is (out, in x kh x kw).
+    """Shape of a tensor of rank >= 2 as a matrix, (out, everything else); a kernel has (out, in x kh x kw).
 
     >>> matrix_shape((16, 8, 3, 3)), matrix_shape((5,)), matrix_shape(())
     ((16, 72), (5, 1), (1, 1))
@@ -89,15 +89,15 @@ def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
 
     .. math:: X \leftarrow a X + (b\, X X^\top + c\, (X X^\top)^2) X, \qquad X_0 = x / \lVert x \rVert_F
 
-    Singular values end between 0.7 and 1.2 where they were above about 1e-3 of the norm. Tensors of rank > 2 are
-    taken as :func:`matrix_shape`'s matrix. The smaller Gram matrix is formed, so the cost is
-    :math:`2 (2 r^2 n + r^3)` FLOPs a step for an r x n matrix, r <= n.
+    Singular values above about 1e-3 of the norm end between 0.7 and 1.2. Tensors of rank > 2 are treated as matrices
+    (:func:`matrix_shape`). The iteration forms the smaller Gram matrix, so the cost is :math:`2 (2 r^2 n + r^3)` FLOPs
+    a step for an r x n matrix, r <= n.
 
     Args:
         x: tensor of rank >= 2, any scale.
         steps: number of iterations.
     Returns:
-        tensor of the shape of ``x``; zeros for zeros.
+        tensor of the shape of ``x``; zeros if ``x`` is zero.
     References: Bernstein and Newhouse 2024, https://arxiv.org/abs/2409.20325; Jordan et al. 2024 (Muon).
     """
     rows, columns = matrix_shape(x.shape)
@@ -107,11 +107,11 @@ def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
 
 
 def newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
-    """The iteration of :func:`orthogonalise` alone, on matrices (..., rows, columns) of Frobenius norm at most 1."""
+    """The iteration of :func:`orthogonalise`, on matrices (..., rows, columns) of Frobenius norm at most 1."""
     a, b, c = NEWTON_SCHULZ
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
+    is_tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if is_tall else x
     for _ in range(steps):
         squared = gram(x)
         x = a * x + product(b * squared + c * product(squared, squared), x)
-    return x.mT if tall else x
+    return x.mT if is_tall else x

@@ -1,4 +1,4 @@
-"""Functions of large tensors, computed for one block of rows or columns after the other."""
+"""Computes functions of large tensors block by block, where a block is a group of rows or columns."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 LARGE = 2**20
-"""Entries of a tensor above which blocks are used on a CPU; below, the calls take more time than blocks save."""
+"""On a CPU, tensors with more entries are computed in blocks; for smaller tensors, calls cost more than is saved."""
 BLOCK = 2**18
-"""Entries of a block on a CPU: temporary tensors of this size stay in the cache."""
+"""Number of entries of a block on a CPU; temporary tensors of this size stay in the cache."""
 DEVICE_BLOCK = 2**24
-"""Entries above which blocks are used on other devices, and entries of such a block; there they save memory alone."""
+"""Both of these numbers for other devices, on which blocks save only memory."""
 
 _uses_blocks: ContextVar[bool] = ContextVar("uses_blocks", default=True)
 
 
 @contextmanager
 def whole_tensors() -> Iterator[None]:
-    """Use no blocks inside."""
+    """Disable blocks inside the context."""
     token = _uses_blocks.set(False)
     try:
         yield
@@ -36,16 +36,17 @@ def in_blocks(
     sums: int = 0,
     may_overwrite: Tensor | None = None,
 ) -> list[Tensor]:
-    """``function(*tensors)``, computed block by block where the tensors are large and no derivative is needed.
+    """``function(*tensors)``, computed block by block if the tensors are large and no derivative is needed.
 
     Each operation of a chain makes a temporary tensor, and reads and writes all of it. In blocks, temporary tensors are
     small, and stay in the cache of a processor.
 
     Args:
-        function: function of tensors of one shape s. Its results have the shape s, and slice i along ``axis`` depends
-            on the slices i of the tensors alone; the last ``sums`` results are sums over the slices, of any shape.
-        tensors: of one shape s; those of rank > 2 come to ``function`` as matrices (s[0], everything else) if they are
-            large.
+        function: function of tensors of one shape s. Its results have the shape s, and their slice i along ``axis``
+            depends only on the slices i of the tensors; the last ``sums`` results are sums over the slices, of any
+            shape.
+        tensors: tensors of one shape s; ``function`` receives large tensors of rank > 2 as matrices (s[0], everything
+            else).
         axis: 0, or 1 if the rank is 2 or more.
         sums: number of results that are sums.
         may_overwrite: one of ``tensors``; if it is large, the first result is written to its memory.
@@ -66,21 +67,21 @@ def in_blocks(
     results: list[Tensor] = []
     for start in range(0, length, width):
         block = [matrix.narrow(axis, start, min(width, length - start)) for matrix in matrices]
-        of_block = list(function(*block))
-        count = len(of_block) - sums
+        block_results = list(function(*block))
+        count = len(block_results) - sums
         if not results:
-            results = [y.new_empty(x.shape) for y in of_block[(may_overwrite is not None) : count]]
+            results = [y.new_empty(x.shape) for y in block_results[(may_overwrite is not None) : count]]
             results = results if may_overwrite is None else [may_overwrite, *results]
-            results += [torch.zeros_like(y) for y in of_block[count:]]
-        for result, y in zip(results[:count], of_block[:count], strict=True):
+            results += [torch.zeros_like(y) for y in block_results[count:]]
+        for result, y in zip(results[:count], block_results[:count], strict=True):
             result.view(matrices[0].shape).narrow(axis, start, y.shape[axis]).copy_(y)
-        for result, y in zip(results[count:], of_block[count:], strict=True):
+        for result, y in zip(results[count:], block_results[count:], strict=True):
             result += y
     return results
 
 
 def _is_large(x: Tensor) -> bool:
-    # a compiler makes loops of its own, and a derivative needs the tensors that would be overwritten
+    # A compiler generates its own loops, and a derivative needs the tensors that would be overwritten.
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or not _uses_blocks.get():
         return False
     return x.numel() > (LARGE if x.device.type == "cpu" else DEVICE_BLOCK)

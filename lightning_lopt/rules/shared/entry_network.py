@@ -27,7 +27,7 @@ def matrix_norm(x: Tensor, ndim: int) -> Tensor:
 
 
 def inverse_rms(norm: Tensor, shape: torch.Size, eps: float) -> Tensor:
-    r""":math:`1 / \sqrt{\mathrm{mean}(x^2) + \epsilon}` from the :func:`matrix_norm` of x; ``shape`` that of x."""
+    r""":math:`1 / \sqrt{\mathrm{mean}(x^2) + \epsilon}` from the :func:`matrix_norm` of x; ``shape`` is that of x."""
     entries = math.prod(shape[-2:])
     return norm.square().add_(entries * eps).rsqrt_() * math.sqrt(entries)
 
@@ -44,7 +44,7 @@ class Weights(NamedTuple):
     bias_2: Tensor
 
     def to(self, dtype: torch.dtype) -> Weights:
-        """The same in another type."""
+        """The same weights in the type ``dtype``."""
         return Weights(*(None if x is None else x.to(dtype) for x in self))  # type: ignore[arg-type]
 
 
@@ -56,8 +56,8 @@ class EntryNetwork(nn.Module):
 
     The mean is over the matrix in the last two axes, for each index of the leading axes. The normaliser multiplies the
     weights instead of the features. Outer features (constant along rows or columns) pass the first layer before they
-    are expanded to all entries. Constants, one number for all entries of a tensor, are not normalised, and are added to
-    the bias.
+    are expanded to all entries. Constants, which have the same value for all entries of a tensor, are not normalised,
+    and their layer adds to the bias.
 
     Args:
         inner: number of inner features.
@@ -72,7 +72,7 @@ class EntryNetwork(nn.Module):
         outer_0: first layer for rows, their inverse roots, columns, and their inverse roots, (hidden, outer).
         constant_0: first layer for the constants, (hidden, constant).
         weight_1: (hidden, hidden).
-        weight_2: (outputs, hidden), in most rules for direction, magnitude, and an unused output.
+        weight_2: (outputs, hidden); the outputs of most rules are direction, magnitude, and an unused output.
         bias_0, bias_1, bias_2: (hidden), (hidden), (outputs).
     """
 
@@ -80,20 +80,20 @@ class EntryNetwork(nn.Module):
         self, inner: int, outer: int, hidden: int, outputs: int = 3, constant: int = 0, copies: int | None = None
     ) -> None:
         super().__init__()
-        inputs, lead = inner + outer + constant, () if copies is None else (copies,)
-        self.inner_0 = initial_weight(*lead, hidden, inner, fan_in=inputs)
-        self.outer_0 = initial_weight(*lead, hidden, outer, fan_in=inputs) if outer else None
-        self.constant_0 = initial_weight(*lead, hidden, constant, fan_in=inputs) if constant else None
-        self.bias_0 = nn.Parameter(torch.zeros(*lead, hidden, dtype=THETA_DTYPE))
-        self.weight_1 = initial_weight(*lead, hidden, hidden, fan_in=hidden)
-        self.bias_1 = nn.Parameter(torch.zeros(*lead, hidden, dtype=THETA_DTYPE))
-        self.weight_2 = initial_weight(*lead, outputs, hidden, fan_in=hidden)
-        self.bias_2 = nn.Parameter(torch.zeros(*lead, outputs, dtype=THETA_DTYPE))
+        inputs, leading = inner + outer + constant, () if copies is None else (copies,)
+        self.inner_0 = initial_weight(*leading, hidden, inner, fan_in=inputs)
+        self.outer_0 = initial_weight(*leading, hidden, outer, fan_in=inputs) if outer else None
+        self.constant_0 = initial_weight(*leading, hidden, constant, fan_in=inputs) if constant else None
+        self.bias_0 = nn.Parameter(torch.zeros(*leading, hidden, dtype=THETA_DTYPE))
+        self.weight_1 = initial_weight(*leading, hidden, hidden, fan_in=hidden)
+        self.bias_1 = nn.Parameter(torch.zeros(*leading, hidden, dtype=THETA_DTYPE))
+        self.weight_2 = initial_weight(*leading, outputs, hidden, fan_in=hidden)
+        self.bias_2 = nn.Parameter(torch.zeros(*leading, outputs, dtype=THETA_DTYPE))
 
     def weights(self, dtype: torch.dtype, outputs: int, constants: Tensor | None = None) -> Weights:
-        """θ in another type, with the first ``outputs`` outputs, for the constants of a tensor, (constant,).
+        """θ in the type ``dtype``, with the first ``outputs`` outputs, for the constants of a tensor, (constant,).
 
-        Biases are columns.
+        Biases have the shape of columns.
         """
         inner_0, weight_1, weight_2 = (x.to(dtype) for x in (self.inner_0, self.weight_1, self.weight_2[:outputs]))
         outer_0 = None if self.outer_0 is None else self.outer_0.to(dtype)
@@ -107,7 +107,7 @@ class EntryNetwork(nn.Module):
         """Weighted means of the K copies, without constants: one network for each of n rows of ``shares``.
 
         Args:
-            shares: weight of each copy, (n, K); it is divided by K here.
+            shares: weight of each copy, (n, K); this method divides it by K.
             outputs: number of outputs to use.
 
         Returns:
@@ -135,7 +135,7 @@ def apply_plainly(weights: Weights, inputs: EntryFeatures, outer: Sequence[Tenso
     Args:
         weights: result of :meth:`EntryNetwork.weights`.
         inputs: inner features of a tensor of shape s, rank >= 1.
-        outer: groups of outer features, (f, *s) with size 1 where they are constant.
+        outer: groups of outer features, (f, *s) with size 1 along axes on which they are constant.
         eps: ε.
 
     Returns:
@@ -152,5 +152,5 @@ def apply_plainly(weights: Weights, inputs: EntryFeatures, outer: Sequence[Tenso
 
 def initial_weight(*shape: int, fan_in: int) -> nn.Parameter:
     """Normal numbers with standard deviation 1/√fan_in, truncated at two standard deviations."""
-    cut_at = 2 * fan_in**-0.5
-    return nn.Parameter(nn.init.trunc_normal_(torch.empty(shape, dtype=THETA_DTYPE), 0.0, cut_at / 2, -cut_at, cut_at))
+    limit = 2 * fan_in**-0.5
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(shape, dtype=THETA_DTYPE), 0.0, limit / 2, -limit, limit))

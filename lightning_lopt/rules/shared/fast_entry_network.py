@@ -14,7 +14,7 @@ from lightning_lopt.rules.shared.features import EntryFeatures, Feature, compute
 
 __all__ = ["EntryNetwork", "apply_network"]  # the names that rules use
 
-BLOCK = 2**16  # entries whose features are in memory at a time; these fit the cache of a CPU
+BLOCK = 2**16  # number of entries whose features are in memory at a time, so that they fit the cache of a CPU
 DEVICE_BLOCK = 2**22
 
 
@@ -30,7 +30,7 @@ def apply_network(weights: Weights, inputs: EntryFeatures, outer: Sequence[Tenso
     # The features are computed twice, since storing all of them would take 4 (6 + 4 k) bytes per entry.
     parts = inputs.parts(rows)
     workspaces = {part.param.shape[1]: _workspace(part, weights) for part in (parts[0], parts[-1])}
-    workspace_of = [workspaces[part.param.shape[1]] for part in parts]
+    part_workspaces = [workspaces[part.param.shape[1]] for part in parts]
     norms = [
         torch.cat(
             [
@@ -38,30 +38,30 @@ def apply_network(weights: Weights, inputs: EntryFeatures, outer: Sequence[Tenso
                 for x in computed_groups(part.features(), None if workspace is None else workspace.groups)
             ]
         )
-        for part, workspace in zip(parts, workspace_of, strict=True)
+        for part, workspace in zip(parts, part_workspaces, strict=True)
     ]
     scale = inverse_rms(torch.linalg.vector_norm(torch.stack(norms), dim=0), shape, eps)
     pieces = zip(*(split_rows(x, rows, shape[0]) for x in terms), strict=True)
     outputs = [
         _layers(weights, _gathered(part.features(), workspace), scale, x, workspace)
-        for part, workspace, x in zip(parts, workspace_of, pieces, strict=True)
+        for part, workspace, x in zip(parts, part_workspaces, pieces, strict=True)
     ]
     return torch.cat(outputs, 1)
 
 
 class _Workspace(NamedTuple):
-    """Memory for one block, reused by all blocks of that size, so that it stays in the cache.
+    """Memory for one block; all blocks of the same size reuse it, so that it stays in the cache.
 
     Attributes:
         features: all features, (F, *s).
         groups: views of ``features``, one for each group.
-        plain: number of groups before the first product of two tensors.
+        leading_tensors: number of groups before the first product of two tensors.
         hidden: memory of the two hidden layers, (hidden, entries) each.
     """
 
     features: Tensor
     groups: Sequence[Tensor]
-    plain: int
+    leading_tensors: int
     hidden: Sequence[Tensor]
 
 
@@ -69,13 +69,13 @@ def _gathered(groups: Sequence[Feature], workspace: _Workspace | None) -> Tensor
     """All features in one tensor, (F, *s)."""
     if workspace is None:
         return torch.cat(computed_groups(groups))
-    tensor_groups = groups[: workspace.plain]
-    torch.cat(computed_groups(tensor_groups), out=workspace.features[: sum(map(len, tensor_groups))])
-    for group, place in zip(groups[workspace.plain :], workspace.groups[workspace.plain :], strict=True):
+    count = workspace.leading_tensors
+    torch.cat(computed_groups(groups[:count]), out=workspace.features[: sum(map(len, groups[:count]))])
+    for group, output in zip(groups[count:], workspace.groups[count:], strict=True):
         if isinstance(group, Tensor):
-            place.copy_(group)
+            output.copy_(group)
         else:
-            torch.mul(*group, out=place)
+            torch.mul(*group, out=output)
     return workspace.features
 
 
@@ -85,21 +85,21 @@ def _workspace(part: EntryFeatures, weights: Weights) -> _Workspace | None:
         return None
     groups, like = part.features(), part.param
     sizes = [len(group) if isinstance(group, Tensor) else max(map(len, group)) for group in groups]
-    plain = [isinstance(group, Tensor) for group in groups]
+    are_tensors = [isinstance(group, Tensor) for group in groups]
     features = like.new_empty(sum(sizes), *like.shape[1:])
     hidden = like.new_empty(2, len(weights.weight_1), like.numel())
-    return _Workspace(features, torch.split(features, sizes), (*plain, False).index(False), hidden.unbind(0))
+    return _Workspace(features, torch.split(features, sizes), (*are_tensors, False).index(False), hidden.unbind(0))
 
 
 def _outer_layer(weights: Weights, outer: Sequence[Tensor], ndim: int, eps: float) -> list[Tensor]:
-    """Terms of outer features and bias in the first layer, each (hidden, *s) with size 1 where it is constant."""
-    added: list[Tensor] = []
+    """Terms of outer features and bias in the first layer, (hidden, *s) with size 1 along axes of constant values."""
+    terms: list[Tensor] = []
     for index, features in enumerate(outer):
         assert weights.outer_0 is not None
         weight = weights.outer_0[:, index * len(features) : (index + 1) * len(features)]
         x = _weighted_sum(weight, features, inverse_rms(matrix_norm(features, ndim), features.shape[1:], eps))
-        added.append((x if added else x + weights.bias_0).reshape(-1, *features.shape[1:]))
-    return added or [weights.bias_0.reshape(-1, *[1] * ndim)]
+        terms.append((x if terms else x + weights.bias_0).reshape(-1, *features.shape[1:]))
+    return terms or [weights.bias_0.reshape(-1, *[1] * ndim)]
 
 
 def _shifts(weights: Weights, bias: Tensor) -> list[Tensor]:
@@ -109,10 +109,10 @@ def _shifts(weights: Weights, bias: Tensor) -> list[Tensor]:
     the next layer.
 
     Args:
-        bias: bias b of the first layer, (hidden, *s) with size 1 where it is constant.
+        bias: bias b of the first layer, (hidden, *s) with size 1 along axes on which it is constant.
 
     Returns:
-        -b of the two hidden layers, and the term of the outputs, of sizes like those of ``bias``.
+        -b of the two hidden layers, and the term of the outputs; each has the sizes of ``bias`` after its first axis.
     """
     size = bias.shape[1:]
     hidden_bias = weights.weight_1 @ bias.flatten(1) + weights.bias_1
@@ -123,22 +123,22 @@ def _shifts(weights: Weights, bias: Tensor) -> list[Tensor]:
 def _layers(
     weights: Weights, features: Tensor, scale: Tensor, terms: Sequence[Tensor], workspace: _Workspace | None = None
 ) -> Tensor:
-    """Outputs (o, *s) from inner features (F, *s), their scale, and the terms that are added to them.
+    """Outputs (o, *s) from inner features (F, *s), their scale, and further terms.
 
-    The terms are those of :func:`_shifts`, and further ones of the first layer.
+    ``terms`` are the terms of :func:`_shifts`, and further terms of the first layer.
     """
     shape, (floor_1, floor_2, output_term, *outer_terms) = features.shape[1:], terms
     hidden = (None, None) if workspace is None else workspace.hidden
     x = _weighted_sum(weights.inner_0[:, : len(features)], features, scale, hidden[0]).reshape(-1, *shape)
-    for added in outer_terms:
-        x = x.add_(added)
+    for term in outer_terms:
+        x = x.add_(term)
     x = torch.mm(weights.weight_1, _maximum(x, floor_1, workspace).flatten(1), out=hidden[1]).reshape(-1, *shape)
     x = torch.mm(weights.weight_2, _maximum(x, floor_2, workspace).flatten(1)).reshape(-1, *shape)
     return x.add_(output_term)
 
 
 def _maximum(x: Tensor, floor: Tensor, workspace: _Workspace | None) -> Tensor:
-    """The maximum of ``x`` and ``floor``, written to ``x`` where there is a workspace."""
+    """The maximum of ``x`` and ``floor``, written to ``x`` if there is a workspace."""
     return torch.maximum(x, floor) if workspace is None else torch.maximum(x, floor, out=x)
 
 
@@ -154,7 +154,8 @@ def _weighted_sum(weight: Tensor, features: Tensor, scale: Tensor, out: Tensor |
 def _rows_at_a_time(x: Tensor) -> int:
     """Number of rows (entries of the first axis of a tensor of rank 1 or 2) in a block.
 
-    A tensor that is small, has leading axes, or is compiled is one block (a compiler fuses the operations anyway).
+    A tensor that is small or has leading axes is one block; in a compiled step every tensor is, since a compiler fuses
+    the operations.
     """
     if x.ndim > 2 or torch.compiler.is_compiling():
         return len(x)

@@ -19,12 +19,12 @@ m R L                   k
 ======================  ====  =================================================================================
 
 AdafacMLP has neither clip(g, ±0.1) nor g / √(v + ε). A tensor of rank < 2 has no factored second moment, and its R L is
-that of :func:`~lightning_lopt.rules.shared.moments.diagonal_factor`. For Celo2, its features end before the rows; for
-the other rules, the averages q of the square replace both rows and columns, and the last feature is m / √(q + ε'), ε' =
-1e-6 for AdafacMLP and 0 for VeLO and Celo.
+that of :func:`~lightning_lopt.rules.shared.moments.diagonal_factor`. For Celo2, the features of such a tensor end
+before the rows. For the other rules, the averages q of the square replace both rows and columns, and the last feature
+is m / √(q + ε'), with ε' = 1e-6 for AdafacMLP and ε' = 0 for VeLO and Celo.
 
-The first axis is that of the features, so that the long axis of entries is contiguous. Features that vary only by row
-or only by column are never expanded to all entries: they are the *outer* features, the others the *inner* ones.
+The features are the first axis, so that the long axis of entries is contiguous. Features that vary only by row or only
+by column are never expanded to all entries: they are the *outer* features; all others are the *inner* features.
 """
 
 from __future__ import annotations
@@ -58,16 +58,16 @@ class EntryFeatures(Protocol):
         """The features of blocks of ``rows`` entries along the first axis of the tensor."""
 
 
-def computed_groups(groups: Sequence[Feature], places: Sequence[Tensor] | None = None) -> list[Tensor]:
-    """The groups of features; products are written to ``places``, if there are any."""
-    outputs: Sequence[Tensor | None] = [None] * len(groups) if places is None else places
+def computed_groups(groups: Sequence[Feature], product_memory: Sequence[Tensor] | None = None) -> list[Tensor]:
+    """The groups of features as tensors; products are written to ``product_memory``, unless it is ``None``."""
+    outputs: Sequence[Tensor | None] = [None] * len(groups) if product_memory is None else product_memory
     return [
         x if isinstance(x, Tensor) else torch.mul(*x, out=output) for x, output in zip(groups, outputs, strict=True)
     ]
 
 
 class FeatureInputs(NamedTuple):
-    """Inputs of the inner features of one tensor of shape s, rank >= 1, each with one more axis in front.
+    """Inputs of the inner features of one tensor of shape s, rank >= 1; each input has an additional first axis.
 
     Attributes:
         param: (1, *s).
@@ -75,9 +75,9 @@ class FeatureInputs(NamedTuple):
         second_moment: (1, *s).
         root: 1 / √(v + 1e-8), (1, *s).
         momentum: (k, *s).
-        factors: R and L, whose product is broadcastable to (k, *s); the diagonal factor alone for rank < 2.
-        momentum_factors: R and L of the feature m R L, if they differ from ``factors``; otherwise empty. For rank < 2
-            the factor of the last feature, which is left out if this is empty.
+        factors: R and L, whose product is broadcastable to (k, *s); only the diagonal factor for rank < 2.
+        momentum_factors: R and L of the feature m R L, if they differ from ``factors``; otherwise empty. For rank < 2,
+            this is the factor of the last feature, or empty if there is no such feature.
         gradient_forms: whether clip(g) and g / √v are among the features.
     """
 
@@ -129,12 +129,12 @@ def averaged_features(
     Args:
         param: the parameter, shape s.
         grad: its gradient, shape s.
-        averages: :func:`~lightning_lopt.rules.shared.moments.update_averages` after this gradient.
-        ties: which of two equal axes is factored as the larger one.
+        averages: result of :func:`~lightning_lopt.rules.shared.moments.update_averages` for this gradient.
+        ties: which of two equal axes is treated as the larger axis.
         eps: ε.
-        diagonal_eps: ε'; ``None`` to end the features of rank < 2 as Celo2 does.
+        diagonal_eps: ε'; ``None`` ends the features of rank < 2 before the rows, as in Celo2.
         gradient_forms: whether clip(g) and g / √v are among the features.
-        corrected: averages for all features but g R L, if they differ from ``averages``.
+        corrected: bias-corrected averages for all features except g R L; ``None`` if these are ``averages``.
     """
     feature_averages = averages if corrected is None else corrected
     momentum, second_moment = feature_averages["momentum"], feature_averages["second_moment"]
@@ -143,7 +143,7 @@ def averaged_features(
         diagonal = averages["diagonal"]
         if diagonal_eps is None:
             return FeatureInputs(*inputs, (diagonal_factor(diagonal),), (), gradient_forms), []
-        # Where m is 0, the feature is 0; there q is replaced by 1, so that the derivative of the root is finite.
+        # If m is 0, the feature is 0; q is then replaced by 1, so that the derivative of the root is finite.
         last_factor = torch.rsqrt(torch.where(momentum == 0, 1.0, diagonal) + diagonal_eps)
         inner_inputs = FeatureInputs(*inputs, (diagonal_factor(diagonal),), (last_factor,), gradient_forms)
         return inner_inputs, outer_features(diagonal, diagonal)
@@ -155,7 +155,7 @@ def averaged_features(
 
 
 def spread(inputs: FeatureInputs, outer: Sequence[Tensor]) -> tuple[FeatureInputs, list[Tensor]]:
-    """The same entries as a tensor of rank 1, which has one scale instead of one for each of its matrices."""
+    """The entries of a tensor of rank >= 3 as a tensor of rank 1, which has one scale and not one for each matrix."""
     size = inputs.param.shape[1:]
     if len(size) < 3:
         return inputs, list(outer)
@@ -175,7 +175,7 @@ def split_rows(x: Tensor, rows: int, total: int) -> Sequence[Tensor]:
 
 
 def outer_features(rows: Tensor, columns: Tensor) -> list[Tensor]:
-    """Rows and their inverse roots, (2 k, *s) with size 1 where they are constant, and the same for the columns."""
+    """Rows and their inverse roots, (2 k, *s) with size 1 along the axis of the mean, and the same for the columns."""
     return [torch.cat([group, torch.rsqrt(group + OUTER_EPS)]) for group in (rows, columns)]
 
 

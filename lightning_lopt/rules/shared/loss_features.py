@@ -1,7 +1,7 @@
 r"""The history of the loss as inputs of a rule, in two forms.
 
-**Horizon averages**, of VeLO and Celo: ten running averages over the horizon; a feature compares one of them with the
-next slower one.
+**Horizon averages**, of VeLO and Celo: there are ten running averages over the horizon, and a feature compares an
+average with the next slower average.
 
 .. math::
     \delta_j = e^{-1/\tau_j}, \quad \tau_j = 10^{1 + (\log_{10} T - 1)\, j / 9}, \quad
@@ -12,9 +12,9 @@ for the n-th loss L, clipped at twice the largest average before it, and the fea
 
 .. math:: f_j = \mathrm{clip}\Big( \frac{\hat a_j - b_j}{\max(10^{-8}, \hat a_{j+1} - b_j)} - 1, -1, 1 \Big),
 
-zeros for the first two losses. References: Metz et al. 2022, https://arxiv.org/abs/2211.09760.
+which are zero for the first two losses. References: Metz et al. 2022, https://arxiv.org/abs/2211.09760.
 
-**Whitened losses**, of RNN-MLP (:class:`LossStatistics`): losses in units of their running mean and variance.
+**Whitened losses**, of RNN-MLP (:class:`LossStatistics`): losses are normalised by their running mean and variance.
 
 .. math::
     \mu \leftarrow \beta \mu + (1-\beta) L, \quad s \leftarrow \beta s + (1-\beta) (\mu - L)^2, \quad
@@ -48,14 +48,14 @@ def init_losses(like: Tensor) -> dict[str, Tensor]:
     }
 
 
-def update_losses(old: Mapping[str, Tensor], loss: Tensor, horizon: Tensor) -> dict[str, Tensor]:
-    """The averages after one more loss, 0-dim; ``horizon`` is T, 0-dim."""
-    means, count = old["loss_means"], old["loss_count"] + 1
+def update_losses(state: Mapping[str, Tensor], loss: Tensor, horizon: Tensor) -> dict[str, Tensor]:
+    """The state after one more loss, 0-dim; ``horizon`` is T, 0-dim."""
+    means, count = state["loss_means"], state["loss_count"] + 1
     loss, rates = loss.to(means.dtype), _inverse_times(means, horizon)
     largest = (means / -torch.expm1(-count * rates)).amax()  # before this loss
     loss = torch.where(count == 1, loss, torch.minimum(2 * largest.abs(), loss))
     means = torch.lerp(means, loss, -torch.expm1(-rates))
-    minima = torch.minimum(old["loss_minima"], means / -torch.expm1(-count * rates))
+    minima = torch.minimum(state["loss_minima"], means / -torch.expm1(-count * rates))
     return {"loss_means": means, "loss_minima": minima, "loss_count": count}
 
 
@@ -75,7 +75,7 @@ def _inverse_times(means: Tensor, horizon: Tensor) -> Tensor:
 
 
 class LossStatistics(NamedTuple):
-    """μ, s and n, all 0-dim."""
+    """The statistics μ, s and n of losses, 0-dim each."""
 
     mean: Tensor
     variance: Tensor
@@ -88,12 +88,12 @@ class LossStatistics(NamedTuple):
         return LossStatistics(mean, torch.lerp(self.variance, (mean - loss).square(), 1 - decay), self.losses + 1)
 
     def corrected(self, decay: float) -> Tensor:
-        """The bias correction c. ``expm1`` keeps c finite in float32 for n = 0, in any order of operations that a
+        """The bias correction c. With ``expm1``, c is finite in float32 for n = 0, in any order of operations that a
         compiler chooses."""
         return 1 / (EPS - torch.expm1(self.losses * math.log(decay)))
 
     def whiten(self, x: Tensor, decay: float) -> Tensor:
-        """W(x), 0-dim."""
+        """The whitened loss W(x), 0-dim."""
         correction = self.corrected(decay)
         scale = torch.rsqrt(self.variance * correction + EPS)
         return ((x.to(self.mean.dtype) - self.mean * correction) * scale).clamp(-5.0, 5.0)

@@ -1,4 +1,4 @@
-"""The common part of VeLO and Celo: an LSTM per tensor mixes K networks to one that computes the step of the tensor."""
+"""The common part of VeLO and Celo: an LSTM per tensor mixes K networks into one network for the tensor's steps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class MixtureMoment(NamedTuple):
     """Values that are the same for all tensors in a step.
 
     Attributes:
-        losses: averages of the loss, including that of this step, by name.
+        losses: averages of the loss, including the loss of this step, by name.
         loss_features: features of the loss, shape (9,).
         progress: features of the share of the horizon, shape (9,).
     """
@@ -42,7 +42,8 @@ class MixtureMoment(NamedTuple):
 
 
 class MixtureRule(UpdateRule):
-    """The base class of :class:`VeLORule` and :class:`CeloRule`, which define inputs and use of outputs of the LSTM.
+    """The base class of :class:`VeLORule` and :class:`CeloRule`, which define the inputs of the LSTM and the use of its
+    outputs.
 
     Arguments are those of :class:`VeLORule`; ``signals`` is the number of inputs of the LSTM.
     """
@@ -88,11 +89,11 @@ class MixtureRule(UpdateRule):
 
     @abstractmethod
     def _signals(self, param: Tensor, state: Mapping[str, Tensor], at: MixtureMoment) -> Tensor:
-        """Inputs of the LSTM for one tensor, (signals,), before this gradient."""
+        """Inputs of the LSTM for one tensor, (signals,), from the state before this gradient."""
 
     @abstractmethod
     def _act(self, shares: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights of the copies, (n, K), divided by K when they are used, and factors on the steps, (n,)."""
+        """Weights of the copies, (n, K), which are later divided by K, and factors on the steps, (n,)."""
 
     def init_tensor(self, param: Tensor, role: Role) -> TensorState:
         averages = init_averages(self._view(param), len(self.momentum_decays), self._ties)
@@ -137,7 +138,7 @@ class MixtureRule(UpdateRule):
     def _direction(
         self, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], weights: Weights
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """The averages of one tensor after this gradient, and the direction that the network computes, of its shape."""
+        """The averages of a tensor after this gradient, and the direction from the network, of the tensor's shape."""
         rate = rates(self.momentum_decays, grad), 1 - self.second_moment_decay, rates(self.factored_decays, grad)
         grad = grad.clamp(-GRADIENT_LIMIT, GRADIENT_LIMIT)
         averages = update_averages(state, grad, Rates(*rate), self._ties)

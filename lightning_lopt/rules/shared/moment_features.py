@@ -34,7 +34,7 @@ class MomentumFeatures(NamedTuple):
 
 
 class MomentFeatures(NamedTuple):
-    """The same with second moments and the logarithm of the parameter, the features of RNN-MLP.
+    """Inputs of the :class:`EntryFeatures` of RNN-MLP, which also contain the logarithm of the parameter.
 
     Attributes:
         grad: (1, *s).

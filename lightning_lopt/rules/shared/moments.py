@@ -11,9 +11,9 @@ For a tensor of shape s with its largest axis d0 and its second largest d1 (:fun
     R_j = \max\Big(\frac{r_j}{\mathrm{mean}_{d1}(r_j) + 10^{-9}}, 10^{-9}\Big)^{-1/2}, \quad
     L_j = \max(l_j, 10^{-9})^{-1/2}.
 
-Tensors of rank < 2 have the whole second moment. Rows and columns are broadcastable to s: the axis of the mean has size
-1. References: Shazeer and Stern 2018, https://arxiv.org/abs/1804.04235; the constants are those of Metz et al. 2022,
-https://arxiv.org/abs/2203.11860.
+Tensors of rank < 2 have k second moments that are not factored. Rows and columns are broadcastable to s: the axis of
+the mean has size 1. References: Shazeer and Stern 2018, https://arxiv.org/abs/1804.04235; the constants are those of
+Metz et al. 2022, https://arxiv.org/abs/2203.11860.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Matrix = Literal["flat", "stored"]  # tensors of rank > 2 as (out, everything el
 def factored_axes(shape: Sequence[int], ties: Ties) -> tuple[int, int]:
     """(d1, d0): the axes of the second largest and of the largest size, for rank >= 2.
 
-    Of two axes of the same size, ``ties="last"`` treats the last one as the larger one, as the reference does for its
+    Of two axes of the same size, ``ties="last"`` treats the last axis as the larger axis, as the reference does for its
     (in, out) matrices; ``"first"`` is the same choice for transposed matrices, (out, in).
 
     >>> factored_axes((6, 5), "last"), factored_axes((4, 4), "last"), factored_axes((4, 4), "first")
@@ -71,8 +71,8 @@ def factors(rows: Tensor, columns: Tensor, axes: tuple[int, int]) -> tuple[Tenso
 
 
 def diagonal_factor(diagonal: Tensor) -> Tensor:
-    """R L for rank < 2, from the averages (k, *s) of the square. The added 1e-9 makes the floor of the reference
-    unnecessary."""
+    """R L for rank < 2, from the averages (k, *s) of the square. The added 1e-9 replaces the lower limit of the
+    reference."""
     return torch.rsqrt(diagonal + FACTOR_EPS)
 
 
@@ -98,15 +98,15 @@ def init_averages(param: Tensor, count: int, ties: Ties) -> dict[str, Tensor]:
     return {**averages, "rows": rows, "columns": columns}
 
 
-def update_averages(old: Mapping[str, Tensor], grad: Tensor, rates: Rates, ties: Ties) -> dict[str, Tensor]:
+def update_averages(state: Mapping[str, Tensor], grad: Tensor, rates: Rates, ties: Ties) -> dict[str, Tensor]:
     """The averages after one more gradient, shape s."""
     square = grad.square()
-    new = {
-        "momentum": average(old["momentum"], grad, rates.momentum),
-        "second_moment": torch.lerp(old["second_moment"], square, rates.second_moment),
+    averages = {
+        "momentum": average(state["momentum"], grad, rates.momentum),
+        "second_moment": torch.lerp(state["second_moment"], square, rates.second_moment),
     }
     if grad.ndim < 2:
-        return {**new, "diagonal": average(old["diagonal"], square + TINY, rates.factored)}
+        return {**averages, "diagonal": average(state["diagonal"], square + TINY, rates.factored)}
     axes = factored_axes(grad.shape, ties)
-    new["rows"], new["columns"] = update_factored(old["rows"], old["columns"], square, axes, rates.factored)
-    return new
+    rows, columns = update_factored(state["rows"], state["columns"], square, axes, rates.factored)
+    return {**averages, "rows": rows, "columns": columns}

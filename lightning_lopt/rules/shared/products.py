@@ -1,4 +1,4 @@
-"""Products of wide matrices in bfloat16, where a device multiplies that type faster than float32."""
+"""Products of wide matrices in bfloat16, on devices that multiply this type faster than float32."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import torch
 from torch import Tensor
 
 WIDE = 256
-"""The shortest side of both matrices from which on a product is computed in bfloat16: below it, converting them takes
-longer than is saved."""
+"""Least length of the shortest side of both matrices for a product in bfloat16; for shorter sides, the conversion takes
+longer than the product saves."""
 
 
 def product(first: Tensor, *next_factors: Tensor) -> Tensor:
-    """The product of all factors, from left to right; for wide matrices of float32, factors and results are rounded to
-    bfloat16, and sums are float32.
+    """The product of all factors, from left to right. For wide float32 matrices, factors and results are rounded to
+    bfloat16, and sums are computed in float32.
 
-    This is how Newton-Schulz iterations are usually computed (Jordan et al. 2024, Muon). Entry 41 of
-    ``examples/research/LOG.md`` has what it changes: nothing beyond the noise of a seed.
+    Newton-Schulz iterations are usually computed in this way (Jordan et al. 2024, Muon). The rounding changes results
+    by no more than the noise of a seed (entry 41 of ``examples/research/LOG.md``).
 
     Args:
         first: (..., n, m).
         next_factors: (..., m, k), (..., k, l) and so on, of the same type.
 
     Returns:
-        (..., n, l) in the type of ``first``. For two factors it differs from the exact product by about 0.3 % of its
-        norm if all sides are at least :data:`WIDE` and the device has units for bfloat16
-        (:func:`multiplies_bfloat16`), otherwise by the rounding of its type.
+        (..., n, l) in the type of ``first``. For two factors, the rounding error is about 0.3 % of the norm if all
+        sides are at least :data:`WIDE` and the device has units for bfloat16 (:func:`multiplies_bfloat16`), otherwise
+        that of the type of ``first``.
 
     >>> product(torch.ones(2, 3), torch.ones(3, 2))
     tensor([[3., 3.],
@@ -38,7 +38,7 @@ def product(first: Tensor, *next_factors: Tensor) -> Tensor:
 
 
 def gram(x: Tensor) -> Tensor:
-    """``product(x, x.mT)`` (..., n, n) of x (..., n, m), which is rounded once.
+    """``product(x, x.mT)``, (..., n, n), for x (..., n, m), which is rounded only once.
 
     >>> gram(torch.tensor([[3.0, 4.0]]))
     tensor([[25.]])
@@ -74,12 +74,12 @@ def _is_rounded(*factors: Tensor) -> bool:
 
 
 def _cpu_multiplies_bfloat16() -> bool:
-    """Whether the processor has AVX512-BF16 or AMX. Torch has no public name for these; a version may lack some."""
+    """Whether the processor has AVX512-BF16 or AMX. The names in torch are not public; some versions may lack them."""
     features = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
     return any(is_supported is not None and is_supported() for is_supported in features)
 
 
-_MULTIPLIES_BFLOAT16 = {"cpu": _cpu_multiplies_bfloat16()}  # by type of device; torch.compile cannot ask a processor
+_MULTIPLIES_BFLOAT16 = {"cpu": _cpu_multiplies_bfloat16()}  # by device type; torch.compile cannot query a processor
 
 
 def multiplies_bfloat16(device_type: str) -> bool:

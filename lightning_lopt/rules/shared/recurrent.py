@@ -14,8 +14,8 @@ KEYS = ("hidden", "cell", "started")
 
 
 class Layer(nn.Linear):
-    """A linear layer with the initial values of the reference: weights are truncated normal with deviation 1/√inputs,
-    biases are 0."""
+    """A linear layer with the initial values of the reference: weights are truncated normal with standard deviation
+    1/√inputs, and biases are 0."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, dtype=THETA_DTYPE)
@@ -38,7 +38,7 @@ class Cell(nn.Module):
     Attributes:
         gates: W and b, the layer from F + H to 4 H; blocks of rows in the order i, g, f, o.
 
-    References: Hochreiter and Schmidhuber 1997; the 1 that is added to f: Jozefowicz et al. 2015.
+    References: Hochreiter and Schmidhuber 1997; Jozefowicz et al. 2015 (the 1 that is added to f).
     """
 
     def __init__(self, inputs: int, hidden: int) -> None:
@@ -65,17 +65,17 @@ class LSTM(Cell):
         self.initial_cell = nn.Parameter(torch.zeros(hidden, dtype=THETA_DTYPE))
 
     def init_state(self, like: Tensor) -> dict[str, Tensor]:
-        """State of one tensor before its first step, in its type: h and c (H), and the flag ``started``, 0-dim."""
+        """State of one tensor before its first step, in the type of ``like``: h and c, (H,), and ``started``, 0-dim."""
         size = len(self.initial_hidden)
         return {"hidden": like.new_zeros(size), "cell": like.new_zeros(size), "started": like.new_zeros(())}
 
     def recall(self, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """h and c of one tensor, (H) each, in the type of θ; the learned ones at its first step."""
+        """h and c of one tensor, (H,) each, in the type of θ; the learned initial state at the first step."""
         dtype, has_started = self.gates.weight.dtype, state["started"] > 0
         hidden = torch.where(has_started, state["hidden"].to(dtype), self.initial_hidden)
         return hidden, torch.where(has_started, state["cell"].to(dtype), self.initial_cell)
 
 
 def lstm_state(hidden: Tensor, cell: Tensor, like: Tensor) -> dict[str, Tensor]:
-    """State of one tensor after a step, from its h and c, (H) each."""
+    """State of one tensor after a step, from its h and c, (H,) each."""
     return {"hidden": hidden.to(like.dtype), "cell": cell.to(like.dtype), "started": like.new_ones(())}

@@ -13,7 +13,7 @@ SCHEDULES = ("constant", "cosine")
 
 
 def schedule_factor(name: str, context: StepContext) -> Tensor | float:
-    """Factor on the learning rate: 1, or half a cosine from 1 at the first step towards 0 after the last."""
+    """Factor on the learning rate: 1, or half a cosine that falls from 1 at the first step to 0 after the last step."""
     if name == "constant":
         return 1.0
     return 0.5 * (1 + torch.cos(math.pi * context.scheduled_step / context.total_steps))

@@ -14,7 +14,7 @@ class TensorController(nn.Module):
     .. math:: z = W_o x + b_o + \max_{\text{tensors}} \mathrm{relu}(W_p x + b_p)
 
     is the input of an :class:`~lightning_lopt.rules.shared.recurrent.LSTM`; K shares and one step size are linear
-    functions of its h'.
+    functions of the new state h' of the LSTM.
 
     Attributes:
         pooled, own: layers from F signals to H.
@@ -28,7 +28,7 @@ class TensorController(nn.Module):
         self.share, self.step = Layer(hidden, copies), Layer(hidden, 1)
 
     def forward(self, signals: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Shares (n, K), step sizes (n,), and new h and c, (n, H), from signals (n, F) and the old ones."""
+        """Shares (n, K), step sizes (n,), and new h and c, (n, H), from signals (n, F) and the previous h and c."""
         pooled = torch.relu(self.pooled(signals)).amax(0)
         hidden, cell = self.lstm(self.own(signals) + pooled, hidden, cell)
         return self.share(hidden), self.step(hidden)[:, 0], hidden, cell

@@ -10,8 +10,8 @@ from torch import Tensor
 from lightning_lopt.rules.base import StepContext
 from lightning_lopt.rules.shared.arithmetic import constants
 
-TIMES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)  # in steps
-SHARES = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)  # of the horizon
+TIMES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)  # times τ in steps
+SHARES = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)  # shares s of the horizon
 
 
 def elapsed(step: Tensor, like: Tensor) -> Tensor:
