@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def counted(number: int, noun: str) -> str:
-    """``number`` of what ``noun`` names.
+    """``number`` with ``noun`` in the singular or plural.
 
     >>> counted(1, "seed"), counted(3, "seed")
     ('1 seed', '3 seeds')
@@ -15,7 +15,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first three names, in quotation marks, and the number of the others.
+    """The first three names, in quotation marks, and the number of further names.
 
     >>> listed(["a", "b"]), listed(["a", "b", "c", "d"])
     ("'a', 'b'", "'a', 'b', 'c' and 1 more")

@@ -139,7 +139,7 @@ def test_info_of_a_rule_without_key_numbers(tmp_path, capsys, monkeypatch):
     folder = save_rule(AdamRule(), tmp_path / "rule")
     assert main(["info", str(folder)]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith(f"{folder}: the rule 'adam'\n\n- how good it is: its card has no key numbers\n")
+    assert printed.startswith(f"{folder}: the rule 'adam'\n\n- results: the card of this rule has no key numbers\n")
     assert "meta-parameters: " in printed
 
 

@@ -80,7 +80,7 @@ def test_baselines_of_a_suite_of_a_file(tmp_path, capsys):
     [
         ("nowhere.py:suite", "there is no file 'nowhere.py'"),
         ("my_module.py:other", "my_module.py has no 'other'"),
-        ("my_module.py:", "is no address; write FILE.py:NAME"),
+        ("my_module.py:", "is not an address; write FILE.py:NAME"),
         ("my_module.py:number", "my_module.py:number is no suite; it must be a list of"),
         ("my_module.py:no_problems", "my_module.py:no_problems is no suite; it must be a list of"),
         ("my_module.py:empty", "is a suite without a problem"),
