@@ -114,7 +114,7 @@ def test_info_begins_with_key_numbers(capsys, monkeypatch):
     assert printed.count("- constants: 71") == 1
     assert "license:" not in printed
     assert "char_transformer (" in printed
-    assert "state 28.0 and peak of a step beyond it 4.0 (float32 state)" in printed
+    assert "state 28.0, and 4.0 more at the peak of a step (float32 state)" in printed
 
 
 def test_key_numbers_of_base_are_those_of_its_results_and_its_rule():
