@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive")
 _GREYS = ("black", "tab:gray", "tab:cyan", "rosybrown", "darkkhaki")
-_RANGE_OPACITY = 0.18  # of the area between the smallest and the largest loss over seeds
+_RANGE_OPACITY = 0.18  # opacity of the area between the smallest and the largest loss over seeds
 
 
 def empty_figure(width: float, height: float) -> Figure:
-    """A figure without a window; sizes are in inches.
+    """An empty figure of this size in inches; it opens no window.
 
     Raises:
         ImportError: if matplotlib is not installed.
@@ -45,9 +45,9 @@ def png(figure: Figure) -> bytes:
 
 
 def curves(problems: Sequence[ProblemResult], rules: Sequence[str], against: Sequence[str]) -> Figure:
-    """Training and validation losses, a row of two panels for each problem: medians and ranges over seeds.
+    """Training and validation losses in a row of two panels for each problem: medians and ranges over seeds.
 
-    Rules have colours and solid lines; baselines have grey, dashed lines.
+    Rules have coloured solid lines; baselines have grey dashed lines.
     """
     figure = empty_figure(9.6, 2.9 * len(problems) + 0.5)
     panels = figure.subplots(len(problems), 2, squeeze=False)
@@ -70,12 +70,13 @@ def curves(problems: Sequence[ProblemResult], rules: Sequence[str], against: Seq
 
 
 def profile(results: Results) -> Figure:
-    """The distribution of results over runs and problems, which means do not show.
+    """The distribution of results over runs and problems; mean values do not show it.
 
-    Left: the share of runs whose speed-up in steps over a baseline is at least the value on the axis, as in VeLO's
-    figure (https://arxiv.org/abs/2211.09760) and the score distributions of https://arxiv.org/abs/2108.13264. Right: a
-    performance profile (Dolan and Moré, 2002, https://arxiv.org/abs/cs/0102001): the share of runs whose final training
-    loss, over that of the best optimizer on the same problem and seed, is at most the value on the axis.
+    The left panel shows the share of runs whose speed-up in steps over a baseline is at least the value on the axis, as
+    in VeLO's figure (https://arxiv.org/abs/2211.09760) and the score distributions of https://arxiv.org/abs/2108.13264.
+    The right panel is a performance profile (Dolan and Moré, 2002, https://arxiv.org/abs/cs/0102001): the final loss in
+    training of a run is divided by the loss of the best optimizer on the same problem and seed, and the panel shows the
+    share of runs whose ratio is at most the value on the axis.
     """
     figure = empty_figure(9.6, 3.8)
     speedup_panel, ratio_panel = figure.subplots(1, 2)
@@ -158,7 +159,7 @@ def _style(name: str, rules: Sequence[str], against: Sequence[str]) -> dict[str,
 
 
 def _limits(axis: Any, problem: ProblemResult, losses: Sequence[Tensor]) -> None:
-    """Set the limits of the loss axis, logarithmic for positive losses; very large losses are outside of them."""
+    """Set the limits of the loss axis, which is logarithmic for positive losses; very large losses lie outside."""
     values = torch.cat([curve.flatten() for curve in losses])
     values = values[values.isfinite()]
     if not len(values):
@@ -171,6 +172,6 @@ def _limits(axis: Any, problem: ProblemResult, losses: Sequence[Tensor]) -> None
 
 
 def _text(text: str) -> str:
-    """A text for matplotlib, which reads ``$`` as a formula and leaves a name that begins with ``_`` out of legends."""
+    """A text that matplotlib shows unchanged: ``$`` would begin a formula, a first ``_`` would hide a legend entry."""
     line = one_line(text).replace("$", r"\$")
     return f" {line}" if line.startswith("_") else line

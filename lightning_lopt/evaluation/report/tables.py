@@ -1,4 +1,4 @@
-"""The tables of a report for a page, a shell or a logger: texts, and outcomes that a page shows as signs."""
+"""The tables of a report, for a page, a shell or a logger: texts, and outcomes that the page shows as signs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from lightning_lopt.evaluation.sweeps import BASELINES, FINE_TUNING_BASELINES
 
 Outcome = Literal["win", "tie", "loss"]
 SIGNS: dict[Outcome, tuple[str, str]] = {"win": ("✔", "lower"), "tie": ("=", "equal"), "loss": ("✘", "higher")}
-"""Sign and word of an outcome, so that no outcome is shown by colour alone."""
+"""Sign and word of each outcome; colour alone does not show an outcome."""
 FASTER: dict[Outcome, str] = {"win": "faster", "tie": "equal", "loss": "slower"}
-"""Words for outcomes of speed-ups."""
+"""Word of each outcome of a speed-up."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class TextTable:
     Attributes:
         heads: headings of the columns.
         rows: cells of each row.
-        marks: outcomes of a rule that a cell shows, by row and column; a page shows them after the text of the cell.
-        words: words for outcomes.
+        marks: outcomes of a rule, by row and column; a page shows them after the text of the cell.
+        words: word of each outcome.
     """
 
     heads: list[str]
@@ -43,7 +43,7 @@ class TextTable:
         return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
 
     def html(self, empty: str = "") -> str:
-        """The table in HTML, which scrolls separately where the window is narrow; without rows, the text ``empty``."""
+        """The table in HTML, which scrolls separately in a narrow window; without rows, the text ``empty``."""
         if not self.rows:
             return f"<p>{escaped(empty)}</p>"
         heads = "".join(f"<th>{escaped(head)}</th>" for head in self.heads)
@@ -61,7 +61,7 @@ class TextTable:
 
 
 def outcome(log_ratio: float) -> Outcome:
-    """The outcome for a rule, from the log-ratio of its loss over another loss; a difference up to 0.1 % is a tie.
+    """The outcome for a rule, from the log-ratio of its loss to another loss; a difference up to 0.1 % is a tie.
 
     >>> outcome(-0.5), outcome(0.0005), outcome(math.inf)
     ('win', 'tie', 'loss')
@@ -72,7 +72,7 @@ def outcome(log_ratio: float) -> Outcome:
 
 
 def label(name: str) -> str:
-    """The name of an optimizer in a report, without characters that cannot be printed."""
+    """The name of an optimizer in a report; characters that cannot be printed become question marks."""
     sweep = (BASELINES | FINE_TUNING_BASELINES).get(name)
     return one_line(sweep.label if sweep is not None and sweep.label else name)
 
@@ -84,7 +84,7 @@ def one_line(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """A text as HTML, for attributes and between tags; a character that cannot be printed becomes a question mark.
+    """A text as HTML, for attributes and for the space between tags; unprintable characters become question marks.
 
     >>> escaped("a < b")
     'a &lt; b'
@@ -94,14 +94,14 @@ def escaped(text: str) -> str:
 
 
 def short(value: float) -> str:
-    """A loss with three significant digits and at most five decimals; a loss that is not finite has diverged."""
+    """A loss with three significant digits and at most five decimals; a loss that is not finite is "diverged"."""
     if not math.isfinite(value):
         return "diverged"
     return f"{value:.3g}" if abs(value) >= 1e-4 else f"{value:.5f}"
 
 
 def overall(report_numbers: Sequence[Number], section: Section, group: str | None = None) -> TextTable:
-    """Metrics of each rule against each reference: for one group of problems, or with a row for each group.
+    """Metrics of each rule against each reference, for one group of problems or for each group.
 
     Args:
         report_numbers: the numbers of a report.
@@ -122,7 +122,7 @@ def overall(report_numbers: Sequence[Number], section: Section, group: str | Non
 
 
 def log_ratios(results: Results) -> TextTable:
-    """Each rule against every other optimizer: on how many problems the rule ends lower, and its mean log-ratio.
+    """For each rule and every other optimizer: number of problems on which the rule is lower, and mean log-ratio.
 
     :class:`~lightning_lopt.MetaValidation` scores rules with the same log-ratio,
     :meth:`~lightning_lopt.evaluation.results.ProblemResult.log_ratio`.
@@ -145,9 +145,9 @@ def finals(problems: Sequence[ProblemResult], names: Sequence[str], against: Seq
     """Losses after the last step, training / validation, medians over seeds.
 
     Args:
-        problems: the problems, one row each.
-        names: names of optimizers, one column each.
-        against: names of baselines; the marks of the other optimizers are their outcomes beside the best of these.
+        problems: problems; each has a row.
+        names: names of optimizers; each has a column.
+        against: names of baselines; the marks of the other optimizers are their outcomes against the best baseline.
     """
     rows = [
         [
@@ -212,7 +212,7 @@ def costs(results: Results) -> TextTable:
 
 
 def environment(results: Results) -> TextTable:
-    """The machine and the versions, and the settings and weights of each rule."""
+    """The machine, the versions, and the settings and weights of each rule."""
     rows = [[one_line(key), one_line(str(value))] for key, value in results.environment.items()]
     for name, record in results.rules.items():
         arguments = ", ".join(f"{key}={value!r}" for key, value in record.config.items())
