@@ -39,7 +39,7 @@ def read_json(path: Path, build: Callable[[Any], _Result]) -> _Result:
         return build(parse_json_object(data, path.name))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(f"the results in {path} cannot be read ({reason}); make them again.") from None
+        raise ValueError(f"{path} has no results that can be read ({reason}); make them again.") from None
 
 
 def as_object(value: Any, label: str) -> dict[str, Any]:
