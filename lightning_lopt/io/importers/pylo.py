@@ -46,9 +46,9 @@ def _elo(theta: Theta) -> dict[str, Tensor]:
 
 
 def _mu(theta: Theta) -> dict[str, Tensor]:
-    like = theta["network.input.bias"]
+    first_bias = theta["network.input.bias"]
     offsets = zip(("momentum_offsets", "second_moment_offset", "factored_offsets"), MU_OFFSETS.values(), strict=True)
-    return _elo(theta) | {name: torch.tensor(values, dtype=like.dtype) for name, values in offsets}
+    return _elo(theta) | {name: torch.tensor(values, dtype=first_bias.dtype) for name, values in offsets}
 
 
 def _celo2_shapes(hidden: int) -> Shapes:
