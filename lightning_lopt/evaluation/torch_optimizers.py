@@ -107,8 +107,8 @@ class TorchModels:
         batch = {name: self._on_all(value) for name, value in self.task.batch(self.draws, self.seeds).items()}
         grads, losses, carried = vmap(self.task.gradient)(self.params, batch)
         squares = sum((grad.flatten(1).square().sum(1) for grad in grads.values()), losses)
-        at = StepContext(torch.tensor(float(self.step)), torch.tensor(float(self.horizon)))
-        factor = float(schedule_factor(self.schedule, at))
+        context = StepContext(torch.tensor(float(self.step)), torch.tensor(float(self.horizon)))
+        factor = float(schedule_factor(self.schedule, context))
         for model, finite in enumerate(squares.isfinite().tolist()):
             self._step_of(model, {name: grad[model] for name, grad in grads.items()}, factor, finite)
         self.params |= carried
