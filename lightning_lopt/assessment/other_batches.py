@@ -16,7 +16,7 @@ from lightning_lopt.tasks.base import Task
 from lightning_lopt.tasks.users_code import named
 
 FACTORS = (0.5, 2.0)  # factors on the batch size; the levels have the factor 1
-FEW_PASSES = 1.5  # with fewer passes over the data, a model does not memorise them
+FEW_PASSES = 1.5  # with fewer passes over the data, a model does not memorise the data
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def with_planned_passes(
     until: float,
     at_most: float,
 ) -> Level | None:
-    """Pilots with fewer batches, such that the number of passes over them is that of the planned run.
+    """Pilots with fewer batches, such that the number of passes over the batches equals that of the planned run.
 
     The pilots are about as long as the pilots of the last level.
 

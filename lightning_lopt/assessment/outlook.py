@@ -68,15 +68,13 @@ def outlook(
 
     .. math:: \sqrt{(2\,\mathrm{se})^2 + (\tfrac12 |\hat y - y_{last}| + d\,n)^2}
 
-    with the standard error se over seeds, the number n of doublings, and the drift d per doubling:
+    with the standard error se over seeds, the number n of doublings, and the drift d per doubling, by number of levels:
 
-    ==================  =====================================================================
-    levels              drift
-    ==================  =====================================================================
-    one                 0.2
-    two                 half of the change per doubling between the levels, at least 0.03
-    three or more       0.03
-    ==================  =====================================================================
+    =============  =================================================================
+    one            0.2
+    two            half of the change per doubling between the levels, at least 0.03
+    three or more  0.03
+    =============  =================================================================
 
     Each gap adds 0.02 to the drift. A pilot with as many passes over its data as the planned run replaces the expected
     validation log-ratio if the pilot is less favourable; half of the difference is then added to the uncertainty.

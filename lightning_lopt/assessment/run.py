@@ -52,7 +52,7 @@ def assess(
     In a further comparison AdamW has as much time as the rule takes, and so makes more steps. Trends over growing
     horizons are extrapolated to ``total_steps``, with an uncertainty. The assessment also measures time and memory of a
     step, and compares the plan with the record of meta-training. Model, data and global random state are not changed;
-    ``self.trainer`` is a placeholder without a function.
+    ``self.trainer`` is a placeholder that does nothing.
 
     Args:
         model: a module with automatic optimization and one optimizer, or a function without arguments that builds such

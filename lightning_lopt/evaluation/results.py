@@ -131,8 +131,8 @@ class RuleRecord:
         weights_sha256: SHA-256 of the rule's weights.
         meta_parameters: number of entries of θ.
         trained_on: record of meta-training: lists of names ``families`` and ``data``; ``horizons``, the shortest and
-            the longest; ``chosen_on``, names of the problems whose results chose this rule among several. A missing
-            entry is unknown.
+            the longest; ``chosen_on``, names of the problems by whose results this rule was chosen among several rules.
+            A missing entry is unknown.
         source: name or folder from which the rule was loaded; empty for a rule in memory.
 
     Example:

@@ -89,7 +89,7 @@ class Card:
 
 
 def key_numbers_of(markdown: str) -> tuple[str, str]:
-    """The section with the key numbers of a card, and the rest of the card without its front matter.
+    """The section with the key numbers of a card, and the remaining text of the card without its front matter.
 
     >>> key_numbers_of(Card("Adam", key_numbers="- constants: 4").render())[0]
     '- constants: 4'

@@ -78,7 +78,7 @@ def push_rule(
         commit = api.create_commit(name, operations, commit_message=message, repo_type="model")
     except RuleFileError:
         raise
-    except Exception as error:  # the network, the rights or the owner may be missing, and each error has its class
+    except Exception as error:  # errors have many classes: no network, no permission, no such owner
         raise RuleFileError(
             f"{show(os.fspath(source))} was not pushed to {HUB}{name} ({cause(error)}); check the name, the network "
             "and the write permission of your token."

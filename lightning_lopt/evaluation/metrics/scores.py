@@ -54,7 +54,7 @@ def median_loss(losses: Tensor) -> float:
 
 
 def wins(ours: Tensor, reference: Tensor, loss_scale: float) -> Tensor:
-    """1 if the loss of ours is lower, 0 if it is higher, 1/2 for a tie; same shape as the losses.
+    """1 if the loss of ours is lower, 0 if the reference's is lower, 1/2 for a tie; same shape as the losses.
 
     Ties are equal losses, two losses below the floor of 1 % of the uninformed loss, and two runs that diverged.
 

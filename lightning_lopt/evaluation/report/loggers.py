@@ -26,15 +26,13 @@ def log_media(
 ) -> None:
     """Log tables of final losses and metrics, pictures of profile and curves, and files, if ``logger`` supports them.
 
-    ================ ==============================================================================================
-    logger           entries
-    ================ ==============================================================================================
-    Weights & Biases Tables ``<name>/table`` (medians of final losses) and ``<name>/numbers`` (all metrics), Images
-                     ``<name>/profile`` and ``<name>/curves``, and Artifacts
-    TensorBoard      a text and figures
-    CSV logger       files in its folder
-    other loggers    none
-    ================ ==============================================================================================
+    ================  =============================================================================================
+    Weights & Biases  Tables ``<name>/table`` (medians of final losses) and ``<name>/numbers`` (all metrics), Images
+                      ``<name>/profile`` and ``<name>/curves``, and Artifacts
+    TensorBoard       a text and figures
+    CSV logger        files in its folder
+    other loggers     no entries
+    ================  =============================================================================================
 
     Without matplotlib, pictures are left out.
 

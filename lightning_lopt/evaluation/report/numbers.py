@@ -188,7 +188,7 @@ def groups_of(problem: ProblemResult, trained_on: dict[str, Any]) -> list[str]:
 
     Family and data are compared by name, so a problem of a seen family can have unseen data, and vice versa. A problem
     without a family counts as unseen; a problem without data is in neither group of data. An entry that the record
-    lacks makes no groups. If results on some problems have chosen the rule among several (for instance by
+    lacks makes no groups. If a rule was chosen by its results on some problems (for instance by
     :class:`~lightning_lopt.MetaValidation`), these results flatter the rule, even if their families are unseen.
 
     >>> problem = ProblemResult("p", 2000, 1.0, {}, "image_mlp", "mnist")

@@ -1,4 +1,4 @@
-"""The suites ``images`` and ``held_out``; their results have chosen the embedded rule, and its card reports them."""
+"""The suites ``images`` and ``held_out``; the embedded rule was chosen by their results, which its card reports."""
 
 from __future__ import annotations
 
