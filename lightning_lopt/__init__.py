@@ -97,7 +97,7 @@ __all__ = [
 
 _find_former_places()
 
-# The order is that of import times: an optimizer and its adapter need the first three.
+# Submodules with a short import time come first: an optimizer and its adapter need only the first three.
 __getattr__ = _lazily(
     __name__, ("rules", "optim", "callbacks", "io", "interop", "tasks", "meta", "assessment", "evaluation")
 )

@@ -1,4 +1,4 @@
-"""Lazy public names: they are imported at their first use, so that unused parts cost no time."""
+"""Lazy import of public names at their first use, so that unused parts cost no time."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 class _LazyPackage(ModuleType):
     """A package whose public names are not replaced by submodules of the same name.
 
-    Python's import system assigns a submodule to its package after it was imported. That would replace the function
-    ``evaluate`` of a package by its submodule ``evaluate``.
+    Python's import system assigns an imported submodule to an attribute of its package. For a package with a function
+    ``evaluate`` and a submodule ``evaluate``, this assignment would replace the function.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -22,12 +22,12 @@ class _LazyPackage(ModuleType):
 
 
 def lazily(package: str, modules: Sequence[str]) -> Callable[[str], Any]:
-    """The ``__getattr__`` of a package (PEP 562), which searches names in its ``__all__`` in its ``modules``.
+    """The ``__getattr__`` of a package (PEP 562): it searches the names of ``__all__`` in the submodules ``modules``.
 
     Args:
         package: full name of the package.
-        modules: names of submodules, imported in this order until one has the name; each submodule is an attribute of
-            the package, too.
+        modules: names of submodules. They are imported in this order until one of them has the name. Each submodule
+            becomes an attribute of the package, too.
     """
     sys.modules[package].__class__ = _LazyPackage
 

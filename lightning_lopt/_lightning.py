@@ -1,6 +1,7 @@
-"""Recognises Lightning's classes in both packages, ``lightning.pytorch`` and ``pytorch_lightning``.
+"""Tests for Lightning's classes that work for both packages, ``lightning.pytorch`` and ``pytorch_lightning``.
 
-The two packages have different classes with the same names, so ``isinstance`` across them is always false.
+The two packages have different classes with the same names. ``isinstance`` is always false for an object of one package
+and a class of the other.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ def is_lightning(value: Any, *names: str) -> bool:
     """Whether ``value`` is an instance of a Lightning class with one of ``names``, from either package.
 
     Args:
-        value: any object; for a class the result is false.
+        value: any object; the result is false for a class.
         names: names of classes, for instance ``"FSDPStrategy"`` or ``"LightningModule"``; subclasses count, too.
 
     Example:

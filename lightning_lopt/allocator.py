@@ -1,4 +1,4 @@
-"""Settings of the C library for memory that is freed by tensors on the CPU."""
+"""Settings of the C library for memory that tensors on the CPU free."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 MIB = 2**20
-LARGEST_BLOCK = 32 * MIB  # the largest block that glibc can take from its heap; larger ones are always returned
+LARGEST_BLOCK = 32 * MIB  # the largest block that glibc can take from its heap; glibc returns larger ones in any case
 
-_most_kept = 0  # bytes, over all calls in this process
+_largest_limit = 0  # bytes; the largest ``most`` of all calls in this process
 
 
 def keep_freed_memory(most: int) -> bool:
     """Let glibc keep freed memory for the next tensor instead of returning it to the operating system.
 
     A step of an optimizer or of meta-training makes hundreds of temporary tensors of around a megabyte. By default
-    their memory is returned at once, and is mapped and cleared again for the next tensor, which costs up to half of the
-    time of a step. The setting holds for the whole process; the memory in use stays at its peak, plus the freed memory.
+    glibc returns their memory at once, and the system maps and clears memory again for the next tensor. This costs up
+    to half of the time of a step. The setting holds for the whole process. The process then holds at most its peak
+    memory plus ``most``.
 
     Args:
-        most: bytes of freed memory that are kept at most; the largest value of all calls holds.
+        most: the largest number of bytes of freed memory to keep; the largest value of all calls holds.
 
     Returns:
-        whether the setting holds: the C library must be glibc (most of Linux).
+        whether the setting holds: the C library must be glibc (most Linux systems have it).
     """
-    global _most_kept
-    if most <= _most_kept:
+    global _largest_limit
+    if most <= _largest_limit:
         return True
     if not sys.platform.startswith("linux"):
         return False
@@ -35,5 +36,5 @@ def keep_freed_memory(most: int) -> bool:
         return False
     if not (libc.mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK) and libc.mallopt(M_TRIM_THRESHOLD, most)):
         return False
-    _most_kept = most
+    _largest_limit = most
     return True

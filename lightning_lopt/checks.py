@@ -1,4 +1,4 @@
-"""Checks of arguments; each raises ``ValueError`` that names the argument and its value.
+"""Checks of arguments; each check raises a ``ValueError`` that names the argument and its value.
 
 >>> check_positive(lr=0.1, eps=1e-8)
 >>> check_unit_interval(momentum=1.0)
@@ -13,14 +13,14 @@ from collections.abc import Sequence
 
 
 def check_sizes(**sizes: int) -> None:
-    """Every size or count is at least 1."""
+    """Check that every size or count is at least 1."""
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size!r}.")
 
 
 def check_numbers(least: float = -math.inf, *, or_none: bool = False, **numbers: float | None) -> None:
-    """Every number is finite, and not below ``least``; with ``or_none`` it may be ``None`` instead."""
+    """Check that every number is finite and at least ``least``; ``or_none`` allows ``None``, too."""
     for name, number in numbers.items():
         if or_none if number is None else math.isfinite(number) and number >= least:
             continue
@@ -29,38 +29,38 @@ def check_numbers(least: float = -math.inf, *, or_none: bool = False, **numbers:
 
 
 def check_positive(**numbers: float) -> None:
-    """Every number is finite, and above 0."""
+    """Check that every number is finite and above 0."""
     for name, number in numbers.items():
         if not 0 < number < math.inf:
             raise ValueError(f"{name} must be a positive number, got {number!r}.")
 
 
 def check_unit_interval(**numbers: float) -> None:
-    """Every number lies in [0, 1)."""
+    """Check that every number lies in [0, 1)."""
     for name, number in numbers.items():
         if not 0 <= number < 1:
             raise ValueError(f"{name} must lie in [0, 1), got {number!r}.")
 
 
 def check_betas(betas: Sequence[float]) -> None:
-    """The decays of Adam's two averages lie in [0, 1)."""
+    """Check that the decays of Adam's two averages lie in [0, 1)."""
     check_unit_interval(**{"betas[0]": betas[0], "betas[1]": betas[1]})
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """``value`` is one of ``choices``."""
+    """Check that ``value`` is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}.")
 
 
 def check_averages(name: str, decays: Sequence[float]) -> None:
-    """There is at least one decay, and all lie in [0, 1)."""
+    """Check that there is at least one decay and that all decays lie in [0, 1)."""
     if not decays or not all(0 <= decay < 1 for decay in decays):
         raise ValueError(f"{name} must be numbers in [0, 1), at least one, got {list(decays)}.")
 
 
 def check_decays(momentum: Sequence[float], second_moment: float, factored: Sequence[float]) -> None:
-    """As many momenta as factored second moments, at least one, and all decays in [0, 1)."""
+    """Check that momenta and factored second moments are equally many (at least one), and all decays in [0, 1)."""
     decays = (*momentum, second_moment, *factored)
     if len(momentum) != len(factored) or not momentum or not all(0 <= decay < 1 for decay in decays):
         raise ValueError(
@@ -69,32 +69,32 @@ def check_decays(momentum: Sequence[float], second_moment: float, factored: Sequ
         )
 
 
-def check_range(low: float, high: float, what: str) -> None:
-    """``ValueError`` unless 0 < low <= high < inf."""
+def check_range(low: float, high: float, argument: str) -> None:
+    """Check that 0 < low <= high < inf."""
     if not 0 < low <= high < float("inf"):
-        raise ValueError(f"{what}: low and high must be positive numbers in this order, got {low!r} and {high!r}.")
+        raise ValueError(f"{argument}: low and high must be positive numbers in this order, got {low!r} and {high!r}.")
 
 
-def check_size_options(sizes: Sequence[int], what: str, low: int = 1) -> tuple[int, ...]:
-    """``sizes`` as a tuple, or ``ValueError`` if there is none or one is not an integer >= ``low``."""
+def check_size_options(sizes: Sequence[int], argument: str, low: int = 1) -> tuple[int, ...]:
+    """Return ``sizes`` as a tuple, after a check that it has at least one entry and all are integers >= ``low``."""
     checked = tuple(sizes)
     if not checked or not all(type(size) is int and size >= low for size in checked):
         kind = "positive integers" if low == 1 else f"integers >= {low}"
-        raise ValueError(f"{what} must be a sequence of {kind}, at least one of them, got {sizes!r}.")
+        raise ValueError(f"{argument} must be a sequence of {kind}, at least one of them, got {sizes!r}.")
     return checked
 
 
-def check_name_options(names: Sequence[str], what: str, known: Sequence[str]) -> tuple[str, ...]:
-    """``names`` as a tuple, or ``ValueError`` if there is none or one is not ``known``."""
+def check_name_options(names: Sequence[str], argument: str, allowed: Sequence[str]) -> tuple[str, ...]:
+    """Return ``names`` as a tuple, after a check that it has at least one entry and all are ``allowed``."""
     checked = tuple(names)
-    if isinstance(names, str) or not checked or not set(checked) <= set(known):
-        raise ValueError(f"{what} must be a sequence of some of {', '.join(map(repr, known))}, got {names!r}.")
+    if isinstance(names, str) or not checked or not set(checked) <= set(allowed):
+        raise ValueError(f"{argument} must be a sequence of some of {', '.join(map(repr, allowed))}, got {names!r}.")
     return checked
 
 
-def check_number_options(numbers: Sequence[float], what: str, low: float = 0.0) -> tuple[float, ...]:
-    """``numbers`` as a tuple of floats, or ``ValueError`` if there is none or one is not finite and >= ``low``."""
+def check_number_options(numbers: Sequence[float], argument: str, low: float = 0.0) -> tuple[float, ...]:
+    """Return ``numbers`` as floats, after a check that there is at least one and all are finite and >= ``low``."""
     checked = tuple(float(number) for number in numbers)
     if not checked or not all(math.isfinite(number) and number >= low for number in checked):
-        raise ValueError(f"{what} must be numbers >= {low:g}, at least one of them, got {numbers!r}.")
+        raise ValueError(f"{argument} must be numbers >= {low:g}, at least one of them, got {numbers!r}.")
     return checked

@@ -16,11 +16,11 @@ USAGE = """usage: lightning-lopt COMMAND ...
   convert SRC DST  convert a rule of flax or PyLO (file, folder or hf://owner/name@revision) to our format
   push FOLDER OWNER/NAME  upload a saved rule to the Hugging Face Hub
   info RULE    show the key numbers, costs, inputs and card of an embedded rule or a folder
-  evaluate RULE  measure a rule beside tuned baselines: --suite NAME (or your FILE.py:NAME) --against NAMES --out DIR
+  evaluate RULE  compare a rule with tuned baselines: --suite NAME (or your FILE.py:NAME) --against NAMES --out DIR
   compare A B ... measure several rules in one report; RULE@start is a rule before meta-training
   baselines    tune hand-designed optimizers on suites of problems: --suite NAMES --out FILE
-  assess FILE.py:MODEL --total-steps N   say whether to train your module with a rule
-  benchmark MODEL ...  measure time and memory of a step, beside AdamW
+  assess FILE.py:MODEL --total-steps N   recommend whether to train your module with a rule
+  benchmark MODEL ...  measure time and memory of a step, in comparison with AdamW
 
 lightning-lopt COMMAND --help   show all options of a command, and an example
 lightning-lopt --version   show the version
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(f"lightning-lopt: there is no command {command!r}; use one of {names}, or 'lightning-lopt --help'.")
         return BAD_INPUT
     if command in SLOW and not {"-h", "--help"} & {*options}:
-        complain(f"lightning-lopt {command}: loading PyTorch and Lightning")  # this takes seconds
+        complain(f"lightning-lopt {command}: loading PyTorch and Lightning")  # the imports take seconds
     return run(COMMANDS[command], options, traceback=traceback)
 
 
@@ -90,7 +90,7 @@ def push(arguments: Sequence[str]) -> int:
     parser = CommandParser(
         "push",
         "Upload a saved rule to the Hugging Face Hub: weights (safetensors), config (JSON) and card, nothing else. The "
-        "token is from 'hf auth login' or the variable HF_TOKEN.",
+        "token comes from 'hf auth login' or from the variable HF_TOKEN.",
         example="lightning-lopt push my_rule user/my-rule --private",
     )
     parser.add_argument("folder", metavar="FOLDER", help="a folder of save_rule, meta-training or convert")
@@ -128,14 +128,14 @@ def compare(arguments: Sequence[str]) -> int:
 
 
 def assess(arguments: Sequence[str]) -> int:
-    """Say whether to train a module with a rule; see :mod:`lightning_lopt.assessment`."""
+    """Recommend whether to train a module with a rule; see :mod:`lightning_lopt.assessment`."""
     from lightning_lopt.assessment.command import assess_command
 
     return assess_command(arguments)
 
 
 def benchmark(arguments: Sequence[str]) -> int:
-    """Measure the cost of a step; see :mod:`lightning_lopt.evaluation.benchmark.command`."""
+    """Measure time and memory of a step; see :mod:`lightning_lopt.evaluation.benchmark.command`."""
     from lightning_lopt.evaluation.benchmark.command import benchmark_command
 
     return benchmark_command(arguments)

@@ -1,4 +1,4 @@
-"""Argument parsers and error handling of all commands: each help ends in an example, each error is one sentence."""
+"""Argument parsers and error handling of all commands: a help text ends in an example, an error is one sentence."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import NoReturn
 from lightning_lopt.terminal import complain
 
 FAILED, BAD_INPUT, STOPPED = 1, 2, 130
-"""Exit statuses: the machine lacks something (a package, space); the call is wrong; somebody pressed Ctrl-C."""
-_WIDTH = 100  # columns of texts in helps
+"""Exit statuses: the machine lacks something (a package, disk space); the call is wrong; the user pressed Ctrl-C."""
+_WIDTH = 100  # columns of a help text
 
 Command = Callable[[Sequence[str]], int]
 
@@ -33,10 +33,10 @@ class CommandError(Exception):
 
 
 def whole_number(text: str) -> int:
-    """The type of an argument that is a whole number of at least 1.
+    """The whole number in the text of an argument, which must be at least 1.
 
     Raises:
-        argparse.ArgumentTypeError: if the text is no such number.
+        argparse.ArgumentTypeError: if the text is not a whole number of at least 1.
 
     >>> whole_number("3")
     3
@@ -47,14 +47,14 @@ def whole_number(text: str) -> int:
 
 
 def writable_folder(folder: Path, option: str) -> Path:
-    """A folder for results, which is made; commands ask for it before they begin to work.
+    """Make a folder for results, and return it; commands call this function before they begin to work.
 
     Args:
         folder: the folder.
-        option: the option that names the folder, or a file in it.
+        option: the option that names the folder, or a file in the folder.
 
     Raises:
-        CommandError: if no file can be written there.
+        CommandError: if no file can be written to the folder.
     """
     from lightning_lopt.errors import cause
     from lightning_lopt.io.whole import draft_folder
@@ -73,10 +73,10 @@ class CommandParser(argparse.ArgumentParser):
     """The arguments of one command; its help ends in an example, and the error of a wrong argument is one sentence.
 
     Args:
-        command: name of the command, behind ``lightning-lopt``.
+        command: name of the command, without ``lightning-lopt``.
         description: purpose of the command, in sentences.
         example: a whole command line.
-        notes: texts between the options and the example; one with line breaks is shown as it is.
+        notes: texts between the options and the example; lines are wrapped only in a text without line breaks.
 
     >>> CommandParser("info", "Show a rule.", example="lightning-lopt info base").format_help().splitlines()[-1]
     'example: lightning-lopt info base'
@@ -98,16 +98,16 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def run(command: Command, arguments: Sequence[str], *, traceback: bool = False) -> int:
-    """Run a command; returns the exit status.
+    """Run a command, and return the exit status.
 
-    An exception becomes one sentence on standard error: a ``ValueError`` is bad input, status 2; an ``ImportError``
-    or ``OSError`` is something that the machine lacks, status 1. Other exceptions are errors of this package, and
+    An exception becomes one sentence on standard error. A ``ValueError`` means bad input (status 2). An ``ImportError``
+    or ``OSError`` means that the machine lacks something (status 1). Other exceptions are errors of this package, and
     are not caught.
 
     Args:
-        command: takes arguments and returns a status.
-        arguments: from the shell.
-        traceback: let all exceptions pass.
+        command: function that takes the arguments and returns a status.
+        arguments: arguments from the shell.
+        traceback: whether to let all exceptions pass.
 
     >>> run(lambda arguments: len(arguments), ["a", "b", "c"])
     3

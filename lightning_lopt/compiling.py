@@ -1,4 +1,4 @@
-"""Functions compiled by ``torch.compile``, which are called as they are if compiling fails."""
+"""Functions compiled by ``torch.compile``; a function that cannot be compiled is called uncompiled."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _copies = count()
 
 
 class CompiledFunction(Generic[Result]):
-    """A function compiled as one graph for each set of shapes: the same numbers up to rounding, in fewer kernels.
+    """A function compiled as one graph for each set of shapes; the numbers are the same up to rounding.
 
-    If compiling fails (an operation that cannot be traced, no C++ compiler, more sets of shapes than
-    ``torch._dynamo.config.recompile_limit``), the function itself is called from then on for that set of shapes, and
-    one warning gives the reason. If it succeeds, the time for compiling is logged once, at level ``INFO``.
+    Compiling can fail: an operation cannot be traced, there is no C++ compiler, or there are more sets of shapes than
+    ``torch._dynamo.config.recompile_limit``. From then on, the uncompiled function is called for that set of shapes,
+    and one warning gives the reason. If compiling succeeds, its time is logged once, at level ``INFO``.
 
-    Compiling fails before anything is computed, so the function may write into its arguments. An error of the function
-    itself is raised by the call without compiling.
+    The function may write into its arguments, because compiling fails before any value is computed. If the function
+    itself has an error, the uncompiled call raises it.
 
     On CUDA, kernels that do not depend on each other are combined.
 
@@ -36,7 +36,7 @@ class CompiledFunction(Generic[Result]):
         backend: as in ``torch.compile``.
 
     Attributes:
-        uncompiled: why a set of shapes is not compiled, by its signature.
+        uncompiled: the reason why a set of shapes is not compiled, by signature.
 
     >>> double = CompiledFunction(lambda value: 2 * value, backend="eager")
     >>> values = torch.ones(3)
@@ -47,8 +47,8 @@ class CompiledFunction(Generic[Result]):
     """
 
     def __init__(self, function: Callable[..., Result], *, backend: str | Callable[..., Any] = "inductor") -> None:
-        combined = backend == "inductor" and torch.cuda.is_available()
-        options: dict[str, Any] | None = {"combo_kernels": True} if combined else None
+        combines_kernels = backend == "inductor" and torch.cuda.is_available()
+        options: dict[str, Any] | None = {"combo_kernels": True} if combines_kernels else None
         self.function = function
         self.compiled: Callable[..., Result] = torch.compile(
             function, fullgraph=True, dynamic=False, backend=backend, options=options
@@ -79,7 +79,7 @@ class CompiledFunction(Generic[Result]):
 
 
 def signature_of(*groups: Mapping[str, Tensor]) -> tuple[Hashable, ...]:
-    """Names, shapes, types and devices of tensors, and whether gradients are recorded."""
+    """A key of all properties that a compiled graph depends on: names, shapes, types and devices, and gradient mode."""
     tensors = [
         tuple((name, value.shape, value.dtype, value.device) for name, value in group.items()) for group in groups
     ]
@@ -87,7 +87,7 @@ def signature_of(*groups: Mapping[str, Tensor]) -> tuple[Hashable, ...]:
 
 
 def own_copy(function: Callable[..., Result]) -> Callable[..., Result]:
-    """A copy of a Python function, whose graphs ``torch.compile`` counts, finds and limits separately.
+    """A copy of a Python function; ``torch.compile`` caches, counts and limits the graphs of the copy separately.
 
     >>> own_copy(signature_of)({}) == signature_of({})
     True

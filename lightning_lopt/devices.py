@@ -1,4 +1,4 @@
-"""Copies of tensors on other devices: made without a wait, or cached."""
+"""Copies of tensors on other devices: asynchronous copies and cached copies."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-_COPIES = WeakTensorKeyDictionary()  # copies of a tensor, by device; they are deleted with the tensor
+_COPIES = WeakTensorKeyDictionary()  # copies by tensor and device; the copies are deleted with their tensor
 
 
 def sent(value: Tensor, device: torch.device) -> Tensor:
@@ -17,7 +17,7 @@ def sent(value: Tensor, device: torch.device) -> Tensor:
 
 
 def cached_on(value: Tensor, device: torch.device) -> Tensor:
-    """``value`` on ``device``, the same cached copy each time; it must not be changed."""
+    """The cached copy of ``value`` on ``device``; callers must not change the copy."""
     if value.device == device:
         return value
     if value not in _COPIES:
@@ -32,7 +32,7 @@ def usable_device(name: str) -> torch.device:
     """The device of this name.
 
     Raises:
-        ValueError: if no tensor can be made there.
+        ValueError: if no tensor can be made on the device.
 
     >>> usable_device("cpu")
     device(type='cpu')

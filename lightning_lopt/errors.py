@@ -14,9 +14,9 @@ _LONGEST = 160  # characters of a shown value
 
 
 class RuleFileError(ValueError):
-    """A rule's file is missing, damaged, foreign or newer.
+    """A file of a rule is missing, damaged, foreign or newer.
 
-    The message is one sentence on one line: which file, what is wrong with it, what arrived and what to do.
+    The message is one sentence on one line: it names the file, the error, the value that was read, and a remedy.
 
     Example:
         >>> from lightning_lopt import load_rule
@@ -28,17 +28,17 @@ class RuleFileError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        # Names and paths from outside may contain terminal escapes, or surrogates that cannot be printed.
+        # Untrusted names and paths may contain terminal escapes, or surrogates that cannot be printed.
         super().__init__(printable(" ".join(message.split())))
 
 
 def show(value: object) -> str:
-    """A value from outside for a message: its ``repr``, on one line, shortened if it is long."""
+    """An untrusted value for a message: its ``repr`` on one line, shortened if it is long."""
     text = _SHORT.repr(value)
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
 
 
 def cause(error: BaseException) -> str:
-    """Another exception's text for the middle of a sentence."""
+    """The text of an exception as a clause for the middle of a sentence."""
     text = " ".join(str(error).split())[:200].rstrip(". ").replace(". ", "; ")
     return text or type(error).__name__

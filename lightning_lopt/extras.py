@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def how_to_install(extra: str) -> str:
-    """A clause for messages: the command that installs the packages of an extra of ``pyproject.toml``.
+    """A clause for messages: the command that installs the packages of one extra of ``pyproject.toml``.
 
     >>> how_to_install("cli")
     'run pip install -e ".[cli]" in the checkout of lightning_lopt'
@@ -19,7 +19,7 @@ def how_to_install(extra: str) -> str:
 
 
 def empty_figure(width: float, height: float) -> Figure:
-    """A figure without a window; sizes are in inches.
+    """An empty figure of this size in inches; it opens no window.
 
     Raises:
         ImportError: if matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""Recorded operations compiled by inductor, the compiler of ``torch.compile``, without its guards."""
+"""Recorded operations compiled by inductor (the compiler behind ``torch.compile``), without guards."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from lightning_lopt.tracing import same_bits
 
 
 def compiled(program: Program, examples: Sequence[Tensor]) -> Run:
-    """A function that runs a program in fewer kernels: the same numbers up to rounding.
+    """A function that runs a program in fewer kernels; the numbers are the same up to rounding.
 
-    On a CPU the kernels are called from C++, on CUDA kernels that do not depend on each other are combined.
+    On a CPU the kernels are called from C++. On CUDA, kernels that do not depend on each other are combined.
 
     Args:
         program: the operations.
-        examples: tensors with the shapes, types, devices and strides of those of all later calls.
+        examples: tensors with the shapes, types, devices and strides that the arguments of all later calls have.
 
     Raises:
-        Exception: of many types, if compiling fails, for instance without a C++ compiler.
+        Exception: if compiling fails, for instance without a C++ compiler; the exception may have any type.
     """
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner  # takes a second
 
@@ -37,11 +37,11 @@ def compiled(program: Program, examples: Sequence[Tensor]) -> Run:
     on_cpu = all(x.device.type == "cpu" for x in examples)
     options = {"cpp_wrapper": True} if on_cpu else {"combo_kernels": True}
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # inductor warns of its own lowerings
+        warnings.simplefilter("ignore")  # inductor warns about its lowerings
         module = module_of(program)
         function: Any = compile_fx(module, list(examples), inner_compile=compile_inner, config_patches=options)
-        expected = function(*examples)  # the first call compiles some parts, so the call is made now
-    # The code that autograd adds around the kernels has no effect here, and takes as long as kernels of a small stack.
+        expected = function(*examples)  # inductor compiles some parts only at the first call
+    # Autograd adds code around the kernels. This code has no effect here, and takes as long as kernels of small stacks.
     kernels: Any = getattr(graphs[0], "current_callable", None) if len(graphs) == 1 else None
     if kernels is None:
         return cast(Run, function)

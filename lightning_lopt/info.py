@@ -13,10 +13,10 @@ from lightning_lopt.terminal import say
 
 
 def print_info(source: str | os.PathLike[str]) -> None:
-    """Print key numbers, cost and inputs of the rule, its config and its card; at the end measured memory.
+    """Print the key numbers, costs and inputs of a rule, its config and its card, and at the end measured memory.
 
     Args:
-        source: embedded rule, folder or ``hf://`` address.
+        source: name of an embedded rule, a folder, or an ``hf://`` address.
 
     Raises:
         RuleFileError: if the rule cannot be loaded.
@@ -24,7 +24,7 @@ def print_info(source: str | os.PathLike[str]) -> None:
     rule, (key_numbers, card) = load_rule(source), key_numbers_of(load_card(source))
     arguments = ", ".join(f"{name}={value!r}" for name, value in rule.config.items())
     say(f"{source}: the rule {rule.rule_name!r}\n")
-    say(key_numbers or "- how good it is: its card has no key numbers")
+    say(key_numbers or "- results: the card of this rule has no key numbers")
     say(f"\n{footprint_report(rule)}")
     say(f"class: {type(rule).__name__}({arguments})\n")
     say(card)

@@ -59,7 +59,7 @@ MOVED = {
 
 
 def present_place(name: str) -> str | None:
-    """The present name of a module, by its former name; ``None`` for a name that is no former one.
+    """The present name of a module, by its former name; ``None`` for a name that is not a former name.
 
     >>> present_place("lightning_lopt.evaluation.assess.run")
     'lightning_lopt.assessment.run'
@@ -67,23 +67,23 @@ def present_place(name: str) -> str | None:
     package, _, place = name.partition(".")
     parts = place.split(".") if package == PACKAGE else []
     for length in range(len(parts), 0, -1):
-        today = MOVED.get(".".join(parts[:length]))
-        if today is not None:
-            return ".".join([PACKAGE, today, *parts[length:]])
+        present = MOVED.get(".".join(parts[:length]))
+        if present is not None:
+            return ".".join([PACKAGE, present, *parts[length:]])
     return None
 
 
 class FormerPlaces(MetaPathFinder, Loader):
-    """Finds a module by its former place, and imports it from its present one: there is one module under both names."""
+    """Finds a module by its former name, and imports it from its present place; both names give the same module."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """A specification for a former name; ``None`` for all others."""
+        """A specification for a former name; ``None`` for all other names."""
         return None if present_place(fullname) is None else ModuleSpec(fullname, self)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Put the module of the present place where the import system looks for the result."""
+        """Store the module of the present place in ``sys.modules`` under the former name."""
         name = present_place(module.__name__)
         assert name is not None
         sys.modules[module.__name__] = import_module(name)
@@ -92,8 +92,8 @@ class FormerPlaces(MetaPathFinder, Loader):
 def find_former_places() -> None:
     """Let the import system find each module by its former place, too.
 
-    It asks for these first: the path of the package ``evaluation.assess`` is that of ``assessment`` now, so a search in
-    files would import modules of that folder a second time.
+    This finder comes before the finders that search in files. The package ``evaluation.assess`` now has the path of
+    ``assessment``, so a search in files would import the modules of that folder a second time.
     """
     sys.meta_path.insert(0, FormerPlaces())
 

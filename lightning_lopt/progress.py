@@ -1,4 +1,4 @@
-"""Progress of long commands: one bar on a terminal, a line at most every 15 seconds elsewhere."""
+"""Progress of long commands: one bar on a terminal, or a line at most every 15 seconds in a file or pipe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 LINE_SECONDS = 15.0
-"""Least time between two lines, where standard error is no terminal."""
+"""Least time between two lines if standard error is not a terminal."""
 _BAR = "{desc} |{bar}| {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}]"
 _LINE = "{desc} {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}]"
 _WITHOUT_TOTAL = "{desc} [{elapsed}]"
@@ -24,12 +24,12 @@ _WITHOUT_TOTAL = "{desc} [{elapsed}]"
 class Progress:
     """Display of the progress of a long piece of work on standard error, from its start.
 
-    On a terminal the display is one bar. Elsewhere (a file, a pipe, a log) it is a whole line at the beginning and at
-    the end, and one at most every 15 seconds in between.
+    On a terminal the display is one bar. In a file, a pipe or a log the display is one line at the beginning, one line
+    at the end, and one line at most every 15 seconds in between.
 
     Args:
-        what: the work, in a few words.
-        total: amount of work; ``None`` where it is not known.
+        work: the work, in a few words.
+        total: amount of work; ``None`` if the amount is not known.
         unit: unit of ``total``.
         stream: output stream; ``None`` for standard error.
 
@@ -42,16 +42,14 @@ class Progress:
     """
 
     def __init__(
-        self, what: str, total: int | None = None, unit: str = "steps", *, stream: TextIO | None = None
+        self, work: str, total: int | None = None, unit: str = "steps", *, stream: TextIO | None = None
     ) -> None:
-        self.what, self.total, self.unit, self.done = what, total, unit, 0
+        self.work, self.total, self.unit, self.finished = work, total, unit, 0
         self._stream = sys.stderr if stream is None else stream
-        self._text, self._began, self._closed = printable(what), time.monotonic(), False
+        self._text, self._began, self._closed = printable(work), time.monotonic(), False
         self._bar: tqdm[Any] | None = None
         if self._stream.isatty():
-            size_is_known = all(
-                shutil.get_terminal_size((0, 0))
-            )  # without a size of the terminal, tqdm would show nothing
+            size_is_known = all(shutil.get_terminal_size((0, 0)))  # tqdm shows nothing if the size is 0
             size: dict[str, Any] = {"dynamic_ncols": True} if size_is_known else {"ncols": 80, "nrows": 24}
             self._bar = tqdm(
                 total=total, unit=unit, desc=self._text, file=self._stream, bar_format=self._form(_BAR), **size
@@ -59,34 +57,34 @@ class Progress:
         else:
             self._line()
 
-    def doing(self, last: str) -> None:
+    def doing(self, activity: str) -> None:
         """Show the present activity."""
-        self._text = printable(f"{self.what}: {last}")
+        self._text = printable(f"{self.work}: {activity}")
         self._show()
 
     def advance(self, amount: int = 1) -> None:
         """Add ``amount`` to the finished amount."""
-        self.done += amount
+        self.finished += amount
         self._show()
 
     def line(self, text: str) -> None:
-        """Show the present or the last activity; a line of its own where there is no terminal."""
+        """Show the present or the last activity; without a terminal, print a separate line for it."""
         self.doing(text)
-        if self._bar is None and text not in self._last:
+        if self._bar is None and text not in self._last_line:
             self._line()
 
-    def to(self, done: int, total: int | None, last: str) -> None:
-        """Set the finished amount to ``done`` of ``total``; ``last`` is the present or the last activity."""
-        self.done, self.total = done, total
-        self.doing(last)
+    def to(self, finished: int, total: int | None, activity: str) -> None:
+        """Set the finished amount and the total amount, and show the present or the last activity."""
+        self.finished, self.total = finished, total
+        self.doing(activity)
 
     def clear(self) -> None:
-        """Take the bar away until it is shown again, so that other output begins on an empty line."""
+        """Remove the bar until the next update, so that other output begins on an empty line."""
         if self._bar is not None:
             self._bar.clear()
 
     def close(self) -> None:
-        """Show the last state, and end."""
+        """Show the last state, and end the display."""
         if self._closed:
             return
         self._closed = True
@@ -97,7 +95,7 @@ class Progress:
 
     def _show(self) -> None:
         if self._bar is not None:
-            self._bar.n, self._bar.total, self._bar.bar_format = self.done, self.total, self._form(_BAR)
+            self._bar.n, self._bar.total, self._bar.bar_format = self.finished, self.total, self._form(_BAR)
             self._bar.set_description_str(self._text, refresh=True)
         elif time.monotonic() - self._shown >= LINE_SECONDS:
             self._line()
@@ -105,8 +103,8 @@ class Progress:
     def _line(self) -> None:
         self._shown = time.monotonic()
         elapsed, form = self._shown - self._began, self._form(_LINE)
-        line = tqdm.format_meter(self.done, self.total, elapsed, prefix=self._text, unit=self.unit, bar_format=form)
-        self._last = line
+        line = tqdm.format_meter(self.finished, self.total, elapsed, prefix=self._text, unit=self.unit, bar_format=form)
+        self._last_line = line
         print(line.strip(), file=self._stream, flush=True)
 
     def _form(self, with_total: str) -> str:

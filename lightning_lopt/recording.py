@@ -18,8 +18,8 @@ def record(function: Callable[[], None]) -> Callable[[], object]:
     """A function without arguments that launches the kernels of ``function`` on the GPU, without Python.
 
     ``function`` is called ``WARM_UP`` times, so that one-time setup is finished before the recording, and once more for
-    the recording. It must read from and write to the same memory at each call, and must neither copy from the CPU nor
-    wait for the GPU. The first calls write to that memory; the recorded call writes nothing.
+    the recording. ``function`` must read from and write to the same memory at each call, and must neither copy from the
+    CPU nor wait for the GPU. The warm-up calls write to that memory; the call for the recording writes nothing.
 
     Raises:
         RuntimeError: if ``function`` cannot be recorded.
@@ -39,13 +39,13 @@ def record(function: Callable[[], None]) -> Callable[[], object]:
 def overwrite(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
     """Copy the second tensor of each pair into the memory of the first one, as if all were copied at once.
 
-    A value may be, or may be a view of, memory that another value is copied to.
+    A second tensor may share memory with the first tensor of another pair.
     """
-    moved = [(place, value) for place, value in pairs if value is not place]
+    copies = [(place, value) for place, value in pairs if value is not place]
     storages = {place.untyped_storage().data_ptr() for place, _ in pairs}
-    values = [value.clone() if value.untyped_storage().data_ptr() in storages else value for _, value in moved]
-    if moved:
-        torch._foreach_copy_([place for place, _ in moved], values)
+    values = [value.clone() if value.untyped_storage().data_ptr() in storages else value for _, value in copies]
+    if copies:
+        torch._foreach_copy_([place for place, _ in copies], values)
 
 
 def cloned(tree: Any) -> Any:
@@ -63,5 +63,5 @@ def stream_number() -> int:
 
 @cache
 def _recording_stream() -> torch.cuda.Stream:
-    """The stream for recordings, always the same one, since code of ``torch.compile`` is for one stream."""
+    """The stream for all recordings: code of ``torch.compile`` works on one stream only."""
     return torch.cuda.Stream()  # type: ignore[no-untyped-call]

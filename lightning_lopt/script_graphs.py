@@ -1,4 +1,4 @@
-"""Recorded operations as a graph of TorchScript, which its interpreter runs without Python."""
+"""Recorded operations as a TorchScript graph; the interpreter of TorchScript runs the graph without Python."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _NUMBERS = {
         (torch.contiguous_format, torch.preserve_format, torch.channels_last, torch.channels_last_3d)
     )
 }
-"""The numbers that stand for memory formats in TorchScript, c10::MemoryFormat."""
+"""The numbers of memory formats in TorchScript (c10::MemoryFormat)."""
 
 NUMBER_OR_TENSOR = frozenset(WITH_TENSOR.values())
 
 
 def interpreted(program: Program, examples: Sequence[Tensor] = ()) -> ScriptRun:
-    """A function that runs a program by the interpreter of TorchScript: the same kernels, so the same bits.
+    """A function that runs a program in the interpreter of TorchScript: the same kernels, so the same bits.
 
-    The graph is built operation by operation, in a tenth of the time that ``torch.jit.trace`` takes for it.
+    The graph is built operation by operation, in a tenth of the time of ``torch.jit.trace``.
 
     Raises:
-        RuntimeError: if TorchScript does not know an operator.
+        RuntimeError: if TorchScript has no operator of that name.
 
     >>> double = Operation(torch.ops.aten.mul.Tensor, ([Place(0), 2.0], {}), [1], False)
     >>> interpreted(Program([double], [0], [1], {}))(torch.ones(2))
@@ -46,12 +46,13 @@ def interpreted(program: Program, examples: Sequence[Tensor] = ()) -> ScriptRun:
 def interpreted_in_turn(
     calls: Sequence[tuple[ScriptRun, Sequence[int]]], count: int, outputs: Sequence[int]
 ) -> ScriptRun:
-    """The graphs of several functions as one.
+    """One graph that calls several functions in turn.
 
     Args:
-        calls: functions with the numbers of their inputs: first those of the arguments, then of all earlier results.
+        calls: functions with the indices of their inputs. The arguments have the first indices; the results of all
+            earlier calls follow.
         count: number of arguments.
-        outputs: numbers of the results.
+        outputs: indices of the results.
     """
     graph: Any = torch._C.Graph()
     values = [graph.addInput() for _ in range(count)]
@@ -78,20 +79,26 @@ class ScriptRun:
         self._function = torch._C._create_function_from_graph("program", graph)
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
-        # Without optimisation, which may change bits, and without autograd, which every operation would pass through.
-        optimizes = torch._C._get_graph_executor_optimize()
+        # Optimisation may change bits. Autograd would cost time at every operation.
+        was_optimizing = torch._C._get_graph_executor_optimize()
         torch._C._set_graph_executor_optimize(False)
         try:
             with torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(_VIEWS):
                 results: Sequence[Tensor] = self._function(*tensors)
         finally:
-            torch._C._set_graph_executor_optimize(optimizes)
+            torch._C._set_graph_executor_optimize(was_optimizing)
         return results
 
 
 class _Argument(NamedTuple):
-    """An argument of an operator: its name, its default value, the type of its value (of the entries, if it is a list),
-    and the type of that list."""
+    """An argument of an operator.
+
+    Attributes:
+        name: name of the argument.
+        default: default value.
+        kind: type of the value; for a list, the type of its entries.
+        list_kind: type of the list; ``None`` if the value is not a list.
+    """
 
     name: str
     default: Any
@@ -101,15 +108,15 @@ class _Argument(NamedTuple):
 
 @cache
 def _signature(function: Any) -> tuple[str, list[_Argument], Any]:
-    """Name and arguments of an operator, and its type of result if this is a list."""
+    """Name and arguments of an operator, and the type of its result if the result is a list."""
     schema, arguments = function._schema, []
     for x in schema.arguments:
         kind = _required(x.type)
         is_list = isinstance(kind, torch._C.ListType)
         entry = _required(kind.getElementType()) if is_list else kind
         arguments.append(_Argument(x.name, x.default_value, type(entry), kind if is_list else None))
-    returned = [x.type for x in schema.returns if isinstance(x.type, torch._C.ListType)]
-    return schema.name, arguments, returned[0] if returned else None
+    list_kinds = [x.type for x in schema.returns if isinstance(x.type, torch._C.ListType)]
+    return schema.name, arguments, list_kinds[0] if list_kinds else None
 
 
 def _required(kind: Any) -> Any:
@@ -124,17 +131,17 @@ class _Builder:
         self._constants: dict[Hashable, Any] = {}
 
     def add(self, operation: Operation, values: dict[int, Any]) -> None:
-        """Add an operation to the graph, and its results to ``values``, the values of the graph by place."""
+        """Add an operation to the graph, and its results to ``values`` (the values of the graph by place)."""
         function, (positional, options), results, _ = operation
         name, arguments, list_kind = _signature(function)
         inputs = []
-        for index, (key, default, kind, of_list) in enumerate(arguments):
+        for index, (key, default, kind, argument_list_kind) in enumerate(arguments):
             value = positional[index] if index < len(positional) else options.get(key, default)
             if isinstance(value, Place):
                 inputs.append(values[value.place])
-            elif of_list is not None and isinstance(value, list | tuple):
+            elif argument_list_kind is not None and isinstance(value, list | tuple):
                 entries = [values[x.place] if isinstance(x, Place) else self._constant(x, kind) for x in value]
-                inputs.append(_node(self.graph, "prim::ListConstruct", entries, of_list))
+                inputs.append(_node(self.graph, "prim::ListConstruct", entries, argument_list_kind))
             else:
                 inputs.append(self._constant(value, kind, takes_number=function in NUMBER_OR_TENSOR))
         if list_kind is not None:
@@ -147,7 +154,7 @@ class _Builder:
         if isinstance(value, torch.memory_format):
             value = _NUMBERS[value]
         elif kind is torch.TensorType and value is not None and (isinstance(value, bool) or not takes_number):
-            # the tensor that stands for a number
+            # the operator needs a tensor, but the value is a number
             value = torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
         elif kind is torch.FloatType and isinstance(value, int):
             value = float(value)
@@ -158,7 +165,7 @@ class _Builder:
 
 
 def _node(graph: Any, name: str, inputs: Sequence[Any], kind: Any) -> Any:
-    """The only result, of type ``kind``, of a new node."""
+    """Add a node with one result of type ``kind``, and return this result."""
     output = graph.insertNode(graph.create(name, inputs, 1)).output()
     output.setType(kind)
     return output

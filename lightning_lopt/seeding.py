@@ -20,7 +20,7 @@ def derive_seed(seed: int, *path: int | str) -> int:
 def generator(seed: int, *path: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A new generator for one purpose, for instance ``generator(seed, outer_step, rank, "noise")``.
 
-    Since the seed is derived and not drawn, there is no generator state to save: a resumed run gets the same numbers
-    from the same path.
+    The seed is derived and not drawn, so there is no generator state to save: a resumed run gets the same numbers from
+    the same path.
     """
     return torch.Generator(device=device).manual_seed(derive_seed(seed, *path))

@@ -1,4 +1,4 @@
-"""Printing of texts from outside (cards, names, paths) without their control sequences for the terminal."""
+"""Printing of untrusted texts (cards, names, paths) without control sequences for the terminal."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TextIO
 
 
 def printable(text: str) -> str:
-    """``text`` without characters that move a cursor, clear a screen, write to a clipboard or turn the text direction.
+    """``text`` without characters that move a cursor, clear a screen, write to a clipboard or reverse text direction.
 
-    Line breaks and tabs stay; other white space becomes a blank, other characters that cannot be printed become a
+    Line breaks and tabs stay. Other white space becomes a blank. Other characters that cannot be printed become a
     question mark.
 
     >>> printable("a\\x1b[2Jb\\r\\nc\\u202ed")
@@ -19,12 +19,12 @@ def printable(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """Print ``text`` after :func:`printable`, with the characters that the encoding of the terminal has."""
+    """Print the :func:`printable` text; characters that the terminal's encoding lacks become question marks."""
     _write(text, sys.stdout)
 
 
 def complain(text: str) -> None:
-    """Print ``text`` as :func:`say` does, to standard error."""
+    """Print ``text`` to standard error, in the way of :func:`say`."""
     _write(text, sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""Several graphs behind one call."""
+"""Several traced graphs that run in one call."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from lightning_lopt.script_graphs import ScriptRun, interpreted_in_turn
 from lightning_lopt.tracing import TracedFunction
 
 Value = int | tuple[int, int]
-"""The index of an argument, or the number of a call and the index among the results of its graph."""
+"""The index of an argument, or a pair: the number of a call, and the index of a result of the call's graph."""
 
 
 class TracedCalls:
-    """Several calls of traced functions behind one call; a call may take results of earlier calls.
+    """Several calls of traced functions that run in one call; a call may use results of earlier calls.
 
-    Graphs of TorchScript are joined to a single graph, which gives the same bits and saves the calls from Python. Other
-    graphs are called in turn.
+    TorchScript graphs are joined to a single graph. This graph gives the same bits, and Python calls it only once.
+    Graphs of other kinds are called in turn.
 
     >>> import torch
     >>> double = TracedFunction(lambda x: (2 * x,), [torch.ones(())])
@@ -43,7 +43,7 @@ class TracedCalls:
         return [arguments[index] if is_argument else (number, index) for is_argument, index in function.results]
 
     def join(self, results: Sequence[Value]) -> None:
-        """Prepare calls whose results are these values."""
+        """Prepare the calls; ``results`` are the values that each call of this object returns."""
         computed = list(dict.fromkeys(value for value in results if isinstance(value, tuple)))
         captured = {id(x): x for function, _ in self._calls for x in function.captured}
         self._captured = list(captured.values())
@@ -52,8 +52,8 @@ class TracedCalls:
         values: list[Value] = [*range(self._count + len(captured))]
         first, inputs = len(values), []
         for number, (function, arguments) in enumerate(self._calls):
-            of_arguments = [values.index(arguments[index]) for index in function.read]
-            inputs.append([*of_arguments, *(place_of_captured[id(x)] for x in function.captured)])
+            argument_places = [values.index(arguments[index]) for index in function.argument_indices]
+            inputs.append([*argument_places, *(place_of_captured[id(x)] for x in function.captured)])
             values += [(number, index) for index in range(len(function.program.outputs))]
         outputs = [values.index(value) for value in computed]
         runs = [function.run for function, _ in self._calls]
@@ -69,7 +69,10 @@ class TracedCalls:
 
 
 def _in_turn(calls: Sequence[tuple[Run, list[int]]], outputs: Sequence[int]) -> Run:
-    """Calls of functions, whose inputs and outputs are numbered through: first the arguments, then all results."""
+    """A function that makes several calls in turn.
+
+    The arguments have the first indices; the results of the calls follow in order.
+    """
 
     def run(*tensors: Tensor) -> list[Tensor]:
         values = list(tensors)

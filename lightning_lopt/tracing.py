@@ -1,4 +1,4 @@
-"""Graphs of functions of tensors, which run without Python."""
+"""Functions of tensors traced to graphs that run without Python."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_lopt.operations import Operation, Place, Program, Run, Shortened, mapped, needed
+from lightning_lopt.operations import Operation, Place, Program, Run, Shortened, live_operations, mapped
 from lightning_lopt.script_graphs import interpreted
 
 aten = torch.ops.aten
 BuildRun = Callable[[Program, Sequence[Tensor]], Run]
-"""Makes a function from a program and tensors like those that it will get."""
+"""A function that builds a :data:`Run` from a program and example tensors (shapes and types of all later arguments)."""
 _ALIASES = {aten.view.default, aten._unsafe_view.default, aten.detach.default, aten.alias.default}
 
 
@@ -27,30 +27,32 @@ class UntraceableError(Exception):
 
 
 class TracedFunction:
-    """The recorded operations of a function on given tensors, for calls with other tensors. By default they call the
-    same kernels, so they give the same bits, at about a third of the cost of calling small operations from Python.
+    """The operations of a function, recorded on example tensors, for calls with other tensors.
 
-    The graph contains no ``vmap`` and no other wrapper of tensors. Tensors that the function reads besides its
-    arguments, for instance θ, are read anew at each call, so they may change in place. Numbers and branches are those
-    of the recording. No random generator is used.
+    By default the same kernels run, so the bits are the same. Small operations take about a third of their time in
+    Python.
+
+    The graph contains no ``vmap`` and no other wrapper of tensors. Each call reads the present values of the tensors
+    that the function uses besides its arguments (for instance θ), so these tensors may change in place. Numbers and
+    branches are fixed by the recording. No random generator is used.
 
     Args:
         function: function from tensors to tensors; it must not write into tensors that it has not made.
-        arguments: tensors with the shapes and types of all later arguments.
-        build: makes a function of the recorded operations; a function other than :func:`interpreted` may give other
-            bits, and its arguments must have the strides of ``arguments``, too.
+        arguments: example tensors with the shapes and types of all later arguments.
+        build: function that builds a :data:`Run` from the recorded operations. Any function but :func:`interpreted` may
+            give other bits, and then later arguments must have the strides of ``arguments``, too.
 
     Attributes:
         program: the operations, on some of the arguments and on ``captured``.
-        read: indices of the arguments of the program.
+        argument_indices: indices of the arguments that the program uses.
         captured: tensors that the function reads besides its arguments.
-        results: for each result whether it is an argument, and its index among the arguments or the results of the
-            program.
-        run: runs the program; ``None`` if nothing is computed.
+        results: for each result, whether it is an argument, and its index among the arguments or among the results of
+            the program.
+        run: function that runs the program; ``None`` if nothing is computed.
 
     Raises:
-        UntraceableError: if the function draws random numbers, reads the value of a tensor, or otherwise cannot be
-            traced; or if the graph gives other bits than the function on ``arguments``.
+        UntraceableError: if the function draws random numbers, reads the value of a tensor, or cannot be traced for
+            another reason; or if the graph and the function give different bits on ``arguments``.
 
     >>> weight = torch.ones(())
     >>> scaled = TracedFunction(lambda x, y: (weight * x, y), [torch.ones(2), torch.ones(3)])
@@ -74,7 +76,7 @@ class TracedFunction:
                     results = function(*arguments)
                 self._take(recording, results, shorter=build is interpreted)
                 if self.program.outputs:
-                    examples = [*(arguments[index] for index in self.read), *self.captured]
+                    examples = [*(arguments[index] for index in self.argument_indices), *self.captured]
                     self.run = build(self.program, [x.detach() for x in examples])
                 if build is interpreted:
                     results = self(arguments)
@@ -88,11 +90,11 @@ class TracedFunction:
         """The results of the function; a result that is an argument is the same tensor object."""
         computed: Sequence[Tensor] = ()
         if self.run is not None:
-            computed = self.run(*[arguments[index] for index in self.read], *self.captured)
+            computed = self.run(*[arguments[index] for index in self.argument_indices], *self.captured)
         return [arguments[index] if is_argument else computed[index] for is_argument, index in self.results]
 
     def _take(self, recording: _Recording, results: Sequence[Tensor], *, shorter: bool) -> None:
-        """Store the operations that the results need; merge calls if ``shorter``."""
+        """Store the operations that the results depend on; merge equal calls if ``shorter``."""
         count = recording.count
         places = [recording.place_of(result) for result in results]
         computed = list(dict.fromkeys(place for place in places if place >= count))
@@ -100,24 +102,24 @@ class TracedFunction:
         if shorter:
             shortened = Shortened(operations, recording.tensors, computed)
             operations, constants = shortened.operations, shortened.constants
-        operations = needed(operations, computed)
-        reads = {place for operation in operations for place in operation.reads} | set(computed)
-        captured = [place for place in recording.captured if place in reads]
-        self.read = [place for place in range(count) if place in reads]
+        operations = live_operations(operations, computed)
+        live_places = {place for operation in operations for place in operation.input_places} | set(computed)
+        captured = [place for place in recording.captured if place in live_places]
+        self.argument_indices = [place for place in range(count) if place in live_places]
         self.captured = [recording.tensors[place] for place in captured]
         self.results = [(place < count, place if place < count else computed.index(place)) for place in places]
-        constants = {place: x for place, x in constants.items() if place in reads}
-        self.program = Program(operations, [*self.read, *captured], computed, constants)
+        constants = {place: x for place, x in constants.items() if place in live_places}
+        self.program = Program(operations, [*self.argument_indices, *captured], computed, constants)
 
 
 class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the calls of operators, below ``vmap`` and autograd.
 
     Attributes:
-        tensors: all tensors, the arguments first, by place; references to them ensure that ids are unique.
+        tensors: all tensors by place, the arguments first; the references keep the ids of the tensors unique.
         count: number of arguments.
         captured: places of tensors that are neither arguments nor results of an operator.
-        operations: the calls in their order.
+        operations: calls in their order.
     """
 
     def __init__(self, arguments: Sequence[Tensor]) -> None:
@@ -164,8 +166,11 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def _collection_paused() -> Iterator[None]:
-    """Make no search for garbage: a recording makes thousands of objects that stay, and a search that they set off goes
-    through all objects of the process, for a quarter of a second."""
+    """Pause the garbage collector.
+
+    A recording makes thousands of objects that stay, and so triggers collections. Each collection goes through all
+    objects of the process, for a quarter of a second.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -177,7 +182,7 @@ def _collection_paused() -> Iterator[None]:
 
 @cache
 def _properties_of(function: Any) -> tuple[str, bool]:
-    """Why calls of an operator cannot be recorded, or an empty text, and whether it writes into an argument."""
+    """The reason why calls of an operator cannot be recorded (or an empty text), and whether it writes to arguments."""
     refusal = ""
     if torch.Tag.nondeterministic_seeded in function.tags:
         refusal = "draws random numbers"
@@ -187,8 +192,10 @@ def _properties_of(function: Any) -> tuple[str, bool]:
 
 
 def tensors_of(module: nn.Module) -> list[Tensor]:
-    """Parameters and buffers of a module, in a fifth of the time of ``module.parameters()``; those of a module that
-    occurs twice come twice."""
+    """Parameters and buffers of a module, in a fifth of the time of ``module.parameters()``.
+
+    The tensors of a submodule that occurs twice are listed twice.
+    """
     tensors = [x for holder in (module._parameters, module._buffers) for x in holder.values() if x is not None]
     for submodule in module._modules.values():
         if submodule is not None:
@@ -197,7 +204,7 @@ def tensors_of(module: nn.Module) -> list[Tensor]:
 
 
 def same_bits(result: Tensor, expected: Tensor) -> bool:
-    """Whether two tensors have the same shape, type and values, NaN among them."""
+    """Whether two tensors have the same shape, type and values; NaN equals NaN."""
     is_similar = result.shape == expected.shape and result.dtype == expected.dtype
     if not is_similar or not result.is_floating_point():
         return is_similar and torch.equal(result, expected)

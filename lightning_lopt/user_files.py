@@ -1,4 +1,4 @@
-"""Addresses ``module.py:name`` of a class, a function or a value in a Python file of the user."""
+"""Loading of a class, a function or a value from a Python file of the user, by an address ``module.py:name``."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-_imported_files: dict[str, Path] = {}  # files by the name of their module
+_imported_files: dict[str, Path] = {}  # files by module name
 
 
 def load_named(address: str) -> Any:
-    """The value that ``FILE.py:NAME`` names; the file is run, as ``import`` would run it.
+    """The value at the address ``FILE.py:NAME``; the file is run, as ``import`` would run it.
 
     Raises:
         ValueError: if the address has another form, or the file is missing, fails or has no such name.
     """
     path, colon, name = address.rpartition(":")
     if not colon or not path or not name.isidentifier():
-        raise ValueError(f"{address!r} is no address; write FILE.py:NAME, as in module.py:Model.")
+        raise ValueError(f"{address!r} is not an address; write FILE.py:NAME, as in module.py:Model.")
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"there is no file {path!r}; give the path of a Python file before the colon.")
@@ -31,10 +31,10 @@ def load_named(address: str) -> Any:
 
 
 def load_object(address: str) -> Callable[[], Any]:
-    """The class or function that ``FILE.py:NAME`` names, callable without arguments.
+    """The class or function at the address ``FILE.py:NAME``, which can be called without arguments.
 
     Raises:
-        ValueError: as :func:`load_named`, and if the value cannot be called or needs arguments.
+        ValueError: in the cases of :func:`load_named`, and if the value cannot be called or needs arguments.
     """
     value, (path, _, name) = load_named(address), address.rpartition(":")
     if not callable(value):
@@ -52,16 +52,16 @@ def check_no_arguments(value: Callable[..., Any], address: str) -> None:
         ValueError: if a parameter has no default.
     """
     path, _, name = address.rpartition(":")
-    needed = _needed(value)
-    if needed:
+    required = _required_parameters(value)
+    if required:
         raise ValueError(
-            f"{name} in {path} needs the arguments {', '.join(needed)}; write a function there that takes none and "
-            f"returns {name}(...), and name that."
+            f"{name} in {path} needs the arguments {', '.join(required)}; write a function without arguments there "
+            f"that returns {name}(...), and give the name of that function."
         )
 
 
 def imported_files() -> dict[str, Path]:
-    """The files that this process has imported, by the name of their module."""
+    """The files that this process has imported, by module name."""
     return dict(_imported_files)
 
 
@@ -79,11 +79,11 @@ def _imported(file: Path) -> Any:
     name = f"_file_of_user_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
-        raise ValueError(f"{file} is no Python file; give one that ends in .py.")
+        raise ValueError(f"{file} is not a Python file; give a file that ends in .py.")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # for pickling and dataclasses
+    sys.modules[name] = module  # pickling and dataclasses need the module here
     folder = str(file.resolve().parent)
-    sys.path.insert(0, folder)  # as if the file were run: it may import files in its folder
+    sys.path.insert(0, folder)  # the file may import files in its folder, as if Python ran it
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -97,8 +97,8 @@ def _imported(file: Path) -> Any:
     return module
 
 
-def _needed(target: Callable[..., Any]) -> list[str]:
-    """Parameters without a default."""
+def _required_parameters(target: Callable[..., Any]) -> list[str]:
+    """Names of the parameters without a default."""
     try:
         parameters = inspect.signature(target).parameters.values()
     except (TypeError, ValueError):

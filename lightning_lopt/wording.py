@@ -10,11 +10,11 @@ from typing import Literal
 
 Outcome = Literal["win", "tie", "loss"]
 SIGNS: dict[Outcome, tuple[str, str]] = {"win": ("✔", "lower"), "tie": ("=", "equal"), "loss": ("✘", "higher")}
-"""Sign and word of an outcome, so that no outcome is shown by colour alone."""
+"""Sign and word of each outcome; colour alone does not show an outcome."""
 
 
 def counted(number: int, noun: str) -> str:
-    """``number`` of what ``noun`` names.
+    """``number`` with ``noun`` in the singular or plural.
 
     >>> counted(1, "seed"), counted(3, "seed")
     ('1 seed', '3 seeds')
@@ -23,7 +23,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first three names, in quotation marks, and the number of the others.
+    """The first three names, in quotation marks, and the number of further names.
 
     >>> listed(["a", "b"]), listed(["a", "b", "c", "d"])
     ("'a', 'b'", "'a', 'b', 'c' and 1 more")
@@ -39,7 +39,7 @@ def one_line(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """A text as HTML, for attributes and between tags; a character that cannot be printed becomes a question mark.
+    """A text as HTML, for attributes and for the space between tags; unprintable characters become question marks.
 
     >>> escaped("a < b")
     'a &lt; b'
@@ -49,7 +49,7 @@ def escaped(text: str) -> str:
 
 
 def short(value: float) -> str:
-    """A loss with three significant digits and at most five decimals; a loss that is not finite has diverged."""
+    """A loss with three significant digits and at most five decimals; a loss that is not finite is "diverged"."""
     if not math.isfinite(value):
         return "diverged"
     return f"{value:.3g}" if abs(value) >= 1e-4 else f"{value:.5f}"
@@ -62,8 +62,8 @@ class TextTable:
     Attributes:
         heads: headings of the columns.
         rows: cells of each row.
-        marks: outcomes of a rule that a cell shows, by row and column; a page shows them after the text of the cell.
-        words: words for outcomes.
+        marks: outcomes of a rule, by row and column; a page shows them after the text of the cell.
+        words: word of each outcome.
     """
 
     heads: list[str]
@@ -77,7 +77,7 @@ class TextTable:
         return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
 
     def html(self, empty: str = "") -> str:
-        """The table in HTML, which scrolls separately where the window is narrow; without rows, the text ``empty``."""
+        """The table in HTML, which scrolls separately in a narrow window; without rows, the text ``empty``."""
         if not self.rows:
             return f"<p>{escaped(empty)}</p>"
         heads = "".join(f"<th>{escaped(head)}</th>" for head in self.heads)

@@ -20,7 +20,7 @@ def settings(monkeypatch):
     libc = SimpleNamespace(mallopt=lambda *call: calls.append(call) or 1, gnu_get_libc_version=None)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: libc)
     monkeypatch.setattr(allocator.sys, "platform", "linux")
-    monkeypatch.setattr(allocator, "_most_kept", 0)
+    monkeypatch.setattr(allocator, "_largest_limit", 0)
     return calls
 
 

@@ -114,7 +114,7 @@ def test_info_begins_with_key_numbers(capsys, monkeypatch):
     assert printed.count("- constants: 71") == 1
     assert "license:" not in printed
     assert "char_transformer (" in printed
-    assert "state 28.0 and peak of a step beyond it 4.0 (float32 state)" in printed
+    assert "state 28.0, and 4.0 more at the peak of a step (float32 state)" in printed
 
 
 def test_key_numbers_of_base_are_those_of_its_results_and_its_rule():
@@ -135,7 +135,7 @@ def test_info_of_a_rule_without_key_numbers(tmp_path, capsys, monkeypatch):
     folder = save_rule(AdamRule(), tmp_path / "rule")
     assert main(["info", str(folder)]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith(f"{folder}: the rule 'adam'\n\n- how good it is: its card has no key numbers\n")
+    assert printed.startswith(f"{folder}: the rule 'adam'\n\n- results: the card of this rule has no key numbers\n")
     assert "meta-parameters: " in printed
 
 

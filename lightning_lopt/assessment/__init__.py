@@ -1,4 +1,4 @@
-"""Assessment of a rule on a user's LightningModule before a long run."""
+"""Assessment of a rule on the user's LightningModule before a long run."""
 
 from lightning_lopt.assessment.assessment import Assessment
 from lightning_lopt.assessment.run import assess

@@ -1,4 +1,4 @@
-"""Runs all pilots of an assessment, one kind after the other, each within a share of the time."""
+"""All pilots of an assessment: the kinds of pilots run one after the other, each within a share of the time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_lopt.meta.runs import device_of
 from lightning_lopt.rules.base import UpdateRule
 
 FOR_BASELINES = 0.25  # share of the time for named baselines
-UNTIL_SAME_TIME, UNTIL_PASSES, UNTIL_BATCHES = 0.72, 0.87, 0.98  # share of the time at the end of each part
+UNTIL_SAME_TIME, UNTIL_PASSES, UNTIL_BATCHES = 0.72, 0.87, 0.98  # share of the time that has passed at each part's end
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class AllPilots:
         cost: cost of a training step.
         assessment_deadline: deadline of the whole assessment.
         against: names of baselines.
-        tell: function that gets a line of text when a kind of pilots begins or ends.
+        tell: function that receives a line of text when a kind of pilots begins or ends.
     """
 
     rule: UpdateRule
@@ -47,11 +47,11 @@ class AllPilots:
         return self.assessment_deadline.shortened(1 - FOR_BASELINES) if self.against else self.assessment_deadline
 
     def run(self, subject: Subject) -> PilotFindings:
-        """Run the pilots, as far as there is time."""
+        """Run the pilots for which there is time."""
         findings = PilotFindings()
         task, resized = subject.pilot_tasks(findings.notes)
         if task.reason:
-            findings.notes.append(f"runs go one by one: {task.reason}")
+            findings.notes.append(f"the runs are made one after the other, not together: {task.reason}")
         self.tell(f"{task.batches} batches read, {task.name} is ready")
         self._levels(task, findings)
         if findings.levels:
@@ -85,7 +85,8 @@ class AllPilots:
             at_most=self.deadline.at(UNTIL_PASSES),
         )
         if findings.longer is not None:
-            self.tell(f"AdamW made {findings.longer.steps} steps, in the time of {findings.longer.horizon} of the rule")
+            steps, horizon = findings.longer.steps, findings.longer.horizon
+            self.tell(f"AdamW made {steps} steps in the time of {horizon} steps of the rule")
 
     def _planned_passes(self, task: PilotTask, length: int | None, findings: PilotFindings) -> None:
         self.tell("pilots that see each batch as often as the planned run")
@@ -100,7 +101,7 @@ class AllPilots:
         )
         if findings.matched is not None:
             self.tell(
-                f"pilots of {findings.matched.horizon} steps, {findings.matched.seconds:.1f} s: passes as planned"
+                f"pilots of {findings.matched.horizon} steps, with the planned passes: {findings.matched.seconds:.1f} s"
             )
 
     def _other_batches(
@@ -110,7 +111,7 @@ class AllPilots:
         tasks = [(f, int((size or 0) * f), resized_task) for f in FACTORS if (resized_task := resized(f)) is not None]
         if len(tasks) < len(FACTORS):
             findings.notes.append(
-                "not all other batch sizes could be tried: batches are too few or no stacks of examples"
+                "not all other batch sizes could be tried: batches are too few, or they are not stacks of examples"
             )
         until = self.deadline.at(UNTIL_BATCHES)
         findings.other_batches = with_other_batches(self.rule, tasks, findings.levels, until, findings.notes)

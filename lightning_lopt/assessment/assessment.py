@@ -1,4 +1,4 @@
-"""The result of an assessment: verdict, reasons and findings, as values, as text and as JSON."""
+"""The result of an assessment: verdict, reasons and findings, available as values, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LossesBySplit = Mapping[Split, Tensor]
 
 @dataclass(frozen=True)
 class Assessment:
-    """Whether to train a module with a rule.
+    """The recommendation whether to train a module with a rule.
 
     ``print`` shows a compact text that begins with the verdict; a notebook shows a table.
 
@@ -95,7 +95,7 @@ def _cost_lines(cost: TrainingCost) -> list[str]:
     data, gradient, learned, adamw = (1000 * part for part in (cost.data, step.gradient, step.learned, step.adamw))
     return [
         f"a training step: batch {data:.2f} ms, forward and backward {gradient:.2f} ms, optimizer {learned:.2f} ms "
-        f"(AdamW {adamw:.2f} ms); the optimizer takes {cost.share:.0%} of the step, which takes {cost.slowdown:.2f} "
+        f"(AdamW {adamw:.2f} ms); the optimizer takes {cost.share:.0%} of the step; the step takes {cost.slowdown:.2f} "
         "times as long as with AdamW",
         f"optimizer state: {step.learned_bytes:.1f} bytes per parameter (AdamW {step.adamw_bytes:.1f})",
     ]
@@ -104,12 +104,12 @@ def _cost_lines(cost: TrainingCost) -> list[str]:
 def _pilot_lines(pilots: PilotFindings, batch_size: int | None) -> list[str]:
     if not pilots.levels:
         return []
-    lines = ["pilots, which are runs with a schedule to zero; medians over seeds of training / validation loss:"]
+    lines = ["pilots (short runs with a schedule to zero); medians over seeds of training / validation loss:"]
     lines.append(f"  {'steps':>6} {'batch':>6} {'rule':>19} {'swept AdamW':>19} {'at rate':>15} {'default AdamW':>19}")
     lines += [_level_line(level, batch_size) for level in pilots.levels]
     lines += [_level_line(pilot.level, pilot.size or batch_size) for pilot in pilots.other_batches]
     if pilots.matched is not None:
-        lines.append("the same with as many passes over the data as planned:")
+        lines.append("pilots with as many passes over the data as planned:")
         lines.append(_level_line(pilots.matched, batch_size))
     if pilots.longer is not None:
         losses, rates = _swept(pilots.longer.adamw)
@@ -154,7 +154,7 @@ def _finite(value: Any) -> Any:
 
 
 def _median(losses: Tensor) -> float:
-    """The upper median of the losses with six digits, as in files; a loss that is not finite counts as infinite."""
+    """The upper median of the losses with six digits, as in files; losses that are not finite count as infinite."""
     rounded = [six_digits(loss) for loss in losses.tolist()]
     return sorted(math.inf if loss is None else loss for loss in rounded)[len(rounded) // 2]
 

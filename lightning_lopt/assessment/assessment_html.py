@@ -1,4 +1,4 @@
-"""An assessment in a notebook."""
+"""The HTML of an assessment for a notebook."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from lightning_lopt.tasks.base import Split
 from lightning_lopt.terminal import printable
 
 LOOKS = {"use it": ("✔", "#0072b2"), "use it with care": ("!", "#7a5c00"), "don't": ("✘", "#b3410b")}
-"""Sign and colour of each verdict; the colours differ for the colour-blind too, and none stands alone."""
+"""Sign and colour of each verdict. Colour-blind readers can tell the colours apart, and each verdict has a sign too."""
 _CELL = 'style="text-align: right; padding: 0.1rem 0.7rem"'
 
 
 def assessment_html(verdict: str, reasons: Sequence[str], text: str, levels: Sequence[Level]) -> str:
-    """The verdict, the reasons, a table of the pilots, and the whole text folded; all texts are escaped.
+    """The verdict, the reasons, a table of the pilots, and the whole text in a folded element; texts are escaped.
 
     Args:
         verdict: a key of :data:`LOOKS`.
         reasons: sentences without a full stop.
-        text: all of the assessment.
-        levels: pilots by horizon; without them there is no table.
+        text: the whole text of the assessment.
+        levels: pilots by horizon; if the list is empty, there is no table.
 
     >>> "✘ Don&#x27;t" in assessment_html("don't", ["the rule diverged"], "all", [])
     True
@@ -31,12 +31,12 @@ def assessment_html(verdict: str, reasons: Sequence[str], text: str, levels: Seq
     return (
         f'<div><p style="border-left: 0.4rem solid {colour}; padding-left: 0.7rem; font-size: 1.3em; margin: 0.3rem 0">'
         f'<b style="color: {colour}">{sign} {_e(_sentence(verdict))}</b></p><ul>{items}</ul>{_table(levels)}'
-        f"<details><summary>All that was measured</summary><pre>{_e(text)}</pre></details></div>"
+        f"<details><summary>All measurements</summary><pre>{_e(text)}</pre></details></div>"
     )
 
 
 def _table(levels: Sequence[Level]) -> str:
-    """Median losses at the end of the pilots, of the last split: validation where there is one."""
+    """Median losses at the end of the pilots: validation losses if there are any, otherwise training losses."""
     if not levels:
         return ""
     split: Split = "valid" if "valid" in levels[0].rule else "train"

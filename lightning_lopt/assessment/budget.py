@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 
 SHARE = 0.05
-LEAST = 20.0  # seconds; with less time, pilots are too short for conclusions
+LEAST = 20.0  # seconds; in less time, pilots are too short for conclusions
 _UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
 
@@ -18,7 +18,7 @@ class Deadline:
 
     Attributes:
         began: clock at the start.
-        seconds: seconds until the end.
+        seconds: seconds from the start to the end.
         allowance: source of these seconds, in words.
     """
 
@@ -35,7 +35,7 @@ class Deadline:
         return Deadline(self.began, share * self.seconds, self.allowance)
 
     @property
-    def taken(self) -> float:
+    def elapsed(self) -> float:
         """Seconds since the start."""
         return time.perf_counter() - self.began
 
@@ -44,13 +44,13 @@ def budget_seconds(budget: float | str | None, step_seconds: float, total_steps:
     """The seconds of a budget, and their source in words.
 
     Args:
-        budget: seconds, or a text such as ``"90s"``, ``"5min"``, ``"10%"`` of the planned run or ``"400steps"`` of it;
-            ``None`` for 5 %, and 20 seconds at least.
+        budget: seconds, or a text such as ``"90s"``, ``"5min"``, ``"10%"`` or ``"400steps"`` of the planned run;
+            ``None`` for 5 % of the planned run, and at least 20 seconds.
         step_seconds: seconds of one training step of the planned run.
         total_steps: steps of the planned run.
 
     Raises:
-        ValueError: if it is neither a share nor a time, or not positive.
+        ValueError: if the budget is neither a share nor a time, or is not positive.
 
     >>> budget_seconds("10%", 0.5, 1000), budget_seconds("2min", 0.5, 1000)
     ((50.0, '10% of the planned run'), (120.0, '2min'))

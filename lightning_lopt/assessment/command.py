@@ -1,4 +1,4 @@
-"""``lightning-lopt assess``."""
+"""The command ``lightning-lopt assess``."""
 
 from __future__ import annotations
 
@@ -12,33 +12,34 @@ from lightning_lopt.progress import Progress
 from lightning_lopt.terminal import say
 
 VERDICTS = {"use it": 0, "use it with care": 0, "don't": 3}
-"""Exit statuses: for scripts, 3 is a "don't"; 1 and 2 are errors."""
+"""Exit status by verdict; the statuses 1 and 2 mean errors."""
 
 
 def assess_command(arguments: Sequence[str]) -> int:
-    """Print an assessment; returns the exit status."""
+    """Print an assessment, and return the exit status."""
     parser = CommandParser(
         "assess",
-        "Find out before a long training run whether a rule is to be trusted with your module.",
+        "Find out before a long training run whether a rule is suited for your module.",
         notes=[
-            "The file you name is imported. Exit status: 3 for the verdict don't, 0 for others, 1 and 2 for errors."
+            'The given files are imported. Exit status: 3 for the verdict "don\'t", 0 for other verdicts, 1 and 2 for '
+            "errors."
         ],
         example="lightning-lopt assess my_module.py:Model --datamodule my_module.py:Data --total-steps 20000",
     )
-    parser.add_argument("model", help="FILE.py:NAME, a LightningModule class or a function that builds one")
-    parser.add_argument("--datamodule", help="FILE.py:NAME of a data module; without it, the module's own dataloaders")
+    parser.add_argument("model", help="FILE.py:NAME of a LightningModule class, or of a function that builds a module")
+    parser.add_argument("--datamodule", help="FILE.py:NAME of a data module; default: the dataloaders of the module")
     parser.add_argument("--rule", default="base", help="an embedded rule, a folder or hf://owner/name")
     parser.add_argument("--total-steps", type=int, required=True, help="optimizer steps of the planned run")
     parser.add_argument(
-        "--budget", help="90s, 5min, 10%% or 400steps of the planned run; without it 5%%, and 20s at least"
+        "--budget", help="90s, 5min, 10%% or 400steps of the planned run; default: 5%%, and at least 20s"
     )
     parser.add_argument(
         "--against",
         default="",
-        help="names of baselines to run beside the pilots, joined by commas; no part of the verdict",
+        help="names of baselines for further pilots, joined by commas; the verdict does not depend on them",
     )
-    parser.add_argument("--device", help="where pilots run, for instance cuda; without it where the module is")
-    parser.add_argument("--json", metavar="FILE", help="write everything that was measured")
+    parser.add_argument("--device", help="device of the pilots, for instance cuda; default: the module's device")
+    parser.add_argument("--json", metavar="FILE", help="write verdict, reasons and all measurements to a file")
     options = parser.parse_args(arguments)
     if options.json is not None:
         writable_folder(Path(options.json).parent, "--json")
@@ -58,7 +59,7 @@ def assess_command(arguments: Sequence[str]) -> int:
             with users_code(f"{options.datamodule}()"):
                 data = build()
         assessment = assess(
-            model if options.device is None else _moved(model, options.device),
+            model if options.device is None else _on_device(model, options.device),
             data,
             options.rule,
             total_steps=options.total_steps,
@@ -72,9 +73,11 @@ def assess_command(arguments: Sequence[str]) -> int:
     return VERDICTS[assessment.verdict]
 
 
-def _moved(build: Callable[[], Any], device: str) -> Callable[[], Any]:
-    def moved() -> Any:
+def _on_device(build: Callable[[], Any], device: str) -> Callable[[], Any]:
+    """A function that builds the module and moves it to the device."""
+
+    def build_on_device() -> Any:
         return build().to(device)
 
-    moved.__name__ = getattr(build, "__name__", "model")
-    return moved
+    build_on_device.__name__ = getattr(build, "__name__", "model")
+    return build_on_device

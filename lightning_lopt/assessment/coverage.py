@@ -13,8 +13,8 @@ from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.tasks.base import Layers
 from lightning_lopt.tasks.mixtures import families_with
 
-FAR = 2.0  # factor beyond the longest horizon or the largest batch that counts as a gap
-FAR_LARGER = 10.0  # the same for the number of parameters
+FAR = 2.0  # a horizon or batch size beyond the range of meta-training by more than this factor is a gap
+FAR_LARGER = 10.0  # a number of parameters above the largest measured model by more than this factor is a gap
 
 _CLASSES: dict[Layers, tuple[type[nn.Module], ...]] = {
     "convolutions": (nn.modules.conv._ConvNd,),
@@ -23,11 +23,11 @@ _CLASSES: dict[Layers, tuple[type[nn.Module], ...]] = {
     "embeddings": (nn.Embedding, nn.EmbeddingBag),
 }
 _LAYERS = {kind: (classes, families_with(kind)) for kind, classes in _CLASSES.items()}
-"""Kinds of layers: the classes of their layers, and the task families that contain them."""
+"""By kind of layer: classes of such layers, and task families whose models have such layers."""
 
 
 def meta_training_of(rule: str | os.PathLike[str] | UpdateRule) -> dict[str, Any]:
-    """The entry ``meta_training`` of ``config.json``; empty for a rule in memory, which has no such file.
+    """The entry ``meta_training`` of ``config.json``; empty for a rule in memory, because it has no such file.
 
     Raises:
         RuleFileError: if the file is missing or damaged.
@@ -46,33 +46,33 @@ def gaps(
     """One sentence for each property of the plan that meta-training did not cover.
 
     Args:
-        meta_training: may contain ``"horizons"`` and ``"batch_sizes"`` (pairs, shortest and longest),
+        meta_training: may contain ``"horizons"`` and ``"batch_sizes"`` (pairs of the least and the largest value),
             ``"largest_parameters"`` and ``"families"`` (names); missing entries, and entries of another form, are
             ignored.
     """
     sentences = []
     horizons = _pair(meta_training.get("horizons"))
     if horizons and total_steps > FAR * horizons[1]:
-        sentences.append(f"{total_steps} steps are planned, meta-training went up to {horizons[1]:g}")
+        sentences.append(f"{total_steps} steps are planned, but meta-training had at most {horizons[1]:g} steps")
     sizes = _pair(meta_training.get("batch_sizes"))
     if sizes and batch_size is not None and not sizes[0] / FAR <= batch_size <= sizes[1] * FAR:
-        sentences.append(f"batches of {batch_size}, meta-training had {sizes[0]:g} to {sizes[1]:g}")
+        sentences.append(f"batches have {batch_size} examples, but meta-training had {sizes[0]:g} to {sizes[1]:g}")
     largest = meta_training.get("largest_parameters")
     if isinstance(largest, int | float) and _number(largest) and parameters > FAR_LARGER * largest:
-        sentences.append(f"{parameters:,} parameters, the largest model it was measured on had {largest:,}")
+        sentences.append(f"the module has {parameters:,} parameters, but the largest measured model had {largest:,}")
     families = meta_training.get("families")
     if isinstance(families, list) and all(isinstance(name, str) for name in families):
         children = list(module.modules())
-        for kind, (classes, having) in _LAYERS.items():
-            if any(isinstance(child, classes) for child in children) and not having & set(families):
-                sentences.append(f"{kind}, which no task of meta-training had")
+        for kind, (classes, families_of_kind) in _LAYERS.items():
+            if any(isinstance(child, classes) for child in children) and not families_of_kind & set(families):
+                sentences.append(f"the module has {kind}, but no task of meta-training had them")
     return sentences
 
 
 def unrecorded(meta_training: Mapping[str, Any]) -> list[str]:
-    """The entries that are missing in the record of meta-training."""
-    named = {"horizons": "horizons", "batch_sizes": "batch sizes", "largest_parameters": "sizes", "families": "tasks"}
-    return [words for key, words in named.items() if key not in meta_training]
+    """Words for the entries that are missing in the record of meta-training."""
+    words = {"horizons": "horizons", "batch_sizes": "batch sizes", "largest_parameters": "sizes", "families": "tasks"}
+    return [word for key, word in words.items() if key not in meta_training]
 
 
 def _number(value: Any) -> bool:

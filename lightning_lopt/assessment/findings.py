@@ -1,4 +1,4 @@
-"""The measurements of an assessment, and their form as JSON."""
+"""The measurements of an assessment, and their JSON values."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class TrainingCost:
 
     @property
     def slowdown(self) -> float:
-        """Time of a training step with the learned optimizer, divided by that with AdamW."""
+        """Time of a training step with the learned optimizer, divided by the time with AdamW."""
         return self.module.slowdown(self.data)
 
     @property
     def share(self) -> float:
-        """The learned optimizer's share of a training step with it."""
+        """Share of the learned optimizer's step in the time of a training step with it."""
         return self.module.learned / (self.data + self.module.gradient + self.module.learned)
 
     def to_json(self) -> dict[str, float]:
@@ -113,14 +113,15 @@ class Findings:
     Attributes:
         module: name of the module's class.
         rule: name of the rule.
-        batch_size: examples in a batch, ``None`` where that is unknown.
+        batch_size: number of examples in a batch; ``None`` if it is unknown.
         total_steps: steps of the planned run.
         batches_read: number of training batches that were read.
-        pretrained: the sign that the module was trained already; ``None`` if there is none.
+        pretrained: the sign that the module was trained before; ``None`` if there is no such sign.
         cost: cost of a training step.
         pilots: losses of all pilots.
-        outlooks: outlooks for the planned run, by split, compared with AdamW ``"tuned"``, at the ``"default"`` rate and
-            ``"in_the_same_time"``.
+        outlooks: outlooks for the planned run by comparison and by split. The comparisons are with AdamW at the best
+            learning rate (``"tuned"``), at the default rate (``"default"``), and at the best rate with as much time as
+            the rule takes (``"in_the_same_time"``).
         gaps: sentences about properties of the plan that meta-training did not cover.
         seconds: times of the assessment and of the planned run.
     """
@@ -143,7 +144,7 @@ class Findings:
         return self.cost.module.parameters
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values, some of them not finite."""
+        """JSON values; some numbers may not be finite."""
         return {
             "module": self.module,
             "rule": self.rule,

@@ -1,4 +1,4 @@
-"""Pilots at growing horizons, as long as there is time, with a finer sweep of AdamW's learning rate at each level."""
+"""Pilots at growing horizons, as long as there is time; later levels sweep AdamW's learning rate near the best one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.tasks.base import Task
 
 SWEEPS = (tuple(range(-9, -1)), (-8, -6, -4, -2), (DEFAULT,))
-"""Exponents of the first level: learning rates from 3e-5 to 1e-1 in steps of half a decade, or, with less time, of a
-decade, or only the default rate."""
-SHORTEST = 5  # fewest steps of a pilot
+"""Exponents of the learning rates of the first level: the full sweep in steps of half a decade, a sweep in steps of a
+decade for less time, and the default rate alone for the least time."""
+SHORTEST = 5  # least number of steps of a pilot
 LEVELS = 4
 LARGEST_GROWTH = 8.0
 
@@ -25,7 +25,7 @@ class PilotSeconds:
 
     Attributes:
         step: seconds for each step of one run.
-        run: further seconds for each run of any length.
+        run: further seconds for each run, independent of its length.
     """
 
     step: float
@@ -33,7 +33,7 @@ class PilotSeconds:
 
     @classmethod
     def of(cls, level: Level) -> PilotSeconds:
-        """The seconds that were measured on a level."""
+        """Seconds measured on a level."""
         return cls((level.seconds - level.measuring) / (level.horizon * level.runs), level.measuring / level.runs)
 
     def seconds(self, horizon: int, runs: int) -> float:
@@ -57,17 +57,17 @@ def run_levels(
 ) -> list[Level]:
     """Levels of pilots from short to long, in the available time.
 
-    The first level sweeps AdamW's learning rate over 3.5 decades with one seed, or over the part of them for which
-    there is time; the default rate alone is run even if that takes until ``at_most``. Each later level has three seeds,
-    and runs the best rate of the level before, its two neighbours (half a decade away), and torch's default. From level
-    to level the horizon grows at least by a factor of 2; it is chosen such that the last level ends shortly before
-    ``until``, by the speed measured so far. No horizon exceeds ``total_steps``.
+    The first level has one seed, and sweeps AdamW's learning rate over as many rates of :data:`SWEEPS` as there is time
+    for. The default rate alone is run even if it takes until ``at_most``. Each later level has three seeds. Its rates
+    are the best rate of the previous level, the two neighbours of this rate (half a decade away), and torch's default.
+    The horizon grows at least by a factor of 2 from level to level. It is chosen from the measured speed, such that the
+    last level ends shortly before ``until``. No horizon exceeds ``total_steps``.
 
     Args:
         seconds_per_step: seconds of one step of one run, for the first level.
         until: planned end, on the clock ``time.perf_counter()``.
-        at_most: latest end, if the machine becomes slower; a level that takes longer is lost.
-        tell: function that gets a line before and after each level.
+        at_most: latest end, if the machine becomes slower; the results of a level that takes longer are lost.
+        tell: function that receives a line before and after each level.
 
     Returns:
         the finished levels, possibly none.
@@ -98,7 +98,7 @@ def run_levels(
 
 
 def first_level(cost: PilotSeconds, seconds: float, total_steps: int) -> tuple[Sequence[int], int]:
-    """Rates and horizon of the first level, with as many rates as there is time for."""
+    """Exponents of the rates and horizon of the first level, with as many rates as there is time for."""
     for exponents in SWEEPS:
         horizon = next_horizon(cost, seconds, 0, LEVELS, len(exponents) + 1, total_steps)
         if horizon:
@@ -111,12 +111,12 @@ def next_horizon(
 ) -> int:
     """Horizon of the next level; 0 if there is no time for twice the previous horizon.
 
-    As many levels are planned as there is time for, including the time for measuring losses.
+    The largest possible number of levels is planned; the time for measuring losses counts.
 
     Args:
         cost: measured or estimated cost of a pilot.
-        seconds: seconds for this and later levels; a fifth of it is a reserve.
-        previous_horizon: horizon of the previous level, 0 if there is none.
+        seconds: seconds for this and later levels; a fifth of this time is a reserve.
+        previous_horizon: horizon of the previous level; 0 for the first level.
         levels: largest number of further levels, >= 1.
         runs: number of runs on the next level.
         total_steps: largest horizon.
@@ -131,15 +131,15 @@ def next_horizon(
     """
 
     def steps_available(count: int) -> float:
-        """Steps of each run if the next level used all remaining time, of which ``count`` levels need their share for
-        measuring losses."""
+        """Steps of each run if the next level used all remaining time, except the time for measuring losses on
+        ``count`` levels."""
         measuring = cost.run * (runs + (count - 1) * 5 * SEEDS)
         return (0.8 * seconds - measuring) / (cost.step * runs)
 
     if previous_horizon == 0:  # later levels have about 1.6 times as many runs
         for count in range(levels, 0, -1):
             first_horizon = int(steps_available(count) / (1 + 1.6 * sum(2**level for level in range(1, count))))
-            # The speed is estimated, so this level gets an eighth of its time, and later levels use the rest.
+            # The speed is only estimated, so this level uses an eighth of its time, and later levels use the remainder.
             if first_horizon >= SHORTEST:
                 return min(total_steps, max(SHORTEST, min(first_horizon // 8, total_steps >> (levels - 1))))
         return 0
@@ -153,7 +153,7 @@ def next_horizon(
 
 
 def _growth(ratio: float, count: int) -> float:
-    """The g for which :math:`g + g^2 + ... + g^{count}` is ``ratio``, at most ``LARGEST_GROWTH``."""
+    """The solution g of :math:`g + g^2 + ... + g^{count} =` ``ratio``, at most ``LARGEST_GROWTH``."""
     low, high = 0.0, LARGEST_GROWTH
     for _ in range(40):
         middle = (low + high) / 2

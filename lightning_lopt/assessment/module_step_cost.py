@@ -19,7 +19,7 @@ from lightning_lopt.tasks.lightning_module import TrainingStep
 
 Tree = Any
 ROUNDS = 20
-QUICK = 0.1  # least seconds of measuring, since a single step may be slow by chance
+LEAST_SECONDS = 0.1  # least time for measuring, because a single step may be slow by chance
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class ModuleStepCost:
     The fastest step is used, because other work on the machine only makes steps slower.
 
     Attributes:
-        gradient: forward and backward pass.
-        learned: ``LearnedOptimizer.step``.
-        adamw: ``torch.optim.AdamW(foreach=True).step``.
+        gradient: seconds of the forward and backward pass.
+        learned: seconds of ``LearnedOptimizer.step``.
+        adamw: seconds of ``torch.optim.AdamW(foreach=True).step``.
         learned_bytes: state of ``LearnedOptimizer``, bytes per parameter.
         adamw_bytes: state of AdamW, bytes per parameter.
         parameters: number of trained parameters.
@@ -45,7 +45,7 @@ class ModuleStepCost:
     parameters: int
 
     def slowdown(self, data: float) -> float:
-        """Time of a whole training step with the learned optimizer, divided by that with AdamW.
+        """Time of a whole training step with the learned optimizer, divided by the time with AdamW.
 
         Args:
             data: seconds to get a batch.
@@ -60,21 +60,22 @@ def module_step_cost(
     total_steps: int,
     seconds: Callable[[float], float],
 ) -> ModuleStepCost:
-    """Time training steps of a module, in which the two optimizers take turns.
+    """Time training steps of a module; the two optimizers take turns.
 
-    The steps are timed by :func:`~lightning_lopt.evaluation.step_cost.time_in_turns`, as those of
-    :func:`~lightning_lopt.evaluation.step_cost.step_costs`, whose results are means over the horizon of a problem. Here
-    each step has another batch, the clock counts waiting, the time is limited, and the fastest step counts.
+    :func:`~lightning_lopt.evaluation.step_cost.time_in_turns` times the steps, as in
+    :func:`~lightning_lopt.evaluation.step_cost.step_costs`, whose results are means over the horizon of a problem. In
+    this function each step has another batch, the clock counts waiting, the time is limited, and the result is the time
+    of the fastest step.
 
     For a rule with a ``period`` (:attr:`UpdateRule.period`), the result is the mean over a period.
 
     Args:
         step: training step of a copy of the module, whose parameters change.
-        batches: at least one.
+        batches: at least one batch.
         rule: the rule; it is not changed.
         total_steps: steps of the planned run.
-        seconds: function from seconds of one training step to the seconds for this measurement; each optimizer makes at
-            least a period and one step, of which the first does not count.
+        seconds: function from the seconds of one training step to the seconds for this measurement. Each optimizer
+            makes at least one period of steps after the first step, which does not count.
     """
     params = [param for param in step.module.parameters() if param.requires_grad]
     start = [param.detach().clone() for param in params]
@@ -95,17 +96,17 @@ def module_step_cost(
         loss = step.loss_in(step(next(following_batches)))
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def is_enough(of_gradient: list[float], of_steps: dict[str, list[float]]) -> bool:
-        turns = len(of_gradient)
-        spent = sum(of_gradient) + sum(map(sum, of_steps.values()))
-        training_step = (sum(of_gradient) + sum(map(sum, of_steps.values())) / len(of_steps)) / turns
-        return turns > period and spent > QUICK and spent * (1 + 1 / turns) > seconds(training_step)
+    def is_enough(gradient_seconds: list[float], step_seconds: dict[str, list[float]]) -> bool:
+        turns = len(gradient_seconds)
+        elapsed = sum(gradient_seconds) + sum(map(sum, step_seconds.values()))
+        training_step = (sum(gradient_seconds) + sum(map(sum, step_seconds.values())) / len(step_seconds)) / turns
+        return turns > period and elapsed > LEAST_SECONDS and elapsed * (1 + 1 / turns) > seconds(training_step)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # warnings of skipped steps; pilots show their effect
+        warnings.simplefilter("ignore")  # warnings about skipped steps are not needed: pilots show their effect
         learned = LearnedOptimizer(step.module, copy.deepcopy(rule), total_steps=max(total_steps, ROUNDS + 1))
         adamw = torch.optim.AdamW(params, foreach=True)
-        of_gradient, of_steps = time_in_turns(
+        gradient_seconds, step_seconds = time_in_turns(
             gradient,
             {"learned": lambda: learned.step(loss=loss.detach()), "adamw": adamw.step},
             ROUNDS + 1,
@@ -116,9 +117,9 @@ def module_step_cost(
         )
     count = sum(param.numel() for param in params)
     return ModuleStepCost(
-        min(of_gradient[1:]),  # the first step allocates memory, so it does not count
-        _mean_of_period(of_steps["learned"][1:], period),
-        min(of_steps["adamw"][1:]),
+        min(gradient_seconds[1:]),  # the first step allocates memory, so it does not count
+        _mean_of_period(step_seconds["learned"][1:], period),
+        min(step_seconds["adamw"][1:]),
         _state_bytes(learned) / count,
         _state_bytes(adamw) / count,
         count,
@@ -126,7 +127,7 @@ def module_step_cost(
 
 
 def _mean_of_period(times: list[float], period: int) -> float:
-    """The mean over the positions in the period of the fastest step at each position.
+    """The mean over all positions in the period of the time of the fastest step at the position.
 
     >>> _mean_of_period([1.0, 1.0, 1.0, 9.0, 2.0, 1.0, 1.0, 5.0], 4)
     2.0

@@ -1,4 +1,4 @@
-"""Pilots of named baselines on the user's module, for the reader; the verdict does not depend on them."""
+"""Pilots of named baselines on the user's module, for information: the verdict does not depend on them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_lopt.rules.base import Params
 from lightning_lopt.tasks.base import Batch, MissingSplitError, Split, Task
 from lightning_lopt.tasks.users_code import named
 
-SHARE = 0.8  # share of the time of a baseline for its run, by the speed of a short run
+SHARE = 0.8  # share of a baseline's time for its run; a short run before measures the speed
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class BaselinePilot:
 
 
 def check_baselines(names: Sequence[str]) -> None:
-    """Check that every baseline can be run here.
+    """Check that every baseline can be run in this installation.
 
     Raises:
-        ValueError: if there is no such baseline.
-        ImportError: if its package is not installed.
+        ValueError: if there is no baseline of a name.
+        ImportError: if the package of a baseline is not installed.
     """
     for name in names:
         if name not in BASELINES:
@@ -77,10 +77,10 @@ def baseline_pilots(
     Args:
         names: names of baselines.
         task: the user's module.
-        levels: levels of the rule, at least one; levels with fewer seeds than the last one are left out.
+        levels: levels of the rule, at least one; levels with fewer seeds than the last level are not used.
         device: device of the module.
         until: latest end, on the clock ``time.perf_counter()``.
-        notes: list that gets a sentence for each baseline that could not be run.
+        notes: a sentence is added to this list for each baseline that could not be run.
     """
     seeds = len(levels[-1].rule["train"])
     levels = [level for level in levels if len(level.rule["train"]) == seeds]
@@ -120,7 +120,7 @@ def _pilot(name: str, task: Task, levels: Sequence[Level], device: torch.device,
 
 
 def _final(models: SideBySide, task: Task, horizon: int, until: float) -> dict[Split, Tensor]:
-    """Train models to their last step; return their losses by split, shape ``(models,)``."""
+    """Train models to the last step, and return their losses by split, shape ``(models,)``."""
 
     def loss(params: Params, batch: Batch) -> Batch:
         return {"loss": task.loss(params, batch)}

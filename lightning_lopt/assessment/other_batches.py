@@ -1,4 +1,4 @@
-"""Pilots on other batches: with other batch sizes, and with the planned number of passes over the data."""
+"""Pilots with other batch sizes, and pilots with the planned number of passes over the data."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.tasks.base import Task
 from lightning_lopt.tasks.users_code import named
 
-FACTORS = (0.5, 2.0)  # factors on the batch size; the levels have 1
-FEW_PASSES = 1.5  # number of passes over the data without memorising
+FACTORS = (0.5, 2.0)  # factors on the batch size; the levels have the factor 1
+FEW_PASSES = 1.5  # with fewer passes over the data, a model does not memorise the data
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class OtherBatches:
     """Pilots with another batch size.
 
     Attributes:
-        factor: batch size divided by the planned one.
-        size: the batch size.
-        level: pilots of the rule, and of AdamW at the rate that was best with the planned batches.
+        factor: batch size divided by the planned batch size.
+        size: batch size.
+        level: pilots of the rule, and of AdamW at the best rate for the planned batches.
     """
 
     factor: float
@@ -45,10 +45,10 @@ def with_other_batches(
     until: float,
     notes: list[str],
 ) -> list[OtherBatches]:
-    """Pilots as on the longest level for which there is time, for each ``(factor, size, task)``.
+    """Pilots for each ``(factor, size, task)``, as long as the longest level or as there is time.
 
     Args:
-        notes: list that gets a sentence if the module fails with other batches.
+        notes: a sentence is added to this list if the module fails with other batches.
         until: latest end, on the clock ``time.perf_counter()``.
     """
     results: list[OtherBatches] = []
@@ -74,7 +74,7 @@ def with_other_batches(
 def batches_for(horizon: int, *, total_steps: int, length: int | None) -> int | None:
     """Number of batches with which a pilot has as many passes over its data as ``total_steps`` over ``length`` batches.
 
-    It is ``None`` if ``length`` is unknown, or if fewer than 1.5 passes are planned.
+    The result is ``None`` if ``length`` is unknown, or if fewer than 1.5 passes are planned.
 
     >>> batches_for(100, total_steps=1000, length=200), batches_for(100, total_steps=1000, length=900)
     (20, None)
@@ -94,15 +94,17 @@ def with_planned_passes(
     until: float,
     at_most: float,
 ) -> Level | None:
-    """Pilots about as long as those of the last level, with as many passes over their (fewer) batches as planned.
+    """Pilots with fewer batches, such that the number of passes over the batches equals that of the planned run.
+
+    The pilots are about as long as the pilots of the last level.
 
     Args:
-        length: batches of the training data, ``None`` if unknown.
+        length: number of batches of the training data; ``None`` if it is unknown.
         until: planned end, on the clock ``time.perf_counter()``.
         at_most: latest end.
 
     Returns:
-        the pilots; ``None`` if they would be the same as those of the level, or there is no time.
+        the pilots; ``None`` if they would equal the pilots of the last level, or there is no time.
     """
     last_level = levels[-1]
     if last_level.horizon == total_steps or "valid" not in last_level.rule:

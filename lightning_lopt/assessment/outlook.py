@@ -1,4 +1,4 @@
-"""Extrapolation from short pilots to the planned run: the lead of the rule over AdamW, with its uncertainty."""
+"""Extrapolation of the rule's lead over AdamW from short pilots to the planned run, with an uncertainty."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from lightning_lopt.assessment.pilots import DEFAULT, Level
 from lightning_lopt.evaluation.metrics import CAP, log_ratio
 from lightning_lopt.tasks.base import Split
 
-DRIFT = 0.03  # uncertainty of the log-ratio per doubling of the horizon, besides that of its trend
-DRIFT_UNKNOWN = 0.2  # the same for a single horizon
-GAP_DRIFT = 0.02  # further uncertainty per gap of meta-training
-NOISE = 2.0  # standard errors in the interval
-SINGLE = 0.1  # assumed standard error of a single seed
+DRIFT = 0.03  # uncertainty of the log-ratio per doubling of the horizon, in addition to the uncertainty of its trend
+DRIFT_UNKNOWN = 0.2  # uncertainty per doubling if there is only one horizon
+GAP_DRIFT = 0.02  # further uncertainty per doubling for each gap of meta-training
+NOISE = 2.0  # half the width of the interval, in standard errors
+SINGLE = 0.1  # assumed standard error if there is only one seed
 SLOWEST = 0.8  # a change shrinks at least by this factor per doubling
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """Log-ratio of the rule's final loss to AdamW's: below 0 where the rule is ahead.
+    """Log-ratio of the rule's final loss to AdamW's final loss; it is below 0 if the rule is ahead.
 
     Attributes:
         pilots: ``(horizon, log-ratio)`` of each level, means over seeds.
@@ -62,22 +62,28 @@ def outlook(
     r"""Extrapolate the log-ratio :math:`y` over horizons to ``total_steps``.
 
     Short runs favour large steps, so a rule with limited steps is behind at first and comes closer at longer horizons
-    (Wu et al., 2018, "Understanding short-horizon bias"). The change of y per doubling of the horizon is extrapolated
-    such that it shrinks from doubling to doubling as between the last three levels. If the change has changed its sign,
-    a lead that began to shrink is assumed to shrink further, and other changes count as noise. The uncertainty is
+    (Wu et al., 2018, "Understanding short-horizon bias"). The change of y per doubling of the horizon is extrapolated.
+    It shrinks from doubling to doubling, at the rate of the last three levels. If the change has changed its sign, a
+    lead that began to shrink is assumed to shrink further, and other changes count as noise. The uncertainty is
 
     .. math:: \sqrt{(2\,\mathrm{se})^2 + (\tfrac12 |\hat y - y_{last}| + d\,n)^2}
 
-    with se the standard error over seeds, n the doublings and d the drift per doubling: 0.03 for three levels, half of
-    the change between them for two, 0.2 for one; and 0.02 more for each gap. In validation, a pilot with as many passes
-    over its data as the planned run is used instead if it is less favourable, and half of the difference is added to
-    the uncertainty.
+    with the standard error se over seeds, the number n of doublings, and the drift d per doubling, by number of levels:
+
+    =============  =================================================================
+    one            0.2
+    two            half of the change per doubling between the levels, at least 0.03
+    three or more  0.03
+    =============  =================================================================
+
+    Each gap adds 0.02 to the drift. A pilot with as many passes over its data as the planned run replaces the expected
+    validation log-ratio if the pilot is less favourable; half of the difference is then added to the uncertainty.
 
     Args:
-        levels: at least one, from short to long.
+        levels: at least one level, from short to long.
         gaps: number of properties of the plan that meta-training did not cover.
-        default: compare with torch's default learning rate instead of the best one.
-        matched: the pilot with the planned number of passes, if there is one.
+        default: whether to compare with torch's default learning rate instead of the best rate.
+        matched: the pilot with the planned number of passes; ``None`` if it was not run.
     """
     ratios = [level_log_ratio(level, split, default=default) for level in levels]
     points = [(level.horizon, float(ratio.mean())) for level, ratio in zip(levels, ratios, strict=True)]
@@ -106,12 +112,12 @@ def _error(ratio: Tensor) -> float:
 
 
 def level_log_ratio(level: Level, split: Split, *, default: bool = False) -> Tensor:
-    r"""For each seed :math:`\log \frac{L + f s}{R + f s}`, with the loss L of the rule, R of AdamW and s at the start.
+    r"""For each seed :math:`\log \frac{L + f s}{R + f s}`, with the losses L of the rule, R of AdamW, s at the start.
 
-    This is :func:`~lightning_lopt.evaluation.metrics.log_ratio`, with its floor f and its cap, in units of the loss at
-    the start, since the uninformed loss of a user's module is not known. If a loss may be negative (that of a density),
-    the result is :math:`(L - R) / (s - R)` instead, with medians over seeds in the denominator: the share of AdamW's
-    decrease of the loss by which the rule is behind.
+    This is :func:`~lightning_lopt.evaluation.metrics.log_ratio`, with its floor f and its cap. The unit is the loss at
+    the start, because the uninformed loss of a user's module is not known. If a loss is negative (as a log-density may
+    be), the result is :math:`(L - R) / (s - R)` instead, with medians over seeds in the denominator: the rule's lag as
+    a share of AdamW's decrease of the loss.
     """
     start = level.start[split].double()
     rule, adamw, positive = _losses(level, split, default)
@@ -129,7 +135,7 @@ def _drift(points: Sequence[tuple[int, float]]) -> float:
 
 
 def _losses(level: Level, split: Split, default: bool) -> tuple[Tensor, Tensor, bool]:
-    """Losses of the rule and of AdamW, and whether all of these and those at the start are positive."""
+    """Losses of the rule and of AdamW, and whether these losses and the losses at the start are all positive."""
     exponent = DEFAULT if default else level.best(split)
     pair = level.rule[split].double(), level.adamw[exponent][split].double()
     all_losses = torch.cat([level.start[split].double(), *pair])
@@ -144,7 +150,7 @@ def _change(points: Sequence[tuple[int, float]], doublings: float) -> float:
     for (h0, y0), (h1, y1) in zip(points[-3:-1], points[-2:], strict=True):
         widths.append(math.log2(h1 / h0))
         slopes.append((y1 - y0) / widths[-1])
-    distance = (widths[0] + widths[1]) / 2  # doublings from the middle of one interval to that of the next
+    distance = (widths[0] + widths[1]) / 2  # doublings between the middles of the two intervals
     if slopes[0] * slopes[1] > 0:
         shrink = min(SLOWEST, (slopes[1] / slopes[0]) ** (1 / distance))
     elif slopes[1] > 0:

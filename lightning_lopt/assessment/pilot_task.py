@@ -1,4 +1,4 @@
-"""The user's module as a task for pilots, on batches of any size."""
+"""A task for pilots: the user's module, on batches of any size."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ class PilotTask(LightningTask):
         return {name: value[:MEASURED] for name, value in super().full_batch(split).items()}
 
     def fewer(self, count: int) -> PilotTask:
-        """The same task with only the first ``count`` training batches."""
+        """This task with only the first ``count`` training batches."""
         train = copy.copy(self.data["train"])
         train.tensors = {name: value[:count] for name, value in train.tensors.items()}
         return self._with({**self.data, "train": train})
 
     def with_batches(self, train: list[Any], valid: list[Any]) -> tuple[PilotTask, str]:
-        """The same module with other batches, without another test of ``vmap``.
+        """The task of the same module on other batches; ``vmap`` is not tested again.
 
         Args:
             train: training batches, at least one.
             valid: validation batches, possibly none.
 
         Returns:
-            the task, and why it has no validation batches; empty if it has some.
+            the task, and the reason why it has no validation batches (empty if it has validation batches).
 
         Raises:
-            NotStackableError: if the training batches do not stack.
+            NotStackableError: if the training batches cannot be stacked.
         """
         data: dict[Split, StackedBatches] = {"train": StackedBatches(train, "training batches")}
         if not valid:
@@ -57,7 +57,8 @@ class PilotTask(LightningTask):
         if data["valid"].structure != data["train"].structure:
             names = {split: ", ".join(batches.names) for split, batches in data.items()}
             del data["valid"]
-            return self._with(data), f"validation batches hold {names['valid']}, training batches {names['train']}"
+            reason = f"validation batches contain {names['valid']}, but training batches contain {names['train']}"
+            return self._with(data), reason
         return self._with(data), ""
 
     def _with(self, data: dict[Split, StackedBatches]) -> PilotTask:
@@ -68,17 +69,17 @@ class PilotTask(LightningTask):
 
 
 def examples_in(batch: Tree) -> int | None:
-    """Length of the first axis, if all tensors of the batch share it."""
+    """Length of the first axis, if it is the same for all tensors of the batch; otherwise ``None``."""
     lengths = {tuple(leaf.shape[:1]) for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)}
-    only = lengths.pop() if len(lengths) == 1 else ()
-    return only[0] if only else None
+    common_length = lengths.pop() if len(lengths) == 1 else ()
+    return common_length[0] if common_length else None
 
 
 def regrouped(batches: list[Tree], size: int) -> list[Tree] | None:
     """The same examples in the same order, in batches of ``size``, without an incomplete last batch.
 
-    The result is ``None`` for tensors without a common first axis, examples of different shapes, or fewer examples than
-    ``size``.
+    The result is ``None`` if the tensors have no common first axis, if examples differ in shape, or if there are fewer
+    examples than ``size``.
 
     >>> [batch.tolist() for batch in regrouped([torch.tensor([1, 2, 3]), torch.tensor([4, 5])], 2)]
     [[1, 2], [3, 4]]

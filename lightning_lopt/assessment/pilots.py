@@ -1,7 +1,7 @@
 """Pilots: complete short runs of a rule and of AdamW at several learning rates, on the same models and batches.
 
-A pilot is a run as in a measurement (:class:`~lightning_lopt.meta.rule_models.RuleModels`) with a time limit, of
-which only the losses before the first and after the last step are stored.
+A pilot is a run as in a measurement (:class:`~lightning_lopt.meta.rule_models.RuleModels`) with a time limit. Only the
+losses before the first step and after the last step are stored.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DEFAULT = -6  # exponent of the default learning rate of torch.optim.AdamW, in h
 
 
 class OutOfTime(Exception):
-    """The time was over before a pilot was finished."""
+    """The time limit was reached before a pilot was finished."""
 
 
 def learning_rate(exponent: int) -> float:
@@ -44,12 +44,12 @@ class Level:
     """Pilots with one horizon.
 
     Attributes:
-        horizon: steps of each pilot, with a schedule to zero over them.
+        horizon: steps of each pilot; the schedule goes to zero over these steps.
         start: loss before the first step by split, shape ``(S,)`` for S seeds.
         rule: loss of the rule after the last step by split, shape ``(S,)``.
         adamw: loss of AdamW after the last step, by the exponent of the learning rate and by split, shape ``(S,)``.
         seconds: seconds of the level.
-        measuring: the part of these seconds for the losses before the first and after the last step.
+        measuring: the part of these seconds for measuring the losses before the first step and after the last step.
     """
 
     horizon: int
@@ -88,7 +88,7 @@ def run_level(
     seeds: int = SEEDS,
     seed: int = 0,
 ) -> Level:
-    """Run the pilots of one horizon, all pilots of one optimizer side by side.
+    """Run the pilots of one horizon; all pilots of one optimizer run side by side.
 
     Args:
         until: latest end, on the clock ``time.perf_counter()``.
@@ -96,7 +96,7 @@ def run_level(
         seed: seed of models and orders.
 
     Raises:
-        OutOfTime: if the time ``until`` is over; there are no results then.
+        OutOfTime: if the level takes longer than ``until``; its results are lost.
     """
     began = time.perf_counter()
     clock = [0.0]
@@ -118,8 +118,9 @@ def adamw_runs(
     seed: int = 0,
     clock: list[float] | None = None,
 ) -> dict[int, dict[Split, Tensor]]:
-    """Final losses of AdamW by exponent of the learning rate and split, shape ``(S,)``; arguments as of
-    :func:`run_level`, whose rule says on which device.
+    """Final losses of AdamW by exponent of the learning rate and by split, shape ``(S,)``.
+
+    The arguments are those of :func:`run_level`. AdamW runs on the device of ``rule``.
     """
     adams = [AdamRule(learning_rate(e), weight_decay=WEIGHT_DECAY, schedule="cosine") for e in exponents]
     models = RuleModels([adam.to(device_of(rule)) for adam in adams], task, horizon, seeds, seed)
@@ -132,7 +133,7 @@ def losses_json(adamw: dict[int, dict[Split, Tensor]]) -> dict[str, Any]:
 
 
 def _final_losses(models: RuleModels, until: float, clock: list[float]) -> list[dict[Split, Tensor]]:
-    """Train models to their last step: the losses then, by split, for each of the rules that train them."""
+    """Train models to the last step, and return the final losses by split, for each rule that trains them."""
     with torch.no_grad():
         while not models.runs.finished:
             if time.perf_counter() > until:
@@ -143,10 +144,10 @@ def _final_losses(models: RuleModels, until: float, clock: list[float]) -> list[
 
 
 def _losses(models: RuleModels, clock: list[float]) -> dict[Split, Tensor]:
-    """Present loss on whole splits, by split, shape ``(runs,)``; adds the seconds for it to ``clock[0]``."""
+    """Present loss on whole splits, by split, shape ``(runs,)``; the seconds for it are added to ``clock[0]``."""
     began = time.perf_counter()
     task = models.runs.task
-    measured: dict[Split, Tensor] = {}
+    losses_by_split: dict[Split, Tensor] = {}
     splits: tuple[Split, ...] = ("train", "valid")
     with torch.no_grad():
         for split in splits:
@@ -154,9 +155,9 @@ def _losses(models: RuleModels, clock: list[float]) -> dict[Split, Tensor]:
                 losses = models.on_full_batch(split, lambda params, batch: {"loss": task.loss(params, batch)})
             except MissingSplitError:
                 continue
-            measured[split] = losses["loss"].cpu()
+            losses_by_split[split] = losses["loss"].cpu()
     clock[0] += time.perf_counter() - began
-    return measured
+    return losses_by_split
 
 
 def _capped(losses: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The assessment of a module: cost, pilots, other batch sizes, coverage, verdict."""
+"""The assessment of a module: cost of a step, pilots, coverage by meta-training, verdict."""
 
 from __future__ import annotations
 
@@ -48,29 +48,30 @@ def assess(
     """Assess before a long training run whether a rule is suited for it.
 
     Pilots are short complete runs with schedules to zero. They compare the rule with AdamW at a swept and at the
-    default learning rate, with three seeds each; the longest ones are repeated with half and twice the batch size.
-    AdamW also gets as much time as the rule takes, and so more steps. Trends over growing horizons are extrapolated to
-    ``total_steps``, with an uncertainty. The assessment also measures time and memory of a step, and compares the plan
-    with the record of meta-training. Model, data and global random state are not changed; ``self.trainer`` is a
-    stand-in that does nothing.
+    default learning rate, with three seeds each. The longest pilots are repeated with half and twice the batch size.
+    In a further comparison AdamW has as much time as the rule takes, and so makes more steps. Trends over growing
+    horizons are extrapolated to ``total_steps``, with an uncertainty. The assessment also measures time and memory of a
+    step, and compares the plan with the record of meta-training. Model, data and global random state are not changed;
+    ``self.trainer`` is a placeholder that does nothing.
 
     Args:
-        model: a module with automatic optimization and one optimizer, whose present parameters are the start of pilots;
-            or a function without arguments that builds one (a class), called for each seed.
+        model: a module with automatic optimization and one optimizer, or a function without arguments that builds such
+            a module (for instance its class). Pilots start from the present parameters of a module; a function is
+            called for each seed.
         data: a data module or training batches; ``None`` for the dataloaders of the module.
-        rule: any value that :class:`~lightning_lopt.LearnedOptimizer` takes for a rule.
+        rule: any value that :class:`~lightning_lopt.LearnedOptimizer` accepts as a rule.
         total_steps: optimizer steps of the planned run.
         budget: seconds for the assessment, or a text such as ``"5min"``, ``"10%"`` or ``"400steps"`` of the planned
-            run; ``None`` for 5 % of it, and at least 20 seconds.
-        valid: validation batches, where ``data`` is no data module; ``training_step`` gives their loss too.
-        against: names of baselines (``"soap_3e-3"``, ``"prodigy"``) for further pilots, for the reader; the verdict
-            depends on AdamW alone.
-        tell: function that gets a line of text when a phase of the assessment begins or ends.
+            run; ``None`` for 5 % of the planned run, and at least 20 seconds.
+        valid: validation batches, if ``data`` is not a data module; ``training_step`` computes their loss, too.
+        against: names of baselines (``"soap_3e-3"``, ``"prodigy"``) for further pilots; they are for information, and
+            the verdict depends on AdamW alone.
+        tell: function that receives a line of text when a phase of the assessment begins or ends.
 
     Raises:
         ImportError: if the package of a baseline is not installed.
-        ValueError: with one sentence, for a module, data, a rule or a number that cannot be used, and for any error of
-            the module or its data.
+        ValueError: with one sentence, if the module, the data, the rule or a number cannot be used, or if the module or
+            its data raise an error.
 
     Example::
 
@@ -78,7 +79,7 @@ def assess(
 
     Example:
         >>> from lightning.pytorch.demos.boring_classes import BoringModel
-        >>> assessment = assess(BoringModel, total_steps=100, budget=1)  # the data are those of the module
+        >>> assessment = assess(BoringModel, total_steps=100, budget=1)  # the module has dataloaders
         >>> assessment.verdict in ("use it", "use it with care", "don't")
         True
     """
@@ -88,18 +89,18 @@ def assess(
     if steps is None:
         raise ValueError("total_steps is None; give the number of optimizer steps of the planned run.")
     meta_training = meta_training_of(rule)
-    used = copy.deepcopy(rule) if isinstance(rule, UpdateRule) else load_rule(rule)
+    rule_copy = copy.deepcopy(rule) if isinstance(rule, UpdateRule) else load_rule(rule)
     name = rule.rule_name if isinstance(rule, UpdateRule) else str(rule)
-    plan = _Plan(used, name, meta_training, steps, budget, began, against, tell)
+    plan = _Plan(rule_copy, name, meta_training, steps, budget, began, against, tell)
     with random_states_restored(), generators_restored(model, data, valid):
         try:
             return plan.assess(Subject(model, data, valid, steps))
-        except (ValueError, OSError):  # their messages are sentences already
+        except (ValueError, OSError):  # the messages of these errors are sentences already
             raise
         except Exception as error:
             module = name_of(model)
             raise ValueError(
-                f"{module} cannot be assessed ({named(error)}); train it without, or report this."
+                f"{module} cannot be assessed ({named(error)}); train it without an assessment, or report this error."
             ) from error
 
 
@@ -117,10 +118,10 @@ class _Plan:
         name: name of the rule.
         meta_training: record of meta-training in the rule's config.
         total_steps: steps of the planned run.
-        budget: argument of :func:`assess`.
+        budget: the budget, as in :func:`assess`.
         began: clock ``time.perf_counter()`` at the start.
         against: names of baselines.
-        tell: function that gets a line of text when a phase of the assessment begins or ends.
+        tell: function that receives a line of text when a phase of the assessment begins or ends.
     """
 
     rule: UpdateRule
@@ -143,19 +144,19 @@ class _Plan:
             min(MAX_BATCHES, self.total_steps), deadline.at(FOR_READING), FOR_READING_VALIDATION * deadline.seconds
         )
         pilots = AllPilots(self.rule, self.total_steps, cost, deadline, self.against, self.tell).run(subject)
-        missing = self._gaps(subject, cost, pilots.notes)
-        outlooks = self._outlooks(pilots, cost, len(missing))
+        plan_gaps = self._gaps(subject, cost, pilots.notes)
+        outlooks = self._outlooks(pilots, cost, len(plan_gaps))
         verdict, reasons = judge(
             outlooks["tuned"],
             outlooks["default"],
             in_the_same_time=outlooks["in_the_same_time"],
             troubles=troubles(pilots.levels, pilots.other_batches),
             hopeless=bool(pilots.levels) and no_optimizer_learns(pilots.levels),
-            gaps=missing,
+            gaps=plan_gaps,
             slowdown=cost.slowdown,
             pretrained=subject.pretrained,
         )
-        seconds = Seconds(cost.with_adamw * self.total_steps, deadline.seconds, deadline.allowance, deadline.taken)
+        seconds = Seconds(cost.with_adamw * self.total_steps, deadline.seconds, deadline.allowance, deadline.elapsed)
         findings = Findings(
             subject.kind,
             self.name,
@@ -166,7 +167,7 @@ class _Plan:
             cost,
             pilots,
             outlooks,
-            missing,
+            plan_gaps,
             seconds,
         )
         return Assessment(verdict, reasons, findings)
@@ -181,16 +182,17 @@ class _Plan:
         return TrainingCost(data, module_step_cost(step, subject.first, self.rule, self.total_steps, allowed))
 
     def _deadline(self, cost: TrainingCost) -> Deadline:
-        """The deadline of the assessment, which depends on the time of a step of the planned run."""
+        """The deadline of the assessment; it depends on the time of a step of the planned run."""
         seconds, allowance = budget_seconds(self.budget, cost.with_adamw, self.total_steps)
-        self.tell(f"a training step with AdamW takes {1000 * cost.with_adamw:.2f} ms; {seconds:.1f} s for this")
+        milliseconds = 1000 * cost.with_adamw
+        self.tell(f"a training step with AdamW takes {milliseconds:.2f} ms; the assessment may take {seconds:.1f} s")
         return Deadline(self.began, seconds, allowance)
 
     def _gaps(self, subject: Subject, cost: TrainingCost, notes: list[str]) -> list[str]:
-        """Gaps of meta-training; entries that are missing in its record become a note."""
-        unknown = unrecorded(self.meta_training)
-        if unknown:
-            notes.append(f"the rule does not record of its meta-training: {', '.join(unknown)}")
+        """Gaps of meta-training; missing entries of its record are named in a note."""
+        missing_entries = unrecorded(self.meta_training)
+        if missing_entries:
+            notes.append(f"the rule's record of meta-training lacks: {', '.join(missing_entries)}")
         return gaps(
             subject.module,
             self.meta_training,
@@ -199,11 +201,11 @@ class _Plan:
             parameters=cost.module.parameters,
         )
 
-    def _outlooks(self, pilots: PilotFindings, cost: TrainingCost, missing: int) -> dict[str, OutlookBySplit]:
+    def _outlooks(self, pilots: PilotFindings, cost: TrainingCost, gap_count: int) -> dict[str, OutlookBySplit]:
         def by_split(levels: list[Level], default: bool = False) -> OutlookBySplit:
             splits = list(levels[0].rule) if levels else []
             return {
-                split: outlook(levels, split, self.total_steps, gaps=missing, default=default, matched=pilots.matched)
+                split: outlook(levels, split, self.total_steps, gaps=gap_count, default=default, matched=pilots.matched)
                 for split in splits
             }
 

@@ -1,4 +1,4 @@
-"""Losses of AdamW in the time that the rule takes, since a verdict counts seconds."""
+"""Losses of AdamW with as much time as the rule takes: a verdict compares optimizers in steps and in seconds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_lopt.assessment.pilots import Level, OutOfTime, adamw_runs, losse
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.tasks.base import Split, Task
 
-EQUAL_SLOWDOWN = 1.05  # slowdown below which times count as equal, since clocks are not more exact
+EQUAL_SLOWDOWN = 1.05  # below this slowdown, times count as equal: clocks are not more precise
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class LongerRuns:
 
 
 def time_for_levels(seconds: float, slowdown: float) -> float:
-    """The part of ``seconds`` for the levels, such that there is time for longer runs of AdamW after them."""
+    """The part of ``seconds`` for the levels; the longer runs of AdamW need the remainder."""
     if slowdown < EQUAL_SLOWDOWN:
         return seconds
-    # Counted in steps of AdamW, the levels take slowdown + 4 (the rule and four rates), the longer runs 3 x slowdown.
+    # In units of AdamW's step time, the levels take slowdown + 4 (rule and four rates), the longer runs 3 x slowdown.
     return seconds / (1 + 3 * slowdown / (slowdown + 4))
 
 
@@ -51,15 +51,15 @@ def longer_runs(
 ) -> LongerRuns | None:
     """Runs of AdamW with ``slowdown`` times the steps of the longest level for which there is time.
 
-    The learning rates are the best one of the last level and its neighbours.
+    The learning rates are the best rate of the last level and its two neighbours.
 
     Args:
-        slowdown: time of a training step with the rule, divided by that with AdamW.
+        slowdown: time of a training step with the rule, divided by the time with AdamW.
         until: planned end, on the clock ``time.perf_counter()``.
         at_most: latest end.
 
     Returns:
-        the runs; ``None`` if the rule is not slower, or there is no time.
+        the runs; ``None`` if the rule is not slower than AdamW, or there is no time.
     """
     if slowdown < EQUAL_SLOWDOWN:
         return None
@@ -81,12 +81,12 @@ def longer_runs(
 
 
 def in_the_same_time(levels: Sequence[Level], longer: LongerRuns | None, slowdown: float) -> list[Level]:
-    r"""The levels, with the losses of AdamW after ``slowdown`` times as many steps, where these can be interpolated.
+    r"""Levels with the losses of AdamW after ``slowdown`` times as many steps, if these losses can be interpolated.
 
-    AdamW's loss at the best rate was measured at the horizons of the levels and of the longer runs. Between them it is
-    interpolated over the logarithm of the horizon; if all losses are positive, their logarithm is interpolated, which
-    is exact for a power law :math:`h^{-a}`. No loss is higher than that of the level, since AdamW may also make fewer
-    steps.
+    AdamW's loss at the best rate was measured at the horizons of the levels and of the longer runs. Between these
+    horizons the loss is interpolated over the logarithm of the horizon. If all losses are positive, their logarithm is
+    interpolated, which is exact for a power law :math:`h^{-a}`. A loss is never higher than the loss on the level
+    itself, because AdamW may also make fewer steps.
 
     Args:
         levels: from short to long.
@@ -110,40 +110,40 @@ def in_the_same_time(levels: Sequence[Level], longer: LongerRuns | None, slowdow
 def _losses_in_same_time(
     levels: Sequence[Level], longer: LongerRuns | None, level: Level, split: Split, slowdown: float
 ) -> Tensor | None:
-    """AdamW's losses by seed after ``slowdown`` times the steps of the level, or after its steps if these are lower."""
+    """AdamW's losses by seed after the level's steps or after ``slowdown`` times these steps: the lower losses."""
     same_steps = level.adamw[level.best(split)][split]
     if longer is not None and longer.horizon == level.horizon:
-        same_time = _best(longer.adamw, split)
-        return same_time if _middle(same_time) < _middle(same_steps) else same_steps
-    curve = {pilot.horizon: _middle(pilot.adamw[pilot.best(split)][split]) for pilot in levels}
+        same_time = _best_losses(longer.adamw, split)
+        return same_time if _median_loss(same_time) < _median_loss(same_steps) else same_steps
+    curve = {pilot.horizon: _median_loss(pilot.adamw[pilot.best(split)][split]) for pilot in levels}
     if longer is not None:
-        curve[longer.steps] = _middle(_best(longer.adamw, split))
-    middle = _middle(same_steps)
+        curve[longer.steps] = _median_loss(_best_losses(longer.adamw, split))
+    median = _median_loss(same_steps)
     end = _interpolated(curve, level.horizon * slowdown)
-    if end is None or not math.isfinite(middle):
+    if end is None or not math.isfinite(median):
         return None
-    end = min(end, middle)
-    return same_steps * (end / middle) if middle > 0 and end > 0 else same_steps + (end - middle)
+    end = min(end, median)
+    return same_steps * (end / median) if median > 0 and end > 0 else same_steps + (end - median)
 
 
-def _best(adamw: dict[int, dict[Split, Tensor]], split: Split) -> Tensor:
-    return min((losses[split] for losses in adamw.values()), key=_middle)
+def _best_losses(adamw: dict[int, dict[Split, Tensor]], split: Split) -> Tensor:
+    return min((losses[split] for losses in adamw.values()), key=_median_loss)
 
 
-def _middle(losses: Tensor) -> float:
+def _median_loss(losses: Tensor) -> float:
     return float(torch.nan_to_num(losses.double(), nan=torch.inf).median())
 
 
-def _interpolated(curve: dict[int, float], at: float) -> float | None:
-    """The interpolated loss at a horizon; ``None`` beyond the longest one.
+def _interpolated(curve: dict[int, float], horizon: float) -> float | None:
+    """The interpolated loss at ``horizon``; ``None`` outside the measured horizons.
 
     >>> round(_interpolated({10: 1.0, 1000: 0.01}, 100.0), 6)
     0.1
     """
-    points = sorted((horizon, loss) for horizon, loss in curve.items() if math.isfinite(loss))
+    points = sorted((measured, loss) for measured, loss in curve.items() if math.isfinite(loss))
     for (h0, y0), (h1, y1) in pairwise(points):
-        if h0 <= at <= h1:
-            share = math.log(at / h0) / math.log(h1 / h0)
+        if h0 <= horizon <= h1:
+            share = math.log(horizon / h0) / math.log(h1 / h0)
             if y0 > 0 and y1 > 0:
                 return math.exp(math.log(y0) + share * math.log(y1 / y0))
             return y0 + share * (y1 - y0)

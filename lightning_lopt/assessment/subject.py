@@ -1,4 +1,4 @@
-"""The subject of an assessment: the user's module and the batches that were read."""
+"""The subject of an assessment: the user's module, and the batches read for it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ class Subject(ModuleWithData):
     """A module for an assessment, after a check and a test on its first batches.
 
     Args:
-        model: a module, or a function that builds one; it is not changed.
+        model: a module, or a function that builds a module; a module is not changed.
         data, valid: see :func:`~lightning_lopt.assessment.assess`.
         total_steps: steps of the planned run.
 
     Attributes:
-        size: examples in a batch, ``None`` where that is unknown.
-        pretrained: the sign that the module was trained already; ``None`` if there is none.
+        size: number of examples in a batch; ``None`` if it is unknown.
+        pretrained: the sign that the module was trained before; ``None`` if there is no such sign.
 
     Raises:
-        ValueError: with one sentence, for a module or data that cannot be used, and for any error of theirs.
+        ValueError: with one sentence, if the module or the data cannot be used or raise an error.
     """
 
     task_class: ClassVar[type[LightningTask]] = PilotTask
@@ -40,7 +40,7 @@ class Subject(ModuleWithData):
         self.pretrained = looks_pretrained(self.module) or looks_pretrained(host)
 
     def read(self, limit: int, until: float, seconds_for_validation: float) -> None:
-        """Read further batches, at most ``limit`` for training, and those of validation for measuring.
+        """Read further training batches, at most ``limit`` in all, and the validation batches for measuring.
 
         Args:
             until: latest end, on the clock ``time.perf_counter()``.
@@ -51,10 +51,10 @@ class Subject(ModuleWithData):
             self.held_out.take(MEASURED, until)
 
     def pilot_tasks(self, notes: list[str]) -> tuple[PilotTask, Callable[[float], PilotTask | None]]:
-        """The module on all batches that were read, and a function that returns it with batches larger by a factor.
+        """The task on all read batches, and a function that returns the task with batches larger by a factor.
 
         Args:
-            notes: list that gets a sentence if there is no validation loss.
+            notes: a sentence is added to this list if there is no validation loss.
         """
         train, valid = self.moved(self.train.batches), self._held_out_batches()
         task, reason = self.task.with_batches(train, valid)
@@ -79,11 +79,11 @@ class Subject(ModuleWithData):
 def _check_optimizers(host: Any) -> None:
     try:
         configured = host.configure_optimizers()
-    except Exception:  # it may fail without a real Trainer, and its result is not needed
+    except Exception:  # configure_optimizers may fail without a real Trainer, and only the number is checked
         return
     count = len(optimizers_in(configured))
     if count > 1:
         raise ValueError(
             f"{type(host).__name__}.configure_optimizers returns {count} optimizers; assess compares one rule with "
-            "one AdamW, so give it a module with one."
+            "one AdamW, so give a module with one optimizer."
         )

@@ -1,4 +1,4 @@
-"""The verdict and its reasons, from outlooks and from runs that diverged."""
+"""The verdict of an assessment and its reasons; they follow from outlooks and from diverged runs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from lightning_lopt.tasks.base import Split
 
 USE, CARE, DONT = "use it", "use it with care", "don't"
 SLOWER = 1.25  # smallest slowdown that the reasons mention
-RISE = 1.05  # a run that ends above this multiple of its first loss has failed
-TREND = 3  # number of horizons that show a trend
+RISE = 1.05  # a run has failed if its final loss is above this multiple of its first loss
+TREND = 3  # least number of horizons that show a trend
 
 
 def judge(
@@ -31,27 +31,27 @@ def judge(
 ) -> tuple[str, list[str]]:
     """The verdict and its reasons, the most important one first.
 
-    - "don't": the rule diverged where AdamW did not, or the interval of the outlook is above the swept AdamW, with as
-      many steps or in the same time; or the module is pretrained, and pilots do not show the opposite;
-    - "use it": the interval of the outlook is below the swept AdamW, with as many steps and in the same time; for a
-      slower rule pilots have shown the latter at the planned end or, as a trend, at three horizons;
+    - "don't" in three cases: the rule diverged and AdamW did not; the interval of the outlook is above the swept AdamW,
+      with as many steps or in the same time; or the module is pretrained, and the outlook is not a lead of the rule.
+    - "use it": the interval of the outlook is below the swept AdamW, with as many steps and in the same time. For a
+      slower rule, pilots must also show the lead in the same time, at the planned end or as a trend at three horizons.
     - "use it with care": all other cases.
 
-    The loss is that of validation if there is one, otherwise that of training.
+    The validation loss decides if there is one, otherwise the training loss.
 
     Args:
         against_tuned: outlook by split against AdamW at the best learning rate; empty if there was no pilot.
         against_default: outlook by split against torch's default learning rate.
         in_the_same_time: outlook by split against AdamW at the best learning rate with ``slowdown`` times as many
-            steps; empty if it could not be computed.
+            steps; empty if the outlook could not be computed.
         troubles: sentences about instability.
         hopeless: whether no optimizer lowered the loss.
         gaps: sentences about gaps of meta-training.
-        slowdown: time of a training step with the rule, divided by that with AdamW.
-        pretrained: the sign that the module was trained already, as a clause.
+        slowdown: time of a training step with the rule, divided by the time with AdamW.
+        pretrained: the sign that the module was trained before, as a clause.
     """
     reasons: list[str] = list(troubles)
-    warning = [f"the module looks pretrained ({pretrained}), and the rule is made for weights at random"] * bool(
+    warning = [f"the module looks pretrained ({pretrained}), and the rule is made for random initial weights"] * bool(
         pretrained
     )
     if not against_tuned:
@@ -65,15 +65,15 @@ def judge(
     behind = (tuned.behind or (timed is not None and timed.behind)) and not hopeless
     reasons += warning
     if hopeless:
-        reasons.append("no optimizer lowered the loss in the pilots, so look at the model and the data first")
-    compared = [_sentence(tuned, split, "an AdamW with a swept learning rate")]
+        reasons.append("no optimizer lowered the loss in the pilots, so check the model and the data first")
+    comparisons = [_sentence(tuned, split, "an AdamW with a swept learning rate")]
     if slowdown >= SLOWER or (timed is not None and timed.ahead != tuned.ahead):
         reference = f"an AdamW that makes {slowdown:.1f} times as many steps in the same time"
         is_known = timed is not None and (is_shown or timed.behind)
-        compared.append(_sentence(timed, split, reference) if timed is not None and is_known else _unknown(slowdown))
+        comparisons.append(_sentence(timed, split, reference) if timed is not None and is_known else _unknown(slowdown))
     if timed is not None and timed.behind and not tuned.behind:
-        compared.reverse()
-    reasons += compared
+        comparisons.reverse()
+    reasons += comparisons
     reasons.append(_sentence(default, split, "AdamW at its default rate"))
     if split == "valid" and against_tuned["train"].ahead != tuned.ahead:
         reasons.append(_sentence(against_tuned["train"], "train", "the swept AdamW"))
@@ -85,8 +85,8 @@ def judge(
 
 def _is_shown(timed: Outlook, tuned: Outlook, slowdown: float) -> bool:
     """Whether the longest pilots show the loss of AdamW in the same time, at the planned end or with a trend."""
-    longest = timed.pilots[-1][0] == tuned.pilots[-1][0]
-    return longest and (slowdown < SLOWER or timed.doublings == 0 or len(timed.pilots) >= TREND)
+    is_longest = timed.pilots[-1][0] == tuned.pilots[-1][0]
+    return is_longest and (slowdown < SLOWER or timed.doublings == 0 or len(timed.pilots) >= TREND)
 
 
 def _unknown(slowdown: float) -> str:
@@ -95,9 +95,10 @@ def _unknown(slowdown: float) -> str:
 
 def _sentence(view: Outlook, split: Split, reference: str) -> str:
     loss = "validation loss" if split == "valid" else "training loss"
-    (of_rule, of_reference), horizon = view.losses, view.pilots[-1][0]
+    (rule_loss, reference_loss), horizon = view.losses, view.pilots[-1][0]
     measured = (
-        f"after {horizon} steps the {loss} of the rule was {of_rule:.4g}, and that of {reference} {of_reference:.4g}"
+        f"after {horizon} steps the {loss} of the rule was {rule_loss:.4g}, and that of {reference} was "
+        f"{reference_loss:.4g}"
     )
     if view.doublings == 0:
         return measured
@@ -125,7 +126,7 @@ def _slow_reasons(slowdown: float) -> list[str]:
 
 
 def troubles(levels: Sequence[Level], other_batches: Sequence[OtherBatches]) -> list[str]:
-    """One sentence for each set of pilots in which the rule diverged or ended above its start, and AdamW did not."""
+    """One sentence for each set of pilots in which the rule diverged or ended above its first loss, unlike AdamW."""
     sentences = []
     pilots = [(level, "") for level in levels] + [
         (batches.level, f" with batches of {batches.size}") for batches in other_batches

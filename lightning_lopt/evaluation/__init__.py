@@ -1,4 +1,4 @@
-"""Measure rules beside tuned baselines on problems, and write a report.
+"""Measurement of rules in comparison with tuned baselines on problems, and a report of the results.
 
 Example:
     >>> from lightning_lopt import AdamRule
@@ -9,8 +9,8 @@ Example:
     >>> results.problems[0].log_ratio("mine", "adam_default") < 0  # a larger learning rate ends lower on this problem
     True
 
-Then ``write_report(results, "folder")`` writes a page, its pictures and the results as JSON. Problems are those of a
-suite, ``make_suite("small")``, or any list of your own.
+``write_report(results, "folder")`` then writes a page, its pictures and the results as JSON. The problems may come from
+a suite, for instance ``make_suite("small")``, or from any list.
 """
 
 from __future__ import annotations
@@ -42,5 +42,5 @@ __all__ = [
     "write_report",
 ]
 
-# A name is searched in the modules from left to right; modules whose import takes least time come first.
+# A name is searched in the modules from left to right; modules with a short import time come first.
 __getattr__ = lazily(__name__, ("measurement", "results", "baselines", "comparison", "evaluator", "suites", "report"))

@@ -1,4 +1,4 @@
-"""``lightning-lopt baselines``: tunes the baselines of whole suites and stores them in a file."""
+"""``lightning-lopt baselines``: tunes the baselines of whole suites, and stores their measurements in a file."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from lightning_lopt.wording import one_line
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Compute the entries that ``--out`` does not have yet, one after the other; after a stop, it can be resumed."""
+    """Compute the missing entries of ``--out``, one after the other; the command can be stopped and resumed."""
     sweeps = BASELINES | FINE_TUNING_BASELINES
     parser = CommandParser(
         "baselines",
-        "Tune hand-designed optimizers on suites of problems; entries of the file are not computed again.",
+        "Tune hand-designed optimizers on suites of problems; existing entries of the file are not computed again.",
         notes=["optimizers:\n" + "\n".join(f"  {name}: {sweep.description}" for name, sweep in sweeps.items())],
         example="lightning-lopt baselines --suite tiny --optimizer adamw muon --out baselines.json",
     )
@@ -34,12 +34,12 @@ def main(arguments: Sequence[str]) -> int:
         nargs="+",
         choices=tuple(sweeps),
         default=[name for name, sweep in BASELINES.items() if sweep.available],
-        help="default: all whose packages are installed, but not those of fine-tuning",
+        help="default: all installed optimizers, except the optimizers of fine-tuning",
     )
-    parser.add_argument("--seeds", type=whole_number, default=3, help="models of each optimizer on each problem")
-    parser.add_argument("--out", required=True, help="JSON file to add to")
-    parser.add_argument("--device", default="cpu", help="where everything runs")
-    parser.add_argument("--threads", type=whole_number, default=1, help="of PyTorch")
+    parser.add_argument("--seeds", type=whole_number, default=3, help="number of models per optimizer and problem")
+    parser.add_argument("--out", required=True, help="JSON file to which entries are added")
+    parser.add_argument("--device", default="cpu", help="device of all runs")
+    parser.add_argument("--threads", type=whole_number, default=1, help="number of PyTorch's threads")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     writable_folder(Path(options.out).parent, "--out")
@@ -56,24 +56,25 @@ def main(arguments: Sequence[str]) -> int:
         began = time.monotonic()
         for number, (problem, name) in enumerate(jobs, 1):
             progress.to(number - 1, len(jobs), one_line(f"{name} on {problem.name}"))
-            was_known = baselines.find(problem, name) is not None
+            is_stored = baselines.find(problem, name) is not None
             baselines(problem, name)
             if baselines.not_kept:
-                raise CommandError(f"baselines were not kept ({baselines.not_kept}); free space or give another --out.")
+                reason = baselines.not_kept
+                raise CommandError(f"baselines were not stored ({reason}); free space or give another --out.")
             progress.clear()
             say(
-                f"[{number}/{len(jobs)}] {time.monotonic() - began:.0f} s: {_line(baselines, problem, name, was_known)}"
+                f"[{number}/{len(jobs)}] {time.monotonic() - began:.0f} s: {_line(baselines, problem, name, is_stored)}"
             )
             progress.advance()
     return 0
 
 
-def _line(baselines: Baselines, problem: Problem, name: str, was_known: bool) -> str:
-    """A baseline in one line: losses after the last step, and the chosen learning rate."""
+def _line(baselines: Baselines, problem: Problem, name: str, is_stored: bool) -> str:
+    """A line of text about a baseline: its losses after the last step, and the chosen learning rate."""
     run = baselines(problem, name)
     line = f"{problem.name}, {name}: {float(run.final_train.median()):.4f} / {float(run.final_valid.median()):.4f}"
     if run.learning_rate is not None:
         rates = sweep_of(name).learning_rates
         at_end = ", the end of the sweep" if run.learning_rate in (rates[0], rates[-1]) else ""
         line += f" at learning rate {run.learning_rate:g}{at_end}"
-    return line + (" (known)" if was_known else "")
+    return line + (" (stored before)" if is_stored else "")

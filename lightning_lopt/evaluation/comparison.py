@@ -23,15 +23,15 @@ def compare(
 ) -> Iterator[ProblemResult]:
     """One result for each problem, as soon as it is computed; all rules have the same models and mini-batches.
 
-    This is the fast comparison of rules that differ in θ, such as those of meta-training: rules of one class and config
-    run side by side. :func:`~lightning_lopt.evaluation.evaluate` measures one rule at a time, since it stores every
-    measurement by itself, and times the steps.
+    This function is the fast comparison of rules that differ only in θ, for instance rules during meta-training: rules
+    of one class and config run side by side. :func:`~lightning_lopt.evaluation.evaluate` measures one rule at a time,
+    because it stores each measurement separately, and times the steps.
 
     Args:
         rules: rules by name; they are not changed.
-        problems: the problems; or the name of a suite, or ``FILE.py:NAME`` for one of yours.
-        baselines: source of the tuned baselines; its number of seeds and its device hold for the rules, too.
-        against: names of baselines; or one name.
+        problems: a list of problems, the name of a suite, or ``FILE.py:NAME`` for a suite of the user.
+        baselines: source of the tuned baselines; the rules have the same number of seeds and the same device.
+        against: names of baselines, or one name.
         seed: seed of models and mini-batches of the rules.
 
     Raises:
@@ -56,5 +56,5 @@ def compare(
 
 
 def score(results: Sequence[ProblemResult], name: str, reference: str) -> float:
-    """Mean log-ratio over problems and both splits: below 0 where ``name`` is better than ``reference``."""
+    """Mean log-ratio over problems and both splits; it is below 0 if ``name`` is better than ``reference``."""
     return fmean(result.log_ratio(name, reference, split) for result in results for split in ("train", "valid"))

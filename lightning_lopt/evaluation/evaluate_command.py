@@ -1,4 +1,4 @@
-"""``lightning-lopt evaluate`` and ``lightning-lopt compare``: a report on rules and tuned baselines on a suite."""
+"""``lightning-lopt evaluate`` and ``compare``: measure rules and tuned baselines on a suite, and write a report."""
 
 from __future__ import annotations
 
@@ -31,40 +31,40 @@ from lightning_lopt.terminal import say
 from lightning_lopt.wording import one_line
 
 START = "@start"
-"""Suffix of the name of a rule: the same class and config with the θ at the start of meta-training."""
+"""Suffix of a rule's name: it means the same class and config with the θ at the start of meta-training."""
 SUITE_HELP = (
-    f"one of {', '.join(SUITES)}; or FILE.py:NAME, a list of lightning_lopt.evaluation.Problem in a file of yours, "
-    "or a function without arguments that returns one (the file is run)"
+    f"one of {', '.join(SUITES)}; or FILE.py:NAME of a list of lightning_lopt.evaluation.Problem in your file, or of a "
+    "function without arguments that returns such a list (the file is run)"
 )
-RUN_AGAIN = "measurements so far are kept: free space or memory and run the command again, or give another --out."
+RUN_AGAIN = "measurements so far are stored: free space or memory and run the command again, or give another --out."
 
 
 def evaluate_main(arguments: Sequence[str]) -> int:
-    """One rule."""
+    """Run the command ``evaluate``, which measures one rule; return the exit status."""
     return _main("evaluate", arguments)
 
 
 def compare_main(arguments: Sequence[str]) -> int:
-    """Several rules."""
+    """Run the command ``compare``, which measures several rules; return the exit status."""
     return _main("compare", arguments)
 
 
 def _main(command: str, arguments: Sequence[str]) -> int:
     options = _parser(command).parse_args(arguments)
     torch.set_num_threads(options.threads)
-    named, suite = ", ".join(options.rules), options.suite
+    rule_names, suite = ", ".join(options.rules), options.suite
     folder = writable_folder(Path(options.out or _folder_name(options.rules, suite)), "--out")
     baseline_file = folder / "baselines.json"
     if options.baselines is not None:
         baseline_file = Path(options.baselines)
         writable_folder(baseline_file.parent, "--baselines")
     try:
-        with Progress(f"{named} on {suite}", unit="measurements") as progress:
+        with Progress(f"{rule_names} on {suite}", unit="measurements") as progress:
             progress.doing("reading rules and problems")
             usable_device(options.device)
             rules, records = _load(options.rules)
             against = [name for name in options.against.split(",") if name]
-            problems = _chosen(problems_of(suite, options.data), options.only)
+            problems = _selected(problems_of(suite, options.data), options.only)
             baselines = Baselines(baseline_file, options.seeds, device=options.device)
             results = evaluate(
                 rules,
@@ -76,7 +76,7 @@ def _main(command: str, arguments: Sequence[str]) -> int:
                 records=records,
                 suite=suite,
                 command=shlex.join(["lightning-lopt", command, *arguments]),
-                progress=lambda done, total, last: progress.to(done, total, one_line(last)),
+                progress=lambda finished, total, activity: progress.to(finished, total, one_line(activity)),
             )
             progress.doing("writing the report")
             page = write_report(results, folder)
@@ -97,8 +97,8 @@ def _parser(command: str) -> CommandParser:
     rules = "base base@start" if is_compare else "base"
     parser = CommandParser(
         command,
-        f"Measure {'several rules' if is_compare else 'a rule'} beside tuned baselines on a suite of problems, and "
-        "write a report. Rules are used as they are. If the command is stopped, run it again to continue.",
+        f"Compare {'several rules' if is_compare else 'a rule'} with tuned baselines on a suite of problems, and write "
+        "a report. Rules are not changed. If the command is stopped, run it again to continue.",
         notes=["baselines:\n" + "\n".join(f"  {name}: {sweep.description}" for name, sweep in sweeps.items())],
         example=f"lightning-lopt {command} {rules} --suite tiny --against adamw,muon --out report",
     )
@@ -111,14 +111,14 @@ def _parser(command: str) -> CommandParser:
     parser.add_argument("--suite", type=suite_argument, metavar="SUITE", default="small", help=SUITE_HELP)
     parser.add_argument("--only", nargs="+", default=None, metavar="PROBLEM", help="names of problems; default: all")
     parser.add_argument("--against", default="adamw", help="names of baselines, joined by commas")
-    parser.add_argument("--seeds", type=whole_number, default=3, help="models of each optimizer on each problem")
-    parser.add_argument("--out", default=None, help="folder of the report; default: named after rule and suite")
-    parser.add_argument("--workers", type=whole_number, default=1, help="processes, one thread each")
-    parser.add_argument("--threads", type=whole_number, default=1, help="of this process")
-    parser.add_argument("--device", default="cpu", help="where everything runs")
+    parser.add_argument("--seeds", type=whole_number, default=3, help="number of models per optimizer and problem")
+    parser.add_argument("--out", default=None, help="folder of the report; default: a name of the rules and the suite")
+    parser.add_argument("--workers", type=whole_number, default=1, help="number of processes with one thread each")
+    parser.add_argument("--threads", type=whole_number, default=1, help="number of threads of this process")
+    parser.add_argument("--device", default="cpu", help="device of all runs")
     parser.add_argument("--data", nargs="+", default=None, help="digits, npz files or folders of IDX files")
-    parser.add_argument("--baselines", default=None, help="JSON file of tuned baselines; default: one in the folder")
-    parser.add_argument("--wandb", default=None, metavar="PROJECT", help="log tables, pictures and files there, too")
+    parser.add_argument("--baselines", default=None, help="JSON file of tuned baselines; default: a file in --out")
+    parser.add_argument("--wandb", default=None, metavar="PROJECT", help="also log tables, pictures and files to W&B")
     return parser
 
 
@@ -126,7 +126,7 @@ def suite_argument(text: str) -> str:
     """Check the name of a suite; an address ``FILE.py:NAME`` of a user's suite is checked when it is read.
 
     Raises:
-        argparse.ArgumentTypeError: if it is neither.
+        argparse.ArgumentTypeError: if the text is neither a name of a suite nor an address.
     """
     if ":" not in text and text not in SUITES:
         raise argparse.ArgumentTypeError(
@@ -136,21 +136,21 @@ def suite_argument(text: str) -> str:
 
 
 def problems_of(suite: str, data: Sequence[str] | None) -> list[Problem]:
-    """The problems of a suite that is given on a command line.
+    """The problems of a suite from the command line.
 
     Raises:
-        ValueError: if they cannot be made.
-        ImportError: if data come with a package that is not installed.
+        ValueError: if the problems cannot be made.
+        ImportError: if the data come with a package that is not installed.
     """
     if data is None:
         return named_problems(suite)
     if ":" in suite:
-        raise ValueError(f"--data is for the suites of the package; {suite} brings its own data, so leave it out.")
+        raise ValueError(f"--data applies only to suites of the package; leave it out for {suite}.")
     return make_suite(suite, data)
 
 
-def _chosen(problems: list[Problem], names: Sequence[str] | None) -> list[Problem]:
-    """The problems of these names, in the order of the suite."""
+def _selected(problems: list[Problem], names: Sequence[str] | None) -> list[Problem]:
+    """The problems with these names, in the order of the suite; ``None`` selects all problems."""
     names_in_suite = [problem.name for problem in problems]
     for name in names or ():
         if name not in names_in_suite:
@@ -164,7 +164,7 @@ def _load(names: Sequence[str]) -> tuple[dict[str, UpdateRule], dict[str, RuleRe
     records: dict[str, RuleRecord] = {}
     for name in names:
         if name in rules:
-            raise ValueError(f"the rule {name!r} is named twice; name each once.")
+            raise ValueError(f"the rule {name!r} is named twice; name each rule once.")
         source = name.removesuffix(START)
         rule = load_rule(source)
         if source != name:
@@ -185,7 +185,7 @@ def _print(results: Results) -> None:
     metrics = overall(report_numbers, "shell", ALL)
     say(f"Metrics with 95 % intervals; the report has their definitions:\n\n{metrics.markdown()}\n")
     ratios = log_ratios(results)
-    say(f"Logarithms of the ratios of final losses; below 0 the rule ends lower:\n\n{ratios.markdown()}\n")
+    say(f"Logarithms of the ratios of final losses; below 0 the loss of the rule is lower:\n\n{ratios.markdown()}\n")
     if (table := untuned_table(results)).rows:
         say(f"Untuned against untuned:\n\n{table.markdown()}\n")
     for paragraph in summary(results, report_numbers):
@@ -198,7 +198,7 @@ def _log(results: Results, folder: Path, project: str) -> None:
 
     from lightning_lopt.evaluation.report import log_media
 
-    # absolute, since the process that writes may have another working directory
+    # the path is absolute, because the process that writes may have another working directory
     logger = WandbLogger(project=project, save_dir=folder.resolve(), job_type="evaluation")
     logger.log_hyperparams({"command": results.command, **results.environment})
     logger.log_metrics(

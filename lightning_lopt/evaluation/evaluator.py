@@ -1,4 +1,4 @@
-"""Measures rules and tuned baselines on many problems: resumable, and on several processes."""
+"""Measurement of rules and tuned baselines on many problems; it is resumable, and may use several processes."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from lightning_lopt.io.checked_json import as_object, as_positive, read_json, wr
 from lightning_lopt.rules.base import UpdateRule
 
 Job = tuple[int, str]
-"""Number of a problem, and name of the optimizer that is measured on it."""
+"""Number of a problem, and name of the optimizer to measure on this problem."""
 
-_Built = TypeVar("_Built")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Work:
     Attributes:
         problems: problems in the order of the results.
         rules: rules by name.
-        baselines: source of the tuned baselines; its number of seeds and its device hold for all measurements.
+        baselines: source of the tuned baselines; all measurements have its number of seeds and its device.
     """
 
     problems: tuple[Problem, ...]
@@ -51,14 +51,14 @@ class Work:
         return f"{job[1]} on {self.problems[job[0]].name}"
 
     def measure(self, number: int, name: str) -> Measurement:
-        """The measurement of optimizer ``name`` on problem ``number``, with all seeds side by side."""
+        """The measurement of optimizer ``name`` on problem ``number``; all seeds run side by side."""
         return measurements_on(self.problems[number], [name], self.rules, self.baselines)[name]
 
-    def measured(self, job: Job) -> tuple[Measurement, bool]:
-        """The measurement, and whether the file of baselines has it, so that it need not be stored again."""
+    def measure_job(self, job: Job) -> tuple[Measurement, bool]:
+        """The measurement, and whether the file of baselines contains it; then it need not be stored again."""
         measurement = self.measure(*job)
-        of_baseline = job[1] not in self.rules
-        return measurement, of_baseline and self.baselines.path is not None and not self.baselines.not_kept
+        is_baseline = job[1] not in self.rules
+        return measurement, is_baseline and self.baselines.path is not None and not self.baselines.not_kept
 
 
 def measurements_on(
@@ -69,18 +69,18 @@ def measurements_on(
     Args:
         problem: the problem.
         names: names of rules and of baselines.
-        rules: rules by name; a name that is not among them is that of a baseline.
-        baselines: source of the baselines; its number of seeds and its device hold for the rules, too.
+        rules: rules by name; every other name is the name of a baseline.
+        baselines: source of the baselines; the rules have the same number of seeds and the same device.
         seed: seed of models and mini-batches of the rules.
     """
-    by_config: dict[str, list[str]] = {}
+    names_by_config: dict[str, list[str]] = {}
     for name in names:
         if name in rules:
-            by_config.setdefault(f"{type(rules[name]).__qualname__} {rules[name].config}", []).append(name)
+            names_by_config.setdefault(f"{type(rules[name]).__qualname__} {rules[name].config}", []).append(name)
     measurements: dict[str, Measurement] = {}
-    for group in by_config.values():
-        of_config = [rules[name] for name in group]
-        runs = run_rules(of_config, problem, seeds=baselines.seeds, seed=seed, device=baselines.device)
+    for group in names_by_config.values():
+        group_rules = [rules[name] for name in group]
+        runs = run_rules(group_rules, problem, seeds=baselines.seeds, seed=seed, device=baselines.device)
         measurements |= {name: replace(run, optimizer=name) for name, run in zip(group, runs, strict=True)}
     return {name: measurements[name] if name in rules else baselines(problem, name) for name in names}
 
@@ -100,30 +100,30 @@ def evaluate(
 ) -> Results:
     """Measure every rule, unchanged, and every baseline on every problem, from the same models and mini-batches.
 
-    Each measurement is stored in ``folder`` as soon as it is computed, unless the file of ``baselines`` has it. If this
-    call is stopped in any way, a later call with the same settings measures only what is missing, and gives the same
-    results.
+    Each measurement is stored in ``folder`` as soon as it is computed, unless the file of ``baselines`` contains it. If
+    this call is stopped for any reason, a later call with the same settings makes only the missing measurements, and
+    gives the same results.
 
     Args:
         rules: rules by name.
-        problems: the problems, whose names must differ; or the name of a suite, or ``FILE.py:NAME`` for one of yours.
+        problems: a list of problems with different names, the name of a suite, or ``FILE.py:NAME`` of a user's suite.
         against: names of baselines, at least one; or one name.
-        baselines: source of the baselines; its number of seeds and its device hold for all measurements. ``None`` for
-            the baselines of the package, 3 seeds, on the CPU.
-        folder: folder for the measurements; ``None`` for none.
-        workers: processes that measure, with one thread each; with 1 it is this process, with its threads.
+        baselines: source of the baselines; all measurements have its number of seeds and its device. ``None`` for the
+            baselines of the package, 3 seeds, on the CPU.
+        folder: folder for the measurements; ``None`` to store none.
+        workers: number of processes, with one thread each; 1 means this process, with its threads.
         records: records of the rules; ``None`` for records that are made from the rules in memory.
-        suite: name of the problems, for the report; by default that of the suite.
+        suite: name of the problems, for the report; the default is the name of the suite.
         command: command line that makes these results, for the report.
-        progress: called with the number of finished measurements, the number of all, and the measurement that was
-            finished last or has begun.
+        progress: function that receives the number of finished measurements, the number of all measurements, and the
+            measurement that has begun or was finished last.
 
     Returns:
         the results, for :func:`~lightning_lopt.evaluation.report.write_report`.
 
     Raises:
         ValueError: if there is nothing to measure, or a name is unknown or used twice.
-        ImportError: if a baseline has to be measured, and its package is not installed; nothing was measured then.
+        ImportError: if the package of a baseline to measure is not installed; nothing was measured then.
 
     Example:
         >>> import tempfile
@@ -132,7 +132,7 @@ def evaluate(
         >>> from lightning_lopt.tasks import Quadratic
         >>> bowl = Problem("bowl", Quadratic(torch.tensor([1.0, 4.0])), horizon=10)
         >>> rules, baselines = {"slow": AdamRule(0.01), "fast": AdamRule(0.1)}, Baselines(seeds=1, shipped=False)
-        >>> with tempfile.TemporaryDirectory() as folder:  # keeps the measurements, for a later call
+        >>> with tempfile.TemporaryDirectory() as folder:  # a later call finds the measurements there
         ...     results = evaluate(rules, [bowl], ["adam_default"], baselines=baselines, folder=folder)
         >>> results.problems[0].log_ratio("fast", "slow") < 0
         True
@@ -146,23 +146,23 @@ def evaluate(
     check_sizes(workers=workers)
     work = Work(tuple(problems), dict(rules), baselines)
     store = MeasurementStore(None if folder is None else Path(folder))
-    marks = [_marks(problem) for problem in problems]
-    keys = _keys(work, marks, against)
+    identities = [_identity(problem) for problem in problems]
+    keys = _keys(work, identities, against)
     total = len(keys) + len(problems)
 
-    def tell(done: int, last: str) -> None:
+    def tell(finished: int, activity: str) -> None:
         if progress is not None:
-            progress(done, total, last)
+            progress(finished, total, activity)
 
-    measurements = _measured_before(work, store, keys)
+    measurements = _stored_measurements(work, store, keys)
     missing = [job for job in keys if job not in measurements]
     for _, name in missing:
         if name in against:
             sweep_of(name).require()
     if measurements:
         tell(len(measurements), "measured before")
-    new = _measured(work, missing, workers, lambda what: tell(len(measurements), what))
-    for job, (measurement, is_stored) in new:
+    new_results = _new_measurements(work, missing, workers, lambda activity: tell(len(measurements), activity))
+    for job, (measurement, is_stored) in new_results:
         if not is_stored:
             store.write(keys[job], measurement.to_json())
         measurements[job] = measurement
@@ -174,9 +174,9 @@ def evaluate(
     results = []
     for number, problem in enumerate(problems):
         runs = {name: measurements[number, name] for name in (*rules, *against)}
-        key = _hash([marks[number], {name: keys[number, name] for name in runs}, environment, "consecutive steps"])
+        key = _hash([identities[number], {name: keys[number, name] for name in runs}, environment, "consecutive steps"])
         costs = store.read(key, _costs)
-        if costs is None:  # this process measures alone, after the others have finished
+        if costs is None:  # only this process measures costs, after the other processes have finished
             tell(len(keys) + number, f"cost of a step on {problem.name}")
             costs = step_costs(problem, rules, against, device=baselines.device)
             store.write(key, {"gradient": costs[0], "steps": costs[1]})
@@ -188,8 +188,8 @@ def evaluate(
     )
 
 
-def _keys(work: Work, marks: Sequence[list[Any]], against: Sequence[str]) -> dict[Job, str]:
-    """Hashes of everything that each measurement depends on, in the order of the measurements.
+def _keys(work: Work, identities: Sequence[list[Any]], against: Sequence[str]) -> dict[Job, str]:
+    """For each measurement, in order, a hash of everything that the measurement depends on.
 
     Raises:
         RuleFileError: if a rule's weights are not finite.
@@ -198,16 +198,16 @@ def _keys(work: Work, marks: Sequence[list[Any]], against: Sequence[str]) -> dic
     for number, problem in enumerate(work.problems):
         for name, rule in work.rules.items():
             rule_content = [type(rule).__qualname__, rule.config, weights_sha256(rule), seeds, SEED]
-            keys[number, name] = _hash([marks[number], *rule_content])
+            keys[number, name] = _hash([identities[number], *rule_content])
         for name in against:
             baseline_content = [name, sweep_of(name).learning_rates, work.baselines.key(problem, name)]
-            keys[number, name] = _hash([marks[number], *baseline_content])
+            keys[number, name] = _hash([identities[number], *baseline_content])
     return keys
 
 
-def _marks(problem: Problem) -> list[Any]:
-    """JSON values that identify a problem; the last digits of losses depend on the machine."""
-    return [problem.name, problem.horizon, [f"{mark:.3g}" for mark in fingerprint(problem.task)]]
+def _identity(problem: Problem) -> list[Any]:
+    """JSON values that identify a problem; losses are rounded, because their last digits depend on the machine."""
+    return [problem.name, problem.horizon, [f"{value:.3g}" for value in fingerprint(problem.task)]]
 
 
 def _hash(content: list[Any]) -> str:
@@ -215,13 +215,13 @@ def _hash(content: list[Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _measured_before(work: Work, store: MeasurementStore, keys: Mapping[Job, str]) -> dict[Job, Measurement]:
-    """Measurements that an earlier call has stored, and stored measurements of baselines."""
+def _stored_measurements(work: Work, store: MeasurementStore, keys: Mapping[Job, str]) -> dict[Job, Measurement]:
+    """Measurements stored by an earlier call, and stored measurements of baselines."""
     measurements: dict[Job, Measurement] = {}
     for (number, name), key in keys.items():
         stored = store.read(key, Measurement.from_json)
         if stored is not None:
-            measurements[number, name] = replace(stored, optimizer=name)  # the rule may have had another name then
+            measurements[number, name] = replace(stored, optimizer=name)  # the stored name may be another one
         elif name not in work.rules:
             record = work.baselines.find(work.problems[number], name)
             if record is not None:
@@ -230,7 +230,7 @@ def _measured_before(work: Work, store: MeasurementStore, keys: Mapping[Job, str
 
 
 def check_names(rules: Mapping[str, UpdateRule], problems: Sequence[Problem], against: Sequence[str]) -> None:
-    """Check that there is something to measure, and that each name has one meaning.
+    """Check that no list is empty, and that each name has one meaning.
 
     Raises:
         ValueError: if a list is empty, or a name is unknown or used twice.
@@ -239,35 +239,35 @@ def check_names(rules: Mapping[str, UpdateRule], problems: Sequence[Problem], ag
         raise ValueError(
             f"got {len(rules)} rules, {len(problems)} problems and {len(against)} baselines; give at least one of each."
         )
-    known = BASELINES | FINE_TUNING_BASELINES
+    sweeps = BASELINES | FINE_TUNING_BASELINES
     for name in against:
-        if name not in known:
-            raise ValueError(f"there is no baseline {name!r}; use some of {', '.join(map(repr, known))}.")
-    for names, what in (([*rules, *against], "optimizers"), ([problem.name for problem in problems], "problems")):
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(f"two {what} are called {twice!r}; give them names that differ.")
+        if name not in sweeps:
+            raise ValueError(f"there is no baseline {name!r}; use some of {', '.join(map(repr, sweeps))}.")
+    for names, kind in (([*rules, *against], "optimizers"), ([problem.name for problem in problems], "problems")):
+        duplicate = next((name for name in names if names.count(name) > 1), None)
+        if duplicate is not None:
+            raise ValueError(f"two {kind} are called {duplicate!r}; give them different names.")
 
 
-def _measured(
-    work: Work, jobs: Sequence[Job], workers: int, begins: Callable[[str], None]
+def _new_measurements(
+    work: Work, jobs: Sequence[Job], workers: int, tell: Callable[[str], None]
 ) -> Iterator[tuple[Job, tuple[Measurement, bool]]]:
-    """Results of :meth:`Work.measured` as they are computed; ``begins`` is called with a text before they are."""
+    """Results of :meth:`Work.measure_job` as they are computed; ``tell`` receives a text before each computation."""
     workers = min(workers, len(jobs))
     if workers <= 1:
         for job in jobs:
-            begins(work.describe(job))
-            yield job, work.measured(job)
+            tell(work.describe(job))
+            yield job, work.measure_job(job)
         return
-    begins(f"{len(jobs)} measurements in {workers} processes")
+    tell(f"{len(jobs)} measurements in {workers} processes")
     # Long runs come first, so that the processes finish at about the same time.
     ordered = sorted(jobs, key=lambda job: (-work.problems[job[0]].horizon, job))
-    yield from call_in_processes(work.measured, ordered, workers)
+    yield from call_in_processes(work.measure_job, ordered, workers)
 
 
 @dataclass(frozen=True)
 class MeasurementStore:
-    """Measurements and costs in a folder, one file each, named by a hash of everything that its content depends on.
+    """Measurements and costs in a folder. Each has a file, whose name is a hash of everything its content depends on.
 
     A damaged file counts as missing. Files are written atomically.
 
@@ -277,15 +277,15 @@ class MeasurementStore:
 
     folder: Path | None
 
-    def read(self, key: str, build: Callable[[Any], _Built]) -> _Built | None:
-        """The result of ``build`` for the stored JSON values with this key; ``None`` if there are none."""
+    def read(self, key: str, build: Callable[[Any], _Result]) -> _Result | None:
+        """The result of ``build`` for the stored JSON values with this key; ``None`` if no values are stored."""
         try:
             return None if self.folder is None else read_json(self.folder / f"{key}.json", build)
         except ValueError:
             return None
 
     def write(self, key: str, content: Mapping[str, Any]) -> None:
-        """Store JSON values."""
+        """Store JSON values under this key."""
         if self.folder is not None:
             write_json(self.folder / f"{key}.json", content)
 

@@ -1,4 +1,4 @@
-"""A problem, the measurement of an optimizer on it, and the complete inner runs that give its values.
+"""Problems, measurements of optimizers on problems, and the complete inner runs that give their values.
 
 Models of many seeds and of many settings of an optimizer run side by side.
 """
@@ -28,11 +28,11 @@ class Problem:
     """A task with a horizon, on which optimizers are measured.
 
     Attributes:
-        name: short and unique within a suite.
+        name: name of the problem, short and unique within a suite.
         task: the task.
-        horizon: inner steps of a run.
-        family: name of the task family that could have drawn it (``"image_mlp"``), for a comparison with the record of
-            meta-training of a rule; empty where there is none.
+        horizon: number of inner steps of a run.
+        family: name of the task family that could have drawn the task (``"image_mlp"``), for a comparison with a rule's
+            record of meta-training; empty if no family fits.
         data: name of the data (``"digits"``), for the same comparison.
 
     Example:
@@ -50,7 +50,7 @@ class Problem:
 
 
 def window_ends(horizon: int, windows: int = WINDOWS) -> list[int]:
-    """Steps made at the end of each of ``min(windows, horizon)`` windows of nearly equal length.
+    """Number of steps at the end of each of ``min(windows, horizon)`` windows of nearly equal length.
 
     >>> window_ends(10, 4)
     [2, 5, 7, 10]
@@ -63,17 +63,17 @@ def window_ends(horizon: int, windows: int = WINDOWS) -> list[int]:
 class Measurement:
     """The measurement of one optimizer on one problem.
 
-    Axes: W windows of the run, V checkpoints of it, S seeds. Losses have the unit of the task; losses that are not
-    finite are stored as they are. :func:`window_ends` gives the ends of windows and checkpoints.
+    Axes: W windows of the run, V checkpoints of the run, S seeds. Losses have the unit of the task; values that are not
+    finite are stored unchanged. :func:`window_ends` gives the ends of windows and checkpoints.
 
     Attributes:
         optimizer: name of the optimizer in tables and files (``"base"``, ``"adamw"``).
         horizon: inner steps of the run.
         train: mean over each window of the mini-batch loss before the step, shape ``(W, S)``.
-        valid: loss on the validation split at each checkpoint, shape ``(V, S)``; the last is after the last step.
+        valid: loss on the validation split at each checkpoint, shape ``(V, S)``; the last checkpoint is the run's end.
         final_train: loss on the training split after the last step, shape ``(S,)``.
         learning_rate: the learning rate that tuning has chosen; ``None`` without tuning.
-        metrics: further metrics of the validation split at each checkpoint (``"accuracy"``), shape ``(V, S)`` each.
+        metrics: further metrics of the validation split (``"accuracy"``) by name, shape ``(V, S)`` each.
 
     Example:
         >>> losses = torch.tensor([[4.0, 4.0], [2.0, 3.0], [1.0, 2.0]])  # three steps with two seeds
@@ -91,12 +91,12 @@ class Measurement:
 
     def __post_init__(self) -> None:
         seeds = len(self.final_train)
-        needed_shapes = {
+        expected_shapes = {
             "train": (len(window_ends(self.horizon)), seeds),
             "valid": (len(window_ends(self.horizon, CHECKPOINTS)), seeds),
             "final_train": (seeds,),
         }
-        for name, shape in needed_shapes.items():
+        for name, shape in expected_shapes.items():
             if tuple(getattr(self, name).shape) != shape:
                 raise ValueError(f"{name} must have shape {shape}, got {tuple(getattr(self, name).shape)}.")
         for name, values in self.metrics.items():
@@ -107,15 +107,15 @@ class Measurement:
 
     @classmethod
     def of_losses(cls, train: Tensor, valid: Tensor | None = None, *, optimizer: str = "") -> Measurement:
-        """A measurement from the losses of any training loop, for instance for metrics of runs that you have logged.
+        """A measurement from the losses of any training loop, for instance for metrics of logged runs.
 
         Args:
             train: training loss at each of T steps, shape ``(T,)``, or ``(T, S)`` for S seeds.
-            valid: validation loss after each of these steps, of the same shape; ``None`` for the losses ``train``.
+            valid: validation loss after each of these steps, same shape; ``None`` to use the losses ``train``.
             optimizer: name of the optimizer.
 
         Raises:
-            ValueError: if the shapes differ, or are not of these forms.
+            ValueError: if the shapes differ, or are neither ``(T,)`` nor ``(T, S)``.
 
         >>> measurement = Measurement.of_losses(torch.linspace(1.0, 0.0, 201))
         >>> measurement.train.shape, measurement.valid.shape, measurement.final_valid
@@ -137,7 +137,7 @@ class Measurement:
         return self.valid[-1]
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values, six significant digits each; values that are not finite become ``None``."""
+        """JSON values with six significant digits; values that are not finite become ``None``."""
         return {
             "optimizer": self.optimizer,
             "horizon": self.horizon,
@@ -153,7 +153,7 @@ class Measurement:
         """The measurement from JSON values of :meth:`to_json`; ``None`` becomes NaN.
 
         Raises:
-            ValueError: if anything is missing, of another type or of another shape.
+            ValueError: if an entry is missing, or has another type or another shape.
         """
         try:
             rate = content["learning_rate"]
@@ -168,7 +168,7 @@ class Measurement:
             )
         except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"this is no measurement: {reason}.") from None
+            raise ValueError(f"this is not a measurement: {reason}.") from None
 
 
 def in_windows(values: Tensor, windows: int = WINDOWS) -> Tensor:
@@ -178,7 +178,7 @@ def in_windows(values: Tensor, windows: int = WINDOWS) -> Tensor:
 
 
 def six_digits(value: float) -> float | None:
-    """A number as files store it: six significant digits, ``None`` if it is not finite."""
+    """A number in the form for files: six significant digits, or ``None`` if the number is not finite."""
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
@@ -211,26 +211,26 @@ def run_rules(
 ) -> list[Measurement]:
     """Train ``seeds`` models with each of several rules of one class and config, which differ only in θ.
 
-    All rules have the same initial models and the same mini-batches, side by side under ``vmap``. Losses and metrics of
-    whole splits are those of the evaluation weights, :meth:`~lightning_lopt.UpdateRule.evaluation_params`. A rule that
-    reads validation losses gets those of the 20 checkpoints.
+    All rules have the same initial models and mini-batches, and run side by side under ``vmap``. Losses and metrics of
+    whole splits are measured at the evaluation weights, :meth:`~lightning_lopt.UpdateRule.evaluation_params`. A rule
+    that reads validation losses receives the losses of the 20 checkpoints.
 
     Args:
-        rules: at least one; they are not changed.
+        rules: at least one rule; the rules are not changed.
         problem: a problem, or a task.
-        horizon: inner steps; ``None`` means those of the problem.
-        seeds: models for each rule, >= 1.
+        horizon: number of inner steps; ``None`` for the horizon of the problem.
+        seeds: number of models for each rule, >= 1.
         seed: seed of models and mini-batches.
-        device: device of the runs; ``None`` for that of the rules.
+        device: device of the runs; ``None`` for the device of the rules.
 
     Returns:
         one measurement for each rule, on the CPU, named ``"0"``, ``"1"``, ...
 
     Raises:
-        ValueError: if a bare task comes without a horizon, or there is nothing to run.
+        ValueError: if a task comes without a horizon, or a number is below 1.
     """
-    task, planned = (problem.task, problem.horizon) if isinstance(problem, Problem) else (problem, None)
-    steps = planned if horizon is None else horizon
+    task, problem_horizon = (problem.task, problem.horizon) if isinstance(problem, Problem) else (problem, None)
+    steps = problem_horizon if horizon is None else horizon
     if steps is None:
         raise ValueError(f"{task.name} is a task, which has no horizon; give horizon, or a Problem.")
     if not rules or seeds < 1 or steps < 1:
@@ -244,7 +244,7 @@ class SideBySide(Protocol):
     """N models that are trained side by side, in the order of the optimizers."""
 
     def advance(self, steps: int) -> Tensor:
-        """Make some steps, and return the losses before each of them, shape ``(steps, N)``."""
+        """Make ``steps`` steps, and return the losses before each step, shape ``(steps, N)``."""
 
     def on_full_batch(self, split: Split, function: PerModel) -> Batch:
         """``function`` of the parameters of each model and of the whole split, shape ``(N,)`` for each result."""
@@ -273,16 +273,16 @@ def measured_in_windows(models: SideBySide, task: Task, steps: int, *, copies: i
     checkpoints: list[Batch] = []
     steps_made = 0
     with torch.no_grad():
-        for end in window_ends(steps):  # every checkpoint is the end of a window too
+        for end in window_ends(steps):  # every checkpoint is at the end of a window
             windows.append(models.advance(end - steps_made).mean(0))
             steps_made = end
             if end in window_ends(steps, CHECKPOINTS):
                 checkpoints.append(models.on_full_batch("valid", loss) | models.on_full_batch("valid", task.metrics))
-                if end < steps:  # both final losses are of the parameters after the last step
+                if end < steps:  # both final losses belong to the parameters after the last step
                     models.validated(checkpoints[-1]["loss"])
         final = models.on_full_batch("train", loss)["loss"]
 
-    def of(copy: int, values: Tensor) -> Tensor:
+    def values_of(copy: int, values: Tensor) -> Tensor:
         return values.reshape(*values.shape[:-1], copies, -1)[..., copy, :].cpu()
 
     curves = {key: torch.stack([point[key] for point in checkpoints]) for key in checkpoints[0]}
@@ -290,10 +290,10 @@ def measured_in_windows(models: SideBySide, task: Task, steps: int, *, copies: i
         Measurement(
             str(copy),
             steps,
-            of(copy, torch.stack(windows)),
-            of(copy, curves["loss"]),
-            of(copy, final),
-            metrics={key: of(copy, values) for key, values in curves.items() if key != "loss"},
+            values_of(copy, torch.stack(windows)),
+            values_of(copy, curves["loss"]),
+            values_of(copy, final),
+            metrics={key: values_of(copy, values) for key, values in curves.items() if key != "loss"},
         )
         for copy in range(copies)
     ]

@@ -22,7 +22,7 @@ def call_in_processes(
 ) -> Iterator[tuple[_Input, _Output]]:
     """Each input with the result of ``function``, in the order in which the calls finish.
 
-    The function is sent to each process once, with its captured objects.
+    The function and its captured objects are sent to each process once.
 
     Args:
         function: a function or a method that can be pickled; its objects may have classes from the user's files.
@@ -49,7 +49,7 @@ _function: Callable[[Any], Any] | None = None
 
 
 def _set_up_process(files: Mapping[str, Path], function: bytes) -> None:
-    """Give a new process its function, after the user's files in which its classes are."""
+    """Unpickle the function in a new process, after the import of the user's files, which may define its classes."""
     global _function
     torch.set_num_threads(1)
     import_again(files)

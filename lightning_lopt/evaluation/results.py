@@ -1,4 +1,4 @@
-"""The results of an evaluation, from which a report is computed; ``results.json`` contains them."""
+"""The results of an evaluation; ``results.json`` contains them, and a report is computed from them."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class ProblemResult:
         horizon: inner steps of every run.
         loss_scale: loss of an uninformed model.
         measurements: measurements by optimizer; all have the same seeds.
-        family: task family that could have drawn the problem, empty where there is none.
-        data: name of its data, empty where it has none.
+        family: task family that could have drawn the problem; empty if no family fits.
+        data: name of the problem's data; empty if it has no data.
         parameters: number of parameters of the model.
-        gradient_seconds: seconds of forward and backward of one mini-batch; ``None`` where not measured.
-        step_seconds: seconds of one step of an optimizer in its deployed form, by name, where measured.
+        gradient_seconds: seconds of forward and backward of one mini-batch; ``None`` if they were not measured.
+        step_seconds: measured seconds of one step of an optimizer in its deployed form, by name.
 
     Example:
         >>> from lightning_lopt import AdamRule
@@ -69,7 +69,8 @@ class ProblemResult:
     def log_ratio(self, name: str, reference: str, split: str = "train") -> float:
         r"""Median over seeds of :func:`~lightning_lopt.evaluation.metrics.log_ratio` of the final losses on a split.
 
-        It is below 0 where ``name`` ends lower. For an even number of seeds, the median is the lower of the middle two.
+        The result is below 0 if the final loss of ``name`` is lower. For an even number of seeds, the median is the
+        lower of the two middle values.
         """
         losses, reference_losses = (final_loss(self.measurements[optimizer], split) for optimizer in (name, reference))
         return float(log_ratio(losses, reference_losses, self.loss_scale).median())
@@ -84,7 +85,7 @@ class ProblemResult:
 
     @classmethod
     def of(cls, problem: Problem, measurements: dict[str, Measurement]) -> ProblemResult:
-        """The result for a problem, from its measurements."""
+        """The result for a problem and its measurements."""
         task = problem.task
         params = task.init(generator(0, "count"))
         parameters, loss_scale = sum(params[name].numel() for name in task.roles), float(task.loss_scale)
@@ -97,14 +98,14 @@ class ProblemResult:
 
     @classmethod
     def from_json(cls, content: Any) -> ProblemResult:
-        """The inverse of :meth:`to_json`; anything else raises a ``ValueError``."""
+        """The inverse of :meth:`to_json`; other content raises a ``ValueError``."""
         entry = as_object(content, "a problem")
         name, horizon = text_of(entry, "name"), entry.get("horizon")
         runs = as_object(entry.get("measurements"), f"the measurements of {show(name)}")
         measurements = {as_name(key): Measurement.from_json(value) for key, value in runs.items()}
         for key, run in measurements.items():
             if run.horizon != horizon:
-                raise ValueError(f"{show(name)} has the horizon {show(horizon)}, {show(key)} {run.horizon}")
+                raise ValueError(f"the horizons of {show(name)} and {show(key)} differ: {show(horizon)}, {run.horizon}")
         seconds = as_object(entry.get("step_seconds"), f"the step_seconds of {show(name)}")
         gradient = entry.get("gradient_seconds")
         return cls(
@@ -127,12 +128,12 @@ class RuleRecord:
     Attributes:
         rule: name of the rule in the registry (``"residual"``).
         config: arguments that build the rule.
-        weights_sha256: SHA-256 of its weights.
+        weights_sha256: SHA-256 of the rule's weights.
         meta_parameters: number of entries of θ.
-        trained_on: record of its meta-training: lists of names ``families`` and ``data``; ``horizons``, the shortest
-            and the longest; ``chosen_on``, names of the problems on which it was chosen among others. Missing entries
-            are not recorded.
-        source: name or folder from which it was loaded, empty for a rule in memory.
+        trained_on: record of meta-training: lists of names ``families`` and ``data``; ``horizons``, the shortest and
+            the longest; ``chosen_on``, names of the problems by whose results this rule was chosen among several rules.
+            A missing entry is unknown.
+        source: name or folder from which the rule was loaded; empty for a rule in memory.
 
     Example:
         >>> from lightning_lopt import AdamRule
@@ -154,8 +155,8 @@ class RuleRecord:
 
         Args:
             rule: the rule; if its weights cannot be saved, their hash is empty.
-            trained_on: its record of meta-training, which may have further entries.
-            source: name or folder from which it was loaded.
+            trained_on: the rule's record of meta-training, which may have further entries.
+            source: name or folder from which the rule was loaded.
 
         Raises:
             ValueError: if an entry of ``trained_on`` is not a list of names, or ``horizons`` are not two numbers.
@@ -169,7 +170,7 @@ class RuleRecord:
 
     @classmethod
     def from_json(cls, content: Any) -> RuleRecord:
-        """The record from its attributes as JSON values; anything else raises a ``ValueError``."""
+        """The record from its attributes as JSON values; other content raises a ``ValueError``."""
         entry = as_object(content, "a rule")
         return cls(
             text_of(entry, "rule"),
@@ -189,7 +190,7 @@ class Results:
         rules: records of the rules, by name.
         against: names of the baselines.
         problems: results by problem; each contains a measurement of every rule and baseline.
-        suite: name of the suite, empty for other problems.
+        suite: name of the suite; empty for problems without a suite.
         seed: seed of initial models and mini-batches.
         environment: machine and versions, by name.
         command: the command line that makes these results.
@@ -221,7 +222,7 @@ class Results:
             raise ValueError("results need at least one rule and one problem")
         names = {*self.rules, *self.against}
         if len(names) != len(self.rules) + len(self.against):
-            raise ValueError(f"a rule is called like a baseline: {', '.join(map(show, sorted(names)))}")
+            raise ValueError(f"a rule has the name of a baseline: {', '.join(map(show, sorted(names)))}")
         if len({problem.name for problem in self.problems}) != len(self.problems):
             raise ValueError("two problems have the same name")
         for problem in self.problems:
@@ -250,22 +251,22 @@ class Results:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a JSON file, atomically."""
+        """Write the results to a JSON file, atomically."""
         write_json(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Results:
-        """Read a file of :meth:`save`, as untrusted input of bounded size; anything else raises a ``ValueError``."""
+        """Read a file of :meth:`save`, as untrusted input of bounded size; other content raises a ``ValueError``."""
         return read_json(Path(path), cls.from_json)
 
     @classmethod
     def from_json(cls, content: Any) -> Results:
-        """The inverse of :meth:`to_json`; anything else raises a ``ValueError``."""
+        """The inverse of :meth:`to_json`; other content raises a ``ValueError``."""
         entry = as_object(content, "the file")
-        stored, version = entry.get("format"), entry.get("format_version")
-        if (stored, version) != (FORMAT, FORMAT_VERSION):
-            needed = f"{FORMAT!r}, version {FORMAT_VERSION}"
-            raise ValueError(f"the format is {show(stored)}, version {show(version)}, instead of {needed}")
+        tag, version = entry.get("format"), entry.get("format_version")
+        if (tag, version) != (FORMAT, FORMAT_VERSION):
+            expected = f"{FORMAT!r}, version {FORMAT_VERSION}"
+            raise ValueError(f"the format is {show(tag)}, version {show(version)}, instead of {expected}")
         environment = as_object(entry.get("environment"), "the environment")
         rules = as_object(entry.get("rules"), "rules")
         return cls(
@@ -280,10 +281,10 @@ class Results:
 
 
 def checked_training(content: Any) -> dict[str, Any]:
-    """The entries of :attr:`RuleRecord.trained_on` that a record of meta-training has.
+    """The entries of :attr:`RuleRecord.trained_on` in a record of meta-training, after a check of their types.
 
     Raises:
-        ValueError: if one of them has another type.
+        ValueError: if an entry has another type.
     """
     entry = {} if content is None else as_object(content, "trained_on")
     checked: dict[str, Any] = {}

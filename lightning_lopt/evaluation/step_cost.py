@@ -1,4 +1,4 @@
-"""The cost of a training step: the gradient, the step of each optimizer in its deployed form, and the machine.
+"""The cost of a training step: seconds of the gradient and of each optimizer's step in its deployed form.
 
 Optimizers take turns in consecutive training steps, so that other work on the machine affects all of them equally.
 """
@@ -24,16 +24,16 @@ from lightning_lopt.rules.base import Role, UpdateRule
 from lightning_lopt.seeding import generator
 
 BEGINNING = 4
-"""First steps of a run, which may have other costs than later ones, since rules create their state."""
+"""Number of first steps of a run; they may cost more than later steps, because rules create their state."""
 TRACING = 36
-"""Steps after these in which :class:`~lightning_lopt.LearnedOptimizer` traces steps of small stacks, once in a run."""
+"""Number of the following steps, in which :class:`~lightning_lopt.LearnedOptimizer` traces small stacks once."""
 STEADY = BEGINNING + TRACING
 REPEATS = 24
 
 ParamLeaves = Sequence[tuple[str, Tensor, Role]]
 """Trained tensors with their names and roles."""
 Step = Callable[[], object]
-"""Makes one step with the gradients that the tensors have."""
+"""A function that makes one step with the present gradients of the tensors."""
 
 
 def learned(
@@ -49,7 +49,7 @@ def learned(
         options: further arguments of ``LearnedOptimizer``.
     """
     groups = [
-        {"params": [(name, leaf) for name, leaf, of_leaf in leaves if of_leaf == role], "role": role}
+        {"params": [(name, leaf) for name, leaf, leaf_role in leaves if leaf_role == role], "role": role}
         for role in dict.fromkeys(role for _, _, role in leaves)
     ]
     with warnings.catch_warnings():
@@ -59,7 +59,7 @@ def learned(
 
 
 class MuonWithAdamW:
-    """``torch.optim.Muon`` for hidden matrices, convolutions as (out, in x kernel), and AdamW for the rest."""
+    """``torch.optim.Muon`` for hidden matrices (convolutions as (out, in x kernel)), AdamW for all other tensors."""
 
     def __init__(self, leaves: ParamLeaves) -> None:
         hidden = [leaf for _, leaf, role in leaves if role == "matrix" and leaf.dim() >= 2]
@@ -79,7 +79,7 @@ class MuonWithAdamW:
 
 
 def params_of(leaves: ParamLeaves) -> list[Tensor]:
-    """The tensors alone."""
+    """The tensors without their names and roles."""
     return [leaf for _, leaf, _ in leaves]
 
 
@@ -96,14 +96,14 @@ IN_TORCH: dict[str, Callable[[ParamLeaves], Step]] = {
     "sgd": lambda leaves: torch.optim.SGD(params_of(leaves), momentum=0.9, nesterov=True, lr=1e-3, foreach=True).step,
 }
 """Baselines of :mod:`~lightning_lopt.evaluation.sweeps` as optimizers of ``torch.optim``."""
-if hasattr(torch.optim, "Muon"):  # torch has it from 2.9 on
+if hasattr(torch.optim, "Muon"):  # torch has Muon since 2.9
     IN_TORCH["muon"] = MuonWithAdamW
 
 
 def baseline_steps(
     names: Sequence[str], leaves: ParamLeaves, total_steps: int
 ) -> tuple[dict[str, Step], dict[str, int]]:
-    """Steps, and their periods, of the baselines that can be run here in their deployed form.
+    """Steps, and their periods, of the baselines that this installation can run in their deployed form.
 
     Args:
         names: names of baselines.
@@ -130,16 +130,16 @@ def step_costs(
 ) -> tuple[float, dict[str, float]]:
     """Seconds of forward and backward of one mini-batch, and seconds of one step of each optimizer.
 
-    Rules step as :class:`~lightning_lopt.LearnedOptimizer`, baselines as optimizers of ``torch.optim``, with
-    ``foreach=True``, or of their packages; other baselines are left out. All take turns in a run of consecutive steps
-    from the first on, with the gradient of one mini-batch; see :func:`time_in_turns` and :func:`synchronised_clock`.
-    The results are means over the steps of the problem's horizon, by :func:`mean_of_run`.
+    Rules step as :class:`~lightning_lopt.LearnedOptimizer`. Baselines step as optimizers of ``torch.optim``, with
+    ``foreach=True``, or of their packages; other baselines are left out. The optimizers take turns in a run of
+    consecutive steps from the first step on, with the gradient of one mini-batch; see :func:`time_in_turns` and
+    :func:`synchronised_clock`. The results are means over the steps of the problem's horizon, by :func:`mean_of_run`.
 
     Args:
         problem: the problem with the parameters and batches.
         rules: rules by name.
         against: names of baselines.
-        repeats: timed steps after the first 40, >= 1; at least a whole period of each optimizer is timed.
+        repeats: timed steps after the first 40, >= 1; at least one whole period of each optimizer is timed.
         device: device of parameters and batches.
     """
     task = problem.task
@@ -166,24 +166,24 @@ def step_costs(
     baselines, periods = baseline_steps(against, leaves, problem.horizon)
     periods |= {name: rule.period for name, rule in rules.items()}
     turns = STEADY + max(repeats, *periods.values(), 1)
-    planned = max(problem.horizon, turns)
-    steps: dict[str, Step] = {name: learned(leaves, rule, loss, planned) for name, rule in rules.items()}
+    planned_steps = max(problem.horizon, turns)
+    steps: dict[str, Step] = {name: learned(leaves, rule, loss, planned_steps) for name, rule in rules.items()}
     steps |= baselines
     clock = synchronised_clock(device)
-    of_gradient, of_steps = time_in_turns(gradient, steps, turns, clock, prepare=put_back, put_back=put_back)
-    costs = {name: mean_of_run(of_steps[name], problem.horizon, periods.get(name, 1)) for name in steps}
-    return statistics.median(of_gradient), costs
+    gradient_seconds, step_seconds = time_in_turns(gradient, steps, turns, clock, prepare=put_back, put_back=put_back)
+    costs = {name: mean_of_run(step_seconds[name], problem.horizon, periods.get(name, 1)) for name in steps}
+    return statistics.median(gradient_seconds), costs
 
 
 def synchronised_clock(device: torch.device, *, counts_waiting: bool = False) -> Callable[[], float]:
     """A clock in seconds for measuring work on a device.
 
-    With one thread on the CPU it counts the time of the processor, which does not depend on other processes. Otherwise
-    it is the wall-clock time, read after the device has finished.
+    With one thread on the CPU the clock counts processor time, which does not depend on other processes. Otherwise the
+    clock is the wall-clock time, which is read after the device has finished its work.
 
     Args:
         device: device of the work.
-        counts_waiting: whether the clock is the wall-clock time on the CPU too, for work that waits for other things.
+        counts_waiting: whether to use the wall-clock time on the CPU, too, for work that waits, for instance for data.
     """
     if device.type == "cpu":
         return time.process_time if torch.get_num_threads() == 1 and not counts_waiting else time.perf_counter
@@ -204,22 +204,22 @@ def time_in_turns(
     *,
     prepare: Callable[[], object] = lambda: None,
     put_back: Callable[[], object] = lambda: None,
-    is_enough: Callable[[list[float], dict[str, list[float]]], bool] = lambda of_gradient, of_steps: False,
+    is_enough: Callable[[list[float], dict[str, list[float]]], bool] = lambda gradient_seconds, step_seconds: False,
 ) -> tuple[list[float], dict[str, list[float]]]:
     """Seconds of the gradient and of each optimizer's step at each of ``turns`` consecutive training steps.
 
-    In each turn the gradient is computed once, and then every optimizer makes a step with it, in an order that changes
-    from turn to turn. So other work on the machine affects all optimizers equally, and no optimizer always has the
-    gradients in the cache.
+    In each turn the gradient is computed once, and then every optimizer makes a step with this gradient. The order of
+    the optimizers changes from turn to turn. So other work on the machine affects all optimizers equally, and no
+    optimizer always finds the gradients in the cache.
 
     Args:
         gradient: forward and backward pass; it computes the gradients that the steps read.
         steps: one step of each optimizer, by name.
-        turns: consecutive steps, >= 1.
+        turns: number of consecutive steps, >= 1.
         clock: a clock in seconds, see :func:`synchronised_clock`.
-        prepare: is called before each turn and not timed.
-        put_back: is called before each step and not timed; it restores the parameters that another step has changed.
-        is_enough: is called after each turn with the results so far; the measurement ends where it returns true.
+        prepare: function that is called before each turn and not timed.
+        put_back: function that restores the parameters; it is called before each step and not timed.
+        is_enough: function that is called after each turn with all times so far; the measurement ends if it is true.
     """
 
     def seconds(work: Callable[[], object]) -> float:
@@ -227,31 +227,31 @@ def time_in_turns(
         work()
         return clock() - began
 
-    of_gradient: list[float] = []
-    of_steps: dict[str, list[float]] = {name: [] for name in steps}
+    gradient_seconds: list[float] = []
+    step_seconds: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)
     for turn in range(turns):
         prepare()
-        of_gradient.append(seconds(gradient))
+        gradient_seconds.append(seconds(gradient))
         first_index = turn % max(1, len(names))
         for name in names[first_index:] + names[:first_index]:
             put_back()
-            of_steps[name].append(seconds(steps[name]))
-        if is_enough(of_gradient, of_steps):
+            step_seconds[name].append(seconds(steps[name]))
+        if is_enough(gradient_seconds, step_seconds):
             break
-    return of_gradient, of_steps
+    return gradient_seconds, step_seconds
 
 
 def mean_of_run(seconds: Sequence[float], horizon: int, period: int = 1) -> float:
-    """Mean seconds of a step in a run, from those of its first consecutive steps.
+    """Mean seconds of a step in a run, from the seconds of the first consecutive steps of the run.
 
-    The first :data:`BEGINNING` steps count with their median, and the next :data:`TRACING` steps with their sum. For
-    later steps, each position in the period counts with its median, and the period with the mean over its positions.
-    All steps count as often as they occur within the horizon.
+    The first :data:`BEGINNING` steps count with their median, and the next :data:`TRACING` steps with their sum. Later
+    steps count with the mean over the positions in the period of the median at each position. All steps count as often
+    as they occur within the horizon.
 
     Args:
-        seconds: seconds of consecutive steps from the first on, more than ``STEADY + period`` of them.
-        horizon: steps of the run, >= 1.
+        seconds: seconds of consecutive steps from the first step on, of at least ``STEADY + period`` steps.
+        horizon: number of steps of the run, >= 1.
         period: number of steps after which the work of a step repeats, >= 1.
 
     >>> mean_of_run([7.0] * 20 + [4.0] * 20 + [1.0, 1.0, 1.0, 5.0, 1.0, 1.0, 1.0, 9.0], horizon=80, period=4)
@@ -285,7 +285,7 @@ def environment_of(device: torch.device, threads: int) -> dict[str, str | int]:
 
 
 def _processor() -> str:
-    """Name of the processor, if the system gives it."""
+    """Name of the processor; ``"unknown"`` if the system gives no name."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""Hand-designed optimizers for comparisons with rules, and the learning rates for their tuning."""
+"""Hand-designed optimizers for comparisons with rules, and the candidate learning rates for their tuning."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from lightning_lopt.seeding import generator
 from lightning_lopt.tasks.base import Split, Task
 from lightning_lopt.tasks.finetune import head_alone
 
-SEED = 0  # seed of models and mini-batches, the same as for the rules
+SEED = 0  # seed of models and mini-batches; rules have the same seed
 SIDE_BY_SIDE = 50_000_000
-"""Largest number of entries of parameters that are trained at once; otherwise learning rates take turns."""
+"""Largest number of entries of parameters that are trained at once; beyond it, learning rates take turns."""
 HALF_DECADES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
 
 
@@ -30,12 +30,12 @@ class Sweep:
     """An optimizer and the learning rates for its tuning.
 
     Attributes:
-        make: makes the optimizer for a learning rate: a rule, or a class of another package.
-        learning_rates: candidates; there is no tuning with a single one.
+        make: function that makes the optimizer for a learning rate: a rule, or a class of another package.
+        learning_rates: candidates; a single candidate means no tuning.
         description: one line for tables and help.
-        chosen_by: split for the choice: the rate with the lowest median final loss over seeds is chosen.
+        chosen_by: split of the choice: tuning chooses the rate with the lowest median final loss over seeds.
         head_alone: whether only the last layer is trained, see :func:`~lightning_lopt.tasks.finetune.head_alone`.
-        label: name in reports; empty for the name in :data:`BASELINES`.
+        label: name in reports; if it is empty, reports use the name in :data:`BASELINES`.
     """
 
     make: Callable[[float], UpdateRule | PackagedOptimizer]
@@ -50,17 +50,17 @@ class Sweep:
         return len(self.learning_rates) > 1
 
     def require(self) -> None:
-        """Check that the optimizer can be run here.
+        """Check that this installation can run the optimizer.
 
         Raises:
-            ImportError: if its package is not installed.
+            ImportError: if the package of the optimizer is not installed.
         """
         if self.packaged is not None:
             self.packaged.require()
 
     @property
     def available(self) -> bool:
-        """Whether the optimizer can be run here."""
+        """Whether this installation can run the optimizer."""
         return self.packaged is None or self.packaged.installed_version is not None
 
     @property
@@ -88,21 +88,21 @@ class Sweep:
         """A measurement at each learning rate.
 
         Raises:
-            ImportError: if the optimizer is of a package that is not installed.
+            ImportError: if the package of the optimizer is not installed.
         """
-        solved = replace(problem, task=head_alone(problem.task)) if self.head_alone else problem
-        entries = sum(value.numel() for value in solved.task.init(generator(SEED, "key")).values())
-        together = max(1, SIDE_BY_SIDE // (entries * seeds))
-        measured: list[Measurement] = []
-        for first in range(0, len(self.learning_rates), together):
-            rules, packaged = self._optimizers_at(self.learning_rates[first : first + together], device)
+        trained = replace(problem, task=head_alone(problem.task)) if self.head_alone else problem
+        entries = sum(value.numel() for value in trained.task.init(generator(SEED, "key")).values())
+        rates_at_once = max(1, SIDE_BY_SIDE // (entries * seeds))
+        measurements: list[Measurement] = []
+        for first in range(0, len(self.learning_rates), rates_at_once):
+            rules, packaged = self._optimizers_at(self.learning_rates[first : first + rates_at_once], device)
             if rules:
-                measured += run_rules(rules, solved, seeds=seeds, seed=SEED)
+                measurements += run_rules(rules, trained, seeds=seeds, seed=SEED)
             else:
-                task, horizon = solved.task, solved.horizon
+                task, horizon = trained.task, trained.horizon
                 models = packaged_models(packaged, task, horizon, seeds=seeds, seed=SEED, device=device)
-                measured += measured_in_windows(models, task, horizon, copies=len(packaged))
-        return measured
+                measurements += measured_in_windows(models, task, horizon, copies=len(packaged))
+        return measurements
 
     def _optimizers_at(
         self, rates: Sequence[float], device: torch.device | str
@@ -116,7 +116,9 @@ class Sweep:
 
 
 class WarmUpAdamRule(AdamRule):
-    """:class:`~lightning_lopt.AdamRule` whose learning rate rises over a tenth of the run and falls linearly to 0.
+    """:class:`~lightning_lopt.AdamRule` with a learning rate that rises over a tenth of the run, then falls to 0.
+
+    Both parts of the schedule are linear.
 
     Args:
         lr: the largest learning rate, > 0.
@@ -150,7 +152,7 @@ def _eight_from(lowest: float) -> tuple[float, ...]:
 
 
 def _soap(lr: float) -> PackagedOptimizer:
-    """SOAP with the settings of its authors, the defaults of the class."""
+    """SOAP with the default settings of the class, which are the settings of SOAP's authors."""
     options = {"betas": [0.95, 0.95], "weight_decay": 0.01, "precondition_frequency": 10}
     return PackagedOptimizer("pytorch_optimizer", "4.1.0", "SOAP", lr, options, schedule="cosine", period=10)
 
@@ -171,7 +173,7 @@ BASELINES: dict[str, Sweep] = {
     "muon": Sweep(
         lambda lr: MuonRule(lr, weight_decay=0.1, schedule="cosine"),
         _eight_from(1e-4),
-        "Muon for hidden matrices, AdamW for the rest, weight decay 0.1, cosine schedule, best of 8 learning rates",
+        "Muon for hidden matrices, AdamW for other tensors, weight decay 0.1, cosine schedule, best of 8 rates",
         label="tuned Muon",
     ),
     "schedule_free": Sweep(
@@ -189,7 +191,7 @@ BASELINES: dict[str, Sweep] = {
     "adam_default": Sweep(
         AdamRule,
         (1e-3,),
-        "Adam as PyTorch has it: learning rate 1e-3, constant",
+        "Adam with PyTorch's default settings: learning rate 1e-3, constant",
         label="Adam at its default rate",
     ),
     "adamw_1e-3": Sweep(
@@ -217,7 +219,7 @@ BASELINES: dict[str, Sweep] = {
         label="schedule-free AdamW at 2.5e-3",
     ),
 }
-"""Baselines by name. The learning rate with the lowest median final training loss over seeds is chosen.
+"""Baselines by name. Tuning chooses the learning rate with the lowest median final training loss over seeds.
 
 ``"schedule_free"`` is the rule of this package, tuned; ``"schedule_free_2.5e-3"`` is the class of its authors, untuned.
 """
@@ -233,7 +235,7 @@ FINE_TUNING_BASELINES: dict[str, Sweep] = {
     "adamw_head": Sweep(
         WarmUpAdamRule,
         _eight_from(3e-4),
-        "the same on the last layer alone, the rest frozen, best of 8 learning rates in validation",
+        "adamw_warmup on the last layer alone, other layers frozen, best of 8 learning rates in validation",
         "valid",
         head_alone=True,
         label="tuned AdamW, head alone",
@@ -241,18 +243,18 @@ FINE_TUNING_BASELINES: dict[str, Sweep] = {
     "adamw_default": Sweep(
         lambda lr: AdamRule(lr, weight_decay=0.01),
         (1e-3,),
-        "AdamW as PyTorch has it: learning rate 1e-3, constant",
+        "AdamW with PyTorch's default settings: learning rate 1e-3, constant",
         label="AdamW at its default rate",
     ),
 }
-"""Baselines for fine-tuning by name: models memorise few examples, so the validation loss chooses the learning rate."""
+"""Baselines for fine-tuning, by name. Models memorise few examples, so the validation loss chooses the rate."""
 
 
 def sweep_of(name: str) -> Sweep:
     """The baseline with this name, from :data:`BASELINES` or :data:`FINE_TUNING_BASELINES`.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is no such baseline.
     """
     sweeps = BASELINES | FINE_TUNING_BASELINES
     if name not in sweeps:
@@ -261,7 +263,7 @@ def sweep_of(name: str) -> Sweep:
 
 
 def packages_of(names: Sequence[str]) -> dict[str, str]:
-    """Other packages whose optimizers are among some baselines, and their versions."""
+    """Versions of the other packages whose optimizers are among the baselines ``names``, by package."""
     packaged = [optimizer for optimizer in (sweep_of(name).packaged for name in names) if optimizer is not None]
     return {
         optimizer.package: optimizer.installed_version

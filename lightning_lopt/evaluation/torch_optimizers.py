@@ -1,6 +1,6 @@
-"""Optimizers with the interface of ``torch.optim``, of any package, on a problem.
+"""Runs of optimizers with the interface of ``torch.optim``, of any package, on a problem.
 
-Stored results of the optimizers of other packages can be used without these packages.
+Stored results of optimizers of other packages can be used without these packages.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lightning_lopt.seeding import generator
 from lightning_lopt.tasks.base import Batch, Split, Task
 
 BuildTorchOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
-"""Makes a new optimizer of the parameters of one model."""
+"""A function that makes a new optimizer of the parameters of one model."""
 
 
 def run_optimizers(
@@ -39,12 +39,12 @@ def run_optimizers(
 ) -> list[Measurement]:
     """Train ``seeds`` models with each of several optimizers; each model has a separate optimizer.
 
-    Initial models and mini-batches are those of :func:`~lightning_lopt.evaluation.measurement.run_rules`.
+    Initial models and mini-batches are the same as in :func:`~lightning_lopt.evaluation.measurement.run_rules`.
 
     Args:
         builds: functions that make an optimizer.
         problem: the problem.
-        seeds: models for each optimizer, >= 1.
+        seeds: number of models for each optimizer, >= 1.
         seed: seed of models and mini-batches.
         schedule: factor on all learning rates over the horizon, ``"constant"`` or ``"cosine"`` (to 0).
         device: device of the models.
@@ -58,11 +58,11 @@ def run_optimizers(
 
 
 class TorchModels:
-    """Models side by side, each with a separate optimizer: ``seeds`` models for each of several optimizers.
+    """``seeds`` models for each of several optimizers, side by side; each model has a separate optimizer instance.
 
-    Gradients of all models are computed in one batch. A model whose loss or gradient is not finite has diverged: its
-    parameters become NaN, and its optimizer makes no more steps. Optimizers with ``train()`` and ``eval()`` are
-    measured after ``eval()``.
+    Gradients of all models are computed in one batch. A model has diverged if its loss or gradient is not finite: then
+    its parameters become NaN, and its optimizer makes no more steps. The models of optimizers with ``train()`` and
+    ``eval()`` are measured after ``eval()``.
 
     Args:
         builds: functions that make an optimizer.
@@ -90,7 +90,7 @@ class TorchModels:
         self.params = {name: torch.stack([init[name] for init in inits] * self.copies).to(device) for name in inits[0]}
         self.draws = generator(seed, "batches")
         self.step = 0
-        self.leaves = [  # these are views, so a step changes the stack
+        self.leaves = [  # the leaves are views, so a step changes the stack of parameters
             {name: self.params[name][model] for name in task.roles} for model in range(self.copies * seeds)
         ]
         self.optimizers = [
@@ -100,15 +100,15 @@ class TorchModels:
         self.rates = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in self.optimizers]
 
     def advance(self, steps: int) -> Tensor:
-        """Make ``steps`` steps, and return the losses before each of them, shape ``(steps, copies x seeds)``."""
+        """Make ``steps`` steps, and return the losses before each step, shape ``(steps, copies x seeds)``."""
         return torch.stack([self._advance_one_step() for _ in range(steps)])
 
     def _advance_one_step(self) -> Tensor:
         batch = {name: self._on_all(value) for name, value in self.task.batch(self.draws, self.seeds).items()}
         grads, losses, carried = vmap(self.task.gradient)(self.params, batch)
         squares = sum((grad.flatten(1).square().sum(1) for grad in grads.values()), losses)
-        at = StepContext(torch.tensor(float(self.step)), torch.tensor(float(self.horizon)))
-        factor = float(schedule_factor(self.schedule, at))
+        context = StepContext(torch.tensor(float(self.step)), torch.tensor(float(self.horizon)))
+        factor = float(schedule_factor(self.schedule, context))
         for model, finite in enumerate(squares.isfinite().tolist()):
             self._step_of(model, {name: grad[model] for name, grad in grads.items()}, factor, finite)
         self.params |= carried
@@ -128,16 +128,16 @@ class TorchModels:
         optimizer.step()
 
     def validated(self, losses: Tensor) -> None:
-        """Optimizers of PyTorch read no validation loss."""
+        """Do nothing: optimizers of PyTorch do not read a validation loss."""
 
     def on_full_batch(self, split: Split, function: PerModel) -> Batch:
         """``function`` of the parameters of each model and of the whole split, one optimizer at a time."""
         device = next(iter(self.params.values())).device
-        full = {name: value.to(device) for name, value in self.task.full_batch(split).items()}
+        full_batch = {name: value.to(device) for name, value in self.task.full_batch(split).items()}
         switch(self.optimizers, "eval")
         parts = [
             vmap(function, in_dims=(0, None))(
-                {name: value[copy * self.seeds :][: self.seeds] for name, value in self.params.items()}, full
+                {name: value[copy * self.seeds :][: self.seeds] for name, value in self.params.items()}, full_batch
             )
             for copy in range(self.copies)
         ]
@@ -145,13 +145,13 @@ class TorchModels:
         return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
     def _on_all(self, value: Tensor) -> Tensor:
-        """Entries of mini-batches for the models of all optimizers, leading axis ``seeds`` to ``copies x seeds``."""
+        """Mini-batches repeated for all optimizers: the leading axis ``seeds`` becomes ``copies x seeds``."""
         value = value.to(next(iter(self.params.values())).device)
         return torch.cat([value] * self.copies)
 
 
 def switch(optimizers: Sequence[torch.optim.Optimizer], mode: str) -> None:
-    """Call ``train()`` or ``eval()`` of optimizers that have it; some of them change the parameters then."""
+    """Call ``train()`` or ``eval()`` of the optimizers that have such a method; it may change the parameters."""
     for optimizer in optimizers:
         getattr(optimizer, mode, lambda: None)()
 
@@ -162,7 +162,7 @@ class PackagedOptimizer:
 
     Attributes:
         package: name of the package, to install and to import.
-        version: version for the results that ``lightning_lopt`` contains; the extra ``peers`` has the same version.
+        version: version of the results in ``lightning_lopt``; the extra ``peers`` has the same version.
         name: name of the class.
         lr: learning rate.
         options: further arguments of the class.
@@ -187,7 +187,7 @@ class PackagedOptimizer:
 
     @property
     def installed_version(self) -> str | None:
-        """``None`` where the package is not installed."""
+        """The installed version of the package; ``None`` if the package is not installed."""
         try:
             return metadata.version(self.package)
         except metadata.PackageNotFoundError:
@@ -195,7 +195,7 @@ class PackagedOptimizer:
 
     @property
     def full_name(self) -> str:
-        """Package, version and class; without the package, the version of the stored results."""
+        """Package, version and class; if the package is not installed, the version of the stored results."""
         return f"{self.package} {self.installed_version or self.version} {self.name}"
 
     def require(self) -> None:
@@ -234,7 +234,7 @@ def packaged_models(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> TorchModels:
-    """Models of optimizers of other packages that have the same schedule.
+    """Models of several optimizers of other packages; all optimizers have the same schedule.
 
     Raises:
         ImportError: if a package is not installed.

@@ -1,4 +1,4 @@
-"""Rules as files: ``model.safetensors``, ``config.json`` and a model card. Nothing that is read is ever executed."""
+"""Rules as files: ``model.safetensors``, ``config.json`` and a model card. Content of a file is never executed."""
 
 from typing import TYPE_CHECKING
 
@@ -28,5 +28,5 @@ __all__ = [
     "weights_sha256",
 ]
 
-# The importers are loaded when they are first used, since training does not need them.
+# The importers are loaded at their first use, because training does not need them.
 __getattr__ = lazily(__name__, ("importers",))

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 KEY_NUMBERS = "Key numbers"
-"""Heading of the section that :func:`lightning_lopt.cli.info` prints first."""
+"""Heading of the section that the command ``lightning-lopt info`` prints first."""
 SECTIONS = {
     "recipe": "Recipe",
     "tasks": "Tasks it was meta-trained on",
@@ -20,18 +20,18 @@ _KEY_SECTION = re.compile(rf"^## {KEY_NUMBERS}\r?\n(?P<body>.*?)(?=^## |\Z)", re
 
 @dataclass(frozen=True)
 class Card:
-    """The contents of a model card. Each text is markdown; an empty one is printed as "not recorded".
+    """The contents of a model card. Each text is markdown; an empty text is printed as "Not recorded.".
 
     Args:
         title: heading, on one line.
-        summary: what the rule is, in a sentence or two.
-        key_numbers: the few lines that a reader needs first, as a list: size, costs, how good it is and where it loses.
-            Without them the card has no such section.
+        summary: description of the rule, in one or two sentences.
+        key_numbers: a list of the numbers that a reader needs first: size, costs, results, and tasks where the rule
+            loses. If the text is empty, the card has no such section.
         recipe: the command that makes the weights again.
         tasks: the task distribution of meta-training.
         cost: hardware and hours of meta-training.
         results: tables against tuned baselines, with the losses as well as the wins.
-        limitations: where the rule should not be used.
+        limitations: cases in which the rule should not be used.
         licence: SPDX identifier of the licence of the weights.
 
     Raises:
@@ -75,7 +75,7 @@ class Card:
         metrics:
         - loss
         """
-        # The Hub writes licence identifiers in lower case, and has words of its own for other licences.
+        # The Hub writes licence identifiers in lower case, and has a special word for an unknown licence.
         licence = {"LicenseRef-unknown": "unknown"}.get(self.licence, self.licence.lower())
         lines = ["---", f"license: {licence}", "library_name: lightning_lopt", "tags:"]
         lines += ["- learned-optimizer", "metrics:", "- loss", "---", "", f"# {self.title.strip()}", ""]
@@ -89,7 +89,7 @@ class Card:
 
 
 def key_numbers_of(markdown: str) -> tuple[str, str]:
-    """The section with the key numbers of a card, and the rest of the card without its front matter.
+    """The section with the key numbers of a card, and the remaining text of the card without its front matter.
 
     >>> key_numbers_of(Card("Adam", key_numbers="- constants: 4").render())[0]
     '- constants: 4'
@@ -102,7 +102,7 @@ def key_numbers_of(markdown: str) -> tuple[str, str]:
 
 
 def front_matter_of(markdown: str) -> str | None:
-    """The YAML between the lines ``---`` at the top of a card; ``None`` where there is none.
+    """The YAML between the lines ``---`` at the top of a card; ``None`` if the card has no front matter.
 
     >>> front_matter_of("---\\nlicense: mit\\n---\\n# Adam\\n")
     'license: mit\\n'
@@ -112,7 +112,7 @@ def front_matter_of(markdown: str) -> str | None:
 
 
 def with_front_matter(markdown: str, text: str | None) -> str:
-    """A card with another front matter, or without one.
+    """The card ``markdown`` with the front matter ``text``, or without front matter if ``text`` is ``None``.
 
     >>> with_front_matter("# Adam\\n", "license: mit\\n")
     '---\\nlicense: mit\\n---\\n\\n# Adam\\n'

@@ -1,4 +1,4 @@
-"""Reading of files from outside: bounded reads, strict JSON."""
+"""Reading of untrusted files: bounded reads, strict JSON."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
 PENDING = WEIGHTS + ".next"
-"""Name of the new weights while ``save_rule`` replaces those of an existing folder."""
+"""Name of the new weights while ``save_rule`` replaces the files of an existing folder."""
 
 THETA = "theta.state"
 CHECKPOINT = "params"
 FOREIGN = (THETA, CHECKPOINT, WEIGHTS)
-"""Names of the file with θ in foreign formats: Celo and Celo2, google/learned_optimization, PyLO."""
+"""Names of the file with θ in foreign formats, in this order: Celo and Celo2, google/learned_optimization, PyLO."""
 
 MIB = 2**20
 LIMITS = {CONFIG: 1 * MIB, WEIGHTS: MAX_BYTES, CARD: 1 * MIB, THETA: 64 * MIB, CHECKPOINT: 64 * MIB}
-"""Largest number of bytes that are read of each file."""
+"""Largest number of bytes that are read, by name of the file."""
 
 TAKE_AGAIN = "take the folder again from where it came from"
 
-_LONGEST_INTEGER = 20  # digits; enough for 64 bits, and few enough to be parsed in no time
+_LONGEST_INTEGER = 20  # digits: enough for 64 bits, and few enough for fast parsing
 
 
 class RuleFile(NamedTuple):
@@ -39,8 +39,8 @@ class RuleFile(NamedTuple):
         name: ``CONFIG``, ``WEIGHTS`` or ``CARD``.
         label: name of the file in messages.
         path: path on this machine.
-        root: folder that symbolic links must not leave; ``None`` for the cache of ``huggingface_hub``, whose links come
-            from the library and not from the author of the repository.
+        root: folder that symbolic links must not leave. It is ``None`` for the cache of ``huggingface_hub``, whose
+            links are made by the library and not by the author of the repository.
     """
 
     name: str
@@ -53,7 +53,7 @@ def read_file(file: RuleFile) -> bytes:
     """All bytes of a regular file of bounded size.
 
     Raises:
-        RuleFileError: if it is missing, not a regular file, a link out of its folder, too large or unreadable.
+        RuleFileError: if the file is missing, not a regular file, a link out of its folder, too large or unreadable.
     """
     limit = LIMITS[file.name]
     try:
@@ -62,7 +62,7 @@ def read_file(file: RuleFile) -> bytes:
             raise RuleFileError(
                 f"{file.label} is a link that leads out of its folder, to {show(str(real))}; put the file itself there."
             )
-        if not stat.S_ISREG(real.stat().st_mode):  # before opening, since opening a pipe would wait for a writer
+        if not stat.S_ISREG(real.stat().st_mode):  # before opening: opening a pipe would wait for a writer
             raise RuleFileError(f"{file.label} is not a regular file; {TAKE_AGAIN}.")
         with open(
             os.open(real, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)), "rb"
@@ -86,7 +86,7 @@ def decode_text(data: bytes, label: str) -> str:
     """Decode ``data`` as UTF-8 text.
 
     Raises:
-        RuleFileError: if it is not UTF-8.
+        RuleFileError: if the data are not UTF-8.
     """
     try:
         return data.decode()
@@ -95,10 +95,12 @@ def decode_text(data: bytes, label: str) -> str:
 
 
 def parse_json_object(data: bytes, label: str) -> dict[str, Any]:
-    """Parse a JSON object, more strictly than the standard library: no key twice, only finite numbers, no long ones.
+    """Parse a JSON object, more strictly than the standard library.
+
+    A key must not occur twice, numbers must be finite, and integers must not be long.
 
     Raises:
-        RuleFileError: if ``data`` is anything else.
+        RuleFileError: if ``data`` is not such an object.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

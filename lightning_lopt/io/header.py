@@ -1,6 +1,6 @@
-"""The header of a safetensors file, checked on its own before any tensor exists.
+"""Reading of the header of a safetensors file; the header is checked before any tensor exists.
 
-A file is 8 bytes (little-endian length N), N bytes of JSON, then the tensors' bytes back to back:
+A file contains 8 bytes (little-endian length N), N bytes of JSON, and then the bytes of all tensors without gaps:
 https://huggingface.co/docs/safetensors/index#format
 """
 
@@ -15,7 +15,7 @@ from lightning_lopt.errors import RuleFileError, show
 from lightning_lopt.io.files import MIB, TAKE_AGAIN, parse_json_object
 from lightning_lopt.rules.contract.build import TensorSpec
 
-MAX_HEADER_BYTES = 1 * MIB  # enough for some 10,000 tensors; parsed JSON objects take thirty times as much memory
+MAX_HEADER_BYTES = 1 * MIB  # enough for about 10,000 tensors; parsed JSON objects take thirty times as much memory
 MAX_RANK = 8
 DTYPES = {
     "F64": torch.float64,
@@ -25,7 +25,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""Types of the tensors of rules: floats for θ, the others for buffers."""
+"""Types of the tensors of rules: floating types for θ, the other types for buffers."""
 
 LFS_POINTER = b"version https://git-lfs"
 
@@ -74,7 +74,7 @@ def read_header(data: bytes, label: str) -> dict[str, TensorSpec]:
 
 
 def _entry_error(entry: Any) -> str:
-    """The error in the entry of one tensor, as a clause; empty if the entry is correct."""
+    """The error in the entry of one tensor, as a clause; the text is empty if the entry is correct."""
     if not (isinstance(entry, dict) and set(entry) == {"dtype", "shape", "data_offsets"}):
         return f"has the entry {show(entry)} instead of dtype, shape and data_offsets"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

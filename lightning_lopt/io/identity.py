@@ -17,7 +17,7 @@ def weights_sha256(rule: UpdateRule) -> str:
     """The SHA-256 of the weights of ``rule``, as ``config.json`` records it.
 
     Raises:
-        RuleFileError: if the weights could not be saved, for instance because they are not finite.
+        RuleFileError: if the weights cannot be saved, for instance because they are not finite.
 
     Example:
         >>> from lightning_lopt import AdamRule
@@ -28,7 +28,7 @@ def weights_sha256(rule: UpdateRule) -> str:
 
 
 def load_meta_training(source: str | os.PathLike[str]) -> dict[str, Any]:
-    """The record of meta-training in ``config.json`` of the rule at ``source``; empty if there is none.
+    """The record of meta-training in ``config.json`` of the rule at ``source``; empty if the file has no record.
 
     Raises:
         RuleFileError: if the file is missing or damaged.

@@ -1,4 +1,4 @@
-"""Loads a rule from a folder: first every check that needs no memory, the weights last."""
+"""Loading of a rule from a folder; tensors are loaded only after all checks that need no memory for tensors."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ FORMAT_VERSION = 1
 def load_rule(source: str | os.PathLike[str]) -> UpdateRule:
     """The rule at ``source``, on the CPU, with exactly the saved weights.
 
-    Files are treated as hostile: they are data of bounded size, can name only a class of the registry, and get no
-    memory for tensors before all sizes agree. The random state does not change.
+    Files are treated as hostile. Their size is bounded, they can name only a class of the registry, and no memory is
+    allocated for tensors before all sizes agree. The random state does not change.
 
     Args:
         source: name of embedded weights (see :func:`available_rules`), a folder, or ``hf://owner/name[@revision]``
             (needs ``huggingface_hub``). Write ``"./base"`` for a folder that has the name of embedded weights.
 
     Raises:
-        RuleFileError: if anything is missing, damaged, foreign, newer or does not fit together.
+        RuleFileError: if a file is missing, damaged, foreign or newer, or the files do not fit together.
 
     Example:
         >>> rule = load_rule("base")
@@ -58,7 +58,7 @@ def load_rule(source: str | os.PathLike[str]) -> UpdateRule:
     specs = read_header(data, weights)
     if config.get("weights_sha256") != digest:
         raise RuleFileError(
-            f"{weights} has the SHA-256 {digest[:12]}... where {CONFIG} says {show(config.get('weights_sha256'))}; "
+            f"{weights} has the SHA-256 {digest[:12]}... but {CONFIG} says {show(config.get('weights_sha256'))}; "
             f"{TAKE_AGAIN}."
         )
     rule = build_rule(rule_class, arguments, specs, label, weights)
@@ -72,17 +72,19 @@ def load_rule(source: str | os.PathLike[str]) -> UpdateRule:
         rule.load_state_dict(tensors, strict=True)
     except RuleFileError:
         raise
-    except Exception as error:  # checks of safetensors, in case they are stricter
+    except Exception as error:  # safetensors may check more strictly than this module
         raise RuleFileError(f"{weights} could not be loaded ({cause(error)}); {TAKE_AGAIN}.") from error
     return rule
 
 
 def read_weights(file: RuleFile, recorded_digest: Any) -> tuple[bytes, str]:
-    """The weights and their SHA-256; after an interrupted ``save_rule``, the weights that ``config.json`` names.
+    """The weights and their SHA-256.
+
+    After an interrupted ``save_rule``, these are the weights whose SHA-256 ``config.json`` contains.
 
     Args:
         file: ``model.safetensors``.
-        recorded_digest: the SHA-256 that ``config.json`` names.
+        recorded_digest: the SHA-256 in ``config.json``.
 
     Raises:
         RuleFileError: if the file is missing, too large or unreadable.
@@ -101,7 +103,7 @@ def load_card(source: str | os.PathLike[str]) -> str:
     """The model card of the rule at ``source``, as markdown.
 
     Raises:
-        RuleFileError: if there is none, or it is not text.
+        RuleFileError: if there is no card, or the card is not text.
 
     Example:
         >>> print(load_card("base").split("---")[2].strip().splitlines()[0])
@@ -120,12 +122,12 @@ def _rule_class(config: dict[str, Any], label: str) -> type[UpdateRule]:
         raise RuleFileError(f"{label} has the format version {show(version)}, which never existed; {TAKE_AGAIN}.")
     if version > FORMAT_VERSION:
         raise RuleFileError(
-            f"{label} was made by a newer lightning_lopt (format version {show(version)}, this one reads up to "
-            f"{FORMAT_VERSION}); take a newer lightning_lopt."
+            f"{label} was made by a newer lightning_lopt (format version {show(version)}; this installation reads "
+            f"versions up to {FORMAT_VERSION}); install a newer lightning_lopt."
         )
     if not isinstance(name, str) or name not in RULES:
         raise RuleFileError(
-            f"{label} names the rule {show(name)}, which is none of {', '.join(sorted(RULES))}; if it is your own, "
-            "import the module that registers it first."
+            f"{label} names the rule {show(name)}, which is none of {', '.join(sorted(RULES))}; if you wrote this "
+            "rule, import the module that registers it first."
         )
     return RULES[name]

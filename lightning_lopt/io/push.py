@@ -1,4 +1,4 @@
-"""Uploads a saved rule to the Hugging Face Hub: three files in one commit, checked before the upload."""
+"""Upload of a saved rule to the Hugging Face Hub: three files in one commit, checked before the upload."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEFAULTS: dict[str, Any] = {
     "tags": ["learned-optimizer"],
     "metrics": ["loss"],
 }
-"""Front matter of a card on the Hub, where the card itself has none."""
+"""Default entries for the front matter of a card on the Hub."""
 
 
 def push_rule(
@@ -27,16 +27,16 @@ def push_rule(
 ) -> str:
     """Upload a saved rule to the Hugging Face Hub, where :func:`~lightning_lopt.load_rule` finds it.
 
-    Uploaded are ``model.safetensors``, ``config.json`` and ``README.md`` in one commit, nothing else of the folder. The
-    rule is loaded first, so that a damaged, too large or foreign file is never sent. Where the card has no front
-    matter (licence, library, tags, metrics), the uploaded one gets it. The token is that of ``huggingface_hub``: of
-    ``hf auth login``, or of the environment variable ``HF_TOKEN``.
+    One commit contains ``model.safetensors``, ``config.json`` and ``README.md``; other files of the folder are not
+    uploaded. The rule is loaded first, so that a damaged, too large or foreign file is never sent. Missing entries of
+    the card's front matter (licence, library, tags, metrics) are added to the uploaded card. ``huggingface_hub``
+    supplies the token, from ``hf auth login`` or from the environment variable ``HF_TOKEN``.
 
     Args:
         source: the folder, or the name of embedded weights.
-        name: of the repository, ``owner/name``; made if it does not exist.
+        name: name of the repository, ``owner/name``; the repository is made if it does not exist.
         private: whether a new repository is private; ``None`` for the owner's default.
-        message: of the commit.
+        message: message of the commit.
 
     Returns:
         ``hf://owner/name@commit``.
@@ -46,14 +46,14 @@ def push_rule(
         ImportError: if ``huggingface_hub`` is not installed.
 
     Example:
-        ``push_rule("my_rule", "user/my-rule")`` returns an address as ``hf://user/my-rule@0123456...``. A name that is
-        none of a repository is refused before anything is read or sent:
+        ``push_rule("my_rule", "user/my-rule")`` returns an address such as ``hf://user/my-rule@0123456...``. A name
+        that no repository can have is refused before any file is read or sent:
 
         >>> try:
         ...     push_rule("my_rule", "my rule")
         ... except RuleFileError as error:
         ...     print(error)
-        'my rule' is no name of a repository on the Hub; write owner/name, as in user/my-rule.
+        'my rule' is not the name of a repository on the Hub; write owner/name, as in user/my-rule.
     """
     hub = check_hub(name)
     if isinstance(source, str) and source.startswith(HUB):
@@ -68,16 +68,16 @@ def push_rule(
         commit = api.create_commit(name, operations, commit_message=message, repo_type="model")
     except RuleFileError:
         raise
-    except Exception as error:  # errors of many classes: no network, no rights, no such owner
+    except Exception as error:  # errors have many classes: no network, no permission, no such owner
         raise RuleFileError(
             f"{show(os.fspath(source))} was not pushed to {HUB}{name} ({cause(error)}); check the name, the network "
-            "and that your token may write there."
+            "and the write permission of your token."
         ) from error
     return f"{HUB}{name}@{commit.oid}"
 
 
 def check_hub(name: str) -> Any:
-    """The module ``huggingface_hub``, once it is known that one can push to the repository of this name.
+    """The module ``huggingface_hub``, after a check of the repository's name and of the token.
 
     Raises:
         RuleFileError: if the name is not of the form ``owner/name``, or there is no token.
@@ -85,7 +85,7 @@ def check_hub(name: str) -> Any:
     """
     if not is_hub_name(name):
         raise RuleFileError(
-            f"{show(name)} is no name of a repository on the Hub; write owner/name, as in user/my-rule."
+            f"{show(name)} is not the name of a repository on the Hub; write owner/name, as in user/my-rule."
         )
     try:
         hub: Any = importlib.import_module("huggingface_hub")
@@ -94,7 +94,7 @@ def check_hub(name: str) -> Any:
     if hub.get_token() is None:
         raise RuleFileError(
             f"{name} was not pushed, because there is no token for the Hub; run 'hf auth login', or set HF_TOKEN to a "
-            "token that may write."
+            "token with write permission."
         )
     return hub
 
@@ -108,14 +108,14 @@ def _contents(source: str | os.PathLike[str], name: str) -> dict[str, bytes]:
     card = _completed(decode_text(read_file(files[CARD]), files[CARD].label), files[CARD].label, name)
     if len(card) > LIMITS[CARD]:
         raise RuleFileError(
-            f"{files[CARD].label} is too large, {len(card)} bytes where at most {LIMITS[CARD]} are read; shorten it."
+            f"{files[CARD].label} is too large: it has {len(card)} bytes, and the limit is {LIMITS[CARD]}; shorten it."
         )
     return {CARD: card, CONFIG: config, WEIGHTS: read_weights(files[WEIGHTS], recorded_digest)[0]}
 
 
 def _completed(card: str, label: str, name: str) -> bytes:
-    """The card with every entry of :data:`DEFAULTS` in its front matter; entries that the card has stay."""
-    yaml: Any = importlib.import_module("yaml")  # huggingface_hub needs it, too
+    """The card with every entry of :data:`DEFAULTS` in its front matter; existing entries stay."""
+    yaml: Any = importlib.import_module("yaml")  # a dependency of huggingface_hub
     text = front_matter_of(card)
     try:
         entries = {} if text is None else yaml.safe_load(text)

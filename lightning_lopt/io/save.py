@@ -1,4 +1,4 @@
-"""Saves a rule in a folder, completely or not at all."""
+"""Saving of a rule in a folder, completely or not at all."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ def save_rule(
 ) -> Path:
     """Write ``rule`` as ``model.safetensors``, ``config.json`` and ``README.md``; the same rule gives the same bytes.
 
-    The files are written to a temporary folder and read back before anything changes. A new folder is renamed to its
-    place. In an existing folder the three files are replaced, and others stay; after an interruption at any moment,
-    either the old rule or the new one can be loaded.
+    The files are written to a temporary folder and loaded from there before ``folder`` changes. If ``folder`` does not
+    exist, the temporary folder is renamed. In an existing folder the three files are replaced, and other files stay.
+    After an interruption at any moment, either the old rule or the new rule can be loaded.
 
     Args:
         rule: an instance of a class decorated with ``register_rule``, on any device.
-        folder: folder to write; it is made, with its parents, if it does not exist.
+        folder: folder to write; the folder and its parents are made if they do not exist.
         card: the model card, as :class:`Card` or markdown.
         meta_training: JSON values for ``config.json``, for instance outer steps and meta-loss.
-        push_to_hub: a repository ``owner/name`` on the Hugging Face Hub to upload the folder to, see
+        push_to_hub: a repository ``owner/name`` on the Hugging Face Hub. The folder is uploaded to it, see
             :func:`~lightning_lopt.io.push_rule`.
 
     Returns:
         ``folder`` as a path.
 
     Raises:
-        RuleFileError: if the rule is not registered, has weights that are not finite, would not load again, or cannot
+        RuleFileError: if the rule is not registered, has weights that are not finite, cannot be loaded again, or cannot
             be written; with ``push_to_hub`` also if the folder was written but not pushed.
-        ImportError: if ``push_to_hub`` needs ``huggingface_hub`` and it is not installed; nothing was written.
+        ImportError: if ``push_to_hub`` needs ``huggingface_hub``, which is not installed; no file was written.
 
     Example:
         >>> import tempfile
@@ -77,7 +77,7 @@ def save_rule(
         target = target.resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(target.parent)
-        # Inside a folder that exists, since it may be a mount point: files move only within one file system.
+        # An existing target may be a mount point. Files move only within one file system, so the draft lies inside it.
         with draft_folder(target if target.is_dir() else target.parent) as draft:
             _write(contents, draft)
             _check_draft(draft, target, contents[WEIGHTS])
@@ -119,13 +119,13 @@ def _contents(
         markdown = (card if isinstance(card, str) else card.render()).encode()
     except UnicodeEncodeError as error:
         raise RuleFileError(
-            f"{target / CARD} was not written, because the card is no text ({cause(error)}); correct it."
+            f"{target / CARD} was not written, because the card is not valid text ({cause(error)}); correct it."
         ) from None
     return {WEIGHTS: weights, CONFIG: text.encode(), CARD: markdown}
 
 
 def weights_bytes(rule: UpdateRule, target: str | os.PathLike[str]) -> bytes:
-    """Contents of ``model.safetensors``; the same θ gives the same bytes. ``target`` is the folder in messages."""
+    """Contents of ``model.safetensors``; the same θ gives the same bytes. Messages name the folder ``target``."""
 
     def refuse(name: str, wrong: str) -> RuleFileError:
         return RuleFileError(f"{Path(target) / WEIGHTS} was not written, because {show(name)} of the rule {wrong}.")
@@ -133,12 +133,12 @@ def weights_bytes(rule: UpdateRule, target: str | os.PathLike[str]) -> bytes:
     tensors = {}
     for name, tensor in rule.state_dict().items():
         if not isinstance(tensor, torch.Tensor) or tensor.is_meta or tensor.layout != torch.strided:
-            raise refuse(name, f"is {show(tensor)}; keep ordinary tensors in its state only")
+            raise refuse(name, f"is {show(tensor)}; keep only ordinary tensors in the state of the rule")
         if tensor.dtype not in DTYPES.values():
             raise refuse(name, f"is of {tensor.dtype}; turn it into one of {', '.join(map(str, DTYPES.values()))}")
         if not torch.isfinite(tensor).all():
             raise refuse(name, "has values that are not finite; save an earlier state")
-        # A copy, since safetensors refuses tensors that share memory.
+        # The tensor is copied, because safetensors refuses tensors that share memory.
         tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
     return serialise(tensors, {"format": "pt"})
 
@@ -156,19 +156,20 @@ def _check_draft(draft: Path, target: Path, weights: bytes) -> None:
         is_same = weights_bytes(load_rule(draft), target) == weights
         load_card(draft)
     except RuleFileError as error:
-        reason = cause(RuleFileError(str(error).replace(f"{draft}{os.sep}", "")))  # shortened after it is replaced
-        raise RuleFileError(f"{target} was not written, because it would not load again ({reason}).") from error
+        reason = cause(RuleFileError(str(error).replace(f"{draft}{os.sep}", "")))  # ``cause`` shortens the text
+        raise RuleFileError(f"{target} was not written, because it could not be loaded again ({reason}).") from error
     if not is_same:
         raise RuleFileError(
-            f"{target} was not written, because the rule does not load its own weights; correct its class."
+            f"{target} was not written, because the loaded rule has other weights than the saved rule; correct its "
+            "class."
         )
 
 
 def _publish(draft: Path, target: Path, weights: bytes) -> None:
-    """Move the draft to ``target``; at each moment in between, either the old rule or the new one can be loaded.
+    """Move the draft to ``target``; at each moment in between, either the old rule or the new rule can be loaded.
 
-    ``config.json`` contains the SHA-256 of its weights, so its replacement is the moment of change. Until the weights
-    are replaced too, ``load_rule`` finds the new ones under the name ``PENDING``; a leftover file of that name is
+    ``config.json`` contains the SHA-256 of the weights, so its replacement makes the new rule valid. Until the weights
+    are replaced too, ``load_rule`` finds the new weights under the name ``PENDING``. A leftover file of that name is
     harmless.
     """
     try:
@@ -176,7 +177,7 @@ def _publish(draft: Path, target: Path, weights: bytes) -> None:
             os.rename(draft, target)
             return
     except OSError:
-        if not target.is_dir():  # else another process has made it meanwhile
+        if not target.is_dir():  # otherwise another process has made the folder in the meantime
             raise
     _write({PENDING: weights}, draft)
     for name in (PENDING, CONFIG, WEIGHTS, CARD):

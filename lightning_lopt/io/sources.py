@@ -21,7 +21,7 @@ _HUB_SOURCE = re.compile(rf"hf://(?P<repo>{_PART}/{_PART})(?:@(?P<revision>{_PAR
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether this is ``owner/name``, a repository on the Hub.
+    """Whether ``name`` has the form ``owner/name`` of a repository on the Hub.
 
     >>> is_hub_name("user/my-rule"), is_hub_name("my-rule"), is_hub_name("user/my-rule@main")
     (True, False, False)
@@ -40,14 +40,14 @@ def available_rules() -> list[str]:
 
 
 def find_files(source: str | os.PathLike[str], names: Sequence[str]) -> dict[str, RuleFile]:
-    """The files called ``names`` of the rule ``source``, by name; files on the Hub are downloaded.
+    """The files ``names`` of the rule at ``source``, by name; files on the Hub are downloaded.
 
     Args:
         source: name of embedded weights, a folder, or ``hf://owner/name[@revision]``.
         names: some of ``CONFIG``, ``WEIGHTS`` and ``CARD``.
 
     Raises:
-        RuleFileError: if there is no such rule, or it could not be downloaded.
+        RuleFileError: if there is no such rule, or a file could not be downloaded.
     """
     if isinstance(source, str) and source.startswith(HUB):
         return _hub_files(source, names)
@@ -57,33 +57,34 @@ def find_files(source: str | os.PathLike[str], names: Sequence[str]) -> dict[str
         )
     embedded = available_rules()
     folder = pretrained.ROOT / source if source in embedded else Path(source)
-    if not os.path.isdir(folder):  # False for every odd name, where Path.is_dir raises for some
+    if not os.path.isdir(folder):  # False for any invalid path; Path.is_dir raises for some of them
         raise _no_rule(str(source), embedded)
     return {name: RuleFile(name, str(folder / name), folder / name, folder) for name in names}
 
 
 def _no_rule(source: str, embedded: Sequence[str]) -> RuleFileError:
-    """The error for a source that is no folder, no address and no name of embedded weights."""
-    rule, ships = RULES.get(source.lower()), ", ".join(embedded)
+    """The error for a source that is not a folder, not an address and not the name of embedded weights."""
+    rule, embedded_names = RULES.get(source.lower()), ", ".join(embedded)
     if rule is None:
         return RuleFileError(
-            f"{show(source)} is neither a folder nor an embedded rule; use a folder or one of: {ships}."
+            f"{show(source)} is neither a folder nor an embedded rule; use a folder or one of: {embedded_names}."
         )
     if not rule.starts_random:
         return RuleFileError(f"rule {rule.rule_name!r} has no embedded weights and needs none; pass {rule.__name__}().")
     return RuleFileError(
-        f"rule {rule.rule_name!r} has no embedded weights (these have: {ships}); write published ones, as VeLO's, to a "
-        "folder with 'lightning-lopt convert SRC FOLDER' and load that, or meta-train it with MetaTrainer."
+        f"rule {rule.rule_name!r} has no embedded weights (these have: {embedded_names}); convert published weights, "
+        "for instance of VeLO, with 'lightning-lopt convert SRC FOLDER' and load the folder, or meta-train the rule "
+        "with MetaTrainer."
     )
 
 
 class _Repository:
-    """A repository on the Hub at one commit, so that a push during the download does not mix versions.
+    """A repository on the Hub at one commit; a push during the download does not mix versions.
 
     Attributes:
         address: ``hf://owner/name@commit``.
-        sizes: bytes of its files by name; ``None`` if the Hub cannot be reached and only the cache of an earlier
-            download is left.
+        sizes: bytes of the repository's files by name; ``None`` if the Hub cannot be reached, and only files in the
+            cache of an earlier download can be read.
     """
 
     def __init__(self, source: str) -> None:
@@ -115,7 +116,7 @@ class _Repository:
         size = None if self.sizes is None else self.sizes[name]
         if size is not None and size > LIMITS[name]:
             raise RuleFileError(
-                f"{label} is too large, {size} bytes where at most {LIMITS[name]} are read; {TAKE_AGAIN}."
+                f"{label} is too large: it has {size} bytes, and the limit is {LIMITS[name]}; {TAKE_AGAIN}."
             )
         try:
             path = self._hub.hf_hub_download(
@@ -134,38 +135,38 @@ def _hub_files(source: str, names: Sequence[str]) -> dict[str, RuleFile]:
     for name in names:
         if repository.sizes is not None and name not in repository.sizes:
             raise RuleFileError(
-                f"{source}/{name} is missing; check that {repository.repo} is a rule saved by lightning_lopt."
+                f"{source}/{name} is missing; check that {repository.repo} contains a rule saved by lightning_lopt."
             )
         files[name] = repository.file(name)
     return files
 
 
 def find_foreign(source: str | os.PathLike[str]) -> tuple[dict[str, RuleFile], str]:
-    """The files of a rule in a foreign format, by name, and their source, at one commit if on the Hub.
+    """The files of a rule in a foreign format, by name, and their source (with a commit for a source on the Hub).
 
     Args:
         source: a file, a folder, or ``hf://owner/name[@revision]``.
 
     Returns:
-        The first of ``FOREIGN`` that exists (for a file: ``WEIGHTS`` if it ends on .safetensors, else ``THETA``), and
-        ``CONFIG`` and ``CARD`` of the folder if they exist.
+        The first file of ``FOREIGN`` that exists, and ``CONFIG`` and ``CARD`` of the folder if they exist. If
+        ``source`` is a file, its name is ``WEIGHTS`` for the suffix .safetensors, and ``THETA`` for other suffixes.
 
     Raises:
-        RuleFileError: if there is no such file, or it could not be downloaded.
+        RuleFileError: if there is no such file, or a file could not be downloaded.
     """
     if isinstance(source, str) and source.startswith(HUB):
         return _foreign_on_hub(source)
     path, origin = Path(source), os.fspath(source)
     if not os.path.exists(path):
         raise RuleFileError(
-            f"{show(origin)} is neither a file nor a folder; use either, or an address {HUB}owner/name."
+            f"{show(origin)} is neither a file nor a folder; use a file, a folder or an address {HUB}owner/name."
         )
     if not os.path.isdir(path):
         name = WEIGHTS if path.suffix == ".safetensors" else THETA
         return {name: RuleFile(name, origin, path, None)}, origin
     weights = [name for name in FOREIGN if os.path.lexists(path / name)][:1]
     if not weights:
-        raise RuleFileError(f"{show(origin)} holds none of {', '.join(FOREIGN)}; point to the file itself.")
+        raise RuleFileError(f"{show(origin)} has none of {', '.join(FOREIGN)}; give the path of the file itself.")
     optional_files = [name for name in (CONFIG, CARD) if os.path.lexists(path / name)]
     return {name: RuleFile(name, str(path / name), path / name, path) for name in weights + optional_files}, origin
 
@@ -173,7 +174,7 @@ def find_foreign(source: str | os.PathLike[str]) -> tuple[dict[str, RuleFile], s
 def _foreign_on_hub(source: str) -> tuple[dict[str, RuleFile], str]:
     repository = _Repository(source)
     files: dict[str, RuleFile] = {}
-    error = RuleFileError(f"{source} holds none of {', '.join(FOREIGN)}; check the address.")
+    error = RuleFileError(f"{source} has none of {', '.join(FOREIGN)}; check the address.")
     if repository.sizes is not None and not repository.sizes.keys() & {*FOREIGN}:
         raise error
     for name in (*FOREIGN, CONFIG, CARD):
@@ -181,10 +182,10 @@ def _foreign_on_hub(source: str) -> tuple[dict[str, RuleFile], str]:
             continue
         try:
             files[name] = repository.file(name)
-        except RuleFileError as failed:
+        except RuleFileError as download_error:
             if repository.sizes is not None:
                 raise
-            error = failed  # without a listing, a file that is not in the cache may not exist
+            error = download_error  # without a list of files, a file that is not in the cache may not exist
     if not files.keys() & {*FOREIGN}:
         raise error
     return files, repository.address

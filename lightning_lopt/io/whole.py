@@ -1,9 +1,9 @@
-"""Atomic writing of files and folders, and the removal of unfinished ones of killed processes.
+"""Atomic writing of files and folders, and removal of unfinished folders of killed processes.
 
-A *draft* is a folder ``.saving-<32 digits>`` beside its target, on the same file system, from which finished files are
-renamed to their places. Its process has an advisory lock on it, which the system releases when the process ends in any
-way: a draft that can be locked is abandoned. Where folders cannot be locked (Windows, some network file systems), a
-draft counts as abandoned once it is a day old.
+A *draft* is a folder ``.saving-<32 digits>`` beside its target, on the same file system. Finished files are moved from
+the draft to their places. The writing process holds an advisory lock on the draft. The system releases this lock when
+the process ends for any reason, so a draft that can be locked is abandoned. Some systems cannot lock folders (Windows,
+some network file systems); on these, a draft counts as abandoned when it is a day old.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if sys.platform != "win32":
     import fcntl
 
 _DRAFT = re.compile(r"\.saving-[0-9a-f]{32}")
-_DAY = 24 * 3600.0
-_TRIES = 10
+_DAY = 24 * 3600.0  # seconds
+_ATTEMPTS = 10
 
 
 def write_whole(path: Path, data: bytes | str) -> None:
-    """Replace a file by ``data``, text as UTF-8, as :func:`whole_file` does; its folder is made.
+    """Replace a file by ``data`` (text as UTF-8) with :func:`whole_file`; the folder of the file is made if necessary.
 
     Raises:
-        OSError: if it cannot be written; the old file still exists then.
+        OSError: if the file cannot be written; the old file still exists then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:
@@ -40,7 +40,7 @@ def write_whole(path: Path, data: bytes | str) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A new file to write to; it replaces ``path`` at the end of the block, after it was flushed to the disk.
+    """A new file for writing; at the end of the block the file is flushed to the disk and then replaces ``path``.
 
     After an exception, a kill or a power cut, the old file (or no file) is still there. An ``OSError`` names ``path``.
     """
@@ -60,12 +60,12 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def draft_folder(parent: Path) -> Iterator[Path]:
-    """An empty folder in ``parent`` for unfinished files; it is removed at the end, unless it was moved away.
+    """An empty folder in ``parent`` for unfinished files; the folder is removed at the end, unless it was moved.
 
     Abandoned drafts in ``parent`` are removed first.
 
     Raises:
-        OSError: if it cannot be made.
+        OSError: if the folder cannot be made.
     """
     remove_abandoned(parent)
     draft, lock = _new_draft(parent)
@@ -95,11 +95,11 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def _new_draft(parent: Path) -> tuple[Path, int | None]:
-    """A draft, and the file descriptor of its lock."""
-    for _ in range(_TRIES):
+    """A new draft, and the file descriptor of its lock."""
+    for _ in range(_ATTEMPTS):
         draft = parent / f".saving-{uuid.uuid4().hex}"
         draft.mkdir()
-        with suppress(OSError):  # another process may remove it before it is locked
+        with suppress(OSError):  # another process may remove the draft before it is locked
             lock = _lock(draft)
             if lock is None or draft.exists():
                 return draft, lock
@@ -108,10 +108,10 @@ def _new_draft(parent: Path) -> tuple[Path, int | None]:
 
 
 def _lock(draft: Path) -> int | None:
-    """A file descriptor with the lock of a draft; ``None`` where folders cannot be locked.
+    """A file descriptor with the lock of a draft; ``None`` if the system cannot lock folders.
 
     Raises:
-        OSError: if another process holds it, or the draft is no folder.
+        OSError: if another process holds the lock, or the draft is not a folder.
     """
     if sys.platform == "win32":
         return None

@@ -103,6 +103,6 @@ def test_losses_in_the_text_are_those_in_the_table():
     found = assess(Model, Data(), RULE, total_steps=5, budget=20)
     row = next(line for line in str(found).splitlines() if line.startswith(f"  {5:>6} {16:>6}"))
     ours = found.reasons[0].split("validation loss of the rule was ")[1].split(", and ")[0]
-    theirs = found.reasons[0].split("with a swept learning rate ")[1].split(";")[0]
+    theirs = found.reasons[0].split("with a swept learning rate was ")[1].split(";")[0]
     assert f"/ {ours}" in row
     assert f"/ {theirs}" in row

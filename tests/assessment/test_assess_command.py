@@ -44,7 +44,7 @@ def test_end_to_end(user_file, capsys, tmp_path):
     ("address", "message"),
     [
         ("nowhere.py:Model", "there is no file 'nowhere.py'"),
-        ("mine.py", "'mine.py' is no address; write FILE.py:NAME"),
+        ("mine.py", "'mine.py' is not an address; write FILE.py:NAME"),
         ("mine.py:Other", "has no 'Other'"),
         ("neighbour.py:maker", "'maker' in neighbour.py is a int"),
         ("neighbour.py:build", "needs the arguments width; write a function"),

@@ -208,9 +208,9 @@ def test_gaps_are_named():
     far = gaps(Recurrent(), trained, total_steps=5000, batch_size=512, parameters=2000)
     assert [text.split(",")[0] for text in far] == [
         "5000 steps are planned",
-        "batches of 512",
-        "2",
-        "recurrent layers",
+        "batches have 512 examples",
+        "the module has 2",
+        "the module has recurrent layers",
     ]
     odd = {"horizons": "long", "batch_sizes": [1], "largest_parameters": True, "families": [3]}
     assert gaps(Recurrent(), odd, **plan) == gaps(Recurrent(), {}, **plan) == []

@@ -72,7 +72,7 @@ def test_a_file_that_cannot_be_written_costs_no_measurement(tmp_path, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.warns(UserWarning, match=r"not kept \(.*No space left on device: .*baselines.json'\)"):
+    with pytest.warns(UserWarning, match=r"not stored \(.*No space left on device: .*baselines.json'\)"):
         first = known(bowl(), "adam_default")
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # it is said once

@@ -103,7 +103,7 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, capsys):
     assert lines[0].startswith("[1/3] ")
     assert "digits-mlp-tiny, adam_default: " in lines[0]
     assert main([*common, "--optimizer", "adam_default"]) == 0
-    assert all(line.endswith("(known)") for line in capsys.readouterr().out.splitlines())
+    assert all(line.endswith("(stored before)") for line in capsys.readouterr().out.splitlines())
     assert [entry.key for entry in read_entries(path)] == [entry.key for entry in first]
 
 

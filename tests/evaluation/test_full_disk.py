@@ -65,11 +65,11 @@ def test_a_disk_that_fills_up_costs_nothing_that_was_measured(tmp_path, monkeypa
     out, jobs, original = tmp_path / "out", [], Work.measure
     monkeypatch.setattr(Work, "measure", lambda work, *job: jobs.append(job) or original(work, *job))
     disk(1)  # the measurement of base; neither the baseline nor its measurement
-    with pytest.warns(UserWarning, match="baselines were computed but not kept"):
+    with pytest.warns(UserWarning, match="baselines were computed but not stored"):
         assert main(EVALUATE) == 1
     said = sentence(capsys.readouterr())
     assert "No space left on device" in said
-    assert "measurements so far are kept" in said
+    assert "measurements so far are stored" in said
     assert jobs == [(0, "base"), (0, "adam_default")]
     disk(2)  # the baseline and costs; nothing of the report
     assert main(EVALUATE) == 1
@@ -151,7 +151,7 @@ def test_a_process_that_was_killed_is_one_sentence(monkeypatch, capsys):
 def test_the_command_that_makes_baselines_ends_where_it_cannot_keep_them(tmp_path, capsys, disk):
     disk(0)
     command = ["baselines", "--suite", "tiny", "--optimizer", "adam_default", "--seeds", "1", "--out", "all.json"]
-    with pytest.warns(UserWarning, match="baselines were computed but not kept"):
+    with pytest.warns(UserWarning, match="baselines were computed but not stored"):
         assert main(command) == 1
     assert "all.json" in sentence(capsys.readouterr())
     (tmp_path / "all.json").write_text("{")

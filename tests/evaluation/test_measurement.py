@@ -66,14 +66,14 @@ def test_json_and_back_keeps_six_digits_and_what_is_not_finite():
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("train", None, "no measurement"),
+        ("train", None, "not a measurement"),
         ("train", [[1.0, 2.0]], "train must have shape"),
-        ("valid", [[1.0], [1.0, 2.0]], "no measurement"),
-        ("final_train", ["a", "b", "c"], "no measurement"),
+        ("valid", [[1.0], [1.0, 2.0]], "not a measurement"),
+        ("final_train", ["a", "b", "c"], "not a measurement"),
         ("horizon", -3, "horizon must be a whole number"),
         ("horizon", True, "horizon must be a whole number"),
         ("metrics", {"accuracy": [[1.0]]}, "'accuracy' must have shape"),
-        ("metrics", 3, "no measurement"),
+        ("metrics", 3, "not a measurement"),
     ],
 )
 def test_what_is_no_measurement_is_refused(key, value, says):

@@ -174,7 +174,7 @@ def test_metrics_are_statistics_of_scores_in_any_order(make):
     again = pickle.loads(pickle.dumps(metric))
     assert again.compute() == found
     metric.reset()
-    with pytest.raises(RuntimeError, match="has seen no problem"), pytest.warns(UserWarning, match="before the"):
+    with pytest.raises(RuntimeError, match="has no problem"), pytest.warns(UserWarning, match="before the"):
         metric.compute()
 
 
@@ -213,9 +213,9 @@ def test_what_is_refused():
     metric.update(contests()[1])
     with pytest.raises(RuntimeError, match="give each problem once"):
         metric.compute()
-    with pytest.raises(ValueError, match="the horizon 250"):
+    with pytest.raises(ValueError, match="the horizon of a is 250, but the horizon of b is 300"):
         m.PairedRuns("p", 1.0, noisy_run("a", 0), noisy_run("b", 0, horizon=300))
-    with pytest.raises(ValueError, match="number of seeds 3"):
+    with pytest.raises(ValueError, match="the number of seeds of a is 3, but the number of seeds of b is"):
         m.PairedRuns("p", 1.0, noisy_run("a", 0), noisy_run("b", 0, seeds=2))
     with pytest.raises(ValueError, match="loss scale"):
         m.PairedRuns("p", NAN, noisy_run("a", 0), noisy_run("b", 0))

@@ -80,9 +80,9 @@ def test_baselines_of_a_suite_of_a_file(tmp_path, capsys):
     [
         ("nowhere.py:suite", "there is no file 'nowhere.py'"),
         ("my_module.py:other", "my_module.py has no 'other'"),
-        ("my_module.py:", "is no address; write FILE.py:NAME"),
-        ("my_module.py:number", "my_module.py:number is no suite; it must be a list of"),
-        ("my_module.py:no_problems", "my_module.py:no_problems is no suite; it must be a list of"),
+        ("my_module.py:", "is not an address; write FILE.py:NAME"),
+        ("my_module.py:number", "my_module.py:number is not a suite; it must be a list of"),
+        ("my_module.py:no_problems", "my_module.py:no_problems is not a suite; it must be a list of"),
         ("my_module.py:empty", "is a suite without a problem"),
         ("my_module.py:wide", "wide in my_module.py needs the arguments width"),
         ("my_module.py:fails", "my_module.py:fails() fails (KeyError: 'no data')"),
@@ -98,7 +98,8 @@ def test_a_bad_reference_is_one_sentence(suite, says, capsys):
 
 def test_what_else_can_be_wrong(capsys):
     assert main(["evaluate", "base", "--suite", "my_module.py:suite", "--data", "digits"]) == 2
-    assert "my_module.py:suite brings its own data" in capsys.readouterr().err
+    message = "--data applies only to suites of the package; leave it out for my_module.py:suite"
+    assert message in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
         main(["evaluate", "base", "--suite", "huge"])
     assert stopped.value.code == 2

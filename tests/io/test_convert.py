@@ -43,7 +43,7 @@ def test_command_writes_what_it_imported(theirs, tmp_path, capsys):
     assert card.endswith("## Licence\n\nApache-2.0\n")
     assert f"- `{theirs}`, SHA-256 `{digest}`" in card
     assert f"lightning-lopt convert {theirs} FOLDER --rule celo2 --set step_mult=0.5" in card
-    assert "PyLO's Adam has ε beside the root" in card
+    assert "PyLO's Adam adds ε to the root" in card
     origin = {"imported_from": [{"source": str(theirs), "sha256": digest}], "licence": "Apache-2.0"}
     assert load_meta_training(ours) == read_config(ours)["meta_training"] == origin
     assert main(["info", str(ours)]) == 0
@@ -76,7 +76,7 @@ def test_licences(card, option, licence, shown, theirs, tmp_path):
 def test_refusals_are_one_line_and_status_2(theirs, tmp_path, capsys):
     ours = str(tmp_path / "ours")
     cases = {
-        "fits the rules celo2 and celo2_base and elo_celo2 alike; say which it is with --rule.": [],
+        "fits the rules celo2 and celo2_base and elo_celo2; name one of them with --rule.": [],
         "licence must be an SPDX identifier such as": ["--rule", "celo2", "--licence", "my own"],
         "the unknown argument 'lr'": ["--rule", "celo2", "--set", "lr=1"],
         "--set 'step_mult' is not of the form NAME=JSON": ["--rule", "celo2", "--set", "step_mult"],
@@ -121,10 +121,10 @@ def test_the_card_keeps_the_commit_on_the_hub(hub, theirs, tmp_path):
 
 def test_what_the_hub_lacks(hub, theirs):
     hub.sizes = {"README.md": 3}
-    with pytest.raises(RuleFileError, match=r"hf://owner/x holds none of theta.state, params, model.safetensors"):
+    with pytest.raises(RuleFileError, match=r"hf://owner/x has none of theta.state, params, model.safetensors"):
         import_rule("hf://owner/x")
     hub.sizes = {"theta.state": 2**40}
-    with pytest.raises(RuleFileError, match=r"theta.state is too large, \d+ bytes where at most 67108864 are read"):
+    with pytest.raises(RuleFileError, match=r"theta.state is too large: it has \d+ bytes, and the limit is 67108864"):
         import_rule("hf://owner/x")
     assert {call[0] for call in hub.calls} == {"info"}
     hub.online = False

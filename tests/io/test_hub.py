@@ -84,7 +84,7 @@ def test_missing_file_is_named_and_nothing_is_downloaded(hub):
     del hub.sizes[CONFIG]
     message = refusal("hf://owner/rule@v1")
     assert message == (
-        "hf://owner/rule@v1/config.json is missing; check that owner/rule is a rule saved by lightning_lopt."
+        "hf://owner/rule@v1/config.json is missing; check that owner/rule contains a rule saved by lightning_lopt."
     )
     assert [call[0] for call in hub.calls] == ["info"]
     hub.sizes.clear()
@@ -95,7 +95,10 @@ def test_missing_file_is_named_and_nothing_is_downloaded(hub):
 def test_too_large_file_is_not_downloaded(name, hub):
     hub.sizes[name] = LIMITS[name] + 1
     message = refusal("hf://owner/rule")
-    assert f"hf://owner/rule/{name} is too large, {LIMITS[name] + 1} bytes where at most {LIMITS[name]}" in message
+    assert (
+        f"hf://owner/rule/{name} is too large: it has {LIMITS[name] + 1} bytes, and the limit is {LIMITS[name]}"
+        in message
+    )
     assert name not in [call[0] for call in hub.calls]
 
 

@@ -139,7 +139,7 @@ def test_sizes_are_checked(name, hub, folder, monkeypatch):
 def test_a_card_that_grows_too_large(hub, tmp_path, monkeypatch):
     folder = save_rule(AdamRule(), tmp_path / "rule", card="# Mine\n")
     monkeypatch.setitem(LIMITS, CARD, 50)
-    assert "README.md is too large, " in refusal(folder, "user/rule")
+    assert "README.md is too large: " in refusal(folder, "user/rule")
     assert hub.calls == []
 
 
@@ -154,7 +154,7 @@ def test_without_a_token(hub, tmp_path, folder):
     hub.token = None
     sentence = (
         "user/rule was not pushed, because there is no token for the Hub; run 'hf auth login', or set HF_TOKEN to a "
-        "token that may write."
+        "token with write permission."
     )
     assert refusal(folder, "user/rule") == sentence
     with pytest.raises(RuleFileError, match="there is no token"):
@@ -176,7 +176,7 @@ def test_what_the_hub_refuses(hub, folder):
     hub.refusal = RuntimeError("403 Forbidden: you may not create under this name. Ask its owner.")
     said = refusal(folder, "user/rule")
     assert "was not pushed to hf://user/rule (403 Forbidden: you may not create under this name; Ask its owner)" in said
-    assert said.endswith("; check the name, the network and that your token may write there.")
+    assert said.endswith("; check the name, the network and the write permission of your token.")
 
 
 def test_private_weights_never_go_to_a_public_repository(hub, folder):
@@ -190,7 +190,7 @@ def test_private_weights_never_go_to_a_public_repository(hub, folder):
     "name", ["rule", "user/rule/more", "user/rule@main", "hf://user/rule", "user/../rule", "", None]
 )
 def test_other_names_are_refused_first(name, hub, folder):
-    assert "is no name of a repository on the Hub; write owner/name, as in user/my-rule." in refusal(folder, name)
+    assert "is not the name of a repository on the Hub; write owner/name, as in user/my-rule." in refusal(folder, name)
     assert "is on the Hub already" in refusal("hf://user/rule", "user/other")
     assert hub.calls == []
 

@@ -393,11 +393,11 @@ def test_weights_that_are_not_finite_are_not_saved(value, folder):
 
 
 def test_tensors_of_other_kinds_are_not_saved(folder, own_rule):
-    refused(ResidualRule().to("meta"), folder, "keep ordinary tensors in its state only")
+    refused(ResidualRule().to("meta"), folder, "keep only ordinary tensors in the state of the rule")
     refused(ResidualRule().bfloat16(), folder, "is of torch.bfloat16; turn it into one of torch.float64, torch.float32")
     rule = own_rule()
     rule.register_buffer("sparse", torch.eye(2).to_sparse())
-    refused(rule, folder, "keep ordinary tensors in its state only")
+    refused(rule, folder, "keep only ordinary tensors in the state of the rule")
     own_rule.get_extra_state = lambda self: {"a": 1}
     refused(own_rule(), folder, r"'_extra_state' of the rule is \{'a': 1\}")
 
@@ -420,10 +420,14 @@ def test_config_that_would_not_load_is_not_saved(folder, own_rule):
     endless: list = []
     endless.append(endless)
     refused(SGDRule(), folder, "is not JSON", meta_training={"a": endless})
-    refused(SGDRule(), folder, "would not load again .*'1' occurs twice", meta_training={1: 0, "1": 0})
-    refused(SGDRule(), folder, r"would not load again .*config\.json is too large", meta_training={"a": "x" * 2**20})
+    refused(SGDRule(), folder, "could not be loaded again .*'1' occurs twice", meta_training={1: 0, "1": 0})
+    refused(
+        SGDRule(), folder, r"could not be loaded again .*config\.json is too large", meta_training={"a": "x" * 2**20}
+    )
     own_rule.config = {"absent": 1}
-    refused(own_rule(), folder, r"would not load again \(config\.json gives rule 'own' the unknown argument 'absent'")
+    refused(
+        own_rule(), folder, r"could not be loaded again \(config\.json gives rule 'own' the unknown argument 'absent'"
+    )
     own_rule.config = {}
     rule = own_rule()
     rule.extra = nn.Parameter(torch.zeros(1))
@@ -442,9 +446,9 @@ def test_rule_that_changes_its_weights_on_loading_is_not_saved(folder, own_rule)
     RULES["own"] = Rounding
     rule = Rounding()
     nn.init.constant_(rule.weight, 0.5)
-    refused(rule, folder, "does not load its own weights; correct its class")
+    refused(rule, folder, "the loaded rule has other weights than the saved rule; correct its class")
 
 
 def test_card_that_could_not_be_loaded_is_not_saved(folder):
-    refused(SGDRule(), folder, "the card is no text", card="\ud800")
-    refused(SGDRule(), folder, r"would not load again \(README\.md is too large", card="x" * (2**20 + 1))
+    refused(SGDRule(), folder, "the card is not valid text", card="\ud800")
+    refused(SGDRule(), folder, r"could not be loaded again \(README\.md is too large", card="x" * (2**20 + 1))

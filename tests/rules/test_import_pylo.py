@@ -109,7 +109,7 @@ def test_networks_of_mu_adafac_and_elo(name, tmp_path):
             offsets_of_mu = [0.15216392, 0.14245212, 0.06812963, 0.01079706, 0.18621896, -0.10864615, -0.06185547]
             wanted = [1 - (1 - start) * math.exp(10 * x) for start, x in zip(wanted, offsets_of_mu, strict=True)]
         assert decays.tolist() == pytest.approx(wanted, abs=1e-6)
-    with pytest.raises(RuleFileError, match="fits the rules adafac_mlp and mu_adafac_mlp and elo alike; say which"):
+    with pytest.raises(RuleFileError, match="fits the rules adafac_mlp and mu_adafac_mlp and elo; name one of them"):
         import_rule(folder)
 
 
@@ -127,7 +127,7 @@ def test_celo2(name, tmp_path):
     assert rule.adam_betas == [0.9, 0.95]
     assert rule.adam_bias_correction
     (folder / "config.json").write_text('{"activation": "tanh"}')
-    with pytest.raises(RuleFileError, match="says activation='tanh' where only 'relu' can be imported"):
+    with pytest.raises(RuleFileError, match="says activation='tanh', but only 'relu' can be imported"):
         import_rule(folder, rule="celo2")
 
 
@@ -146,7 +146,9 @@ def test_velo_from_its_two_folders(name, tmp_path):
     written = convert_rule(rnn, mlp, to=tmp_path / "ours", arguments=arguments)
     assert same_theta(load_rule(written), rule)
     assert "license: unknown" in load_card(written)  # one of the two folders names none
-    with pytest.raises(RuleFileError, match=r"does not hold the rule velo .*it lacks 'hidden_bias.0' and differs in"):
+    with pytest.raises(
+        RuleFileError, match=r"does not contain the rule velo .*it lacks 'hidden_bias.0' and differs in"
+    ):
         import_rule(rnn)
-    with pytest.raises(RuleFileError, match=r"has 'final_mix_layer.bias', as .* has; give different folders"):
+    with pytest.raises(RuleFileError, match=r"both have 'final_mix_layer.bias'; give different folders"):
         import_rule(rnn, rnn)

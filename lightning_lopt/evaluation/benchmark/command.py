@@ -1,4 +1,4 @@
-"""``lightning-lopt benchmark``."""
+"""The command ``lightning-lopt benchmark``."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from lightning_lopt.rules.base import RULES
 from lightning_lopt.terminal import say
 from lightning_lopt.user_files import load_object
 
-PLANNED = 10_000  # the horizon that rules get
+PLANNED = 10_000  # the horizon of the rules
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -53,7 +53,7 @@ def benchmark_command(arguments: Sequence[str]) -> int:
         writable_folder(Path(options.out), "--out")
     results = []
     with Progress("benchmark", total=len(options.models), unit="models") as progress:
-        progress.doing(f"what {options.device} can do")
+        progress.doing(f"measuring the limits of {options.device}")
         device = usable_device(options.device)
         contenders = _contenders(options)
         _check(options)
@@ -71,7 +71,7 @@ def benchmark_command(arguments: Sequence[str]) -> int:
             progress.clear()
             say(text(result, limits) + "\n")
             progress.advance()
-            if options.out is not None:  # files are written after each model, so a stopped run leaves results
+            if options.out is not None:  # files are written after each model, so that a stopped run leaves results
                 _write(Path(options.out), results, limits, ["benchmark", *arguments], device)
     if options.out is not None:
         say(f"written: {options.out}/benchmark.json, {options.out}/benchmark.png")
@@ -94,7 +94,7 @@ def _write(
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuse what can be seen to be wrong before anything is measured."""
+    """Check numbers and models before any measurement."""
     check_sizes(repeats=options.repeats)
     for name in options.models:
         if ":" in name:
@@ -112,9 +112,9 @@ def _contenders(options: argparse.Namespace) -> dict[str, Contender]:
     for suffix, compile in [("plain", False)] * options.plain + [("compiled", True)] * options.compile:
         arguments["compile"] = compile
         rules |= {f"{name}_{suffix}": rule_contender(rule_named(name), PLANNED, **arguments) for name in options.rules}
-    twice = next((name for name in rules if name in peers), None)
-    if twice is not None:
-        raise ValueError(f"a rule and another optimizer are both called {twice!r}; leave one of them out.")
+    duplicate = next((name for name in rules if name in peers), None)
+    if duplicate is not None:
+        raise ValueError(f"a rule and another optimizer are both called {duplicate!r}; leave one of them out.")
     return peers | rules
 
 
@@ -127,39 +127,43 @@ def _workload(name: str, options: argparse.Namespace, device: torch.device) -> W
 def _parser() -> CommandParser:
     parser = CommandParser(
         "benchmark",
-        "Measure the cost of a step of an optimizer: time, compared with AdamW's and with the least time of its "
-        "operations and bytes on this device, its share of a training step, and memory.",
+        "Measure the cost of a step of an optimizer: its time, its share of a training step, and its memory. The time "
+        "is compared with AdamW's, and with the least time for its operations and bytes on this device.",
         notes=["models:\n" + "\n".join(f"  {name:17s} {recipe.about}" for name, recipe in RECIPES.items())],
         example="lightning-lopt benchmark mlp cnn --optimizers adamw_fused",
     )
     parser.add_argument(
-        "models", nargs="*", metavar="MODEL", default=["char_transformer"], help="named below, or FILE.py:NAME"
+        "models", nargs="*", metavar="MODEL", default=["char_transformer"], help="a name from below, or FILE.py:NAME"
     )
-    parser.add_argument("--datamodule", help="FILE.py:NAME; without it, the dataloaders of the module that is named")
+    parser.add_argument("--datamodule", help="FILE.py:NAME of a data module; default: the dataloaders of the module")
     parser.add_argument(
         "--rules",
         nargs="*",
         default=["base"],
         metavar="RULE",
-        help=f"embedded rules, folders, hf:// addresses, or with random weights {', '.join(sorted(RULES))}",
+        help=f"embedded rules, folders or hf:// addresses; or, with random weights, {', '.join(sorted(RULES))}",
     )
     parser.add_argument(
-        "--optimizers", nargs="*", choices=tuple(PEERS), default=list(PEERS), help="beside AdamW foreach; default: all"
+        "--optimizers",
+        nargs="*",
+        choices=tuple(PEERS),
+        default=list(PEERS),
+        help="optimizers in addition to AdamW with foreach; default: all",
     )
-    parser.add_argument("--device", default="cpu", help="where everything runs")
+    parser.add_argument("--device", default="cpu", help="device of all runs")
     parser.add_argument(
-        "--threads", type=whole_number, default=1, help="of PyTorch; with 1 on the CPU, processor time counts"
+        "--threads", type=whole_number, default=1, help="PyTorch's threads; 1 thread on a CPU: processor time counts"
     )
     parser.add_argument(
-        "--repeats", type=int, default=40, help="timed steps, after 40 that are not; whole periods of 4, 5, 8, 10"
+        "--repeats", type=int, default=40, help="timed steps, after 40 untimed steps; 40 is a multiple of 4, 5, 8, 10"
     )
     parser.add_argument("--batch", type=whole_number, help="examples in a mini-batch of a named model")
     parser.add_argument("--length", type=whole_number, help="tokens of each text of a named text model")
-    parser.add_argument("--dtype", choices=tuple(TYPES), default="float32", help="of a named model's parameters")
-    parser.add_argument("--autocast", choices=("bfloat16",), help="of forward and backward passes, as in bf16-mixed")
-    parser.add_argument("--tf32", action="store_true", help="products of float32 in TF32, on a GPU")
-    parser.add_argument("--state-dtype", choices=tuple(TYPES), help="of the state of learned rules")
-    parser.add_argument("--compile", action="store_true", help="time learned rules also with compiled steps")
-    parser.add_argument("--plain", action="store_true", help="time learned rules also neither compiled nor traced")
-    parser.add_argument("--out", metavar="FOLDER", help="write benchmark.json and benchmark.png there")
+    parser.add_argument("--dtype", choices=tuple(TYPES), default="float32", help="type of a named model's parameters")
+    parser.add_argument("--autocast", choices=("bfloat16",), help="type of forward and backward, as in bf16-mixed")
+    parser.add_argument("--tf32", action="store_true", help="compute products of float32 in TF32, on a GPU")
+    parser.add_argument("--state-dtype", choices=tuple(TYPES), help="type of the state of learned rules")
+    parser.add_argument("--compile", action="store_true", help="also time learned rules with compiled steps")
+    parser.add_argument("--plain", action="store_true", help="also time learned rules without compiling and tracing")
+    parser.add_argument("--out", metavar="FOLDER", help="folder for benchmark.json and benchmark.png")
     return parser

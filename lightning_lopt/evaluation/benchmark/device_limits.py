@@ -1,4 +1,4 @@
-"""Measured limits of a device: products of matrices and memory bandwidth."""
+"""Measured limits of a device: the rate of matrix products, and the memory bandwidth."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PRODUCT_SIDE = {"cpu": 1024, "cuda": 8192}
 SCALED_BYTES = {"cpu": 2**27, "cuda": 2**30}
 REPEATS = 7
 LONGEST = 1.0
-"""Seconds after which a measurement is not repeated: some processors take seconds for a product in bfloat16."""
+"""A measurement is not repeated after this time (seconds): some processors take seconds for a product in bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -22,42 +22,42 @@ class DeviceLimits:
     """The best measured rates of a device, with the present number of threads.
 
     Attributes:
-        products: operations per second in products of square matrices by the name of their type (``"float32"``), a
-            multiply-add counting as 2.
-        bandwidth: bytes per second, read and written, when a large tensor is scaled in place.
+        products: operations per second in products of square matrices, by the name of their type (``"float32"``); a
+            multiply-add counts as 2.
+        bandwidth: bytes per second (read and written) when a large tensor is scaled in place.
     """
 
     products: dict[str, float]
     bandwidth: float
 
     def seconds_of_products(self, operations: Mapping[str, float]) -> float:
-        """The least time for operations by type; a type that was not measured counts as float32.
+        """Least time in seconds for numbers of operations by type; a type that was not measured counts as float32.
 
         >>> DeviceLimits({"float32": 50e9, "bfloat16": 100e9}, 10e9).seconds_of_products({"float32": 1e9})
         0.02
         """
         return sum(count / self.products.get(dtype, self.products["float32"]) for dtype, count in operations.items())
 
-    def seconds_of_bytes(self, moved: float) -> float:
-        """The least time for reading or writing ``count`` bytes.
+    def seconds_of_bytes(self, byte_count: float) -> float:
+        """Least time in seconds for reading or writing ``byte_count`` bytes.
 
         >>> DeviceLimits({"float32": 50e9}, 10e9).seconds_of_bytes(1e9)
         0.1
         """
-        return moved / self.bandwidth
+        return byte_count / self.bandwidth
 
 
 def measured_limits(device: torch.device, *, side: int | None = None, scaled: int | None = None) -> DeviceLimits:
-    """The best rates of a few products in float32 and bfloat16, and of a few passes in place over a large tensor.
+    """The best rates of a few products in float32 and bfloat16, and of a few in-place passes over a large tensor.
 
-    Optimizers write to the memory that they have read. A copy to other memory would move half as much again, since the
-    processor reads memory before it overwrites it. ``torch.backends.cuda.matmul.allow_tf32`` holds for the products in
-    float32.
+    The passes are in place, because optimizers write to the memory that they have read. A copy to other memory would
+    move half as many bytes again, because a processor reads memory before it overwrites the memory. The setting
+    ``torch.backends.cuda.matmul.allow_tf32`` applies to the products in float32.
 
     Args:
         device: the device.
         side: rows of the matrices; by default a size that takes a fraction of a second on a CPU core, or fills a GPU.
-        scaled: bytes of the tensor that is scaled; by default more than a cache.
+        scaled: bytes of the tensor that is scaled; by default more than the size of a cache.
     """
     kind = "cuda" if device.type == "cuda" else "cpu"
     side, scaled = side or PRODUCT_SIDE[kind], scaled or SCALED_BYTES[kind]

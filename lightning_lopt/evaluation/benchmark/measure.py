@@ -1,4 +1,4 @@
-"""Measures all optimizers on one model in one process: seconds, operations and bytes."""
+"""Measurement of all optimizers on one model in one process: seconds, operations and bytes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lightning_lopt.evaluation.benchmark.workloads import Workload
 from lightning_lopt.evaluation.step_cost import STEADY, Step, synchronised_clock, time_in_turns
 
 RULE_STEPS, BASELINE_STEPS = 3, 12
-"""Steps in which memory is recorded: first steps of a rule are full ones; other optimizers have periods of up to 10."""
+"""Steps in which memory is recorded. A rule makes full steps at first; other optimizers have periods of up to 10."""
 
 
 class _Training:
-    """Computes the gradients of a workload, and restores its initial parameters, so that optimizers are independent."""
+    """Computes the gradients of a workload, and restores the initial parameters, so that optimizers are independent."""
 
     def __init__(self, workload: Workload, autocast: torch.dtype | None) -> None:
         self.workload, self.autocast = workload, autocast
@@ -32,11 +32,11 @@ class _Training:
         self.device = self.params[0].device
         self.prepare()
         self.gradient()
-        self.with_gradient = [param for param in self.params if param.grad is not None]
+        self.params_with_gradient = [param for param in self.params if param.grad is not None]
 
     @property
     def lacks_gradients(self) -> bool:
-        return any(param.grad is None for param in self.with_gradient)
+        return any(param.grad is None for param in self.params_with_gradient)
 
     @torch.no_grad()
     def put_back(self) -> None:
@@ -67,22 +67,22 @@ def measure(
 ) -> ModelResult:
     """Benchmark optimizers on a model.
 
-    The optimizers take turns on the same parameters with the same gradients, new ones at every step. The first 40 steps
-    are not timed; among them, steps of small networks are traced. Optimizers that fail or are not installed are left
+    The optimizers take turns on the same parameters with the same gradients. Each step has new gradients. The first 40
+    steps are not timed; in these steps, small networks are traced. Optimizers that fail or are not installed are left
     out, and the result contains the reason.
 
     Args:
         workload: the model and its batches; its parameters are restored at the end.
         contenders: optimizers by name, including :data:`~lightning_lopt.evaluation.benchmark.optimizers.REFERENCE`.
         repeats: timed steps, >= 1.
-        autocast: type of forward and backward passes under ``torch.autocast``; ``None`` for none.
-        tell: function that gets lines about the progress.
+        autocast: type of forward and backward passes under ``torch.autocast``; ``None`` for no autocast.
+        tell: function that receives lines about the progress.
 
     Raises:
         ValueError: if the reference is missing or fails, or ``repeats`` is below 1.
     """
     if REFERENCE not in contenders:
-        raise ValueError(f"ratios are those over {REFERENCE!r}; put it among the optimizers.")
+        raise ValueError(f"{REFERENCE!r} is the denominator of all ratios; add it to the optimizers.")
     check_sizes(repeats=repeats)
     training = _Training(workload, autocast)
     parameters = sum(param.numel() for param in training.params)
@@ -106,13 +106,13 @@ def measure(
                 left_out[name] = f"{type(error).__name__}: {error}"
             if name in steps and training.lacks_gradients:
                 del steps[name]
-                left_out[name] = "its step takes the gradients away, so that others would have none"
+                left_out[name] = "its step deletes the gradients, which the other optimizers need"
             training.prepare()
             training.gradient()
         if REFERENCE in left_out:
             raise ValueError(f"{REFERENCE} failed on {workload.name}: {left_out[REFERENCE]}")
         tell(f"{workload.name}: {STEADY} + {repeats} training steps")
-        of_gradient, of_steps = time_in_turns(
+        gradient_seconds, step_seconds = time_in_turns(
             training.gradient,
             steps,
             STEADY + repeats,
@@ -126,13 +126,13 @@ def measure(
     figures = [
         Figures(
             name,
-            tuple(of_steps[name][STEADY:]),
+            tuple(step_seconds[name][STEADY:]),
             flops[name],
-            2 * memory[name].state + 3 * traffic,  # gradients have the parameters' size and are read once
+            2 * memory[name].state + 3 * traffic,  # gradients have the size of the parameters, and are read once
             memory[name].state / parameters,
             memory[name].peak / parameters,
         )
         for name in steps
     ]
-    gradient = tuple(of_gradient[STEADY:])
+    gradient = tuple(gradient_seconds[STEADY:])
     return ModelResult(workload.name, parameters, len(training.params), gradient, tuple(figures), left_out)

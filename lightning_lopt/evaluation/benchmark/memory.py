@@ -1,8 +1,9 @@
 """Memory of an optimizer: bytes between steps, and further bytes during a step.
 
-On the CPU, ``torch.profiler`` records every allocation and release of torch's allocator, also inside of operators and
-compiled code; the size of the process would not show them, since freed memory stays with the process. On CUDA the
-numbers are ``torch.cuda.memory_allocated`` and ``max_memory_allocated``, without memory that a CUDA graph reserves.
+On the CPU, ``torch.profiler`` records every allocation and release of torch's allocator, including those of operators
+and compiled code. The size of the process would not show them, because freed memory stays with the process. On CUDA the
+numbers are ``torch.cuda.memory_allocated`` and ``max_memory_allocated``; they do not contain the memory that a CUDA
+graph reserves.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ class StepMemory(NamedTuple):
     """Bytes of an optimizer.
 
     Attributes:
-        state: bytes that were allocated since the optimizer was built and not released after a step: its state, and
-            other memory that it keeps.
-        peak: largest number of bytes at one time during a step, beyond those at its beginning.
+        state: bytes that were allocated since the optimizer was built, and are not released after a step: the state of
+            the optimizer and other permanent memory.
+        peak: largest number of further bytes during a step, compared with the beginning of the step.
     """
 
     state: int
@@ -36,8 +37,8 @@ def measured_memory(build: Callable[[], Step], steps: int, device: torch.device)
     """Build an optimizer, make ``steps`` steps and record its memory; the first step does not count for the peak.
 
     Args:
-        build: makes a new optimizer, whose parameters have gradients, and returns a function for one step of it.
-        steps: number of steps, >= 2; the first one creates the state.
+        build: function that makes a new optimizer of parameters with gradients, and returns a function for one step.
+        steps: number of steps, >= 2; the first step creates the state.
         device: device of the parameters.
 
     >>> layer = torch.nn.Linear(1000, 1000)
@@ -64,25 +65,25 @@ def measured_memory(build: Callable[[], Step], steps: int, device: torch.device)
         for event in events
         if event.name() == "[memory]" and event.device_type() == torch._C._autograd.DeviceType.CPU
     )
-    return step, _followed(changes, begins[1:], max(ends))
+    return step, _memory_of_changes(changes, begins[1:], max(ends))
 
 
-def _followed(changes: list[tuple[int, int]], begins: list[int], end: int) -> StepMemory:
-    """Memory computed from times and sizes of allocations and releases, and from the times at which steps begin.
+def _memory_of_changes(changes: list[tuple[int, int]], begins: list[int], end: int) -> StepMemory:
+    """State and peak, from the times and sizes of allocations and releases, and the times at which steps begin.
 
-    >>> _followed([(1, 100), (5, 30), (6, -30), (9, 20), (10, 5), (11, -25)], begins=[4, 8], end=12)
+    >>> _memory_of_changes([(1, 100), (5, 30), (6, -30), (9, 20), (10, 5), (11, -25)], begins=[4, 8], end=12)
     StepMemory(state=100, peak=30)
     """
     level = peak = base = 0
-    waiting = list(begins)
+    later_begins = list(begins)
     for time, size in changes:
         if time > end:
             break
-        while waiting and time >= waiting[0]:
+        while later_begins and time >= later_begins[0]:
             base = level
-            waiting.pop(0)
+            later_begins.pop(0)
         level += size
-        if len(waiting) < len(begins):
+        if len(later_begins) < len(begins):
             peak = max(peak, level - base)
     return StepMemory(level, peak)
 

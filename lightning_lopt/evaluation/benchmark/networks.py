@@ -1,4 +1,4 @@
-"""Networks for benchmarks, built from torch alone, with random weights."""
+"""Networks for benchmarks, with random weights; they need no package besides torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional
 
 
 class Block(nn.Module):
-    """A transformer block: attention and a perceptron of four times the width, normalised before each (pre-norm)."""
+    """A pre-norm transformer block: attention, and a perceptron of four times the width."""
 
     def __init__(self, width: int, heads: int, causal: bool) -> None:
         super().__init__()
@@ -27,14 +27,14 @@ class Block(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """A transformer on tokens, (batch, tokens) integers.
+    """A transformer on tokens, integers of shape (batch, tokens).
 
     Args:
         symbols: size of the vocabulary.
         length: largest number of tokens.
         width, depth, heads: sizes of the blocks.
-        classes: number of classes for a classification by the mean over the tokens; ``None``: every token predicts the
-            next one, with the embedding as output matrix.
+        classes: number of classes for a classification by the mean over the tokens. ``None`` means a language model:
+            each token predicts the next token, and the embedding is the output matrix.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class TextTransformer(nn.Module):
         self.classes = classes
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits, (batch, tokens, symbols) or (batch, classes)."""
+        """Logits of shape (batch, tokens, symbols) or (batch, classes)."""
         x = self.embedding(tokens) + self.position(torch.arange(tokens.shape[1], device=tokens.device))
         x = self.norm(self.blocks(x))
         return self.head(x if self.classes is None else x.mean(1))  # type: ignore[no-any-return]
 
 
 class VisionTransformer(nn.Module):
-    """ViT (https://arxiv.org/abs/2010.11929) on images, (batch, 3, side, side)."""
+    """ViT (https://arxiv.org/abs/2010.11929) on images of shape (batch, 3, side, side)."""
 
     def __init__(self, side: int, patch: int, width: int, depth: int, heads: int, classes: int) -> None:
         super().__init__()
@@ -69,14 +69,14 @@ class VisionTransformer(nn.Module):
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, (batch, classes)."""
+        """Logits of shape (batch, classes)."""
         patches = self.patches(images).flatten(2).transpose(1, 2)
         x = torch.cat([self.token.expand(len(images), -1, -1), patches], 1) + self.position
         return self.head(self.norm(self.blocks(x))[:, 0])  # type: ignore[no-any-return]
 
 
 class Bottleneck(nn.Module):
-    """Three convolutions beside a shortcut, as in ResNet-50 (https://arxiv.org/abs/1512.03385)."""
+    """Three convolutions with a shortcut, as in ResNet-50 (https://arxiv.org/abs/1512.03385)."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
@@ -92,8 +92,8 @@ class Bottleneck(nn.Module):
             nn.ReLU(),
             *convolution(width, outputs, 1, 1),
         )
-        changes = stride > 1 or inputs != outputs
-        self.shortcut = nn.Sequential(*convolution(inputs, outputs, 1, stride)) if changes else nn.Identity()
+        shape_changes = stride > 1 or inputs != outputs
+        self.shortcut = nn.Sequential(*convolution(inputs, outputs, 1, stride)) if shape_changes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` has shape (batch, channels, height, width)."""
@@ -101,7 +101,7 @@ class Bottleneck(nn.Module):
 
 
 def resnet50(classes: int = 1000) -> nn.Module:
-    """ResNet-50 on images, (batch, 3, side, side)."""
+    """ResNet-50 on images of shape (batch, 3, side, side)."""
     blocks: list[nn.Module] = []
     inputs = 64
     for width, count in ((64, 3), (128, 4), (256, 6), (512, 3)):
@@ -121,7 +121,7 @@ def resnet50(classes: int = 1000) -> nn.Module:
 
 
 def small_cnn(classes: int = 10) -> nn.Module:
-    """Three convolutions on images, (batch, 3, 16, 16)."""
+    """Three convolutions on images of shape (batch, 3, 16, 16)."""
     return nn.Sequential(
         nn.Conv2d(3, 32, 3, 2, 1),
         nn.ReLU(),
@@ -136,12 +136,12 @@ def small_cnn(classes: int = 10) -> nn.Module:
 
 
 class ManyTensors(nn.Module):
-    """``count`` matrices of 4 x 16, each applied to an input of its own, (batch, count, 16)."""
+    """``count`` matrices of 4 x 16; each matrix has a separate input. The inputs have shape (batch, count, 16)."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
         self.matrices = nn.ParameterList([0.25 * torch.randn(4, 16) for _ in range(count)])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape (batch, count * 4)."""
+        """The products of matrices and inputs, shape (batch, count * 4)."""
         return torch.einsum("kij,bkj->bki", torch.stack(list(self.matrices)), x).flatten(1)

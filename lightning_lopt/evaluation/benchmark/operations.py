@@ -16,7 +16,7 @@ from lightning_lopt.evaluation.step_cost import Step
 
 
 class _ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts as ``torch.utils.flop_counter.FlopCounterMode`` does, but separately for each type."""
+    """Counts operations like ``torch.utils.flop_counter.FlopCounterMode``, but separately for each type."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -35,10 +35,10 @@ class _ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def operations_of(step: Step, repeats: int = 1) -> dict[str, float]:
-    """Operations in the matrix products of a step by the name of their type, the mean over ``repeats`` steps.
+    """Number of operations in the matrix products of a step by the name of their type, the mean over ``repeats`` steps.
 
-    A multiply-add counts as 2. Compiled code counts as it would without ``torch.compile``. Decompositions (QR,
-    eigenvectors), elementwise operations, and products inside of hand-written kernels are not counted.
+    A multiply-add counts as 2. Compiled code counts in the same way as uncompiled code. Decompositions (QR,
+    eigenvectors), elementwise operations, and products in hand-written kernels are not counted.
 
     >>> matrix = torch.ones(8, 4)
     >>> operations_of(lambda: matrix @ matrix.T)

@@ -1,4 +1,4 @@
-"""The optimizers of a benchmark: learned rules, and others to compare them with, also of other packages."""
+"""The optimizers of a benchmark: learned rules, and hand-designed and learned optimizers for comparison."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from lightning_lopt.io import load_rule
 from lightning_lopt.rules.base import RULES, UpdateRule
 
 LossClosure = Callable[[], Tensor]
-"""Returns the loss of the next step, 0-dim."""
+"""A function that returns the loss of the next step, 0-dim."""
 REFERENCE = "adamw_foreach"
 IN_PEERS = {"pytorch_optimizer"}
 """Packages of the extra ``peers``."""
 
 
 class NotAvailableError(Exception):
-    """An optimizer is not available here; the message says why."""
+    """An optimizer is not available in this installation; the message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Contender:
     """An optimizer that takes part in a benchmark.
 
     Attributes:
-        build: function of the trained tensors and of a function for the loss; makes a new optimizer, and returns a
-            function for one step of it.
+        build: function of the trained tensors and of a function for the loss. It makes a new optimizer, and returns a
+            function for one step.
         period: number of steps after which the work of a step repeats.
-        is_rule: whether it is a rule of this package.
+        is_rule: whether the optimizer is a rule of this package.
     """
 
     build: Callable[[ParamLeaves, LossClosure], Step]
@@ -51,9 +51,9 @@ def _muon(leaves: ParamLeaves, loss: LossClosure) -> Step:
 def _soap_of_heavyball(leaves: ParamLeaves, loss: LossClosure) -> Step:
     module = _imported("heavyball")
     if not leaves[0][1].is_cuda:
-        module.utils.compile_mode = None  # the default of heavyball tries kernels for minutes
+        module.utils.compile_mode = None  # heavyball's default tunes kernels for minutes
     optimizer = module.SOAP(params_of(leaves))
-    optimizer.consume_grad = False  # otherwise it deletes the gradients, which other optimizers need too
+    optimizer.consume_grad = False  # otherwise SOAP deletes the gradients, which other optimizers need too
     step: Step = optimizer.step
     return step
 
@@ -64,7 +64,7 @@ def _soap_of_pytorch_optimizer(leaves: ParamLeaves, loss: LossClosure) -> Step:
 
 
 def _pylo(leaves: ParamLeaves, loss: LossClosure) -> Step:
-    """PyLO's small_fc_lopt: its CUDA kernels if they were built, otherwise plain PyTorch."""
+    """PyLO's small_fc_lopt, with PyLO's CUDA kernels if they were built, otherwise in plain PyTorch."""
     module = _imported("pylo.optim")
     on_cuda = leaves[0][1].is_cuda and hasattr(module, "AdafacLO_CUDA")
     optimizer = (module.AdafacLO_CUDA if on_cuda else module.AdafacLO_naive)(params_of(leaves))
@@ -74,10 +74,10 @@ def _pylo(leaves: ParamLeaves, loss: LossClosure) -> Step:
 def _imported(package: str) -> Any:
     try:
         return importlib.import_module(package)
-    except Exception as error:  # the import of a package may fail in many ways on a machine that it does not support
-        how = f"import {package} failed ({type(error).__name__}: {error})"
+    except Exception as error:  # on an unsupported machine, the import of a package may raise any exception
+        reason = f"import {package} failed ({type(error).__name__}: {error})"
         is_missing = isinstance(error, ModuleNotFoundError) and package in IN_PEERS
-        raise NotAvailableError(f"{how}; {how_to_install('peers')}" if is_missing else how) from error
+        raise NotAvailableError(f"{reason}; {how_to_install('peers')}" if is_missing else reason) from error
 
 
 PEERS: dict[str, Contender] = {
@@ -88,20 +88,20 @@ PEERS: dict[str, Contender] = {
     "soap_pytorch_optimizer": Contender(_soap_of_pytorch_optimizer, period=10),
     "pylo": Contender(_pylo),
 }
-"""Hand-designed optimizers, also of other packages, with their default settings."""
+"""Optimizers of torch and of other packages, with their default settings."""
 
 
 def rule_named(name: str) -> UpdateRule:
     """A rule with embedded weights, or a new rule of a class in :data:`~lightning_lopt.rules.base.RULES`.
 
     Raises:
-        ValueError: if there is none of that name.
+        ValueError: if there is no rule of that name.
     """
     return RULES[name]() if name in RULES else load_rule(name)
 
 
 def rule_contender(rule: UpdateRule, total_steps: int, **options: object) -> Contender:
-    """A rule behind :class:`~lightning_lopt.LearnedOptimizer`.
+    """A rule in :class:`~lightning_lopt.LearnedOptimizer`, as an optimizer of a benchmark.
 
     Args:
         rule: the rule.

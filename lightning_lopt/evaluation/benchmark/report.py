@@ -1,4 +1,4 @@
-"""A benchmark as a table and a picture."""
+"""The results of a benchmark as a table and as a picture."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HEADS = [
 
 
 def table(result: ModelResult, limits: DeviceLimits) -> TextTable:
-    """A row for each optimizer, ratios first."""
+    """A table with a row for each optimizer; the first columns are ratios."""
     rows = [
         [
             one_line(figures.name),
@@ -52,7 +52,7 @@ def table(result: ModelResult, limits: DeviceLimits) -> TextTable:
 
 
 def text(result: ModelResult, limits: DeviceLimits) -> str:
-    """A heading, the table and the optimizers that were left out, as markdown."""
+    """A heading, the table and the reasons for missing optimizers, as markdown."""
     heading = (
         f"{one_line(result.name)}: {result.parameters / 1e6:.3g} million parameters in {result.tensors} tensors; "
         f"forward and backward {1e3 * result.gradient_median:.3g} ms"
@@ -62,9 +62,9 @@ def text(result: ModelResult, limits: DeviceLimits) -> str:
 
 
 def picture(results: Sequence[ModelResult], limits: DeviceLimits) -> Figure:
-    """A row of two panels for each model: the parts of a training step, and bytes for each parameter.
+    """A figure with a row of two panels for each model: the parts of a training step, and bytes for each parameter.
 
-    A black tick in a bar of the first panel marks the floor of the optimizer's step on the device.
+    A black tick in a bar of the first panel marks the least time of the optimizer's step on the device (floor).
     """
     most_optimizers = max(len(result.figures) for result in results)
     figure = empty_figure(10.0, len(results) * (0.3 * most_optimizers + 1.0) + 0.5)
@@ -84,7 +84,7 @@ def picture(results: Sequence[ModelResult], limits: DeviceLimits) -> Figure:
             end = gradient + means[place]
             ratio = f"{result.training_ratio(figures):.2f}×"
             time_panel.annotate(ratio, (end, place), (3, 0), textcoords="offset points", va="center")
-        time_panel.set(title=f"{one_line(result.name)}: training step", xlabel="ms, mean; × that with AdamW")
+        time_panel.set(title=f"{one_line(result.name)}: training step", xlabel="ms, mean; numbers: ratio to AdamW")
         time_panel.set_xlim(0, 1.25 * (gradient + max(means)))
         memory_panel.barh(places, [figures.state for figures in result.figures], color="tab:green", label="state")
         memory_panel.barh(
@@ -92,7 +92,7 @@ def picture(results: Sequence[ModelResult], limits: DeviceLimits) -> Figure:
             [figures.peak for figures in result.figures],
             left=[figures.state for figures in result.figures],
             color="tab:orange",
-            label="peak of a step, beyond the state",
+            label="peak of a step, in addition to the state",
         )
         memory_panel.set(
             title=f"{result.parameters / 1e6:.3g} million parameters: memory", xlabel="bytes per parameter"

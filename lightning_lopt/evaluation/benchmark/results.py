@@ -1,4 +1,4 @@
-"""The results of a benchmark, and numbers that follow from them."""
+"""The results of a benchmark, and numbers derived from them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Figures:
         seconds: seconds of consecutive steps.
         flops: mean number of operations in the matrix products of a step, by type; see
             :func:`~lightning_lopt.evaluation.benchmark.operations.operations_of`.
-        moved: bytes that any step has to move: state and parameters read and written once, gradients read once.
+        moved: bytes that any step must move: state and parameters are read and written once, gradients are read once.
         state: bytes between steps, per parameter.
         peak: largest number of further bytes during a step, per parameter.
     """
@@ -34,12 +34,12 @@ class Figures:
 
     @property
     def median(self) -> float:
-        """Seconds of a step."""
+        """Median seconds of a step."""
         return statistics.median(self.seconds)
 
     @property
     def mean(self) -> float:
-        """Seconds of a step."""
+        """Mean seconds of a step."""
         return statistics.fmean(self.seconds)
 
     @property
@@ -48,7 +48,7 @@ class Figures:
         return max(self.seconds)
 
     def floor(self, limits: DeviceLimits) -> float:
-        """Lower bound for the seconds of a step with these operations and bytes on the device."""
+        """Lower bound of the seconds of a step with these operations and bytes on the device."""
         return max(limits.seconds_of_products(self.flops), limits.seconds_of_bytes(self.moved))
 
 
@@ -61,7 +61,7 @@ class ModelResult:
         parameters, tensors: number of trained parameters and tensors.
         gradient: seconds of forward and backward passes.
         figures: figures of each optimizer, including the reference.
-        left_out: reasons by the names of optimizers that were not measured.
+        left_out: reasons why optimizers were not measured, by name.
     """
 
     name: str
@@ -73,7 +73,7 @@ class ModelResult:
 
     @property
     def gradient_median(self) -> float:
-        """Seconds of a forward and backward pass."""
+        """Median seconds of a forward and backward pass."""
         return statistics.median(self.gradient)
 
     @property
@@ -82,15 +82,15 @@ class ModelResult:
         return next(figures for figures in self.figures if figures.name == REFERENCE)
 
     def ratio(self, figures: Figures) -> float:
-        """Median time of a step divided by that of the reference."""
+        """Median time of a step, divided by the reference's median time."""
         return figures.median / self.reference.median
 
     def ratio_of_means(self, figures: Figures) -> float:
-        """Mean time of a step divided by that of the reference."""
+        """Mean time of a step, divided by the reference's mean time."""
         return figures.mean / self.reference.mean
 
     def training_ratio(self, figures: Figures) -> float:
-        """Mean time of a whole training step (forward, backward and optimizer) divided by that with the reference."""
+        """Mean time of a training step (forward, backward and optimizer), divided by the time with the reference."""
         return (self.gradient_median + figures.mean) / (self.gradient_median + self.reference.mean)
 
     def share(self, figures: Figures) -> float:
@@ -98,7 +98,7 @@ class ModelResult:
         return figures.mean / (self.gradient_median + figures.mean)
 
     def to_json(self, limits: DeviceLimits) -> dict[str, Any]:
-        """JSON values, all times in seconds and memory in bytes."""
+        """JSON values; times are in seconds, and memory is in bytes."""
         return {
             "model": self.name,
             "parameters": self.parameters,

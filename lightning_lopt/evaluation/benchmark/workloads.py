@@ -46,16 +46,16 @@ class Workload:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a named workload is built.
+    """Instructions for building a named workload.
 
     Attributes:
         about: description for readers.
-        build: makes the model, with random weights.
-        inputs: shape of one input; integers below ``symbols`` if that is given, otherwise normal numbers.
-        batch: examples in a mini-batch.
-        symbols: size of the vocabulary.
-        classes: number of classes of labels; ``None``: a text model predicts the next token, any other model a target 0
-            with squared error.
+        build: function that makes the model, with random weights.
+        inputs: shape of one input. Inputs are random integers below ``symbols``, or normal numbers without ``symbols``.
+        batch: number of examples in a mini-batch.
+        symbols: size of the vocabulary of a text model; ``None`` for other models.
+        classes: number of classes of labels. ``None`` means: a text model predicts the next token, and any other model
+            is trained with the squared error to 0.
     """
 
     about: str
@@ -126,15 +126,15 @@ RECIPES: dict[str, Recipe] = {
 
 
 def check_recipe(name: str, length: int | None = None) -> None:
-    """Check that a recipe exists, and that it has the length that is asked for.
+    """Check that a recipe exists, and that it is a text model if ``length`` is not ``None``.
 
     Raises:
-        ValueError: if there is no such recipe, or it has no length.
+        ValueError: if there is no such recipe, or a ``length`` is given for a model that does not read text.
     """
     if name not in RECIPES:
         raise ValueError(f"there is no model {name!r}; use FILE.py:NAME or one of {', '.join(map(repr, RECIPES))}.")
     if length is not None and RECIPES[name].symbols is None:
-        raise ValueError(f"the model {name!r} reads no text; leave the length out.")
+        raise ValueError(f"the model {name!r} does not read text; leave the length out.")
 
 
 def named_workload(
@@ -152,12 +152,12 @@ def named_workload(
         name: key of the recipe.
         device: device of the workload.
         dtype: type of parameters and images.
-        batch: examples in a mini-batch; by default those of the recipe.
-        length: tokens of a text; by default those of the recipe.
+        batch: number of examples in a mini-batch; ``None`` for the recipe's number.
+        length: number of tokens of a text; ``None`` for the recipe's number.
         seed: seed of weights and data.
 
     Raises:
-        ValueError: if there is no such recipe, or it has no length.
+        ValueError: in the cases of :func:`check_recipe`.
     """
     check_recipe(name, length)
     recipe = RECIPES[name]
@@ -188,15 +188,15 @@ def named_workload(
 
 
 def users_workload(model: str, datamodule: str | None, device: torch.device) -> Workload:
-    """A LightningModule of a user's file with the first batches of its data, read as ``assess`` does.
+    """A LightningModule of a user's file with the first batches of its data; both are read in the way of ``assess``.
 
     Args:
-        model: ``FILE.py:NAME``, a class or a function that builds one.
-        datamodule: the same for a data module; ``None`` for the dataloaders of the module.
+        model: ``FILE.py:NAME`` of a LightningModule class, or of a function that builds a module.
+        datamodule: ``FILE.py:NAME`` of a data module; ``None`` for the dataloaders of the module.
         device: device of the workload.
 
     Raises:
-        ValueError: with one sentence, if it cannot be used.
+        ValueError: with one sentence, if the module or its data cannot be used.
     """
     from lightning_lopt.tasks.module_with_data import ModuleWithData
     from lightning_lopt.user_files import load_object
@@ -205,9 +205,9 @@ def users_workload(model: str, datamodule: str | None, device: torch.device) -> 
     data = None if datamodule is None else load_object(datamodule)()
     users_module = ModuleWithData(lambda: build().to(device), data, None, total_steps=1000)
     (step,) = users_module.copies(1)
-    turn = iter(range(10**9))
+    counter = iter(range(10**9))
 
     def batch() -> Any:
-        return users_module.first[next(turn) % len(users_module.first)]
+        return users_module.first[next(counter) % len(users_module.first)]
 
     return Workload(model, step.module, batch, lambda batch: step.loss_in(step(batch)))

@@ -1,4 +1,4 @@
-"""Metrics of optimizers: pure functions of measurements, and torchmetrics over a suite of problems."""
+"""Metrics of optimizers: pure functions of measurements, and torchmetrics classes for a suite of problems."""
 
 from lightning_lopt.evaluation.metrics.base import (
     CAP,

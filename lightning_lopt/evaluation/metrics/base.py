@@ -1,6 +1,6 @@
 r"""Metrics of a suite as torchmetrics: one scale of losses, scores of runs, their statistics, and bootstrap intervals.
 
-A loss L of a task with the uninformed loss s (``loss_scale``, the loss of a model with a constant prediction) becomes
+The uninformed loss s of a task (``loss_scale``) is the loss of a model with a constant prediction. A loss L becomes
 :math:`\ell = \min(L / s, 1.5)`; a loss that is not finite becomes 1.5. Metrics are updated with the runs of an
 optimizer and of a reference, problem by problem, on any process.
 
@@ -29,13 +29,13 @@ LEVEL = 0.95
 _AT_ONCE = 4_000_000  # entries of one block of resamples
 
 FLOOR = 0.01
-"""In units of the uninformed loss; differences below this value hardly matter: such losses come from memorising."""
+"""Floor f of losses, in units of the uninformed loss; differences below it hardly matter (memorised training data)."""
 
 CAP = 1.5
-"""In units of the uninformed loss; larger losses count as this value, and as diverged."""
+"""Cap of losses, in units of the uninformed loss; a run with a larger final loss has diverged."""
 
 Statistic = Callable[[Tensor], Tensor]
-"""Scores of shape ``(..., P, S)`` to ``(...)``."""
+"""A function from scores of shape ``(..., P, S)`` to values of shape ``(...)``."""
 
 
 def relative(losses: Tensor, loss_scale: float | Tensor) -> Tensor:
@@ -49,8 +49,9 @@ def relative(losses: Tensor, loss_scale: float | Tensor) -> Tensor:
 
 
 def log_ratio(ours: Tensor, reference: Tensor, loss_scale: float | Tensor) -> Tensor:
-    r""":math:`\log \frac{\ell_\text{ours} + f}{\ell_\text{reference} + f}`, f the :data:`FLOOR`: below 0 where ours is
-    lower. Same shape as the losses.
+    r""":math:`\log \frac{\ell_\text{ours} + f}{\ell_\text{reference} + f}` with the :data:`FLOOR` f, same shape.
+
+    The result is below 0 if ours is lower.
 
     >>> log_ratio(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0]), 1.0).sign()
     tensor([-1.,  0.], dtype=torch.float64)
@@ -59,7 +60,7 @@ def log_ratio(ours: Tensor, reference: Tensor, loss_scale: float | Tensor) -> Te
 
 
 def lowest(values: Tensor) -> Tensor:
-    """The lowest over checkpoints, shape ``(V, S)`` to ``(S,)``; NaN counts as infinite.
+    """The lowest value over checkpoints, shape ``(V, S)`` to ``(S,)``; NaN counts as infinite.
 
     >>> lowest(torch.tensor([[1.0, float("nan")], [0.5, 2.0]]))
     tensor([0.5000, 2.0000])
@@ -68,7 +69,7 @@ def lowest(values: Tensor) -> Tensor:
 
 
 def iqm(scores: Tensor) -> Tensor:
-    """Interquartile mean over the last two axes: a quarter of all P·S scores, rounded down, is dropped at each end.
+    """Interquartile mean over the last two axes; it drops a quarter of the P·S scores (rounded down) at each end.
 
     >>> iqm(torch.tensor([[0.0, 1.0, 2.0, 3.0, 100.0]]))
     tensor(2.)
@@ -79,7 +80,7 @@ def iqm(scores: Tensor) -> Tensor:
 
 
 def median(scores: Tensor) -> Tensor:
-    """Median over the last two axes; of an even number the mean of the middle two.
+    """Median over the last two axes; for an even number of scores, the mean of the two middle scores.
 
     >>> median(torch.tensor([[0.0, 1.0, 2.0, 100.0]]))
     tensor(1.5000)
@@ -97,7 +98,7 @@ def mean(scores: Tensor) -> Tensor:
 
 
 def worst(scores: Tensor) -> Tensor:
-    """The largest, over problems, of the median over seeds; 1 where that median is below 1.
+    """The maximum over problems of the median over seeds, and at least 1.
 
     >>> worst(torch.tensor([[0.5, 1.0, 9.0], [2.0, 3.0, 4.0]]))  # the medians of two problems are 1 and 3
     tensor(3.)
@@ -113,21 +114,21 @@ WORST: dict[str, Statistic] = {"worst": worst}
 def interval(
     scores: Tensor, statistic: Statistic, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of ``statistic`` when the S seeds of each problem are drawn anew with replacement.
+    """Percentile bootstrap interval of ``statistic``: the S seeds of each problem are resampled with replacement.
 
-    Problems are not resampled: the interval shows how much the statistic would change with other seeds on the same
-    problems, not with other problems. With one seed its width is 0. The draws depend on the order of the problems, so
-    callers sort them.
+    Problems are not resampled. The interval shows how much the statistic would change with other seeds on the same
+    problems, not with other problems. With one seed the width is 0. The draws depend on the order of the problems, so
+    callers sort the problems.
 
     Args:
         scores: one score for each run, shape ``(P, S)``.
-        statistic: what to resample.
-        level: share of resamples inside, in (0, 1).
-        resamples: R, >= 1.
+        statistic: the statistic.
+        level: share of resamples inside the interval, in (0, 1).
+        resamples: number R of resamples, >= 1.
         seed: seed of the draws.
 
     Returns:
-        lower and upper bound.
+        lower and upper bound of the interval.
 
     >>> low, high = interval(torch.tensor([[0.0, 1.0, 2.0]]), mean)
     >>> low < 1.0 < high
@@ -138,8 +139,8 @@ def interval(
     values = []
     for begin in range(0, resamples, block := max(1, _AT_ONCE // scores.numel())):
         shape = (min(block, resamples - begin), problems, seeds)
-        chosen = torch.randint(seeds, shape, generator=draws)
-        values.append(statistic(scores.cpu().expand(shape).gather(-1, chosen)))
+        seed_indices = torch.randint(seeds, shape, generator=draws)
+        values.append(statistic(scores.cpu().expand(shape).gather(-1, seed_indices)))
     bounds = torch.cat(values).quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=scores.dtype))
     return float(bounds[0]), float(bounds[1])
 
@@ -153,7 +154,7 @@ class PairedRuns:
         loss_scale: loss of an uninformed model, > 0.
         ours: measurement of the optimizer.
         reference: measurement of the reference, with the same horizon and number of seeds.
-        step_cost: seconds of one training step with the reference, divided by those with ours; NaN where unknown.
+        step_cost: seconds of a training step with the reference, divided by seconds of a step with ours; NaN: unknown.
 
     Raises:
         ValueError: if horizons or numbers of seeds differ, or ``loss_scale`` is not a positive number.
@@ -170,33 +171,34 @@ class PairedRuns:
     step_cost: float = math.nan
 
     def __post_init__(self) -> None:
-        for what, value, reference_value in (
+        for quantity, value, reference_value in (
             ("horizon", self.ours.horizon, self.reference.horizon),
             ("number of seeds", len(self.ours.final_train), len(self.reference.final_train)),
         ):
             if value != reference_value:
                 raise ValueError(
-                    f"on {self.problem!r} {self.ours.optimizer} has the {what} {value} and {self.reference.optimizer} "
-                    f"{reference_value}; compare runs of the same kind."
+                    f"on {self.problem!r} the {quantity} of {self.ours.optimizer} is {value}, but the {quantity} of "
+                    f"{self.reference.optimizer} is {reference_value}; compare runs with the same {quantity}."
                 )
         if not (math.isfinite(self.loss_scale) and self.loss_scale > 0):
             raise ValueError(f"the loss scale of {self.problem!r} must be a number above 0, got {self.loss_scale!r}.")
 
 
 class PairedMetric(Metric):
-    """One score for each run of each problem, and statistics of all.
+    """A metric with one score for each run of each problem, and statistics of all scores.
 
-    ``update`` takes a :class:`PairedRuns`. ``compute`` gives, for each of :attr:`statistics`, its value and the bounds
+    ``update`` takes a :class:`PairedRuns`. ``compute`` returns the value of each of :attr:`statistics`, and the bounds
     of its 95 % interval (``"iqm"``, ``"iqm_low"``, ``"iqm_high"``), 0-dim float64 each. The problems may be distributed
-    over processes in any way and order; all processes have the same result, that of one process with all problems.
+    over processes in any way and order. All processes have the same result, which equals the result of one process with
+    all problems.
 
     Args:
-        resamples: resamples of the bootstrap, >= 1.
+        resamples: number of resamples of the bootstrap, >= 1.
         seed: seed of the bootstrap.
         kwargs: arguments of ``torchmetrics.Metric``.
 
     Raises:
-        RuntimeError: from ``compute``, if nothing was measured, a problem was measured twice, or numbers of seeds
+        RuntimeError: from ``compute``, without an update, after two updates for one problem, or if numbers of seeds
             differ.
 
     >>> class FinalLoss(PairedMetric):
@@ -220,23 +222,23 @@ class PairedMetric(Metric):
         super().__init__(**kwargs)
         self.resamples = resamples
         self.seed = seed
-        # A process without problems sends an empty tensor of this type; all processes must send the same type.
+        # All processes must send the same type; a process without problems sends an empty tensor of this type.
         self.set_dtype(torch.float64)
         self.add_state("values", default=[], dist_reduce_fx="cat")
         self.add_state("problems", default=[], dist_reduce_fx="cat")
 
     @abstractmethod
     def score(self, runs: PairedRuns) -> Tensor:
-        """A score for each seed, shape ``(S,)``, float64."""
+        """The scores of the runs, one for each seed, shape ``(S,)``, float64."""
 
     def update(self, runs: PairedRuns) -> None:
-        """Add one problem."""
+        """Add the runs of one problem."""
         scores = self.score(runs).to(self.device)
         self.values.append(scores)
         self.problems.append(torch.full_like(scores, _number(runs.problem)))
 
     def compute(self) -> dict[str, Tensor]:
-        """Value and bounds of each statistic."""
+        """The value and the bounds of each statistic."""
         scores = self._matrix()
         results: dict[str, Tensor] = {}
         for name, statistic in self.statistics.items():
@@ -249,20 +251,20 @@ class PairedMetric(Metric):
     def _matrix(self) -> Tensor:
         """All scores by problem and seed, shape ``(P, S)``; the order of problems depends only on their names."""
         if not len(self.values):
-            raise RuntimeError(f"{type(self).__name__} has seen no problem; call update first.")
+            raise RuntimeError(f"{type(self).__name__} has no problem; call update first.")
         values, problems = (
             torch.cat(list(state)) if isinstance(state, list) else state for state in (self.values, self.problems)
         )
         numbers, counts = torch.unique(problems, return_counts=True)
         if int(counts.min()) != int(counts.max()):
             raise RuntimeError(
-                f"{type(self).__name__} has seen from {int(counts.min())} to {int(counts.max())} runs of a problem; "
+                f"{type(self).__name__} has from {int(counts.min())} to {int(counts.max())} runs of a problem; "
                 "give each problem once, all with the same number of seeds."
             )
         return values[problems.argsort(stable=True)].reshape(len(numbers), -1)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """The statistics with their intervals (several results one after another), as figure and axes."""
+        """A figure and axes with the statistics and their intervals; several results are drawn side by side."""
         val = self.compute() if val is None else val
         results = [val] if isinstance(val, Mapping) else list(val)
         if ax is None:
@@ -270,11 +272,11 @@ class PairedMetric(Metric):
 
             _, ax = plt.subplots()
         for name in self.statistics:
-            middle = [float(result[name]) for result in results]
+            centre = [float(result[name]) for result in results]
             low, high = ([float(result[f"{name}_{side}"]) for result in results] for side in ("low", "high"))
-            below = [max(0.0, value - bound) for value, bound in zip(middle, low, strict=True)]
-            above = [max(0.0, bound - value) for value, bound in zip(middle, high, strict=True)]
-            ax.errorbar(range(len(results)), middle, [below, above], marker="o", capsize=4, label=name)
+            below = [max(0.0, value - bound) for value, bound in zip(centre, low, strict=True)]
+            above = [max(0.0, bound - value) for value, bound in zip(centre, high, strict=True)]
+            ax.errorbar(range(len(results)), centre, [below, above], marker="o", capsize=4, label=name)
         ax.set_title(type(self).__name__)
         ax.set_xticks(range(len(results)))
         ax.grid(alpha=0.3)
@@ -283,7 +285,7 @@ class PairedMetric(Metric):
 
 
 def _number(problem: str) -> float:
-    """An integer for a name, the same in all processes, that float64 represents exactly."""
+    """An integer hash of a name; it is the same in all processes, and float64 represents it exactly."""
     return float(int.from_bytes(hashlib.sha256(problem.encode("utf-8", "surrogatepass")).digest()[:6], "big"))
 
 

@@ -1,8 +1,8 @@
-r"""Scores of runs beside those of a reference: final losses on one scale, their ratios, wins, and speed-ups.
+r"""Scores of runs in comparison with a reference: normalised final losses, loss ratios, wins, and speed-ups.
 
 VeLO (Metz et al., 2022, https://arxiv.org/abs/2211.09760) and Celo (Moudgil et al., 2025,
 https://arxiv.org/abs/2501.12670) count the steps that a learned optimizer needs for the final loss of a tuned Adam.
-:func:`step_speedup` counts the steps of the optimizer that ends lower, so that defeats count as much as wins.
+:func:`step_speedup` counts the steps of the optimizer with the lower final loss, so defeats count as much as wins.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from lightning_lopt.evaluation.metrics.base import (
 
 SPLITS = ("train", "valid", "best_valid")
 
-SMOOTHING = 5  # number of windows in the running mean; 5 of them are 5 % of a run
+SMOOTHING = 5  # number of windows in the running mean: 5 % of a run
 
 
 def final_loss(run: Measurement, split: str) -> Tensor:
-    """Loss after the last step on the split ``"train"`` or ``"valid"``, or the lowest of ``"best_valid"``: ``(S,)``.
+    """Loss after the last step (``"train"``, ``"valid"``) or lowest validation loss (``"best_valid"``), ``(S,)``.
 
     >>> run = Measurement.of_losses(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([3.0, 1.5, 2.0]))
     >>> [float(final_loss(run, split)) for split in SPLITS]
@@ -44,7 +44,7 @@ def final_loss(run: Measurement, split: str) -> Tensor:
 
 
 def median_loss(losses: Tensor) -> float:
-    """Median over seeds, for an even number the mean of the middle two; a loss that is not finite counts as infinite.
+    """Median over seeds (for an even number, the mean of the two middle losses); not finite counts as infinite.
 
     >>> median_loss(torch.tensor([0.5, float("nan"), 0.1]))
     0.5
@@ -54,7 +54,7 @@ def median_loss(losses: Tensor) -> float:
 
 
 def wins(ours: Tensor, reference: Tensor, loss_scale: float) -> Tensor:
-    """1 where the loss of ours is lower, 0 where it is higher, 1/2 for a tie; same shape as the losses.
+    """1 if the loss of ours is lower, 0 if the reference's is lower, 1/2 for a tie; same shape as the losses.
 
     Ties are equal losses, two losses below the floor of 1 % of the uninformed loss, and two runs that diverged.
 
@@ -66,15 +66,15 @@ def wins(ours: Tensor, reference: Tensor, loss_scale: float) -> Tensor:
 
 
 def diverged(run: Measurement, loss_scale: float) -> Tensor:
-    """Whether a run has a training loss that is not finite, or ends above 1.5 times the uninformed loss: ``(S,)``.
+    """Whether runs have a training loss that is not finite, or a final loss above 1.5 uninformed losses: ``(S,)``.
 
-    Only training losses count, since a validation loss may exceed that limit by memorising.
+    Only training losses count, because a validation loss may exceed that limit when a model memorises.
 
     >>> diverged(Measurement.of_losses(torch.tensor([[1.0, 1.0], [0.5, 9.0]])), loss_scale=1.0)
     tensor([False,  True])
     """
-    broken = ~run.train.isfinite().all(0) | ~run.final_train.isfinite()
-    return broken | (run.final_train > CAP * loss_scale)
+    is_not_finite = ~run.train.isfinite().all(0) | ~run.final_train.isfinite()
+    return is_not_finite | (run.final_train > CAP * loss_scale)
 
 
 class _OnSplit(PairedMetric):
@@ -83,7 +83,7 @@ class _OnSplit(PairedMetric):
     Args:
         split: ``"train"`` or ``"valid"`` for the loss after the last step, ``"best_valid"`` for the lowest validation
             loss among the checkpoints.
-        kwargs: as for :class:`PairedMetric`.
+        kwargs: arguments of :class:`PairedMetric`.
 
     Raises:
         ValueError: if there is no such split.
@@ -105,10 +105,10 @@ def normalised_loss(ours: Measurement, reference: Measurement, loss_scale: float
 
     .. math:: \frac{\ell - b}{\max(1 - b, f)}
 
-    with :math:`\ell` and the reference's median b in units of the uninformed loss, capped at 1.5, and f = 0.01. It is
-    below 0 where ours is lower. The two fixed points make tasks comparable, as in the evaluations of VeLO and Celo with
-    a tuned Adam. With the best of several baselines as the reference, it is the share of the possible gain that is
-    missed.
+    with :math:`\ell` and the reference's median b in units of the uninformed loss, capped at 1.5, and f = 0.01. The
+    result is below 0 if ours is lower. The two fixed points make tasks comparable, as in the evaluations of VeLO and
+    Celo with a tuned Adam. If the reference is the best of several baselines, the result is the missed share of the
+    possible gain.
 
     >>> ours, reference = (Measurement.of_losses(torch.tensor([1.0, end])) for end in (0.6, 0.2))
     >>> round(float(normalised_loss(ours, reference, loss_scale=1.0)), 3)  # (0.6 - 0.2) / (1 - 0.2)
@@ -119,7 +119,7 @@ def normalised_loss(ours: Measurement, reference: Measurement, loss_scale: float
 
 
 class NormalisedLoss(_OnSplit):
-    """IQM and median of :func:`normalised_loss` over all runs: 0 is the reference, 1 an uninformed model.
+    """IQM and median of :func:`normalised_loss` over all runs: 0 for the reference, 1 for an uninformed model.
 
     >>> ours, reference = (Measurement.of_losses(torch.tensor([1.0, end])) for end in (0.6, 0.2))
     >>> round(float(NormalisedLoss()(PairedRuns("bowl", 1.0, ours, reference))["iqm"]), 3)
@@ -138,8 +138,8 @@ class LossRatio(_OnSplit):
 
     .. math:: \frac{\ell_\text{reference} + f}{\ell_\text{ours} + f}
 
-    Losses are in units of the uninformed loss; with f = 0.01 a memorised training set does not dominate the result.
-    Above 1 where ours is lower.
+    Losses are in units of the uninformed loss. Because of f = 0.01, a memorised training set does not dominate the
+    result. The result is above 1 if ours is lower.
 
     >>> ours, reference = (Measurement.of_losses(torch.tensor([1.0, end])) for end in (0.1, 0.32))
     >>> round(float(LossRatio()(PairedRuns("bowl", 1.0, ours, reference))["iqm"]), 3)  # 0.33 / 0.11
@@ -154,9 +154,9 @@ class LossRatio(_OnSplit):
 
 
 class WorstRegret(_OnSplit):
-    """Factor >= 1 by which ours ends higher than the reference, on its worst problem.
+    """Factor >= 1 by which the final loss of ours is higher than the reference's, on the worst problem for ours.
 
-    It is the largest one, over problems, of the medians over seeds of the loss ratio ours / reference (with the floor
+    The factor is the maximum over problems of the median over seeds of the loss ratio ours / reference (with the floor
     of :class:`LossRatio`), or 1 if ours is never behind.
 
     >>> ours, reference = (Measurement.of_losses(torch.tensor([1.0, end])) for end in (0.32, 0.1))
@@ -172,7 +172,7 @@ class WorstRegret(_OnSplit):
 
 
 class WinRate(_OnSplit):
-    """Share of runs that end lower than the reference's run of the same seed; ties count half (see :func:`wins`).
+    """Share of runs with a lower final loss than the reference's run of the same seed; ties count half (:func:`wins`).
 
     >>> ours, reference = (Measurement.of_losses(torch.tensor([[1.0, 1.0], end])) for end in ([0.1, 0.3], [0.2, 0.2]))
     >>> float(WinRate()(PairedRuns("bowl", 1.0, ours, reference))["mean"])
@@ -202,9 +202,9 @@ class DivergenceRate(PairedMetric):
 
 
 def smoothed(run: Measurement, loss_scale: float) -> Tensor:
-    """Training loss, a mean over the last :data:`SMOOTHING` windows, in units of the uninformed loss: ``(W, S)``.
+    """Running mean of the training loss over :data:`SMOOTHING` windows, in units of the uninformed loss: ``(W, S)``.
 
-    It lies in [:data:`FLOOR`, 1.5]: losses below the floor count as equal.
+    The values lie in [:data:`FLOOR`, 1.5]: losses below the floor count as equal.
 
     >>> smoothed(Measurement.of_losses(torch.tensor([4.0, 2.0, 0.0])), loss_scale=4.0).flatten()
     tensor([1.0000, 0.7500, 0.5000], dtype=torch.float64)
@@ -217,11 +217,11 @@ def smoothed(run: Measurement, loss_scale: float) -> Tensor:
 
 
 def steps_to(run: Measurement, target: Tensor, loss_scale: float) -> Tensor:
-    """Steps made at the end of the first window whose :func:`smoothed` loss is at most ``target``; ``(S,)``.
+    """Number of steps at the end of the first window whose :func:`smoothed` loss is at most ``target``; ``(S,)``.
 
     Args:
         run: a run.
-        target: in units of the uninformed loss, shape ``(S,)``; where it is never reached, the result is infinite.
+        target: loss in units of the uninformed loss, shape ``(S,)``; if it is never reached, the result is infinite.
         loss_scale: the uninformed loss.
 
     >>> steps_to(Measurement.of_losses(torch.tensor([4.0, 2.0, 0.0])), torch.tensor([0.75]), loss_scale=4.0)
@@ -234,22 +234,22 @@ def steps_to(run: Measurement, target: Tensor, loss_scale: float) -> Tensor:
 
 
 def step_speedup(ours: Measurement, reference: Measurement, loss_scale: float) -> Tensor:
-    r"""Steps-to-target speed-up for each seed, shape ``(S,)``; above 1 where ours is faster.
+    r"""Steps-to-target speed-up for each seed, shape ``(S,)``; it is above 1 if ours is faster.
 
-    With T the horizon and :math:`t_a(b)` the first step at which optimizer a has a loss as low as the
-    final loss of optimizer b (both smoothed):
+    T is the horizon, and :math:`t_a(b)` is the first step at which optimizer a has a loss as low as the final loss of
+    optimizer b (both smoothed). The speed-up depends on the final losses:
 
-    - ours ends lower: :math:`T / t_\text{ours}(\text{reference})`;
-    - ours ends higher: :math:`t_\text{reference}(\text{ours}) / T`, the inverse of the speed-up of the reference;
-    - both end on the same level, which includes all levels below the floor of 1 % of the uninformed loss and all runs
-      that diverged: :math:`t_\text{reference} / t_\text{ours}` to that level.
+    - ours is lower: :math:`T / t_\text{ours}(\text{reference})`;
+    - ours is higher: :math:`t_\text{reference}(\text{ours}) / T`, the inverse of the speed-up of the reference;
+    - both are equal: :math:`t_\text{reference} / t_\text{ours}` to that level. All levels below the floor of 1 % of the
+      uninformed loss are equal, and so are all runs that diverged.
 
-    So an optimizer compared with itself has 1, and exchanging the two inverts the result. A plateau at the end of a
-    reference counts against it, as in VeLO's definition, since its whole horizon counts. Times are ends of windows, so
-    the result lies between the number of windows (100) and its inverse; a run that diverges has about the latter.
+    So an optimizer compared with itself has the speed-up 1, and exchanging the optimizers inverts the result. The whole
+    horizon of the reference counts, so a plateau at its end counts against it, as in VeLO's definition. Times are ends
+    of windows, so the result lies between 1/100 and 100 for 100 windows. A diverged run has about 1/100.
 
     >>> ours, reference = (Measurement.of_losses(torch.tensor([1.0, 1.0] + [end] * 8)) for end in (0.4, 0.5))
-    >>> round(float(step_speedup(ours, reference, 1.0)), 3)  # of 10 steps, ours needs 7 until its smoothed loss is 0.5
+    >>> round(float(step_speedup(ours, reference, 1.0)), 3)  # the smoothed loss of ours is 0.5 after 7 of 10 steps
     1.429
     """
     end, reference_end = (smoothed(run, loss_scale)[-1] for run in (ours, reference))
@@ -292,5 +292,5 @@ class WallClockSpeedup(PairedMetric):
 
     def score(self, runs: PairedRuns) -> Tensor:
         if not runs.step_cost > 0:
-            raise ValueError(f"the comparison on {runs.problem!r} has no step_cost; measure what a step takes.")
+            raise ValueError(f"the comparison on {runs.problem!r} has no step_cost; measure the seconds of a step.")
         return step_speedup(runs.ours, runs.reference, runs.loss_scale) * runs.step_cost

@@ -1,4 +1,4 @@
-"""Results as a page, as pictures, and as entries of loggers."""
+"""Reports of results: a page, pictures, and entries of loggers."""
 
 from lightning_lopt.evaluation.report.loggers import log_media
 from lightning_lopt.evaluation.report.numbers import Number, numbers

@@ -1,4 +1,4 @@
-"""Tables, pictures and files of results for loggers of Lightning."""
+"""Logging of tables, pictures and files of results with Lightning's loggers."""
 
 from __future__ import annotations
 
@@ -26,16 +26,22 @@ def log_media(
 ) -> None:
     """Log tables of final losses and metrics, pictures of profile and curves, and files, if ``logger`` supports them.
 
-    Weights & Biases gets the Tables ``<name>/table`` (medians of final losses) and ``<name>/numbers`` (every metric),
-    the Images ``<name>/profile`` and ``<name>/curves``, and Artifacts; TensorBoard gets a text and figures; the CSV
-    logger gets files beside its metrics; other loggers get nothing. Without matplotlib, pictures are left out.
+    ================  =============================================================================================
+    Weights & Biases  Tables ``<name>/table`` (medians of final losses) and ``<name>/numbers`` (all metrics), Images
+                      ``<name>/profile`` and ``<name>/curves``, and Artifacts
+    TensorBoard       a text and figures
+    CSV logger        files in its folder
+    other loggers     no entries
+    ================  =============================================================================================
+
+    Without matplotlib, pictures are left out.
 
     Args:
         logger: the logger.
         results: the results.
         name: prefix of the names of the entries.
         step: step of the entries; ``None`` for the logger's default.
-        artifacts: folders and files by name, which is the type of the Artifact too.
+        artifacts: folders and files by name; the name is also the type of the Artifact.
     """
     if not isinstance(logger, WandbLogger | TensorBoardLogger | CSVLogger):
         return

@@ -1,7 +1,7 @@
-"""The numbers of a report, computed from results alone: its metrics, on groups of problems.
+"""The numbers of a report: metrics on groups of problems. They are computed from results alone.
 
-A new metric is a class in :mod:`lightning_lopt.evaluation.metrics` and an entry of :data:`REPORTED`; tables, page,
-shell and loggers follow.
+A new metric needs a class in :mod:`lightning_lopt.evaluation.metrics` and an entry of :data:`REPORTED`; tables, page,
+shell and loggers then show it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from lightning_lopt.evaluation.metrics import (
 from lightning_lopt.evaluation.results import ProblemResult, Results
 
 Section = Literal["speed and wins", "loss ratios", "worst cases", "groups", "shell", "loggers"]
-"""Tables in which a metric may be a column: the first three stand in the page's summary, and ``"groups"`` has a row for
-seen problems, one for unseen problems and so on."""
+"""Tables in which a metric may be a column. The first three are in the page's summary; ``"groups"`` has a row for each
+group of problems (seen, unseen, ...)."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class ReportedMetric:
     """A metric of a report.
 
     Attributes:
-        label: heading of its column in tables.
-        make: makes the metric.
+        label: heading of the metric's column in tables.
+        make: function that makes the metric.
         statistic: name of the statistic to show.
-        definition: definition in sentences; metrics of one kind share it.
-        sections: tables in which it is a column.
+        definition: definition in sentences; metrics of one kind share a definition.
+        sections: tables in which the metric is a column.
         split: split on which the best baseline is chosen.
-        percent: whether values are shares, shown in percent.
-        digits: decimals of a value that is no share.
-        needs_step_cost: whether it needs measured costs of a step, and is left out without them.
+        percent: whether values are shares, which are shown in percent.
+        digits: number of decimals of a value that is not a share.
+        needs_step_cost: whether the metric needs measured costs of a step; without them, it is left out.
     """
 
     label: str
@@ -57,43 +57,43 @@ class ReportedMetric:
     digits: int = 2
     needs_step_cost: bool = False
 
-    def is_known(self, runs: PairedRuns) -> bool:
+    def is_computable(self, runs: PairedRuns) -> bool:
         """Whether the metric can be computed from these runs."""
         return not (self.needs_step_cost and math.isnan(runs.step_cost))
 
     def text(self, value: float, low: float, high: float) -> str:
-        """Value and interval."""
+        """The value and the interval as text."""
         if self.percent:
             return f"{100 * value:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
         return f"{self._fixed(value)} [{self._fixed(low)}, {self._fixed(high)}]"
 
     def _fixed(self, value: float) -> str:
-        """``value`` with :attr:`digits` decimals, without a minus sign before a zero."""
+        """``value`` with :attr:`digits` decimals; a zero has no minus sign."""
         return f"{round(value, self.digits) + 0.0:.{self.digits}f}"
 
 
 _SPEEDUP = (
-    "Speed-up in steps: steps of the baseline over those of the rule up to the smoothed training loss at which the "
-    "baseline ends, or, where the rule ends higher, at which the rule ends (after VeLO, arXiv "
-    "2211.09760, and Celo, arXiv 2501.12670). Above 1 the rule is faster."
+    "Speed-up in steps: steps of the baseline, divided by steps of the rule, until the smoothed training loss reaches "
+    "a target. The target is the higher one of the two final losses (after VeLO, arXiv 2211.09760, and Celo, arXiv "
+    "2501.12670). Above 1 the rule is faster."
 )
 _WALL_CLOCK = (
-    "Speed-up in seconds: the speed-up in steps times the measured seconds of a training step (gradient and optimizer) "
-    "with the baseline, over those with the rule."
+    "Speed-up in seconds: the speed-up in steps, times the measured seconds of a training step (gradient and "
+    "optimizer) with the baseline, divided by the seconds with the rule."
 )
 _RATIO = (
-    "Loss ratio: the baseline's loss after the last step over the rule's, both with 1 % of the uninformed loss (that "
-    "of a constant prediction) added. Above 1 the rule ends lower. Best validation loss: the lowest among 20 "
-    "checkpoints."
+    "Loss ratio: the baseline's loss after the last step, divided by the rule's loss; 1 % of the uninformed loss (the "
+    "loss of a constant prediction) is added to both. Above 1 the rule's loss is lower. Best validation loss: the "
+    "lowest among 20 checkpoints."
 )
 _WINS = (
-    "Wins: share of runs that end lower than the baseline's run from the same initial model on the same batches; ties, "
-    "among them two losses below 1 % of the uninformed loss, count half."
+    "Wins: share of runs with a lower final loss than the baseline's run from the same initial model on the same "
+    "batches. Ties count half; two losses below 1 % of the uninformed loss are a tie."
 )
-_NORMALISED = "Normalised loss: 0 where the baseline ends, 1 for an uninformed model (a constant prediction)."
+_NORMALISED = "Normalised loss: 0 is the baseline's final loss, 1 that of an uninformed model (constant prediction)."
 _REGRET = (
-    "Worst regret: on the problem where the rule does worst, how many times as high as the baseline it ends (median "
-    "over seeds)."
+    "Worst regret: the rule's final loss, divided by the baseline's (median over seeds), on the problem with the "
+    "largest ratio."
 )
 _DIVERGED = (
     "Diverged: runs with a loss that is not finite, or a final training loss above 1.5 times the uninformed loss."
@@ -161,11 +161,11 @@ REPORTED: dict[str, ReportedMetric] = {
     ),
     "diverged": ReportedMetric("diverged", DivergenceRate, "mean", _DIVERGED, ("worst cases",), percent=True),
 }
-"""Metrics by the name that they have in results, tables and logs; columns of tables follow this order."""
+"""Metrics by their name in results, tables and logs; columns of tables have this order."""
 
 
 def columns(section: Section) -> list[str]:
-    """Names of the metrics that are columns of a table."""
+    """Names of the metrics that are columns of the tables of ``section``."""
     return [name for name, metric in REPORTED.items() if section in metric.sections]
 
 
@@ -186,10 +186,10 @@ SPLIT_NAMES = {"train": "training", "valid": "validation"}
 def groups_of(problem: ProblemResult, trained_on: dict[str, Any]) -> list[str]:
     """The groups to which a problem belongs, by the record of a rule's meta-training.
 
-    Family and data are compared by name, so a problem of a seen family can have unseen data, and the other way round. A
-    problem without a family counts as unseen; a problem without data is in neither group of data. An entry that the
-    record lacks makes no groups. Results on problems on which a rule was chosen among others, by
-    :class:`~lightning_lopt.MetaValidation` for instance, flatter the rule even where their families are unseen.
+    Family and data are compared by name, so a problem of a seen family can have unseen data, and vice versa. A problem
+    without a family counts as unseen; a problem without data is in neither group of data. An entry that the record
+    lacks makes no groups. If a rule was chosen by its results on some problems (for instance by
+    :class:`~lightning_lopt.MetaValidation`), these results flatter the rule, even if their families are unseen.
 
     >>> problem = ProblemResult("p", 2000, 1.0, {}, "image_mlp", "mnist")
     >>> groups_of(problem, {"families": ["image_mlp"], "data": ["digits"]})
@@ -208,7 +208,7 @@ def groups_of(problem: ProblemResult, trained_on: dict[str, Any]) -> list[str]:
 
 
 def groups(problems: Sequence[ProblemResult], trained_on: dict[str, Any]) -> dict[str, list[ProblemResult]]:
-    """All problems, and the groups that are not empty, by name; a problem may be in several groups."""
+    """All problems, and the groups with at least one problem, by name; a problem may be in several groups."""
     by_name = {ALL: list(problems)}
     for group in (SEEN_FAMILIES, UNSEEN_FAMILIES, SEEN_DATA, UNSEEN_DATA, LONGER, CHOSEN):
         members = [problem for problem in problems if group in groups_of(problem, trained_on)]
@@ -243,12 +243,12 @@ class Number:
 
 
 def best_baseline(problem: ProblemResult, against: Sequence[str], split: str) -> str:
-    """The baseline with the lowest median final loss on a split; of equal ones, the first."""
+    """The baseline with the lowest median final loss on a split; among equal baselines, the first."""
     return min(against, key=lambda name: median_loss(final_loss(problem.measurements[name], split)))
 
 
 def references(results: Results) -> list[str]:
-    """Names of what rules are compared with: each baseline and, if there are several, :data:`BEST`."""
+    """Names of the references of the rules: each baseline and, if there are several baselines, :data:`BEST`."""
     return [*results.against, *([BEST] if len(results.against) > 1 else [])]
 
 
@@ -259,14 +259,14 @@ def numbers(results: Results) -> list[Number]:
         for rule, record in results.rules.items()
         for group, problems in groups(results.problems, record.trained_on).items()
         for reference in references(results)
-        for number in _compared(results, rule, reference, group, problems)
+        for number in _numbers_of_pair(results, rule, reference, group, problems)
     ]
 
 
-def _compared(
+def _numbers_of_pair(
     results: Results, rule: str, reference: str, group: str, problems: Sequence[ProblemResult]
 ) -> Iterator[Number]:
-    """Every metric that can be computed of one rule against one reference on a group of problems."""
+    """Every computable metric of one rule against one reference on a group of problems."""
     for key, reported in REPORTED.items():
         pairs = [
             problem.paired_runs(
@@ -274,7 +274,7 @@ def _compared(
             )
             for problem in problems
         ]
-        if not all(map(reported.is_known, pairs)):
+        if not all(map(reported.is_computable, pairs)):
             continue
         metric = reported.make()
         for runs in pairs:

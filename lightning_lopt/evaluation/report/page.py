@@ -1,4 +1,4 @@
-"""``report.html``, one file that loads nothing from elsewhere, and the files beside it; untrusted texts are escaped."""
+"""``report.html``, a page that loads no other file, and the pictures and results beside it; all texts are escaped."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ RESULTS = "results.json"
 PAGE = "report.html"
 STYLE = files(__package__).joinpath("style.css").read_text(encoding="utf-8")
 SUMMARY: tuple[Section, ...] = ("speed and wins", "loss ratios", "worst cases")
-# The browser fetches and runs nothing, whatever a text on the page contains.
+# This policy forbids the browser to fetch or run anything, independent of the texts on the page.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _SIGNS: dict[Comparison, str] = {"ahead": "✔", "mixed": "≈", "behind": "✘"}
-"""Sign of each value of ``standing``, which stands before the sentence of a verdict."""
-_FULL_WIDTH = math.log(4)  # log-ratio of a bar of full width; larger ones are cut
+"""Sign before the sentence of a verdict, by its ``standing``."""
+_FULL_WIDTH = math.log(4)  # log-ratio of a bar of full width; bars of larger log-ratios are cut
 
 
 def write_report(results: Results, folder: str | os.PathLike[str]) -> Path:
-    """Write ``results.json``, ``report.html`` and its pictures as PNG files; returns the path of the page.
+    """Write ``results.json``, ``report.html`` and its pictures as PNG files; return the path of the page.
 
-    Everything on the page is computed from ``results.json``, which has six digits of each loss. Without matplotlib the
-    page has no pictures. Each file is written atomically, the results first.
+    The whole page is computed from ``results.json``, which has six digits of each loss. Without matplotlib the page has
+    no pictures. Each file is written atomically; the results are written first.
 
     Raises:
         OSError: if a file cannot be written.
@@ -82,7 +82,7 @@ def write_report(results: Results, folder: str | os.PathLike[str]) -> Path:
 
 
 def _pictures(results: Results) -> dict[str, bytes]:
-    """PNG files by name; none without matplotlib."""
+    """PNG files by name; without matplotlib, the result is empty."""
     rules, against = list(results.rules), list(results.against)
     try:
         figures = {"profile": profile(results)}
@@ -99,7 +99,7 @@ def page(results: Results, report_numbers: Sequence[Number], pictures: Mapping[s
     Args:
         results: the results.
         report_numbers: the numbers of these results.
-        pictures: PNG files by name: ``"profile"``, and ``"curves_01"``, ``"curves_02"``, ... in the order of problems.
+        pictures: PNG files by name: ``"profile"``, and ``"curves_01"``, ``"curves_02"``, ... in the problems' order.
     """
     rules = ", ".join(label(name) for name in results.rules)
     title = f"{rules} beside {baseline_names(results)}"
@@ -113,8 +113,8 @@ def page(results: Results, report_numbers: Sequence[Number], pictures: Mapping[s
         f"<title>{escaped(title)}</title><style>\n{STYLE}</style></head><body>",
         f"<h1>{escaped(title)}</h1>",
         f'<p class="under">{escaped(suite)}{counted(len(results.problems), "problem")}, '
-        f"{counted(results.seeds, 'seed')} each. Rules are used unchanged; baselines called tuned are tuned for each "
-        "problem, other baselines are not.</p>",
+        f"{counted(results.seeds, 'seed')} each. Rules are used unchanged. Baselines called tuned are tuned for each "
+        "problem; other baselines are not tuned.</p>",
         *(
             f'<p class="verdict {verdict.standing}">{_SIGNS[verdict.standing]} {escaped(verdict.text)}</p>'
             for verdict in verdicts(results, report_numbers)
@@ -142,36 +142,36 @@ def _contents(headings: Sequence[str]) -> str:
 def _sections(
     results: Results, report_numbers: Sequence[Number], pictures: Mapping[str, bytes]
 ) -> dict[str, list[str]]:
-    """The parts of the page by heading, in the order of the page; a heading without parts is left out."""
+    """The parts of the page by heading, in the order of the page; headings without parts are left out."""
     sections = {
         "Summary": [
             *(f"<p>{escaped(paragraph)}</p>" for paragraph in summary(results, report_numbers)),
             *(overall(report_numbers, section, ALL).html() for section in SUMMARY),
-            "<p>Each rule against every other optimizer, by the logarithm of the ratio of final losses: below 0 the "
-            "rule ends lower.</p>",
+            "<p>Each rule against every other optimizer, by the logarithm of the ratio of final losses. Below 0 the "
+            "rule's loss is lower.</p>",
             log_ratios(results).html(),
         ],
         "Untuned against untuned": _if_it_has_rows(
             untuned_table(results),
-            "Rules beside the baselines without tuning: on how many problems a rule ends lower, by the median over "
-            "seeds of the ratio of final losses, both with 1 % of the uninformed loss added.",
+            "Rules and baselines without tuning: the number of problems on which a rule's final loss is lower, by the "
+            "median over seeds of the loss ratio. 1 % of the uninformed loss is added to both losses.",
         ),
-        "How the results are spread": [
+        "Distribution of the results": [
             _picture(pictures, "profile", "share of runs by speed-up, and performance profile")
         ],
         "Seen and unseen": _seen_and_unseen(results, report_numbers),
         "Where rules lose": [
-            "<p>Every problem and split on which a baseline ends lower than a rule by more than 0.1 %. The factor is "
-            "the median over seeds of the rule's final loss over the baseline's from the same initial model, both with "
-            "1 % of the uninformed loss added. The losses are medians over seeds; their ratio may differ from the "
-            "factor.</p>",
+            "<p>Every problem and split on which a baseline's final loss is more than 0.1 % below a rule's. The factor "
+            "is the median over seeds of the rule's final loss, divided by the baseline's from the same initial model; "
+            "1 % of the uninformed loss is added to both. The losses are medians over seeds; their ratio may differ "
+            "from the factor.</p>",
             defeats_table(results).html(empty="No rule loses on any problem."),
         ],
         "Problem by problem": [
             "<p>Loss after the last step, training / validation, medians over seeds. "
             "The first sign is for training, the second for validation, by the median over seeds of the loss ratio: "
-            '<span class="win">✔</span> lower than every baseline, <span class="loss">✘</span> higher than one, '
-            "= within 0.1 % of the best baseline.</p>",
+            '<span class="win">✔</span> lower than every baseline, <span class="loss">✘</span> higher than at least '
+            "one baseline, = within 0.1 % of the best baseline.</p>",
             finals(results.problems, [*results.rules, *results.against], results.against).html(),
             '<p>Speed-up in steps, median over seeds [smallest, largest]. <span class="win">✔</span> faster, '
             '<span class="loss">✘</span> slower.</p>',
@@ -192,7 +192,7 @@ def _sections(
                 for index, problem in enumerate(results.problems, 1)
             ),
         ],
-        "What the numbers mean": [
+        "Definitions of the metrics": [
             "<ul>",
             *(f"<li>{escaped(sentence)}</li>" for sentence in definitions()),
             "</ul>",
@@ -214,7 +214,7 @@ def _seen_and_unseen(results: Results, report_numbers: Sequence[Number]) -> list
     parts = []
     for rule, record in results.rules.items():
         if not record.trained_on:
-            parts.append(f"<p>{escaped(label(rule))} does not say what it was meta-trained on.</p>")
+            parts.append(f"<p>{escaped(label(rule))} has no record of its meta-training.</p>")
             continue
         entries = []
         for key in ("families", "data"):
@@ -235,11 +235,11 @@ def _chosen(results: Results, rule: str) -> str:
     names = [one_line(problem.name) for problem in results.problems if problem.name in chosen]
     if not names:
         return ""
-    return escaped(f" It was chosen among others by its results on {', '.join(names)}: these results flatter the rule.")
+    return escaped(f" It was chosen by its results on {', '.join(names)}, so these results flatter the rule.")
 
 
 def _picture(pictures: Mapping[str, bytes], name: str, description: str) -> str:
-    """A PNG file inside the page, which scrolls separately where the window is narrow."""
+    """A PNG file inside the page; the picture scrolls separately in a narrow window."""
     if name not in pictures:
         return "<p>No picture: matplotlib is not installed.</p>"
     data = base64.b64encode(pictures[name]).decode()
@@ -247,7 +247,7 @@ def _picture(pictures: Mapping[str, bytes], name: str, description: str) -> str:
 
 
 def _charts(results: Results) -> list[str]:
-    """A chart for each rule against each baseline; all but the first are folded."""
+    """A chart for each rule against each baseline; all charts except the first are in folded elements."""
     pairs = [(rule, against) for rule in results.rules for against in results.against]
     parts = []
     for number, (rule, against) in enumerate(pairs):
@@ -255,8 +255,8 @@ def _charts(results: Results) -> list[str]:
         heading = f"{rule_label} against {baseline_label}, problem by problem"
         chart = _chart(results.problems, rule, against)
         legend = (
-            f"<p>Final loss of {rule_label} over that of {baseline_label}, median over seeds, both with "
-            '1 % of the uninformed loss added. <span class="win">✔ and a full bar to the left: lower.</span> '
+            f"<p>Final loss of {rule_label}, divided by that of {baseline_label}, median over seeds; 1 % of the "
+            'uninformed loss is added to both. <span class="win">✔ and a full bar to the left: lower.</span> '
             '<span class="loss">✘ and a hatched bar to the right: higher.</span></p>'
         )
         is_first = number == 0
@@ -266,7 +266,7 @@ def _charts(results: Results) -> list[str]:
 
 
 def _chart(problems: Sequence[ProblemResult], rule: str, against: str) -> str:
-    """A row for each problem, the largest win in validation first, and in it a bar for each split."""
+    """A chart with a row for each problem and a bar for each split; the largest win in validation comes first."""
     rows = []
     for problem in sorted(problems, key=lambda problem: problem.log_ratio(rule, against, "valid")):
         bars = "".join(_bar(word, problem.log_ratio(rule, against, split)) for split, word in SPLIT_NAMES.items())
@@ -277,7 +277,7 @@ def _chart(problems: Sequence[ProblemResult], rule: str, against: str) -> str:
 
 
 def _bar(split: str, log_ratio: float) -> str:
-    """A bar to the left where the rule ends lower, to the right where it ends higher, with the ratio of losses."""
+    """A bar with the ratio of losses: to the left if the rule's loss is lower, to the right if it is higher."""
     kind = outcome(log_ratio)
     sign, word = SIGNS[kind]
     width = round(100 * min(abs(log_ratio) / _FULL_WIDTH, 1.0))
@@ -290,6 +290,6 @@ def _bar(split: str, log_ratio: float) -> str:
 
 
 def _data(report_numbers: Sequence[Number]) -> str:
-    """The numbers as JSON without the characters that could end the HTML element around them."""
+    """The numbers as JSON, without characters that could end the HTML element around the JSON."""
     text = json.dumps([vars(number) for number in report_numbers], allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FASTER: dict[Outcome, str] = {"win": "faster", "tie": "equal", "loss": "slower"}
-"""Words for outcomes of speed-ups."""
+"""Word of each outcome of a speed-up."""
 _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive")
 _GREYS = ("black", "tab:gray", "tab:cyan", "rosybrown", "darkkhaki")
-_RANGE_OPACITY = 0.18  # of the area between the smallest and the largest loss over seeds
+_RANGE_OPACITY = 0.18  # opacity of the area between the smallest and the largest loss over seeds
 
 
 def outcome(log_ratio: float) -> Outcome:
-    """The outcome for a rule, from the log-ratio of its loss over another loss; a difference up to 0.1 % is a tie.
+    """The outcome for a rule, from the log-ratio of its loss to another loss; a difference up to 0.1 % is a tie.
 
     >>> outcome(-0.5), outcome(0.0005), outcome(math.inf)
     ('win', 'tie', 'loss')
@@ -40,13 +40,13 @@ def outcome(log_ratio: float) -> Outcome:
 
 
 def label(name: str) -> str:
-    """The name of an optimizer in a report, without characters that cannot be printed."""
+    """The name of an optimizer in a report; characters that cannot be printed become question marks."""
     sweep = (BASELINES | FINE_TUNING_BASELINES).get(name)
     return one_line(sweep.label if sweep is not None and sweep.label else name)
 
 
 def overall(report_numbers: Sequence[Number], section: Section, group: str | None = None) -> TextTable:
-    """Metrics of each rule against each reference: for one group of problems, or with a row for each group.
+    """Metrics of each rule against each reference, for one group of problems or for each group.
 
     Args:
         report_numbers: the numbers of a report.
@@ -67,7 +67,7 @@ def overall(report_numbers: Sequence[Number], section: Section, group: str | Non
 
 
 def log_ratios(results: Results) -> TextTable:
-    """Each rule against every other optimizer: on how many problems the rule ends lower, and its mean log-ratio.
+    """For each rule and every other optimizer: number of problems on which the rule is lower, and mean log-ratio.
 
     :class:`~lightning_lopt.MetaValidation` scores rules with the same log-ratio,
     :meth:`~lightning_lopt.evaluation.results.ProblemResult.log_ratio`.
@@ -90,9 +90,9 @@ def finals(problems: Sequence[ProblemResult], names: Sequence[str], against: Seq
     """Losses after the last step, training / validation, medians over seeds.
 
     Args:
-        problems: the problems, one row each.
-        names: names of optimizers, one column each.
-        against: names of baselines; the marks of the other optimizers are their outcomes beside the best of these.
+        problems: problems; each has a row.
+        names: names of optimizers; each has a column.
+        against: names of baselines; the marks of the other optimizers are their outcomes against the best baseline.
     """
     rows = [
         [
@@ -157,7 +157,7 @@ def costs(results: Results) -> TextTable:
 
 
 def environment(results: Results) -> TextTable:
-    """The machine and the versions, and the settings and weights of each rule."""
+    """The machine, the versions, and the settings and weights of each rule."""
     rows = [[one_line(key), one_line(str(value))] for key, value in results.environment.items()]
     for name, record in results.rules.items():
         arguments = ", ".join(f"{key}={value!r}" for key, value in record.config.items())
@@ -172,9 +172,9 @@ def baseline_names(results: Results) -> str:
 
 
 def curves(problems: Sequence[ProblemResult], rules: Sequence[str], against: Sequence[str]) -> Figure:
-    """Training and validation losses, a row of two panels for each problem: medians and ranges over seeds.
+    """Training and validation losses in a row of two panels for each problem: medians and ranges over seeds.
 
-    Rules have colours and solid lines; baselines have grey, dashed lines.
+    Rules have coloured solid lines; baselines have grey dashed lines.
     """
     figure = empty_figure(9.6, 2.9 * len(problems) + 0.5)
     panels = figure.subplots(len(problems), 2, squeeze=False)
@@ -197,12 +197,13 @@ def curves(problems: Sequence[ProblemResult], rules: Sequence[str], against: Seq
 
 
 def profile(results: Results) -> Figure:
-    """The distribution of results over runs and problems, which means do not show.
+    """The distribution of results over runs and problems; mean values do not show it.
 
-    Left: the share of runs whose speed-up in steps over a baseline is at least the value on the axis, as in VeLO's
-    figure (https://arxiv.org/abs/2211.09760) and the score distributions of https://arxiv.org/abs/2108.13264. Right: a
-    performance profile (Dolan and Moré, 2002, https://arxiv.org/abs/cs/0102001): the share of runs whose final training
-    loss, over that of the best optimizer on the same problem and seed, is at most the value on the axis.
+    The left panel shows the share of runs whose speed-up in steps over a baseline is at least the value on the axis, as
+    in VeLO's figure (https://arxiv.org/abs/2211.09760) and the score distributions of https://arxiv.org/abs/2108.13264.
+    The right panel is a performance profile (Dolan and Moré, 2002, https://arxiv.org/abs/cs/0102001): the final loss in
+    training of a run is divided by the loss of the best optimizer on the same problem and seed, and the panel shows the
+    share of runs whose ratio is at most the value on the axis.
     """
     figure = empty_figure(9.6, 3.8)
     speedup_panel, ratio_panel = figure.subplots(1, 2)
@@ -278,7 +279,7 @@ def _style(name: str, rules: Sequence[str], against: Sequence[str]) -> dict[str,
 
 
 def _limits(axis: Any, problem: ProblemResult, losses: Sequence[Tensor]) -> None:
-    """Set the limits of the loss axis, logarithmic for positive losses; very large losses are outside of them."""
+    """Set the limits of the loss axis, which is logarithmic for positive losses; very large losses lie outside."""
     values = torch.cat([curve.flatten() for curve in losses])
     values = values[values.isfinite()]
     if not len(values):
@@ -291,6 +292,6 @@ def _limits(axis: Any, problem: ProblemResult, losses: Sequence[Tensor]) -> None
 
 
 def _text(text: str) -> str:
-    """A text for matplotlib, which reads ``$`` as a formula and leaves a name that begins with ``_`` out of legends."""
+    """A text that matplotlib shows unchanged: ``$`` would begin a formula, a first ``_`` would hide a legend entry."""
     line = one_line(text).replace("$", r"\$")
     return f" {line}" if line.startswith("_") else line

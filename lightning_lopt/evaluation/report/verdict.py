@@ -1,4 +1,4 @@
-"""Where a rule wins and where it loses: its defeats, and the sentences of a report."""
+"""Verdicts on rules: their defeats, and the sentences of a report."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ Comparison = Literal["ahead", "mixed", "behind"]
 
 INTERVALS = (
     "Speed-ups, ratios and normalised losses are interquartile means over all runs. Intervals are 95 % percentile "
-    "intervals of a bootstrap that resamples seeds within each problem (arXiv 2108.13264): they show what other seeds "
-    "would change, not what other problems would change."
+    "intervals of a bootstrap that resamples seeds within each problem (arXiv 2108.13264). They show the effect of "
+    "other seeds, not of other problems."
 )
 
 
 @dataclass(frozen=True)
 class Defeat:
-    """A rule that ends higher than a baseline, on one problem and split.
+    """A case in which a rule's final loss is higher than a baseline's, on one problem and split.
 
     Attributes:
         rule: name of the rule.
         against: name of the baseline.
         problem: name of the problem.
         split: ``"train"`` or ``"valid"``.
-        factor: median over seeds of the rule's final loss over the baseline's, with a floor added; above :data:`TIE`.
+        factor: median over seeds of the loss ratio rule / baseline, with the floor added; above :data:`TIE`.
         rule_loss: median final loss of the rule.
         baseline_loss: median final loss of the baseline.
-        seeds: number of seeds on which the rule ends higher.
+        seeds: number of seeds for which the rule's loss is higher.
         groups: groups of the problem, see :func:`groups_of`.
     """
 
@@ -63,7 +63,7 @@ class Defeat:
 
 
 def defeats(results: Results) -> list[Defeat]:
-    """All defeats of rules by baselines, the largest factor first."""
+    """All defeats of rules by baselines; the largest factor comes first."""
     return sorted(_defeats(results), key=lambda defeat: -defeat.factor)
 
 
@@ -92,7 +92,7 @@ def _defeats(results: Results) -> Iterator[Defeat]:
 
 
 def untuned_baselines(results: Results) -> list[str]:
-    """Names of the baselines for which tuning chose no learning rate on any problem."""
+    """Names of the baselines without tuning on any problem."""
     return [
         name
         for name in results.against
@@ -101,20 +101,20 @@ def untuned_baselines(results: Results) -> list[str]:
 
 
 def problems_lower(results: Results, rule: str, baseline: str, split: str) -> int:
-    """Number of problems on which ``rule`` ends below ``baseline``, by the log-ratio of the final losses on a split."""
+    """Number of problems on which the final loss of ``rule`` is below that of ``baseline``, by their log-ratio."""
     return sum(problem.log_ratio(rule, baseline, split) < 0 for problem in results.problems)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a rule is better than a baseline.
+    """The verdict on a rule in comparison with a baseline.
 
     Attributes:
         rule: name of the rule.
         against: name of the baseline.
-        standing: ``"ahead"`` where the rule ends lower on more than half of the problems, in training and in
-            validation, and is not slower in seconds; ``"behind"`` where the rule ends lower on fewer than half of them
-            in both; ``"mixed"`` otherwise.
+        standing: ``"ahead"`` if the rule is lower on more than half of the problems, in training and in validation, and
+            is not slower in seconds; ``"behind"`` if the rule is lower on fewer than half of the problems in both
+            splits; ``"mixed"`` otherwise.
         text: the verdict as a sentence.
     """
 
@@ -152,30 +152,30 @@ def _verdict(results: Results, values: Mapping[_Key, Number], rule: str, against
     baseline = label(against)
     standing: Comparison = "mixed"
     if all(ahead) and seconds is not None and seconds.value < 1:  # a lead in steps alone is not called a lead
-        how = f"is ahead of {baseline} in as many steps, but behind it in seconds"
+        clause = f"is ahead of {baseline} in as many steps, but behind it in seconds"
     elif all(ahead):
-        standing, how = "ahead", f"is ahead of {baseline}"
+        standing, clause = "ahead", f"is ahead of {baseline}"
     elif all(behind):
-        standing, how = "behind", f"is behind {baseline}"
+        standing, clause = "behind", f"is behind {baseline}"
     else:
-        how = f"is ahead of {baseline} on some problems, and behind it on others"
+        clause = f"is ahead of {baseline} on some problems, and behind it on others"
     speed = values[rule, against, ALL, "speedup"].value
     text = (
-        f"{label(rule)} {how}: it ends lower on {lower[0]} of {counted(total, 'problem')} in training and on "
+        f"{label(rule)} {clause}: it ends lower on {lower[0]} of {counted(total, 'problem')} in training and on "
         f"{lower[1]} of {total} in validation; its speed-up is {speed:.2f} in steps{clock}."
     )
     if runs := _diverged_runs(results, rule):
-        text += f" {counted(runs, 'run')} of it diverged."
+        text += f" {counted(runs, 'run')} of the rule diverged."
     return Verdict(rule, against, standing, text)
 
 
 def definitions() -> list[str]:
-    """The definitions of the metrics, a text for each kind, and the definition of their intervals."""
+    """The definitions of the metrics (one text for each kind) and of their intervals."""
     return [*dict.fromkeys(metric.definition for metric in REPORTED.values()), INTERVALS]
 
 
 def summary(results: Results, report_numbers: Sequence[Number]) -> list[str]:
-    """Paragraphs on each rule: beside each baseline, on seen and unseen problems, and its defeats."""
+    """Paragraphs on each rule: its comparison with each baseline, its results by group of problems, its defeats."""
     values = _by_key(report_numbers)
     paragraphs = []
     for rule in results.rules:
@@ -196,14 +196,14 @@ def _comparison(results: Results, values: Mapping[_Key, Number], rule: str, agai
     return (
         f"{label(rule)} against {label(against)}, {counted(len(results.problems), 'problem')} with "
         f"{counted(results.seeds, 'seed')}: a speed-up of {speed.value:.2f} in steps (95 % interval {speed.low:.2f} to "
-        f"{speed.high:.2f}){clock}. The rule ends lower in {100 * wins[0]:.0f} % of runs in training and "
+        f"{speed.high:.2f}){clock}. The rule ends lower in {100 * wins[0]:.0f} % of runs in training and in "
         f"{100 * wins[1]:.0f} % in validation (ties count half); {_worst_problem(*regrets)}. "
         f"{_diverged_runs(results, rule)} of {counted(runs, 'run')} diverged."
     )
 
 
 def _worst_problem(training: float, validation: float) -> str:
-    """How high a rule ends on its worst problem, by values of :class:`WorstRegret`, which are at least 1."""
+    """A clause on the final loss on the rule's worst problem, from values of :class:`WorstRegret` (at least 1)."""
     if max(training, validation) <= TIE:
         return "it ends higher on no problem"
     if min(training, validation) > TIE:
@@ -212,12 +212,13 @@ def _worst_problem(training: float, validation: float) -> str:
     lost_split, won_split = SPLIT_NAMES.values() if training > validation else reversed(SPLIT_NAMES.values())
     factor = _factor(max(training, validation))
     return (
-        f"on its worst problem it ends {factor} times as high in {lost_split}, and in {won_split} higher on no problem"
+        f"on its worst problem it ends {factor} times as high in {lost_split}; in {won_split} it ends higher on no "
+        "problem"
     )
 
 
 def _factor(value: float) -> str:
-    """A factor above :data:`TIE`, with enough decimals that it does not read as 1."""
+    """A factor above :data:`TIE`, with so many decimals that the text is not "1.00"."""
     return f"{value:.2f}" if value >= 1.005 else f"{value:.3f}"
 
 
@@ -228,7 +229,7 @@ def _diverged_runs(results: Results, rule: str) -> int:
 def _by_meta_training(results: Results, values: Mapping[_Key, Number], rule: str) -> str:
     """The speed-up and the validation loss ratio on each group of problems."""
     if not results.rules[rule].trained_on:
-        return f"{label(rule)} does not say what it was meta-trained on, so all problems are in one group."
+        return f"{label(rule)} has no record of its meta-training, so all problems are in one group."
     against = BEST if len(results.against) > 1 else results.against[0]
     parts = []
     for group in (SEEN_FAMILIES, UNSEEN_FAMILIES, UNSEEN_DATA, LONGER, CHOSEN):
@@ -238,11 +239,11 @@ def _by_meta_training(results: Results, values: Mapping[_Key, Number], rule: str
                 f"{group} ({speed.problems}): speed-up {speed.value:.2f}, validation loss ratio {ratio.value:.2f}"
             )
     text = "; ".join(parts)
-    return f"{label(rule)} against {label(against)} by what the rule was meta-trained on. {text[:1].upper()}{text[1:]}."
+    return f"{label(rule)} against {label(against)} by groups of meta-training. {text[:1].upper()}{text[1:]}."
 
 
 def _defeats_of_rule(results: Results, rule: str) -> str:
-    """On how many problems and splits a rule is behind a baseline, and where its factor is largest."""
+    """A sentence on the number of comparisons in which a rule is behind a baseline, and on the largest factor."""
     behind = [defeat for defeat in defeats(results) if defeat.rule == rule]
     comparisons = 2 * len(results.problems) * len(results.against)
     baselines = baseline_names(results)
@@ -250,14 +251,14 @@ def _defeats_of_rule(results: Results, rule: str) -> str:
         return f"{label(rule)} is behind {baselines} in none of {comparisons} comparisons of final losses."
     worst = behind[0]
     return (
-        f"{label(rule)} is behind {baselines} in {len(behind)} of {comparisons} comparisons of final losses; most on "
-        f"{one_line(worst.problem)} ({SPLIT_NAMES[worst.split]}), where {label(worst.against)} ends {worst.factor:.2f} "
-        "times lower."
+        f"{label(rule)} is behind {baselines} in {len(behind)} of {comparisons} comparisons of final losses. The "
+        f"largest factor is {worst.factor:.2f}, against {label(worst.against)} on {one_line(worst.problem)} "
+        f"({SPLIT_NAMES[worst.split]})."
     )
 
 
 def defeats_table(results: Results) -> TextTable:
-    """Each problem and split on which a rule ends higher than a baseline."""
+    """Each problem and split on which a rule's final loss is higher than a baseline's."""
     losses = ["rule's loss", "baseline's loss"]
     heads = ["rule", "problem", "split", "baseline", "factor", *losses, "seeds behind", "groups of the problem"]
     return TextTable(
@@ -280,7 +281,7 @@ def defeats_table(results: Results) -> TextTable:
 
 
 def untuned_table(results: Results) -> TextTable:
-    """On how many problems each rule ends lower than each untuned baseline; without such baselines, no rows."""
+    """Number of problems on which each rule is lower than each untuned baseline; no rows without such baselines."""
     total = len(results.problems)
     return TextTable(
         ["rule", "against", *(f"lower in {split}" for split in SPLIT_NAMES.values())],

@@ -24,15 +24,15 @@ SUITES: dict[str, Callable[[list[LabelledImages]], list[Problem]]] = {
     "held_out": images.held_out,
     "real": real.problems,
 }
-"""Suites by name, each a function of one or several sets of images; problems without images occur once."""
+"""Suites by name. Each is a function of one or several sets of images; problems without images occur once."""
 
 
 def make_suite(name: str, data: DataLike | None = None) -> list[Problem]:
-    """The problems of a suite; problems on images for each set in ``data``, by default the handwritten digits.
+    """The problems of a suite. Problems on images occur for each set in ``data``; the default is handwritten digits.
 
     Raises:
         ValueError: if there is no such suite, or data cannot be loaded.
-        ImportError: if data or a table comes with scikit-learn, and that is not installed.
+        ImportError: if data or a table comes with scikit-learn, which is not installed.
 
     Example:
         >>> [(problem.name, problem.horizon) for problem in make_suite("tiny")]
@@ -44,19 +44,19 @@ def make_suite(name: str, data: DataLike | None = None) -> list[Problem]:
 
 
 def named_problems(name: str) -> list[Problem]:
-    """The problems of the suite of this name, or those that ``FILE.py:NAME`` names.
+    """The problems of the suite with this name, or of the suite at the address ``FILE.py:NAME``.
 
     Raises:
-        ValueError: if there is no such suite, or the file has none.
+        ValueError: if there is no such suite.
     """
     return load_problems(name) if ":" in name else make_suite(name)
 
 
 def load_problems(address: str) -> list[Problem]:
-    """The problems that ``FILE.py:NAME`` names: a list or tuple, or a function without arguments that returns one.
+    """The problems at ``FILE.py:NAME``: a list or a tuple, or a function without arguments that returns one of these.
 
     Raises:
-        ValueError: with one sentence, if there are no such problems, and for any error of the file or the function.
+        ValueError: with one sentence, if there are no such problems, or the file or the function raises an error.
     """
     problems = load_named(address)
     if callable(problems):
@@ -65,9 +65,9 @@ def load_problems(address: str) -> list[Problem]:
             problems = problems()
     if not isinstance(problems, list | tuple) or not all(isinstance(problem, Problem) for problem in problems):
         raise ValueError(
-            f"{address} is no suite; it must be a list of lightning_lopt.evaluation.Problem, or a function without "
-            "arguments that returns one."
+            f"{address} is not a suite; it must be a list of lightning_lopt.evaluation.Problem, or a function without "
+            "arguments that returns such a list."
         )
     if not problems:
-        raise ValueError(f"{address} is a suite without a problem; give at least one.")
+        raise ValueError(f"{address} is a suite without a problem; give at least one problem.")
     return list(problems)

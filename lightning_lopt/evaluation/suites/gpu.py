@@ -9,11 +9,11 @@ from lightning_lopt.evaluation.suites.sources import VOCABULARY, excerpt, halves
 from lightning_lopt.tasks import CharTransformerTask, ImageResNetTask, ImageViTTask, LabelledImages
 
 SIDE = 32
-EXAMPLES = 10_000  # largest number of images, since whole splits are measured at once
+EXAMPLES = 10_000  # largest number of images; a whole split is measured at once
 
 
 def problems(sources: list[LabelledImages]) -> list[Problem]:
-    """ViT-S and ResNet-18 on images resized to 32×32, and a character transformer; parameters are made in a run."""
+    """ViT-S and ResNet-18 on images resized to 32×32, and a character transformer; each run makes its parameters."""
     on_images = []
     for source in sources:
         parts, label = halves(source.take(torch.arange(min(EXAMPLES, len(source)))).resized(SIDE)), source.name

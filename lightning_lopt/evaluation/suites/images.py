@@ -1,4 +1,4 @@
-"""The suites ``images`` and ``held_out``: the embedded rule was chosen on them, and its card reports them."""
+"""The suites ``images`` and ``held_out``; the embedded rule was chosen by their results, which its card reports."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from lightning_lopt.tasks import (
 
 
 def problems(sources: list[LabelledImages]) -> list[Problem]:
-    """A perceptron, a convolutional network, a deep perceptron with a bad start, and a long run, on given images."""
+    """A perceptron, a convolutional network, a deep perceptron with a bad start, and a long run, for each image set."""
     return [problem for source in sources for problem in (*shallow(source), deep(source), _long(source))]
 
 
 def held_out(sources: list[LabelledImages]) -> list[Problem]:
-    """Architectures and horizons that the embedded rules were not meta-trained on; text is the standard library's."""
+    """Architectures and horizons without meta-training of the embedded rules; the text is Python's standard library."""
     return [
         *(problem for source in sources for problem in attention_and_residual(source)),
         *language_models(),

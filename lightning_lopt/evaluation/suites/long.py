@@ -1,4 +1,4 @@
-"""The suite ``long``: runs of 10,000 and 25,000 steps, longer than any that the embedded rule was meta-trained on."""
+"""The suite ``long``: runs of 10,000 and 25,000 steps, longer than all runs in the embedded rule's meta-training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STEPS, MORE_STEPS = 10_000, 25_000
 
 
 def problems(sources: list[LabelledImages]) -> list[Problem]:
-    """Two small problems and a language model of 10,000 steps, a regression of 25,000."""
+    """Two small problems and a language model with 10,000 steps, and a regression with 25,000 steps."""
     return [*long_runs(STEPS, sources), language_model(STEPS), regression(MORE_STEPS)]
 
 
@@ -23,7 +23,7 @@ def long_runs(horizon: int, data: DataLike | None = None) -> list[Problem]:
 
     Args:
         horizon: inner steps of each problem.
-        data: images, as for :func:`~lightning_lopt.evaluation.suites.make_suite`; one problem on each set.
+        data: images, as for :func:`~lightning_lopt.evaluation.suites.make_suite`; there is one problem on each set.
     """
     noisy = [
         Problem(f"{source.name}-noisy-{horizon}", noisy_labels(source, 0.2), horizon, "image_mlp", source.name)
@@ -47,7 +47,7 @@ def language_model(horizon: int, index: int = 0) -> Problem:
 
 
 def regression(horizon: int, seed: int = 0) -> Problem:
-    """Values of a synthetic table by a small perceptron, in small batches; the suite has the table of seed 0."""
+    """A small perceptron that predicts values of a synthetic table, in small batches; the suite has seed 0."""
     table = draw_value_table(generator(seed, "long"))
     train, valid = table.split(0.2, generator(seed, "split"), 512)
     train = with_noise(train, 0.1, generator(seed, "noise"))  # noise makes small steps at the end lower the loss

@@ -1,4 +1,4 @@
-"""The suite ``real``: eight common kinds of models, minutes per run on one thread of a CPU."""
+"""The suite ``real``: eight common kinds of models; a run takes minutes on one thread of a CPU."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from lightning_lopt.tasks.text_classifier import pieces_of
 VOCABULARY = 96
 SIDE = 32
 SMALLEST_SIDE = 24
-"""Images with a shorter side than this many pixels are too coarse for the residual network."""
+"""Least side (pixels) of images for the residual network; smaller images are too coarse."""
 MAX_TRAIN, MAX_VALID = 2000, 300  # largest numbers of images; whole splits are measured at once
-CLASSES, SHOTS, VALID_SHOTS = 8, 40, 64  # classes, and pieces of text of each, in the fine-tuning problem
+CLASSES, SHOTS, VALID_SHOTS = 8, 40, 64  # numbers of classes and of pieces of text per class in the fine-tuning problem
 PIECE = 48
 
 
@@ -41,7 +41,7 @@ def problems(sources: list[LabelledImages], text: TextLike | None = None) -> lis
     """Three problems on each set of images, two language models, a fine-tune, a table, and a policy.
 
     ========================= ======= ====================================================================
-    problem                   steps   what is trained
+    problem                   steps   model and data
     ========================= ======= ====================================================================
     ``*-transformer-0.8m``    2,000   causal transformer, 4 blocks of width 128, 12 windows of 64
     ``*-resnet-18-half``      400     ResNet-18 of half width, batch normalisation, 32 × 32 images
@@ -53,31 +53,31 @@ def problems(sources: list[LabelledImages], text: TextLike | None = None) -> lis
     ``modules-finetune``      2,000   classifier on a pretrained language model, 320 pieces of text
     ========================= ======= ====================================================================
 
-    The residual network has fewer steps than the other problems, since one of its steps takes 0.3 seconds.
+    The residual network has fewer steps than the other problems, because one of its steps takes 0.3 seconds.
 
-    The given images are resized for all networks. Only if their shorter side is below 24 pixels, as for the handwritten
-    digits, the residual network has synthetic images of 32 × 32 pixels instead, since enlarged images would have no
-    details. All such sets share one problem.
+    The given images are resized for all networks. Images with a side below 24 pixels, for instance the handwritten
+    digits, are an exception: enlarged images would have no details, so the residual network has synthetic images of
+    32 × 32 pixels instead. All such sets share one problem.
 
     Args:
         sources: sets of images.
         text: one or several texts for the language models, see :func:`~lightning_lopt.tasks.text.resolve_texts`;
-            ``None`` means sources of Python's standard library that no rule was meta-trained on. The fine-tuning
-            problem always has these sources.
+            ``None`` means sources of Python's standard library that meta-training never uses. The fine-tuning problem
+            always has these sources.
 
     Raises:
-        ValueError: if a text cannot be loaded, or this Python has no sources.
+        ValueError: if a text cannot be loaded, or this Python installation has no sources.
 
     Example:
         >>> [problem.name for problem in problems([synthetic_images()])][:3]
         ['python-transformer-0.8m', 'python-gru', 'parts-resnet-18-half']
     """
     large = [source for source in sources if min(source.shape[1:]) >= SMALLEST_SIDE]
-    drawn = [] if len(large) == len(sources) else [synthetic_images()]
+    synthetic = [] if len(large) == len(sources) else [synthetic_images()]
     on_images = [problem for source in sources for problem in (_unet(source), _flow(source))]
     return [
         *_language_models(text),
-        *(_resnet(source) for source in (*large, *drawn)),
+        *(_resnet(source) for source in (*large, *synthetic)),
         *on_images,
         _table(),
         _policy(),
@@ -88,7 +88,8 @@ def problems(sources: list[LabelledImages], text: TextLike | None = None) -> lis
 def synthetic_images() -> LabelledImages:
     """2,300 images of ten classes that share their parts, shape ``(2300, 1, 32, 32)``.
 
-    :func:`~lightning_lopt.tasks.finetune.synthetic_images.draw_images` draws them at half the size; they are enlarged.
+    :func:`~lightning_lopt.tasks.finetune.synthetic_images.draw_images` draws the images at half the size; then they are
+    enlarged.
     """
     return draw_images(
         generator(0, "real", "images"), 10, MAX_TRAIN + MAX_VALID, SIDE // 2, parts=8, noise=0.5
@@ -98,8 +99,8 @@ def synthetic_images() -> LabelledImages:
 def _train_and_valid(images: LabelledImages, side: int) -> tuple[LabelledImages, LabelledImages]:
     """At most 2,000 standardised images for training, and at most 300 other images for validation."""
     order = torch.randperm(len(images), generator=generator(0, "real", "images"))[: MAX_TRAIN + MAX_VALID]
-    chosen = images.take(order).resized(side).standardised()
-    return chosen.split(MAX_VALID / (MAX_TRAIN + MAX_VALID), generator(0, "split"), MAX_VALID)
+    selected_images = images.take(order).resized(side).standardised()
+    return selected_images.split(MAX_VALID / (MAX_TRAIN + MAX_VALID), generator(0, "split"), MAX_VALID)
 
 
 def _resnet(source: LabelledImages) -> Problem:
@@ -120,7 +121,7 @@ def _flow(source: LabelledImages) -> Problem:
 
 
 def _language_models(text: TextLike | None) -> list[Problem]:
-    """Language models of all texts, with the last tenth of each text held out; rare characters become one token."""
+    """Language models of all texts; each text's last tenth is for validation, and rare characters become one token."""
     texts = _library_texts() if text is None else resolve_texts(text)
     name = "python" if text is None else texts[0].name
     alphabet = texts[0].alphabet[:VOCABULARY]
@@ -153,7 +154,7 @@ def _policy() -> Problem:
 
 
 def _fine_tune() -> Problem:
-    """Classification of pieces of text by their module; the body is a language model of the first seven tenths."""
+    """Classification of pieces of text by module; the body is pretrained on the first seven tenths of each text."""
     texts = _library_texts()
     alphabet = texts[0].alphabet[:VOCABULARY]
     tokens = [text_tokens.in_alphabet(alphabet) for text_tokens in texts]

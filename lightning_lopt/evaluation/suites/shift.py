@@ -1,4 +1,4 @@
-"""The suite ``shift``: common difficulties of training, one at a time, on small networks."""
+"""The suite ``shift``: common difficulties of training on small networks; each problem has one difficulty."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from lightning_lopt.tasks.transforms import ChangingDataTask, FrozenTask, HeavyT
 
 
 def problems(sources: list[LabelledImages]) -> list[Problem]:
-    """Noisy labels, tiny and huge batches, heavy-tailed gradients, initial weights too large and too small, half of
-    the network frozen, and data that change during the run."""
+    """Eight problems on each set of images: noisy labels, tiny and huge batches, heavy-tailed gradients, too large and
+    too small initial weights, a half-frozen network, and data that change during the run."""
     return [problem for source in sources for problem in _shifts(small_images(source))]
 
 
@@ -35,10 +35,12 @@ def _shifts(data: LabelledImages) -> list[Problem]:
 
 
 def _changing(data: LabelledImages, horizon: int) -> Task:
-    """A perceptron whose images are inverted and have their pixels permuted for the first half of the run."""
-    halves_of = {}
-    for changed in (False, True):
-        variety = Variety(seed=2, classes=data.classes, permuted=changed, inverted=changed)
-        halves_of[changed] = variety.apply(data.standardised(), 0.2, 1000)
-    plain_task, changed_task = (ImageMLPTask(*halves_of[changed], (64, 64), batch_size=32) for changed in (False, True))
+    """A perceptron whose images are inverted, with permuted pixels, for the first half of the run."""
+    splits = {}
+    for is_changed in (False, True):
+        variety = Variety(seed=2, classes=data.classes, permuted=is_changed, inverted=is_changed)
+        splits[is_changed] = variety.apply(data.standardised(), 0.2, 1000)
+    plain_task, changed_task = (
+        ImageMLPTask(*splits[is_changed], (64, 64), batch_size=32) for is_changed in (False, True)
+    )
     return ChangingDataTask(plain_task, changed_task, horizon // 2)

@@ -1,4 +1,4 @@
-"""The suite ``small``: small models of every kind, 200 to 500 steps each, seconds on a CPU."""
+"""The suite ``small``: small models of many kinds with 200 to 500 steps; a run takes seconds on a CPU."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from lightning_lopt.tasks.synthetic_tables import draw_class_table
 from lightning_lopt.tasks.transforms import GivenStartTask
 
 START_STEPS, START_RATE, START_EXAMPLES = 150, 0.3, 1000
-DECADES = 6  # from the smallest to the largest column of the badly scaled table
+DECADES = 6  # ratio of the largest and the smallest column of the badly scaled table, in decades
 
 
 def problems(sources: list[LabelledImages]) -> list[Problem]:
-    """Nine problems on each set of images, two language models, three tables."""
+    """Nine problems on each set of images, two language models, and three tables."""
     on_images = [problem for source in sources for problem in _on_images(small_images(source))]
     return [*on_images, *language_models(), *_tables()]
 
@@ -50,7 +50,7 @@ def _on_images(data: LabelledImages) -> list[Problem]:
 
 
 def fine_tuning(train: LabelledImages, valid: LabelledImages) -> Task:
-    """A perceptron whose body was trained on the first half of the classes, with a fresh head for all classes."""
+    """A perceptron with a body that was trained on the first half of the classes, and a new head for all classes."""
     half = train.classes // 2
     pretraining = ImageMLPTask(_below(train, half), _below(valid, half), (64, 64), "gelu")
     task = ImageMLPTask(train, valid, (64, 64), "gelu", batch_size=32)
@@ -64,9 +64,9 @@ def _below(data: LabelledImages, classes: int) -> LabelledImages:
 
 
 def _trained(task: ImageMLPTask) -> Params:
-    """Parameters after some steps of gradient descent, the same up to rounding on every machine.
+    """Parameters after some steps of gradient descent; they are the same on every machine up to rounding.
 
-    Rounding errors stay small, since batches are whole, steps are not adaptive and the activation is smooth.
+    Rounding errors stay small, because batches are whole, steps are not adaptive and the activation is smooth.
     """
     batch = {name: value[:START_EXAMPLES] for name, value in task.full_batch("train").items()}
     params = task.init(generator(0, "pretraining"))
@@ -77,7 +77,7 @@ def _trained(task: ImageMLPTask) -> Params:
 
 
 def _tables() -> list[Problem]:
-    """Classes of a real table, values of one, and a table whose columns differ by six decades."""
+    """Classes of a real table, values of another real table, and classes of a table with badly scaled columns."""
     cancer = load_table("breast_cancer").split(0.2, generator(0, "split"), None)
     diabetes = load_table("diabetes").split(0.2, generator(0, "split"), None)
     synthetic = draw_class_table(generator(0, "scaled")).split(0.2, generator(0, "split"), None)

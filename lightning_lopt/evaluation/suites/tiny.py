@@ -1,4 +1,4 @@
-"""The suite ``tiny``: three problems for a first test, much less than a minute for one rule."""
+"""The suite ``tiny``: three problems for a first test; one rule takes much less than a minute."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lightning_lopt.tasks import CharTransformerTask, ImageCNNTask, ImageMLPTask
 
 
 def problems(sources: list[LabelledImages]) -> list[Problem]:
-    """A perceptron and a convolutional network on images, a transformer on characters."""
+    """A perceptron and a convolutional network on images, and a transformer on characters."""
     on_images = []
     for source in sources:
         parts, label = halves(small_images(source)), source.name

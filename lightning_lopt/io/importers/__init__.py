@@ -1,4 +1,4 @@
-"""Import of rules in foreign formats, read as data: files of flax (JAX) and of PyLO."""
+"""Import of rules in foreign formats: files of flax (JAX) and of PyLO. The files are read as data."""
 
 from lightning_lopt.io.importers.convert import convert_rule
 from lightning_lopt.io.importers.flax_theta import FLAX_KINDS

@@ -1,4 +1,4 @@
-"""Array formats: names and shapes of θ in foreign files, by which these are recognised and checked."""
+"""Array formats: names and shapes of θ in foreign files. They serve to recognise and check the files."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class ArrayFormat(NamedTuple):
     """Names and shapes of the arrays of a foreign format, and their conversion.
 
     Attributes:
-        sizes: arguments of the rule that follow from shapes: name of the argument to (array, axis).
-        shapes: function from these arguments, by name, to the shape of every array, including unused ones.
+        sizes: arguments of the rule that follow from shapes: (array, axis) by the name of the argument.
+        shapes: function from these arguments, by name, to the shape of every array, including unused arrays.
         values: function from the arrays to the ``state_dict`` of the rule.
     """
 
@@ -35,7 +35,7 @@ class ArrayFormat(NamedTuple):
         """The arguments of the rule that follow from ``shapes``, by name.
 
         Raises:
-            ValueError: with the difference, if they do not have this format.
+            ValueError: if ``shapes`` do not have this format; the message names the difference.
         """
         missing, extra = sorted(self.names() - shapes.keys()), sorted(shapes.keys() - self.names())
         if missing or extra:
@@ -59,9 +59,9 @@ class Kind(NamedTuple):
     Attributes:
         rule: class of the imported rule.
         format: array format of the weights.
-        arguments: arguments of the rule, besides the sizes, that differ from its defaults.
-        on_request: whether this kind is used only if the user names it.
-        note: text for the card: how the rule differs from the original.
+        arguments: arguments of the rule, besides the sizes, that differ from the rule's defaults.
+        on_request: whether this kind is used only if the user asks for it by name.
+        note: text for the card: the difference between the rule and the original.
     """
 
     rule: type[UpdateRule]
@@ -79,30 +79,32 @@ def recognise(
     Args:
         kinds: possible kinds by name.
         shapes: shapes of the arrays by name.
-        requested: name of the kind that the user asks for; ``None`` for the one that fits.
+        requested: name of the kind that the user asks for; ``None`` for the only kind that fits.
         label: name of the file in messages.
 
     Raises:
-        RuleFileError: if none fits, or several do.
+        RuleFileError: if no kind fits, or several kinds fit.
     """
     if requested is not None and requested not in kinds:
         raise RuleFileError(
-            f"{label} cannot hold the rule {show(requested)}; such files hold {', '.join(sorted(kinds))}."
+            f"{label} cannot contain the rule {show(requested)}; such files contain {', '.join(sorted(kinds))}."
         )
-    fitting, wrong = {}, {}
+    fitting, differences = {}, {}
     for name, kind in kinds.items():
         if name == requested or (requested is None and not kind.on_request):
             try:
                 fitting[name] = kind.format.read_sizes(shapes)
             except ValueError as error:
-                wrong[name] = str(error)
+                differences[name] = str(error)
     if len(fitting) == 1:
         return next(iter(fitting.items()))
     if fitting:
-        raise RuleFileError(f"{label} fits the rules {' and '.join(fitting)} alike; say which it is with --rule.")
-    nearest = max(wrong, key=lambda name: _overlap(kinds[name].format.names(), set(shapes)))
-    only = "" if requested is not None else " or any other that can be imported"
-    raise RuleFileError(f"{label} does not hold the rule {nearest}{only} ({wrong[nearest]}); check where it is from.")
+        raise RuleFileError(f"{label} fits the rules {' and '.join(fitting)}; name one of them with --rule.")
+    nearest = max(differences, key=lambda name: _overlap(kinds[name].format.names(), set(shapes)))
+    scope = "" if requested is not None else " or any other rule that can be imported"
+    raise RuleFileError(
+        f"{label} does not contain the rule {nearest}{scope} ({differences[nearest]}); check the source of the file."
+    )
 
 
 def _overlap(first: set[str], second: set[str]) -> float:

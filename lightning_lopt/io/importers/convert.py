@@ -1,4 +1,4 @@
-"""``lightning-lopt convert``: converts a rule from a foreign format, with a card that names its source."""
+"""``lightning-lopt convert``: converts a rule from a foreign format, and writes a card that names the source."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def convert_rule(
 
     Args:
         sources, rule, arguments: as in :func:`import_rule`.
-        to: the folder to write, none of ``sources``.
-        licence: SPDX identifier; by default that of the cards of the sources. If they name none, the card says
-            "unknown".
+        to: the folder to write; it must not be one of ``sources``.
+        licence: SPDX identifier; the default is the licence in the cards of the sources. If these cards name no
+            licence, the new card says "unknown".
 
     Returns:
         ``to`` as a path.
 
     Raises:
-        RuleFileError: if the sources cannot be imported, or the folder not be written.
+        RuleFileError: if the sources cannot be imported, or the folder cannot be written.
 
     Example:
         >>> import tempfile
@@ -58,8 +58,8 @@ def convert_rule(
         raise RuleFileError(f"{Path(to)} is the source of the conversion; choose another folder to write.")
     imported = import_with_origin(*sources, rule=rule, arguments=arguments)
     if licence is None:
-        named = {source.licence for source in imported.sources}
-        licence = (named.pop() if len(named) == 1 else None) or UNKNOWN_LICENCE
+        licences = {source.licence for source in imported.sources}
+        licence = (licences.pop() if len(licences) == 1 else None) or UNKNOWN_LICENCE
     try:
         card = _card(imported, arguments or {}, licence)
     except ValueError as error:
@@ -70,7 +70,7 @@ def convert_rule(
 
 def _card(imported: Imported, arguments: Mapping[str, Any], licence: str) -> Card:
     origins = [_plain(source.origin) for source in imported.sources]
-    lines = [f"Its weights were meta-trained elsewhere and imported as `{imported.kind}`:", ""]
+    lines = [f"The weights were meta-trained in another project and imported as `{imported.kind}`:", ""]
     lines += [f"- `{origin}`, SHA-256 `{x.sha256}`" for origin, x in zip(origins, imported.sources, strict=True)]
     if licence == UNKNOWN_LICENCE:
         lines += ["", "The licence of these weights is unknown: ask their authors before you use or pass them on."]
@@ -84,7 +84,7 @@ def _card(imported: Imported, arguments: Mapping[str, Any], licence: str) -> Car
         title=f"Update rule {imported.rule.rule_name} from {' and '.join(origins)}",
         summary="\n".join(lines),
         recipe=f"```sh\n{command}\n```",
-        limitations="Step sizes, decays and the like are not in the imported files; `config.json` has those used here.",
+        limitations="The imported files contain no step sizes and no decays; `config.json` has the values used here.",
         licence=licence,
     )
 
@@ -95,7 +95,7 @@ def _plain(text: str) -> str:
 
 
 def convert_main(arguments: Sequence[str]) -> int:
-    """The command; returns the exit status."""
+    """Run the command ``convert``, and return the exit status."""
     kinds = sorted({*FLAX_KINDS, *PYLO_KINDS})
     parser = CommandParser(
         "convert",
@@ -105,24 +105,24 @@ def convert_main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("sources", nargs="+", metavar="SRC", help="file, folder or hf://owner/name@revision")
     parser.add_argument("folder", metavar="DST", help="folder to write")
-    parser.add_argument("--rule", choices=kinds, help="kind of rule, where the weights do not show it")
-    parser.add_argument("--licence", help="SPDX identifier, where the source's card names none")
+    parser.add_argument("--rule", choices=kinds, help="kind of rule, if several kinds fit the weights")
+    parser.add_argument("--licence", help="SPDX identifier, if the card of the source names no licence")
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="NAME=JSON",
-        help="an argument of the rule, such as step_mult=0.01",
+        help="an argument of the rule, for instance step_mult=0.01",
     )
     options = parser.parse_args(arguments)
-    chosen: dict[str, Any] = {}
+    rule_arguments: dict[str, Any] = {}
     for text in options.set:
         name, sign, value = text.partition("=")
         if not sign:
             raise RuleFileError(f"--set {text!r} is not of the form NAME=JSON; write for instance step_mult=0.01.")
-        chosen |= parse_json_object(f"{{{json.dumps(name)}: {value}}}".encode(), f"--set {name}")
+        rule_arguments |= parse_json_object(f"{{{json.dumps(name)}: {value}}}".encode(), f"--set {name}")
     folder = convert_rule(
-        *options.sources, to=options.folder, rule=options.rule, arguments=chosen, licence=options.licence
+        *options.sources, to=options.folder, rule=options.rule, arguments=rule_arguments, licence=options.licence
     )
     say(f"wrote {folder}; load it with load_rule({str(folder)!r})")
     return 0

@@ -1,7 +1,7 @@
 """θ in the format of the JAX implementations: google/learned_optimization, and Celo and Celo2, which build on it.
 
-Names are paths in the tree, joined by "/"; a weight matrix has the shape (inputs, outputs), and K copies are the first
-axis.
+Names are paths in the tree, joined by "/". A weight matrix has the shape (inputs, outputs). K copies of a network are
+stacked along the first axis.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from lightning_lopt.rules import (
 PARTS = (1, 1, 1, 3, 1, 3, 1, 3, 1, 3, 3, 3, 3, 3)
 """Inputs of each part of the first layer of VeLO, Celo and Celo2."""
 
-# Indices of these parts, and of the inputs of the first layer of AdafacMLP, as this package orders its layers.
+# This package splits a first layer into inner, outer and time inputs: the indices are those of PARTS (INNER, OUTER) and
+# of the inputs of AdafacMLP (ADAFAC_...).
 INNER, OUTER = (0, 1, 2, 3, 4, 5, 6, 7, 8, 13), (9, 11, 10, 12)
 ADAFAC_INNER = [*range(13), 25, 26, 27]
 ADAFAC_OUTER = [13, 14, 15, 19, 20, 21, 16, 17, 18, 22, 23, 24]
@@ -42,7 +43,7 @@ FLOATS = {name: getattr(torch, name) for name in ("float64", "float32", "float16
 
 
 def _dense(layers: Mapping[str, tuple[int, int]]) -> Shapes:
-    """Layers ``w`` and ``b`` by the path of their module: (inputs, outputs)."""
+    """Shapes of ``w`` and ``b`` of dense layers, from (inputs, outputs) by the path of their module."""
     shapes: Shapes = {}
     for path, (inputs, outputs) in layers.items():
         shapes |= {f"{path}/w": (inputs, outputs), f"{path}/b": (outputs,)}
@@ -55,7 +56,7 @@ def _perceptron_shapes(prefix: str, inputs: int, outputs: int, hidden: int) -> S
 
 
 def _perceptron(prefix: str, normalised: int, theta: Theta) -> dict[str, Tensor]:
-    """The network of MLP and RNN-MLP; inputs from ``normalised`` on are the same for all entries."""
+    """The network of MLP and RNN-MLP; inputs with an index >= ``normalised`` are the same for all entries."""
     values: dict[str, Tensor] = {}
     for layer in range(3):
         path = f"{prefix}mlp/~/linear_{layer}"
@@ -110,13 +111,13 @@ def _adafac(theta: Theta) -> dict[str, Tensor]:
     values |= {f"network.bias_{layer}": theta[f"nn/~/b{layer}"] for layer in range(3)}
     offsets = {"momentum_offsets": "momentum_decays", "second_moment_offset": "rms_decays"}
     offsets |= {"factored_offsets": "adafactor_decays"}
-    # A file without offsets leaves the decays at the values of the arguments.
+    # If a file has no offsets, the decays keep the values of the arguments.
     zeros = {"momentum_offsets": 3, "second_moment_offset": 1, "factored_offsets": 3}
     return values | {name: theta.get(path, first_weight.new_zeros(zeros[name])) for name, path in offsets.items()}
 
 
 def _stack_shapes(lead: Sequence[int], hidden: int) -> Shapes:
-    """The network of VeLO, Celo and Celo2, whose first layer is in parts."""
+    """Shapes of the network of VeLO, Celo and Celo2, whose first layer is split into parts."""
     sizes: Shapes = {f"w0__{index}": (inputs, hidden) for index, inputs in enumerate(PARTS)}
     sizes |= {"w1": (hidden, hidden), "w2": (hidden, 3), "b0": (hidden,), "b1": (hidden,), "b2": (3,)}
     return {f"ff_mod_stack/~/{name}": (*lead, *shape) for name, shape in sizes.items()}
@@ -137,7 +138,7 @@ def _celo2_shapes(hidden: int) -> Shapes:
 
 
 def _mixture_shapes(signals: int, lstm_hidden: int, copies: int, hidden: int) -> Shapes:
-    names = ("linear", "linear_1", "linear_2")  # the first one is unused
+    names = ("linear", "linear_1", "linear_2")  # "linear" is unused
     layers = {f"rnn_params/{name}": (signals, lstm_hidden) for name in names}
     layers |= {"rnn_params/rnn_to_controls": (lstm_hidden, copies), "rnn_params/step_size": (lstm_hidden, 1)}
     return _stack_shapes((copies,), hidden) | _lstm_shapes(lstm_hidden, lstm_hidden) | _dense(layers)
@@ -205,13 +206,13 @@ FLAX_KINDS = {
 
 
 def read_theta(data: bytes, label: str) -> tuple[dict[str, Array], bool]:
-    """The arrays of a file by path, and whether it is a checkpoint of VeLO of the oldest kind, without a config.
+    """The arrays of a file by path, and whether the file has the oldest format, without a config.
 
-    A file holds θ itself (``theta.state``), the ``ParameterCheckpoint`` of google/learned_optimization (its files
-    ``params``), or, the oldest, a tuple with θ in front.
+    A file contains θ alone (``theta.state``), the ``ParameterCheckpoint`` of google/learned_optimization (its files
+    ``params``), or a tuple whose first entry is θ (the oldest format).
 
     Raises:
-        RuleFileError: if it is damaged, or has leaves that are no arrays of numbers.
+        RuleFileError: if the file is damaged, or has leaves that are not arrays of numbers.
     """
     tree, oldest = read_tree(data, label), False
     if tree.keys() == {"params", "gen_id", "step"}:
@@ -223,21 +224,22 @@ def read_theta(data: bytes, label: str) -> tuple[dict[str, Array], bool]:
     return arrays, oldest
 
 
-def _flatten(tree: MsgpackTree | object, path: str, into: dict[str, Array], label: str) -> None:
+def _flatten(tree: MsgpackTree | object, path: str, arrays: dict[str, Array], label: str) -> None:
+    """Add the arrays of ``tree`` to ``arrays``."""
     if isinstance(tree, dict):
         for key, value in tree.items():
-            _flatten(value, f"{path}/{key}" if path else key, into, label)
+            _flatten(value, f"{path}/{key}" if path else key, arrays, label)
         return
     if not isinstance(tree, Array) or tree.dtype not in FLOATS:
-        what = f"an array of {tree.dtype}" if isinstance(tree, Array) else show(tree)
-        raise RuleFileError(f"{label} has {what} at {show(path)} where θ has numbers; check where it is from.")
-    if path in into:
+        leaf = f"an array of {tree.dtype}" if isinstance(tree, Array) else show(tree)
+        raise RuleFileError(f"{label} has {leaf} at {show(path)} instead of numbers; check the source of the file.")
+    if path in arrays:
         raise RuleFileError(f"{label} has two arrays at {show(path)}; {TAKE_AGAIN}.")
-    into[path] = tree
+    arrays[path] = tree
 
 
 def tensor_of(array: Array) -> Tensor:
-    """A copy of the array, in float32 if its type has fewer bits."""
+    """A copy of the array as a tensor; types with fewer than 32 bits become float32."""
     dtype = FLOATS[array.dtype]
     if math.prod(array.shape) == 0:
         return torch.empty(array.shape, dtype=dtype)

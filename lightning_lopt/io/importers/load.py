@@ -1,4 +1,4 @@
-"""Imports a rule from files in a foreign format."""
+"""Import of a rule from files in a foreign format."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lightning_lopt.io.sources import find_foreign
 from lightning_lopt.rules import UpdateRule
 from lightning_lopt.rules.contract.build import TensorSpec, build_rule, check_arguments
 
-# Arguments for checkpoints without a config, as in the reference.
+# The reference implementation sets these arguments for checkpoints without a config.
 OLDEST_VELO = {"forgets": True, "short_loss_horizon": True}
 
 SPDX = ("Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0", "CC-BY-NC-4.0")
@@ -30,7 +30,7 @@ UNKNOWN_LICENCE = "LicenseRef-unknown"
 
 
 class Source(NamedTuple):
-    """A file with θ: its source, its SHA-256, and the licence that its folder names, if any."""
+    """A file with θ: its source, its SHA-256, and the licence in the card of its folder (``None`` without a card)."""
 
     origin: str
     sha256: str
@@ -38,7 +38,7 @@ class Source(NamedTuple):
 
 
 class Imported(NamedTuple):
-    """An imported rule, its kind, its files, and a note on how it differs from the original."""
+    """An imported rule, its kind, its files, and a note about differences from the original."""
 
     rule: UpdateRule
     kind: str
@@ -69,20 +69,20 @@ def import_rule(
 def import_with_origin(
     *sources: str | os.PathLike[str], rule: str | None = None, arguments: Mapping[str, Any] | None = None
 ) -> Imported:
-    """Import a rule with exactly its θ, and with a record of its source.
+    """Import a rule with exactly the θ of its files, and with a record of its source.
 
     The formats are ``theta.state`` of Celo and Celo2, the parameter checkpoints of google/learned_optimization (flax,
-    msgpack), and folders of PyLO (safetensors). Pickles are refused. Step sizes, decays and other constants that a file
-    does not contain are those of the code that it comes from, unless ``arguments`` gives others.
+    msgpack), and folders of PyLO (safetensors). Pickles are refused. A file may lack step sizes, decays and other
+    constants. ``arguments`` sets them; the defaults are the values in the original code.
 
     Args:
         sources: a file, a folder, or ``hf://owner/name[@revision]``; two folders for PyLO's VeLO.
-        rule: kind of the weights, where it does not follow from them: one of ``FLAX_KINDS`` or ``PYLO_KINDS``.
+        rule: kind of the weights, one of ``FLAX_KINDS`` or ``PYLO_KINDS``; needed only if several kinds fit.
         arguments: arguments of the rule's class, JSON values.
 
     Raises:
-        RuleFileError: if a file is missing, damaged, a pickle, of no known rule or of several, or the arguments do not
-            fit.
+        RuleFileError: if a file is missing, damaged or a pickle, if no rule or several rules fit, or if the arguments
+            do not fit.
     """
     if not sources:
         raise RuleFileError("there is nothing to import; give a file, a folder or an address hf://owner/name.")
@@ -92,10 +92,10 @@ def import_with_origin(
         piece = _read(source)
         if pieces and (piece.kinds is not PYLO_KINDS or pieces[0].kinds is not PYLO_KINDS):
             raise RuleFileError(f"{piece.label} cannot be joined with {pieces[0].label}; import one file at a time.")
-        twice = sorted(shapes.keys() & piece.shapes.keys())
-        if twice:
+        duplicates = sorted(shapes.keys() & piece.shapes.keys())
+        if duplicates:
             raise RuleFileError(
-                f"{piece.label} has {show(twice[0])}, as {pieces[0].label} has; give different folders."
+                f"{piece.label} and {pieces[0].label} both have {show(duplicates[0])}; give different folders."
             )
         shapes |= piece.shapes
         pieces.append(piece)
@@ -103,11 +103,11 @@ def import_with_origin(
     name, sizes = recognise(kinds, shapes, rule, label)
     kind = kinds[name]
     defaults = dict(kind.arguments) | (OLDEST_VELO if pieces[0].oldest and name == "velo" else {})
-    chosen = check_arguments(kind.rule, dict(arguments or {}), "arguments")
+    user_arguments = check_arguments(kind.rule, dict(arguments or {}), "arguments")
     for argument, size in sizes.items():
-        if chosen.get(argument, size) != size:
+        if user_arguments.get(argument, size) != size:
             raise RuleFileError(
-                f"arguments give {argument}={show(chosen[argument])}, but {label} has {size}; leave it out."
+                f"arguments give {argument}={show(user_arguments[argument])}, but {label} has {size}; leave it out."
             )
     theta = {path: tensor for piece in pieces for path, tensor in piece.tensors().items()}
     for path, tensor in theta.items():
@@ -115,12 +115,12 @@ def import_with_origin(
             raise RuleFileError(f"{label} has values in {show(path)} that are not finite numbers; take other weights.")
     values = {path: tensor.contiguous() for path, tensor in kind.format.values(theta).items()}
     specs = {path: TensorSpec(tensor.dtype, tuple(tensor.shape)) for path, tensor in values.items()}
-    built = build_rule(kind.rule, defaults | chosen | sizes, specs, "the arguments", label)
-    built.load_state_dict(values)
+    imported_rule = build_rule(kind.rule, defaults | user_arguments | sizes, specs, "the arguments", label)
+    imported_rule.load_state_dict(values)
     notes = [kind.note] if kind.note else []
     if pieces[0].oldest and name == "velo":
-        notes.append("As its reference does with checkpoints that have no config: forgets, short_loss_horizon.")
-    return Imported(built, name, tuple(piece.source for piece in pieces), " ".join(notes))
+        notes.append("The reference sets forgets and short_loss_horizon for checkpoints without a config.")
+    return Imported(imported_rule, name, tuple(piece.source for piece in pieces), " ".join(notes))
 
 
 class _Piece(NamedTuple):
@@ -154,7 +154,7 @@ def _read(source: str | os.PathLike[str]) -> _Piece:
 
 
 def _licence(card: RuleFile | None) -> str | None:
-    """The licence in the front matter of a card, as an SPDX identifier; ``None`` if it names none."""
+    """The licence in the front matter of a card, as an SPDX identifier; ``None`` if the card names no licence."""
     if card is None:
         return None
     front = re.match(r"\s*---\r?\n(.*?\n)---", decode_text(read_file(card), card.label), re.DOTALL)

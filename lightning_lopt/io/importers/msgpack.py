@@ -1,7 +1,7 @@
-"""Reader of the files of flax: maps of texts to arrays in msgpack; all other values of msgpack are refused.
+"""Reader of flax files: nested msgpack maps from texts to arrays, numbers or texts. Other msgpack values are refused.
 
-``flax.serialization.to_bytes`` turns a pytree into nested maps whose leaves are extensions of type 1: a msgpack array
-of shape, name of the type, and bytes in C order. https://github.com/msgpack/msgpack/blob/master/spec.md
+``flax.serialization.to_bytes`` turns a pytree into nested maps. Each leaf is an extension of type 1, which contains a
+msgpack array of shape, name of the type, and bytes in C order. https://github.com/msgpack/msgpack/blob/master/spec.md
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SIZES = {
     "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2, "int8": 1,
     "uint64": 8, "uint32": 4, "uint16": 2, "uint8": 1, "bool": 1,
 }  # fmt: skip
-"""Bytes of an entry of the types that arrays may have."""
+"""Bytes per entry, by type of an array."""
 
 CHUNKED = "__msgpack_chunked_array__"
 NAMED_TUPLE = {"name", "fields", "values"}  # keys in files of flax before 2022
@@ -29,7 +29,7 @@ _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3  # flax's types of extensions
 
 
 class Array(NamedTuple):
-    """An array as bytes: name of its type, shape, entries in C order."""
+    """An array as bytes: name of the type, shape, and entries in C order."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -38,7 +38,7 @@ class Array(NamedTuple):
 
 MsgpackLeaf: TypeAlias = Array | str | int | float | None
 MsgpackTree: TypeAlias = dict[str, Any]
-"""Trees and leaves by name."""
+"""Subtrees and leaves by name."""
 
 
 class _Damaged(Exception):
@@ -46,15 +46,15 @@ class _Damaged(Exception):
 
 
 def read_tree(data: bytes, label: str) -> MsgpackTree:
-    """The tree of ``data``. Arrays are not copied, except those that flax has split into pieces.
+    """The tree of ``data``. Arrays are not copied, except arrays that flax has split into pieces.
 
     Raises:
-        RuleFileError: if ``data`` is not one map as flax writes it. Pickles are refused without being opened.
+        RuleFileError: if ``data`` is not exactly one map in the format of flax. Pickles are refused without unpickling.
     """
     if (data[:1] == b"\x80" and data[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")) or data[:4] == b"PK\x03\x04":
         raise RuleFileError(
-            f"{label} is a pickle, which can run any code when it is read; have its θ written by "
-            "flax.serialization.to_bytes or as safetensors where you trust it."
+            f"{label} is a pickle, which can run any code when it is read; on a machine where you trust the file, save "
+            "its θ with flax.serialization.to_bytes or as safetensors."
         )
     if data.startswith(LFS_POINTER):
         raise RuleFileError(f"{label} is a Git LFS pointer instead of the weights; fetch them with 'git lfs pull'.")
@@ -63,36 +63,36 @@ def read_tree(data: bytes, label: str) -> MsgpackTree:
         tree = reader.value(MAX_DEPTH)
         if not isinstance(tree, dict):
             raise _Damaged(f"it holds {show(tree)} instead of a map")
-        if reader.at != len(data):
-            raise _Damaged(f"{len(data) - reader.at} bytes follow its end")
+        if reader.position != len(data):
+            raise _Damaged(f"{len(data) - reader.position} bytes follow its end")
     except _Damaged as error:
-        raise RuleFileError(f"{label} is not an intact file of flax ({error}); {TAKE_AGAIN}.") from None
+        raise RuleFileError(f"{label} is not an intact flax file ({error}); {TAKE_AGAIN}.") from None
     return tree
 
 
 class _Reader:
-    """Reads values from ``data``, one after the other; ``at`` is the position of the next one."""
+    """Reads values from ``data``, one after the other; ``position`` is the index of the next byte."""
 
     def __init__(self, data: memoryview, nodes: int = MAX_NODES) -> None:
-        self.data, self.at, self.nodes = data, 0, nodes
+        self.data, self.position, self.nodes = data, 0, nodes
 
     def take(self, count: int) -> memoryview:
-        if count > len(self.data) - self.at:
-            raise _Damaged(f"it ends where {count} bytes from byte {self.at} on are expected")
-        self.at += count
-        return self.data[self.at - count : self.at]
+        if count > len(self.data) - self.position:
+            raise _Damaged(f"{count} bytes are expected at byte {self.position}, but the file ends before")
+        self.position += count
+        return self.data[self.position - count : self.position]
 
     def number(self, form: str) -> Any:
         return struct.unpack(f">{form}", self.take(struct.calcsize(form)))[0]
 
     def value(self, depth: int) -> MsgpackTree | MsgpackLeaf:
-        """A map, a number, a text, nothing, or an extension."""
+        """Read a map, a number, a text, ``None``, or an extension."""
         self.nodes -= 1
         if self.nodes < 0:
             raise _Damaged(f"it has more than {MAX_NODES} values")
-        start, mark = self.at, self.number("B")
+        start, mark = self.position, self.number("B")
         if mark <= 0x7F or mark >= 0xE0:
-            self.at = start
+            self.position = start
             return self.integer()
         if mark <= 0x8F or mark in (0xDE, 0xDF):
             return self.map(mark & 0xF if mark <= 0x8F else self.number("H" if mark == 0xDE else "I"), depth)
@@ -104,7 +104,7 @@ class _Reader:
             number: int | float = self.number(_NUMBERS[mark])
             return number
         if 0xA0 <= mark <= 0xBF or mark in _TEXTS:
-            self.at = start
+            self.position = start
             return self.text()
         if 0xD4 <= mark <= 0xD8 or mark in _EXTENSIONS:
             length = 1 << (mark - 0xD4) if mark >= 0xD4 else self.number(_EXTENSIONS[mark])
@@ -114,8 +114,8 @@ class _Reader:
     def map(self, count: int, depth: int) -> MsgpackTree | MsgpackLeaf:
         if depth == 0:
             raise _Damaged(f"it is nested more than {MAX_DEPTH} levels deep")
-        if 2 * count > len(self.data) - self.at:
-            raise _Damaged(f"{count} entries are announced where {len(self.data) - self.at} bytes are left")
+        if 2 * count > len(self.data) - self.position:
+            raise _Damaged(f"{count} entries are announced, but only {len(self.data) - self.position} bytes are left")
         tree: MsgpackTree = {}
         for _ in range(count):
             key = self.text()
@@ -127,41 +127,41 @@ class _Reader:
         return _by_field(tree) if tree.keys() == NAMED_TUPLE else tree
 
     def integer(self) -> int:
-        """An integer; other values are refused."""
+        """Read an integer; other values are refused."""
         mark: int = self.number("B")
         if mark <= 0x7F or mark >= 0xE0:
             return mark if mark <= 0x7F else mark - 256
         if not 0xCC <= mark <= 0xD3:
-            raise _Damaged(f"byte {self.at - 1} of an array begins no integer where one is expected")
+            raise _Damaged(f"byte {self.position - 1} of an array does not begin an integer, which is expected there")
         number: int = self.number(_NUMBERS[mark])
         return number
 
     def text(self) -> str:
         mark = self.number("B")
         if not (0xA0 <= mark <= 0xBF or mark in _TEXTS):
-            raise _Damaged(f"byte {self.at - 1} begins no text where one is expected")
+            raise _Damaged(f"byte {self.position - 1} does not begin a text, which is expected there")
         length = mark & 0x1F if mark <= 0xBF else self.number(_TEXTS[mark])
         if length > MAX_TEXT:
             raise _Damaged(f"a text of {length} bytes is announced, more than the {MAX_TEXT} that are read")
         try:
             return bytes(self.take(length)).decode()
         except UnicodeDecodeError:
-            raise _Damaged(f"the text before byte {self.at} is not UTF-8") from None
+            raise _Damaged(f"the text before byte {self.position} is not UTF-8") from None
 
     def extension(self, kind: int, length: int) -> MsgpackLeaf:
         if kind not in (_ARRAY, _SCALAR):
-            what = "a complex number" if kind == _COMPLEX else f"an extension of type {kind}"
-            raise _Damaged(f"it holds {what} where only arrays are read")
-        inside = _Reader(self.take(length), self.nodes)
-        array = inside.array()
-        if inside.at != length:
-            raise _Damaged(f"an array takes {inside.at} of its {length} bytes")
+            value = "a complex number" if kind == _COMPLEX else f"an extension of type {kind}"
+            raise _Damaged(f"it contains {value}, but only arrays are read")
+        content = _Reader(self.take(length), self.nodes)
+        array = content.array()
+        if content.position != length:
+            raise _Damaged(f"an array takes {content.position} of its {length} bytes")
         if kind == _SCALAR and array.shape:
             raise _Damaged(f"a scalar has the shape {list(array.shape)}")
         return array
 
     def array(self) -> Array:
-        """The inside of an extension: [shape, name of the type, bytes]."""
+        """Read the content of an extension: [shape, name of the type, bytes]."""
         if self.items() != 3:
             raise _Damaged("an array does not consist of shape, type and bytes")
         rank = self.items()
@@ -183,10 +183,10 @@ class _Reader:
         return Array(dtype, shape, data)
 
     def items(self) -> int:
-        """The length of a msgpack array that begins here."""
+        """Read the header of a msgpack array, and return the length of the array."""
         mark: int = self.number("B")
         if not 0x90 <= mark <= 0x9F:
-            raise _Damaged("an array is not written as shape, type and bytes")
+            raise _Damaged("an array is not a msgpack array of shape, type and bytes")
         return mark & 0xF
 
 
@@ -197,30 +197,30 @@ _EXTENSIONS = {0xC7: "B", 0xC8: "H", 0xC9: "I"}
 
 
 def _listed(tree: Any) -> list[Any]:
-    """The values of a map with the keys "0", "1", ..., by which flax represents a tuple."""
+    """The values of a map with the keys "0", "1", ...; flax represents a tuple by such a map."""
     if not isinstance(tree, dict) or tree.keys() != {str(index) for index in range(len(tree))}:
-        raise _Damaged("a tuple's entries are not numbered from 0 on")
+        raise _Damaged("the entries of a tuple are not numbered from 0 on")
     return [tree[str(index)] for index in range(len(tree))]
 
 
 def _by_field(tree: MsgpackTree) -> MsgpackTree:
-    """A named tuple of an older flax, converted to the form of a newer one."""
+    """A named tuple in the format of an older flax, converted to the format of a newer flax."""
     fields, values = _listed(tree["fields"]), _listed(tree["values"])
     if len(fields) != len(values) or not all(isinstance(x, str) for x in fields) or len({*fields}) != len(fields):
-        raise _Damaged("the fields and values of a named tuple do not belong together")
+        raise _Damaged("the fields and values of a named tuple do not match")
     return dict(zip(fields, values, strict=True))
 
 
 def _joined(tree: MsgpackTree) -> Array:
-    """An array that was split into pieces because of its size."""
+    """The whole array of a map of pieces; flax splits large arrays into pieces."""
     if tree.keys() != {CHUNKED, "shape", "chunks"}:
         raise _Damaged("an array in pieces does not consist of shape and pieces")
     shape, pieces = tuple(_listed(tree["shape"])), _listed(tree["chunks"])
     if len(shape) > MAX_RANK or not all(type(size) is int and 0 <= size < 2**40 for size in shape):
         raise _Damaged(f"an array in pieces has the shape {show(shape)}")
     if not pieces or not all(isinstance(piece, Array) and piece.dtype == pieces[0].dtype for piece in pieces):
-        raise _Damaged("the pieces of an array are no arrays of one type")
+        raise _Damaged("the pieces of an array are not arrays of one type")
     data = b"".join(piece.data for piece in pieces)
     if math.prod(shape) * SIZES[pieces[0].dtype] != len(data):
-        raise _Damaged(f"an array {list(shape)} is in pieces of {len(data)} bytes together")
+        raise _Damaged(f"the pieces of an array {list(shape)} have {len(data)} bytes together")
     return Array(pieces[0].dtype, shape, memoryview(data))

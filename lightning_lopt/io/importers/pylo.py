@@ -1,7 +1,7 @@
-"""θ in the format of PyLO: ``state_dict`` names of its modules in safetensors, weights (outputs, inputs), for Celo2
-(inputs, outputs).
+"""θ in the format of PyLO: safetensors with the ``state_dict`` names of its modules.
 
-Step sizes and decays are not in the files; they are the default arguments of PyLO's optimizers.
+A weight matrix has the shape (outputs, inputs), for Celo2 (inputs, outputs). The files contain no step sizes and no
+decays; their values are the default arguments of PyLO's optimizers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lightning_lopt.io.importers.array_format import ArrayFormat, Kind, Shapes, 
 from lightning_lopt.io.importers.flax_theta import ADAFAC, CELO2, FLAX_KINDS, PARTS
 from lightning_lopt.rules import AdafacMLPRule, Celo2BaseRule, Celo2Rule, MuAdafacMLPRule, VeLORule
 
-# The published weights of µLO were learned with these offsets of the decays, which its optimizers have as defaults.
+# The published weights of µLO were learned with these offsets of the decays, the defaults of µLO's optimizers.
 MU_OFFSETS = {
     "momentum_decays": [0.15216392, 0.14245212, 0.06812963],
     "rms_decays": [0.01079706],
@@ -47,9 +47,9 @@ def _elo(theta: Theta) -> dict[str, Tensor]:
 
 
 def _mu(theta: Theta) -> dict[str, Tensor]:
-    like = theta["network.input.bias"]
+    first_bias = theta["network.input.bias"]
     offsets = zip(("momentum_offsets", "second_moment_offset", "factored_offsets"), MU_OFFSETS.values(), strict=True)
-    return _elo(theta) | {name: torch.tensor(values, dtype=like.dtype) for name, values in offsets}
+    return _elo(theta) | {name: torch.tensor(values, dtype=first_bias.dtype) for name, values in offsets}
 
 
 def _celo2_shapes(hidden: int) -> Shapes:
@@ -75,7 +75,7 @@ CONTROLLER = {
 
 
 def _stack_names(suffix: str) -> dict[str, str]:
-    """Arrays of VeLOMLP by layer; with the suffix "_" the bank of networks, without it the last mixture."""
+    """Names of the arrays of VeLOMLP by layer: suffix "_" for the bank of networks, "" for the last mixture."""
     return {
         f"{kind}{layer}": f"{name}_{long}{suffix}{index}"
         for layer, (name, index) in enumerate((("input", ""), ("hidden", ".0"), ("output", "")))
@@ -120,9 +120,9 @@ VELO = ArrayFormat(
 )
 
 ADAM = {"adam_mult": 1.0, "adam_betas": [0.9, 0.95], "adam_bias_correction": True}
-ADAM_NOTE = "PyLO's Adam has ε beside the root and the gradient cut at 1000; here ε stands inside it."
-OFFSETS_NOTE = "Offsets of the decays and step size are the defaults of PyLO's optimizers; its files have none."
-DECAY_NOTE = "PyLO's weight decay of 0.1 by default is set; its clipping of the gradient's norm at 1 is the Trainer's."
+ADAM_NOTE = "PyLO's Adam adds ε to the root and clips gradients at 1000; this rule adds ε inside the root."
+OFFSETS_NOTE = "The files have no offsets of the decays and no step size; the defaults of PyLO's optimizers are used."
+DECAY_NOTE = "The weight decay is PyLO's default, 0.1. PyLO also clips the gradient norm at 1; set this in the Trainer."
 
 PYLO_KINDS = {
     "adafac_mlp": Kind(AdafacMLPRule, META_MLP_OFFSETS, {"step_mult": 0.01}, note=OFFSETS_NOTE),
@@ -134,7 +134,7 @@ PYLO_KINDS = {
     "elo_celo2": Kind(Celo2Rule, CELO2_MLP, ADAM | {"weight_decay": 0.1}, note=f"{ADAM_NOTE} {DECAY_NOTE}"),
 }
 
-# Entries of config.json of the folder that are fixed in the rules of this package, with the values that are accepted.
+# Entries of config.json that are fixed in the rules of this package, with the accepted values.
 FIXED: dict[str, tuple[Any, ...]] = {
     "activation": ("relu",), "mix_layers": (True,), "input_size": (30, 39), "output_size": (3,), 
     "hidden_layers": (1, 2),
@@ -145,14 +145,14 @@ def check_config(data: bytes, label: str) -> None:
     """Check that ``config.json`` of a folder describes modules that the rules of this package can represent.
 
     Raises:
-        RuleFileError: if it does not, is no JSON object, or is that of a rule saved by lightning_lopt.
+        RuleFileError: if it describes other modules, is not a JSON object, or belongs to a rule of lightning_lopt.
     """
     config: Mapping[str, Any] = parse_json_object(data, label)
     if config.get("format") == "lightning_lopt":
-        raise RuleFileError(f"{label} is that of a rule of lightning_lopt already; load it with load_rule.")
+        raise RuleFileError(f"{label} already has the format of lightning_lopt; load the rule with load_rule.")
     for name, allowed in FIXED.items():
         if name in config and config[name] not in allowed:
             raise RuleFileError(
-                f"{label} says {name}={show(config[name])} where only {' or '.join(map(repr, allowed))} can be "
+                f"{label} says {name}={show(config[name])}, but only {' or '.join(map(repr, allowed))} can be "
                 "imported; take other weights."
             )

@@ -1,4 +1,4 @@
-"""Builds a rule from a config: only registered classes, only checked arguments, and sizes known before allocation."""
+"""Construction of a rule from a config: registered classes, checked arguments, and checked sizes before allocation."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ MAX_BYTES = 256 * 2**20
 
 
 class TensorSpec(NamedTuple):
-    """Type and shape of a tensor, known before it is allocated."""
+    """Type and shape of a tensor; they are known before the tensor is allocated."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
 
 
 def check_arguments(rule_class: type[UpdateRule], arguments: Any, label: str) -> dict[str, Any]:
-    """``arguments`` if they can be the keyword arguments of ``rule_class``: known names, JSON values of the right type.
+    """Return ``arguments``, after a check of names and values as keyword arguments of ``rule_class``.
 
-    The type is that of the argument's default: a boolean, an integer, a number, a text, or a list of such.
+    A value must be a JSON value of the type of the argument's default: a boolean, an integer, a number, a text, or a
+    list of these.
 
     Raises:
-        RuleFileError: if they cannot.
+        RuleFileError: if a name is unknown or missing, or a value has another type.
     """
     rule = f"rule {rule_class.rule_name!r}"
     if not isinstance(arguments, dict):
@@ -72,7 +73,7 @@ def _is_plain(value: Any, depth: int) -> bool:
         return depth > 0 and all(_is_plain(item, depth - 1) for item in value)
     if type(value) is int:
         return abs(value) <= MAX_INTEGER
-    return value is None or type(value) in (bool, float, str)  # parse_json_object lets only finite floats through
+    return value is None or type(value) in (bool, float, str)  # parse_json_object accepts only finite floats
 
 
 def _is_like(value: Any, default: Any) -> bool:
@@ -87,7 +88,7 @@ def _is_like(value: Any, default: Any) -> bool:
 
 
 class _CallBudget(TorchFunctionMode):
-    """Stops a constructor that makes too many torch calls, as in a loop whose length comes from the file."""
+    """Stops a constructor that makes too many torch calls, for instance in a loop whose length comes from the file."""
 
     calls = 0
 
@@ -102,7 +103,7 @@ class _CallBudget(TorchFunctionMode):
 
 @contextmanager
 def _plain_torch(device: str) -> Iterator[None]:
-    """Inside, the caller's default device, default type, random state and inference mode have no effect."""
+    """A context without effects of the caller's default device, default type, random state and inference mode."""
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -119,21 +120,21 @@ def build_rule(
     label: str,
     weights: str,
 ) -> UpdateRule:
-    """A rule whose tensors have exactly the names, shapes and types of ``specs``; their values are still arbitrary.
+    """A rule whose tensors have exactly the names, shapes and types of ``specs``; the values are still arbitrary.
 
-    It is built on the ``meta`` device first, where a tensor of any size takes no memory.
+    The rule is built on the ``meta`` device first, because a tensor of any size takes no memory there.
 
     Args:
         rule_class: a class of the registry.
-        arguments: its keyword arguments, already checked.
-        specs: the tensors of the file.
+        arguments: keyword arguments of the class, already checked.
+        specs: types and shapes of the tensors in the file.
         label: name of the file with ``arguments`` in messages.
         weights: name of the file with ``specs`` in messages.
 
     Raises:
-        RuleFileError: if the constructor refuses the arguments or reads them as something else, or the tensors differ.
+        RuleFileError: if the constructor refuses the arguments or changes their values, or the tensors differ.
     """
-    # A rule that was saved in float64 is built in float32, and then converted.
+    # A rule that was saved in float64 is built in float32 and then converted.
     needed_types = _float_types(specs.values())
 
     def build(device: str) -> UpdateRule:
@@ -165,7 +166,7 @@ def build_rule(
 
 @contextmanager
 def _blame(label: str, rule_class: type[UpdateRule]) -> Iterator[None]:
-    """Turn any exception inside into a :class:`RuleFileError` that names the arguments."""
+    """Turn any exception in the block into a :class:`RuleFileError` that names the file of the arguments."""
     try:
         yield
     except Exception as error:
