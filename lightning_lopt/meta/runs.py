@@ -108,10 +108,15 @@ def validated(rule: UpdateRule, runs: InnerRuns, losses: Tensor) -> InnerRuns:
 def rolled_back(rule: UpdateRule, runs: InnerRuns, losses: Tensor, best: Params) -> tuple[InnerRuns, Params]:
     """Set runs whose rollback is due back to their best parameters; to be called after :func:`validated`.
 
-    A run whose loss is not finite does not change.
+    A run whose loss is not finite does not change. Carried entries, such as the statistics of BatchNorm, keep their
+    values, since an optimizer does not see buffers.
+
+    Args:
+        rule, runs, losses: as for :func:`validated`, after it.
+        best: the best trained parameters of each run so far, or all parameters of the run.
 
     Returns:
-        the runs after rollback, and the best parameters of each run so far.
+        the runs after rollback, and the best trained parameters of each run so far.
     """
     if not rule.reads_validation:
         return runs, best
@@ -120,8 +125,9 @@ def rolled_back(rule: UpdateRule, runs: InnerRuns, losses: Tensor, best: Params)
     def select(flags: Tensor, if_true: Params, if_false: Params) -> Params:
         return {k: torch.where(flags.view(-1, *[1] * (x.ndim - 1)), x, if_false[k]) for k, x in if_true.items()}
 
-    best = select(is_best, runs.params, best)
-    return replace(runs, params=select(is_due, best, runs.params)), best
+    trained = {name: value for name, value in runs.params.items() if name in runs.task.roles}
+    best = select(is_best, trained, best)
+    return replace(runs, params=runs.params | select(is_due, best, trained)), best
 
 
 def device_of(rule: UpdateRule) -> torch.device:

@@ -10,6 +10,7 @@ from lightning_lopt import AdamRule, LearnedOptimizer, LossGuard, ResidualRule, 
 from lightning_lopt.meta.rule_models import RuleModels
 from lightning_lopt.optim.copies import BEST_WEIGHTS, GUARD_COPIES
 from lightning_lopt.tasks import Quadratic
+from lightning_lopt.tasks.transforms import ChangingDataTask
 
 
 def model_of(dtype=torch.float32):
@@ -212,13 +213,52 @@ def test_models_side_by_side_are_set_back_one_by_one():
     assert not torch.equal(before[0], best[0])
 
 
+def test_carried_entries_are_not_set_back():
+    """As with buffers of a module: here the number of steps, by which the data change."""
+    rule = ResidualRule(direction=False, controller=False, reads_validation=True)
+    bowls = [Quadratic(torch.tensor(curvatures)) for curvatures in ([1.0, 4.0], [4.0, 1.0])]
+    models = RuleModels([rule], ChangingDataTask(*bowls, change=50), 100, 2, 0)
+    (carried,) = set(models.runs.params) - {"x"}
+    for losses in ([3.0, 3.0], [1.0, 1.0], [2.0, 2.0], [2.0, 2.0]):
+        with torch.no_grad():
+            models.advance(5)
+        before = models.runs.params["x"]
+        models.validated(torch.tensor(losses))
+    assert not torch.equal(models.runs.params["x"], before)
+    assert models.runs.params[carried].tolist() == [20.0, 20.0]
+
+
+def test_a_loss_whose_terms_grow_does_not_stop_the_training():
+    """The reported loss has a term that grows with the steps, as the weighted divergence of many VAEs."""
+
+    def final_loss(weight_of_term):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 2))
+        x = torch.randn(256, 5, generator=torch.Generator().manual_seed(1))
+        y = torch.stack([x[:, 0] * x[:, 1], x[:, 2].sin()], 1)
+        optimizer = LearnedOptimizer(model, "base", total_steps=200)
+        for step in range(200):
+            loss = (model(x) - y).square().mean()
+            loss.backward()
+            optimizer.step(loss.detach())
+            optimizer.zero_grad()
+            if step % 10 == 9 and weight_of_term is not None:
+                optimizer.validated(loss.item() + weight_of_term * step / 200)
+        return loss.item()
+
+    without = final_loss(None)
+    assert final_loss(0.0) == pytest.approx(without, rel=0.05)
+    for weight in (1.0, 10.0):  # 79 and 774 times as high before futile rollbacks ended reading
+        assert final_loss(weight) < 2 * without
+
+
 def test_a_rule_that_reads_losses_and_never_goes_back_is_left_alone():
     class Onward(ResidualRule):
         def rollback(self, shared):
             return UpdateRule.rollback(self, shared)
 
     rule = Onward(direction=False, controller=False, reads_validation=True)
-    assert rule.rollback({"validation": torch.zeros(8, device="meta")}).is_due.device.type == "meta"
+    assert rule.rollback({"validation": torch.zeros(9, device="meta")}).is_due.device.type == "meta"
     model = model_of()
     optimizer = LearnedOptimizer(model, rule, total_steps=100)
     for loss in (2.0, 1.0, 2.0, 2.0):

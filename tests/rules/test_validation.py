@@ -20,6 +20,31 @@ from lightning_lopt.rules.residual_parts.validation import (
 )
 
 
+def simulated(loss_of, checks, share=0.05):
+    """The factor after each loss of a run, and the numbers of the losses that set parameters back.
+
+    ``loss_of`` gives a loss from its number and from the parameters, which are a position that grows by 1 each time.
+    """
+    memory, after, set_back = blank_memory(torch.zeros((), dtype=torch.float64)), [], []
+    position = best_position = 0
+    for check in range(checks):
+        loss = torch.tensor(float(loss_of(check, position)), dtype=torch.float64)
+        memory = memory_after(memory, loss, torch.tensor(share * (check + 1)))
+        after.append(float(factor_of(memory)))
+        rollback = rollback_of(memory)
+        best_position = position if bool(rollback.is_best) else best_position
+        if bool(rollback.is_due):
+            position = best_position
+            set_back.append(check)
+        position += 1
+    return after, set_back
+
+
+def memorising(step, fall=1):
+    """A loss that falls from 2 to 1 over the positions up to ``fall``, and rises by ``step`` from each to the next."""
+    return lambda check, position: 1.0 + (1.0 - position / fall if position < fall else step * (position - fall))
+
+
 def factors(losses, share=0.05):
     """The factor after each of ``losses``, of which each comes after this share of the planned steps."""
     memory, after = blank_memory(torch.zeros((), dtype=torch.float64)), []
@@ -45,9 +70,10 @@ def test_the_factor_is_that_of_the_formula():
 
 def test_a_falling_loss_shortens_nothing_and_a_rising_one_down_to_a_limit():
     assert factors([2.0 - 0.1 * check for check in range(12)]) == [1.0] * 12
-    rising = factors([1.0 + 0.1 * check for check in range(12)])
+    rising, set_back = simulated(memorising(0.2), 12)
     assert rising[-1] == pytest.approx(math.exp(LOWEST))
     assert rising == sorted(rising, reverse=True)
+    assert len(set_back) >= 3
 
 
 def test_noise_that_is_small_beside_the_progress_of_the_run_shortens_nothing():
@@ -66,8 +92,45 @@ def test_neither_the_unit_of_the_loss_nor_a_constant_matters(scale, offset):
 def test_frequent_losses_are_averaged_and_count_less():
     jumping = [2.0, 1.0] + [1.2 if check % 2 else 0.9 for check in range(200)]
     assert factors(jumping, share=1 / 200)[-1] > 0.05
-    rising = [2.0, 1.0] + [1.0 + 0.01 * check for check in range(100)]
-    assert factors(rising, share=1 / 200)[40] > 5 * factors(rising, share=1 / 20)[40]
+    often, seldom = (simulated(memorising(0.3), 60, share)[0] for share in (1 / 200, 1 / 20))
+    assert often[12] > 5 * seldom[12]
+    assert seldom[12] == pytest.approx(math.exp(LOWEST))
+
+
+@pytest.mark.parametrize(
+    "loss_of",
+    [
+        lambda check, position: 3.0 - 0.2 * check if check < 10 else 4.0 - 0.02 * check,  # other data
+        lambda check, position: 3.0 - 0.2 * check if check < 10 else 1.0 + 0.3 * (check - 9),  # a term that grows
+        lambda check, position: 3.0 - 0.2 * min(check, 9) + 0.06 * max(check - 9, 0),  # a term that grows slowly
+    ],
+    ids=["jump", "ramp", "slow ramp"],
+)
+def test_a_loss_that_changes_by_itself_is_ignored_after_futile_rollbacks(loss_of):
+    after, set_back = simulated(loss_of, 20)
+    assert 1 <= len(set_back) <= 2
+    assert after[-1] == 1.0
+    assert min(after) < 0.7
+    memory = blank_memory(torch.zeros(()))
+    for check in range(30):  # ignored to the end
+        memory = memory_after(memory, torch.tensor(float(loss_of(check, 0))), torch.tensor(0.05 * (check + 1)))
+    assert (float(factor_of(memory)), bool(rollback_of(memory).is_due)) == (1.0, False)
+
+
+def test_small_rises_after_each_rollback_are_not_taken_for_a_changed_loss():
+    after, set_back = simulated(memorising(0.045), 30)
+    assert len(set_back) >= 5
+    assert after[-1] < 0.7
+
+
+def test_among_frequent_losses_a_single_outlier_after_a_rollback_ends_nothing():
+    def loss_of(check, position):
+        return 5.0 if check == outlier else memorising(0.02, fall=20)(check, position)
+
+    outlier = None
+    rollbacks_without = simulated(loss_of, 200, share=1 / 200)[1]
+    outlier = rollbacks_without[0] + 1
+    assert len(simulated(loss_of, 200, share=1 / 200)[1]) >= len(rollbacks_without) - 1 >= 1
 
 
 def test_a_loss_that_is_not_finite_changes_nothing():

@@ -13,11 +13,16 @@ the start, are also multiplied by the factor g, up to full steps. With the decli
 
 where :math:`\Delta` is the share of the planned steps since the last loss. If a run has more than 20 losses, each has a
 lower weight w; a running average with the weights w replaces the losses in these formulas. If r > 0.05 for consecutive
-losses whose weights w add up to 2, training continues from the parameters at the lowest average.
+losses whose weights w add up to 2, training continues from the parameters at the lowest average (a rollback).
 
-The memory is a tensor of eight numbers: the number of losses, their running average, the lowest and the highest value
+A loss can also rise because the loss changes, and not the model: the data change, or the weight of a term grows. Then
+a rollback is futile: the next loss has r > 0.75, or r > 0.1 and is not lower than the loss before the rollback. After
+two consecutive futile rollbacks, or one with r > 0.75, further losses have no effect, and f is 1 again. If a run has
+more than 40 losses, one of which may be noise, only two consecutive futile rollbacks with r > 0.75 have this effect.
+
+The memory is a tensor of nine numbers: the number of losses, their running average, the lowest and the highest value
 of that average, :math:`\log f`, the progress at the last loss, the sum of w over the last consecutive losses with
-r > 0.05, and :math:`\log g`.
+r > 0.05, :math:`\log g`, and the number of consecutive futile rollbacks.
 """
 
 from __future__ import annotations
@@ -31,12 +36,13 @@ CHECKS = 20.0  # number of losses in a run above which losses are averaged
 TOLERANCE, CLEAR = 0.05, 0.25  # largest rise without effect, least rise with full effect; shares of the range of losses
 GROWTH, LARGEST_GROWTH = 0.25, 4.0  # increase of log g at a new lowest loss, and its limit
 PATIENCE = 2 - 1e-3  # weight of consecutive rises that sets parameters back; a rise after 1/20 of the run has weight 1
+FUTILE, STILL_HIGH = 2.0, 0.75  # number of futile rollbacks that ends reading; rise that makes a rollback futile
 LOWEST = -3.0  # lower limit of log f: steps never end, since a loss that has risen may fall again
 
 
 def blank_memory(like: Tensor) -> Tensor:
-    """The memory before the first loss, (8,)."""
-    return like.new_zeros(8)
+    """The memory before the first loss, (9,)."""
+    return like.new_zeros(9)
 
 
 def factor_of(memory: Tensor) -> Tensor:
@@ -58,7 +64,7 @@ def rollback_of(memory: Tensor) -> Rollback:
     >>> rollback_of(memory)
     Rollback(is_best=tensor(False), is_due=tensor(True))
     """
-    count, average, lowest, _, _, _, rises, _ = memory.unbind(-1)
+    count, average, lowest, _, _, _, rises, *_ = memory.unbind(-1)
     is_due = rises >= PATIENCE
     return Rollback((count > 0) & (average <= lowest) & ~is_due, is_due)
 
@@ -67,7 +73,7 @@ def memory_after(memory: Tensor, loss: Tensor, progress: Tensor) -> Tensor:
     """The memory after a further validation loss.
 
     Args:
-        memory: memory before this loss, (8,).
+        memory: memory before this loss, (9,).
         loss: 0-dim; a loss that is not finite changes nothing.
         progress: number of steps so far, divided by the number of planned steps, 0-dim.
 
@@ -77,11 +83,16 @@ def memory_after(memory: Tensor, loss: Tensor, progress: Tensor) -> Tensor:
     >>> factor_of(memory)
     tensor(0.3679)
     """
-    count, average, lowest, highest, log_factor, last_progress, rises, growth = memory.unbind()
+    count, average, lowest, highest, log_factor, last_progress, rises, growth, futile = memory.unbind()
     loss, progress = loss.to(memory.dtype), progress.to(memory.dtype)
     is_first = count == 0
     weight = torch.where(is_first, 1.0, (CHECKS * (progress - last_progress)).clamp(0.0, 1.0))
     was_due = rises >= PATIENCE  # then the run has gone back to the parameters of the lowest value
+    is_smooth = weight >= 0.5  # a single one of frequent losses may be noise
+    is_high = loss > torch.lerp(lowest, highest, STILL_HIGH)
+    is_futile = is_high | (is_smooth & (loss >= average) & (loss > torch.lerp(lowest, highest, 2 * TOLERANCE)))
+    counted_futile = torch.where(is_high & is_smooth, FUTILE, futile + 1)
+    futile = torch.where(was_due, torch.where(is_futile, counted_futile, 0.0), futile)
     average = torch.where(is_first, loss, torch.lerp(torch.where(was_due, lowest, average), loss, weight))
     is_lowest = is_first | (average < lowest)
     lowest = torch.where(is_lowest, average, lowest)
@@ -93,5 +104,7 @@ def memory_after(memory: Tensor, loss: Tensor, progress: Tensor) -> Tensor:
     new_low, decline = is_lowest.to(memory.dtype), ((rise - TOLERANCE) / (CLEAR - TOLERANCE)).clamp(0.0, 1.0)
     log_factor = (log_factor + weight * (new_low - decline)).clamp(LOWEST, 0.0)
     growth = (growth + weight * (GROWTH * new_low - decline)).clamp(0.0, LARGEST_GROWTH)
-    new_memory = torch.stack([count + 1, average, lowest, highest, log_factor, progress, rises, growth])
-    return torch.where(loss.isfinite(), new_memory, memory)
+    is_ignored = futile >= FUTILE
+    log_factor, rises = (torch.where(is_ignored, 0.0, number) for number in (log_factor, rises))
+    new_memory = torch.stack([count + 1, average, lowest, highest, log_factor, progress, rises, growth, futile])
+    return torch.where(loss.isfinite() & (memory[-1] < FUTILE), new_memory, memory)
