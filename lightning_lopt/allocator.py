@@ -27,13 +27,13 @@ def keep_freed_memory(most: int) -> bool:
         whether the setting holds: the C library must be glibc (most Linux systems have it).
     """
     global _largest_limit
-    if most <= _largest_limit:
-        return True
     if not sys.platform.startswith("linux"):
         return False
     libc = ctypes.CDLL(None)
     if not (hasattr(libc, "mallopt") and hasattr(libc, "gnu_get_libc_version")):
         return False
+    if most <= _largest_limit:
+        return True
     if not (libc.mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK) and libc.mallopt(M_TRIM_THRESHOLD, most)):
         return False
     _largest_limit = most

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -76,17 +78,26 @@ def import_again(files: Mapping[str, Path]) -> None:
 
 
 def _imported(file: Path) -> Any:
-    name = f"_file_of_user_{file.stem}"
+    """The module of the file, which is run once in a process, and once more after each change of its contents."""
+    folder = str(file.resolve().parent)
+    try:
+        contents = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error.strerror}); put the file back.") from error
+    digest = hashlib.sha256(os.fsencode(folder) + b"/" + contents).hexdigest()[:12]
+    name = f"_file_of_user_{file.stem}_{digest}"
+    if name in _imported_files:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise ValueError(f"{file} is not a Python file; give a file that ends in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # pickling and dataclasses need the module here
-    folder = str(file.resolve().parent)
     sys.path.insert(0, folder)  # the file may import files in its folder, as if Python ran it
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
+        del sys.modules[name]
         raise ValueError(
             f"{file} cannot be imported ({type(error).__name__}: {error}); run it with python first."
         ) from error

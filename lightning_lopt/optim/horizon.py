@@ -30,11 +30,11 @@ def scheduled(group: Mapping[str, Any], total: Tensor) -> Tensor | None:
     return torch.where(last_step > change_step, start_step + (last_step - start_step) * covered_share, last_step)
 
 
-def changed(group: Mapping[str, Any], old_total: int, new_total: int) -> Tensor:
-    """The value of ``schedule``, shape (2,), if the horizon changes from ``old_total`` to ``new_total`` at this step.
+def changed(group: Mapping[str, Any], old_total: int) -> Tensor:
+    """The value of ``schedule``, shape (2,), if the horizon changes from ``old_total`` to another one at this step.
 
     >>> group = {"step": torch.tensor(50)}
-    >>> group["schedule"] = changed(group, 100, 70)
+    >>> group["schedule"] = changed(group, 100)
     >>> scheduled(group, torch.tensor(70.0)) / 70  # as 50 / 100
     tensor(0.5000)
     """

@@ -216,7 +216,7 @@ class LearnedOptimizer(SavedOptimizer):
         steps, previous = checked_horizon(total_steps), self.total_steps
         is_resumed = self._run.saved_total is not None  # the next step changes from the horizon of the checkpoint
         if self.calls and isinstance(previous, int) and steps is not None and steps != previous and not is_resumed:
-            self.param_groups[0][horizon.KEY] = horizon.changed(self.param_groups[0], previous, steps)
+            self.param_groups[0][horizon.KEY] = horizon.changed(self.param_groups[0], previous)
         self.total_steps = steps
 
     @torch.no_grad()

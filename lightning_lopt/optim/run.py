@@ -158,7 +158,7 @@ class RunOptimizer(torch.optim.Optimizer):
             self.total_steps = checked_horizon(self.total_steps())
         total, saved = self.total_steps, self._run.saved_total
         if saved is not None and isinstance(total, int) and total != saved:
-            self.param_groups[0][horizon.KEY] = horizon.changed(self.param_groups[0], saved, total)
+            self.param_groups[0][horizon.KEY] = horizon.changed(self.param_groups[0], saved)
         self._run.saved_total = None
         if self._acting.reads_horizon and total is None:
             raise ValueError(
