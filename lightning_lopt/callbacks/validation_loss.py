@@ -49,7 +49,8 @@ class ValidationLoss:
         pair = [float(value), 1.0] if is_finite and value is not None else [0.0, 0.0]
         total, count = strategy.reduce(torch.tensor(pair, device=strategy.root_device), reduce_op="sum")
         if count > 0:
-            were_restored = [optimizer.validated(total / count) for optimizer in self._readers]
+            module = self._trainer.lightning_module
+            were_restored = [optimizer.validated(total / count, module) for optimizer in self._readers]
             if any(were_restored):
                 self._follow_rollback()
 

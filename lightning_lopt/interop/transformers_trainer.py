@@ -104,7 +104,7 @@ class LearnedTrainerMixin:
         learned = _learned_in(trainer.optimizer)
         if learned is not None and trainer.is_in_train:
             learned.train()
-            if "eval_loss" in metrics and learned.validated(metrics["eval_loss"]):
+            if "eval_loss" in metrics and learned.validated(metrics["eval_loss"], trainer.model):
                 free_copies(trainer.model)
         return metrics
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
@@ -43,6 +43,8 @@ class RunState:
         trained: the trained values of the parameters, while the parameters hold evaluation weights.
         saved_total: horizon of the loaded checkpoint, until the first step.
         epochs: the planned number of passes over the training data; ``None`` if it is unknown.
+        best_statistics: copies of the running statistics of the model at the lowest validation loss, see
+            :func:`~lightning_lopt.optim.copies.statistics_of`.
     """
 
     total_steps: int | Callable[[], int] | None = None
@@ -50,6 +52,7 @@ class RunState:
     trained: dict[Tensor, Tensor] | None = None
     saved_total: int | None = None
     epochs: float | None = None
+    best_statistics: list[Tensor] = field(default_factory=list)
 
 
 def scalar_loss(loss: Any, device: torch.device) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+import weakref
 from collections.abc import Callable, Iterable
 from numbers import Real
 from pathlib import Path
@@ -148,6 +149,8 @@ class LearnedOptimizer(SavedOptimizer):
         if compile:
             _log.info("LearnedOptimizer: steps of rule %r are compiled", self.rule_label)
         self._begin_watching()
+        if isinstance(params, nn.Module):
+            self._module = weakref.ref(params)
         super().__init__(
             groups,
             {

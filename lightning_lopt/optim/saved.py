@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_lopt.optim import horizon
-from lightning_lopt.optim.checkpoint import fitting_state
-from lightning_lopt.optim.copies import roll_back, without_copies
+from lightning_lopt.optim.checkpoint import STATISTICS, fitting_state
+from lightning_lopt.optim.copies import roll_back, roll_back_statistics, statistics_of, without_copies
 from lightning_lopt.optim.groups import Member
 from lightning_lopt.optim.guard_checkpoint import KEY as GUARD
 from lightning_lopt.optim.guard_checkpoint import resumed, with_copies
 from lightning_lopt.optim.inputs import scalar_loss
 from lightning_lopt.optim.precision import wide
-from lightning_lopt.optim.sharding import cut_like, gathered
+from lightning_lopt.optim.sharding import cut_like, gathered, is_sharded
 from lightning_lopt.optim.skips import SkipWatch
 from lightning_lopt.optim.state_types import converted, widened
 from lightning_lopt.optim.stepping import RuleOptimizer
@@ -56,17 +56,18 @@ class SavedOptimizer(RuleOptimizer):
         return dict(self._run.trained or {})
 
     @torch.no_grad()
-    def validated(self, loss: Tensor | float) -> bool:
+    def validated(self, loss: Tensor | float, module: nn.Module | None = None) -> bool:
         """Pass a validation loss to a rule that reads it, as ``base`` and :class:`~lightning_lopt.RNNMLPRule` do.
 
         :class:`~lightning_lopt.LearnedOptimizerAdapter` calls this method after each validation. For rules that return
-        to the parameters of the lowest loss, as ``base`` does, the state keeps a copy of these parameters. Buffers,
-        such as the averages of batch normalisation, do not belong to the optimizer and are not restored. Modules of
+        to the parameters of the lowest loss, as ``base`` does, the state keeps a copy of these parameters. The running
+        means and variances of normalisation layers are restored with the parameters; other buffers are not. Modules of
         ``fully_shard`` may hold copies from their last forward pass: call their ``reshard()`` if the result is true.
 
         Args:
             loss: one number, lower is better; in distributed training the mean over the ranks. If it is not finite, or
                 the rule has no ``reads_validation``, nothing changes.
+            module: the model with the normalisation layers; by default the module that this optimizer was made from.
 
         Returns:
             whether the parameters of the lowest loss were restored, because the loss has risen.
@@ -83,7 +84,10 @@ class SavedOptimizer(RuleOptimizer):
         steps, planned = first_group["step"], self._run.saved_total or self.total_steps
         progress = steps / planned if isinstance(planned, int) else torch.zeros_like(steps, dtype=torch.float32)
         shared = first_group["shared"] = rule.validated(State({}, first_group["shared"]), value, progress).shared
-        is_back = roll_back(rule.rollback(shared), members, self.state)
+        rollback = rule.rollback(shared)
+        is_back = roll_back(rollback, members, self.state)
+        statistics = statistics_of(self._module() if module is None else module)
+        self._run.best_statistics = roll_back_statistics(rollback, is_back, statistics, self._run.best_statistics)
         if is_back and self._guard is not None:
             self._guard.begin_at(members, self.state)
         return is_back
@@ -119,6 +123,8 @@ class SavedOptimizer(RuleOptimizer):
         first_group["epochs"] = self.epochs
         # torch.distributed restores only keys that exist already. (0, 0) means that the horizon has not changed.
         first_group.setdefault(horizon.KEY, torch.zeros(2, dtype=torch.float32, device=first_group["step"].device))
+        if self._run.best_statistics and not is_sharded(self._members()):
+            first_group[STATISTICS] = [values.clone() for values in self._run.best_statistics]
         if self._guard is not None:
             first_group[GUARD] = self._guard.saved()
         return saved
@@ -176,6 +182,7 @@ class SavedOptimizer(RuleOptimizer):
         self._run.saved_total = saved_total if self.total_steps is not None else None
         if self.total_steps is None:
             self.total_steps = saved_total
+        self._run.best_statistics = first_group.pop(STATISTICS, [])
         saved_epochs = first_group.pop("epochs", None)
         self.epochs = saved_epochs if self.epochs is None else self.epochs
         self._run.calls = sum(int(checked_state["param_groups"][0][key]) for key in ("step", "skipped_steps"))

@@ -213,6 +213,69 @@ def test_models_side_by_side_are_set_back_one_by_one():
     assert not torch.equal(before[0], best[0])
 
 
+class Normalised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Linear(7, 2))
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x):
+        self.passes += 1
+        return self.layers(x)
+
+    def __getitem__(self, index):
+        return self.layers[index]
+
+
+@pytest.mark.parametrize("knows_module", [True, False])
+@pytest.mark.parametrize("resumes", [False, True])
+def test_statistics_of_normalisation_are_set_back_with_the_weights_and_counters_are_not(knows_module, resumes):
+    def optimizer_of(model):
+        return LearnedOptimizer(model if knows_module else model.parameters(), "base", total_steps=100)
+
+    def validated(loss):
+        return optimizer.validated(loss) if knows_module else optimizer.validated(loss, model)
+
+    model = Normalised()
+    optimizer = optimizer_of(model)
+    train(model, optimizer)
+    validated(2.0)
+    train(model, optimizer)
+    validated(1.0)
+    best = copy.deepcopy(model.state_dict())
+    train(model, optimizer)
+    validated(1.5)
+    if resumes:
+        saved, weights = optimizer.state_dict(), model.state_dict()
+        model = Normalised()
+        model.load_state_dict(weights)
+        optimizer = optimizer_of(model)
+        optimizer.load_state_dict(saved)
+    train(model, optimizer)
+    assert not torch.equal(model.state_dict()["layers.1.running_var"], best["layers.1.running_var"])
+    assert validated(1.4)
+    for name, value in model.state_dict().items():
+        is_counter = name in ("passes", "layers.1.num_batches_tracked")
+        assert torch.equal(value, best[name]) != is_counter, name
+
+
+def test_statistics_of_another_model_and_damaged_ones_are_not_restored():
+    model = Normalised()
+    optimizer = LearnedOptimizer(model, "base", total_steps=100)
+    for loss in (2.0, 1.0, 1.5):
+        train(model, optimizer)
+        optimizer.validated(loss)
+    train(model, optimizer)
+    saved, variance = optimizer.state_dict(), model.layers[1].running_var.clone()
+    assert optimizer.validated(1.4, nn.BatchNorm1d(3))  # the weights alone
+    assert torch.equal(model.layers[1].running_var, variance)
+    for damage in ("text", [torch.zeros(7, dtype=torch.int64)], [1.0]):
+        saved["param_groups"][0]["best_statistics"] = damage
+        with pytest.raises(ValueError, match="its running statistics are no list of tensors"):
+            optimizer.load_state_dict(saved)
+
+
 def test_carried_entries_are_not_set_back():
     """As with buffers of a module: here the number of steps, by which the data change."""
     rule = ResidualRule(direction=False, controller=False, reads_validation=True)
