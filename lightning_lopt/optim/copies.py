@@ -16,7 +16,7 @@ BEST_WEIGHTS = "best_weights"
 COPIES = (*GUARD_COPIES, BEST_WEIGHTS)
 """Keys in the state of a parameter."""
 STATISTICS = ("running_mean", "running_var")
-"""Names of the buffers with which ``torch.nn`` normalises in evaluation mode; they are estimates for present weights."""
+"""Names of the buffers with which ``torch.nn`` normalises in evaluation mode; they depend on the present weights."""
 
 
 def without_copies(state: Mapping[str, Any]) -> dict[str, Any]:
