@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from small_fits import Module, fit, loader
+from torch import nn
 
 from lightning_lopt import LearnedOptimizer, LearnedOptimizerAdapter, ResidualRule
 
@@ -141,13 +142,18 @@ def test_a_fit_ends_with_the_weights_of_the_lowest_loss(caplog, monkeypatch):
     class Watched(Validated):
         def on_validation_epoch_end(self):
             self.log("val_loss", losses[len(weights)])
-            weights.append(torch.cat([x.detach().flatten() for x in self.parameters()]))
+            weights.append(values(self))
+
+    def values(module):
+        """Weights and running statistics."""
+        return torch.cat([x.detach().flatten() for x in module.state_dict().values() if x.is_floating_point()])
 
     rule = ResidualRule(direction=False, controller=False, reads_validation=True)
     module = Watched(rule, {"val_loss": 1.0})
+    module.net.insert(1, nn.BatchNorm1d(8))
+    module.configured = lambda module: LearnedOptimizer(module.parameters(), rule)
     fit(module, epochs=5, data={"train_dataloaders": loader(), "val_dataloaders": loader()}, num_sanity_val_steps=0)
-    final = torch.cat([x.detach().flatten() for x in module.parameters()])
-    assert torch.equal(final, weights[0])
+    assert torch.equal(values(module), weights[0])
     assert not torch.equal(weights[-1], weights[0])
     assert caplog.text.count("continues from the weights of") == 1
     assert freed == [module] * 2  # gathered copies of sharded weights, which are older than the weights
