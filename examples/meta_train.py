@@ -1,7 +1,7 @@
 """Meta-train a ResidualRule, choose among its checkpoints on held-out tasks, and export the best.
 
     python examples/meta_train.py --steps 100 --out my_rule            # a few minutes on two cores
-    python examples/meta_train.py --steps 100 --out my_rule --resume   # go on where it stopped
+    python examples/meta_train.py --steps 100 --out my_rule --resume   # continue from the last checkpoint
 
 The command that made the embedded ``base`` is in its card (``lightning_lopt/pretrained/base/README.md``).
 """
@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 
 if __name__ == "__main__":
-    print("loading PyTorch and Lightning", file=sys.stderr, flush=True)  # which takes seconds
+    print("loading PyTorch and Lightning", file=sys.stderr, flush=True)  # loading takes seconds
 
 import lightning.pytorch as L
 import torch
@@ -45,7 +45,7 @@ PARTS = ("constants", "calibration", "direction", "controller")
 
 
 def residual_rule(arguments: argparse.Namespace) -> ResidualRule:
-    """The rule to learn parts of."""
+    """The rule of which some parts are learned."""
     rule = ResidualRule(
         direction="direction" in arguments.learn,
         controller="controller" in arguments.learn,
@@ -67,25 +67,25 @@ def residual_rule(arguments: argparse.Namespace) -> ResidualRule:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="my_rule", help="folder of the exported rule; checkpoints go beside it")
-    parser.add_argument("--steps", type=int, default=200, help="outer steps in all")
-    parser.add_argument("--minutes", type=float, default=None, help="stop after these, whatever --steps says")
+    parser.add_argument("--out", default="my_rule", help="folder of the exported rule; checkpoints go to OUT_training")
+    parser.add_argument("--steps", type=int, default=200, help="total number of outer steps")
+    parser.add_argument("--minutes", type=float, default=None, help="stop after this time, before --steps if needed")
     parser.add_argument("--tasks", default="image", help="task families, joined by +")
     parser.add_argument("--data", default="digits", help="digits, an npz file, or a folder of IDX files")
-    parser.add_argument("--rule", choices=("residual", "celo2"), default="residual", help="celo2 learns from scratch")
+    parser.add_argument("--rule", choices=("residual", "celo2"), default="residual", help="celo2 learns from random θ")
     parser.add_argument("--estimator", choices=("pes", "nres", "full_es"), default="pes")
     parser.add_argument("--learn", nargs="+", choices=PARTS, default=["constants"])
-    parser.add_argument("--calibrated", action="store_true", help="with a calibration, learned or not")
-    parser.add_argument("--orthogonalised", nargs="*", default=["matrix"], help="roles")
-    parser.add_argument("--rotated", nargs="*", default=[], help="roles")
+    parser.add_argument("--calibrated", action="store_true", help="add a calibration, even if it is not learned")
+    parser.add_argument("--orthogonalised", nargs="*", default=["matrix"], help="roles of such tensors")
+    parser.add_argument("--rotated", nargs="*", default=[], help="roles of such tensors")
     parser.add_argument("--turn-every", type=int, default=1, help="steps between turns of the rotated roles' bases")
     parser.add_argument("--meta-loss", choices=("linear", "log"), default="log", help="scale of the meta-loss")
-    parser.add_argument("--split", choices=("train", "valid", "both"), default="both", help="batches it is measured on")
-    parser.add_argument("--last", type=float, default=1.0, help="share of the horizon, at its end, that counts")
-    parser.add_argument("--step-size", type=float, default=0.02, help="constant to start from")
-    parser.add_argument("--weight-decay", type=float, default=1e-3, help="constant to start from")
-    parser.add_argument("--horizon-power", type=float, default=None, help="constant to start from; none without it")
-    parser.add_argument("--start", default=None, help="embedded rule or folder whose θ to start from, where it has it")
+    parser.add_argument("--split", choices=("train", "valid", "both"), default="both", help="batches of the meta-loss")
+    parser.add_argument("--last", type=float, default=1.0, help="last share of the horizon, which counts")
+    parser.add_argument("--step-size", type=float, default=0.02, help="initial constant")
+    parser.add_argument("--weight-decay", type=float, default=1e-3, help="initial constant")
+    parser.add_argument("--horizon-power", type=float, default=None, help="initial constant; no power by default")
+    parser.add_argument("--start", default=None, help="embedded rule or folder, from which to take initial θ")
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--groups", type=int, default=4)
     parser.add_argument("--truncation", type=int, default=25)
@@ -96,13 +96,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
-        "--validate-every", type=int, default=50, help="outer steps between two looks at held-out tasks; 0 for none"
+        "--validate-every", type=int, default=50, help="outer steps between two measurements; 0 for no measurement"
     )
     parser.add_argument("--suite", default="images", help="held-out problems")
     parser.add_argument(
-        "--horizon-factors", type=float, nargs="*", default=[], help="also validate on runs so many times as long"
+        "--horizon-factors", type=float, nargs="*", default=[], help="also validate on runs of so many times the steps"
     )
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
     arguments = parser.parse_args()
 
     torch.set_num_threads(arguments.threads)
@@ -140,7 +140,7 @@ def main() -> None:
         gradient_clip_val=1.0,
         log_every_n_steps=1,
         enable_model_summary=False,
-        logger=CSVLogger(folder, name="log"),  # a version of its own for each start
+        logger=CSVLogger(folder, name="log"),  # each start has a separate version
         callbacks=[
             ModelCheckpoint(
                 folder,
@@ -148,7 +148,7 @@ def main() -> None:
                 every_n_train_steps=25,
                 save_top_k=-1,
                 save_last=True,
-                enable_version_counter=False,  # last.ckpt is the last, in a folder that was moved too
+                enable_version_counter=False,  # last.ckpt is always the last one, even in a moved folder
             ),
             OuterProgress(),
             *([validation] if arguments.validate_every else []),
@@ -158,7 +158,7 @@ def main() -> None:
     if arguments.resume and not last.is_file():
         parser.error(f"--resume found no checkpoint {last}; start without it.")
     names = {family for name in arguments.tasks.split("+") for family in MIXTURES.get(name, (name,))}
-    text = resolve_texts(None)[1:] if names & TEXT_FAMILIES.keys() else None  # the first is that of the suites
+    text = resolve_texts(None)[1:] if names & TEXT_FAMILIES.keys() else None  # the first text belongs to the suites
     tasks = TaskDataModule(arguments.tasks, arguments.data, text)
     trainer.fit(module, tasks, ckpt_path=last if arguments.resume else None)
 
@@ -172,7 +172,7 @@ def main() -> None:
     if not arguments.validate_every:
         save_rule(rule, arguments.out)
     elif best is None:
-        chosen, steps = "the rule before meta-training, which nothing beat", 0
+        chosen, steps = "the rule before meta-training, since no checkpoint was better", 0
     else:
         steps = int(best["step"])
         chosen = f"outer step {steps}, by the held-out suite {arguments.suite!r}"

@@ -1,14 +1,19 @@
-"""Meta-train the embedded rule on the very model it trains, on models far from those it was meta-trained on.
+"""Continue the meta-training of the embedded rule during a fit, on models that differ from those of meta-training.
 
 python examples/meta_training.py                         # all models, 5 seeds, a few minutes on one CPU core
 python examples/meta_training.py --models siren --seeds 3 --steps 1000
 python examples/meta_training.py --models siren scaled --uncalibrated   # the constants of base alone
 
 Each model is trained twice for the same number of steps, on the same batches: with `base` unchanged, and with
-OnlineMetaTraining("base"). Printed are training and validation losses at the end, medians over seeds, on how many seeds
-OnlineMetaTraining ended lower (in validation where that is measured), on how many it handed the rule back as it was,
-the factor by which it changed what it searched (weight decay; without calibration step sizes), and the time it took.
-With --validation a fifth of the examples are kept for validation, and OnlineMetaTraining measures on these.
+OnlineMetaTraining("base"). The script prints, for each model:
+
+- training and validation losses at the end, as medians over seeds;
+- the number of seeds on which OnlineMetaTraining ended lower (in validation, if validation is measured);
+- the number of seeds on which OnlineMetaTraining handed back the unchanged rule;
+- the factor by which it changed the searched constants (weight decay; without calibration, step sizes);
+- the time that OnlineMetaTraining added.
+
+With --validation, a fifth of the examples are for validation, and OnlineMetaTraining measures on these examples.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ from collections.abc import Callable
 from functools import partial
 
 if __name__ == "__main__":
-    print("loading PyTorch and Lightning", file=sys.stderr, flush=True)  # which takes seconds
+    print("loading PyTorch and Lightning", file=sys.stderr, flush=True)  # loading takes seconds
 
 import lightning.pytorch as L
 import torch
@@ -43,7 +48,7 @@ Examples = tuple[Tensor, ...]
 
 
 class Sine(nn.Module):
-    """A layer of a network for signals in coordinates (Sitzmann et al. 2020, https://arxiv.org/abs/2006.09661)."""
+    """A layer of a sine network (SIREN; Sitzmann et al. 2020, https://arxiv.org/abs/2006.09661)."""
 
     def __init__(self, inputs: int, outputs: int, first: bool = False) -> None:
         super().__init__()
@@ -79,7 +84,7 @@ def perceptron(widths: list[int], activation: type[nn.Module] = nn.ReLU) -> nn.M
 
 
 def siren() -> tuple[nn.Module, Examples]:
-    """Grey values of an 80x80 image of a hundred digits, from the coordinates."""
+    """A network from coordinates to the grey values of an 80x80 image of a hundred digits."""
     picture = digits()[0][:100].reshape(10, 10, 8, 8).permute(0, 2, 1, 3).reshape(-1, 1)
     axis = torch.linspace(-1, 1, 80)
     places = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
@@ -109,12 +114,12 @@ def gru() -> tuple[nn.Module, Examples]:
 
 
 def mlp() -> tuple[nn.Module, Examples]:
-    """Not far at all: a perceptron on digits, where there is little to gain."""
+    """A perceptron on digits, which is close to the tasks of meta-training, so it can improve little."""
     return perceptron([64, 64, 64, 10]), digits()
 
 
 def cnn() -> tuple[nn.Module, Examples]:
-    """Not far either: a convolutional network on digits."""
+    """A convolutional network on digits, which is also close to the tasks of meta-training."""
     convolutions = [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1)]
     return nn.Sequential(
         nn.Unflatten(1, (1, 8, 8)), *convolutions, nn.ReLU(), nn.Flatten(), nn.Linear(512, 10)
@@ -122,13 +127,13 @@ def cnn() -> tuple[nn.Module, Examples]:
 
 
 def split(examples: Examples) -> tuple[Examples, Examples]:
-    """Four fifths for training, the rest for validation."""
+    """Four fifths of the examples for training, and a fifth for validation."""
     order = torch.randperm(len(examples[0]), generator=torch.Generator().manual_seed(7))
     fifth = len(order) // 5
     return tuple(part[order[fifth:]] for part in examples), tuple(part[order[:fifth]] for part in examples)
 
 
-MODELS: dict[str, tuple[Callable[[], tuple[nn.Module, Examples]], int]] = {  # with the size of a mini-batch
+MODELS: dict[str, tuple[Callable[[], tuple[nn.Module, Examples]], int]] = {  # the integer is the batch size
     "siren": (siren, 256),
     "scaled": (scaled, 32),
     "deep": (deep, 32),
@@ -139,7 +144,7 @@ MODELS: dict[str, tuple[Callable[[], tuple[nn.Module, Examples]], int]] = {  # w
 
 
 class Batches(Dataset[Examples]):
-    """Mini-batches drawn with replacement, each from its own number."""
+    """Mini-batches drawn with replacement; the draws of a mini-batch depend on the seed and its index."""
 
     def __init__(self, examples: Examples, size: int, steps: int, seed: int) -> None:
         self.examples, self.size, self.steps, self.seed = examples, size, steps, seed
@@ -163,14 +168,14 @@ class Model(L.LightningModule):
         return F.cross_entropy(outputs, batch[1]) if batch[1].dtype == torch.int64 else F.mse_loss(outputs, batch[1])
 
     def validation_step(self, batch: Examples, index: int) -> None:
-        pass  # OnlineMetaTraining measures on validation batches by the training_step
+        pass  # OnlineMetaTraining calls training_step on validation batches
 
     def configure_optimizers(self) -> None:
-        return None  # the callbacks bring the optimizer
+        return None  # the callbacks provide the optimizer
 
 
 def uncalibrated(name: str) -> ResidualRule:
-    """The constants of a rule, which then does not calibrate its steps by itself."""
+    """A rule with the same constants, which does not calibrate its steps."""
     rule = load_rule(name)
     plain = ResidualRule(**{**rule.config, "calibrated": False})
     plain.load_state_dict({key: value for key, value in rule.state_dict().items() if "calibration" not in key})
@@ -178,7 +183,7 @@ def uncalibrated(name: str) -> ResidualRule:
 
 
 def train(name: str, seed: int, steps: int, callback: L.Callback, folder: str, validation: bool) -> tuple[float, float]:
-    """Losses at the end on training and on validation examples (NaN where there are none)."""
+    """Final losses on training examples and on validation examples (NaN without validation examples)."""
     torch.manual_seed(seed)
     build, size = MODELS[name]
     net, examples = build()
@@ -199,8 +204,8 @@ def train(name: str, seed: int, steps: int, callback: L.Callback, folder: str, v
     data = DataLoader(Batches(examples, size, steps, seed), batch_size=None)
     trainer.fit(module, data, None if held_out is None else DataLoader(Batches(held_out, size, 32, 0), batch_size=None))
     with torch.no_grad():
-        first = float(module.training_step(tuple(part[:6400] for part in examples), 0))
-        return first, math.nan if held_out is None else float(module.training_step(held_out, 0))
+        train_loss = float(module.training_step(tuple(part[:6400] for part in examples), 0))
+        return train_loss, math.nan if held_out is None else float(module.training_step(held_out, 0))
 
 
 def main() -> None:
@@ -208,8 +213,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--uncalibrated", action="store_true", help="the constants of base without its calibration")
-    parser.add_argument("--validation", action="store_true", help="keep a fifth of the examples, and measure on it")
+    parser.add_argument("--uncalibrated", action="store_true", help="use the constants of base without calibration")
+    parser.add_argument("--validation", action="store_true", help="measure on a fifth of the examples")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

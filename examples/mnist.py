@@ -1,11 +1,11 @@
-"""Will a learned rule beat tuned Adam on handwritten digits? Predict it from a few short pilots, then find out.
+"""Predict from short pilots whether a learned rule beats tuned AdamW on handwritten digits, and check the prediction.
 
 The embedded rule was meta-trained on image classification (scikit-learn's 8x8 digits) and on tables and other synthetic
-data, with nine kinds of small tasks. Without arguments the example trains on those digits. MNIST is the harder test:
-28x28 images of other writers, none of which the rule saw.
+data, with nine kinds of small tasks. Without arguments, the example trains on these digits. MNIST is the harder test:
+it has 28x28 images of other writers, and the rule has seen none of these images.
 
 python examples/mnist.py                    # scikit-learn's digits, which come with the package
-python examples/mnist.py --data mnist       # MNIST through torchvision, if it is installed, which downloads it
+python examples/mnist.py --data mnist       # MNIST, which torchvision downloads if it is installed
 python examples/mnist.py --data FOLDER      # MNIST's IDX files
 python examples/mnist.py --data FILE.npz    # arrays called images and labels, x_train and y_train, ...
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    print("loading PyTorch and Lightning", file=sys.stderr, flush=True)  # which takes seconds
+    print("loading PyTorch and Lightning", file=sys.stderr, flush=True)  # loading takes seconds
 
 import torch.nn.functional as F
 from side_by_side import Data, Module, parser_for, predict_and_race
@@ -58,7 +58,7 @@ class Convolutional(Perceptron):
 
 
 def load(source: str) -> LabelledImages:
-    """Images by name, from a file or a folder, or MNIST by torchvision."""
+    """Images of a name, a file or a folder, or MNIST by torchvision."""
     if source != "mnist":
         return load_images(source)
     try:

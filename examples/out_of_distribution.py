@@ -1,19 +1,23 @@
 """Where the learned optimizer loses to tuned AdamW, and how short pilots predict it.
 
-Progression of diabetes in 442 patients from ten measurements, by a perceptron, on the numbers that scikit-learn's
-``load_diabetes()`` returns: inputs around 0.05, targets between 25 and 346. The rule makes steps in proportion to how
-large a tensor was when training began, which is the right size where data are standardised, as in all of its
-meta-training; here the outputs have to grow ten-thousandfold first. AdamW with a large learning rate reaches this
-size within 150 steps, AdamW at its default does not. Losses after 150 steps, medians of 3 seeds, training / validation:
+A perceptron predicts the progression of diabetes in 442 patients from ten measurements. The data are the numbers that
+scikit-learn's ``load_diabetes()`` returns: inputs around 0.05, targets between 25 and 346. The steps of the rule are
+proportional to the size of a tensor at the start of training. This size suits standardised data, as in all of the
+meta-training. Here, the outputs must first grow ten-thousandfold. AdamW with a large learning rate reaches this
+size within 150 steps, AdamW at its default does not. The table has losses after 150 steps, as medians of 3 seeds:
 
-- base: 5346 / 5011
-- AdamW, best of seven rates (0.1) with a cosine schedule: 2789 / 3213
-- Adam at PyTorch's default: 23453 / 20611
+=======================================================  ========  ==========
+optimizer                                                training  validation
+=======================================================  ========  ==========
+base                                                         5346        5011
+AdamW, best of seven rates (0.1) with a cosine schedule      2789        3213
+Adam at PyTorch's default                                   23453       20611
+=======================================================  ========  ==========
 
-Standardised, base ends at 0.56 times AdamW's loss in training and 1.10 times in validation.
+With standardised data, base ends at 0.56 times AdamW's loss in training and 1.10 times in validation.
 
-python examples/out_of_distribution.py                  # the numbers as they are
-python examples/out_of_distribution.py --standardise    # standardised
+python examples/out_of_distribution.py                  # data as shipped
+python examples/out_of_distribution.py --standardise    # standardised data
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    print("loading PyTorch and Lightning", file=sys.stderr, flush=True)  # which takes seconds
+    print("loading PyTorch and Lightning", file=sys.stderr, flush=True)  # loading takes seconds
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +50,7 @@ class Regressor(Module):
 
 
 def load(standardise: bool) -> Data:
-    """Numbers as they are shipped, or standardised; a fifth of the patients is for validation."""
+    """The data as shipped, or standardised; a fifth of the patients is for validation."""
     from sklearn.datasets import load_diabetes
 
     inputs, targets = (torch.from_numpy(values).float() for values in load_diabetes(return_X_y=True))
@@ -60,7 +64,7 @@ def load(standardise: bool) -> Data:
 
 def main() -> None:
     parser = parser_for(__doc__, steps=150, picture="out_of_distribution.png")
-    parser.add_argument("--standardise", action="store_true", help="give inputs and targets mean 0 and deviation 1")
+    parser.add_argument("--standardise", action="store_true", help="scale inputs and targets to mean 0 and deviation 1")
     arguments = parser.parse_args()
     data = load(arguments.standardise)
     title = f"Diabetes, numbers {'standardised' if arguments.standardise else 'as shipped'}"

@@ -1,4 +1,4 @@
-"""What the examples share: train one module with a learned optimizer, Adam at its default, and tuned AdamW."""
+"""Train one module with a learned optimizer, Adam at its default, and tuned AdamW; two examples share this code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TIE = 0.02  # losses that differ by less than this share are equal
 
 
 class Module(L.LightningModule):
-    """A network and a loss; ``lr`` is that of AdamW with a cosine schedule, ``None`` for Adam at its default rate."""
+    """A network and a loss; ``lr`` is the rate of AdamW with a cosine schedule, or ``None`` for Adam at its default."""
 
     lr: float | None = None
 
@@ -60,7 +60,7 @@ class Data(L.LightningDataModule):
 
 @dataclass
 class Result:
-    """What one optimizer reached, one entry per seed."""
+    """The results of one optimizer, with one entry per seed."""
 
     name: str
     train: list[float] = field(default_factory=list)  # loss on the whole split after the last step
@@ -79,19 +79,19 @@ class _Curve(L.Callback):
 
 
 def parser_for(description: str, steps: int, picture: str) -> argparse.ArgumentParser:
-    """The flags that the examples have in common."""
+    """A parser with the options of both examples."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rule", default="base", help="embedded weights, or a folder that examples/meta_train.py made")
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--budget", default="20s", help="of the prediction: 20s, 10%% or 400steps of the run")
+    parser.add_argument("--budget", default="20s", help="budget of the prediction: 20s, 10%% of the run, or 400steps")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--picture", default=picture)
     return parser
 
 
 def predict_and_race(build: Callable[[], Module], data: Data, arguments: argparse.Namespace, title: str) -> None:
-    """Print what is predicted, then train, print what happened, and draw it."""
+    """Print the prediction, train, print the results, and draw them."""
     torch.set_num_threads(arguments.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
@@ -99,8 +99,8 @@ def predict_and_race(build: Callable[[], Module], data: Data, arguments: argpars
     print("== predicted\n", flush=True)
     with Progress("assess") as progress:
         steps, budget = arguments.steps, arguments.budget
-        found = assess(build, data, arguments.rule, total_steps=steps, budget=budget, tell=progress.doing)
-    print(f"{found}\n\n== what happened\n", flush=True)
+        assessment = assess(build, data, arguments.rule, total_steps=steps, budget=budget, tell=progress.doing)
+    print(f"{assessment}\n\n== what happened\n", flush=True)
     learned, plain = Result("LearnedOptimizer, nothing tuned"), Result("Adam, PyTorch's default")
     sweep = [Result(f"AdamW, best of {len(RATES)} rates + cosine (lr={lr:g})") for lr in RATES]
     with Progress("training", arguments.seeds * (2 + len(RATES)), "runs") as progress:
@@ -114,7 +114,7 @@ def predict_and_race(build: Callable[[], Module], data: Data, arguments: argpars
     tuned = min(sweep, key=lambda result: statistics.median(_finite(result.valid)))
     results = (learned, plain, tuned)
     print(table(results))
-    print("\n" + comparison(found, learned, tuned))
+    print("\n" + comparison(assessment, learned, tuned))
     plot(results, arguments.picture, title)
 
 
@@ -128,7 +128,7 @@ def fit(
     rule: str | None = None,
     lr: float | None = None,
 ) -> None:
-    """Train one module of the given seed."""
+    """Train one module with the given seed, and append its results to ``result``."""
     L.seed_everything(seed, verbose=False)
     module, curve = build(), _Curve()
     module.lr = lr
@@ -161,7 +161,7 @@ def table(results: tuple[Result, ...]) -> str:
     lines = [f"{'optimizer':<48}{'train loss':>12}{'valid loss':>12}{heads}{'seconds':>9}"]
     middle = statistics.median
     for result in results:
-        cells = "".join(f"{middle(one[name] for one in result.metrics):>10.3f}" for name in names)
+        cells = "".join(f"{middle(metrics[name] for metrics in result.metrics):>10.3f}" for name in names)
         lines.append(
             f"{result.name:<48}{middle(_finite(result.train)):>12.5g}{middle(_finite(result.valid)):>12.5g}{cells}"
             f"{middle(result.seconds):>9.1f}"
@@ -169,21 +169,21 @@ def table(results: tuple[Result, ...]) -> str:
     return "\n".join(lines)
 
 
-def comparison(found: Assessment, learned: Result, tuned: Result) -> str:
-    """Prediction and outcome in two sentences."""
+def comparison(assessment: Assessment, learned: Result, tuned: Result) -> str:
+    """The prediction and the result in two sentences."""
     ratios = [a / b for a, b in zip(_finite(learned.valid), _finite(tuned.valid), strict=True)]
-    ratio, of_training = statistics.median(ratios), statistics.median(learned.train) / statistics.median(tuned.train)
-    happened = "lost to" if ratio > 1 + TIE else "beat" if ratio < 1 - TIE else "was as good as"
-    wins = sum(one < 1 for one in ratios)
+    ratio, train_ratio = statistics.median(ratios), statistics.median(learned.train) / statistics.median(tuned.train)
+    outcome = "lost to" if ratio > 1 + TIE else "beat" if ratio < 1 - TIE else "was as good as"
+    wins = sum(seed_ratio < 1 for seed_ratio in ratios)
     return (
-        f'Predicted: "{found.verdict}". What happened: the learned optimizer {happened} tuned AdamW; its validation '
-        f"loss was {ratio:.2f} times AdamW's (median of {len(ratios)} seeds, lower with {wins} of them), its training "
-        f"loss {of_training:.2f} times."
+        f'Predicted: "{assessment.verdict}". What happened: the learned optimizer {outcome} tuned AdamW; its '
+        f"validation loss was {ratio:.2f} times AdamW's (median of {len(ratios)} seeds, lower with {wins} of them), "
+        f"its training loss {train_ratio:.2f} times."
     )
 
 
 def _finite(losses: list[float]) -> list[float]:
-    """Losses with infinity for NaN, which no comparison would put last."""
+    """The losses with infinity instead of NaN, so that sorting puts these losses last."""
     return [loss if loss == loss else float("inf") for loss in losses]
 
 

@@ -5,8 +5,8 @@ python examples/train_digits.py --model mlp        # a perceptron
 python examples/train_digits.py --data DIR         # a folder with MNIST's IDX files, or an npz file of images
 python examples/train_digits.py --seeds 5 --wandb  # medians of 5 seeds, curves to Weights & Biases (offline)
 
-It prints a table and draws two panels, the training loss against steps and against seconds. Seconds are those of whole
-training steps on this machine, Lightning's own work included.
+The script prints a table and draws two panels, the training loss against steps and against seconds. Seconds are those
+of whole training steps on this machine, with the work of Lightning.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import warnings
 from dataclasses import dataclass, field
 
 if __name__ == "__main__":
-    print("loading PyTorch and Lightning", file=sys.stderr, flush=True)  # which takes seconds
+    print("loading PyTorch and Lightning", file=sys.stderr, flush=True)  # loading takes seconds
 
 import lightning.pytorch as L
 import torch
@@ -41,7 +41,7 @@ LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
 
 class DigitClassifier(L.LightningModule):
-    """An ordinary LightningModule; only ``configure_optimizers`` knows which optimizer trains it."""
+    """An ordinary LightningModule; only ``configure_optimizers`` depends on the optimizer."""
 
     def __init__(
         self, shape: tuple[int, int, int], classes: int, model: str, optimizer: str, lr: float | None = None
@@ -70,7 +70,7 @@ class DigitClassifier(L.LightningModule):
             )
         self.accuracy = MulticlassAccuracy(classes, average="micro")
         self.train_losses: list[Tensor] = []
-        self.times: list[float] = []  # on the clock, at the end of each step
+        self.times: list[float] = []  # seconds from the start of the fit to the end of each step
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         inputs, targets = batch
@@ -104,7 +104,7 @@ class DigitClassifier(L.LightningModule):
 
 @dataclass
 class Result:
-    """What one optimizer reached, one entry per seed."""
+    """The results of one optimizer, with one entry per seed."""
 
     name: str
     final: list[float] = field(default_factory=list)  # loss on the whole training split after the last step
@@ -116,7 +116,7 @@ class Result:
 
 
 class Steps(L.Callback):
-    """Moves the bar at each training step."""
+    """Advances the progress bar at each training step."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--picture", default="train_digits.png")
     parser.add_argument(
-        "--wandb", action="store_true", help="log to Weights & Biases, offline unless WANDB_MODE says so"
+        "--wandb", action="store_true", help="log to Weights & Biases, offline unless WANDB_MODE is set"
     )
     arguments = parser.parse_args()
     if arguments.wandb:
@@ -250,7 +250,7 @@ def plot(results: tuple[Result, ...], path: str, title: str) -> None:
 
 if __name__ == "__main__":
     try:
-        import matplotlib.pyplot  # noqa: F401  (before the training whose curves it draws)
+        import matplotlib.pyplot  # noqa: F401  (a missing matplotlib is reported before the training)
 
         main()
     except ImportError as error:

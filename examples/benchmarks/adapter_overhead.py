@@ -1,9 +1,9 @@
-"""What LearnedOptimizerAdapter costs a training step of a ResNet-18 on 32 x 32 images, loggers included.
+"""The time of LearnedOptimizerAdapter in a training step of a ResNet-18 on 32 x 32 images, with a logger.
 
     python examples/benchmarks/adapter_overhead.py --batch 32 --steps 20
     python examples/benchmarks/adapter_overhead.py --manual
 
-What is timed are the adapter's own hooks, against the training step as a whole with a rule that costs what AdamW does.
+The script measures the time of the hooks of the adapter and of the whole training step. The rule is as fast as AdamW.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Block(nn.Module):
 
 
 class ResNet18(L.LightningModule):
-    """With its stem for small images."""
+    """ResNet-18 with a stem for small images."""
 
     def __init__(self, manual: bool) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class ResNet18(L.LightningModule):
 
 
 class Timed(LearnedOptimizerAdapter):
-    """Adds up the seconds in its own hooks."""
+    """An adapter that sums the seconds in its hooks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Timed(LearnedOptimizerAdapter):
 
 
 class Clock(L.Callback):
-    """Seconds of the steps after the first few."""
+    """Prints the seconds of a step and of the adapter's hooks, without the first ``skip`` steps."""
 
     def __init__(self, adapter: Timed, skip: int = 3) -> None:
         self.adapter, self.skip = adapter, skip
@@ -100,8 +100,8 @@ class Clock(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         steps = trainer.global_step - self.skip
-        whole, own = (time.perf_counter() - self.began) / steps, self.adapter.seconds / steps
-        print(f"{whole * 1e3:.1f} ms a step, of which the adapter {own * 1e3:.3f} ms ({own / whole:.2%})")
+        step, hooks = (time.perf_counter() - self.began) / steps, self.adapter.seconds / steps
+        print(f"A step takes {step * 1e3:.1f} ms; the adapter takes {hooks * 1e3:.3f} ms of it ({hooks / step:.2%}).")
 
 
 def main() -> None:
@@ -109,15 +109,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--accelerator", default="cpu")
-    parser.add_argument("--manual", action="store_true", help="manual optimization, where gradients are looked at")
-    given = parser.parse_args()
-    images = torch.randn(given.batch * given.steps, 3, 32, 32)
+    parser.add_argument("--manual", action="store_true", help="manual optimization")
+    arguments = parser.parse_args()
+    images = torch.randn(arguments.batch * arguments.steps, 3, 32, 32)
     data = TensorDataset(images, torch.randint(10, (len(images),)))
     adapter = Timed()
     with TemporaryDirectory() as folder:
         trainer = L.Trainer(
             max_epochs=1,
-            accelerator=given.accelerator,
+            accelerator=arguments.accelerator,
             devices=1,
             logger=CSVLogger(Path(folder)),
             log_every_n_steps=10,
@@ -126,7 +126,7 @@ def main() -> None:
             enable_model_summary=False,
             callbacks=[adapter, Clock(adapter)],
         )
-        trainer.fit(ResNet18(given.manual), DataLoader(data, batch_size=given.batch))
+        trainer.fit(ResNet18(arguments.manual), DataLoader(data, batch_size=arguments.batch))
 
 
 if __name__ == "__main__":

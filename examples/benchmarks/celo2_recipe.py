@@ -1,11 +1,12 @@
-"""How long the meta-training recipe of Celo2 takes, by the seconds of some of its 100,000 outer steps.
+"""Estimate the time of Celo2's meta-training recipe from the seconds of some of its 100,000 outer steps.
 
     python examples/benchmarks/celo2_recipe.py --compile                    # on one GPU
     python examples/benchmarks/celo2_recipe.py --accelerator cpu --steps 10
 
 The recipe is that of ``examples/configs/celo2_one_gpu.yaml``: PES, 4 groups of 8 antithetic pairs, truncations of 50
-steps, horizons log-uniform in [100, 2000], a random scale for all weights of a task. What is timed is what Lightning's
-Trainer does, drawing tasks, recording steps and logging included; the first outer steps, which compile, are left out.
+steps, horizons log-uniform in [100, 2000], a random scale for all weights of a task. The measured time contains all
+work of Lightning's Trainer: drawing tasks, recording steps and logging. The first outer steps, which compile, are not
+timed.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning_lopt import PES, Celo2Rule, MetaTrainer, TaskDataModule
 
 WHOLE = 100_000  # outer steps of the recipe
-PIECE = 20  # outer steps timed together: only then the device is waited for
+PIECE = 20  # outer steps that are timed together; the host waits for the device only after them
 
 
 class Clock(L.Callback):
-    """When each outer step ended."""
+    """The times at which outer steps end."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
 
     def on_train_batch_end(self, *_: Any) -> None:
-        if torch.cuda.is_available() and len(self.ends) % PIECE == 0:  # outer steps in between are launched ahead
+        if torch.cuda.is_available() and len(self.ends) % PIECE == 0:  # other steps are launched ahead
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
 
@@ -41,7 +42,7 @@ class Clock(L.Callback):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=400, help="outer steps to make")
-    parser.add_argument("--skip", type=int, default=None, help="of them, not timed; a quarter by default")
+    parser.add_argument("--skip", type=int, default=None, help="first outer steps, not timed; a quarter by default")
     parser.add_argument("--accelerator", default="gpu")
     parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
@@ -76,7 +77,7 @@ def main() -> None:
     skip = arguments.steps // 4 if arguments.skip is None else arguments.skip
     ends = clock.ends[skip - skip % PIECE :]
     piece = min(PIECE, len(ends) - 1)
-    times = [(ends[at + piece] - ends[at]) / piece for at in range(0, len(ends) - piece, piece)]
+    times = [(ends[start + piece] - ends[start]) / piece for start in range(0, len(ends) - piece, piece)]
     step = statistics.median(times)
     print(
         f"{1e3 * step:.1f} ms for an outer step, median of {len(times)} times {piece} "

@@ -1,12 +1,13 @@
-"""How much faster two processes meta-train than one, end to end under Lightning's Trainer (DDP over gloo, CPU).
+"""The speed-up of meta-training with two processes over one, under Lightning's Trainer (DDP over gloo, CPU).
 
     python examples/benchmarks/ddp_throughput.py
 
 The work is that of meta_throughput.py: Celo2's rule, PES on truncations of 50 steps, 64 inner runs (two groups of 16
-antithetic pairs, or of `--pairs`) of a perceptron 64-32-10 on 8x8 images, batch 64; one thread a process. Two processes
-share this work, and, as one would use them, have as much each. Runs that a process advances as one cost less apiece, so
-that shared work scales less well. Fits take turns, so that what else the machine does hits all. Printed are inner steps
-a second of all processes together, and the bytes that a process hands to collectives in one outer step.
+antithetic pairs, or of `--pairs`) of a perceptron 64-32-10 on 8x8 images, batch size 64; each process has one thread.
+Two processes first share this work. Then each process has as much work as the single process, as in normal use. The
+time per run is lower if a process advances many runs together, so shared work scales less well. The fits take turns,
+so that other load on the machine affects all of them. The script prints inner steps per second of all processes
+together, and the bytes that a process passes to collectives in one outer step.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ COLLECTIVES = ("all_reduce", "broadcast", "all_gather", "all_gather_object", "br
 
 
 class Meter(L.Callback):
-    """Leaves inner steps per second and bytes per outer step in a file, from rank 0, after the warm-up."""
+    """Writes inner steps per second and bytes per outer step to a file, from rank 0, without the warm-up."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.began, self.bytes = path, 0.0, 0
@@ -44,7 +45,7 @@ class Meter(L.Callback):
         if trainer.global_step != WARM_UP:
             return
         if trainer.world_size > 1:
-            trainer.strategy.model.register_comm_hook(None, default_hooks.allreduce_hook)  # a collective of Python's
+            trainer.strategy.model.register_comm_hook(None, default_hooks.allreduce_hook)  # in Python
             for name in COLLECTIVES:
                 setattr(dist, name, self.counted(getattr(dist, name)))
         self.began = time.perf_counter()
@@ -89,8 +90,8 @@ def fit(processes: int, groups: int, pairs: int, outer_steps: int) -> tuple[floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--pairs", type=int, default=16, help="of each group")
-    parser.add_argument("--outer-steps", type=int, default=30, help=f"of each fit; the first {WARM_UP} are not timed")
+    parser.add_argument("--pairs", type=int, default=16, help="pairs of each group")
+    parser.add_argument("--outer-steps", type=int, default=30, help=f"the first {WARM_UP} of each fit are not timed")
     arguments = parser.parse_args()
     if arguments.outer_steps <= WARM_UP:
         parser.error(f"--outer-steps must be above {WARM_UP}, got {arguments.outer_steps}")
@@ -98,21 +99,22 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    shared, each = [], []
+    shared_ratios, doubled_ratios = [], []
     for repeat in range(arguments.repeats):
-        one, _ = fit(1, GROUPS, arguments.pairs, arguments.outer_steps)
-        two, sent = fit(2, GROUPS, arguments.pairs, arguments.outer_steps)
-        twice, _ = fit(2, 2 * GROUPS, arguments.pairs, arguments.outer_steps)
-        shared.append(two / one)
-        each.append(twice / one)
+        single, _ = fit(1, GROUPS, arguments.pairs, arguments.outer_steps)
+        shared, sent = fit(2, GROUPS, arguments.pairs, arguments.outer_steps)
+        doubled, _ = fit(2, 2 * GROUPS, arguments.pairs, arguments.outer_steps)
+        shared_ratios.append(shared / single)
+        doubled_ratios.append(doubled / single)
         print(
-            f"{repeat}: 1 process {one:6.0f}, 2 processes that share the work {two:6.0f} (ratio {two / one:.2f}), "
-            f"2 with as much each {twice:6.0f} inner steps/s (ratio {twice / one:.2f})",
+            f"{repeat}: 1 process {single:6.0f}, 2 processes with the same work {shared:6.0f} "
+            f"(ratio {shared / single:.2f}), 2 processes with twice the work {doubled:6.0f} inner steps/s "
+            f"(ratio {doubled / single:.2f})",
             flush=True,
         )
     theta = sum(value.nbytes for value in Celo2BaseRule().parameters() if value.requires_grad)
-    ratios = f"{statistics.median(shared):.2f} and {statistics.median(each):.2f}"
-    print(f"median ratios {ratios}; {sent:.0f} bytes an outer step, {theta} of them for θ")
+    ratios = f"{statistics.median(shared_ratios):.2f} and {statistics.median(doubled_ratios):.2f}"
+    print(f"median ratios {ratios}; {sent:.0f} bytes per outer step, {theta} of them for θ")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Ends of training under a guard: four rules that do harm on ten small tasks, and how often ``base`` is left.
+"""Final losses under a guard: four harmful rules on ten small tasks, and the number of false alarms with ``base``.
 
-    python examples/benchmarks/guard.py harm            # 4 x 10 runs beside AdamW as it comes, some 10 minutes
+    python examples/benchmarks/guard.py harm            # 4 x 10 runs and default AdamW, about 10 minutes
     python examples/benchmarks/guard.py harm --tasks gru conv --rules flipped
     python examples/benchmarks/guard.py base --runs 100  # 300 steps each, on tasks of other sizes and seeds
 
-An end is the mean training loss of the last twentieth of the steps; its ratio is that of losses, or of decreases where
-losses may be negative (1 is AdamW's, above 1 is worse).
+A final loss is the mean training loss of the last twentieth of the steps. The ratio compares final losses with those
+of AdamW, or decreases of the loss if losses may be negative. A ratio above 1 is worse than AdamW.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Loss = Callable[[torch.Generator], Tensor]
 
 
 class Altered(UpdateRule):
-    """A rule whose updates are changed on the way; ``change`` gets the update and the step, 0-dim."""
+    """A rule whose updates are replaced by ``change(update, step)``; the step is 0-dim."""
 
     def __init__(self, rule: UpdateRule, change: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -60,8 +60,8 @@ class Altered(UpdateRule):
         return self.rule.exchange(columns, at[0], shared, context)
 
     def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        update, after = self.rule.step(inputs, controls, at[0])
-        return self.change(update, at[1]), after
+        update, next_state = self.rule.step(inputs, controls, at[0])
+        return self.change(update, at[1]), next_state
 
 
 HARM: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -73,7 +73,7 @@ HARM: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class Task(NamedTuple):
-    """What is trained: a model, and its loss on a batch that is drawn from a generator."""
+    """A model, and its loss on a batch that is drawn from a generator."""
 
     model: nn.Module
     loss: Loss
@@ -86,8 +86,8 @@ def _blobs(classes: int, side: int, noise: float, wrong: float = 0.0) -> tuple[T
     def batch(generator: torch.Generator, size: int = 32) -> tuple[Tensor, Tensor]:
         y = torch.randint(classes, (size,), generator=generator)
         x = means[y] + noise * torch.randn(size, side, generator=generator)
-        other = torch.randint(classes, (size,), generator=generator)
-        return x, torch.where(torch.rand(size, generator=generator) < wrong, other, y)
+        random_labels = torch.randint(classes, (size,), generator=generator)
+        return x, torch.where(torch.rand(size, generator=generator) < wrong, random_labels, y)
 
     return means, batch
 
@@ -305,7 +305,7 @@ def harm(names: list[str], rules: list[str], steps: int, seed: int) -> None:
 
 
 def base(runs: int, steps: int) -> None:
-    left = 0
+    switches = 0
     for run in range(runs):
         name = list(TASKS)[run % len(TASKS)]
         sizes = {"width": [8, 16, 24, 48][run // len(TASKS) % 4]}
@@ -316,9 +316,9 @@ def base(runs: int, steps: int) -> None:
             warnings.simplefilter("ignore")
             losses = losses_of(task, optimizer, horizon, run)
         if optimizer.guard_state != "active":
-            left += 1
+            switches += 1
             print(f"run {run}, {name}, {horizon} steps, to {end_of(losses):.4f}: {optimizer.guard_state}", flush=True)
-    print(f"left in {left} of {runs} runs")
+    print(f"the guard switched to AdamW in {switches} of {runs} runs")
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
-"""Inner steps per second of meta-training: many small inner runs side by side on one process.
+"""Inner steps per second of meta-training: many small inner runs in parallel in one process.
 
     python examples/benchmarks/meta_throughput.py                          # ResidualRule without orthogonalisation
     python examples/benchmarks/meta_throughput.py --rule adam --compile
     python examples/benchmarks/meta_throughput.py --device cuda --pairs 512 --compile
 
 The work is that of Celo2's meta-training: PES on truncations of 50 steps, 32 antithetic pairs, a perceptron 64-32-10 on
-8x8 images, batch 64. One inner step is one optimizer step of one of the 64 runs. What is timed is the whole estimate of
-the meta-gradient: perturbations, batches, inner steps, gradient.
+8x8 images, batch size 64. One inner step is one optimizer step of one of the 64 runs. The measured time is that of the
+whole estimate of the meta-gradient: perturbations, batches, inner steps, gradient.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ def main() -> None:
     parser.add_argument("--rule", choices=tuple(RULES), default="residual")
     parser.add_argument("--pairs", type=int, default=32)
     parser.add_argument("--truncation", type=int, default=50)
-    parser.add_argument("--threads", type=int, default=2, help="of PyTorch, on the CPU")
+    parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch on the CPU")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--compile", action="store_true", help="through torch.compile; the first truncation takes long")
-    parser.add_argument("--no-cuda-graphs", action="store_true", help="launch kernels one by one, on CUDA")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile; the first truncation takes long")
+    parser.add_argument("--no-cuda-graphs", action="store_true", help="launch single kernels on CUDA")
     parser.add_argument("--repeats", type=int, default=7, help="truncations that are timed")
-    parser.add_argument("--default-allocator", action="store_true", help="leave glibc's malloc as it is")
+    parser.add_argument("--default-allocator", action="store_true", help="do not change the settings of malloc")
     arguments = parser.parse_args()
 
     torch.set_num_threads(arguments.threads)
-    kept = not arguments.default_allocator and keep_freed_memory(FREED_MEMORY)
+    keeps_memory = not arguments.default_allocator and keep_freed_memory(FREED_MEMORY)
     family = ImageMLP(depths=(1,), widths=(32,), batch_sizes=(64,), activations=("relu",), variety=False)
     task = family.sample(generator(0))
     rule = RULES[arguments.rule]().to(arguments.device)
@@ -62,7 +62,7 @@ def main() -> None:
     with torch.no_grad():
         groups = [estimator.start(rule, task, horizon=20_000, seed=0)]
         began = time.perf_counter()
-        for repeat in range(-1, arguments.repeats):  # the first one warms up
+        for repeat in range(-1, arguments.repeats):  # the first repeat is a warm-up
             wall, cpu = time.perf_counter(), time.process_time()
             groups = estimator.estimate(rule, groups, execution).groups
             if groups[0].device.type == "cuda":
@@ -77,7 +77,7 @@ def main() -> None:
     print(
         f"{arguments.rule} {task.name} {arguments.pairs} pairs truncation {arguments.truncation} {arguments.device} "
         f"threads {arguments.threads} compile {arguments.compile} CUDA graphs {not arguments.no_cuda_graphs} "
-        f"freed memory kept {kept}\n"
+        f"freed memory kept {keeps_memory}\n"
         f"  {statistics.median(rates):8.0f} inner steps/s, median of {len(rates)} "
         f"({min(rates):.0f} to {max(rates):.0f}); first truncation {warm_up:.1f} s\n"
         f"  {steps / statistics.median(cpus):8.0f} inner steps per second of CPU time; "

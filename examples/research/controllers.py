@@ -1,15 +1,16 @@
-"""What kind of controller is worth learning on top of `base`: with a memory or without, for each role or for all?
+"""Compare kinds of learned controllers for `base`: with or without memory, for each role or for all roles.
 
 python examples/research/controllers.py --minutes 4
 python examples/research/controllers.py --minutes 5 --kinds recurrent --hidden 4 --accelerator gpu --groups 16 \
     --pairs 64 --estimator nres --truncation 100 --sigma 0.1 --lr 0.01 --last 0.5 --horizons 200 3000 \
     --out controllers --problems
 
-Each kind is meta-trained for the same minutes, the rest of `base` staying as it is, then measured on held-out families
-beside `base`: at the end, and with the mean of θ over the second half of the outer steps. Printed are the
-signal-to-noise of the meta-gradient (median over outer steps; 1 is noise alone), the speed-up over tuned AdamW (IQM)
-and the mean log-ratios to `base` of the final losses, training / validation. The second command, for a GPU, measures
-nothing and leaves the rule after each 25 outer steps, and its mean, in folders; `constants.py --rule` measures these.
+Each kind is meta-trained for the same time, while other constants of `base` do not change. It is then compared with
+`base` on held-out families: with the last θ, and with the mean of θ over the second half of the outer steps. The script
+prints the signal-to-noise ratio of the meta-gradient (median over outer steps; 1 is pure noise), the speed-up over
+tuned AdamW (IQM) and the mean log-ratios of the final losses to those of `base`, training / validation. The second
+command, for a GPU, makes no measurement. It writes the rule after each 25 outer steps, and the mean rule, to folders,
+which `constants.py --rule` measures.
 """
 
 from __future__ import annotations
@@ -40,45 +41,45 @@ PROBLEMS = ("digits-vit", "digits-resnet", "digits-deep")
 
 
 class Memoryless(Controller):
-    """Sees each step as if it were the first."""
+    """A controller without memory: its state is 0 at each step."""
 
     def forward(self, signals: Tensor, hidden: Tensor) -> tuple[Controls, Tensor]:
         return super().forward(signals, torch.zeros_like(hidden))
 
 
 class OneForEachRole(Controller):
-    """As many sets of weights as there are roles; a tensor's role is the last of its signals."""
+    """A controller with separate weights for each role; the last signals are the one-hot role of the tensor."""
 
     def __init__(self, *sizes: Any) -> None:
         super().__init__(*sizes)
         self.others = nn.ModuleList(Controller(*sizes) for _ in ROLES[1:])
 
     def forward(self, signals: Tensor, hidden: Tensor) -> tuple[Controls, Tensor]:
-        found = [super().forward(signals, hidden), *(other(signals, hidden) for other in self.others)]
-        role = signals[:, -len(ROLES) :].mT  # one row for each
-        kinds = zip(*(controls for controls, _ in found), strict=True)
+        outputs = [super().forward(signals, hidden), *(controller(signals, hidden) for controller in self.others)]
+        role = signals[:, -len(ROLES) :].mT  # one row for each role
+        kinds = zip(*(controls for controls, _ in outputs), strict=True)
         controls = Controls(*((role * torch.stack(kind)).sum(0) for kind in kinds))
-        return controls, (role[..., None] * torch.stack([memory for _, memory in found])).sum(0)
+        return controls, (role[..., None] * torch.stack([memory for _, memory in outputs])).sum(0)
 
 
 KINDS = {"recurrent": Controller, "memoryless": Memoryless, "one for each role": OneForEachRole}
 
 
 def with_controller(kind: str, hidden: int) -> ResidualRule:
-    """`base` with a new controller of a hidden size, which alone is learned."""
+    """`base` with a new controller of the given hidden size; only the controller is learned."""
     base = load_rule("base")
     rule = ResidualRule(**{**base.config, "controller": True, "controller_hidden": hidden})
     rule.load_state_dict(base.state_dict(), strict=False)
     rule.requires_grad_(False)
-    old = rule.controller
-    assert old is not None
-    hidden, inputs = old.candidate_weight.shape
+    controller = rule.controller
+    assert controller is not None
+    hidden, inputs = controller.candidate_weight.shape
     rule.controller = KINDS[kind](inputs - hidden, hidden, rule.config["step_range"])
     return rule
 
 
 class Trajectory(L.Callback):
-    """θ and the signal-to-noise after each outer step."""
+    """Records θ and the signal-to-noise ratio after each outer step."""
 
     def __init__(self) -> None:
         self.thetas: list[dict[str, Tensor]] = []
@@ -92,18 +93,18 @@ class Trajectory(L.Callback):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=4.0, help="of one core, for each kind")
+    parser.add_argument("--minutes", type=float, default=4.0, help="minutes of one core for each kind")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
-    parser.add_argument("--problems", nargs="*", default=list(PROBLEMS), help="of the suite held_out")
+    parser.add_argument("--problems", nargs="*", default=list(PROBLEMS), help="problems of the suite held_out")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--hidden", type=int, default=16, help="size of the controllers' state")
+    parser.add_argument("--hidden", type=int, default=16, help="size of the state of a controller")
     parser.add_argument("--estimator", choices=("pes", "nres"), default="pes")
     parser.add_argument("--truncation", type=int, default=50)
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--groups", type=int, default=2)
     parser.add_argument("--sigma", type=float, default=0.02)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--last", type=float, default=1.0, help="share of the horizon, at its end, that counts")
+    parser.add_argument("--last", type=float, default=1.0, help="last share of the horizon, which counts")
     parser.add_argument("--horizons", type=int, nargs=2, default=(100, 1000))
     parser.add_argument("--accelerator", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--out", default=None, help="folder for the rules")
@@ -118,7 +119,7 @@ def main() -> None:
 
     for kind in arguments.kinds:
         L.seed_everything(0)
-        rule, seen = with_controller(kind, arguments.hidden), Trajectory()
+        rule, trajectory = with_controller(kind, arguments.hidden), Trajectory()
         estimator = {"pes": PES, "nres": NRES}[arguments.estimator](
             arguments.truncation,
             pairs=arguments.pairs,
@@ -136,7 +137,7 @@ def main() -> None:
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            callbacks=[seen],
+            callbacks=[trajectory],
         )
         module = MetaTrainer(
             rule,
@@ -147,23 +148,24 @@ def main() -> None:
             warmup_steps=10,
         )
         gpu = arguments.accelerator == "gpu"
-        # the first text is that of the suites
+        # the first text belongs to the suites
         trainer.fit(
             module,
             TaskDataModule(ALL_TASKS, "digits", resolve_texts(None)[1:]) if gpu else TaskDataModule(TASKS, "digits"),
         )
         rule.cpu()
-        later = seen.thetas[len(seen.thetas) // 2 :]
-        mean = {name: torch.stack([theta[name] for theta in later]).mean(0) for name in later[0]}
-        print(f"{kind}: {len(seen.thetas)} outer steps, signal-to-noise {median(seen.signals):.2f}", flush=True)
+        thetas = trajectory.thetas
+        second_half = thetas[len(thetas) // 2 :]
+        mean = {name: torch.stack([theta[name] for theta in second_half]).mean(0) for name in second_half[0]}
+        print(f"{kind}: {len(thetas)} outer steps, signal-to-noise {median(trajectory.signals):.2f}", flush=True)
         if arguments.out is not None:
-            kept = {f"{step:04d}": seen.thetas[step - 1] for step in range(25, len(seen.thetas) + 1, 25)}
-            for name, theta in (kept | {"mean": mean, "end": seen.thetas[-1]}).items():
+            snapshots = {f"{step:04d}": thetas[step - 1] for step in range(25, len(thetas) + 1, 25)}
+            for name, theta in (snapshots | {"mean": mean, "end": thetas[-1]}).items():
                 rule.load_state_dict(theta)
                 save_rule(
                     rule, Path(arguments.out) / f"{kind.replace(' ', '_')}_{name}", meta_training=module.trained_on
                 )
-        for when, theta in (("at the end", seen.thetas[-1]), ("mean of θ", mean)):
+        for when, theta in (("at the end", thetas[-1]), ("mean of θ", mean)):
             if not problems:
                 break
             rule.load_state_dict(theta)

@@ -1,12 +1,12 @@
-"""Compare directions of the hand-designed part on problems that no report is made of: for choosing.
+"""Compare directions of the hand-designed part, for choosing, on problems that are in no report.
 
 python examples/research/directions.py --data mnist10k.npz cifar10_16x16.npz --variants rotated before_half
 python examples/research/directions.py --data mnist10k.npz cifar10_16x16.npz --variants rotated --only vit deep tab
 python examples/research/directions.py --data mnist10k.npz cifar10_16x16.npz --variants rotated --turn-every 1 4 8
 
-All variants have the constants of `base`. Printed for each problem are the log-ratios of final losses, training /
-validation, to those of orthogonalised momentum (median of the seeds; below 0 is better); at the end means, and beside
-AdamW and Muon, tuned (`--against`), the IQM of the speed-up in steps.
+All variants have the constants of `base`. For each problem, the script prints log-ratios of final losses, training /
+validation, to the losses of orthogonalised momentum (median of the seeds; below 0 is better). At the end, it prints
+means, and the IQM of the speed-up in steps over tuned AdamW and tuned Muon (`--against`).
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from lightning_lopt.tasks.data import resolve
 from lightning_lopt.tasks.mixtures import make_families
 from lightning_lopt.tasks.task_mixture import TaskMixture
 
-DECAY = 0.95  # of everything a variant remembers
+DECAY = 0.95  # decay of all averages of a variant
 EXAMPLES = 3000
-FROM_SUITES = {  # suite, problem, which set of images
+FROM_SUITES = {  # problem: suite, index of the set of images
     "mlp": ("small", 0),
     "vit": ("small", 0),
     "autoencoder": ("small", 0),
@@ -51,7 +51,7 @@ FROM_SUITES = {  # suite, problem, which set of images
     "large-weights": ("shift", 0),
     "huge-batches": ("shift", 0),
 }
-DRAWN = {  # family, seed, horizon
+DRAWN = {  # problem: family, seed, horizon
     "rnn-a": ("char_rnn", 5006, 500),
     "rnn-b": ("char_rnn", 5103, 500),
     "transformer-a": ("char_transformer", 5009, 600),
@@ -65,16 +65,16 @@ DRAWN = {  # family, seed, horizon
 
 
 def problems(paths: Sequence[str]) -> list[Problem]:
-    """Twenty-three small problems, from two sets of images and from text and tables that the suites do not use."""
+    """Twenty-three small problems of two sets of images, and of text and tables that the suites do not use."""
     images = [resolve(path)[0] for path in paths]
     images = [source.take(torch.arange(min(EXAMPLES, len(source)))) for source in images]
-    found = []
+    small = []
     for name, (suite, index) in FROM_SUITES.items():
         source = images[index % len(images)]
-        found += [p for p in make_suite(suite, [source]) if p.name == f"{source.name}-{name}"]
+        small += [p for p in make_suite(suite, [source]) if p.name == f"{source.name}-{name}"]
     for name, (family, seed, horizon) in DRAWN.items():
-        found.append(Problem(name, TaskMixture(make_families(family)).sample(seed), horizon, family))
-    return [*found, long_runs(3000, [images[0]])[0]]
+        small.append(Problem(name, TaskMixture(make_families(family)).sample(seed), horizon, family))
+    return [*small, long_runs(3000, [images[0]])[0]]
 
 
 def long_problems(paths: Sequence[str], horizon: int = 10_000) -> list[Problem]:
@@ -88,7 +88,7 @@ def long_problems(paths: Sequence[str], horizon: int = 10_000) -> list[Problem]:
 
 
 class Variant(ResidualRule):
-    """Orthogonalised momentum with a second moment before it, after it, or in exact eigenbases instead of it."""
+    """Orthogonalised momentum with a second moment before or after it, or Adam in exact eigenbases instead."""
 
     kind = ""
 
@@ -97,7 +97,7 @@ class Variant(ResidualRule):
         if param.ndim >= 2:
             rows, columns = matrix_shape(param.shape)
             state["moment"] = param.new_zeros(rows, 1 if self.kind == "row" else columns)
-            state["weight"] = param.new_zeros(())  # of all that the moment has taken in
+            state["weight"] = param.new_zeros(())  # sum of the weights in the average
             if self.kind == "soap":
                 state["left"], state["right"] = param.new_zeros(rows, rows), param.new_zeros(columns, columns)
         return state
@@ -105,22 +105,22 @@ class Variant(ResidualRule):
     def _accumulate(
         self, grad: Tensor, old: Mapping[str, Tensor], at: Constants, *, turn: bool, overwrites: bool = False
     ) -> tuple[dict[str, Tensor], Tensor]:
-        new, seen = super()._accumulate(grad, old, at, turn=turn)
+        next_state, inside = super()._accumulate(grad, old, at, turn=turn)
         if "moment" in old:
-            new["weight"] = torch.lerp(torch.ones_like(old["weight"]), old["weight"], DECAY)
+            next_state["weight"] = torch.lerp(torch.ones_like(old["weight"]), old["weight"], DECAY)
         if "moment" in old and self.kind not in ("row", "entry"):
             matrix = grad.reshape(matrix_shape(grad.shape))
             if self.kind == "soap":
-                new["left"] = torch.lerp(matrix @ matrix.mT, old["left"], DECAY)
-                new["right"] = torch.lerp(matrix.mT @ matrix, old["right"], DECAY)
-                matrix = _axes(new["left"]).mT @ matrix @ _axes(new["right"])
-            new["moment"] = torch.lerp(matrix.square(), old["moment"], DECAY)
-        return new, seen
+                next_state["left"] = torch.lerp(matrix @ matrix.mT, old["left"], DECAY)
+                next_state["right"] = torch.lerp(matrix.mT @ matrix, old["right"], DECAY)
+                matrix = _axes(next_state["left"]).mT @ matrix @ _axes(next_state["right"])
+            next_state["moment"] = torch.lerp(matrix.square(), old["moment"], DECAY)
+        return next_state, inside
 
     def _direction(
         self, param: Tensor, grad: Tensor, inside: Tensor, state: Mapping[str, Tensor], role: Role, at: Constants
     ) -> tuple[Tensor, Tensor]:
-        assert isinstance(state, dict)  # of this step, which the moment after orthogonalising joins
+        assert isinstance(state, dict)  # the new state, to which the moment after orthogonalising is added
         if "moment" not in state:
             return super()._direction(param, grad, inside, state, role, at)
         momentum = state["momentum"] / at.momentum_weight
@@ -150,20 +150,20 @@ VARIANTS = ("row", "entry", "before", "before_half", "soap", "rotated")
 
 
 def make(kind: str, decay: float, turn_every: int = 1) -> ResidualRule:
-    """The variant with the constants of the start, weight decay multiplied."""
+    """The variant with the constants of `base`, and weight decay multiplied by ``decay``."""
     start = load_rule("base")
     config = {**start.config, "orthogonalised": start.config["rotated"], "rotated": []}
     if kind == "rotated":
-        made = ResidualRule(**{**start.config, "turn_every": turn_every})
+        variant = ResidualRule(**{**start.config, "turn_every": turn_every})
     elif kind:
-        made = type("Variant", (Variant,), {"kind": kind})(**config)
+        variant = type("Variant", (Variant,), {"kind": kind})(**config)
     else:
-        made = ResidualRule(**config)
-    known = made.state_dict()
-    made.load_state_dict({name: value for name, value in start.state_dict().items() if name in known})
+        variant = ResidualRule(**config)
+    names = variant.state_dict()
+    variant.load_state_dict({name: value for name, value in start.state_dict().items() if name in names})
     with torch.no_grad():
-        made.constants.log_weight_decay.add_(math.log(decay))
-    return made
+        variant.constants.log_weight_decay.add_(math.log(decay))
+    return variant
 
 
 def main() -> None:
@@ -173,7 +173,9 @@ def main() -> None:
     parser.add_argument("--decay", nargs="+", type=float, default=[1.0], help="factors on the weight decay")
     parser.add_argument("--turn-every", nargs="+", type=int, default=[1], help="steps between turns of rotated bases")
     parser.add_argument("--only", nargs="+", default=[""], help="parts of names of problems")
-    parser.add_argument("--against", nargs="*", default=[], choices=("adamw", "muon"), help="takes minutes more")
+    parser.add_argument(
+        "--against", nargs="*", default=[], choices=("adamw", "muon"), help="baselines, which take minutes"
+    )
     parser.add_argument("--seeds", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

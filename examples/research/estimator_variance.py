@@ -1,16 +1,18 @@
 """Bias and standard deviation of every estimator of the meta-gradient, against the length of a truncation.
 
-    python examples/research/estimator_variance.py               # some minutes on one core; leaves a picture
-    python examples/research/estimator_variance.py --draws 4     # a rough look in seconds
+    python examples/research/estimator_variance.py               # some minutes on one core; writes a picture
+    python examples/research/estimator_variance.py --draws 4     # a rough result in seconds
 
-Two unrolls of 64 steps whose meta-gradient is known by other means:
+The meta-gradient of two unrolls of 64 steps is known by other means:
 
-- *bowl*: gradient descent on a noisy quadratic with a steep and a flat direction, θ the log learning rate. The steep
-  direction wants a small learning rate at once, the flat one a large one in the long run (Wu et al. 2018).
-- *chaos*: the logistic map x ← r x (1 - x) at r = 3.7, θ = r: the exact gradient of one run explodes with its length,
-  that of the loss smoothed over r does not (Metz et al. 2021, https://arxiv.org/abs/2111.05803).
+- *bowl*: gradient descent on a noisy quadratic with a steep and a flat direction; θ is the logarithm of the learning
+  rate. In a short run, the steep direction favours a small learning rate; in a long run, the flat direction favours a
+  large one (Wu et al. 2018).
+- *chaos*: the logistic map x ← r x (1 - x) at r = 3.7, with θ = r. The exact gradient of one run explodes with the
+  length of the run; the gradient of the loss smoothed over r does not (Metz et al. 2021,
+  https://arxiv.org/abs/2111.05803).
 
-One *estimate* here is the mean over a whole run of what one antithetic pair (or one run, for TruncatedBackprop) gives.
+One *estimate* is the mean over a whole run of the estimates of one antithetic pair (or one run, for TruncatedBackprop).
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ ESTIMATORS: dict[str, Callable[[int, int, float], Estimator]] = {
 
 
 class LogisticRule(UpdateRule):
-    """x ← r x (1 - x): an "optimizer" that looks at no gradient, whose runs are chaotic; θ is r."""
+    """x ← r x (1 - x), a "rule" that ignores gradients and has chaotic runs; θ is r."""
 
     def __init__(self, r: float) -> None:
         super().__init__()
@@ -62,7 +64,7 @@ class LogisticRule(UpdateRule):
 
 
 class Coordinate(Task):
-    """A number between 0.2 and 0.8 to begin with; its value is the loss."""
+    """A number, initially between 0.2 and 0.8, whose value is the loss."""
 
     def __init__(self) -> None:
         self.name, self.roles, self.config = "coordinate", {"x": "vector"}, {}
@@ -97,7 +99,7 @@ def bowl() -> tuple[UpdateRule, Task, float, float]:
 
 
 def chaos() -> tuple[UpdateRule, Task, float, float]:
-    """The same for the logistic map: E[f(r + ε) ε] / σ² on a fine grid of ε and of initial values."""
+    """Rule, task, σ and exact gradient of the logistic map: E[f(r + ε) ε] / σ² on a grid of ε and initial values."""
     r, sigma = 3.7, 0.05
     grid = np.linspace(-5, 5, 20001)[:, None]
     x, total = np.linspace(0.2, 0.8, 100)[None, :], 0.0
@@ -128,8 +130,8 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=24, help="estimates of --terms pairs each")
-    parser.add_argument("--terms", type=int, default=128, help="antithetic pairs (or runs) side by side")
-    parser.add_argument("--out", default="estimator_variance.png", help="where the picture goes")
+    parser.add_argument("--terms", type=int, default=128, help="antithetic pairs (or runs) in parallel")
+    parser.add_argument("--out", default="estimator_variance.png", help="file of the picture")
     arguments = parser.parse_args()
 
     results: dict[str, dict[str, list[tuple[float, float, float]]]] = {}

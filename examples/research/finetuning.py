@@ -1,16 +1,16 @@
-"""Fine-tuning problems for choosing constants: no report is made of them, and the suite `finetune` has other data.
+"""Fine-tuning problems for choosing constants; they are in no report, and the suite `finetune` has other data.
 
 python examples/research/finetuning.py
 python examples/research/finetuning.py --only cnn gru --seeds 3 --scratch
 python examples/research/finetuning.py --data mnist10k.npz cifar10_16x16.npz --change restraint.epoch_power-1
 
-`finetune_problems()` gives the problems, for `run_rules(rules, problem, seeds=2)` of
-`lightning_lopt.evaluation.measurement`; the metric `"body_moved"` of a measurement says how far the body is from its
-pretrained values, in units of its norm. The printed table has, for each problem, final losses on held-out data (median
-of the seeds): of AdamW at the best of eight learning rates (warm-up, linear decay, weight decay 0.01), of the same on
-the head alone, of AdamW at 1e-3, of `base`, with `--scratch` of AdamW from random initial values; then how far AdamW
-and `base` moved the body. `--data` adds problems on sets of images, with few and with many examples; `--change` and
-`--config` add rules with other constants and settings, as in `constants.py`.
+`finetune_problems()` returns the problems, for `run_rules(rules, problem, seeds=2)` of
+`lightning_lopt.evaluation.measurement`. The metric `"body_moved"` of a measurement is the distance of the body from its
+pretrained values, divided by its norm. For each problem, the printed table has final losses on held-out data (median
+of the seeds) of these optimizers: AdamW at the best of eight learning rates (warm-up, linear decay, weight decay 0.01),
+the same AdamW on the head only, AdamW at 1e-3, `base`, and with `--scratch` AdamW from random initial values. The table
+also has the distances that AdamW and `base` moved the body. `--data` adds problems on sets of images, with few and with
+many examples; `--change` and `--config` add rules with other constants and settings, as in `constants.py`.
 """
 
 from __future__ import annotations
@@ -54,15 +54,18 @@ SEED = 1234  # of data, pretrained models and splits
 
 
 def finetune_problems(data: Iterable[str] = ()) -> list[Problem]:
-    """Small problems of 150 to 350 steps with a pretrained body and a fresh head: six with few examples, two with
-    adapters, one of classes of a network; and six for each set of images in ``data``, three with few examples each."""
+    """Small problems of 150 to 350 steps with a pretrained body and a new head.
+
+    Six problems have few examples, two have adapters, and one has the classes of a network. Each set of images in
+    ``data`` adds six problems, three of them with few examples.
+    """
     on_images = [problem for source in data for problem in of_images(small_images(load_images(source)))]
     plain = [cnn_on_new_classes(), vit_on_new_classes(), perceptron_on_new_images(), *texts(), related_values()]
     return [*plain, adapters_of_a_vit(), adapters_of_a_transformer(), related_classes(), *on_images]
 
 
 def cnn_on_new_classes() -> Problem:
-    """A convolutional network pretrained on 20 classes of images, on 8 other ones with 4 images each."""
+    """A convolutional network, pretrained on 20 classes of images; it learns 8 other classes with 4 images each."""
     images = _images("cnn")
     options = {"channels": (12, 24), "activation": "gelu", "readout": "flatten"}
     body = ImageCNNTask(*_old(images), **options)
@@ -71,32 +74,32 @@ def cnn_on_new_classes() -> Problem:
 
 
 def vit_on_new_classes() -> Problem:
-    """A vision transformer on 8 new classes with 6 images each; its patches and its first block stay frozen."""
+    """A vision transformer that learns 8 new classes with 6 images each; its patches and its first block are frozen."""
     images = _images("vit")
     options = {"grid": 4, "width": 24, "depth": 2}
     body = ImageViTTask(*_old(images), **options)
     task = ImageViTTask(*_few(images, 6), **options, batch_size=12)
     frozen = [name for name in task.roles if name.startswith(("patch", "position", "blocks.0"))]
-    made = FineTuneTask(task, Pretraining(body, 600, 5e-3, SEED), frozen=frozen)
-    return _problem("choose-vit-half-frozen", made, 150)
+    half_frozen = FineTuneTask(task, Pretraining(body, 600, 5e-3, SEED), frozen=frozen)
+    return _problem("choose-vit-half-frozen", half_frozen, 150)
 
 
 def perceptron_on_new_images() -> Problem:
-    """A perceptron pretrained on 20 classes; the new images have noise and another contrast, and 5 classes of four."""
+    """A perceptron, pretrained on 20 classes; the new images are noisy, and each of 5 classes joins 4 old classes."""
     images = _images("perceptron")
-    old = of_classes(images, torch.arange(OLD))
-    noise = torch.randn(old.inputs.shape, generator=generator(SEED, "perceptron", "noise"))
-    other = replace(old, inputs=0.7 * old.inputs + 0.5 * noise + 0.2, targets=old.targets // 4, classes=OLD // 4)
+    clean = of_classes(images, torch.arange(OLD))
+    noise = torch.randn(clean.inputs.shape, generator=generator(SEED, "perceptron", "noise"))
+    noisy = replace(clean, inputs=0.7 * clean.inputs + 0.5 * noise + 0.2, targets=clean.targets // 4, classes=OLD // 4)
     body = ImageMLPTask(*_old(images), (64, 48), "gelu")
-    task = ImageMLPTask(*few_of_each(other, 12, generator(SEED, "few")), (64, 48), "gelu", batch_size=12)
+    task = ImageMLPTask(*few_of_each(noisy, 12, generator(SEED, "few")), (64, 48), "gelu", batch_size=12)
     return _problem("choose-mlp-images", FineTuneTask(task, Pretraining(body, 800, 3e-3, SEED)), 150)
 
 
 def texts() -> list[Problem]:
-    """A transformer and a recurrent network pretrained on one source of Python's library, on a little of another."""
-    old, new = resolve_texts(None)[7], resolve_texts(None)[12]
-    alphabet = old.alphabet[:VOCABULARY]
-    old_tokens, tokens = old.in_alphabet(alphabet), new.in_alphabet(alphabet)
+    """A transformer and a recurrent network, pretrained on one source file; they learn a short part of another file."""
+    old_text, new_text = resolve_texts(None)[7], resolve_texts(None)[12]
+    alphabet = old_text.alphabet[:VOCABULARY]
+    old_tokens, tokens = old_text.in_alphabet(alphabet), new_text.in_alphabet(alphabet)
     before, after = (old_tokens[:-4000], old_tokens[-4000:]), (tokens[:2500], tokens[-6000:])
     wide = {"width": 24, "depth": 2, "length": 20}
     transformer = FineTuneTask(
@@ -112,11 +115,11 @@ def texts() -> list[Problem]:
 
 
 def related_values() -> Problem:
-    """A perceptron pretrained on values of a random network, on others that need the same hidden layers."""
+    """A perceptron, pretrained on values of a random network; it learns other values of the same hidden layers."""
     widths, draws = (32, 32), generator(SEED, "values")
-    teacher, old = teacher_table(draws, (12, *widths, 12), "tanh", 6000)
+    teacher, pretraining_table = teacher_table(draws, (12, *widths, 12), "tanh", 6000)
     train, valid = related_table(teacher, draws, 3, "tanh", 580).cut(500)
-    body = TabularTask(*old.cut(500), widths, "squared", activation="tanh", batch_size=64)
+    body = TabularTask(*pretraining_table.cut(500), widths, "squared", activation="tanh", batch_size=64)
     task = TabularTask(with_noise(train, 0.1, draws), valid, widths, "squared", activation="tanh", batch_size=16)
     return _problem("choose-values", FineTuneTask(task, Pretraining(body, 1500, 1e-2, SEED)), 300)
 
@@ -130,35 +133,38 @@ def adapters_of_a_vit() -> Problem:
 
 
 def adapters_of_a_transformer() -> Problem:
-    """Adapters of rank 4 on a language model, for another text backwards."""
-    old, new = resolve_texts(None)[5], resolve_texts(None)[9]
-    alphabet, options = old.alphabet[:VOCABULARY], {"width": 24, "depth": 2, "length": 20}
-    old_tokens, tokens = old.in_alphabet(alphabet), new.in_alphabet(alphabet)
+    """Adapters of rank 4 on a language model, which learn another text in reverse order."""
+    old_text, new_text = resolve_texts(None)[5], resolve_texts(None)[9]
+    alphabet, options = old_text.alphabet[:VOCABULARY], {"width": 24, "depth": 2, "length": 20}
+    old_tokens, tokens = old_text.in_alphabet(alphabet), new_text.in_alphabet(alphabet)
     before = CharTransformerTask(old_tokens[:-4000], old_tokens[-4000:], VOCABULARY, **options, batch_size=16)
     task = CharTransformerTask(tokens[:3000].flip(0), tokens[-6000:].flip(0), VOCABULARY, **options, batch_size=8)
-    made = FineTuneTask(task, Pretraining(before, 800, 5e-3, SEED), rank=4)
-    return _problem("choose-text-adapters", made, 250)
+    adapted = FineTuneTask(task, Pretraining(before, 800, 5e-3, SEED), rank=4)
+    return _problem("choose-text-adapters", adapted, 250)
 
 
 def related_classes() -> Problem:
-    """A perceptron pretrained on values of a random network, on classes of one with the same hidden layers."""
+    """A perceptron, pretrained on values of a random network; it learns classes of the same hidden layers."""
     widths, draws = (28, 14), generator(SEED, "classes")
-    teacher, old = teacher_table(draws, (14, *widths, 24), "tanh", 6000)
+    teacher, pretraining_table = teacher_table(draws, (14, *widths, 24), "tanh", 6000)
     train, valid = related_table(teacher, draws, 4, "tanh", 1080, classify=True).cut(1000)
-    body = TabularTask(*old.cut(500), widths, "squared", activation="tanh", batch_size=64)
+    body = TabularTask(*pretraining_table.cut(500), widths, "squared", activation="tanh", batch_size=64)
     task = TabularTask(with_noise(train, 0.1, draws), valid, widths, "cross_entropy", activation="tanh", batch_size=16)
     return _problem("choose-classes", FineTuneTask(task, Pretraining(body, 1500, 1e-2, SEED)), 350)
 
 
 def of_images(data: LabelledImages) -> Iterator[Problem]:
-    """Three networks on four new classes with 6 images each; two networks, one with adapters, on all images of all
-    classes; and a body that was trained for a few steps of gradient descent, on half of all images."""
+    """Six problems on a set of images.
+
+    Three networks learn four new classes with 6 images each. Two networks, one of them with adapters, learn all images
+    of all classes. A body that was trained for only a few steps of gradient descent learns half of all images.
+    """
     label, images = data.name, data.standardised()
-    seen = of_classes(images, torch.arange(6))
-    some = torch.randperm(len(seen), generator=generator(SEED, "some"))[:3000]
-    old = seen.take(some).split(0.1, generator(SEED, "old"))
-    few, others = few_of_each(of_classes(images, torch.arange(6, 10)), 6, generator(SEED, "few"))
-    others = others.take(torch.randperm(len(others), generator=generator(SEED, "others"))[:800])
+    old_classes = of_classes(images, torch.arange(6))
+    rows = torch.randperm(len(old_classes), generator=generator(SEED, "some"))[:3000]
+    pretraining_images = old_classes.take(rows).split(0.1, generator(SEED, "old"))
+    few, few_valid = few_of_each(of_classes(images, torch.arange(6, 10)), 6, generator(SEED, "few"))
+    few_valid = few_valid.take(torch.randperm(len(few_valid), generator=generator(SEED, "others"))[:800])
     everything, held_out = images.split(0.2, generator(SEED, "all"))
     held_out = held_out.take(torch.arange(1000))
     kinds: list[tuple[str, Callable[..., Task], dict[str, Any], int]] = [
@@ -167,8 +173,8 @@ def of_images(data: LabelledImages) -> Iterator[Problem]:
         ("vit", ImageViTTask, {"width": 24}, 400),
     ]
     for name, network, options, steps in kinds:
-        body = Pretraining(network(*old, **options), steps, seed=SEED)
-        yield _problem(f"{label}-{name}-few", FineTuneTask(network(few, others, **options, batch_size=8), body), 200)
+        body = Pretraining(network(*pretraining_images, **options), steps, seed=SEED)
+        yield _problem(f"{label}-{name}-few", FineTuneTask(network(few, few_valid, **options, batch_size=8), body), 200)
         if name != "cnn":
             task = network(everything, held_out, **options, batch_size=24)
             yield _problem(f"{label}-{name}-many", FineTuneTask(task, body, rank=2 if name == "vit" else 0), 250)
@@ -180,12 +186,12 @@ def _images(name: str) -> LabelledImages:
 
 
 def _old(images: LabelledImages) -> tuple[LabelledImages, LabelledImages]:
-    """What to pretrain on: many images of the first classes, and held-out ones."""
+    """Many images of the first classes for pretraining, and held-out images."""
     return of_classes(images, torch.arange(OLD)).split(0.1, generator(SEED, "old"))
 
 
 def _few(images: LabelledImages, shots: int) -> tuple[LabelledImages, LabelledImages]:
-    """What to fine-tune on: few images of the other classes, and held-out ones."""
+    """Few images of the other classes for fine-tuning, and held-out images."""
     return few_of_each(of_classes(images, torch.arange(OLD, OLD + NEW)), shots, generator(SEED, "few"))
 
 
@@ -217,14 +223,14 @@ def row(problem: Problem, seeds: int) -> dict[str, Measurement]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--suite", action="store_true", help="the problems of the suite `finetune` instead: no choosing"
+        "--suite", action="store_true", help="use the suite `finetune` instead, which is not for choosing"
     )
     parser.add_argument("--data", nargs="+", default=[], help="sets of images")
-    parser.add_argument("--change", nargs="+", default=[], help="entries of θ and what is added to them")
-    parser.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE,...", help="rules of other settings")
+    parser.add_argument("--change", nargs="+", default=[], help="entries of θ, and numbers to add to them")
+    parser.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE,...", help="rules with other settings")
     parser.add_argument("--only", nargs="+", default=[""], help="parts of names of problems")
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--scratch", action="store_true", help="also AdamW from random initial values")
+    parser.add_argument("--scratch", action="store_true", help="also run AdamW from random initial values")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     last = ("from scratch",) if arguments.scratch else ()
@@ -239,8 +245,8 @@ def main() -> None:
         cells = [problem.name, str(problem.horizon), epochs, valid(runs["adamw_warmup"])]
         cells += [f"{runs['adamw_warmup'].learning_rate:g}", valid(runs["adamw_head"]), valid(runs["adamw_default"])]
         cells += [valid(runs["base"]), moved(runs["adamw_warmup"]), moved(runs["base"])]
-        others = [changed("base", change) for change in arguments.change]
-        cells += [valid(run) for run in (run_rules(others, problem, seeds=arguments.seeds) if others else ())]
+        rules = [changed("base", change) for change in arguments.change]
+        cells += [valid(run) for run in (run_rules(rules, problem, seeds=arguments.seeds) if rules else ())]
         for settings in arguments.config:
             cells += [valid(run) for run in run_rules([configured("base", settings)], problem, seeds=arguments.seeds)]
         if arguments.scratch:
@@ -257,7 +263,7 @@ def valid(run: Measurement) -> str:
 
 
 def moved(run: Measurement) -> str:
-    """Median movement of the body at the end, in units of its norm at the start."""
+    """Median distance that the body has moved at the end, divided by its norm at the start."""
     return f"{float(run.metrics['body_moved'][-1].median()):.2f}" if "body_moved" in run.metrics else ""
 
 

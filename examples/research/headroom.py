@@ -1,10 +1,11 @@
-"""What is there to gain beside calibration on one model, and do short pilots from where the model is see it?
+"""Measure how much changed constants improve a run on one model, and whether short pilots predict the improvement.
 
 python examples/research/headroom.py siren scaled deep mlp --steps 1500 --seeds 2
 
-Single constants of `base` are changed for a whole run, all variants side by side, and, from a run with `base`, for
-pilots as MetaTraining makes them. Printed are log-ratios of losses to those of `base`: of the whole run for each seed,
-and means over pilots that begin at some steps, with the share of pilots in which the variant was lower.
+Each variant changes one constant of `base`. All variants make a whole run in parallel. They also make pilots, as in
+OnlineMetaTraining, from states of a run with `base`. The script prints log-ratios of losses to the losses of `base`:
+for the whole run of each seed, and as means over pilots that begin at some steps, with the share of pilots in which the
+variant was lower.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ INNER, HELD_OUT = 12, 8
 
 
 def variants(rule: UpdateRule) -> dict[str, tuple[str, Tensor]]:
-    """Name of an entry of θ, and what it is instead."""
+    """For each variant, the name of an entry of θ and its changed value."""
     theta = {name: value.detach() for name, value in rule.named_parameters()}
-    found = {}
+    changes = {}
     for entry, size in {
         "constants.log_step_size": 2,
         "constants.log_rms_floor": 3,
@@ -46,23 +47,23 @@ def variants(rule: UpdateRule) -> dict[str, tuple[str, Tensor]]:
         "calibration.log_balance": 3,
     }.items():
         for sign, label in ((1, f"x{size}"), (-1, f"/{size}")):
-            found[f"{entry.split('_', 1)[1]} {label}"] = entry, theta[entry] + sign * math.log(size)
+            changes[f"{entry.split('_', 1)[1]} {label}"] = entry, theta[entry] + sign * math.log(size)
     for entry, values in {
         "constants.logit_momentum": (0.8, 0.9, 0.96, 0.98),
         "constants.logit_rotated_moment": (0.8, 0.9, 0.98, 0.99),
         "constants.logit_second_moment": (0.95, 0.999),
     }.items():
         for value in values:
-            found[f"{entry.split('_', 1)[1]} {value}"] = (
+            changes[f"{entry.split('_', 1)[1]} {value}"] = (
                 entry,
                 torch.full_like(theta[entry], math.log(value / (1 - value))),
             )
     for value in (0.5, 1.0):
-        found[f"momentum_mix {value}"] = (
+        changes[f"momentum_mix {value}"] = (
             "constants.momentum_mix",
             torch.full_like(theta["constants.momentum_mix"], value),
         )
-    return found
+    return changes
 
 
 def measure(name: str, seed: int, steps: int, places: list[int], repeats: int) -> tuple[Tensor, dict[int, Tensor]]:
@@ -74,11 +75,11 @@ def measure(name: str, seed: int, steps: int, places: list[int], repeats: int) -
     data = Batches(examples, size, count, seed)
     task = LightningTask(Model(net), StackedBatches([data[index] for index in range(count)], name))
     rule = load_rule("base")
-    changed = list(variants(rule).values())
-    entries = {entry: dict(rule.named_parameters())[entry].detach() for entry, _ in changed}
+    changes = list(variants(rule).values())
+    entries = {entry: dict(rule.named_parameters())[entry].detach() for entry, _ in changes}
     particles = {
-        entry: torch.stack([own, *(value if entry == other else own for other, value in changed)])
-        for entry, own in entries.items()
+        entry: torch.stack([original, *(value if entry == changed else original for changed, value in changes)])
+        for entry, original in entries.items()
     }
     batches = [task.nth(index, None) for index in range(count)]
 
@@ -110,7 +111,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--at", type=int, nargs="+", default=[30, 100, 300, 700], help="steps at which pilots begin")
-    parser.add_argument("--repeats", type=int, default=4, help="pilots at each of them")
+    parser.add_argument("--repeats", type=int, default=4, help="pilots at each of these steps")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if max(arguments.at) + arguments.repeats * (INNER + HELD_OUT) > arguments.steps:

@@ -1,10 +1,10 @@
-"""What the last update promises at the present gradient, on models for which a rule's steps are right or far too long.
+"""The decrease of the loss that the last update predicts, on models with good steps and with far too long steps.
 
 python examples/research/promise.py
 
-For factors on the steps of a rule's constants without calibration: the loss after 600 steps, and the mean over each
-sixth of the run of -<g_t, u_(t-1)> / L_t, the relative decrease of the loss that repeating the last update promises. It
-is far below 0 where steps are too long.
+The script runs a rule's constants without calibration, and multiplies the steps by several factors. For each factor, it
+prints the loss after 600 steps, and the mean of -<g_t, u_(t-1)> / L_t over each sixth of the run. This is the relative
+decrease of the loss that a repetition of the last update predicts; it is far below 0 if steps are too long.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ def main() -> None:
             batches = Batches(examples, size, arguments.steps, 0)
             optimizer = LearnedOptimizer(net, uncalibrated(arguments.rule), total_steps=arguments.steps, lr=factor)
             update = [torch.zeros_like(param) for param in params]
-            promises = []
+            predicted_decreases = []
             for step in range(arguments.steps):
                 optimizer.zero_grad()
                 loss = module.training_step(batches[step], 0)
                 loss.backward()
-                products = [(param.grad * own).sum() for param, own in zip(params, update, strict=True)]
-                promises.append(float(-sum(products) / loss.detach()))
+                products = [(param.grad * change).sum() for param, change in zip(params, update, strict=True)]
+                predicted_decreases.append(float(-sum(products) / loss.detach()))
                 before = [param.detach().clone() for param in params]
                 optimizer.step(loss=loss.detach())
-                update = [param.detach() - old for param, old in zip(params, before, strict=True)]
-            sixths = torch.tensor(promises).chunk(6)
+                update = [param.detach() - previous for param, previous in zip(params, before, strict=True)]
+            sixths = torch.tensor(predicted_decreases).chunk(6)
             means = " ".join(f"{float(part.mean()):+.3f}" for part in sixths)
             print(f"{name:7} steps x {factor:<5g} last loss {float(loss.detach()):.4f}  promise {means}", flush=True)
 

@@ -1,12 +1,12 @@
-"""`base` beside AdamW at four learning rates on the suite `real`: losses and seconds, as they come.
+"""Compare `base` with AdamW at four learning rates on the suite `real`, in losses and seconds.
 
 python examples/research/real_problems.py --out real.jsonl
 
-The tuned baselines of the package have eight rates and three seeds, which would take a day here. This has one seed and
-the rates 3e-4 to 1e-2, cosine schedule. Each run is a line of JSON in the file; a second call makes only the runs that
-are missing. At the end comes a table: final training / validation loss of `base`, of AdamW at its best rate for either
-split and of AdamW at 1e-3, how many times faster `base` reaches the loss at which AdamW ends, in steps and in seconds,
-and milliseconds of a gradient and of steps, on one thread.
+The tuned baselines of the package have eight rates and three seeds, which would take a day on this suite. This script
+uses one seed, the rates 3e-4 to 1e-2 and a cosine schedule. Each run is a line of JSON in the file; a second call makes
+only the missing runs. At the end, the script prints a table: the final training / validation losses of `base`, of AdamW
+at its best rate for each split and of AdamW at 1e-3; the speed-up of `base` to the final loss of AdamW, in steps and in
+seconds; and milliseconds of a gradient and of steps, on one thread.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from lightning_lopt.evaluation.suites import make_suite
 
 RATES = (1e-3, 3e-3, 3e-4, 1e-2)
 LARGE = 500_000
-"""Problems of so many parameters come last, one learning rate after the other; smaller ones have all rates at once."""
+"""Problems with at least this number of parameters come last, with one run at a time; smaller problems have all
+learning rates in parallel."""
 COSTS = "costs"
 
 
@@ -38,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("real.jsonl"), help="file to add to")
     parser.add_argument("--only", nargs="+", default=[""], help="parts of names of problems")
-    parser.add_argument("--table", action="store_true", help="show what the file holds, and run nothing")
+    parser.add_argument("--table", action="store_true", help="print the table of the file without new runs")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     problems = [problem for problem in make_suite("real") if any(part in problem.name for part in arguments.only)]
@@ -49,7 +50,7 @@ def main() -> None:
 
 
 def jobs(problems: list[Problem]) -> Iterator[tuple[Problem, tuple[float | None, ...]]]:
-    """Problems and learning rates of AdamW that are run side by side; None is `base`."""
+    """Problems, and learning rates of AdamW that run in parallel; ``None`` stands for `base`."""
     large = [problem for problem in problems if parameters(problem) >= LARGE]
     for problem in problems:
         if problem not in large:
@@ -59,19 +60,19 @@ def jobs(problems: list[Problem]) -> Iterator[tuple[Problem, tuple[float | None,
 
 
 def parameters(problem: Problem) -> int:
-    """Number of parameters, without a pretraining."""
+    """The number of parameters; this needs no pretraining."""
     layout = getattr(problem.task, "task", problem.task).layout
     return sum(math.prod(entry.shape) for entry in layout.entries.values())
 
 
 def run_missing(problem: Problem, rates: tuple[float | None, ...], path: Path) -> None:
-    """Add to the file what it lacks of a problem."""
-    known = {(line["problem"], line["optimizer"], line["lr"]) for line in lines_of(path)}
-    if (problem.name, COSTS, None) not in known:
+    """Make the missing runs of a problem, and add them to the file."""
+    stored = {(line["problem"], line["optimizer"], line["lr"]) for line in lines_of(path)}
+    if (problem.name, COSTS, None) not in stored:
         gradient, steps = step_costs(problem, {"base": load_rule("base")}, ["adamw"])
         add_line(path, {"problem": problem.name, "optimizer": COSTS, "lr": None, "gradient": gradient, "steps": steps})
     name = "base" if None in rates else "adamw"
-    missing = [rate for rate in rates if (problem.name, name, rate) not in known]
+    missing = [rate for rate in rates if (problem.name, name, rate) not in stored]
     if not missing:
         return
     begin = time.process_time()
@@ -84,7 +85,7 @@ def run_missing(problem: Problem, rates: tuple[float | None, ...], path: Path) -
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
-    """What the file holds, nothing where there is none."""
+    """The lines of the file, or no lines if there is no file."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -100,7 +101,7 @@ COLUMNS = (
 
 
 def print_table(problems: list[Problem], lines: list[dict[str, Any]]) -> None:
-    """One row for each problem that has all three kinds of lines."""
+    """Print one row for each problem with lines of `base`, of AdamW and of costs."""
     print("| " + " | ".join(COLUMNS) + " |\n|" + " --- |" * len(COLUMNS))
     for problem in problems:
         runs = {

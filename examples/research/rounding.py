@@ -1,10 +1,11 @@
-"""How far rounding grows: the same gradients into a float32 and a float64 copy of a model, and how far apart they end.
+"""Measure how rounding errors grow: a float32 and a float64 copy of a model get the same gradients.
 
     python examples/research/rounding.py                   # base, all problems, a minute or two
     python examples/research/rounding.py --rule adam --seeds 3 --only c36 conv
 
-For each problem the distance of the two copies in units of the move of the float64 one, after 1, 10 and 30 steps; the
-largest over seeds. Gradients are those of the float64 copy, so training itself cannot make rounding grow.
+For each problem, the script prints the distance of the two copies after 1, 10 and 30 steps, divided by the distance
+that the float64 copy has moved; it takes the largest value over seeds. Both copies get the gradients of the float64
+copy, so training itself cannot increase the rounding errors.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SHOWN = (1, 10, 30)
 
 
 class Problem(NamedTuple):
-    """A model in float64, its examples, the size of a batch, and the loss of outputs and targets."""
+    """A model in float64, its examples, the batch size, and the loss of outputs and targets."""
 
     model: nn.Module
     inputs: Tensor
@@ -153,7 +154,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
 
 
 def distances(problem: Problem, rule: str) -> list[float]:
-    """Distance of the two copies after each step, relative to the move of the float64 one."""
+    """Distance of the two copies after each step, divided by the distance that the float64 copy has moved."""
     double = problem.model.double()
     single = copy.deepcopy(double).float()
 
@@ -175,8 +176,8 @@ def distances(problem: Problem, rule: str) -> list[float]:
         loss = problem.loss(double(problem.inputs[rows]), problem.targets[rows])
         double.zero_grad()
         loss.backward()
-        for param, other in zip(double.parameters(), single.parameters(), strict=True):
-            other.grad = None if param.grad is None else param.grad.float()
+        for param, single_param in zip(double.parameters(), single.parameters(), strict=True):
+            single_param.grad = None if param.grad is None else param.grad.float()
         for optimizer in optimizers:
             optimizer.step(loss.detach)
         apart.append(float((entries(double) - entries(single)).norm() / (entries(double) - start).norm()))

@@ -1,12 +1,12 @@
-"""Where does `base` end if it is told to stop earlier, beside tuned AdamW with all of its steps?
+"""Compare `base` with a shorter horizon with tuned AdamW with the full horizon.
 
 python examples/research/shorter_runs.py
 
-The speed-up of reports asks when a run of the same horizon passes the loss at which AdamW ends; its steps are still
-long then. Here the runs are planned for a share of the horizon, and end with short steps. Printed are, for each problem
-of the suite, the speed-up as reports have it and the share of seeds that end at or below tuned AdamW, in training /
-validation, for each factor that the horizon is divided by; at the end means, and the IQM of the factor up to which all
-do, 0 where none does.
+The speed-up of reports is the step at which a run of the same horizon reaches the final loss of AdamW. The steps of
+this run are still long at that time. Here, the runs are planned for a share of the horizon, and end with short steps.
+For each problem of the suite, the script prints the speed-up of reports and, for each divisor of the horizon, the share
+of seeds that end at or below tuned AdamW in training / validation. At the end, it prints means, and the IQM of the
+largest divisor up to which a seed ends at or below AdamW (0 if no divisor does).
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Problems of little data, noise and dropout, for choosing: the validation loss counts. No report is made of them.
+"""Problems with little data, noise and dropout, for choosing by validation loss; they are in no report.
 
 python examples/research/small_data.py
 python examples/research/small_data.py --only blocks graph --change constants.log_step_size-0.5 --seeds 3 --lr 0.3
 
-Printed for each problem are final training loss (as trained, mean of the last 5 % of the steps), final validation loss
-and lowest validation loss of 20 on the way: of AdamW at the best of five learning rates with a cosine, chosen for each
-of the three by itself, then, as logarithms of the ratio to it (below 0 is better), of `base` and of what is compared.
+For each problem, the script prints three losses: the final training loss (mean of the last 5 % of the steps, with
+dropout), the final validation loss, and the lowest of 20 validation losses. The first figures are losses of AdamW with
+a cosine schedule at the best of five learning rates, which is chosen for each of the three losses separately. The next
+figures are logarithms of the ratio to AdamW (below 0 is better), for `base` and for each rule that is compared.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ Batch = tuple[Tensor, ...]
 
 
 class Problem(NamedTuple):
-    """A model and what it is trained on.
+    """A model, its loss and its data.
 
     Attributes:
-        model: freshly initialised.
-        loss: of the model and a batch, 0-dim.
-        train, valid: tensors with one entry an example.
-        batch_size: of training.
-        steps: of training.
+        model: the model with new initial parameters.
+        loss: a function of the model and a batch, which returns the 0-dim loss.
+        train, valid: tensors with one entry per example.
+        batch_size: batch size of training.
+        steps: number of training steps.
     """
 
     model: nn.Module
@@ -73,7 +74,7 @@ def split(count: int, *tensors: Tensor) -> tuple[Batch, Batch]:
 
 
 class Residual(nn.Module):
-    """x + body(x)."""
+    """A residual block, x + body(x)."""
 
     def __init__(self, *body: nn.Module) -> None:
         super().__init__()
@@ -84,7 +85,7 @@ class Residual(nn.Module):
 
 
 def series(draws: torch.Generator, length: int, noise: float) -> Tensor:
-    """Seasons, a trend and an autoregressive noise, (length,)."""
+    """The sum of two seasons, a trend and autoregressive noise, shape ``(length,)``."""
     t = torch.arange(length).float()
     clean = torch.sin(t * 2 * math.pi / 12) + 0.5 * torch.sin(t * 2 * math.pi / 7 + 1) + 0.003 * t
     shocks, level, levels = torch.randn(length, generator=draws) * noise, torch.zeros(()), []
@@ -100,7 +101,7 @@ def windows(values: Tensor, past: int, ahead: int) -> tuple[Tensor, Tensor]:
 
 
 class Blocks(nn.Module):
-    """N-BEATS: blocks take out what they explain of the past, and their forecasts are added up."""
+    """N-BEATS: each block subtracts its explanation of the past, and the forecasts of all blocks are summed."""
 
     def __init__(self, past: int, ahead: int, width: int, blocks: int) -> None:
         super().__init__()
@@ -128,7 +129,7 @@ def blocks(draws: torch.Generator) -> Problem:
 
 
 def dense_encoder(draws: torch.Generator) -> Problem:
-    """TiDE: residual blocks with dropout and layer norms."""
+    """A problem with TiDE, which has residual blocks with dropout and layer norms."""
 
     def block(i: int, o: int) -> nn.Module:
         return nn.Sequential(nn.Linear(i, 64), nn.ReLU(), nn.Linear(64, o), nn.Dropout(0.1), nn.LayerNorm(o))
@@ -140,7 +141,7 @@ def dense_encoder(draws: torch.Generator) -> Problem:
 
 
 class Forecaster(nn.Module):
-    """A recurrent network with attention over the past and dropout; three quantiles of the values ahead."""
+    """A recurrent network with attention over the past and dropout, which returns three quantiles of future values."""
 
     def __init__(self, ahead: int, width: int = 24) -> None:
         super().__init__()
@@ -151,8 +152,8 @@ class Forecaster(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h, _ = self.rnn(x[..., None])
-        seen, _ = self.attention(h[:, -1:], h, h, need_weights=False)
-        return self.out(self.norm(h[:, -1] + self.drop(seen[:, 0]))).unflatten(-1, (3, self.ahead))
+        attended, _ = self.attention(h[:, -1:], h, h, need_weights=False)
+        return self.out(self.norm(h[:, -1] + self.drop(attended[:, 0]))).unflatten(-1, (3, self.ahead))
 
 
 def quantiles(model: nn.Module, batch: Batch) -> Tensor:
@@ -184,7 +185,7 @@ def graphs(draws: torch.Generator, count: int, nodes: int, classes: int) -> tupl
 
 
 class GraphNetwork(nn.Module):
-    """Messages summed over neighbours, then nodes summed to one vector a graph."""
+    """A network that sums messages over neighbours, and then sums nodes to one vector per graph."""
 
     def __init__(self, outputs: int, width: int = 32, layers: int = 3, dropout: float = 0.0) -> None:
         super().__init__()
@@ -213,21 +214,21 @@ def graph_classes(draws: torch.Generator) -> Problem:
 
 
 class NodeNetwork(nn.Module):
-    """Two graph convolutions with dropout, full batch; features and the normalised adjacency are constants."""
+    """Two graph convolutions with dropout on the full batch; features and normalised adjacency are constants."""
 
     def __init__(self, x: Tensor, edges: Tensor, classes: int, width: int = 16) -> None:
         super().__init__()
         self.register_buffer("x", x)
         self.register_buffer("edges", edges)
-        self.one, self.two = nn.Linear(x.shape[1], width), nn.Linear(width, classes)
+        self.first, self.second = nn.Linear(x.shape[1], width), nn.Linear(width, classes)
 
     def forward(self, nodes: Tensor) -> Tensor:
-        h = F.relu(self.edges @ self.one(F.dropout(self.x, 0.5, self.training)))
-        return (self.edges @ self.two(F.dropout(h, 0.5, self.training)))[nodes]
+        h = F.relu(self.edges @ self.first(F.dropout(self.x, 0.5, self.training)))
+        return (self.edges @ self.second(F.dropout(h, 0.5, self.training)))[nodes]
 
 
 def citation(draws: torch.Generator) -> Problem:
-    """Classes of the nodes of one graph, of which 20 a class are known."""
+    """Classification of the nodes of one graph, with 100 labelled nodes for 5 classes."""
     classes, each, words = 5, 80, 200
     label = torch.arange(classes).repeat_interleave(each)
     chance = torch.where(label[:, None] == label, 0.03, 0.006)
@@ -244,7 +245,7 @@ def citation(draws: torch.Generator) -> Problem:
 
 
 class Transformer(nn.Module):
-    """A transformer of torch's own layers with learned positions; causal unless ``causal`` is False."""
+    """A transformer of torch layers with learned positions; it is causal unless ``causal`` is False."""
 
     def __init__(self, vocabulary: int, length: int, *, norm_first: bool, dropout: float, causal: bool = True) -> None:
         super().__init__()
@@ -264,15 +265,15 @@ class Transformer(nn.Module):
 
 
 def words(draws: torch.Generator) -> Problem:
-    """A transformer on the words of a little text, with a large vocabulary and dropout."""
+    """A transformer with dropout on the words of a short text, with a large vocabulary."""
     source = resolve_texts(None)[3]
     text = "".join(source.alphabet[i] for i in source.tokens[:120_000].tolist())
     tokens = [w for line in text.split("\n") for w in [*line.split(), "\n"]]
-    common: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for w in tokens:
-        common[w] = common.get(w, 0) + 1
-    known = {w: i + 1 for i, w in enumerate(sorted(common, key=lambda w: (-common[w], w))[:799])}
-    rows = torch.tensor([known.get(w, 0) for w in tokens])
+        counts[w] = counts.get(w, 0) + 1
+    numbers = {w: i + 1 for i, w in enumerate(sorted(counts, key=lambda w: (-counts[w], w))[:799])}
+    rows = torch.tensor([numbers.get(w, 0) for w in tokens])
     rows = rows[: len(rows) // 25 * 25].view(-1, 25)
     rows = rows[torch.randperm(len(rows), generator=draws)]
     train, valid = split(len(rows) * 3 // 4, rows)
@@ -280,7 +281,7 @@ def words(draws: torch.Generator) -> Problem:
 
 
 def masked(model: nn.Module, batch: Batch) -> Tensor:
-    """Loss of hidden characters; which are hidden is drawn anew in training and fixed in validation."""
+    """The loss on hidden characters; each training batch draws new positions, and validation has fixed positions."""
     (x,) = batch
     if model.training:
         hidden = torch.rand(x.shape) < 0.15
@@ -300,7 +301,7 @@ def post_norm(draws: torch.Generator) -> Problem:
 
 
 class CountVAE(nn.Module):
-    """A variational autoencoder of counts, as of gene expression: batch norm, dropout, Poisson rates."""
+    """A variational autoencoder of counts, such as gene expression, with batch norm, dropout and Poisson rates."""
 
     def __init__(self, genes: int, latent: int = 6, width: int = 48) -> None:
         super().__init__()
@@ -355,7 +356,7 @@ def noisy_table(draws: torch.Generator) -> Problem:
 
 
 def linear_table(draws: torch.Generator) -> Problem:
-    """Mostly linear values with much noise, where a perceptron has more parameters than there are rows."""
+    """Mostly linear values with much noise; the perceptron has more parameters than the table has rows."""
     x = torch.randn(500, 15, generator=draws)
     y = x @ torch.randn(15, 1, generator=draws) / 15**0.5 + 0.3 * (x[:, :1] * x[:, 1:2])
     y = y + 0.7 * torch.randn(500, 1, generator=draws)
@@ -365,7 +366,7 @@ def linear_table(draws: torch.Generator) -> Problem:
 
 
 def few_images(draws: torch.Generator) -> Problem:
-    """A convolutional network with batch norm and dropout on 400 noisy drawn images of 8 classes."""
+    """A convolutional network with batch norm and dropout on 400 noisy synthetic images of 8 classes."""
     images = draw_images(draws, 8, 1000, parts=8, noise=1.2)
 
     def conv(i: int, o: int, stride: int) -> nn.Module:
@@ -380,7 +381,7 @@ def few_images(draws: torch.Generator) -> Problem:
 
 
 def much_text(draws: torch.Generator) -> Problem:
-    """Enough data for less than two passes: a transformer on characters without dropout."""
+    """A transformer without dropout on so many characters that training makes fewer than two passes."""
     source = resolve_texts(None)[9]
     rows = source.tokens[:250_000].long().clamp(max=63)
     rows = rows[: len(rows) // 33 * 33].view(-1, 33)
@@ -390,7 +391,7 @@ def much_text(draws: torch.Generator) -> Problem:
 
 
 def much_table(draws: torch.Generator) -> Problem:
-    """Many rows with little noise."""
+    """A table of many rows with little noise."""
     x = torch.randn(9000, 12, generator=draws)
     y = torch.tanh(torch.tanh(x @ torch.randn(12, 16, generator=draws)) @ torch.randn(16, 2, generator=draws))
     y = y + 0.05 * torch.randn(9000, 2, generator=draws)
@@ -400,8 +401,8 @@ def much_table(draws: torch.Generator) -> Problem:
 
 
 PROBLEMS: dict[str, Callable[[torch.Generator], Problem]] = {
-    made.__name__: made
-    for made in (
+    build.__name__: build
+    for build in (
         blocks, dense_encoder, forecaster, molecules, graph_classes, citation, words, post_norm, gene_counts,
         noisy_table, linear_table, few_images, much_text, much_table,
     )
@@ -409,7 +410,7 @@ PROBLEMS: dict[str, Callable[[torch.Generator], Problem]] = {
 
 
 def batches(problem: Problem, draws: torch.Generator) -> Iterator[Batch]:
-    """Shuffled mini-batches of whole passes, without end."""
+    """Endless shuffled mini-batches, which use each example at most once in a pass."""
     count, size = len(problem.train[0]), problem.batch_size
     while True:
         order = torch.randperm(count, generator=draws)
@@ -419,7 +420,7 @@ def batches(problem: Problem, draws: torch.Generator) -> Iterator[Batch]:
 
 
 def train(name: str, seed: int, rule: UpdateRule | None, rate: float) -> Ends:
-    """One run: with a rule, whose steps are multiplied by ``rate``, or AdamW with this learning rate and a cosine."""
+    """Make one run: with ``rule`` and steps multiplied by ``rate``, or with AdamW at this rate with a cosine."""
     torch.manual_seed(seed)
     problem = PROBLEMS[name](torch.Generator().manual_seed(1000 + seed))
     model, scheduler = problem.model, None
@@ -429,9 +430,9 @@ def train(name: str, seed: int, rule: UpdateRule | None, rate: float) -> Ends:
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, problem.steps)
     else:
         optimizer = LearnedOptimizer(model, rule, total_steps=problem.steps, lr=rate)
-    drawn, losses, held_out = batches(problem, torch.Generator().manual_seed(seed)), [], []
+    train_batches, losses, held_out = batches(problem, torch.Generator().manual_seed(seed)), [], []
     for step in range(1, problem.steps + 1):
-        loss = problem.loss(model, next(drawn))
+        loss = problem.loss(model, next(train_batches))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step() if rule is None else optimizer.step(loss)

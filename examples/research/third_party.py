@@ -1,13 +1,14 @@
-"""`base` on Lightning models of other packages, without any tuning, beside AdamW at four learning rates.
+"""Compare untuned `base` with AdamW at four learning rates on Lightning models of other packages.
 
 python examples/research/third_party.py --out third_party.jsonl
 python examples/research/third_party.py --out third_party.jsonl --table
 
-`base` takes over by the callback `LearnedOptimizerAdapter("base")` alone; AdamW has the defaults of PyTorch and a
-cosine to 0. Models and losses are those of the packages; data sets are small, and are drawn or come with the packages.
-Each run is a line of JSON in the file; a second call makes only the runs that are missing. A model whose package is
-missing is skipped. Losses are the mean training loss of the last 5 % of the steps, and the validation loss that
-Lightning logs at 15 points, after the last step and the lowest. Seconds are those of the processor, for the whole fit.
+Only the callback `LearnedOptimizerAdapter("base")` is added for `base`. AdamW has the defaults of PyTorch and a cosine
+schedule to 0. Models and losses are those of the packages. Data sets are small; they are synthetic or come with the
+packages. Each run is a line of JSON in the file; a second call makes only the missing runs. The script skips a model if
+its package is missing. Three losses are compared: the mean training loss of the last 5 % of the steps, and of the
+validation losses that Lightning logs at 15 points, the last one and the lowest one. Seconds are processor seconds of
+the whole fit.
 """
 
 from __future__ import annotations
@@ -33,19 +34,19 @@ from lightning_lopt import LearnedOptimizerAdapter
 
 RATES = (1e-3, 3e-3, 3e-4, 1e-2)
 POINTS = 15
-"""Validations in a run."""
+"""Number of validations in a run."""
 TOLERANCE = 1.02
-"""A loss up to this factor times the lowest of AdamW counts as not worse."""
+"""A loss counts as not worse than AdamW up to this factor times the lowest loss of AdamW."""
 
 
 class CosineAdamW(L.Callback):
-    """Replaces the optimizers of a module by AdamW with a cosine to 0."""
+    """Replaces the optimizers of a module by AdamW with a cosine schedule to 0."""
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Called before ``configure_optimizers``, which it replaces."""
+        """Called before ``configure_optimizers``: replaces this method."""
 
         def configure_optimizers() -> dict[str, Any]:
             optimizer = torch.optim.AdamW(pl_module.parameters(), self.rate)
@@ -56,7 +57,7 @@ class CosineAdamW(L.Callback):
 
 
 class Recorder(L.Callback):
-    """Keeps the losses of a fit, and counts the parameters that it did not change."""
+    """Records the losses of a fit, and the names of parameters that the fit did not change."""
 
     def __init__(self) -> None:
         self.train: list[float] = []
@@ -67,7 +68,7 @@ class Recorder(L.Callback):
         self._start: dict[str, Tensor] = {}
 
     def __deepcopy__(self, memo: Any) -> Recorder:
-        """Stays one object where a package copies its models, and their callbacks with them."""
+        """Return the same object, since some packages copy their models with the callbacks."""
         return self
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -75,30 +76,30 @@ class Recorder(L.Callback):
         self._start = {name: parameter.detach().clone() for name, parameter in pl_module.named_parameters()}
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Called after each step: keeps its loss."""
+        """Called after each step: records the training loss."""
         self.train.append(float(outputs["loss"]))
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Called after each validation: keeps its loss."""
+        """Called after each validation: records the validation loss."""
         if not trainer.sanity_checking:
             self.valid[trainer.global_step] = float(trainer.callback_metrics[self.metric])
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Called after the last step: compares the parameters with those of the start."""
+        """Called after the last step: compares the parameters with the initial parameters."""
         self.steps = trainer.global_step
         now = dict(pl_module.named_parameters())
         self.unchanged = [name for name, start in self._start.items() if torch.equal(now[name], start)]
 
 
 class Run:
-    """What a model needs to know of a run: its callbacks and the arguments of its Trainer."""
+    """The callbacks of a run and the arguments of its Trainer."""
 
     def __init__(self, rate: float | None) -> None:
         self.recorder = Recorder()
         self.callbacks = [LearnedOptimizerAdapter("base") if rate is None else CosineAdamW(rate), self.recorder]
 
     def trainer(self, steps: int, metric: str = "val_loss", *, callbacks: bool = True) -> dict[str, Any]:
-        """Arguments of a Trainer that makes ``steps`` steps and validates at :data:`POINTS` of them.
+        """Arguments of a Trainer that makes ``steps`` steps and validates :data:`POINTS` times.
 
         Args:
             steps: a multiple of :data:`POINTS`.
@@ -108,12 +109,12 @@ class Run:
         self.recorder.metric = metric
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         intervals = {"max_steps": steps, "val_check_interval": steps // POINTS, "check_val_every_n_epoch": None}
-        rest = {"accelerator": "cpu", "enable_model_summary": False, "num_sanity_val_steps": 0}
-        return quiet | intervals | rest | ({"callbacks": self.callbacks} if callbacks else {})
+        settings = {"accelerator": "cpu", "enable_model_summary": False, "num_sanity_val_steps": 0}
+        return quiet | intervals | settings | ({"callbacks": self.callbacks} if callbacks else {})
 
 
 class Plain(L.LightningModule):
-    """A network of a package with its loss, as its examples have it, and AdamW."""
+    """A network of a package with AdamW and with the loss of the package's examples."""
 
     def __init__(self, net: nn.Module, loss: Callable[[nn.Module, Any], Tensor]) -> None:
         super().__init__()
@@ -141,7 +142,7 @@ def loaders(train: tuple[Tensor, ...], valid: tuple[Tensor, ...], batch_size: in
 
 
 def wavy_series(series: int, length: int) -> Any:
-    """Sums of two waves with a trend, noise and a level for each series; a table with a row for each point."""
+    """A table with a row for each point of each series; a series is a sum of two waves, a trend, a level and noise."""
     import numpy as np
     import pandas as pd
 
@@ -198,7 +199,7 @@ def nhits(run: Run) -> None:
     table = pd.DataFrame({"unique_id": table.series, "ds": table.time, "y": table.value})
     arguments = run.trainer(450, "ptl/val_loss")
     steps, interval = arguments.pop("max_steps"), arguments.pop("val_check_interval")
-    arguments.pop("check_val_every_n_epoch")  # the package sets it
+    arguments.pop("check_val_every_n_epoch")  # the package sets this argument
     model = NHITS(
         h=12,
         input_size=36,
@@ -294,7 +295,7 @@ def single_cells(run: Run) -> None:
     rates = np.exp(draw.normal(size=(8, 200)))[kinds] * draw.lognormal(0.0, 0.3, (2000, 1))
     counts = draw.poisson(rates * draw.gamma(2.0, 0.5, rates.shape)).astype("float32")
     table = anndata.AnnData(counts)
-    scvi.settings.seed = torch.initial_seed()  # the split depends on it
+    scvi.settings.seed = torch.initial_seed()  # the split depends on this seed
     scvi.model.SCVI.setup_anndata(table)
     arguments = run.trainer(450, "validation_loss")
     del arguments["max_steps"], arguments["val_check_interval"]
@@ -306,7 +307,7 @@ def single_cells(run: Run) -> None:
 
 
 def tabular(run: Run, model: Any, table: Any, target: str, task: str) -> None:
-    """Fits a model of pytorch-tabular to a table, whose last quarter is for validation."""
+    """Fit a model of pytorch-tabular to a table, whose last quarter is for validation."""
     from pytorch_tabular import TabularModel
     from pytorch_tabular.config import DataConfig, OptimizerConfig, TrainerConfig
 
@@ -324,7 +325,7 @@ def tabular(run: Run, model: Any, table: Any, target: str, task: str) -> None:
         trainer_kwargs=arguments,
     )
     columns = [name for name in table.columns if name != target]
-    whole = TabularModel(
+    tabular_model = TabularModel(
         data_config=DataConfig(target=[target], continuous_cols=columns, categorical_cols=[]),
         model_config=model(task=task, seed=torch.initial_seed()),
         optimizer_config=OptimizerConfig(),
@@ -332,8 +333,8 @@ def tabular(run: Run, model: Any, table: Any, target: str, task: str) -> None:
         verbose=False,
     )
     quarter = len(table) // 4
-    seed = torch.initial_seed()  # of the weights: the package takes 42 otherwise
-    whole.fit(train=table[:-quarter], validation=table[-quarter:], callbacks=run.callbacks, seed=seed)
+    seed = torch.initial_seed()  # seed of the weights; the default of the package is 42
+    tabular_model.fit(train=table[:-quarter], validation=table[-quarter:], callbacks=run.callbacks, seed=seed)
 
 
 def gandalf(run: Run) -> None:
@@ -399,7 +400,7 @@ def sim_clr(run: Run) -> None:
     from lightly.models.modules import SimCLRProjectionHead
 
     def view(images: Tensor) -> Tensor:
-        """Shifts, scales and noise, drawn for each image."""
+        """Images with random rotation, scale, shift, contrast and noise, drawn for each image."""
         angle, size, shift = 0.3 * torch.randn(len(images)), torch.randn(len(images)), torch.randn(len(images), 2)
         turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).reshape(-1, 2, 2)
         affine = torch.cat([turn * (0.2 * size).exp()[:, None, None], 0.2 * shift[:, :, None]], 2)
@@ -445,7 +446,7 @@ def unet(run: Run) -> None:
     radii = 5 + 10 * torch.rand(600, 1, 1, generator=draw)
     down, right = (rows - centres[:, 0]).abs(), (columns - centres[:, 1]).abs()
     discs = (down**2 + right**2 < radii**2).float()
-    squares = (torch.maximum(down, right) < 0.8 * radii).float().flip(0)  # beside a disc, another one's square
+    squares = (torch.maximum(down, right) < 0.8 * radii).float().flip(0)  # squares of other discs
     images = 0.5 * discs + 0.5 * squares + 0.3 * torch.randn(600, 64, 64, generator=draw)
     pairs = images[:, None], discs[:, None]
     net = smp.Unet(
@@ -475,7 +476,7 @@ MODELS: dict[str, tuple[str, Callable[[Run], None]]] = {
     "Unet": ("segmentation-models-pytorch", unet),
     "VisionTransformer": ("timm", vision_transformer),
 }
-"""Name of each model: what to install for it, and the function that fits it."""
+"""For the name of each model: the packages to install, and the function that fits the model."""
 
 
 # -- runs
@@ -486,7 +487,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("third_party.jsonl"), help="file to add to")
     parser.add_argument("--only", nargs="+", default=[""], help="parts of names of models")
     parser.add_argument("--seeds", type=int, default=2, help="runs of each optimizer")
-    parser.add_argument("--table", action="store_true", help="show what the file holds, and run nothing")
+    parser.add_argument("--table", action="store_true", help="print the table of the file without new runs")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     names = [name for name in MODELS if any(part.lower() in name.lower() for part in arguments.only)]
@@ -498,10 +499,10 @@ def main() -> None:
 
 
 def run_missing(name: str, seed: int, path: Path) -> None:
-    """Add to the file the runs of a model that it lacks, of `base` and of AdamW."""
-    known = {(line["model"], line["rate"], line["seed"]) for line in lines_of(path)}
+    """Make the missing runs of a model, with `base` and AdamW, and add them to the file."""
+    stored = {(line["model"], line["rate"], line["seed"]) for line in lines_of(path)}
     for rate in (None, *RATES):
-        if (name, rate, seed) in known:
+        if (name, rate, seed) in stored:
             continue
         try:
             line = one_run(name, rate, seed)
@@ -514,17 +515,17 @@ def run_missing(name: str, seed: int, path: Path) -> None:
 
 
 def one_run(name: str, rate: float | None, seed: int) -> dict[str, Any]:
-    """Fit a model once; the line has losses, seconds, and what warnings and messages say of the optimizer."""
+    """Fit a model once; the line has losses, seconds, and the warnings and messages about the optimizer."""
     run = Run(rate)
     L.seed_everything(seed + 1, verbose=False)
-    heard = Messages()
+    messages = Messages()
     begin = time.process_time()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with heard:
+        with messages:
             MODELS[name][1](run)
     seconds = time.process_time() - begin
-    said = [str(warning.message) for warning in caught] + heard.texts
+    texts = [str(warning.message) for warning in caught] + messages.texts
     recorder = run.recorder
     return {
         "model": name,
@@ -533,7 +534,7 @@ def one_run(name: str, rate: float | None, seed: int) -> dict[str, Any]:
         "seconds": seconds,
         "steps": recorder.steps,
         "unchanged": recorder.unchanged,
-        "said": sorted({text for text in said if is_of_the_package(text)}),
+        "said": sorted({text for text in texts if is_of_the_package(text)}),
         "train": recorder.train,
         "valid": recorder.valid,
     }
@@ -550,7 +551,7 @@ LOGGERS = (
 
 
 class Messages(logging.Handler):
-    """Keeps the log messages of Lightning, whichever of its two packages they come from."""
+    """Records the log messages of Lightning, for both of its packages."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -569,7 +570,7 @@ class Messages(logging.Handler):
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
-    """What the file holds, nothing where there is none."""
+    """The lines of the file, or no lines if there is no file."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -577,7 +578,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 
 def ends(line: dict[str, Any]) -> tuple[float, float, float]:
-    """Final training loss, final and lowest validation loss; infinite where a loss is not a number."""
+    """Final training loss, final and lowest validation loss; a loss that is not finite becomes infinite."""
     last = line["train"][-max(1, len(line["train"]) // 20) :]
     valid = [value if math.isfinite(value) else math.inf for value in line["valid"].values()]
     train = statistics.fmean(last)
@@ -585,7 +586,7 @@ def ends(line: dict[str, Any]) -> tuple[float, float, float]:
 
 
 def print_table(names: list[str], lines: list[dict[str, Any]]) -> None:
-    """One row for each model, means of the seeds that have a run of every optimizer; then the counts."""
+    """Print means over the seeds with runs of all optimizers, in one row for each model, and then the counts."""
     columns = ("model", "package", "`base`", "AdamW, best of four", "its rates", "AdamW, 1e-3", "lowest validation")
     print("| " + " | ".join((*columns, "seconds", "seeds")) + " |\n|" + " --- |" * (len(columns) + 2))
     counts = dict.fromkeys(("rows", "train", "valid", "lowest", "train_default", "valid_default"), 0)
@@ -618,7 +619,7 @@ def print_table(names: list[str], lines: list[dict[str, Any]]) -> None:
 
 
 def mean_ends(lines: list[dict[str, Any]]) -> list[float]:
-    """Means over the seeds of what :func:`ends` returns."""
+    """Means over the seeds of the losses that :func:`ends` returns."""
     return [statistics.fmean(values) for values in zip(*map(ends, lines), strict=True)]
 
 

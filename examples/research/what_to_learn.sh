@@ -1,6 +1,6 @@
-# What is worth learning, and by which estimator? Each run has the same minutes of one core; then all are measured on
-# families that none has seen:
-#   bash examples/research/what_to_learn.sh 7 runs       # minutes, folder; as many processes as there are lines below
+# Which parts are worth learning, and with which estimator? Each run has the same minutes of one core. Then all rules are
+# measured on families that no run has seen:
+#   bash examples/research/what_to_learn.sh 7 runs       # minutes, folder; each line "run" below starts a process
 #   lightning-lopt compare runs/* --suite held_out --against adamw
 set -u
 minutes=$1 folder=$2
