@@ -23,6 +23,7 @@ from lightning_lopt.io.checked_json import (
     whole_number_of,
     write_json,
 )
+from lightning_lopt.io.identity import checked_training
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.seeding import generator
 
@@ -278,22 +279,3 @@ class Results:
             {as_name(key): value if type(value) is int else as_name(value) for key, value in environment.items()},
             text_of(entry, "command"),
         )
-
-
-def checked_training(content: Any) -> dict[str, Any]:
-    """The entries of :attr:`RuleRecord.trained_on` in a record of meta-training, after a check of their types.
-
-    Raises:
-        ValueError: if an entry has another type.
-    """
-    entry = {} if content is None else as_object(content, "trained_on")
-    checked: dict[str, Any] = {}
-    for key in ("families", "data", "chosen_on"):
-        if key in entry:
-            checked[key] = [as_name(name) for name in as_list(entry[key], key)]
-    if "horizons" in entry:
-        horizons = as_list(entry["horizons"], "horizons")
-        if len(horizons) != 2 or not all(type(value) is int and value > 0 for value in horizons):
-            raise ValueError(f"horizons must be the shortest and the longest number of steps, got {show(horizons)}")
-        checked["horizons"] = horizons
-    return checked

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from lightning_lopt.errors import RuleFileError, show
+from lightning_lopt.io.checked_json import as_list, as_name, as_object, as_positive
 from lightning_lopt.io.files import CONFIG, parse_json_object, read_file
 from lightning_lopt.io.save import weights_bytes
 from lightning_lopt.io.sources import find_files
@@ -31,7 +32,7 @@ def load_meta_training(source: str | os.PathLike[str]) -> dict[str, Any]:
     """The record of meta-training in ``config.json`` of the rule at ``source``; empty if the file has no record.
 
     Raises:
-        RuleFileError: if the file is missing or damaged.
+        RuleFileError: if the file is missing or damaged, or the record is refused by :func:`checked_training`.
 
     Example:
         >>> import tempfile
@@ -46,4 +47,37 @@ def load_meta_training(source: str | os.PathLike[str]) -> dict[str, Any]:
         raise RuleFileError(
             f"{file.label} has the meta_training {show(meta_training)} instead of an object; correct it."
         )
+    try:
+        checked_training(meta_training)
+    except ValueError as error:
+        raise RuleFileError(f"{file.label} has a damaged record of meta-training: {error}; correct it.") from None
     return meta_training
+
+
+def checked_training(content: Any) -> dict[str, Any]:
+    """The families, data and horizons in a record of meta-training, after a check of the types of all known entries.
+
+    Args:
+        content: lists of names ``families``, ``data`` and ``chosen_on``; pairs of the least and the largest value
+            ``horizons`` (steps) and ``batch_sizes``; the number ``largest_parameters``. Each entry may be missing, and
+            others are not checked. ``None`` is an empty record.
+
+    Returns:
+        the entries ``families``, ``data``, ``chosen_on`` and ``horizons``.
+
+    Raises:
+        ValueError: if an entry has another type.
+    """
+    entry = {} if content is None else as_object(content, "trained_on")
+    checked: dict[str, Any] = {}
+    for key in ("families", "data", "chosen_on"):
+        if key in entry:
+            checked[key] = [as_name(name) for name in as_list(entry[key], key)]
+    for key, unit in (("horizons", "number of steps"), ("batch_sizes", "number of examples")):
+        if key in entry:
+            pair = as_list(entry[key], key)
+            if len(pair) != 2 or not all(type(value) is int and value > 0 for value in pair):
+                raise ValueError(f"{key} must be the least and the largest {unit}, got {show(pair)}")
+    if "largest_parameters" in entry:
+        as_positive(entry["largest_parameters"], "largest_parameters")
+    return checked | ({"horizons": entry["horizons"]} if "horizons" in entry else {})

@@ -64,7 +64,7 @@ class Defeat:
 
 def defeats(results: Results) -> list[Defeat]:
     """All defeats of rules by baselines; the largest factor comes first."""
-    return sorted(_defeats(results), key=lambda defeat: -defeat.factor)
+    return sorted(_defeats(results), key=lambda defeat: (-defeat.factor, defeat.problem, defeat.split))
 
 
 def _defeats(results: Results) -> Iterator[Defeat]:
