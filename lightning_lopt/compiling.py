@@ -40,7 +40,7 @@ class CompiledFunction(Generic[Result]):
 
     >>> double = CompiledFunction(lambda value: 2 * value, backend="eager")
     >>> values = torch.ones(3)
-    >>> double(values, signature=signature_of({"values": values}), what="doubling")
+    >>> double(values, signature=signature_of({"values": values}), label="doubling")
     tensor([2., 2., 2.])
     >>> double.uncompiled
     {}
@@ -56,12 +56,12 @@ class CompiledFunction(Generic[Result]):
         self.uncompiled: dict[Hashable, str] = {}
         self._signatures: set[Hashable] = set()
 
-    def __call__(self, *arguments: Any, signature: Hashable, what: str) -> Result:
+    def __call__(self, *arguments: Any, signature: Hashable, label: str) -> Result:
         """``function(*arguments)``.
 
         Args:
             signature: the properties of the arguments that a compiled graph depends on, see :func:`signature_of`.
-            what: beginning of the log line, for instance ``"inner steps of image_mlp"``.
+            label: beginning of the log line, for instance ``"inner steps of image_mlp"``.
         """
         if signature in self.uncompiled:
             return self.function(*arguments)
@@ -70,11 +70,11 @@ class CompiledFunction(Generic[Result]):
             result = self.compiled(*arguments)
         except Exception as error:  # an error of the function itself is raised again by the call below
             self.uncompiled[signature] = f"{type(error).__name__}: {error}"
-            rank_zero_warn(f"{what}: not compiled: {self.uncompiled[signature]}")
+            rank_zero_warn(f"{label}: not compiled: {self.uncompiled[signature]}")
             return self.function(*arguments)
         if signature not in self._signatures:
             self._signatures.add(signature)
-            _log.info("%s: compiled in %.1f s", what, time.perf_counter() - began)
+            _log.info("%s: compiled in %.1f s", label, time.perf_counter() - began)
         return result
 
 

@@ -16,7 +16,7 @@ def nothing_compiled_yet():
 
 
 def called(compiled, values):
-    return compiled(values, signature=signature_of({"values": values}), what="steps")
+    return compiled(values, signature=signature_of({"values": values}), label="steps")
 
 
 def test_compiled_once_for_each_set_of_shapes_and_the_time_is_logged(caplog):

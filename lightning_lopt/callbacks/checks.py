@@ -13,7 +13,10 @@ from lightning_lopt.optim import LearnedOptimizer
 
 
 class ErrorWithoutBrackets(type):
-    """Raises an error for ``callbacks=[LearnedOptimizerAdapter]``: the Trainer reads ``state_key`` of each callback."""
+    """A metaclass for callbacks: a class in place of an object, ``callbacks=[LearnedOptimizerAdapter]``, is an error.
+
+    The Trainer reads ``state_key`` of each callback; of a class, it is the property of this metaclass.
+    """
 
     @property
     def state_key(cls) -> str:

@@ -245,9 +245,9 @@ def time_in_turns(
 def mean_of_run(seconds: Sequence[float], horizon: int, period: int = 1) -> float:
     """Mean seconds of a step in a run, from the seconds of the first consecutive steps of the run.
 
-    The first :data:`BEGINNING` steps count with their median, and the next :data:`TRACING` steps with their sum. Later
-    steps count with the mean over the positions in the period of the median at each position. All steps count as often
-    as they occur within the horizon.
+    The first :data:`BEGINNING` steps count with their median, and the next :data:`TRACING` steps with their sum. Of
+    later steps, those at the same position of the period count with their median, and the period with the mean of these
+    medians. All steps count as often as they occur within the horizon.
 
     Args:
         seconds: seconds of consecutive steps from the first step on, of at least ``STEADY + period`` steps.

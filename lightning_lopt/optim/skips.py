@@ -59,8 +59,8 @@ class SkipWatch:
                 "before. Parameters and state are those after the last finite step: look for a division by zero, a "
                 "logarithm of zero or an overflow in the model, and clip gradients."
             )
-        are_many = counts.skipped >= WARN_COUNT and counts.skipped > WARN_SHARE * (counts.step + counts.skipped)
-        if (are_many or counts.in_a_row >= WARN_IN_A_ROW) and not self._warned:
+        exceeds_share = counts.skipped >= WARN_COUNT and counts.skipped > WARN_SHARE * (counts.step + counts.skipped)
+        if (exceeds_share or counts.in_a_row >= WARN_IN_A_ROW) and not self._warned:
             self._warned = True
             warnings.warn(
                 f"{counts.skipped} of {counts.step + counts.skipped} steps were skipped, because {culprits()}; after "

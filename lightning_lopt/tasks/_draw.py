@@ -38,7 +38,7 @@ def log_uniform(low: float, high: float, generator: torch.Generator) -> float:
 
 
 def split_indices(
-    count: int, valid_fraction: float, generator: torch.Generator, max_valid: int | None = None, what: str = "data"
+    count: int, valid_fraction: float, generator: torch.Generator, max_valid: int | None = None, label: str = "data"
 ) -> tuple[Tensor, Tensor]:
     """Disjoint random parts (train, valid) of ``range(count)``, drawn from ``generator`` alone; neither is empty.
 
@@ -47,7 +47,7 @@ def split_indices(
         valid_fraction: share of the examples for validation, in (0, 1).
         generator: random generator on the CPU.
         max_valid: upper bound on the number of validation examples.
-        what: name of the data, for messages.
+        label: name of the data, for messages.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -57,7 +57,7 @@ def split_indices(
     if max_valid is not None and max_valid < 1:
         raise ValueError(f"max_valid must be 1 or more, got {max_valid!r}.")
     if count < 2:
-        raise ValueError(f"{what}: one example cannot be split into train and valid; use at least two.")
+        raise ValueError(f"{label}: one example cannot be split into train and valid; use at least two.")
     valid = min(max(round(valid_fraction * count), 1), count - 1)
     valid = valid if max_valid is None else min(valid, max_valid)
     order = torch.randperm(count, generator=generator)

@@ -25,7 +25,7 @@ class StackedBatches:
 
     Args:
         batches: at least one. Batches without the most common shapes (a smaller last batch) are left out.
-        what: name of the batches in errors.
+        label: name of the batches in errors.
 
     Raises:
         NotStackableError: if there is no batch, if the batches hold no tensor, if values that are not tensors differ,
@@ -36,15 +36,15 @@ class StackedBatches:
         left_out: number of batches with other shapes.
     """
 
-    def __init__(self, batches: Iterable[Tree], what: str) -> None:
+    def __init__(self, batches: Iterable[Tree], label: str) -> None:
         flat_batches = [pytree.tree_flatten_with_path(batch) for batch in batches]
         if not flat_batches:
-            raise NotStackableError(f"{what}: there is no batch; give a dataloader or list with at least one batch.")
+            raise NotStackableError(f"{label}: there is no batch; give a dataloader or list with at least one batch.")
         shapes = [_shapes(leaves) for leaves, _ in flat_batches]
         common, count = Counter(shapes).most_common(1)[0]
         if 2 * count < len(flat_batches):
             raise NotStackableError(
-                f"{what}: of {len(flat_batches)} batches only {count} have the same shapes ({_show(common)}); pad or "
+                f"{label}: of {len(flat_batches)} batches only {count} have the same shapes ({_show(common)}); pad or "
                 "crop examples to one size, or group them by size and make a task of each group."
             )
         stackable = [entry for entry, shape in zip(flat_batches, shapes, strict=True) if shape == common]
@@ -61,12 +61,12 @@ class StackedBatches:
                 self.constants[name] = column[0]
             else:
                 raise NotStackableError(
-                    f"{what}: {name} is neither a tensor nor a plain value that all batches share "
+                    f"{label}: {name} is neither a tensor nor a plain value that all batches share "
                     f"({type(column[0]).__name__}); return (tuples, lists, dicts of) tensors."
                 )
         if not self.tensors:
             raise NotStackableError(
-                f"{what}: a batch holds no tensor ({_show(common)}); return tensors from the dataloader."
+                f"{label}: a batch holds no tensor ({_show(common)}); return tensors from the dataloader."
             )
         lengths = {value.shape[1:2] for value in self.tensors.values()}
         common_length = lengths.pop() if len(lengths) == 1 else ()

@@ -13,11 +13,11 @@ class UsersCodeError(ValueError):
 
 
 @contextmanager
-def users_code(what: str, advice: str = "") -> Iterator[None]:
+def users_code(label: str, advice: str = "") -> Iterator[None]:
     """Turn errors of the user's code in this context into a :class:`UsersCodeError`.
 
     Args:
-        what: name of the called code, for instance ``"Model.setup"``.
+        label: name of the called code, for instance ``"Model.setup"``.
         advice: what the user can do about the error.
 
     Raises:
@@ -35,7 +35,7 @@ def users_code(what: str, advice: str = "") -> Iterator[None]:
     except UsersCodeError:
         raise
     except Exception as error:
-        raise UsersCodeError(f"{what} fails ({named(error)}){'; ' if advice else ''}{advice}.") from error
+        raise UsersCodeError(f"{label} fails ({named(error)}){'; ' if advice else ''}{advice}.") from error
 
 
 def named(error: BaseException) -> str:

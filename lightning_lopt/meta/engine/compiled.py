@@ -68,7 +68,7 @@ class Compiled(Execution):
         if phase not in self._functions:
             self._functions[phase] = CompiledFunction(_steps_of(phase), backend=self._backend)
         signature = (type(rule), type(task), *signature_of(theta, params, *batches.values()))
-        return self._functions[phase](*arguments, signature=signature, what=f"inner steps of {task.name}")
+        return self._functions[phase](*arguments, signature=signature, label=f"inner steps of {task.name}")
 
     def steps(
         self, rule: UpdateRule, theta: Theta, groups: Sequence[InnerRuns], draws: Sequence[BatchDraws], steps: int
