@@ -71,10 +71,11 @@ def import_again(files: Mapping[str, Path]) -> None:
     """Import the :func:`imported_files` of another process, so that objects of their classes can be unpickled.
 
     Raises:
-        ValueError: if a file does not exist any more, or fails.
+        ValueError: if a file does not exist any more, has changed, or fails.
     """
-    for file in files.values():
-        _imported(file)
+    for name, file in files.items():
+        if _imported(file).__name__ != name:
+            raise ValueError(f"{file} changed while the command ran; run the command again.")
 
 
 def _imported(file: Path) -> Any:
@@ -97,7 +98,7 @@ def _imported(file: Path) -> Any:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        del sys.modules[name]
+        sys.modules.pop(name, None)
         raise ValueError(
             f"{file} cannot be imported ({type(error).__name__}: {error}); run it with python first."
         ) from error

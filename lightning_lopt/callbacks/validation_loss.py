@@ -62,7 +62,7 @@ class ValidationLoss:
             rank_zero_info(
                 "LearnedOptimizerAdapter: the validation loss has risen, so training continues from the weights of its "
                 "lowest value, with shorter steps, now and after each further rise. If that does not lower the loss, "
-                "the rest of the run ignores it; monitor=None switches this off."
+                "it is ignored until its next lowest value; monitor=None switches this off."
             )
 
     def _announce(self, name: str | None, value: Tensor | None) -> None:

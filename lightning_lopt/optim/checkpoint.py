@@ -112,7 +112,7 @@ def _check_counters(first_group: Mapping[str, Any]) -> None:
     if epochs is not None and not (type(epochs) is float and 0 < epochs < math.inf):
         raise _damaged(f"its epochs is {epochs!r}")
     statistics = first_group.get(STATISTICS, [])
-    if not (isinstance(statistics, list) and all(_is_real(values) and not values.is_meta for values in statistics)):
+    if not (isinstance(statistics, list) and all(map(_is_dense, statistics))):
         raise _damaged("its running statistics are no list of tensors")
     if schedule is not None and not (_is_real(schedule) and schedule.shape == (2,)):
         raise _damaged("its schedule is no pair of numbers")
@@ -193,6 +193,10 @@ def _shapes(tensors: Mapping[Any, Any]) -> dict[str, object]:
 
 def _is_real(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _is_dense(value: Any) -> bool:
+    return _is_real(value) and value.layout == torch.strided and not value.is_meta
 
 
 def _damaged(damage: str) -> ValueError:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_lopt.optim.groups import Member
 from lightning_lopt.optim.precision import real
@@ -52,35 +53,40 @@ def roll_back(
     return is_back
 
 
-def statistics_of(module: nn.Module | None) -> list[Tensor]:
-    """The running statistics of the normalisation layers of a module, which fit the weights of that time.
+def normalisation_layers(module: nn.Module | None, trained: Iterable[Tensor]) -> list[nn.Module]:
+    """The layers of a module that have running statistics and that belong to trained parameters.
 
-    Other buffers, such as counters of steps, do not depend on the weights alone and are left out.
-
-    >>> [tuple(x.shape) for x in statistics_of(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)))]
-    [(3,), (3,)]
-    """
-    buffers = () if module is None else module.named_buffers()
-    return [buffer for name, buffer in buffers if name.rpartition(".")[2] in STATISTICS]
-
-
-def roll_back_statistics(
-    rollback: Rollback, is_back: bool, statistics: Sequence[Tensor], copies: Sequence[Tensor]
-) -> list[Tensor]:
-    """Copy the running statistics if the parameters are the best so far, or restore them if the parameters were.
+    A layer without parameters belongs to those of the smallest module around it that has any.
 
     Args:
-        rollback: as for :func:`roll_back`.
-        is_back: result of :func:`roll_back`.
-        statistics: the present running statistics.
-        copies: copies of the last call; copies of another model are not restored.
+        module: the model; ``None`` has no layers.
+        trained: the trained parameters. Layers of other networks, such as averaged copies, are left out.
 
-    Returns:
-        the copies for the next call.
+    >>> network = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.BatchNorm1d(3, affine=False))
+    >>> len(normalisation_layers(network, network.parameters())), len(normalisation_layers(network, []))
+    (2, 0)
     """
-    if statistics and bool(rollback.is_best):
-        return [values.clone() for values in statistics]
-    if is_back and [copy.shape for copy in copies] == [values.shape for values in statistics]:
-        for values, copy in zip(statistics, copies, strict=True):
-            values.copy_(copy)
-    return list(copies)
+    trained_ids, layers = {id(param) for param in trained}, dict[nn.Module, None]()
+
+    def visit(layer: nn.Module, is_trained: bool) -> None:
+        params = list(layer.parameters(recurse=False)) or list(layer.parameters())
+        is_trained = any(id(param) in trained_ids for param in params) if params else is_trained
+        if is_trained and any(layer._buffers.get(name) is not None for name in STATISTICS):
+            layers[layer] = None
+        for child in layer.children():
+            visit(child, is_trained)
+
+    if module is not None:
+        visit(module, False)
+    return list(layers)
+
+
+def statistics_of(layers: Iterable[nn.Module]) -> list[Tensor]:
+    """The running statistics of layers, without those that have no values yet."""
+    buffers = [layer._buffers.get(name) for layer in layers for name in STATISTICS]
+    return [x for x in buffers if x is not None and not is_lazy(x) and not x.is_meta]
+
+
+def have_shapes_of(copies: Sequence[Tensor], statistics: Sequence[Tensor]) -> bool:
+    """Whether copies can be restored: their number and shapes are those of the present statistics."""
+    return [copy.shape for copy in copies] == [values.shape for values in statistics]

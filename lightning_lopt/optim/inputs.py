@@ -43,7 +43,7 @@ class RunState:
         trained: the trained values of the parameters, while the parameters hold evaluation weights.
         saved_total: horizon of the loaded checkpoint, until the first step.
         epochs: the planned number of passes over the training data; ``None`` if it is unknown.
-        best_statistics: copies of the running statistics of the model at the lowest validation loss, see
+        best_statistics: copies of the running statistics at the lowest validation loss, see
             :func:`~lightning_lopt.optim.copies.statistics_of`.
     """
 

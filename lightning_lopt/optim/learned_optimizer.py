@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-import weakref
 from collections.abc import Callable, Iterable
 from numbers import Real
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from lightning_lopt.checks import check_numbers
 from lightning_lopt.optim import horizon
 from lightning_lopt.optim.checkpoint import COUNTERS
+from lightning_lopt.optim.copies import normalisation_layers
 from lightning_lopt.optim.groups import Labels, labels_of, named_groups, relabel
 from lightning_lopt.optim.guard import LossGuard
 from lightning_lopt.optim.guard_run import checked_guard
@@ -149,8 +149,6 @@ class LearnedOptimizer(SavedOptimizer):
         if compile:
             _log.info("LearnedOptimizer: steps of rule %r are compiled", self.rule_label)
         self._begin_watching()
-        if isinstance(params, nn.Module):
-            self._module = weakref.ref(params)
         super().__init__(
             groups,
             {
@@ -163,6 +161,8 @@ class LearnedOptimizer(SavedOptimizer):
         )
         self.param_groups[0] |= {key: torch.zeros((), dtype=torch.int64) for key in COUNTERS}
         self.param_groups[0]["shared"] = {}
+        trained = [member.param for member in self._members()]
+        self._normalisation = normalisation_layers(params if isinstance(params, nn.Module) else None, trained)
         untrained = untrained_warning(self.rule)
         if untrained is not None:
             warnings.warn(untrained, stacklevel=3)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_lopt.optim import horizon
 from lightning_lopt.optim.checkpoint import COUNTERS
@@ -30,6 +30,7 @@ class RunOptimizer(torch.optim.Optimizer):
         rule_label: name of the rule in messages, as the user wrote it.
         labels: names and roles of parameters that may join later.
         epochs_given: whether the user gave the number of epochs, which then wins over the number of a training loop.
+        _normalisation: layers with running statistics, if the optimizer was made from a module.
         signals: inputs of a step that do not come through its arguments, such as the loss; shared with wrappers.
     """
 
@@ -41,6 +42,7 @@ class RunOptimizer(torch.optim.Optimizer):
     _run: RunState
     _guard: Guard | None
     _theta: list[Tensor]
+    _normalisation: list[nn.Module]
 
     @property
     def total_steps(self) -> int | Callable[[], int] | None:

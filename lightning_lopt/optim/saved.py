@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from lightning_lopt.optim import horizon
 from lightning_lopt.optim.checkpoint import STATISTICS, fitting_state
-from lightning_lopt.optim.copies import roll_back, roll_back_statistics, statistics_of, without_copies
+from lightning_lopt.optim.copies import have_shapes_of, normalisation_layers, roll_back, statistics_of, without_copies
 from lightning_lopt.optim.groups import Member
 from lightning_lopt.optim.guard_checkpoint import KEY as GUARD
 from lightning_lopt.optim.guard_checkpoint import resumed, with_copies
 from lightning_lopt.optim.inputs import scalar_loss
 from lightning_lopt.optim.precision import wide
-from lightning_lopt.optim.sharding import cut_like, gathered, is_sharded
+from lightning_lopt.optim.sharding import cut_like, gathered
 from lightning_lopt.optim.skips import SkipWatch
 from lightning_lopt.optim.state_types import converted, widened
 from lightning_lopt.optim.stepping import RuleOptimizer
@@ -84,10 +84,17 @@ class SavedOptimizer(RuleOptimizer):
         steps, planned = first_group["step"], self._run.saved_total or self.total_steps
         progress = steps / planned if isinstance(planned, int) else torch.zeros_like(steps, dtype=torch.float32)
         shared = first_group["shared"] = rule.validated(State({}, first_group["shared"]), value, progress).shared
-        rollback = rule.rollback(shared)
+        rollback, copies = rule.rollback(shared), self._run.best_statistics
+        layers = self._normalisation or normalisation_layers(module, [member.param for member in members])
+        statistics = statistics_of(layers)
+        if not have_shapes_of(copies, statistics):  # weights without their statistics would be worse than either
+            rollback = rollback._replace(is_due=torch.zeros_like(rollback.is_due))
         is_back = roll_back(rollback, members, self.state)
-        statistics = statistics_of(self._module() if module is None else module)
-        self._run.best_statistics = roll_back_statistics(rollback, is_back, statistics, self._run.best_statistics)
+        if bool(rollback.is_best):
+            self._run.best_statistics = [values.clone() for values in statistics]
+        if is_back:
+            for values, copy in zip(statistics, copies, strict=True):
+                values.copy_(copy)
         if is_back and self._guard is not None:
             self._guard.begin_at(members, self.state)
         return is_back
@@ -123,7 +130,7 @@ class SavedOptimizer(RuleOptimizer):
         first_group["epochs"] = self.epochs
         # torch.distributed restores only keys that exist already. (0, 0) means that the horizon has not changed.
         first_group.setdefault(horizon.KEY, torch.zeros(2, dtype=torch.float32, device=first_group["step"].device))
-        if self._run.best_statistics and not is_sharded(self._members()):
+        if self._run.best_statistics:
             first_group[STATISTICS] = [values.clone() for values in self._run.best_statistics]
         if self._guard is not None:
             first_group[GUARD] = self._guard.saved()
@@ -190,7 +197,7 @@ class SavedOptimizer(RuleOptimizer):
     def __getstate__(self) -> dict[str, Any]:
         attributes = (
             *("rule", "rule_label", "total_steps_given", "epochs_given"),
-            *("_run", "_guard", "compiles", "state_dtype"),
+            *("_run", "_guard", "compiles", "state_dtype", "_normalisation"),
         )
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in attributes}}
 
@@ -200,6 +207,8 @@ class SavedOptimizer(RuleOptimizer):
         self.__dict__.setdefault("compiles", None)
         self.__dict__.setdefault("state_dtype", None)
         self.__dict__.setdefault("epochs_given", False)
+        self.__dict__.setdefault("_normalisation", [])
+        self._run.__dict__.setdefault("best_statistics", [])
         if "signals" not in self.__dict__:
             self._begin_watching()
             self.labels = {}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_lopt.optim.compiled_steps import CompiledSteps
 from lightning_lopt.optim.copies import without_copies
@@ -66,7 +66,6 @@ class RuleOptimizer(RunOptimizer):
         self.signals = StepSignals()
         self._skips = SkipWatch()
         self._rates = RateWatch()
-        self._module: Callable[[], nn.Module | None] = lambda: None  # a weak reference to the model, if it is known
         self._stacked = StackedState()
         self._compiled_steps = CompiledSteps()
         self._traced_steps = TracedSteps()

@@ -51,12 +51,12 @@ def rebuilt_rule(rule_name: str, config: dict[str, Any], theta: dict[str, Tensor
         RuleFileError: if there is no such rule, or config and θ do not fit the rule.
     """
     label = "the rule in a checkpoint"
-    if rule_name not in RULES:
+    if not isinstance(rule_name, str) or rule_name not in RULES:
         raise RuleFileError(f"{label} is {show(rule_name)}, which is none of {', '.join(sorted(RULES))}.")
     specs = {name: TensorSpec(value.dtype, tuple(value.shape)) for name, value in theta.items()}
     try:
         config = json.loads(json.dumps(config, allow_nan=False))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise RuleFileError(f"{label} has a config that JSON cannot hold ({cause(error)}); correct it.") from error
     arguments = check_arguments(RULES[rule_name], config, label)
     rule = build_rule(RULES[rule_name], arguments, specs, label, label)

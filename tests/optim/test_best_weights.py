@@ -1,6 +1,7 @@
 """Where the validation loss rises, the parameters are those of its lowest value again."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -267,13 +268,44 @@ def test_statistics_of_another_model_and_damaged_ones_are_not_restored():
         train(model, optimizer)
         optimizer.validated(loss)
     train(model, optimizer)
-    saved, variance = optimizer.state_dict(), model.layers[1].running_var.clone()
-    assert optimizer.validated(1.4, nn.BatchNorm1d(3))  # the weights alone
-    assert torch.equal(model.layers[1].running_var, variance)
-    for damage in ("text", [torch.zeros(7, dtype=torch.int64)], [1.0]):
+    saved, before = optimizer.state_dict(), copy.deepcopy(model.state_dict())
+    optimizer._run.best_statistics = [torch.zeros(3), torch.ones(3)]
+    assert not optimizer.validated(1.4)  # weights without their statistics would be worse than either
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    for damage in ("text", [torch.zeros(7, dtype=torch.int64)], [1.0], [torch.zeros(7).to_sparse()]):
         saved["param_groups"][0]["best_statistics"] = damage
         with pytest.raises(ValueError, match="its running statistics are no list of tensors"):
             optimizer.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_copies_of_model_and_optimizer_go_back_together(duplicate):
+    model = Normalised()
+    optimizer, best = LearnedOptimizer(model, "base", total_steps=100), {}
+    for loss in (2.0, 1.0, 1.5):
+        train(model, optimizer)
+        optimizer.validated(loss)
+        if loss == 1.0:
+            best = copy.deepcopy(model.state_dict())
+    model, optimizer = duplicate((model, optimizer))
+    train(model, optimizer)
+    assert optimizer.validated(1.4)
+    assert torch.equal(model.layers[1].running_var, best["layers.1.running_var"])
+    assert torch.equal(model.layers[0].weight, best["layers.0.weight"])
+
+
+def test_statistics_of_networks_that_the_optimizer_does_not_train_are_left_alone():
+    student, teacher = Normalised(), Normalised()
+    both = nn.ModuleList([student, teacher, nn.LazyBatchNorm1d()])
+    optimizer = LearnedOptimizer(student.parameters(), "base", total_steps=100)
+    for loss in (2.0, 1.0, 1.5, 1.4):
+        train(student, optimizer)
+        teacher(torch.randn(6, 5))
+        before = copy.deepcopy(both[:2].state_dict())
+        is_back = optimizer.validated(loss, both)
+    assert is_back
+    assert torch.equal(teacher.layers[1].running_var, before["1.layers.1.running_var"])
+    assert not torch.equal(student.layers[1].running_var, before["0.layers.1.running_var"])
 
 
 def test_carried_entries_are_not_set_back():

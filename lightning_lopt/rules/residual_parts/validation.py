@@ -16,9 +16,9 @@ lower weight w; a running average with the weights w replaces the losses in thes
 losses whose weights w add up to 2, training continues from the parameters at the lowest average (a rollback).
 
 A loss can also rise because the loss changes, and not the model: the data change, or the weight of a term grows. Then
-a rollback is futile: the next loss has r > 0.75, or r > 0.1 and is not lower than the loss before the rollback. After
-two consecutive futile rollbacks, or one with r > 0.75, further losses have no effect, and f is 1 again. If a run has
-more than 40 losses, one of which may be noise, only two consecutive futile rollbacks with r > 0.75 have this effect.
+a rollback is futile: the next loss has r > 0.75, or r > 0.3 and is not lower than the loss before the rollback (the
+latter only in runs of at most 40 losses, since one of frequent losses may be noise). After two consecutive futile
+rollbacks, losses have no effect, and f is 1 again, until the next lowest loss.
 
 The memory is a tensor of nine numbers: the number of losses, their running average, the lowest and the highest value
 of that average, :math:`\log f`, the progress at the last loss, the sum of w over the last consecutive losses with
@@ -36,7 +36,8 @@ CHECKS = 20.0  # number of losses in a run above which losses are averaged
 TOLERANCE, CLEAR = 0.05, 0.25  # largest rise without effect, least rise with full effect; shares of the range of losses
 GROWTH, LARGEST_GROWTH = 0.25, 4.0  # increase of log g at a new lowest loss, and its limit
 PATIENCE = 2 - 1e-3  # weight of consecutive rises that sets parameters back; a rise after 1/20 of the run has weight 1
-FUTILE, STILL_HIGH = 2.0, 0.75  # number of futile rollbacks that ends reading; rise that makes a rollback futile
+FUTILE = 2.0  # number of consecutive futile rollbacks after which losses have no effect
+HIGH, VERY_HIGH = 0.3, 0.75  # rises after a rollback that make it futile: without a lower loss, and in any case
 LOWEST = -3.0  # lower limit of log f: steps never end, since a loss that has risen may fall again
 
 
@@ -88,11 +89,10 @@ def memory_after(memory: Tensor, loss: Tensor, progress: Tensor) -> Tensor:
     is_first = count == 0
     weight = torch.where(is_first, 1.0, (CHECKS * (progress - last_progress)).clamp(0.0, 1.0))
     was_due = rises >= PATIENCE  # then the run has gone back to the parameters of the lowest value
-    is_smooth = weight >= 0.5  # a single one of frequent losses may be noise
-    is_high = loss > torch.lerp(lowest, highest, STILL_HIGH)
-    is_futile = is_high | (is_smooth & (loss >= average) & (loss > torch.lerp(lowest, highest, 2 * TOLERANCE)))
-    counted_futile = torch.where(is_high & is_smooth, FUTILE, futile + 1)
-    futile = torch.where(was_due, torch.where(is_futile, counted_futile, 0.0), futile)
+    is_above = (loss >= average) & (weight >= 0.5)  # a single one of frequent losses may be noise
+    high, very_high = (torch.lerp(lowest, highest, share) for share in (HIGH, VERY_HIGH))
+    is_futile = (loss > very_high) | (is_above & (loss > high))
+    futile = torch.where(was_due, torch.where(is_futile, futile + 1, 0.0), futile)
     average = torch.where(is_first, loss, torch.lerp(torch.where(was_due, lowest, average), loss, weight))
     is_lowest = is_first | (average < lowest)
     lowest = torch.where(is_lowest, average, lowest)
@@ -104,7 +104,8 @@ def memory_after(memory: Tensor, loss: Tensor, progress: Tensor) -> Tensor:
     new_low, decline = is_lowest.to(memory.dtype), ((rise - TOLERANCE) / (CLEAR - TOLERANCE)).clamp(0.0, 1.0)
     log_factor = (log_factor + weight * (new_low - decline)).clamp(LOWEST, 0.0)
     growth = (growth + weight * (GROWTH * new_low - decline)).clamp(0.0, LARGEST_GROWTH)
+    futile = torch.where(is_lowest, 0.0, futile)
     is_ignored = futile >= FUTILE
     log_factor, rises = (torch.where(is_ignored, 0.0, number) for number in (log_factor, rises))
     new_memory = torch.stack([count + 1, average, lowest, highest, log_factor, progress, rises, growth, futile])
-    return torch.where(loss.isfinite() & (memory[-1] < FUTILE), new_memory, memory)
+    return torch.where(loss.isfinite(), new_memory, memory)
