@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lightning_lopt.wording import one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,3 +39,18 @@ def png(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110)
     return file.getvalue()
+
+
+def share_axes(axis: Any, title: str, xlabel: str, limits: tuple[float, float], ticks: Sequence[float]) -> None:
+    """Axes of a distribution: a logarithmic one with these ticks, and the share of runs."""
+    axis.set(xscale="log", xlim=limits, ylim=(0, 1.02), xlabel=xlabel, title=title, ylabel="share of runs")
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+
+
+def figure_text(text: str) -> str:
+    """A text that matplotlib shows unchanged: ``$`` would begin a formula, a first ``_`` would hide a legend entry."""
+    line = one_line(text).replace("$", r"\$")
+    return f" {line}" if line.startswith("_") else line

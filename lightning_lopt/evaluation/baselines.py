@@ -187,7 +187,11 @@ class Baselines:
 
 
 def shipped_entries() -> list[BaselineRecord]:
-    """The baselines of the package."""
+    """The baselines of the package.
+
+    >>> shipped_entries()[0].problem
+    'digits-mlp-tiny'
+    """
     file = files("lightning_lopt.evaluation").joinpath(SHIPPED)
     return read_entries(Path(str(file))) if file.is_file() else []
 
@@ -198,6 +202,10 @@ def fingerprint(task: Task) -> list[float]:
     Between machines these numbers differ only in the last digits; between tasks they differ in the first digits. They
     are the loss of an uninformed model, the losses of one initial model on both splits, the validation loss at twice
     the initial weights, and the loss and the RMS of the gradient on one mini-batch.
+
+    >>> from lightning_lopt.tasks import Quadratic
+    >>> len(fingerprint(Quadratic(torch.tensor([1.0, 4.0]))))
+    6
     """
     params = task.init(generator(SEED, "key"))
     doubled = {name: 2 * value if name in task.roles else value for name, value in params.items()}

@@ -36,6 +36,10 @@ class Sweep:
         chosen_by: split of the choice: tuning chooses the rate with the lowest median final loss over seeds.
         head_alone: whether only the last layer is trained, see :func:`~lightning_lopt.tasks.finetune.head_alone`.
         label: name in reports; if it is empty, reports use the name in :data:`BASELINES`.
+
+    >>> from lightning_lopt import AdamRule
+    >>> Sweep(AdamRule, (0.01, 0.1), "Adam at the best of two rates").chosen_by
+    'train'
     """
 
     make: Callable[[float], UpdateRule | PackagedOptimizer]
@@ -255,6 +259,9 @@ def sweep_of(name: str) -> Sweep:
 
     Raises:
         ValueError: if there is no such baseline.
+
+    >>> sweep_of("adamw_1e-3").learning_rates
+    (0.001,)
     """
     sweeps = BASELINES | FINE_TUNING_BASELINES
     if name not in sweeps:

@@ -78,6 +78,9 @@ def resolve(data: DataLike | None) -> list[LabelledImages]:
 
     Raises:
         ValueError: if the list is empty, or an entry cannot be loaded.
+
+    >>> [images.name for images in resolve("digits")]
+    ['digits']
     """
     if data is None:
         return [load_digits_data()]

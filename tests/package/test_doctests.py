@@ -13,20 +13,7 @@ from torch import nn
 import lightning_lopt
 
 MODULES = [info.name for info in pkgutil.walk_packages(lightning_lopt.__path__, "lightning_lopt.")]
-FOLDERS = (
-    "assessment",
-    "callbacks",
-    "evaluation",
-    "evaluation.metrics",
-    "interop",
-    "io",
-    "meta",
-    "optim",
-    "rules",
-    "tasks",
-    "tasks.transforms",
-)
-PACKAGES = ["lightning_lopt", *(f"lightning_lopt.{folder}" for folder in FOLDERS)]
+PACKAGES = ["lightning_lopt", *(name for name in MODULES if hasattr(importlib.import_module(name), "__all__"))]
 PUBLIC = {
     name: getattr(importlib.import_module(package), name)
     for package in PACKAGES

@@ -42,6 +42,15 @@ def log_media(
         name: prefix of the names of the entries.
         step: step of the entries; ``None`` for the logger's default.
         artifacts: folders and files by name; the name is also the type of the Artifact.
+
+    Example:
+        >>> from lightning_lopt import AdamRule
+        >>> from lightning_lopt.evaluation import Baselines, Problem, evaluate
+        >>> from lightning_lopt.tasks import Quadratic
+        >>> bowl = Problem("bowl", Quadratic(torch.tensor([1.0, 4.0])), horizon=10)
+        >>> results = evaluate({"mine": AdamRule(0.1)}, [bowl], ["adam_default"], baselines=Baselines(seeds=1))
+        >>> from lightning.pytorch.loggers.logger import DummyLogger
+        >>> log_media(DummyLogger(), results, "mine")  # it stores nothing
     """
     if not isinstance(logger, WandbLogger | TensorBoardLogger | CSVLogger):
         return

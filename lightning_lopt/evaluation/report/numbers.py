@@ -230,6 +230,9 @@ class Number:
         value: value of the metric.
         low: lower bound of the 95 % interval.
         high: upper bound of the 95 % interval.
+
+    >>> Number("base", "adamw", "all problems", "speedup", 14, value=2.1, low=1.9, high=2.2).value
+    2.1
     """
 
     rule: str
@@ -253,7 +256,14 @@ def references(results: Results) -> list[str]:
 
 
 def numbers(results: Results) -> list[Number]:
-    """Every metric of each rule against each reference on each group of problems."""
+    """Every metric of each rule against each reference on each group of problems.
+
+    >>> from lightning_lopt import AdamRule, evaluation, tasks
+    >>> bowl, baselines = evaluation.Problem("bowl", tasks.Quadratic(torch.ones(2)), 10), evaluation.Baselines(seeds=1)
+    >>> results = evaluation.evaluate({"mine": AdamRule(0.1)}, [bowl], ["adam_default"], baselines=baselines)
+    >>> {number.rule for number in numbers(results)}
+    {'mine'}
+    """
     return [
         number
         for rule, record in results.rules.items()

@@ -15,7 +15,7 @@ from lightning_lopt.evaluation.metrics import CAP, FLOOR, final_loss, lowest, me
 from lightning_lopt.evaluation.report.numbers import REPORTED, SPLIT_NAMES, TIE, Number, Section, columns
 from lightning_lopt.evaluation.results import ProblemResult, Results
 from lightning_lopt.evaluation.sweeps import BASELINES, FINE_TUNING_BASELINES
-from lightning_lopt.extras import empty_figure
+from lightning_lopt.extras import empty_figure, figure_text, share_axes
 from lightning_lopt.wording import Outcome, TextTable, one_line, short
 
 if TYPE_CHECKING:
@@ -175,6 +175,12 @@ def curves(problems: Sequence[ProblemResult], rules: Sequence[str], against: Seq
     """Training and validation losses in a row of two panels for each problem: medians and ranges over seeds.
 
     Rules have coloured solid lines; baselines have grey dashed lines.
+
+    >>> from lightning_lopt import AdamRule, evaluation, tasks
+    >>> bowl, baselines = evaluation.Problem("bowl", tasks.Quadratic(torch.ones(2)), 10), evaluation.Baselines(seeds=1)
+    >>> results = evaluation.evaluate({"mine": AdamRule(0.1)}, [bowl], ["adam_default"], baselines=baselines)
+    >>> len(curves(results.problems, ["mine"], ["adam_default"]).axes)
+    2
     """
     figure = empty_figure(9.6, 2.9 * len(problems) + 0.5)
     panels = figure.subplots(len(problems), 2, squeeze=False)
@@ -186,7 +192,7 @@ def curves(problems: Sequence[ProblemResult], rules: Sequence[str], against: Seq
             for name, values in zip(names, losses, strict=True):
                 _line(axis, steps, values, name, rules, against)
             kind = "training" if split == "train" else "validation"
-            axis.set(title=f"{_text(problem.name)}, {kind}", xlabel="step", ylabel="loss")
+            axis.set(title=f"{figure_text(problem.name)}, {kind}", xlabel="step", ylabel="loss")
             _limits(axis, problem, losses)
             axis.grid(alpha=0.3)
     lines, labels = panels[0][0].get_legend_handles_labels()
@@ -204,6 +210,12 @@ def profile(results: Results) -> Figure:
     The right panel is a performance profile (Dolan and Moré, 2002, https://arxiv.org/abs/cs/0102001): the final loss in
     training of a run is divided by the loss of the best optimizer on the same problem and seed, and the panel shows the
     share of runs whose ratio is at most the value on the axis.
+
+    >>> from lightning_lopt import AdamRule, evaluation, tasks
+    >>> bowl, baselines = evaluation.Problem("bowl", tasks.Quadratic(torch.ones(2)), 10), evaluation.Baselines(seeds=1)
+    >>> results = evaluation.evaluate({"mine": AdamRule(0.1)}, [bowl], ["adam_default"], baselines=baselines)
+    >>> len(profile(results).axes)
+    2
     """
     figure = empty_figure(9.6, 3.8)
     speedup_panel, ratio_panel = figure.subplots(1, 2)
@@ -222,10 +234,10 @@ def profile(results: Results) -> Figure:
                 where="pre",
                 color=_COLOURS[rules.index(rule) % len(_COLOURS)],
                 linestyle=("-", "--", ":", "-.")[against.index(baseline) % 4],
-                label=f"{_text(label(rule))} over {_text(label(baseline))}",
+                label=f"{figure_text(label(rule))} over {figure_text(label(baseline))}",
             )
     speedup_panel.axvline(1.0, color="black", linewidth=0.8)
-    _share_axes(speedup_panel, "speed-up", "speed-up in steps, at least", (0.05, 20), [0.1, 0.2, 0.5, 1, 2, 5, 10])
+    share_axes(speedup_panel, "speed-up", "speed-up in steps, at least", (0.05, 20), [0.1, 0.2, 0.5, 1, 2, 5, 10])
     names = [*rules, *against]
     finals_by_name = [
         [relative(final_loss(problem.measurements[name], "train"), problem.loss_scale) for problem in results.problems]
@@ -237,7 +249,7 @@ def profile(results: Results) -> Figure:
         shares = [(index + 1) / len(ordered) for index in range(len(ordered))]
         ratio_panel.step([1.0, *ordered, 1e3], [0.0, *shares, 1.0], where="post", **_style(name, rules, against))
     over_best = "final training loss over the best one, at most"
-    _share_axes(ratio_panel, "performance profile", over_best, (1.0, 10.0), [1, 1.5, 2, 3, 5, 10])
+    share_axes(ratio_panel, "performance profile", over_best, (1.0, 10.0), [1, 1.5, 2, 3, 5, 10])
     return figure
 
 
@@ -247,15 +259,6 @@ def _median(problem: ProblemResult, name: str, split: str) -> float:
 
 def _milliseconds(seconds: float | None) -> str:
     return "not measured" if seconds is None else f"{1e3 * seconds:.3g} ms"
-
-
-def _share_axes(axis: Any, title: str, xlabel: str, limits: tuple[float, float], ticks: Sequence[float]) -> None:
-    """Axes of a distribution: a logarithmic one with these ticks, and the share of runs."""
-    axis.set(xscale="log", xlim=limits, ylim=(0, 1.02), xlabel=xlabel, title=title, ylabel="share of runs")
-    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axis.minorticks_off()
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
 
 
 def _line(
@@ -275,7 +278,7 @@ def _line(
 def _style(name: str, rules: Sequence[str], against: Sequence[str]) -> dict[str, Any]:
     names, colours, line, width = (rules, _COLOURS, "-", 1.8) if name in rules else (against, _GREYS, "--", 1.3)
     colour = colours[list(names).index(name) % len(colours)]
-    return {"color": colour, "linestyle": line, "linewidth": width, "label": _text(label(name))}
+    return {"color": colour, "linestyle": line, "linewidth": width, "label": figure_text(label(name))}
 
 
 def _limits(axis: Any, problem: ProblemResult, losses: Sequence[Tensor]) -> None:
@@ -289,9 +292,3 @@ def _limits(axis: Any, problem: ProblemResult, losses: Sequence[Tensor]) -> None
         axis.set(yscale="log", ylim=(max(low, 1e-5 * problem.loss_scale) * 0.9, high * 1.1))
     elif high > low:
         axis.set(ylim=(low - 0.05 * (high - low), high + 0.05 * (high - low)))
-
-
-def _text(text: str) -> str:
-    """A text that matplotlib shows unchanged: ``$`` would begin a formula, a first ``_`` would hide a legend entry."""
-    line = one_line(text).replace("$", r"\$")
-    return f" {line}" if line.startswith("_") else line

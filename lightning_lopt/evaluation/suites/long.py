@@ -24,6 +24,9 @@ def long_runs(horizon: int, data: DataLike | None = None) -> list[Problem]:
     Args:
         horizon: inner steps of each problem.
         data: images, as for :func:`~lightning_lopt.evaluation.suites.make_suite`; there is one problem on each set.
+
+    >>> [problem.name for problem in long_runs(100)]
+    ['digits-noisy-100', 'synthetic-values-100']
     """
     noisy = [
         Problem(f"{source.name}-noisy-{horizon}", noisy_labels(source, 0.2), horizon, "image_mlp", source.name)

@@ -22,6 +22,9 @@ class Advanced(NamedTuple):
     Attributes:
         groups: parameters and state of each group after the steps.
         losses: losses before each step, by split, shape ``(steps, N)``.
+
+    >>> Advanced(groups=[], losses={"train": torch.zeros(5, 2)}).losses["train"].shape  # 5 steps of 2 runs
+    torch.Size([5, 2])
     """
 
     groups: list[tuple[Params, State]]

@@ -45,6 +45,9 @@ class Rollback(NamedTuple):
     Attributes:
         is_best: whether the present parameters are the best so far.
         is_due: whether training goes back to the best parameters.
+
+    >>> Rollback(is_best=torch.tensor(True), is_due=torch.tensor(False)).is_best
+    tensor(True)
     """
 
     is_best: Tensor

@@ -33,6 +33,9 @@ class TensorInputs(NamedTuple):
         role: role of the tensor in the model.
         weight_decay: decoupled weight decay of the user, added to the weight decay of the rule; a number or 0-dim.
         full: whether this step includes the work that is not needed at every step, see :attr:`UpdateRule.period`.
+
+    >>> TensorInputs(param=torch.zeros(2), grad=torch.ones(2), state={}, role="vector").full
+    True
     """
 
     param: Tensor

@@ -74,6 +74,10 @@ class EntryNetwork(nn.Module):
         weight_1: (hidden, hidden).
         weight_2: (outputs, hidden); the outputs of most rules are direction, magnitude, and an unused output.
         bias_0, bias_1, bias_2: (hidden), (hidden), (outputs).
+
+    Example:
+        >>> sum(x.numel() for x in EntryNetwork(inner=3, outer=0, hidden=4).parameters())  # 12 + 4 + 16 + 4 + 12 + 3
+        51
     """
 
     def __init__(

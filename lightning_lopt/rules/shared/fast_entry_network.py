@@ -19,7 +19,13 @@ DEVICE_BLOCK = 2**22
 
 
 def apply_network(weights: Weights, inputs: EntryFeatures, outer: Sequence[Tensor], eps: float) -> Tensor:
-    """Outputs of the network for every entry of a tensor of shape s, (outputs, *s); ``outer`` are outer features."""
+    """Outputs of the network for every entry of a tensor of shape s, (outputs, *s); ``outer`` are outer features.
+
+    >>> from lightning_lopt.rules.shared.moment_features import MomentumFeatures
+    >>> network, (grad, param, momentum) = EntryNetwork(inner=3, outer=0, hidden=8, outputs=2), torch.ones(3, 1, 7, 9)
+    >>> apply_network(network.weights(torch.float32, 2), MomentumFeatures(grad, param, momentum), (), eps=1e-5).shape
+    torch.Size([2, 7, 9])
+    """
     shape = inputs.param.shape[1:]
     first_term, *outer_terms = _outer_layer(weights, outer, len(shape), eps)
     terms = [*_shifts(weights, first_term), *outer_terms]

@@ -60,6 +60,11 @@ class FineTuneFamily(ModelFamily, Generic[Source]):
 
     Raises:
         ValueError: if a list is empty or an entry is unknown or out of range.
+
+    Example:
+        >>> from lightning_lopt.tasks.finetune import FineTuneStudents  # one of the families
+        >>> issubclass(FineTuneStudents, FineTuneFamily)
+        True
     """
 
     def __init__(

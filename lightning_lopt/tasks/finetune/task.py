@@ -146,7 +146,14 @@ class FineTuneTask(TransformedTask):
 
 
 def head_names(task: Task) -> tuple[str, ...]:
-    """Names of the tensors of a network's last layer: those with the role ``"head"``, and their biases."""
+    """Names of the tensors of a network's last layer: those with the role ``"head"``, and their biases.
+
+    >>> from lightning_lopt.tasks import TabularTask
+    >>> from lightning_lopt.tasks.synthetic_tables import draw_value_table
+    >>> table = draw_value_table(torch.Generator().manual_seed(0))
+    >>> head_names(TabularTask(table, table, (8,), "squared"))
+    ('layers.1.weight', 'layers.1.bias')
+    """
     layers = {name.rpartition(".")[0] for name, role in task.roles.items() if role == "head"}
     return tuple(name for name in task.roles if name.rpartition(".")[0] in layers)
 
@@ -156,6 +163,12 @@ def head_alone(task: Task) -> Task:
 
     Raises:
         ValueError: if no tensor has the role ``"head"``.
+
+    >>> from lightning_lopt.tasks import TabularTask
+    >>> from lightning_lopt.tasks.synthetic_tables import draw_value_table
+    >>> table = draw_value_table(torch.Generator().manual_seed(0))
+    >>> sorted(head_alone(TabularTask(table, table, (8,), "squared")).roles)
+    ['layers.1.bias', 'layers.1.weight']
     """
     head = head_names(task)
     if not head:
