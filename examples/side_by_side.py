@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_lopt import Assessment, LearnedOptimizerAdapter, assess
+from lightning_lopt.extras import empty_figure
 from lightning_lopt.progress import Progress
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -189,12 +190,8 @@ def _finite(losses: list[float]) -> list[float]:
 
 def plot(results: tuple[Result, ...], path: str, title: str) -> None:
     """Training curves, and the validation loss of each seed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained", width_ratios=(3, 2))
+    figure = empty_figure(10, 4.2)
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for place, result in enumerate(results):
         curves = [smooth(curve) for curve in result.curves]
         middle = [statistics.median(values) for values in zip(*curves, strict=True)]

@@ -20,6 +20,7 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
     print("loading PyTorch and Lightning", file=sys.stderr, flush=True)  # loading takes seconds
@@ -32,10 +33,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_lopt import LearnedOptimizer, LearnedOptimizerAdapter
-from lightning_lopt.extras import how_to_install
+from lightning_lopt.extras import empty_figure, how_to_install
 from lightning_lopt.progress import Progress
 from lightning_lopt.seeding import generator
 from lightning_lopt.tasks import load_images
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
@@ -190,6 +194,7 @@ def main() -> None:
         "--wandb", action="store_true", help="log to Weights & Biases, offline unless WANDB_MODE is set"
     )
     arguments = parser.parse_args()
+    figure = empty_figure(9.5, 3.8)  # a missing matplotlib is reported before the training
     if arguments.wandb:
         os.environ.setdefault("WANDB_MODE", "offline")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -224,16 +229,11 @@ def main() -> None:
     kind = {"cnn": "convolutional network", "mlp": "perceptron"}[arguments.model]
     runs = "one seed" if arguments.seeds == 1 else f"medians of {arguments.seeds} seeds"
     title = f"A {kind} on {os.path.basename(arguments.data)}, {runs}"
-    plot((learned, default, tuned), arguments.picture, title)
+    plot(figure, (learned, default, tuned), arguments.picture, title)
 
 
-def plot(results: tuple[Result, ...], path: str, title: str) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.8), sharey=True, layout="constrained")
+def plot(figure: Figure, results: tuple[Result, ...], path: str, title: str) -> None:
+    panels = figure.subplots(1, 2, sharey=True)
     for result in results:
         curve = median_curve(result)
         panels[0].semilogy(range(1, len(curve) + 1), curve)
@@ -250,8 +250,6 @@ def plot(results: tuple[Result, ...], path: str, title: str) -> None:
 
 if __name__ == "__main__":
     try:
-        import matplotlib.pyplot  # noqa: F401  (a missing matplotlib is reported before the training)
-
         main()
     except ImportError as error:
         sys.exit(f"train_digits.py: {error} (all packages of the examples: {how_to_install('examples')})")

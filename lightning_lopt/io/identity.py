@@ -69,10 +69,9 @@ def checked_training(content: Any) -> dict[str, Any]:
         ValueError: if an entry has another type.
     """
     entry = {} if content is None else as_object(content, "trained_on")
-    checked: dict[str, Any] = {}
     for key in ("families", "data", "chosen_on"):
-        if key in entry:
-            checked[key] = [as_name(name) for name in as_list(entry[key], key)]
+        for name in as_list(entry.get(key, []), key):
+            as_name(name)
     for key, unit in (("horizons", "number of steps"), ("batch_sizes", "number of examples")):
         if key in entry:
             pair = as_list(entry[key], key)
@@ -80,4 +79,4 @@ def checked_training(content: Any) -> dict[str, Any]:
                 raise ValueError(f"{key} must be the least and the largest {unit}, got {show(pair)}")
     if "largest_parameters" in entry:
         as_positive(entry["largest_parameters"], "largest_parameters")
-    return checked | ({"horizons": entry["horizons"]} if "horizons" in entry else {})
+    return {key: entry[key] for key in ("families", "data", "chosen_on", "horizons") if key in entry}

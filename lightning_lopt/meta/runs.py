@@ -108,8 +108,8 @@ def validated(rule: UpdateRule, runs: InnerRuns, losses: Tensor) -> InnerRuns:
 def rolled_back(rule: UpdateRule, runs: InnerRuns, losses: Tensor, best: Params) -> tuple[InnerRuns, Params]:
     """Set runs whose rollback is due back to their best parameters; to be called after :func:`validated`.
 
-    A run whose loss is not finite does not change. Carried entries, such as the statistics of BatchNorm, keep their
-    values, since an optimizer does not see buffers.
+    A run whose loss is not finite does not change. Carried entries, such as a number of steps, keep their values, as
+    counters in buffers do under an optimizer.
 
     Args:
         rule, runs, losses: as for :func:`validated`, after it.

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_lopt.optim.copies import BEST_STATISTICS
 from lightning_lopt.optim.groups import Member
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.rules.contract.roles import check_role
 
 COUNTERS = ("step", "skipped_steps", "skipped_in_a_row")
-STATISTICS = "best_statistics"  # key in the first parameter group
 LARGEST_RATE = 1e15  # a larger integer may not fit into a tensor
 _NEW_COUNTERS = {"skipped_in_a_row"}  # keys that older checkpoints do not have
 
@@ -111,7 +111,7 @@ def _check_counters(first_group: Mapping[str, Any]) -> None:
         raise _damaged(f"its total_steps is {total!r}")
     if epochs is not None and not (type(epochs) is float and 0 < epochs < math.inf):
         raise _damaged(f"its epochs is {epochs!r}")
-    statistics = first_group.get(STATISTICS, [])
+    statistics = first_group.get(BEST_STATISTICS, [])
     if not (isinstance(statistics, list) and all(map(_is_dense, statistics))):
         raise _damaged("its running statistics are no list of tensors")
     if schedule is not None and not (_is_real(schedule) and schedule.shape == (2,)):

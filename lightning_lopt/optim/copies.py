@@ -16,6 +16,8 @@ GUARD_COPIES = ("guard_kept", "guard_candidate")
 BEST_WEIGHTS = "best_weights"
 COPIES = (*GUARD_COPIES, BEST_WEIGHTS)
 """Keys in the state of a parameter."""
+BEST_STATISTICS = "best_statistics"
+"""Key in the first parameter group of a saved optimizer."""
 STATISTICS = ("running_mean", "running_var")
 """Names of the buffers with which ``torch.nn`` normalises in evaluation mode; they depend on the present weights."""
 

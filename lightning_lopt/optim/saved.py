@@ -10,8 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lopt.optim import horizon
-from lightning_lopt.optim.checkpoint import STATISTICS, fitting_state
-from lightning_lopt.optim.copies import have_shapes_of, normalisation_layers, roll_back, statistics_of, without_copies
+from lightning_lopt.optim.checkpoint import fitting_state
+from lightning_lopt.optim.copies import (
+    BEST_STATISTICS,
+    have_shapes_of,
+    normalisation_layers,
+    roll_back,
+    statistics_of,
+    without_copies,
+)
 from lightning_lopt.optim.groups import Member
 from lightning_lopt.optim.guard_checkpoint import KEY as GUARD
 from lightning_lopt.optim.guard_checkpoint import resumed, with_copies
@@ -67,7 +74,7 @@ class SavedOptimizer(RuleOptimizer):
         Args:
             loss: one number, lower is better; in distributed training the mean over the ranks. If it is not finite, or
                 the rule has no ``reads_validation``, nothing changes.
-            module: the model with the normalisation layers; by default the module that this optimizer was made from.
+            module: the model with the normalisation layers, if this optimizer was not made from a module.
 
         Returns:
             whether the parameters of the lowest loss were restored, because the loss has risen.
@@ -95,8 +102,8 @@ class SavedOptimizer(RuleOptimizer):
         if is_back:
             for values, copy in zip(statistics, copies, strict=True):
                 values.copy_(copy)
-        if is_back and self._guard is not None:
-            self._guard.begin_at(members, self.state)
+            if self._guard is not None:
+                self._guard.begin_at(members, self.state)
         return is_back
 
     @torch.no_grad()
@@ -131,7 +138,7 @@ class SavedOptimizer(RuleOptimizer):
         # torch.distributed restores only keys that exist already. (0, 0) means that the horizon has not changed.
         first_group.setdefault(horizon.KEY, torch.zeros(2, dtype=torch.float32, device=first_group["step"].device))
         if self._run.best_statistics:
-            first_group[STATISTICS] = [values.clone() for values in self._run.best_statistics]
+            first_group[BEST_STATISTICS] = [values.clone() for values in self._run.best_statistics]
         if self._guard is not None:
             first_group[GUARD] = self._guard.saved()
         return saved
@@ -189,7 +196,7 @@ class SavedOptimizer(RuleOptimizer):
         self._run.saved_total = saved_total if self.total_steps is not None else None
         if self.total_steps is None:
             self.total_steps = saved_total
-        self._run.best_statistics = first_group.pop(STATISTICS, [])
+        self._run.best_statistics = first_group.pop(BEST_STATISTICS, [])
         saved_epochs = first_group.pop("epochs", None)
         self.epochs = saved_epochs if self.epochs is None else self.epochs
         self._run.calls = sum(int(checked_state["param_groups"][0][key]) for key in ("step", "skipped_steps"))

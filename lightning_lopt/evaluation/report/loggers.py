@@ -44,12 +44,10 @@ def log_media(
         artifacts: folders and files by name; the name is also the type of the Artifact.
 
     Example:
-        >>> from lightning_lopt import AdamRule
-        >>> from lightning_lopt.evaluation import Baselines, Problem, evaluate
-        >>> from lightning_lopt.tasks import Quadratic
-        >>> bowl = Problem("bowl", Quadratic(torch.tensor([1.0, 4.0])), horizon=10)
-        >>> results = evaluate({"mine": AdamRule(0.1)}, [bowl], ["adam_default"], baselines=Baselines(seeds=1))
         >>> from lightning.pytorch.loggers.logger import DummyLogger
+        >>> from lightning_lopt import AdamRule, evaluation, tasks
+        >>> bowl = evaluation.Problem("bowl", tasks.Quadratic(torch.ones(2)), 10)
+        >>> results = evaluation.evaluate({"mine": AdamRule(0.1)}, [bowl], baselines=evaluation.Baselines(seeds=1))
         >>> log_media(DummyLogger(), results, "mine")  # it stores nothing
     """
     if not isinstance(logger, WandbLogger | TensorBoardLogger | CSVLogger):
