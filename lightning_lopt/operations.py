@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -17,6 +18,8 @@ WITH_TENSOR = {
     operator: operator for operator in (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
 } | {getattr(aten, name).Scalar: getattr(aten, name).Tensor for name in ("eq", "ne", "lt", "le", "gt", "ge")}
 """By operator with a tensor and a number: the operator that takes a 0-dim tensor in place of the number."""
+ALIASES = {aten.view.default, aten._unsafe_view.default, aten.detach.default, aten.alias.default}
+"""Operators that return their argument, or a view of it with other axes."""
 LARGEST_EXACT = 2**24
 """float32 represents all whole numbers up to this one exactly."""
 
@@ -60,6 +63,29 @@ def _places_in(values: Sequence[Any]) -> list[int]:
     return places
 
 
+def may_alias(function: Any) -> bool:
+    """Whether the results of an operator may share memory with its arguments."""
+    return bool(function.is_view) or function in ALIASES
+
+
+class Layout(NamedTuple):
+    """The arrangement of a tensor in memory.
+
+    Attributes:
+        dtype, shape, strides: as of a tensor.
+        fills_memory: whether the tensor fills its memory; a part of a larger tensor may begin at an address at which
+            kernels round differently.
+        memory: a key that is the same for all views of the tensor; ``None`` if the memory is also used outside the
+            program.
+    """
+
+    dtype: torch.dtype
+    shape: torch.Size
+    strides: tuple[int, ...]
+    fills_memory: bool
+    memory: Hashable
+
+
 class Program(NamedTuple):
     """Operations that compute tensors from tensors.
 
@@ -68,12 +94,14 @@ class Program(NamedTuple):
         inputs: places of the input tensors.
         outputs: places of the output tensors.
         constants: by place, tensors that are the same at each call.
+        layouts: the layouts of the results of all operations, by place; where it has no entries, no memory is reused.
     """
 
     operations: list[Operation]
     inputs: list[int]
     outputs: list[int]
     constants: dict[int, Tensor]
+    layouts: Mapping[int, Layout] = MappingProxyType({})
 
 
 def mapped(kind: type[Leaf], change: Callable[[Leaf], object], tree: Any) -> Any:
@@ -121,12 +149,13 @@ class Shortened:
     Attributes:
         operations: the shorter list.
         constants: by place, tensors that are the same at each call.
+        tensors: all tensors by place, including new constants.
     """
 
     def __init__(self, operations: Sequence[Operation], tensors: Sequence[Tensor], results: Collection[int]) -> None:
         self.operations: list[Operation] = []
         self.constants: dict[int, Tensor] = {}
-        self._tensors, self._results = list(tensors), frozenset(results)
+        self.tensors, self._results = list(tensors), frozenset(results)
         self._renamed: dict[int, int] = {}  # place of the earlier equal tensor, by place
         self._bases: dict[int, int] = {}  # place of the base tensor, by place of the view
         self._earlier: dict[Any, list[int]] = {}  # places of results, by operation or by entries of a view
@@ -142,8 +171,8 @@ class Shortened:
             arguments = mapped(Place, lambda x: Place(renamed.get(x.place, x.place)), operation.arguments)
             operation = operation._replace(arguments=arguments)
         if self._results.isdisjoint(operation.results):
-            if not input_places and all(self._tensors[place].ndim == 0 for place in operation.results):
-                self.constants |= {place: self._tensors[place] for place in operation.results}
+            if not input_places and all(self.tensors[place].ndim == 0 for place in operation.results):
+                self.constants |= {place: self.tensors[place] for place in operation.results}
                 return
             equal_places = self._equal_places(operation)
             if equal_places is not None:
@@ -173,7 +202,7 @@ class Shortened:
 
     def _entries(self, base: int, place: int) -> Any:
         """A key that is the same for all views of ``base`` with the same entries in the same layout."""
-        x = self._tensors[place]
+        x = self.tensors[place]
         return base, x.dtype, x.storage_offset(), x.shape, x.stride(), x.is_conj(), x.is_neg()
 
     def _without_numbers(self, operation: Operation) -> Operation:
@@ -193,12 +222,12 @@ class Shortened:
         return operation
 
     def _constant(self, number: float, operand_place: int) -> Place:
-        key = repr(number), self._type(operand_place), self._tensors[operand_place].device
+        key = repr(number), self._type(operand_place), self.tensors[operand_place].device
         if key not in self._earlier:
-            self._earlier[key] = [len(self._tensors)]
-            self._tensors.append(torch.full((), number, dtype=key[1], device=key[2]))
-            self.constants[len(self._tensors) - 1] = self._tensors[-1]
+            self._earlier[key] = [len(self.tensors)]
+            self.tensors.append(torch.full((), number, dtype=key[1], device=key[2]))
+            self.constants[len(self.tensors) - 1] = self.tensors[-1]
         return Place(self._earlier[key][0])
 
     def _type(self, place: int) -> torch.dtype:
-        return self._tensors[place].dtype
+        return self.tensors[place].dtype

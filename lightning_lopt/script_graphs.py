@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_lopt.memory_reuse import IN_PLACE, overwriting
 from lightning_lopt.operations import WITH_TENSOR, Operation, Place, Program
 
 _VIEWS = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
@@ -20,7 +21,8 @@ _NUMBERS = {
 }
 """The numbers of memory formats in TorchScript (c10::MemoryFormat)."""
 
-NUMBER_OR_TENSOR = frozenset(WITH_TENSOR.values())
+NUMBER_OR_TENSOR = frozenset(form for operator in WITH_TENSOR.values() for form in (operator, IN_PLACE.get(operator)))
+"""Operators that TorchScript also has with a number in place of the second tensor."""
 
 
 def interpreted(program: Program, examples: Sequence[Tensor] = ()) -> ScriptRun:
@@ -38,28 +40,26 @@ def interpreted(program: Program, examples: Sequence[Tensor] = ()) -> ScriptRun:
     builder = _Builder()
     values = {place: builder.graph.addInput() for place in program.inputs}
     values |= {place: builder.graph.insertConstant(x) for place, x in program.constants.items()}
-    for operation in program.operations:
+    for operation in overwriting(program.operations, program.layouts) if program.layouts else program.operations:
         builder.add(operation, values)
     return ScriptRun(builder.graph, [values[place] for place in program.outputs])
 
 
-def interpreted_in_turn(
-    calls: Sequence[tuple[ScriptRun, Sequence[int]]], count: int, outputs: Sequence[int]
-) -> ScriptRun:
+def interpreted_in_turn(calls: Sequence[ScriptCall], inputs: Sequence[int], outputs: Sequence[int]) -> ScriptRun:
     """One graph that calls several functions in turn.
 
     Args:
-        calls: functions with the indices of their inputs. The arguments have the first indices; the results of all
-            earlier calls follow.
-        count: number of arguments.
-        outputs: indices of the results.
+        calls: the functions in their order.
+        inputs: places of the arguments.
+        outputs: places of the results.
     """
     graph: Any = torch._C.Graph()
-    values = [graph.addInput() for _ in range(count)]
-    for run, inputs in calls:
-        (results,) = graph.insertGraph(run.graph, [values[number] for number in inputs])
-        values += graph.insertNode(graph.create("prim::ListUnpack", [results], run.count)).outputs()
-    return ScriptRun(graph, [values[number] for number in outputs])
+    values = {place: graph.addInput() for place in inputs}
+    for run, input_places, output_places in calls:
+        (results,) = graph.insertGraph(run.graph, [values[place] for place in input_places])
+        unpacked = graph.insertNode(graph.create("prim::ListUnpack", [results], run.count)).outputs()
+        values.update(zip(output_places, unpacked, strict=True))
+    return ScriptRun(graph, [values[place] for place in outputs])
 
 
 class ScriptRun:
@@ -104,6 +104,10 @@ class _Argument(NamedTuple):
     default: Any
     kind: Any
     list_kind: Any
+
+
+ScriptCall = tuple[ScriptRun, Sequence[int], Sequence[int]]
+"""A function with the places of its inputs and of its results."""
 
 
 @cache

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Sequence
 
 from torch import Tensor
 
+from lightning_lopt.hoisting import MOST_ENTRIES, HoistedRun
 from lightning_lopt.operations import Run
-from lightning_lopt.script_graphs import ScriptRun, interpreted_in_turn
+from lightning_lopt.script_graphs import ScriptCall, ScriptRun, interpreted_in_turn
 from lightning_lopt.tracing import TracedFunction
 
 Value = int | tuple[int, int]
@@ -17,8 +19,9 @@ Value = int | tuple[int, int]
 class TracedCalls:
     """Several calls of traced functions that run in one call; a call may use results of earlier calls.
 
-    TorchScript graphs are joined to a single graph. This graph gives the same bits, and Python calls it only once.
-    Graphs of other kinds are called in turn.
+    TorchScript graphs are joined to a single graph. This graph gives the same bits, and Python calls it only once. What
+    depends on arguments and parameters that rarely change becomes a graph of its own
+    (:class:`~lightning_lopt.hoisting.HoistedRun`). Graphs of other kinds are called in turn.
 
     >>> import torch
     >>> double = TracedFunction(lambda x: (2 * x,), [torch.ones(())])
@@ -42,25 +45,33 @@ class TracedCalls:
         self._calls.append((function, list(arguments)))
         return [arguments[index] if is_argument else (number, index) for is_argument, index in function.results]
 
-    def join(self, results: Sequence[Value]) -> None:
-        """Prepare the calls; ``results`` are the values that each call of this object returns."""
+    def join(self, results: Sequence[Value], lasting: Collection[int] = ()) -> None:
+        """Prepare the calls.
+
+        Args:
+            results: the values that each call of this object returns.
+            lasting: indices of small arguments that rarely change, see :class:`~lightning_lopt.hoisting.HoistedRun`.
+        """
         computed = list(dict.fromkeys(value for value in results if isinstance(value, tuple)))
         captured = {id(x): x for function, _ in self._calls for x in function.captured}
         self._captured = list(captured.values())
         self._results = [(isinstance(x, int), x if isinstance(x, int) else computed.index(x)) for x in results]
         place_of_captured = {key: self._count + index for index, key in enumerate(captured)}
-        values: list[Value] = [*range(self._count + len(captured))]
-        first, inputs = len(values), []
+        places: dict[Value, int] = {index: index for index in range(self._count + len(captured))}
+        calls = []
         for number, (function, arguments) in enumerate(self._calls):
-            argument_places = [values.index(arguments[index]) for index in function.argument_indices]
-            inputs.append([*argument_places, *(place_of_captured[id(x)] for x in function.captured)])
-            values += [(number, index) for index in range(len(function.program.outputs))]
-        outputs = [values.index(value) for value in computed]
+            inputs = [places[arguments[index]] for index in function.argument_indices]
+            inputs += [place_of_captured[id(x)] for x in function.captured]
+            outputs = [len(places) + index for index in range(len(function.program.outputs))]
+            places |= {(number, index): place for index, place in enumerate(outputs)}
+            calls.append((function, inputs, outputs))
+        result_places = [places[value] for value in computed]
         runs = [function.run for function, _ in self._calls]
-        calls = [(run, indices) for run, indices in zip(runs, inputs, strict=True) if run is not None]
-        scripts = [(run, indices) for run, indices in calls if isinstance(run, ScriptRun)]
-        is_joined = ScriptRun.joins and len(scripts) == len(calls)
-        self._run: Run = interpreted_in_turn(scripts, first, outputs) if is_joined else _in_turn(calls, outputs)
+        if ScriptRun.joins and all(run is None or isinstance(run, ScriptRun) for run in runs):
+            steady = [*lasting, *(place_of_captured[id(x)] for x in self._captured if x.numel() <= MOST_ENTRIES)]
+            self._run: Run = _hoisted(calls, self._count + len(captured), result_places, steady)
+        else:
+            self._run = _in_turn(calls, result_places)
 
     def __call__(self, arguments: Sequence[Tensor]) -> list[Tensor]:
         """The results; a result that is an argument is the same tensor object."""
@@ -68,16 +79,66 @@ class TracedCalls:
         return [arguments[index] if is_argument else computed[index] for is_argument, index in self._results]
 
 
-def _in_turn(calls: Sequence[tuple[Run, list[int]]], outputs: Sequence[int]) -> Run:
-    """A function that makes several calls in turn.
+PlacedCall = tuple[TracedFunction, list[int], list[int]]
+"""A function with the places of the inputs and outputs of its program among all tensors of several calls."""
 
-    The arguments have the first indices; the results of the calls follow in order.
-    """
+
+def _in_turn(calls: Sequence[PlacedCall], results: Sequence[int]) -> Run:
+    """A function that makes several calls in turn; its arguments have the first places."""
 
     def run(*tensors: Tensor) -> list[Tensor]:
-        values = list(tensors)
-        for function, inputs in calls:
-            values += function(*[values[index] for index in inputs])
-        return [values[index] for index in outputs]
+        values = dict(enumerate(tensors))
+        for function, inputs, outputs in calls:
+            if function.run is not None:
+                values.update(zip(outputs, function.run(*[values[place] for place in inputs]), strict=True))
+        return [values[place] for place in results]
 
     return run
+
+
+def _hoisted(calls: Sequence[PlacedCall], count: int, results: Sequence[int], lasting: Sequence[int]) -> Run:
+    """Two joined graphs: one for what depends on lasting arguments alone, and one for the rest.
+
+    Args:
+        calls: functions whose graphs are TorchScript graphs.
+        count: number of arguments, which have the first places.
+        results: places of the results.
+        lasting: places of the lasting arguments.
+    """
+    steady, returned = set(lasting), set(results)
+    new_places = itertools.count(1 + max([count, *(place for _, _, outputs in calls for place in outputs)]))
+    first_calls: list[ScriptCall] = []
+    second_calls: list[ScriptCall] = []
+    handed: list[int] = []
+    for function, inputs, outputs in calls:
+        # In its program, a function has its own numbers for tensors.
+        input_places = dict(zip(function.program.inputs, inputs, strict=True))
+        output_places = dict(zip(function.program.outputs, outputs, strict=True))
+        first, second = function.divided(
+            frozenset(number for number, place in input_places.items() if place in steady),
+            frozenset(number for number, place in output_places.items() if place in returned),
+        )
+        handed_places = {number: output_places.get(number, next(new_places)) for number in first.program.outputs}
+        steady.update(handed_places.values())
+        handed += handed_places.values()
+        if first.program.outputs:
+            first_calls.append((first.run, [input_places[x] for x in first.program.inputs], [*handed_places.values()]))
+        input_places |= handed_places
+        if second.program.outputs:
+            results_of_second = [output_places[x] for x in second.program.outputs]
+            second_calls.append((second.run, [input_places[x] for x in second.program.inputs], results_of_second))
+    first_inputs = _read_by(first_calls, range(count))
+    available = [*range(count), *handed]
+    second_inputs = _read_by(second_calls, available)
+    return HoistedRun(
+        interpreted_in_turn(first_calls, first_inputs, handed),
+        first_inputs,
+        interpreted_in_turn(second_calls, second_inputs, results),
+        [available.index(place) for place in second_inputs],
+    )
+
+
+def _read_by(calls: Sequence[ScriptCall], places: Sequence[int]) -> list[int]:
+    """Those of some places that are inputs of calls."""
+    read = {place for _, inputs, _ in calls for place in inputs}
+    return [place for place in places if place in read]

@@ -6,24 +6,31 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_lopt.operations import Operation, Place, Program, Run, Shortened, live_operations, mapped
-from lightning_lopt.script_graphs import interpreted
+from lightning_lopt.hoisting import divided
+from lightning_lopt.memory_reuse import layouts_of
+from lightning_lopt.operations import ALIASES, Operation, Place, Program, Run, Shortened, live_operations, mapped
+from lightning_lopt.script_graphs import ScriptRun, interpreted
 
-aten = torch.ops.aten
 BuildRun = Callable[[Program, Sequence[Tensor]], Run]
 """A function that builds a :data:`Run` from a program and example tensors (shapes and types of all later arguments)."""
-_ALIASES = {aten.view.default, aten._unsafe_view.default, aten.detach.default, aten.alias.default}
 
 
 class UntraceableError(Exception):
     """A function cannot be represented by a graph; the message says why."""
+
+
+class Part(NamedTuple):
+    """A part of a recorded function: its program, and a function that runs the program."""
+
+    program: Program
+    run: ScriptRun
 
 
 class TracedFunction:
@@ -69,6 +76,7 @@ class TracedFunction:
     def __init__(
         self, function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor], build: BuildRun = interpreted
     ) -> None:
+        self._parts: dict[tuple[frozenset[int], frozenset[int]], tuple[Part, Part]] = {}
         try:
             with torch.random.fork_rng(devices=[]), _collection_paused():
                 expected = function(*arguments)
@@ -93,15 +101,22 @@ class TracedFunction:
             computed = self.run(*[arguments[index] for index in self.argument_indices], *self.captured)
         return [arguments[index] if is_argument else computed[index] for is_argument, index in self.results]
 
+    def divided(self, lasting: frozenset[int], returned: frozenset[int]) -> tuple[Part, Part]:
+        """The two parts of the program, see :func:`~lightning_lopt.hoisting.divided`, as graphs of TorchScript."""
+        if (lasting, returned) not in self._parts:
+            first, second = divided(self.program, lasting, returned)
+            self._parts[lasting, returned] = Part(first, interpreted(first)), Part(second, interpreted(second))
+        return self._parts[lasting, returned]
+
     def _take(self, recording: _Recording, results: Sequence[Tensor], *, shorter: bool) -> None:
         """Store the operations that the results depend on; merge equal calls if ``shorter``."""
         count = recording.count
         places = [recording.place_of(result) for result in results]
         computed = list(dict.fromkeys(place for place in places if place >= count))
-        operations, constants = recording.operations, {}
+        operations, tensors, constants = recording.operations, recording.tensors, {}
         if shorter:
-            shortened = Shortened(operations, recording.tensors, computed)
-            operations, constants = shortened.operations, shortened.constants
+            shortened = Shortened(operations, tensors, computed)
+            operations, tensors, constants = shortened.operations, shortened.tensors, shortened.constants
         operations = live_operations(operations, computed)
         live_places = {place for operation in operations for place in operation.input_places} | set(computed)
         captured = [place for place in recording.captured if place in live_places]
@@ -109,7 +124,9 @@ class TracedFunction:
         self.captured = [recording.tensors[place] for place in captured]
         self.results = [(place < count, place if place < count else computed.index(place)) for place in places]
         constants = {place: x for place, x in constants.items() if place in live_places}
-        self.program = Program(operations, [*self.argument_indices, *captured], computed, constants)
+        visible = {*range(count), *captured, *constants, *computed}
+        layouts = layouts_of(operations, tensors, visible) if shorter else {}
+        self.program = Program(operations, [*self.argument_indices, *captured], computed, constants, layouts)
 
 
 class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -144,7 +161,7 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise UntraceableError(f"{func} {refusal}")
         arguments = mapped(Tensor, self._placed, (args, kwargs or {}))
         result = func(*args, **(kwargs or {}))
-        if func in _ALIASES and result.shape == args[0].shape and result.stride() == args[0].stride():
+        if func in ALIASES and result.shape == args[0].shape and result.stride() == args[0].stride():
             self._add(result, self.place_of(args[0]))
             return result
         tensors = [result] if isinstance(result, Tensor) else [x for x in tree_leaves(result) if isinstance(x, Tensor)]

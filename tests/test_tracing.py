@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from lightning_lopt.inductor_graphs import compiled, module_of
-from lightning_lopt.script_graphs import ScriptRun
 from lightning_lopt.traced_calls import TracedCalls
 from lightning_lopt.tracing import TracedFunction, UntraceableError, tensors_of
 
@@ -181,8 +180,3 @@ def test_calls_of_other_graphs_are_made_in_turn():
     first, second = calls.add(double, [0, 1])
     calls.join([*calls.add(double, [first, second]), first])
     assert [x.item() for x in calls([torch.tensor(3.0), torch.tensor(5.0)])] == [12.0, 5.0, 6.0]
-
-
-def test_where_graphs_cannot_be_joined_they_are_called_in_turn(monkeypatch):
-    monkeypatch.setattr(ScriptRun, "joins", False)
-    test_calls_joined_to_one_graph()

@@ -43,6 +43,7 @@ class RunOptimizer(torch.optim.Optimizer):
     _guard: Guard | None
     _theta: list[Tensor]
     _normalisation: list[nn.Module]
+    _numbers: dict[tuple[float, torch.device], Tensor]
 
     @property
     def total_steps(self) -> int | Callable[[], int] | None:
@@ -122,9 +123,7 @@ class RunOptimizer(torch.optim.Optimizer):
         device = first_group["step"].device
         if self._acting.reads_loss and loss is None:
             self._report_missing_loss()
-        total = self._horizon()
-        # float32 is explicit, since the default type is half under "16-true". torch.full does not wait for a copy.
-        planned = torch.full((), float(total), dtype=torch.float32, device=device)
+        planned = self._number(float(self._horizon()), device)
         context = StepContext(
             step=first_group["step"].float(),
             total_steps=planned,
@@ -135,9 +134,20 @@ class RunOptimizer(torch.optim.Optimizer):
             if torch.compiler.is_compiling()
             else self._acting.phase_of(self.calls),  # a compiled step would keep the count of its compilation
             scheduled=horizon.scheduled(first_group, planned),
-            epochs=None if self.epochs is None else torch.full_like(planned, self.epochs),
+            epochs=None if self.epochs is None else self._number(self.epochs, device),
         )
         return context, loss is None or all_finite(loss)
+
+    def _number(self, value: float, device: torch.device) -> Tensor:
+        """A number as a float32 tensor of no dimensions; the same tensor at each step."""
+        key = value, device
+        if torch.compiler.is_compiling() or key not in self._numbers:
+            # float32 is explicit, since the default type is half under "16-true". torch.full does not wait for a copy.
+            number = torch.full((), value, dtype=torch.float32, device=device)
+            if torch.compiler.is_compiling():
+                return number
+            self._numbers = dict(list(self._numbers.items())[-1:]) | {key: number}
+        return self._numbers[key]
 
     def _report_missing_loss(self) -> None:
         remedy = (

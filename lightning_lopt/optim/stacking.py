@@ -94,16 +94,16 @@ class StackedState:
             self._last_signature, self._last_params = signature, params
         for stored in self.stored_stacks:
             stored.follow(states, state_dtype, rule)
-        return [
-            _stack(stored, rule.is_full(index, context), context) for index, stored in enumerate(self.stored_stacks)
-        ]
+        return [_stack(rule, stored, index, context) for index, stored in enumerate(self.stored_stacks)]
 
 
-def _stack(stored: StoredStack, full: bool, context: StepContext) -> Stack:
+def _stack(rule: UpdateRule, stored: StoredStack, index: int, context: StepContext) -> Stack:
     params = wide(joined([member.param.detach() for member in stored.members]))
     grads = wide(joined([dense(member.param.grad) for member in stored.members]))
     decay = joined_decay(stored.names, context.weight_decay, params)
-    return Stack(stored.names, params, grads, stored.state, stored.members[0].role, decay, full)
+    role, shape = stored.members[0].role, params.shape[len(stored.members) > 1 :]
+    full = rule.is_full(index, context, shape, role)
+    return Stack(stored.names, params, grads, stored.state, role, decay, full)
 
 
 def dense(grad: Any) -> Tensor:

@@ -10,13 +10,14 @@ from typing import Any, NoReturn, TypeVar
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from lightning_lopt.hoisting import MOST_ENTRIES
 from lightning_lopt.optim.precision import extremes_of_each
 from lightning_lopt.optim.stack_steps import ModelStep, StackStep, extremes_of_gradients
 from lightning_lopt.optim.state_types import changed_keys, rounded_like, widened, with_wide_state
 from lightning_lopt.rules.base import Columns, StepContext, UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack
 from lightning_lopt.script_graphs import interpreted
-from lightning_lopt.traced_calls import TracedCalls, Value
+from lightning_lopt.traced_calls import TracedCalls
 from lightning_lopt.tracing import BuildRun, TracedFunction, UntraceableError
 
 Entry = TypeVar("Entry")
@@ -180,6 +181,13 @@ class StepGraph:
             new_state = rounded_like(new_state, changed, stack.state, seed)
         return update, new_state, extremes
 
+    def unchanged(self, stack: Stack) -> list[int]:
+        """The indices, among the arguments, of the small tensors of the state that a step returns as they are."""
+        places = {key: index for index, key in enumerate(stack.state, start=2)}
+        results = dict(zip(self.keys, self.graph.results[2:], strict=True))
+        small = [key for key, x in stack.state.items() if x.numel() <= MOST_ENTRIES]
+        return [places[key] for key in small if results.get(key) == (True, places[key])]
+
     def _arguments(self, stack: Stack, controls: Columns, at: CommonInputs, seed: Tensor | None) -> list[Tensor]:
         seeds = [seed] if seed is not None and self.rounds else []
         return [*_tensors_of_stack(stack), *controls.values(), *at.tensors, *seeds]
@@ -206,10 +214,10 @@ class WholeStepGraph:
     ) -> None:
         count = len(self._arguments(stacks, seeds, shared, context))
         self._calls = TracedCalls(count)
-        indices: Iterator[Value] = iter(range(count))
+        indices = iter(range(count))
         step_indices = [[next(indices) for _ in _tensors_of_stack(stack)] for stack in stacks]
         common_indices = [next(indices) for _ in (*shared, *_tensors_of(context))]
-        seed_indices: list[list[Value]] = [[next(indices)] if graph.rounds else [] for graph in steps]
+        seed_indices = [[next(indices)] if graph.rounds else [] for graph in steps]
         prelude_indices = [
             index
             for stack, stack_indices in zip(stacks, step_indices, strict=True)
@@ -222,7 +230,11 @@ class WholeStepGraph:
         for stack_indices, graph, stack_controls, seed in parts:
             results += self._calls.add(graph.graph, [*stack_indices, *stack_controls.values(), *at, *seed])
         self._shared, self._keys = list(new_shared), [graph.keys for graph in steps]
-        self._calls.join(results)
+        fields = zip(_tensors_of(context), common_indices[len(shared) :], strict=True)
+        lasting = [index for field, index in fields if field in _LASTING_FIELDS]
+        for stack_indices, graph, stack in zip(step_indices, steps, stacks, strict=True):
+            lasting += [stack_indices[index] for index in graph.unchanged(stack)]
+        self._calls.join(results, lasting)
 
     def __call__(
         self,
@@ -283,4 +295,5 @@ def _tensors_of(context: StepContext) -> dict[str, Tensor]:
     return {key: x for key in _TENSOR_FIELDS if (x := getattr(context, key)) is not None}
 
 
+_LASTING_FIELDS = ("total_steps", "epochs")
 _TENSOR_FIELDS = ("step", "total_steps", "loss", "scheduled", "epochs")

@@ -67,6 +67,7 @@ class RuleOptimizer(RunOptimizer):
         self._skips = SkipWatch()
         self._rates = RateWatch()
         self._stacked = StackedState()
+        self._numbers = {}
         self._compiled_steps = CompiledSteps()
         self._traced_steps = TracedSteps()
 
@@ -196,9 +197,10 @@ class RuleOptimizer(RunOptimizer):
             params += [real(member.param) for member in members]
             increments += updates
             for key, state_tensor in stack.state.items():
-                if new_state[key] is not state_tensor:  # otherwise the rule has returned it unchanged
+                new_value = new_state[key]
+                if new_value is not state_tensor:  # otherwise the rule has returned it unchanged
                     state_tensors.append(state_tensor)
-                    new_values.append(unless(sound, new_state[key], state_tensor))
+                    new_values.append(new_value if sound is True else unless(sound, new_value, state_tensor))
         if params:
             # The sum is computed in the wider type and rounded once.
             torch._foreach_add_(params, increments)

@@ -172,6 +172,9 @@ class ResidualRule(UpdateRule):
     def phase_of(self, step: int) -> int | None:
         return None if step < FIRST_TURNS else super().phase_of(step)
 
+    def has_full_steps(self, shape: torch.Size, role: Role) -> bool:
+        return len(shape) >= 2 and role in self.rotated
+
     @property
     def config(self) -> dict[str, Any]:
         return dict(self.config_values)
