@@ -118,7 +118,7 @@ class _Bytes:
             return torch.empty(0, dtype=torch.uint8)
         pointers = [x.data_ptr() for x in tensors]
         if pointers != self._pointers or not all(map(is_, tensors, self._tensors)):
-            flat = [x.detach().reshape(-1) for x in tensors]
+            flat = [x.detach().contiguous().reshape(-1) for x in tensors]
             views = [x.view(torch.uint8) for x in flat]
             if any(x.data_ptr() != pointer for x, pointer in zip(flat, pointers, strict=True)):
                 return torch.cat(views)  # a copy does not follow its tensor

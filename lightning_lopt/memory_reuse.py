@@ -24,20 +24,30 @@ IN_PLACE |= {
 """By elementwise operator: the operator that writes its result into the first operand, with the same bits."""
 
 
-def layouts_of(operations: Iterable[Operation], tensors: Sequence[Tensor], visible: Iterable[int]) -> dict[int, Layout]:
+def layouts_of(
+    operations: Iterable[Operation], tensors: Sequence[Tensor], visible: Iterable[int], renamed: Mapping[int, int]
+) -> dict[int, Layout]:
     """The layouts of all results of operations, by place.
 
     Args:
         operations: calls in their order.
         tensors: all tensors of the recording by place.
         visible: places of the tensors whose memory is used outside the operations, such as arguments and results.
+        renamed: by place of a tensor of the recording: the place of the equal tensor that the operations read instead.
     """
-    used_outside = {_memory_of(tensors[place]) for place in visible}
+    merged = {_memory_of(tensors[place]): _memory_of(tensors[equal]) for place, equal in renamed.items()}
+
+    def memory_of(place: int) -> int:
+        memory = _memory_of(tensors[place])
+        while merged.get(memory, memory) != memory:
+            memory = merged[memory]
+        return memory
+
+    used_outside = {memory_of(place) for place in visible}
     layouts = {}
     for operation in operations:
         for place in operation.results:
-            x = tensors[place]
-            memory = _memory_of(x)
+            x, memory = tensors[place], memory_of(place)
             fills_memory = x.numel() * x.element_size() == x.untyped_storage().nbytes()
             layouts[place] = Layout(
                 x.dtype, x.shape, x.stride(), fills_memory, None if memory in used_outside else memory

@@ -150,13 +150,14 @@ class Shortened:
         operations: the shorter list.
         constants: by place, tensors that are the same at each call.
         tensors: all tensors by place, including new constants.
+        renamed: by place of a tensor: the place of the earlier equal tensor that replaces it.
     """
 
     def __init__(self, operations: Sequence[Operation], tensors: Sequence[Tensor], results: Collection[int]) -> None:
         self.operations: list[Operation] = []
         self.constants: dict[int, Tensor] = {}
         self.tensors, self._results = list(tensors), frozenset(results)
-        self._renamed: dict[int, int] = {}  # place of the earlier equal tensor, by place
+        self.renamed: dict[int, int] = {}
         self._bases: dict[int, int] = {}  # place of the base tensor, by place of the view
         self._earlier: dict[Any, list[int]] = {}  # places of results, by operation or by entries of a view
         if any(operation.mutates for operation in operations):
@@ -166,7 +167,7 @@ class Shortened:
             self._add(operation)
 
     def _add(self, operation: Operation) -> None:
-        renamed, input_places = self._renamed, operation.input_places
+        renamed, input_places = self.renamed, operation.input_places
         if not renamed.keys().isdisjoint(input_places):
             arguments = mapped(Place, lambda x: Place(renamed.get(x.place, x.place)), operation.arguments)
             operation = operation._replace(arguments=arguments)

@@ -113,10 +113,10 @@ class TracedFunction:
         count = recording.count
         places = [recording.place_of(result) for result in results]
         computed = list(dict.fromkeys(place for place in places if place >= count))
-        operations, tensors, constants = recording.operations, recording.tensors, {}
+        operations, constants, shortened = recording.operations, {}, None
         if shorter:
-            shortened = Shortened(operations, tensors, computed)
-            operations, tensors, constants = shortened.operations, shortened.tensors, shortened.constants
+            shortened = Shortened(operations, recording.tensors, computed)
+            operations, constants = shortened.operations, shortened.constants
         operations = live_operations(operations, computed)
         live_places = {place for operation in operations for place in operation.input_places} | set(computed)
         captured = [place for place in recording.captured if place in live_places]
@@ -124,8 +124,10 @@ class TracedFunction:
         self.captured = [recording.tensors[place] for place in captured]
         self.results = [(place < count, place if place < count else computed.index(place)) for place in places]
         constants = {place: x for place, x in constants.items() if place in live_places}
-        visible = {*range(count), *captured, *constants, *computed}
-        layouts = layouts_of(operations, tensors, visible) if shorter else {}
+        layouts = {}
+        if shortened is not None:
+            visible = {*range(count), *captured, *constants, *computed}
+            layouts = layouts_of(operations, shortened.tensors, visible, shortened.renamed)
         self.program = Program(operations, [*self.argument_indices, *captured], computed, constants, layouts)
 
 

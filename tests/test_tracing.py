@@ -3,12 +3,16 @@
 import contextlib
 import gc
 import itertools
+from random import Random
 
 import pytest
 import torch
 from torch import nn
 
+from lightning_lopt.hoisting import HoistedRun
 from lightning_lopt.inductor_graphs import compiled, module_of
+from lightning_lopt.memory_reuse import overwriting
+from lightning_lopt.script_graphs import ScriptRun
 from lightning_lopt.traced_calls import TracedCalls
 from lightning_lopt.tracing import TracedFunction, UntraceableError, tensors_of
 
@@ -180,3 +184,140 @@ def test_calls_of_other_graphs_are_made_in_turn():
     first, second = calls.add(double, [0, 1])
     calls.join([*calls.add(double, [first, second]), first])
     assert [x.item() for x in calls([torch.tensor(3.0), torch.tensor(5.0)])] == [12.0, 5.0, 6.0]
+
+
+def random_function(seed):
+    """A function of random operations, views among them, that returns some of its values."""
+    random = Random(seed)
+    unary = [torch.exp, torch.neg, torch.abs, torch.sqrt, torch.square, lambda x: x.clamp(-1.0, 2.0)]
+    views = [
+        lambda x: x.mT,
+        lambda x: x.reshape(-1).view(x.shape),
+        lambda x: x[:1].expand(x.shape),
+        lambda x: x[:, ::2],
+    ]
+    binary = [torch.add, torch.sub, torch.mul, torch.div, torch.maximum, lambda x, y: torch.lerp(x, y, y)]
+    binary += [
+        lambda x, y: torch.addcmul(x, y, x, value=-0.5),
+        lambda x, y: 0.7 * x + y.sum(),
+        lambda x, y: y.sum() * x,
+    ]
+    kinds = [random.choice([(unary, 1), (views, 1), (binary, 2), (binary, 2)]) for _ in range(40)]
+    steps = [(random.choice(functions), [random.random() for _ in range(count)]) for functions, count in kinds]
+    returned = random.sample(range(len(steps)), 6)
+
+    def function(x, y):
+        values = [x, y]
+        for step, picks in steps:
+            operands = [values[-1 - int(pick**2 * len(values))] for pick in picks]
+            operands = [operand for operand in operands if operand.shape == operands[0].shape] * len(picks)
+            values.append(step(*operands[: len(picks)]))
+        return [values[2 + index] for index in returned]
+
+    return function
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_memory_that_is_written_again_is_read_by_nobody(seed):
+    function = random_function(seed)
+    x, y = torch.rand(4, 4) + 0.5, torch.rand(4, 4)
+    traced = TracedFunction(function, [x.clone(), y.clone()])
+    kept = x.clone(), y.clone()
+    results = traced([x, y])
+    values = [result.clone() for result in results]
+    traced([2 * x, 3 * y])
+    for result, value, expected in zip(results, values, function(x, y), strict=True):
+        torch.testing.assert_close(value, expected, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(result, value, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(x, kept[0])
+    assert torch.equal(y, kept[1])
+
+
+def test_operations_are_in_place_where_an_operand_is_not_read_again():
+    def function(x):
+        y = x.exp()  # in new memory, as x belongs to the caller
+        kept = y * 2  # in new memory, as y is read below
+        return (y + 1).sqrt() * kept, kept
+
+    program = TracedFunction(function, [torch.ones(3)]).program
+    names = [operation.function._schema.name for operation in overwriting(program.operations, program.layouts)]
+    assert names == [f"aten::{name}" for name in ("exp", "mul", "add_", "sqrt_", "mul_")]
+
+
+def test_a_number_keeps_its_precision_where_memory_is_written_again():
+    def function(x):
+        y = torch.zeros_like(x).add_(x)  # after an operation in place, numbers stay numbers
+        return (y.exp() * 22.627416997969522 + 0.1,)
+
+    for x in torch.linspace(0, 1, 50):
+        assert torch.equal(TracedFunction(function, [torch.ones(())])([x])[0], function(x)[0])
+
+
+def counted_run(lasting):
+    """A run of ``x + exp(lasting)``, and a list of the values of ``lasting`` whose exponential was computed."""
+    seen = []
+
+    def first(value):
+        seen.append(value.sum().item())
+        return [value.exp()]
+
+    run = HoistedRun(first, [0], lambda x, power: [x + power], [1, 2])
+    return (lambda x: run(lasting, x)[0]), seen
+
+
+@pytest.mark.parametrize("lasting", [torch.zeros(()), torch.zeros(3), torch.zeros(3, 2).mT[:1]])
+def test_what_depends_on_lasting_inputs_follows_every_way_to_change_them(lasting):
+    run, seen = counted_run(lasting)
+    x = torch.ones_like(lasting)
+
+    def sees(value, count):
+        assert torch.equal(run(x), x + torch.full_like(x, value).exp())
+        assert torch.equal(run(2 * x), 2 * x + torch.full_like(x, value).exp())
+        assert len(seen) == count
+
+    sees(0.0, 1)
+    lasting.fill_(1.0)
+    sees(1.0, 2)
+    lasting.data.fill_(2.0)
+    sees(2.0, 3)
+    lasting.data = torch.full_like(lasting, 3.0)
+    sees(3.0, 4)
+    lasting.numpy()[...] = -0.0
+    sees(0.0, 5)
+    lasting.fill_(0.0)  # equal, with other bits
+    sees(0.0, 6)
+
+
+def test_an_equal_tensor_in_place_of_a_lasting_input_changes_nothing():
+    seen = []
+    run = HoistedRun(lambda x: [seen.append(1) or x.exp()], [0], lambda y, power: [y * power], [1, 2])
+    for value, count in ((1.0, 1), (1.0, 1), (2.0, 2)):
+        assert torch.equal(run(torch.tensor(value), torch.ones(2))[0], torch.tensor(value).exp().expand(2))
+        assert len(seen) == count
+
+
+def test_results_that_depend_on_lasting_arguments_alone_are_new_tensors_at_each_call():
+    weight = nn.Parameter(torch.ones(2))
+    with torch.no_grad():
+        function = TracedFunction(
+            lambda x, y: (x.exp() + weight, (x.exp() + weight).view(2) * y), [torch.ones(2), torch.ones(2)]
+        )
+        calls = TracedCalls(count=2)
+        first, second = calls.add(function, [0, 1])
+        calls.join([first, second, *calls.add(function, [first, 1])], lasting=[0])
+        x, y = torch.zeros(2), torch.ones(2)
+        for _ in range(2):
+            results = calls([x, y])
+            assert torch.equal(results[0], torch.full((2,), 2.0))
+            assert torch.equal(results[1], torch.full((2,), 2.0))
+            assert torch.equal(results[2], torch.full((2,), 2.0).exp() + 1)
+            for result in results:
+                result.zero_()
+        weight.data.add_(1)
+        x.add_(1)
+        assert torch.equal(calls([x, y])[0], x.exp() + 2)
+
+
+def test_where_graphs_cannot_be_joined_they_are_called_in_turn(monkeypatch):
+    monkeypatch.setattr(ScriptRun, "joins", False)
+    test_calls_joined_to_one_graph()

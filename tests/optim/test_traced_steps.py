@@ -88,6 +88,14 @@ def test_full_steps_have_graphs_of_their_own():
     assert optimizer._traced_steps.count > full
 
 
+def test_full_steps_of_vectors_have_no_graphs_of_their_own():
+    net, optimizer = build(load_rule("base"))
+    train(net, optimizer, steps=40)
+    stacks = optimizer._stacked.stored_stacks
+    matrices = [stack for stack in stacks if stack.members[0].param.ndim > 1]
+    assert optimizer._traced_steps.count == 1 + len(stacks) + len(matrices)
+
+
 def test_a_step_of_a_small_model_is_one_graph(monkeypatch):
     net, optimizer = build(load_rule("base"))
     train(net, optimizer, steps=30)
