@@ -66,8 +66,7 @@ class TracedCalls:
             places |= {(number, index): place for index, place in enumerate(outputs)}
             calls.append((function, inputs, outputs))
         result_places = [places[value] for value in computed]
-        runs = [function.run for function, _ in self._calls]
-        if ScriptRun.joins and all(run is None or isinstance(run, ScriptRun) for run in runs):
+        if ScriptRun.joins and all(function.is_script for function, _ in self._calls):
             steady = [*lasting, *(place_of_captured[id(x)] for x in self._captured if x.numel() <= MOST_ENTRIES)]
             self._run: Run = _hoisted(calls, self._count + len(captured), result_places, steady)
         else:

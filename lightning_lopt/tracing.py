@@ -48,6 +48,8 @@ class TracedFunction:
         arguments: example tensors with the shapes and types of all later arguments.
         build: function that builds a :data:`Run` from the recorded operations. Any function but :func:`interpreted` may
             give other bits, and then later arguments must have the strides of ``arguments``, too.
+        check: whether to compare the bits of the graph with those of the function. Without a check, which is for
+            :func:`interpreted` only, the caller compares them.
 
     Attributes:
         program: the operations, on some of the arguments and on ``captured``.
@@ -55,7 +57,7 @@ class TracedFunction:
         captured: tensors that the function reads besides its arguments.
         results: for each result, whether it is an argument, and its index among the arguments or among the results of
             the program.
-        run: function that runs the program; ``None`` if nothing is computed.
+        is_script: whether the graph is a graph of TorchScript.
 
     Raises:
         UntraceableError: if the function draws random numbers, reads the value of a tensor, or cannot be traced for
@@ -71,34 +73,48 @@ class TracedFunction:
     (tensor([2., 2.]), True)
     """
 
-    run: Run | None = None
-
     def __init__(
-        self, function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor], build: BuildRun = interpreted
+        self,
+        function: Callable[..., Sequence[Tensor]],
+        arguments: Sequence[Tensor],
+        build: BuildRun = interpreted,
+        *,
+        check: bool = True,
     ) -> None:
+        self.is_script = build is interpreted
+        self._run: Run | None = None
         self._parts: dict[tuple[frozenset[int], frozenset[int]], tuple[Part, Part]] = {}
         try:
             with torch.random.fork_rng(devices=[]), _collection_paused():
-                expected = function(*arguments)
+                expected = function(*arguments) if check else ()
                 with _Recording(arguments) as recording:
                     results = function(*arguments)
-                self._take(recording, results, shorter=build is interpreted)
-                if self.program.outputs:
+                self._take(recording, results, shorter=self.is_script)
+                if check and self.program.outputs:
                     examples = [*(arguments[index] for index in self.argument_indices), *self.captured]
-                    self.run = build(self.program, [x.detach() for x in examples])
-                if build is interpreted:
+                    self._run = build(self.program, [x.detach() for x in examples])
+                if check and self.is_script:
                     results = self(arguments)
-                bits_are_equal = all(map(same_bits, results, expected))
+                bits_are_equal = not check or all(map(same_bits, results, expected))
         except Exception as error:  # any error of an operation that cannot be recorded
             raise UntraceableError(f"{type(error).__name__}: {error}") from error
         if not bits_are_equal:
             raise UntraceableError("the traced graph gives other values than the function")
 
+    @property
+    def run(self) -> Run | None:
+        """A function that runs the program, built at its first use if it was not checked; ``None`` if nothing is
+        computed."""
+        if self._run is None and self.program.outputs:
+            self._run = interpreted(self.program)
+        return self._run
+
     def __call__(self, arguments: Sequence[Tensor]) -> list[Tensor]:
         """The results of the function; a result that is an argument is the same tensor object."""
         computed: Sequence[Tensor] = ()
-        if self.run is not None:
-            computed = self.run(*[arguments[index] for index in self.argument_indices], *self.captured)
+        run = self.run
+        if run is not None:
+            computed = run(*[arguments[index] for index in self.argument_indices], *self.captured)
         return [arguments[index] if is_argument else computed[index] for is_argument, index in self.results]
 
     def divided(self, lasting: frozenset[int], returned: frozenset[int]) -> tuple[Part, Part]:

@@ -31,6 +31,7 @@ class CompiledSteps(TracedSteps):
     """
 
     build: ClassVar[Callable[..., Run]] = staticmethod(compiled)
+    checks_parts: ClassVar[bool] = True
 
     def _prepared(self, stacks: Sequence[Stack]) -> Sequence[Stack]:
         return [_with_decay_as_tensor(stack) for stack in stacks]

@@ -76,6 +76,9 @@ class PreludeGraph:
 
     Names of parameters, their weight decay and the kind of the step are not inputs of the graph; reading them while the
     graph is traced raises an error.
+
+    Attributes:
+        examples: ``at`` and the controls of each stack from the recording.
     """
 
     def __init__(
@@ -85,6 +88,8 @@ class PreludeGraph:
         shared: Mapping[str, Tensor],
         context: StepContext,
         build: BuildRun = interpreted,
+        *,
+        check: bool = True,
     ) -> None:
         unread: Any = _Unread()
         blank_stacks = [
@@ -105,6 +110,7 @@ class PreludeGraph:
                 traced_context,
             )
             self._controls, self._shared = [list(stack_controls) for stack_controls in controls], list(new_shared)
+            self.examples = CommonInputs(at, self.template), controls
             extremes = extremes_of_gradients(input_stacks)
             return [
                 extremes,
@@ -113,7 +119,7 @@ class PreludeGraph:
                 *new_shared.values(),
             ]
 
-        self.graph = TracedFunction(prelude, self._arguments(stacks, shared, context), build)
+        self.graph = TracedFunction(prelude, self._arguments(stacks, shared, context), build, check=check)
 
     def __call__(
         self, stacks: Sequence[Stack], shared: Mapping[str, Tensor], context: StepContext
@@ -150,6 +156,8 @@ class StepGraph:
         at: CommonInputs,
         seed: Tensor | None,
         build: BuildRun = interpreted,
+        *,
+        check: bool = True,
     ) -> None:
         self.rounds = seed is not None and build is not interpreted
         input_stack = stack if self.rounds or seed is None else _widened(stack)
@@ -169,7 +177,7 @@ class StepGraph:
             self.keys = list(new_state)
             return [update, extremes_of_each([update], update.device), *new_state.values()]
 
-        self.graph = TracedFunction(step, self._arguments(blank_stack, controls, at, seed), build)
+        self.graph = TracedFunction(step, self._arguments(blank_stack, controls, at, seed), build, check=check)
 
     def __call__(self, stack: Stack, controls: Columns, at: CommonInputs, seed: Tensor | None) -> StackStep:
         rounds_here = seed is not None and not self.rounds

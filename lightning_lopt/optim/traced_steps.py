@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from operator import is_
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from lightning_lopt.operations import Run
+from lightning_lopt.optim.stack_kinds import StackKinds, decay_of, prelude_key, stack_key, step_key
 from lightning_lopt.optim.stack_steps import ModelStep, StackStep, fit_together, step_of_stack, steps_of_stacks
-from lightning_lopt.optim.step_graphs import CommonInputs, PreludeGraph, StepGraph, TreeTemplate, WholeStepGraph
+from lightning_lopt.optim.step_graphs import CommonInputs, PreludeGraph, StepGraph, WholeStepGraph
 from lightning_lopt.rules.base import Columns, StepContext, UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack
 from lightning_lopt.script_graphs import interpreted
-from lightning_lopt.tracing import UntraceableError
+from lightning_lopt.tracing import UntraceableError, same_bits
 
 _log = logging.getLogger(__name__)
 Graph = TypeVar("Graph")
@@ -49,15 +51,18 @@ class TracedSteps:
 
     Attributes:
         build: makes a function from recorded operations.
+        checks_parts: whether the graphs of the parts of a step are built and checked one by one before they are joined;
+            otherwise the graph of the whole step is checked.
         failure: the reason why tracing has ended; empty while steps are traced.
     """
 
     build: ClassVar[Callable[..., Run]] = staticmethod(interpreted)
+    checks_parts: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.failure = ""
         self._calls = 0
-        self._kinds = _StackKinds()
+        self._kinds = StackKinds()
         self._signature: Any = None
         self._theta: list[Tensor] = []
         self._delete_graphs()
@@ -91,15 +96,14 @@ class TracedSteps:
         self._follow(rule, theta)
         kinds = self._kinds.of(stacks)
         if fit_together(stacks):
-            is_rare = any(stack.full for stack in stacks)
-            uses = steps_ahead // rule.period if is_rare else steps_ahead
-            model_step = self._whole_step(stacks, kinds, seeds, shared, context, uses)
+            uses = steps_ahead // rule.period if any(stack.full for stack in stacks) else steps_ahead
+            model_step = self._whole_step(rule, stacks, kinds, seeds, shared, context, uses)
             if model_step is not None:
                 return model_step
         prelude = self._prelude(rule, stacks, kinds, shared, context, steps_ahead)
         if prelude is None:
             for stack, kind in zip(stacks, kinds, strict=True):
-                self._returns(_stack_key(stack, kind))
+                self._returns(stack_key(stack, kind))
             return steps_of_stacks(rule, stacks, seeds, shared, context)
         extremes, at, controls, new_shared = prelude
 
@@ -148,6 +152,7 @@ class TracedSteps:
             self._delete_graphs()
 
     def _delete_graphs(self) -> None:
+        self._waits = 0  # number of steps in a row whose kinds of stacks were new
         self._preludes: dict[Hashable, PreludeGraph] = {}
         self._steps: dict[Hashable, StepGraph] = {}
         self._whole_steps: dict[Hashable, WholeStepGraph] = {}
@@ -177,7 +182,7 @@ class TracedSteps:
         steps_ahead: int,
     ) -> tuple[Tensor, CommonInputs, list[Columns], dict[str, Tensor]] | None:
         """The results of the graph that precedes the steps of stacks; ``None`` if it is not traced."""
-        key = _prelude_key(kinds, shared, context)
+        key = prelude_key(kinds, shared, context)
         prelude = self._preludes.get(key)
         try:
             if prelude is None:
@@ -195,6 +200,7 @@ class TracedSteps:
 
     def _whole_step(
         self,
+        rule: UpdateRule,
         stacks: Sequence[Stack],
         kinds: Sequence[int],
         seeds: Sequence[Tensor | None],
@@ -202,23 +208,66 @@ class TracedSteps:
         context: StepContext,
         uses: int,
     ) -> ModelStep | None:
-        """The results of one graph of the whole step; ``None`` unless each part of the step has a graph."""
-        key = (_prelude_key(kinds, shared, context), *((stack.full, _decay_of(stack)) for stack in stacks))
+        """The results of one graph of the whole step; ``None`` if there is no such graph, or a new one does not pay."""
+        key = (prelude_key(kinds, shared, context), *((stack.full, decay_of(stack)) for stack in stacks))
+        arguments = stacks, seeds, shared, context
         try:
-            if key not in self._whole_steps:
-                prelude = self._preludes.get(key[0])
-                if prelude is None or not self._joins(uses, seeds):
-                    return None
-                pairs = zip(stacks, kinds, strict=True)
-                graphs = [self._steps.get(_step_key(*pair, prelude.template)) for pair in pairs]
-                steps = [graph for graph in graphs if graph is not None]
-                if len(steps) < len(stacks):
-                    return None
-                self._whole_steps[key] = WholeStepGraph(prelude, steps, stacks, seeds, shared, context)
-            return self._whole_steps[key](stacks, seeds, shared, context)
+            if key in self._whole_steps:
+                return self._whole_steps[key](*arguments)
+            if not self._joins(uses, seeds):
+                return None
+            count, waits = self.count, self._waits
+            parts = self._parts(rule, stacks, kinds, seeds, shared, context, uses)
+            if parts is None:
+                return None if self._waits == waits else steps_of_stacks(rule, *arguments)
+            whole = WholeStepGraph(*parts, stacks, seeds, shared, context)
+            results = whole(*arguments)
+            if not self.checks_parts and self.count > count:
+                expected = steps_of_stacks(rule, *arguments)
+                expected = expected._replace(stacks=list(expected.stacks))
+                if not all(map(same_bits, tree_leaves(results), tree_leaves(expected))):
+                    raise UntraceableError("the traced graph gives other values than the rule")
+            self._whole_steps[key] = whole
+            return results
         except (UntraceableError, RuntimeError) as error:
             self._fail(error)
             return None
+
+    def _parts(
+        self,
+        rule: UpdateRule,
+        stacks: Sequence[Stack],
+        kinds: Sequence[int],
+        seeds: Sequence[Tensor | None],
+        shared: dict[str, Tensor],
+        context: StepContext,
+        uses: int,
+    ) -> tuple[PreludeGraph, list[StepGraph]] | None:
+        """The graphs to join, recorded where they are missing; ``None`` if some are missing that do not pay yet."""
+        key = prelude_key(kinds, shared, context)
+        prelude = self._preludes.get(key)
+        template = None if prelude is None else prelude.template
+        keys = [stack_key(stack, kind) for stack, kind in zip(stacks, kinds, strict=True)]
+        missing = [key] if prelude is None else []
+        missing += [x for x in keys if template is None or (*x, template.text) not in self._steps]
+        if missing and (self.checks_parts or self._waits > RETURNS or not self._pays(uses)):
+            return None
+        counted = [self._returns(kind) for kind in missing]  # a list, so that each kind is counted
+        self._waits = 0 if all(counted) else self._waits + 1
+        if self._waits:
+            return None
+        if prelude is None:
+            prelude = self._preludes[key] = self._new_graph(
+                rule, "", lambda: PreludeGraph(rule, stacks, shared, context, check=False)
+            )
+        at, controls = prelude.examples
+        steps = []
+        for stack, kind, columns, seed in zip(stacks, kinds, controls, seeds, strict=True):
+            name = step_key(stack, kind, at.template)
+            if name not in self._steps:
+                self._steps[name] = StepGraph(rule, stack, columns, at, seed, check=False)
+            steps.append(self._steps[name])
+        return prelude, steps
 
     def _step(
         self,
@@ -233,12 +282,12 @@ class TracedSteps:
         """The step of a stack from its graph; ``None`` if it is not traced."""
         if self.failure:
             return None
-        key = _step_key(stack, kind, at.template)
+        key = step_key(stack, kind, at.template)
         graph = self._steps.get(key)
         try:
             if graph is None:
                 uses = steps_ahead // rule.period if stack.full else steps_ahead
-                if not self._pays(uses) or not self._returns(_stack_key(stack, kind)):
+                if not self._pays(uses) or not self._returns(stack_key(stack, kind)):
                     return None
                 graph = self._steps[key] = self._new_graph(
                     rule,
@@ -249,51 +298,3 @@ class TracedSteps:
         except (UntraceableError, RuntimeError) as error:
             self._fail(error)
             return None
-
-
-class _StackKinds:
-    """Numbers the kinds of stacks. A stack that keeps its state dictionary and its layout is not examined again."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[Hashable, int] = {}
-        self._last: list[tuple[object, Hashable, int]] = []
-
-    def of(self, stacks: Sequence[Stack]) -> list[int]:
-        """The number of the kind of each stack."""
-        if len(stacks) != len(self._last):
-            self._last = [(None, None, 0)] * len(stacks)
-        for index, ((state, layout, _), stack) in enumerate(zip(self._last, stacks, strict=True)):
-            params = stack.params
-            layout_now = params.dtype, params.device, params.shape, params.stride(), stack.grads.stride()
-            if state is not stack.state or layout != layout_now:
-                number = self._numbers.setdefault(_kind_of(stack), len(self._numbers))
-                self._last[index] = stack.state, layout_now, number
-        return [number for _, _, number in self._last]
-
-
-def _kind_of(stack: Stack) -> Hashable:
-    """The properties of a stack that its graphs depend on."""
-    state = tuple([(key, x.dtype, x.shape, x.stride()) for key, x in stack.state.items()])
-    params = stack.params
-    layout = params.dtype, params.device, params.shape, params.stride(), stack.grads.stride()
-    return len(stack.names), stack.role, layout, state
-
-
-def _decay_of(stack: Stack) -> Hashable:
-    """The value of a weight decay that is a number, since it is part of the graph; the type, device and strides of a
-    weight decay that is a tensor, since it is an input of the graph."""
-    decay = stack.weight_decay
-    return (decay.dtype, decay.device, decay.stride()) if isinstance(decay, Tensor) else decay
-
-
-def _prelude_key(kinds: Sequence[int], shared: Mapping[str, Tensor], context: StepContext) -> Hashable:
-    shared_strides = [(key, x.stride()) for key, x in shared.items()]
-    return (*kinds, *shared_strides, context.loss is None, context.scheduled is None, context.epochs is None)
-
-
-def _step_key(stack: Stack, kind: int, at: TreeTemplate) -> Hashable:
-    return *_stack_key(stack, kind), at.text
-
-
-def _stack_key(stack: Stack, kind: int) -> tuple[Hashable, ...]:
-    return kind, stack.full, _decay_of(stack)
