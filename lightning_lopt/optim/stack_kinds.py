@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 from torch import Tensor
 
-from lightning_lopt.optim.step_graphs import TreeTemplate
+from lightning_lopt.optim.common_inputs import TreeTemplate
 from lightning_lopt.rules.base import StepContext
 from lightning_lopt.rules.contract.stacks import Stack
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
 
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from lightning_lopt.hoisting import MOST_ENTRIES
+from lightning_lopt.optim.common_inputs import CommonInputs, TreeTemplate, tensors_of_context
 from lightning_lopt.optim.precision import extremes_of_each
 from lightning_lopt.optim.stack_steps import ModelStep, StackStep, extremes_of_gradients
 from lightning_lopt.optim.state_types import changed_keys, rounded_like, widened, with_wide_state
@@ -21,54 +20,6 @@ from lightning_lopt.traced_calls import TracedCalls
 from lightning_lopt.tracing import BuildRun, TracedFunction, UntraceableError
 
 Entry = TypeVar("Entry")
-
-
-@dataclass(frozen=True, eq=False)
-class TreeTemplate:
-    """A tree without its tensors.
-
-    Attributes:
-        structure: structure of the tree.
-        leaves: numbers, texts and ``None`` of the tree; ``...`` replaces each tensor.
-        is_context: whether the tree is a :class:`StepContext`.
-        text: a description that is equal for equal templates.
-    """
-
-    structure: TreeSpec
-    leaves: list[Any]
-    is_context: bool
-    text: str
-
-    @classmethod
-    def of(cls, tree: Any) -> tuple[list[Tensor], TreeTemplate]:
-        """The tensors of a tree, and its template."""
-        is_context = isinstance(tree, StepContext)
-        leaves, structure = tree_flatten(_tensors_of(tree) if is_context else tree)
-        template_leaves = [... if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        if not all(
-            leaf is ... or leaf is None or isinstance(leaf, bool | int | float | str) for leaf in template_leaves
-        ):
-            raise UntraceableError("the rule's at() returns more than tensors, numbers and texts")
-        return [leaf for leaf in leaves if isinstance(leaf, Tensor)], cls(
-            structure, template_leaves, is_context, f"{structure} {template_leaves}"
-        )
-
-    def tree(self, tensors: Iterable[Tensor]) -> Any:
-        """The inverse of :meth:`of`."""
-        remaining = iter(tensors)
-        tree = tree_unflatten([next(remaining) if leaf is ... else leaf for leaf in self.leaves], self.structure)
-        return StepContext(**tree) if self.is_context else tree
-
-
-class CommonInputs:
-    """The result of :meth:`UpdateRule.at`, a tree: its tensors and its template."""
-
-    def __init__(self, tensors: list[Tensor], template: TreeTemplate) -> None:
-        self.tensors, self.template = tensors, template
-
-    @cached_property
-    def tree(self) -> Any:
-        return self.template.tree(self.tensors)
 
 
 class PreludeGraph:
@@ -100,7 +51,7 @@ class PreludeGraph:
             remaining = iter(tensors)
             input_stacks = [_refilled(stack, remaining) for stack in blank_stacks]
             shared_inputs = {key: next(remaining) for key in shared}
-            fields = {key: next(remaining) for key in _tensors_of(context)}
+            fields = {key: next(remaining) for key in tensors_of_context(context)}
             traced_context = StepContext(**fields, roles=unread, weight_decay=unread, phase=unread)
             at, self.template = TreeTemplate.of(rule.at(shared_inputs, traced_context))
             controls, new_shared = rule.exchanged(
@@ -138,7 +89,7 @@ class PreludeGraph:
 
     def _arguments(self, stacks: Sequence[Stack], shared: Mapping[str, Tensor], context: StepContext) -> list[Tensor]:
         stack_tensors = [x for stack in stacks for x in (stack.params, stack.grads, *stack.state.values())]
-        return [*stack_tensors, *shared.values(), *_tensors_of(context).values()]
+        return [*stack_tensors, *shared.values(), *tensors_of_context(context).values()]
 
 
 class StepGraph:
@@ -224,7 +175,7 @@ class WholeStepGraph:
         self._calls = TracedCalls(count)
         indices = iter(range(count))
         step_indices = [[next(indices) for _ in _tensors_of_stack(stack)] for stack in stacks]
-        common_indices = [next(indices) for _ in (*shared, *_tensors_of(context))]
+        common_indices = [next(indices) for _ in (*shared, *tensors_of_context(context))]
         seed_indices = [[next(indices)] if graph.rounds else [] for graph in steps]
         prelude_indices = [
             index
@@ -238,7 +189,7 @@ class WholeStepGraph:
         for stack_indices, graph, stack_controls, seed in parts:
             results += self._calls.add(graph.graph, [*stack_indices, *stack_controls.values(), *at, *seed])
         self._shared, self._keys = list(new_shared), [graph.keys for graph in steps]
-        fields = zip(_tensors_of(context), common_indices[len(shared) :], strict=True)
+        fields = zip(tensors_of_context(context), common_indices[len(shared) :], strict=True)
         lasting = [index for field, index in fields if field in _LASTING_FIELDS]
         for stack_indices, graph, stack in zip(step_indices, steps, stacks, strict=True):
             lasting += [stack_indices[index] for index in graph.unchanged(stack)]
@@ -270,7 +221,7 @@ class WholeStepGraph:
     ) -> list[Tensor]:
         stack_tensors = [x for stack in stacks for x in _tensors_of_stack(stack)]
         present_seeds = [seed for seed in seeds if seed is not None]
-        return [*stack_tensors, *shared.values(), *_tensors_of(context).values(), *present_seeds]
+        return [*stack_tensors, *shared.values(), *tensors_of_context(context).values(), *present_seeds]
 
 
 class _Unread:
@@ -298,10 +249,4 @@ def _tensors_of_stack(stack: Stack) -> list[Tensor]:
     return [stack.params, stack.grads, *stack.state.values(), *decay]
 
 
-def _tensors_of(context: StepContext) -> dict[str, Tensor]:
-    """The tensors of a context by the names of their fields."""
-    return {key: x for key in _TENSOR_FIELDS if (x := getattr(context, key)) is not None}
-
-
 _LASTING_FIELDS = ("total_steps", "epochs")
-_TENSOR_FIELDS = ("step", "total_steps", "loss", "scheduled", "epochs")

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lightning_lopt.operations import Run
+from lightning_lopt.optim.common_inputs import CommonInputs
 from lightning_lopt.optim.stack_kinds import StackKinds, decay_of, prelude_key, stack_key, step_key
 from lightning_lopt.optim.stack_steps import ModelStep, StackStep, fit_together, step_of_stack, steps_of_stacks
-from lightning_lopt.optim.step_graphs import CommonInputs, PreludeGraph, StepGraph, WholeStepGraph
+from lightning_lopt.optim.step_graphs import PreludeGraph, StepGraph, WholeStepGraph
 from lightning_lopt.rules.base import Columns, StepContext, UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack
 from lightning_lopt.script_graphs import interpreted
@@ -244,8 +245,7 @@ class TracedSteps:
         uses: int,
     ) -> tuple[PreludeGraph, list[StepGraph]] | None:
         """The graphs to join, recorded where they are missing; ``None`` if some are missing that do not pay yet."""
-        key = prelude_key(kinds, shared, context)
-        prelude = self._preludes.get(key)
+        prelude = self._preludes.get(key := prelude_key(kinds, shared, context))
         template = None if prelude is None else prelude.template
         keys = [stack_key(stack, kind) for stack, kind in zip(stacks, kinds, strict=True)]
         missing = [key] if prelude is None else []
@@ -263,10 +263,10 @@ class TracedSteps:
         at, controls = prelude.examples
         steps = []
         for stack, kind, columns, seed in zip(stacks, kinds, controls, seeds, strict=True):
-            name = step_key(stack, kind, at.template)
-            if name not in self._steps:
-                self._steps[name] = StepGraph(rule, stack, columns, at, seed, check=False)
-            steps.append(self._steps[name])
+            graph_key = step_key(stack, kind, at.template)
+            if graph_key not in self._steps:
+                self._steps[graph_key] = StepGraph(rule, stack, columns, at, seed, check=False)
+            steps.append(self._steps[graph_key])
         return prelude, steps
 
     def _step(

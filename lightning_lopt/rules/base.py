@@ -117,8 +117,7 @@ class UpdateRule(PickledAsData, ABC):
         return (None, *range(self.period)) if self.period > 1 else (None,)
 
     def has_full_steps(self, shape: torch.Size, role: Role) -> bool:
-        """Whether full steps of tensors of this shape and role differ from their other steps, see :attr:`period`; if
-        not, no step of these tensors counts as a full one. By default they differ."""
+        """Whether full steps of such tensors differ from other steps; if not, none of their steps is a full one."""
         return True
 
     @property
@@ -230,27 +229,16 @@ class UpdateRule(PickledAsData, ABC):
         for index, names in enumerate(grouped(params, list(grads), context.roles)):
             first_param = params[names[0]]
             role = context.roles.get(names[0], role_of_shape(tuple(first_param.shape)))
-            stack = Stack(
-                names,
-                joined([params[name] for name in names]),
-                joined([grads[name] for name in names]),
-                {key: joined([tensors[name][key] for name in names]) for key in tensors[names[0]]},
-                role,
-                joined_decay(names, context.weight_decay, first_param),
-                self.is_full(index, context, first_param.shape, role),
-            )
-            stacks.append(stack)
+            full = self.is_full(index, context, first_param.shape, role)
+            decay = joined_decay(names, context.weight_decay, first_param)
+            stack_params, stack_grads = (joined([x[name] for name in names]) for x in (params, grads))
+            state = {key: joined([tensors[name][key] for name in names]) for key in tensors[names[0]]}
+            stacks.append(Stack(names, stack_params, stack_grads, state, role, decay, full))
         return stacks
 
     @final
     def is_full(self, index: int, context: StepContext, shape: torch.Size, role: Role) -> bool:
-        """Whether this step is a full step for the stack with this index, see :attr:`period`.
-
-        Args:
-            index: number of the stack among all stacks.
-            context: context with the phase of the step.
-            shape, role: as of each tensor of the stack.
-        """
+        """Whether a stack makes a full step, see :attr:`period`; ``index`` is its number among all stacks."""
         is_due = context.phase is None or (index + context.phase) % self.period == 0
         return is_due and self.has_full_steps(shape, role)
 

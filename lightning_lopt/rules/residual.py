@@ -10,17 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lopt.checks import check_numbers, check_positive, check_sizes
-from lightning_lopt.rules.base import (
-    THETA_DTYPE,
-    Columns,
-    Rollback,
-    State,
-    StepContext,
-    TensorInputs,
-    TensorState,
-    UpdateRule,
-    register_rule,
-)
+from lightning_lopt.rules.base import State, StepContext, TensorInputs, TensorState, UpdateRule, register_rule
+from lightning_lopt.rules.contract.context import THETA_DTYPE, Columns, Rollback
 from lightning_lopt.rules.contract.roles import ROLES, Role, check_role
 from lightning_lopt.rules.residual_parts import validation
 from lightning_lopt.rules.residual_parts.calibration import Calibration, power_and_promises
