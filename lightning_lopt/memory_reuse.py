@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_lopt.operations import Layout, Operation, Place, aten
+from lightning_lopt.operations import MemoryLayout, Operation, Place, aten
 
 COMMUTATIVE = {aten.add.Tensor: aten.add_.Tensor, aten.mul.Tensor: aten.mul_.Tensor}
 IN_PLACE: dict[Any, Any] = COMMUTATIVE | {
@@ -26,7 +26,7 @@ IN_PLACE |= {
 
 def layouts_of(
     operations: Iterable[Operation], tensors: Sequence[Tensor], visible: Iterable[int], renamed: Mapping[int, int]
-) -> dict[int, Layout]:
+) -> dict[int, MemoryLayout]:
     """The layouts of all results of operations, by place.
 
     Args:
@@ -49,13 +49,13 @@ def layouts_of(
         for place in operation.results:
             x, memory = tensors[place], memory_of(place)
             fills_memory = x.numel() * x.element_size() == x.untyped_storage().nbytes()
-            layouts[place] = Layout(
+            layouts[place] = MemoryLayout(
                 x.dtype, x.shape, x.stride(), fills_memory, None if memory in used_outside else memory
             )
     return layouts
 
 
-def overwriting(operations: Sequence[Operation], layouts: Mapping[int, Layout]) -> list[Operation]:
+def overwriting(operations: Sequence[Operation], layouts: Mapping[int, MemoryLayout]) -> list[Operation]:
     """Operations that give the same bits, in place where an operand is not read again.
 
     An operation in place allocates no memory. This saves a fifth of the time of an operation on a small tensor, and
@@ -65,7 +65,7 @@ def overwriting(operations: Sequence[Operation], layouts: Mapping[int, Layout]) 
         operations: calls in their order.
         layouts: the layouts of all results of ``operations``.
 
-    >>> layout = Layout(torch.float32, torch.Size([2]), (1,), True, None)
+    >>> layout = MemoryLayout(torch.float32, torch.Size([2]), (1,), True, None)
     >>> double = Operation(aten.mul.Tensor, ([Place(0), 2.0], {}), [1], False)
     >>> root = Operation(aten.sqrt.default, ([Place(1)], {}), [2], False)
     >>> [x.function for x in overwriting([double, root], {1: layout._replace(memory=1), 2: layout})]
@@ -80,7 +80,7 @@ def overwriting(operations: Sequence[Operation], layouts: Mapping[int, Layout]) 
 
 
 def _in_place(
-    operation: Operation, layouts: Mapping[int, Layout], last_use: Mapping[Hashable, int], index: int
+    operation: Operation, layouts: Mapping[int, MemoryLayout], last_use: Mapping[Hashable, int], index: int
 ) -> Operation:
     """An operation, in place if the memory of one of its operands has its last use in this operation."""
     function, (operands, options), results, _ = operation

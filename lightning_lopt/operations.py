@@ -68,7 +68,7 @@ def may_alias(function: Any) -> bool:
     return bool(function.is_view) or function in ALIASES
 
 
-class Layout(NamedTuple):
+class MemoryLayout(NamedTuple):
     """The arrangement of a tensor in memory.
 
     Attributes:
@@ -101,7 +101,7 @@ class Program(NamedTuple):
     inputs: list[int]
     outputs: list[int]
     constants: dict[int, Tensor]
-    layouts: Mapping[int, Layout] = MappingProxyType({})
+    layouts: Mapping[int, MemoryLayout] = MappingProxyType({})
 
 
 def mapped(kind: type[Leaf], change: Callable[[Leaf], object], tree: Any) -> Any:

@@ -26,7 +26,7 @@ class UntraceableError(Exception):
     """A function cannot be represented by a graph; the message says why."""
 
 
-class Part(NamedTuple):
+class ProgramPart(NamedTuple):
     """A part of a recorded function: its program, and a function that runs the program."""
 
     program: Program
@@ -83,7 +83,7 @@ class TracedFunction:
     ) -> None:
         self.is_script = build is interpreted
         self._run: Run | None = None
-        self._parts: dict[tuple[frozenset[int], frozenset[int]], tuple[Part, Part]] = {}
+        self._parts: dict[tuple[frozenset[int], frozenset[int]], tuple[ProgramPart, ProgramPart]] = {}
         try:
             with torch.random.fork_rng(devices=[]), _collection_paused():
                 expected = function(*arguments) if check else ()
@@ -117,11 +117,14 @@ class TracedFunction:
             computed = run(*[arguments[index] for index in self.argument_indices], *self.captured)
         return [arguments[index] if is_argument else computed[index] for is_argument, index in self.results]
 
-    def divided(self, lasting: frozenset[int], returned: frozenset[int]) -> tuple[Part, Part]:
+    def divided(self, lasting: frozenset[int], returned: frozenset[int]) -> tuple[ProgramPart, ProgramPart]:
         """The two parts of the program, see :func:`~lightning_lopt.hoisting.divided`, as graphs of TorchScript."""
         if (lasting, returned) not in self._parts:
             first, second = divided(self.program, lasting, returned)
-            self._parts[lasting, returned] = Part(first, interpreted(first)), Part(second, interpreted(second))
+            self._parts[lasting, returned] = (
+                ProgramPart(first, interpreted(first)),
+                ProgramPart(second, interpreted(second)),
+            )
         return self._parts[lasting, returned]
 
     def _take(self, recording: _Recording, results: Sequence[Tensor], *, shorter: bool) -> None:
