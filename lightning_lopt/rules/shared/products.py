@@ -31,9 +31,9 @@ def product(first: Tensor, *next_factors: Tensor) -> Tensor:
             [3., 3.]])
     """
     is_rounded = bool(next_factors) and _is_rounded(first, *next_factors)
-    result = first.bfloat16() if is_rounded else first
+    result = _rounded(first) if is_rounded else first
     for factor in next_factors:
-        result = result @ (factor.bfloat16() if is_rounded else factor)
+        result = result @ (_rounded(factor) if is_rounded else factor)
     return result.to(first.dtype)
 
 
@@ -45,7 +45,7 @@ def gram(x: Tensor) -> Tensor:
     """
     if not _is_rounded(x):
         return x @ x.mT
-    rounded = x.bfloat16()
+    rounded = _rounded(x)
     return (rounded @ rounded.mT).to(x.dtype)
 
 
@@ -65,6 +65,13 @@ def added_product(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1.0, alpha: 
     if not _is_rounded(a, b):
         return torch.addmm(x, a, b, beta=beta, alpha=alpha)
     return torch.add(beta * x, product(a, b), alpha=alpha)
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """``x`` in bfloat16. A transpose is rounded before it is transposed, so that a traced step rounds a matrix and its
+    transpose only once."""
+    is_transposed = x.stride(-2) == 1 != x.stride(-1)
+    return x.mT.bfloat16().mT if is_transposed else x.bfloat16()
 
 
 def _is_rounded(*factors: Tensor) -> bool:
