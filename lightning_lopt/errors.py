@@ -24,7 +24,7 @@ class RuleFileError(ValueError):
         ...     load_rule("bose")
         ... except RuleFileError as error:
         ...     print(error)
-        'bose' is neither a folder nor an embedded rule; use a folder or one of: base.
+        'bose' is neither a folder nor an embedded rule; use a folder or one of: base, celo2.
     """
 
     def __init__(self, message: str) -> None:

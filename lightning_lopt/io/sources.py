@@ -34,7 +34,7 @@ def available_rules() -> list[str]:
 
     Example:
         >>> available_rules()
-        ['base']
+        ['base', 'celo2']
     """
     return sorted(folder.name for folder in pretrained.ROOT.iterdir() if (folder / CONFIG).is_file())
 

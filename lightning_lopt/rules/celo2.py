@@ -34,7 +34,7 @@ class Celo2Rule(Celo2BaseRule):
         adam_betas: β₁ and β₂, each in [0, 1).
         adam_bias_correction: divide m and v by :math:`1 - \beta^t`; the reference does not by default.
         hidden, step_mult, rms_mult, exp_mult, weight_decay, orthogonalise, param_scale_mult, bias_correction,
-            momentum_decays, second_moment_decay, factored_decays, matrix: as in :class:`Celo2BaseRule`.
+            momentum_decays, second_moment_decay, factored_decays, matrix, schedule: as in :class:`Celo2BaseRule`.
 
     Raises:
         ValueError: if an argument lies outside its range, or a role is unknown.
@@ -68,10 +68,11 @@ class Celo2Rule(Celo2BaseRule):
         second_moment_decay: float = 0.95,
         factored_decays: Sequence[float] = (0.9, 0.99, 0.999),
         matrix: Matrix = "flat",
+        schedule: str = "constant",
     ) -> None:
         super().__init__(
             hidden, step_mult, rms_mult, exp_mult, weight_decay, orthogonalise, param_scale_mult, bias_correction,
-            momentum_decays, second_moment_decay, factored_decays, matrix,
+            momentum_decays, second_moment_decay, factored_decays, matrix, schedule,
         )  # fmt: skip
         check_positive(adam_mult=adam_mult)
         if len(adam_betas) != 2 or not all(0 <= beta < 1 for beta in adam_betas):
@@ -102,4 +103,4 @@ class Celo2Rule(Celo2BaseRule):
             second_moment = second_moment / correction(beta2, count)
         decayed = (self.weight_decay + inputs.weight_decay) * inputs.param
         step = momentum * torch.rsqrt(second_moment + ADAM_EPS) + decayed
-        return -self.adam_mult * self.step_mult * step, state
+        return self._scheduled(-self.adam_mult * self.step_mult * step, at), state

@@ -16,6 +16,7 @@ from lightning_lopt.rules.shared.entry_network import EntryNetwork, inverse_rms,
 from lightning_lopt.rules.shared.fast_entry_network import apply_network
 from lightning_lopt.rules.shared.features import FeatureInputs, averaged_features
 from lightning_lopt.rules.shared.moments import Rates, Ties, init_averages, update_averages
+from lightning_lopt.rules.shared.schedules import SCHEDULES, schedule_factor
 
 GRADIENT_LIMIT = 1000.0
 NORM_EPS = 1e-9
@@ -54,6 +55,8 @@ class Celo2BaseRule(UpdateRule):
         second_moment_decay: decay of the second moment, in [0, 1).
         factored_decays: decays of the k factored second moments, each in [0, 1).
         matrix: ``"flat"``, or ``"last_two"`` for tensors whose axes have the order of the reference.
+        schedule: factor on all steps, see :func:`~lightning_lopt.rules.shared.schedules.schedule_factor`. The reference
+            has none in meta-training, and ``"warmup_cosine"`` in its experiments.
 
     Raises:
         ValueError: if an argument lies outside its range.
@@ -88,6 +91,7 @@ class Celo2BaseRule(UpdateRule):
         second_moment_decay: float = 0.95,
         factored_decays: Sequence[float] = (0.9, 0.99, 0.999),
         matrix: Matrix = "flat",
+        schedule: str = "constant",
     ) -> None:
         super().__init__()
         check_sizes(hidden=hidden)
@@ -95,6 +99,8 @@ class Celo2BaseRule(UpdateRule):
         check_numbers(exp_mult=exp_mult)
         check_decays(momentum_decays, second_moment_decay, factored_decays)
         check_choice("matrix", matrix, ("flat", "last_two"))
+        check_choice("schedule", schedule, SCHEDULES)
+        self.schedule, self.reads_horizon = schedule, schedule != "constant"
         self.hidden, self.step_mult, self.rms_mult, self.exp_mult = hidden, step_mult, rms_mult, exp_mult
         self.weight_decay, self.orthogonalise, self.param_scale_mult = weight_decay, orthogonalise, param_scale_mult
         self.bias_correction, self.matrix = bias_correction, matrix
@@ -106,7 +112,7 @@ class Celo2BaseRule(UpdateRule):
     def config(self) -> dict[str, Any]:
         names = (
             "hidden", "step_mult", "rms_mult", "exp_mult", "weight_decay", "orthogonalise", "param_scale_mult",
-            "bias_correction", "momentum_decays", "second_moment_decay", "factored_decays", "matrix",
+            "bias_correction", "momentum_decays", "second_moment_decay", "factored_decays", "matrix", "schedule",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
@@ -121,7 +127,11 @@ class Celo2BaseRule(UpdateRule):
         update = self._step(param, outputs)
         if self.weight_decay or isinstance(inputs.weight_decay, Tensor) or inputs.weight_decay:
             update = update - self.step_mult * (self.weight_decay + inputs.weight_decay) * param
-        return update, averages
+        return self._scheduled(update, at), averages
+
+    def _scheduled(self, update: Tensor, at: StepContext) -> Tensor:
+        factor = schedule_factor(self.schedule, at)
+        return update * factor.to(update.dtype) if isinstance(factor, Tensor) else update
 
     @property
     def _ties(self) -> Ties:

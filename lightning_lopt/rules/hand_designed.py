@@ -60,7 +60,7 @@ class SGDRule(UpdateRule):
         momentum: μ, in [0, 1).
         nesterov: step along :math:`g + \mu m` instead of :math:`m`.
         weight_decay: coupled weight decay λ, >= 0; ``context.weight_decay`` is added to it.
-        schedule: schedule of the learning rate over the horizon, ``"constant"`` or ``"cosine"`` (to 0).
+        schedule: schedule of the learning rate, see :func:`~lightning_lopt.rules.shared.schedules.schedule_factor`.
 
     Raises:
         ValueError: if a constant lies outside its range.
@@ -132,7 +132,7 @@ class AdamRule(UpdateRule):
         betas: decay of the two averages, each in [0, 1).
         eps: ε, > 0.
         weight_decay: decoupled weight decay λ, >= 0; ``context.weight_decay`` is added to it.
-        schedule: schedule of the learning rate over the horizon, ``"constant"`` or ``"cosine"`` (to 0).
+        schedule: schedule of the learning rate, see :func:`~lightning_lopt.rules.shared.schedules.schedule_factor`.
 
     Raises:
         ValueError: if a constant lies outside its range.

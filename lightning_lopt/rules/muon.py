@@ -46,7 +46,7 @@ class MuonRule(UpdateRule):
         weight_decay: decoupled weight decay λ of Muon and AdamW, >= 0; ``context.weight_decay`` is added to it.
         adjustment: choice of s, ``"match_rms_adamw"`` or ``"original"``, with the names of ``torch.optim.Muon``.
         betas, eps: constants of AdamW.
-        schedule: schedule of the learning rate over the horizon, ``"constant"`` or ``"cosine"`` (to 0).
+        schedule: schedule of the learning rate, see :func:`~lightning_lopt.rules.shared.schedules.schedule_factor`.
 
     Raises:
         ValueError: if a constant lies outside its range.

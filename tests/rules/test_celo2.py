@@ -1,5 +1,6 @@
 """Celo2 against the reference implementation's own numbers, and in PyTorch's layouts against those."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -211,3 +212,18 @@ def test_initial_weights():
         assert weight.abs().max() <= 2 * inputs**-0.5
         assert float(weight.detach().std()) == pytest.approx(0.88 * inputs**-0.5, rel=0.15)
     assert not any(bias.any() for bias in (network.bias_0, network.bias_1, network.bias_2))
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (5,)])
+def test_a_schedule_multiplies_the_whole_step(shape):
+    generator = torch.Generator().manual_seed(0)
+    param, grad = (torch.randn(shape, generator=generator) for _ in range(2))
+    rules = [Celo2Rule(weight_decay=0.1, schedule=schedule) for schedule in ("constant", "warmup_cosine")]
+    rules[1].load_state_dict(rules[0].state_dict())
+    for step, factor in ((0, 0.1), (9, 1.0), (105, 0.5), (199, 0.5 * (1 - math.cos(math.pi / 190)))):
+        context = StepContext(step=torch.tensor(float(step)), total_steps=torch.tensor(200.0))
+        updates = []
+        for rule in rules:
+            state = rule.init_state({"x": param}, {})
+            updates.append(rule({"x": param}, {"x": grad}, state, context)[0]["x"])
+        torch.testing.assert_close(updates[1], factor * updates[0])
