@@ -74,7 +74,9 @@ def test_the_error_names_what_there_is():
 
 @pytest.mark.parametrize("name", ["velo", "VeLO"])
 def test_the_error_says_how_to_get_weights_that_do_not_ship(name):
-    with pytest.raises(RuleFileError, match=r"^rule 'velo' has no embedded weights \(these have: base, celo2\); .* convert "):
+    with pytest.raises(
+        RuleFileError, match=r"^rule 'velo' has no embedded weights \(these have: base, celo2\); .* convert "
+    ):
         load_rule(name)
 
 
