@@ -96,7 +96,7 @@ class TracedSteps:
             return steps_of_stacks(rule, stacks, seeds, shared, context)
         self._follow(rule, theta)
         kinds = self._kinds.of(stacks)
-        if fit_together(stacks):
+        if fit_together(stacks) and all(map(self._covers, stacks)):
             uses = steps_ahead // rule.period if any(stack.full for stack in stacks) else steps_ahead
             model_step = self._whole_step(rule, stacks, kinds, seeds, shared, context, uses)
             if model_step is not None:

@@ -107,6 +107,16 @@ def test_a_step_of_a_small_model_is_one_graph(monkeypatch):
     assert_same(net.parameters(), other_net.parameters())
 
 
+def test_a_step_with_a_stack_that_gets_no_graph_is_not_one_graph(monkeypatch):
+    monkeypatch.setattr(traced_steps, "MOST_ENTRIES", 100)
+    net, optimizer = build(load_rule("base"))
+    train(net, optimizer, steps=30)
+    assert optimizer._traced_steps.count > 1
+    assert not optimizer._traced_steps._whole_steps
+    plain_net, plain = build(load_rule("base"), compile=False)
+    assert_same(net.parameters(), train(plain_net, plain, steps=30))
+
+
 def test_one_stack_with_an_update_that_is_not_finite_is_not_written():
     def between(optimizer):
         def change(number):
