@@ -85,11 +85,13 @@ PlacedCall = tuple[TracedFunction, list[int], list[int]]
 def _in_turn(calls: Sequence[PlacedCall], results: Sequence[int]) -> Run:
     """A function that makes several calls in turn; its arguments have the first places."""
 
+    runs = [(function.run, inputs, outputs) for function, inputs, outputs in calls]
+
     def run(*tensors: Tensor) -> list[Tensor]:
         values = dict(enumerate(tensors))
-        for function, inputs, outputs in calls:
-            if function.run is not None:
-                values.update(zip(outputs, function.run(*[values[place] for place in inputs]), strict=True))
+        for function, inputs, outputs in runs:
+            if function is not None:
+                values.update(zip(outputs, function(*[values[place] for place in inputs]), strict=True))
         return [values[place] for place in results]
 
     return run

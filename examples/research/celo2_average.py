@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightning_lopt import Celo2Rule, save_rule
@@ -57,9 +57,8 @@ def save(theta: Path, folder: Path) -> Path:
     """Save the rule with the mean of θ in a folder; a card that is there stays."""
     with safe_open(theta, "pt") as file:
         record = file.metadata()
-        weights = {key.removeprefix("rule."): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     rule = Celo2Rule(**SETTINGS, step_mult=STEP_MULT, schedule=SCHEDULE)
-    rule.load_state_dict(weights)
+    rule.load_state_dict({key.removeprefix("rule."): value for key, value in load_file(theta).items()})
     meta_training = {
         "horizons": [100, 2000],
         "outer_steps": int(record["last_step"]),

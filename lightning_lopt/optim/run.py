@@ -17,6 +17,8 @@ from lightning_lopt.optim.precision import Flag, all_finite
 from lightning_lopt.rules.base import StepContext, UpdateRule
 from lightning_lopt.tracing import tensors_of
 
+MOST_NUMBERS = 8  # tensors of numbers that are kept; a run has two, the horizon and the epochs, unless its plan changes
+
 
 class RunOptimizer(torch.optim.Optimizer):
     """The part of :class:`~lightning_lopt.LearnedOptimizer` that holds the state of its run.
@@ -140,13 +142,13 @@ class RunOptimizer(torch.optim.Optimizer):
 
     def _number(self, value: float, device: torch.device) -> Tensor:
         """A number as a float32 tensor of no dimensions; the same tensor at each step."""
+        if torch.compiler.is_compiling():  # the tensors of a compilation must not be kept
+            return _number(value, device)
         key = value, device
-        if torch.compiler.is_compiling() or key not in self._numbers:
-            # float32 is explicit, since the default type is half under "16-true". torch.full does not wait for a copy.
-            number = torch.full((), value, dtype=torch.float32, device=device)
-            if torch.compiler.is_compiling():
-                return number
-            self._numbers = dict(list(self._numbers.items())[-1:]) | {key: number}
+        if key not in self._numbers:
+            if len(self._numbers) == MOST_NUMBERS:
+                self._numbers.clear()
+            self._numbers[key] = _number(value, device)
         return self._numbers[key]
 
     def _report_missing_loss(self) -> None:
@@ -189,3 +191,8 @@ class RunOptimizer(torch.optim.Optimizer):
                 f"LearnedOptimizer is past its total_steps={total}; it continues with its last step size.",
                 stacklevel=8,  # the caller of step, through the two wrappers of torch
             )
+
+
+def _number(value: float, device: torch.device) -> Tensor:
+    # float32 is explicit, since the default type is half under "16-true". torch.full does not wait for a copy.
+    return torch.full((), value, dtype=torch.float32, device=device)

@@ -246,10 +246,10 @@ class TracedSteps:
     ) -> tuple[PreludeGraph, list[StepGraph]] | None:
         """The graphs to join, recorded where they are missing; ``None`` if some are missing that do not pay yet."""
         prelude = self._preludes.get(key := prelude_key(kinds, shared, context))
-        template = None if prelude is None else prelude.template
-        keys = [stack_key(stack, kind) for stack, kind in zip(stacks, kinds, strict=True)]
         missing = [key] if prelude is None else []
-        missing += [x for x in keys if template is None or (*x, template.text) not in self._steps]
+        for pair in zip(stacks, kinds, strict=True):
+            if prelude is None or step_key(*pair, prelude.template) not in self._steps:
+                missing.append(stack_key(*pair))
         if missing and (self.checks_parts or self._waits > RETURNS or not self._pays(uses)):
             return None
         counted = [self._returns(kind) for kind in missing]  # a list, so that each kind is counted

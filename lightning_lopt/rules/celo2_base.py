@@ -130,8 +130,7 @@ class Celo2BaseRule(UpdateRule):
         return self._scheduled(update, at), averages
 
     def _scheduled(self, update: Tensor, at: StepContext) -> Tensor:
-        factor = schedule_factor(self.schedule, at)
-        return update * factor.to(update.dtype) if isinstance(factor, Tensor) else update
+        return update if self.schedule == "constant" else update * schedule_factor(self.schedule, at)
 
     @property
     def _ties(self) -> Ties:

@@ -23,6 +23,7 @@ from lightning_lopt.rules.base import (
 )
 from lightning_lopt.rules.shared.arithmetic import TINY
 from lightning_lopt.rules.shared.averages import bias_correction
+from lightning_lopt.rules.shared.schedules import warmup_factor
 
 
 @register_rule("schedule_free_adam")
@@ -114,7 +115,7 @@ class ScheduleFreeAdamRule(UpdateRule):
         beta1, beta2 = self.betas
         rate = torch.exp(self.log_lr)
         if self.warmup:
-            rate = rate * ((at.step + 1) / (self.warmup * at.total_steps)).clamp(max=1.0)
+            rate = rate * warmup_factor(at.step, self.warmup * at.total_steps)
         y, grad, state = inputs.param, inputs.grad, inputs.state
         count = state["count"] + 1
         second_moment = beta2 * state["second_moment"] + (1 - beta2) * grad.square()

@@ -29,7 +29,15 @@ def schedule_factor(name: str, context: StepContext) -> Tensor | float:
         return 1.0
     if name == "warmup_cosine":
         progress = context.scheduled_step / context.total_steps
-        rise = (context.scheduled_step + 1) / (WARMUP * context.total_steps).clamp(min=1.0)
         fall = 0.5 * (1 + torch.cos(math.pi * ((progress - WARMUP) / (1 - WARMUP)).clamp(min=0.0)))
-        return rise.clamp(max=1.0) * fall
+        return warmup_factor(context.scheduled_step, WARMUP * context.total_steps) * fall
     return 0.5 * (1 + torch.cos(math.pi * context.scheduled_step / context.total_steps))
+
+
+def warmup_factor(step: Tensor, length: Tensor) -> Tensor:
+    """A linear rise over the first ``length`` steps, then 1; ``step`` counts from 0.
+
+    >>> warmup_factor(torch.arange(3), torch.tensor(2.0))
+    tensor([0.5000, 1.0000, 1.0000])
+    """
+    return ((step + 1) / length).clamp(max=1.0)
