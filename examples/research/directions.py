@@ -16,6 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,7 +104,7 @@ class Variant(ResidualRule):
         return state
 
     def _accumulate(
-        self, grad: Tensor, old: Mapping[str, Tensor], at: Constants, *, turn: bool, overwrites: bool = False
+        self, grad: Tensor, old: Mapping[str, Tensor], at: Constants, *, turn: bool, **memory: Any
     ) -> tuple[dict[str, Tensor], Tensor]:
         next_state, inside = super()._accumulate(grad, old, at, turn=turn)
         if "moment" in old:

@@ -114,7 +114,7 @@ class WithIdeas(ResidualRule):
         return super().at(shared, context)
 
     def _accumulate(
-        self, grad: Tensor, old: Mapping[str, Tensor], at: Constants, *, turn: bool, overwrites: bool = False
+        self, grad: Tensor, old: Mapping[str, Tensor], at: Constants, *, turn: bool, **memory: Any
     ) -> tuple[dict[str, Tensor], Tensor]:
         coherence = old["log_coherence"]
         momentum, moment = (power * coherence for power in (self.ideas.momentum_coherence, self.ideas.moment_coherence))

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from lightning_lopt.optim.precision import extremes_of_each
+from lightning_lopt.optim.precision import all_finite, both_true, extremes_of_each
 from lightning_lopt.optim.state_types import changed_keys, rounded_like, widened, with_wide_state
 from lightning_lopt.rules.base import StepContext, TensorState, UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack
+from lightning_lopt.rules.shared.blocks import is_large
 
 StackStep = tuple[Tensor, TensorState, Tensor]
 """The updates of a stack, its state after the step, and the smallest and the largest entry of the updates, (2,)."""
@@ -44,7 +45,8 @@ def step_of_stack(
     else:
         wide_state = widened(stack.state, stack.params.dtype)
         update, new_state = rule.stepped(replace(stack, state=wide_state), dict(controls), at)
-        changed = changed_keys(new_state, wide_state)
+        # State that was written to the memory of the old state has changed, although it is the same object.
+        changed = changed_keys(new_state, wide_state) if stack.may_write is False else new_state
         del wide_state  # frees its memory before the new state is rounded
         new_state = rounded_like(new_state, changed, stack.state, seed)
     return update, new_state, extremes_of_each([update], update.device)
@@ -81,6 +83,7 @@ def steps_of_stacks(
         context: loss, step and horizon.
     """
     extremes = extremes_of_gradients(stacks)
+    stacks = allowed_to_write(stacks, extremes, context)
     at = rule.at(shared, context)
     controls, new_shared = rule.exchanged([with_wide_state(stack) for stack in stacks], at, shared, context)
     return ModelStep(
@@ -91,6 +94,26 @@ def steps_of_stacks(
             for stack, stack_controls, seed in zip(stacks, controls, seeds, strict=True)
         ),
     )
+
+
+def allowed_to_write(stacks: Sequence[Stack], extremes: Tensor, context: StepContext) -> Sequence[Stack]:
+    """The stacks; those that are computed in blocks may write their new state to the memory of the old state, if the
+    loss and all gradients are finite. New averages are then finite, too.
+
+    Args:
+        stacks: all stacks of a step.
+        extremes: as in :class:`ModelStep`.
+        context: contains the loss.
+    """
+    if not any(is_large(stack.params) for stack in stacks):
+        return stacks
+    finite = both_true(all_finite(extremes), context.loss is None or all_finite(context.loss))
+    return [
+        replace(stack, may_write=finite.to(stack.params.device) if isinstance(finite, Tensor) else finite)
+        if is_large(stack.params)
+        else stack
+        for stack in stacks
+    ]
 
 
 def extremes_of_gradients(stacks: Sequence[Stack]) -> Tensor:

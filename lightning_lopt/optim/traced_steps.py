@@ -15,7 +15,14 @@ from torch.utils._pytree import tree_leaves
 from lightning_lopt.operations import Run
 from lightning_lopt.optim.common_inputs import CommonInputs
 from lightning_lopt.optim.stack_kinds import StackKinds, decay_of, prelude_key, stack_key, step_key
-from lightning_lopt.optim.stack_steps import ModelStep, StackStep, fit_together, step_of_stack, steps_of_stacks
+from lightning_lopt.optim.stack_steps import (
+    ModelStep,
+    StackStep,
+    allowed_to_write,
+    fit_together,
+    step_of_stack,
+    steps_of_stacks,
+)
 from lightning_lopt.optim.step_graphs import PreludeGraph, StepGraph, WholeStepGraph
 from lightning_lopt.rules.base import Columns, StepContext, UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack
@@ -25,18 +32,12 @@ from lightning_lopt.tracing import UntraceableError, same_bits
 _log = logging.getLogger(__name__)
 Graph = TypeVar("Graph")
 
-FIRST = 4
-"""Number of steps before tracing begins, so that short runs spend no time on graphs."""
-RETURNS = 1
-"""Number of untraced steps of each kind of stack; a stack whose kind changes at every step is never traced."""
-LEAST_USES = 20
-"""Least number of planned steps of a kind of stack for which tracing (4 to 12 ms) takes less time than it saves."""
-LEAST_JOINED_USES = 15
-"""Least number of planned uses for which the graph of a whole step saves more time than joining its parts takes (7
-ms)."""
+FIRST = 4  # number of steps before tracing begins, so that short runs spend no time on graphs
+RETURNS = 1  # number of untraced steps of each kind of stack; a stack whose kind always changes is never traced
+LEAST_USES = 20  # least number of planned steps of a kind of stack; tracing takes 4 to 12 ms
+LEAST_JOINED_USES = 15  # the same of the graph of a whole step; joining its parts takes 7 ms
 MOST_KINDS = 256
-MOST_ENTRIES = 2**20
-"""Entries of a stack above which a graph saves no time, since arithmetic takes much longer than calls."""
+MOST_ENTRIES = 2**20  # entries of a stack above which a graph saves no time: arithmetic takes much longer than calls
 
 
 class TracedSteps:
@@ -107,6 +108,7 @@ class TracedSteps:
                 self._returns(stack_key(stack, kind))
             return steps_of_stacks(rule, stacks, seeds, shared, context)
         extremes, at, controls, new_shared = prelude
+        stacks = allowed_to_write(stacks, extremes, context)
 
         def steps_in_turn() -> Iterator[StackStep]:
             for stack, kind, columns, seed in zip(stacks, kinds, controls, seeds, strict=True):

@@ -253,7 +253,9 @@ class ResidualRule(UpdateRule):
     def step(self, inputs: TensorInputs, controls: Mapping[str, Tensor], at: Moment) -> tuple[Tensor, TensorState]:
         param, grad, constants = inputs.param, in_unit(inputs.grad, controls["per_unit"]), at.constants[inputs.role]
         is_last_use = self.direction is None
-        state, basis_grad = self._accumulate(grad, inputs.state, constants, turn=inputs.full, overwrites=is_last_use)
+        state, basis_grad = self._accumulate(
+            grad, inputs.state, constants, turn=inputs.full, overwrites=is_last_use, may_write=inputs.may_write
+        )
         if self.controller is not None:
             constants = Controls(*(controls[name] for name in Controls._fields)).applied_to(constants)
             state["hidden"] = controls["hidden"].to(state["hidden"].dtype)

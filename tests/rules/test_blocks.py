@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch.func import vmap
 
-from lightning_lopt import ResidualRule, load_rule
+from lightning_lopt import LearnedOptimizer, ResidualRule, load_rule
 from lightning_lopt.evaluation.benchmark.memory import measured_memory
 from lightning_lopt.evaluation.step_cost import learned
+from lightning_lopt.optim.stack_steps import MOST_TOGETHER
+from lightning_lopt.optim.traced_steps import MOST_ENTRIES
 from lightning_lopt.rules import StepContext
+from lightning_lopt.rules.contract.stacks import Stack
 from lightning_lopt.rules.residual_parts.eigenbasis import LARGEST_SIDE
 from lightning_lopt.rules.shared import blocks
 from lightning_lopt.rules.shared.blocks import in_blocks, whole_tensors
@@ -29,6 +32,15 @@ SHAPES = {
 def small_blocks(monkeypatch):
     monkeypatch.setattr(blocks, "LARGE", 64)
     monkeypatch.setattr(blocks, "BLOCK", 32)
+    monkeypatch.setattr("lightning_lopt.rules.residual_parts.eigenbasis.LARGEST_SIDE", 8)
+
+
+def base_of_short_bases(**config):
+    """The rule `base` whose bases have at most 8 axes."""
+    base = load_rule("base")
+    rule = ResidualRule(**base.config | {"longest_side": 8, **config})
+    rule.load_state_dict(base.state_dict(), strict=False)
+    return rule
 
 
 def three_steps(rule, shape, role, dtype=torch.float64):
@@ -50,11 +62,8 @@ def three_steps(rule, shape, role, dtype=torch.float64):
 
 @pytest.mark.parametrize("kind", SHAPES)
 @pytest.mark.parametrize("has_correction", [False, True])
-def test_steps_in_blocks_are_steps_of_whole_tensors(small_blocks, monkeypatch, kind, has_correction):
-    monkeypatch.setattr("lightning_lopt.rules.residual_parts.eigenbasis.LARGEST_SIDE", 8)
-    base = load_rule("base")
-    rule = ResidualRule(**base.config | {"direction": has_correction, "longest_side": 8})
-    rule.load_state_dict(base.state_dict(), strict=False)
+def test_steps_in_blocks_are_steps_of_whole_tensors(small_blocks, kind, has_correction):
+    rule = base_of_short_bases(direction=has_correction)
     if has_correction:
         torch.nn.init.normal_(rule.direction.output_weight, generator=torch.Generator().manual_seed(0))
     in_pieces = three_steps(rule, *SHAPES[kind])
@@ -117,9 +126,98 @@ def test_results_overwrite_only_what_they_may(small_blocks):
     x = torch.ones(70)
     (kept,) = in_blocks(lambda x: (2 * x,), x)
     assert torch.equal(x, torch.ones(70))
-    (overwritten,) = in_blocks(lambda x: (2 * x,), x, may_overwrite=x)
+    (overwritten,) = in_blocks(lambda x: (2 * x,), x, may_overwrite={0: x})
     assert overwritten is x
     assert torch.equal(x, kept)
+
+
+@torch.no_grad()
+def test_results_overwrite_only_what_they_fit(small_blocks):
+    """Memory in another order or of another type would need a conversion, or would lose digits."""
+    for memory in (torch.ones(10, 4, 3).mT, torch.ones(10, 3, 4, dtype=torch.float16)):
+        (result,) = in_blocks(lambda x: (2.0 * x.double(),), memory, may_overwrite={0: memory})
+        assert torch.equal(memory, torch.ones_like(memory))
+        assert torch.equal(result, torch.full((10, 3, 4), 2.0, dtype=torch.float64))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", SHAPES)
+def test_averages_are_written_in_place_where_a_device_allows_it(small_blocks, kind):
+    """An accelerator does not wait for the truth value, so the step receives the value as a tensor."""
+    (shape, role), rule = SHAPES[kind], base_of_short_bases()
+    param, grad = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    context, begin = StepContext(torch.tensor(1.0), torch.tensor(10.0)), rule.init_state({"w": param}, {"w": role})
+    results = {}
+    for may_write in (False, torch.tensor(False), torch.tensor(True)):
+        state = {key: x.clone() for key, x in begin.tensors["w"].items()}
+        stack = Stack(["w"], param, grad, state, role, may_write=may_write)
+        at = rule.at(begin.shared, context)
+        ((controls,), _) = rule.exchanged([stack], at, begin.shared, context)
+        _, new_state = rule.stepped(stack, controls, at)
+        written = {key for key, x in state.items() if not torch.equal(x, begin.tensors["w"][key])}
+        results[str(may_write)] = written, new_state
+    averages = {key for key in begin.tensors["w"] if key.endswith(("momentum", "_moment"))}
+    (none, expected), (refused, kept), (allowed, state) = results.values()
+    assert (none, refused, allowed) == (set(), set(), averages)
+    torch.testing.assert_close(state, expected, rtol=0, atol=0)
+    assert all(torch.equal(kept[key], begin.tensors["w"][key]) for key in averages)
+
+
+@pytest.mark.parametrize("state_dtype", [None, torch.bfloat16])
+def test_an_optimizer_that_writes_in_place_makes_the_same_steps(small_blocks, state_dtype):
+    def trained():
+        model = torch.nn.Sequential(torch.nn.Embedding(40, 6), torch.nn.Linear(6, 20), torch.nn.Linear(20, 3))
+        draws = torch.Generator().manual_seed(0)
+        params = list(model.parameters())
+        for param in params:
+            param.data = torch.randn(param.shape, generator=draws)
+        rule = base_of_short_bases()
+        optimizer = LearnedOptimizer(params, rule, total_steps=8, compile=False, state_dtype=state_dtype)
+        for _ in range(8):
+            for param in params:
+                param.grad = torch.randn(param.shape, generator=draws)
+            optimizer.step()
+        return params, optimizer
+
+    params, optimizer = trained()
+    with whole_tensors():
+        expected, expected_optimizer = trained()
+    rounding = 1e-5 if state_dtype is None else 0.02
+    for x, y in zip(params, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=rounding, atol=rounding)
+        state, expected_state = optimizer.state[x], expected_optimizer.state[y]
+        for key, value in state.items():
+            assert value.dtype == expected_state[key].dtype
+            expected_value = expected_state[key].double()
+            assert (value.double() - expected_value).norm() < 5 * rounding * (1e-9 + expected_value.norm()), key
+
+
+@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize("fault", ["its gradient", "another gradient", "the loss"])
+@pytest.mark.parametrize("state_dtype", [None, torch.bfloat16])
+def test_a_skipped_step_changes_nothing(small_blocks, monkeypatch, fault, state_dtype, waits):
+    if not waits:  # as on an accelerator
+        monkeypatch.setattr("lightning_lopt.optim.precision._is_on_host", lambda x: False)
+    params = [torch.nn.Parameter(torch.randn(40, 6)), torch.nn.Parameter(torch.randn(3))]
+    optimizer = LearnedOptimizer(params, base_of_short_bases(), total_steps=8, compile=False, state_dtype=state_dtype)
+    for step in range(3):
+        for param in params:
+            param.grad = torch.randn_like(param)
+        if step == 2:
+            before = [(x.detach().clone(), {k: v.clone() for k, v in optimizer.state[x].items()}) for x in params]
+            if fault != "the loss":
+                params[fault == "another gradient"].grad[1] = torch.nan
+        loss = torch.tensor(torch.inf if fault == "the loss" and step == 2 else 1.0)
+        optimizer.step(lambda loss=loss: loss)
+    assert optimizer.skipped_steps == 1
+    for x, (value, state) in zip(params, before, strict=True):
+        assert torch.equal(x, value)
+        assert all(torch.equal(optimizer.state[x][key], state[key]) for key in state)
+
+
+def test_traced_stacks_are_never_computed_in_blocks():
+    """A traced step is computed again to check its graph, so it must not write to its inputs."""
+    assert max(MOST_ENTRIES, MOST_TOGETHER) <= blocks.LARGE
 
 
 @torch.no_grad()
@@ -131,10 +229,10 @@ def test_blocks_map_over_models(small_blocks):
     torch.testing.assert_close(total, x @ y)
 
 
-def test_a_step_of_a_large_embedding_takes_three_times_its_memory():
-    """The new state, which is written once all of it is known to be finite: two averages and the update."""
+def test_a_step_of_a_large_embedding_takes_its_memory_once_more():
+    """The gradient in the unit of the run, whose memory then holds the update; averages are updated in place."""
     table = torch.nn.Parameter(torch.randn(20_000, 64))
     table.grad = torch.randn(20_000, 64)
     make = partial(learned, [("table", table, "embedding")], load_rule("base"), lambda: torch.ones(()), 100)
     _, memory = measured_memory(make, 3, torch.device("cpu"))
-    assert memory.peak < (3 * table.numel() + 10 * blocks.BLOCK) * 4
+    assert memory.peak < (table.numel() + 10 * blocks.BLOCK) * 4

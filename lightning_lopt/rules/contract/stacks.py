@@ -33,6 +33,9 @@ class TensorInputs(NamedTuple):
         role: role of the tensor in the model.
         weight_decay: decoupled weight decay of the user, added to the weight decay of the rule; a number or 0-dim.
         full: whether this step includes the work that is not needed at every step, see :attr:`UpdateRule.period`.
+        may_write: whether the step may write new state to the memory of ``state``, which saves memory for large
+            tensors. A 0-dim tensor of truth values on a device that has not yet found whether the gradients are finite:
+            where it is false, the memory must keep its values.
 
     >>> TensorInputs(param=torch.zeros(2), grad=torch.ones(2), state={}, role="vector").full
     True
@@ -44,6 +47,7 @@ class TensorInputs(NamedTuple):
     role: Role
     weight_decay: float | Tensor = 0.0
     full: bool = True
+    may_write: bool | Tensor = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Stack:
         state: state by key.
         role: role of all n tensors.
         weight_decay: a number, or shape (n,).
-        full: as in :class:`TensorInputs`.
+        full, may_write: as in :class:`TensorInputs`; ``may_write`` has no effect for n > 1.
     """
 
     names: Sequence[str]
@@ -67,6 +71,7 @@ class Stack:
     role: Role
     weight_decay: float | Tensor = 0.0
     full: bool = True
+    may_write: bool | Tensor = False
 
     def map(
         self, function: Callable[[TensorInputs, Mapping[str, Tensor]], Result], controls: Mapping[str, Tensor]
@@ -78,8 +83,8 @@ class Stack:
             controls: controls by name, with a first axis n, or none for n = 1.
         """
         if len(self.names) == 1:
-            inputs = TensorInputs(self.params, self.grads, self.state, self.role, self.weight_decay, self.full)
-            return function(inputs, controls)
+            tensors = self.params, self.grads, self.state
+            return function(TensorInputs(*tensors, self.role, self.weight_decay, self.full, self.may_write), controls)
         stack_decay = self.weight_decay
         decays = stack_decay if isinstance(stack_decay, Tensor) else None
 

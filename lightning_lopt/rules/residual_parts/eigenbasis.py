@@ -168,7 +168,7 @@ def out_evened(x: Tensor, bases: Mapping[str, Tensor], *, overwrites: bool = Fal
     def multiplied(block: Tensor) -> tuple[Tensor]:
         return (product(factor, block) if on_rows else product(block, factor.mT),)
 
-    output_memory = matrix if overwrites else None
+    output_memory = {0: matrix} if overwrites else {}
     return in_blocks(multiplied, matrix, axis=free_axis(bases), may_overwrite=output_memory)[0].reshape(x.shape)
 
 
@@ -187,7 +187,7 @@ def out_of_bases(x: Tensor, bases: Mapping[str, Tensor], *, overwrites: bool = F
     def multiplied(block: Tensor) -> tuple[Tensor]:
         return (product(*rows, block.reshape(matrix_shape(block.shape)), *columns).reshape(block.shape),)
 
-    return in_blocks(multiplied, x, axis=free_axis(bases), may_overwrite=x if overwrites else None)[0]
+    return in_blocks(multiplied, x, axis=free_axis(bases), may_overwrite={0: x} if overwrites else {})[0]
 
 
 def turned_over(x: Tensor, old_bases: Mapping[str, Tensor], new_bases: Mapping[str, Tensor]) -> Tensor:

@@ -13,7 +13,13 @@ from lightning_lopt.rules.shared.blocks import in_blocks
 
 
 def accumulate(
-    grad: Tensor, state: Mapping[str, Tensor], constants: Constants, *, turn: bool, overwrites: bool = False
+    grad: Tensor,
+    state: Mapping[str, Tensor],
+    constants: Constants,
+    *,
+    turn: bool,
+    overwrites: bool = False,
+    may_write: bool | Tensor = False,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Update the running averages of a tensor of shape s with a gradient.
 
@@ -23,6 +29,7 @@ def accumulate(
         constants: constants of the role of the tensor.
         turn: whether the eigenbases are turned in this step.
         overwrites: whether the gradient in other coordinates may be written to the memory of ``grad``.
+        may_write: as in :class:`TensorInputs`; averages of a large tensor are then written to the memory of ``state``.
 
     Returns:
         the state after the gradient; and the gradient, s, in the coordinates of the direction, which are those of the
@@ -31,9 +38,9 @@ def accumulate(
     new_state, basis_grad = dict(state), grad
     momentum_rate, moment_rate = constants.momentum_rate.to(grad.dtype), constants.moment_rate.to(grad.dtype)
     if "momentum" in state:
-        new_state["momentum"] = torch.lerp(state["momentum"], grad, momentum_rate)
+        new_state["momentum"] = _averaged(state["momentum"], grad, momentum_rate, may_write)
     if "second_moment" in state:
-        new_state["second_moment"] = _with_square(state["second_moment"], grad, moment_rate)
+        new_state["second_moment"] = _averaged(state["second_moment"], grad, moment_rate, may_write, of_squares=True)
     if "gradient_power" in state:
         new_state["gradient_power"] = gradient_power(state, grad, constants)
     if "rotated_moment" in state:
@@ -42,21 +49,35 @@ def accumulate(
 
         def in_new_bases(grad: Tensor, momentum: Tensor, moment: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             grad = into_bases(grad, new_state)
-            momentum = turned_over(momentum, state, new_state) if turn else momentum
-            return grad, torch.lerp(momentum, grad, momentum_rate), torch.lerp(moment, grad.square(), rate)
+            new_momentum = turned_over(momentum, state, new_state) if turn else momentum
+            new_momentum = torch.lerp(new_momentum, grad, momentum_rate)
+            new_moment = torch.lerp(moment, grad.square(), rate)
+            return grad, _if_allowed(may_write, new_momentum, momentum), _if_allowed(may_write, new_moment, moment)
 
         averages = state["rotated_momentum"], state["rotated_moment"]
+        memory = {0: grad} if overwrites else {}
+        memory |= {} if may_write is False else dict(enumerate(averages, 1))
         basis_grad, momentum, moment = in_blocks(
-            in_new_bases, grad, *averages, axis=free_axis(state), may_overwrite=grad if overwrites else None
+            in_new_bases, grad, *averages, axis=free_axis(state), may_overwrite=memory
         )
         new_state |= {"rotated_momentum": momentum, "rotated_moment": moment}
     return new_state, basis_grad
 
 
-def _with_square(moment: Tensor, grad: Tensor, rate: Tensor) -> Tensor:
-    """The running mean of squares after the squares of ``grad``, whose weight is ``rate``, 0-dim."""
-    (result,) = in_blocks(lambda moment, grad: (torch.lerp(moment, grad.square(), rate),), moment, grad)
-    return result
+def _averaged(
+    average: Tensor, grad: Tensor, rate: Tensor, may_write: bool | Tensor, *, of_squares: bool = False
+) -> Tensor:
+    """The running mean of gradients, or of squares, after ``grad``, whose weight is ``rate``, 0-dim."""
+
+    def with_gradient(average: Tensor, grad: Tensor) -> tuple[Tensor]:
+        return (_if_allowed(may_write, torch.lerp(average, grad.square() if of_squares else grad, rate), average),)
+
+    return in_blocks(with_gradient, average, grad, may_overwrite={} if may_write is False else {0: average})[0]
+
+
+def _if_allowed(may_write: bool | Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """``new``, or ``old`` on a device that finds that ``old`` may not be overwritten."""
+    return torch.where(may_write, new, old) if isinstance(may_write, Tensor) else new
 
 
 def momentum_of(state: Mapping[str, Tensor]) -> Tensor:

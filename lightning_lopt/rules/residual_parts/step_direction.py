@@ -65,7 +65,7 @@ def direction_of(
             direction = torch.lerp(grad, momentum, momentum_share) * scale
             return cautious(direction, grad * scale, caution), sum_of_squares(direction)
 
-        memory = basis_grad if overwrites else None
+        memory = {0: basis_grad} if overwrites else {}
         direction, squares = in_blocks(adam_direction, basis_grad, momentum, moment, may_overwrite=memory, sums=1)
         unbiased = (constants.rotated_root if is_rotated else constants.moment_root) * constants.mix_factor
         length = length * coherence_factor(squares / max(grad.numel(), 1), unbiased, constants.coherence_power)
@@ -94,4 +94,4 @@ def update_of(direction: Tensor, length: Tensor, param: Tensor, decay: Tensor) -
     def scaled_and_decayed(direction: Tensor, param: Tensor) -> tuple[Tensor]:
         return (torch.addcmul(direction * -length, param, decay, value=-1).to(param.dtype),)
 
-    return in_blocks(scaled_and_decayed, direction, param, may_overwrite=direction)[0]
+    return in_blocks(scaled_and_decayed, direction, param, may_overwrite={0: direction})[0]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ def in_blocks(
     *tensors: Tensor,
     axis: int = 0,
     sums: int = 0,
-    may_overwrite: Tensor | None = None,
+    may_overwrite: Mapping[int, Tensor] = MappingProxyType({}),
 ) -> list[Tensor]:
     """``function(*tensors)``, computed block by block if the tensors are large and no derivative is needed.
 
@@ -49,7 +50,8 @@ def in_blocks(
             else).
         axis: 0, or 1 if the rank is 2 or more.
         sums: number of results that are sums.
-        may_overwrite: one of ``tensors``; if it is large, the first result is written to its memory.
+        may_overwrite: some of ``tensors``, by the index of the result that may be written to the memory of the tensor;
+            if the tensor is large and contiguous, this result is the tensor itself.
 
     Returns:
         the results; sums may be rounded in another order.
@@ -59,7 +61,7 @@ def in_blocks(
     [tensor([0., 2., 4., 6.]), tensor(6.)]
     """
     x = tensors[0]
-    if not _is_large(x):
+    if not is_large(x):
         return list(function(*tensors))
     matrices = [tensor.reshape(len(tensor), -1) if tensor.ndim > 2 else tensor for tensor in tensors]
     length = matrices[0].shape[axis]
@@ -70,8 +72,11 @@ def in_blocks(
         block_results = list(function(*block))
         count = len(block_results) - sums
         if not results:
-            results = [y.new_empty(x.shape) for y in block_results[(may_overwrite is not None) : count]]
-            results = results if may_overwrite is None else [may_overwrite, *results]
+            for index, y in enumerate(block_results[:count]):
+                memory = may_overwrite.get(index)
+                if memory is None or memory.dtype != y.dtype or not memory.is_contiguous():
+                    memory = y.new_empty(x.shape)
+                results.append(memory)
             results += [torch.zeros_like(y) for y in block_results[count:]]
         for result, y in zip(results[:count], block_results[:count], strict=True):
             result.view(matrices[0].shape).narrow(axis, start, y.shape[axis]).copy_(y)
@@ -80,7 +85,8 @@ def in_blocks(
     return results
 
 
-def _is_large(x: Tensor) -> bool:
+def is_large(x: Tensor) -> bool:
+    """Whether functions of ``x`` are computed in blocks."""
     # A compiler generates its own loops, and a derivative needs the tensors that would be overwritten.
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or not _uses_blocks.get():
         return False
