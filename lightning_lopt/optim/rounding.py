@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.optim.precision import host_value
+from lightning_lopt.rules.shared.blocks import BLOCK, DEVICE_BLOCK
 
 LARGEST = torch.finfo(torch.bfloat16).max
 COLUMNS = 4096
@@ -60,15 +61,36 @@ def rounded(tensors: Sequence[Tensor], seed: Tensor, *, reads: bool = True) -> l
     is_ordinary = (
         reads and host_value((extremes.abs() <= LARGEST).all()) is True
     )  # no inf, no NaN, no number that would become inf
-    results = []
-    for x, factor in zip(values, factors, strict=True):
+
+    def rounded_part(x: Tensor, factor: Tensor) -> Tensor:
         noise = (factor[:, None] * columns).bitwise_right_shift_(16).bitwise_and_(_HALF)
         noise = noise.view(-1)[: x.numel()].view(x.shape)
         if not is_ordinary:
             noise = noise * (x.abs() <= LARGEST)
         cut = noise.add_(x.view(torch.int32)).bitwise_and_(~_HALF).view(torch.float32)
-        results.append((cut if is_ordinary else torch.where(x.isnan(), x, cut)).bfloat16())
+        return (cut if is_ordinary else torch.where(x.isnan(), x, cut)).bfloat16()
+
+    part = BLOCK if device.type == "cpu" else DEVICE_BLOCK  # multiples of COLUMNS
+    results = []
+    for x, factor in zip(values, factors, strict=True):
+        if x.numel() <= part or not reads:
+            results.append(rounded_part(x, factor))
+            continue
+        result = torch.empty(x.shape, dtype=torch.bfloat16, device=device)
+        parts = zip(
+            *(torch.split(flat, part) for flat in (x.reshape(-1), result.view(-1))),
+            torch.split(factor, part // width),
+            strict=True,
+        )
+        for x_part, result_part, factor_part in parts:
+            result_part.copy_(rounded_part(x_part, factor_part))
+        results.append(result)
     return results
+
+
+def next_seed(seed: Tensor) -> Tensor:
+    """A seed for further random bits, 0-dim."""
+    return _hashed(seed + 1)
 
 
 def _hashed(x: Tensor) -> Tensor:

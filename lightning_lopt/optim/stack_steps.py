@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from lightning_lopt.optim.precision import all_finite, both_true, extremes_of_each
-from lightning_lopt.optim.state_types import changed_keys, rounded_like, widened, with_wide_state
+from lightning_lopt.optim.precision import Flag, all_finite, both_true, extremes_of_each
+from lightning_lopt.optim.rounding import next_seed, rounded
+from lightning_lopt.optim.state_types import NARROW, changed_keys, rounded_like, widened, with_wide_state
 from lightning_lopt.rules.base import StepContext, TensorState, UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack
 from lightning_lopt.rules.shared.blocks import is_large
@@ -43,10 +45,10 @@ def step_of_stack(
     if seed is None:
         update, new_state = rule.stepped(stack, dict(controls), at)
     else:
-        wide_state = widened(stack.state, stack.params.dtype)
+        is_stored = stack.store is not None  # then blocks are widened one by one
+        wide_state = widened(stack.state, stack.params.dtype, large=not is_stored)
         update, new_state = rule.stepped(replace(stack, state=wide_state), dict(controls), at)
-        # State that was written to the memory of the old state has changed, although it is the same object.
-        changed = changed_keys(new_state, wide_state) if stack.may_write is False else new_state
+        changed = changed_keys(new_state, wide_state)
         del wide_state  # frees its memory before the new state is rounded
         new_state = rounded_like(new_state, changed, stack.state, seed)
     return update, new_state, extremes_of_each([update], update.device)
@@ -83,7 +85,7 @@ def steps_of_stacks(
         context: loss, step and horizon.
     """
     extremes = extremes_of_gradients(stacks)
-    stacks = allowed_to_write(stacks, extremes, context)
+    stacks = with_stores(rule, stacks, seeds, extremes, context)
     at = rule.at(shared, context)
     controls, new_shared = rule.exchanged([with_wide_state(stack) for stack in stacks], at, shared, context)
     return ModelStep(
@@ -96,24 +98,47 @@ def steps_of_stacks(
     )
 
 
-def allowed_to_write(stacks: Sequence[Stack], extremes: Tensor, context: StepContext) -> Sequence[Stack]:
-    """The stacks; those that are computed in blocks may write their new state to the memory of the old state, if the
-    loss and all gradients are finite. New averages are then finite, too.
+def with_stores(
+    rule: UpdateRule, stacks: Sequence[Stack], seeds: Sequence[Tensor | None], extremes: Tensor, context: StepContext
+) -> Sequence[Stack]:
+    """The stacks, with a :class:`StateStore` where the rule writes state itself and the step is computed in blocks.
+
+    If the loss and the gradients are finite, running averages are finite after the step, too, so they are written
+    before the update is known to be finite. Otherwise they must keep their values.
 
     Args:
-        stacks: all stacks of a step.
+        rule, stacks, seeds, context: as in :func:`steps_of_stacks`.
         extremes: as in :class:`ModelStep`.
-        context: contains the loss.
     """
-    if not any(is_large(stack.params) for stack in stacks):
+    if not rule.stores or not any(is_large(stack.params) for stack in stacks):
         return stacks
     finite = both_true(all_finite(extremes), context.loss is None or all_finite(context.loss))
+    if finite is False:
+        return stacks
     return [
-        replace(stack, may_write=finite.to(stack.params.device) if isinstance(finite, Tensor) else finite)
-        if is_large(stack.params)
-        else stack
-        for stack in stacks
+        replace(stack, store=StateStore(finite, seed)) if is_large(stack.params) else stack
+        for stack, seed in zip(stacks, seeds, strict=True)
     ]
+
+
+class StateStore:
+    """Writes new values of state to the memory of the state, rounded at random where its type is narrower.
+
+    Args:
+        allowed: whether values may be written; a 0-dim tensor on a device that has not yet found the answer.
+        seed: 0-dim, for rounding; ``None`` if no state is stored in a narrower type.
+    """
+
+    def __init__(self, allowed: Flag, seed: Tensor | None) -> None:
+        self.allowed, self.seed = allowed, seed
+
+    def __call__(self, memory: Tensor, values: Tensor) -> None:
+        if isinstance(self.allowed, Tensor):
+            values = torch.where(self.allowed.to(memory.device), values, memory.to(values.dtype))
+        if self.seed is not None and memory.dtype == NARROW:
+            (values,) = rounded([values], self.seed)
+            self.seed = next_seed(self.seed)
+        memory.copy_(values)
 
 
 def extremes_of_gradients(stacks: Sequence[Stack]) -> Tensor:

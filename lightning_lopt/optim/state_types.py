@@ -13,6 +13,7 @@ from lightning_lopt.optim.copies import COPIES
 from lightning_lopt.optim.rounding import rounded
 from lightning_lopt.rules.base import UpdateRule
 from lightning_lopt.rules.contract.stacks import Stack
+from lightning_lopt.rules.shared.blocks import is_large
 
 NARROW = torch.bfloat16
 
@@ -47,9 +48,13 @@ def narrowed(state: Mapping[str, Tensor], state_dtype: torch.dtype | None, rule:
     }
 
 
-def widened(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """State in ``dtype``, the type of the arithmetic; tensors that are not bfloat16 keep their type."""
-    return {key: value.to(dtype) if value.dtype == NARROW else value for key, value in state.items()}
+def widened(state: Mapping[str, Tensor], dtype: torch.dtype, *, large: bool = True) -> dict[str, Tensor]:
+    """State in ``dtype``, the type of the arithmetic; tensors that are not bfloat16 keep their type, and without
+    ``large`` those that are computed in blocks, too."""
+    return {
+        key: value.to(dtype) if value.dtype == NARROW and (large or not is_large(value)) else value
+        for key, value in state.items()
+    }
 
 
 def converted(

@@ -18,10 +18,10 @@ from lightning_lopt.optim.stack_kinds import StackKinds, decay_of, prelude_key, 
 from lightning_lopt.optim.stack_steps import (
     ModelStep,
     StackStep,
-    allowed_to_write,
     fit_together,
     step_of_stack,
     steps_of_stacks,
+    with_stores,
 )
 from lightning_lopt.optim.step_graphs import PreludeGraph, StepGraph, WholeStepGraph
 from lightning_lopt.rules.base import Columns, StepContext, UpdateRule
@@ -41,8 +41,7 @@ MOST_ENTRIES = 2**20  # entries of a stack above which a graph saves no time: ar
 
 
 class TracedSteps:
-    """Runs :func:`~lightning_lopt.optim.stack_steps.steps_of_stacks` through graphs: the same bits in a third of the
-    time for small stacks, and in five sixths of the time for matrices of 512 x 128.
+    """Runs :func:`~lightning_lopt.optim.stack_steps.steps_of_stacks` through graphs, which compute the same bits.
 
     Stacks share a graph if they agree in the number of tensors, in their shape, type and role, in the types of their
     state, in their weight decay, and in whether the step is a full one. One more graph computes :meth:`UpdateRule.at`
@@ -53,8 +52,7 @@ class TracedSteps:
 
     Attributes:
         build: makes a function from recorded operations.
-        checks_parts: whether the graphs of the parts of a step are built and checked one by one before they are joined;
-            otherwise the graph of the whole step is checked.
+        checks_parts: whether the graphs of the parts of a step are checked, and not the graph of the whole step.
         failure: the reason why tracing has ended; empty while steps are traced.
     """
 
@@ -108,7 +106,7 @@ class TracedSteps:
                 self._returns(stack_key(stack, kind))
             return steps_of_stacks(rule, stacks, seeds, shared, context)
         extremes, at, controls, new_shared = prelude
-        stacks = allowed_to_write(stacks, extremes, context)
+        stacks = with_stores(rule, stacks, seeds, extremes, context)
 
         def steps_in_turn() -> Iterator[StackStep]:
             for stack, kind, columns, seed in zip(stacks, kinds, controls, seeds, strict=True):

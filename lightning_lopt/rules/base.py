@@ -60,6 +60,7 @@ class UpdateRule(PickledAsData, ABC):
         exact_state: keys of state tensors that keep their type under ``state_dtype``, such as positions, to which
             rounding would add an error as large as a step.
         update_state: keys of state tensors that hold the last update; the optimizer multiplies them by learning rates.
+        stores: whether steps write large state by ``inputs.store``, and read such state in its stored type.
         starts_random: whether a new rule of this class makes random steps until θ is meta-trained or loaded.
         trained: whether θ of this rule was meta-trained or loaded; set to ``True`` by ``load_state_dict`` (and so by
             :func:`~lightning_lopt.load_rule`) and :class:`~lightning_lopt.MetaTrainer`.
@@ -86,6 +87,7 @@ class UpdateRule(PickledAsData, ABC):
     reads_validation: bool = False
     reads_horizon: bool = False
     calibrates_steps: bool = False
+    stores: bool = False
     period: int = 1
     exact_state: ClassVar[frozenset[str]] = frozenset()
     update_state: ClassVar[frozenset[str]] = frozenset()

@@ -151,6 +151,7 @@ class ResidualRule(UpdateRule):
         }
         self.longest_side, self.period, self.controller_hidden = longest_side, turn_every, controller_hidden
         self.reads_loss, self.reads_validation, self.calibrates_steps = controller, reads_validation, calibrated
+        self.stores = not (direction or controller)
         self.orthogonalised, self.rotated = frozenset(orthogonalised), frozenset(rotated)
         self.constants = RoleConstants(step_size, weight_decay, rotated=bool(rotated), horizon_power=horizon_power)
         log_careful = torch.full((len(ROLES),), careful or 0.0, dtype=THETA_DTYPE)
@@ -254,7 +255,7 @@ class ResidualRule(UpdateRule):
         param, grad, constants = inputs.param, in_unit(inputs.grad, controls["per_unit"]), at.constants[inputs.role]
         is_last_use = self.direction is None
         state, basis_grad = self._accumulate(
-            grad, inputs.state, constants, turn=inputs.full, overwrites=is_last_use, may_write=inputs.may_write
+            grad, inputs.state, constants, turn=inputs.full, overwrites=is_last_use, store=inputs.store
         )
         if self.controller is not None:
             constants = Controls(*(controls[name] for name in Controls._fields)).applied_to(constants)

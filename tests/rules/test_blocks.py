@@ -10,13 +10,14 @@ from torch.func import vmap
 from lightning_lopt import LearnedOptimizer, ResidualRule, load_rule
 from lightning_lopt.evaluation.benchmark.memory import measured_memory
 from lightning_lopt.evaluation.step_cost import learned
-from lightning_lopt.optim.stack_steps import MOST_TOGETHER
+from lightning_lopt.optim.rounding import seeds_of
+from lightning_lopt.optim.stack_steps import MOST_TOGETHER, StateStore
 from lightning_lopt.optim.traced_steps import MOST_ENTRIES
 from lightning_lopt.rules import StepContext
 from lightning_lopt.rules.contract.stacks import Stack
 from lightning_lopt.rules.residual_parts.eigenbasis import LARGEST_SIDE
 from lightning_lopt.rules.shared import blocks
-from lightning_lopt.rules.shared.blocks import in_blocks, whole_tensors
+from lightning_lopt.rules.shared.blocks import Output, in_blocks, whole_tensors
 
 SHAPES = {
     "a long side of rows": ((60, 6), "embedding"),
@@ -126,18 +127,28 @@ def test_results_overwrite_only_what_they_may(small_blocks):
     x = torch.ones(70)
     (kept,) = in_blocks(lambda x: (2 * x,), x)
     assert torch.equal(x, torch.ones(70))
-    (overwritten,) = in_blocks(lambda x: (2 * x,), x, may_overwrite={0: x})
+    (overwritten,) = in_blocks(lambda x: (2 * x,), x, outputs={0: Output(x)})
     assert overwritten is x
     assert torch.equal(x, kept)
 
 
 @torch.no_grad()
-def test_results_overwrite_only_what_they_fit(small_blocks):
-    """Memory in another order or of another type would need a conversion, or would lose digits."""
-    for memory in (torch.ones(10, 4, 3).mT, torch.ones(10, 3, 4, dtype=torch.float16)):
-        (result,) = in_blocks(lambda x: (2.0 * x.double(),), memory, may_overwrite={0: memory})
-        assert torch.equal(memory, torch.ones_like(memory))
-        assert torch.equal(result, torch.full((10, 3, 4), 2.0, dtype=torch.float64))
+def test_memory_in_another_order_is_not_written(small_blocks):
+    x = torch.ones(10, 4, 3).mT
+    (result,) = in_blocks(lambda x: (2.0 * x,), x, outputs={0: Output(x)})
+    assert torch.equal(x, torch.ones(10, 3, 4))
+    assert torch.equal(result, torch.full((10, 3, 4), 2.0))
+
+
+@torch.no_grad()
+def test_blocks_have_the_widest_type(small_blocks):
+    x, y = torch.ones(70, dtype=torch.bfloat16), torch.full((70,), 1 / 3)
+    stored = []
+    (result,) = in_blocks(
+        lambda x, y: (x * y,), x, y, outputs={0: Output(x, lambda memory, values: stored.append(values))}
+    )
+    assert result is x
+    assert torch.equal(torch.cat(stored), y)
 
 
 @torch.no_grad()
@@ -148,19 +159,30 @@ def test_averages_are_written_in_place_where_a_device_allows_it(small_blocks, ki
     param, grad = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     context, begin = StepContext(torch.tensor(1.0), torch.tensor(10.0)), rule.init_state({"w": param}, {"w": role})
     results = {}
-    for may_write in (False, torch.tensor(False), torch.tensor(True)):
+    for allowed in (None, False, True):
         state = {key: x.clone() for key, x in begin.tensors["w"].items()}
-        stack = Stack(["w"], param, grad, state, role, may_write=may_write)
+        store = None if allowed is None else StateStore(torch.tensor(allowed), None)
+        stack = Stack(["w"], param, grad, state, role, store=store)
         at = rule.at(begin.shared, context)
         ((controls,), _) = rule.exchanged([stack], at, begin.shared, context)
         _, new_state = rule.stepped(stack, controls, at)
         written = {key for key, x in state.items() if not torch.equal(x, begin.tensors["w"][key])}
-        results[str(may_write)] = written, new_state
+        results[allowed] = written, new_state
     averages = {key for key in begin.tensors["w"] if key.endswith(("momentum", "_moment"))}
-    (none, expected), (refused, kept), (allowed, state) = results.values()
-    assert (none, refused, allowed) == (set(), set(), averages)
+    (none, expected), (refused, kept), (written, state) = results.values()
+    assert (none, refused, written) == (set(), set(), averages)
     torch.testing.assert_close(state, expected, rtol=0, atol=0)
     assert all(torch.equal(kept[key], begin.tensors["w"][key]) for key in averages)
+
+
+@torch.no_grad()
+def test_blocks_of_narrow_state_are_rounded_without_bias():
+    store = StateStore(True, seeds_of(torch.tensor(0), 1)[0])
+    memory = torch.zeros(300, 300, dtype=torch.bfloat16)
+    for rows in memory.split(30):
+        store(rows, torch.full((30, 300), 1 / 3))
+    assert len(set(map(tuple, memory.reshape(10, -1).tolist()))) == 10  # each block has bits of its own
+    assert abs(memory.double().mean() - 1 / 3) < 2e-5
 
 
 @pytest.mark.parametrize("state_dtype", [None, torch.bfloat16])
@@ -184,11 +206,13 @@ def test_an_optimizer_that_writes_in_place_makes_the_same_steps(small_blocks, st
         expected, expected_optimizer = trained()
     rounding = 1e-5 if state_dtype is None else 0.02
     for x, y in zip(params, expected, strict=True):
-        torch.testing.assert_close(x, y, rtol=rounding, atol=rounding)
+        assert (x - y).norm() < rounding * y.norm()
         state, expected_state = optimizer.state[x], expected_optimizer.state[y]
         for key, value in state.items():
             assert value.dtype == expected_state[key].dtype
             expected_value = expected_state[key].double()
+            if value.numel() == 1 and state_dtype is not None:  # calibration compares rounded steps
+                continue
             assert (value.double() - expected_value).norm() < 5 * rounding * (1e-9 + expected_value.norm()), key
 
 

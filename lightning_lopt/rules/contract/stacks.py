@@ -21,6 +21,8 @@ CPU_FEWEST = 4
 DEVICE_FEWEST = 2
 
 Result = TypeVar("Result")
+Store = Callable[[Tensor, Tensor], None]
+"""Writes values to memory of the same shape, in the type of the memory."""
 
 
 class TensorInputs(NamedTuple):
@@ -33,9 +35,8 @@ class TensorInputs(NamedTuple):
         role: role of the tensor in the model.
         weight_decay: decoupled weight decay of the user, added to the weight decay of the rule; a number or 0-dim.
         full: whether this step includes the work that is not needed at every step, see :attr:`UpdateRule.period`.
-        may_write: whether the step may write new state to the memory of ``state``, which saves memory for large
-            tensors. A 0-dim tensor of truth values on a device that has not yet found whether the gradients are finite:
-            where it is false, the memory must keep its values.
+        store: function ``store(memory, values)`` by which a rule may write new state of a large tensor, or parts of it,
+            to the memory of ``state``, instead of returning new tensors; see :attr:`UpdateRule.stores`.
 
     >>> TensorInputs(param=torch.zeros(2), grad=torch.ones(2), state={}, role="vector").full
     True
@@ -47,7 +48,7 @@ class TensorInputs(NamedTuple):
     role: Role
     weight_decay: float | Tensor = 0.0
     full: bool = True
-    may_write: bool | Tensor = False
+    store: Store | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Stack:
         state: state by key.
         role: role of all n tensors.
         weight_decay: a number, or shape (n,).
-        full, may_write: as in :class:`TensorInputs`; ``may_write`` has no effect for n > 1.
+        full, store: as in :class:`TensorInputs`; there is no ``store`` for n > 1.
     """
 
     names: Sequence[str]
@@ -71,7 +72,7 @@ class Stack:
     role: Role
     weight_decay: float | Tensor = 0.0
     full: bool = True
-    may_write: bool | Tensor = False
+    store: Store | None = None
 
     def map(
         self, function: Callable[[TensorInputs, Mapping[str, Tensor]], Result], controls: Mapping[str, Tensor]
@@ -84,7 +85,7 @@ class Stack:
         """
         if len(self.names) == 1:
             tensors = self.params, self.grads, self.state
-            return function(TensorInputs(*tensors, self.role, self.weight_decay, self.full, self.may_write), controls)
+            return function(TensorInputs(*tensors, self.role, self.weight_decay, self.full, self.store), controls)
         stack_decay = self.weight_decay
         decays = stack_decay if isinstance(stack_decay, Tensor) else None
 

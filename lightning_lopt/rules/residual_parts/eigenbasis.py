@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_lopt.rules.shared.arithmetic import TINY, matrix_shape
-from lightning_lopt.rules.shared.blocks import in_blocks
+from lightning_lopt.rules.shared.blocks import Output, in_blocks
 from lightning_lopt.rules.shared.products import added_product, gram, product
 
 LARGEST_SIDE = 1024  # a longer side of a matrix has no basis, which would cost too much
@@ -168,8 +168,8 @@ def out_evened(x: Tensor, bases: Mapping[str, Tensor], *, overwrites: bool = Fal
     def multiplied(block: Tensor) -> tuple[Tensor]:
         return (product(factor, block) if on_rows else product(block, factor.mT),)
 
-    output_memory = {0: matrix} if overwrites else {}
-    return in_blocks(multiplied, matrix, axis=free_axis(bases), may_overwrite=output_memory)[0].reshape(x.shape)
+    outputs = {0: Output(matrix)} if overwrites else {}
+    return in_blocks(multiplied, matrix, axis=free_axis(bases), outputs=outputs)[0].reshape(x.shape)
 
 
 def into_bases(x: Tensor, bases: Mapping[str, Tensor]) -> Tensor:
@@ -187,7 +187,7 @@ def out_of_bases(x: Tensor, bases: Mapping[str, Tensor], *, overwrites: bool = F
     def multiplied(block: Tensor) -> tuple[Tensor]:
         return (product(*rows, block.reshape(matrix_shape(block.shape)), *columns).reshape(block.shape),)
 
-    return in_blocks(multiplied, x, axis=free_axis(bases), may_overwrite={0: x} if overwrites else {})[0]
+    return in_blocks(multiplied, x, axis=free_axis(bases), outputs={0: Output(x)} if overwrites else {})[0]
 
 
 def turned_over(x: Tensor, old_bases: Mapping[str, Tensor], new_bases: Mapping[str, Tensor]) -> Tensor:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lightning_lopt.rules.contract.stacks import Store
 from lightning_lopt.rules.residual_parts.eigenbasis import follow, free_axis, into_bases, out_of_bases, turned_over
 from lightning_lopt.rules.residual_parts.role_constants import Constants
-from lightning_lopt.rules.shared.blocks import in_blocks
+from lightning_lopt.rules.shared.blocks import Output, in_blocks
 
 
 def accumulate(
@@ -19,7 +20,7 @@ def accumulate(
     *,
     turn: bool,
     overwrites: bool = False,
-    may_write: bool | Tensor = False,
+    store: Store | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Update the running averages of a tensor of shape s with a gradient.
 
@@ -29,7 +30,7 @@ def accumulate(
         constants: constants of the role of the tensor.
         turn: whether the eigenbases are turned in this step.
         overwrites: whether the gradient in other coordinates may be written to the memory of ``grad``.
-        may_write: as in :class:`TensorInputs`; averages of a large tensor are then written to the memory of ``state``.
+        store: as in :class:`TensorInputs`; averages of a large tensor are then written to the memory of ``state``.
 
     Returns:
         the state after the gradient; and the gradient, s, in the coordinates of the direction, which are those of the
@@ -38,9 +39,9 @@ def accumulate(
     new_state, basis_grad = dict(state), grad
     momentum_rate, moment_rate = constants.momentum_rate.to(grad.dtype), constants.moment_rate.to(grad.dtype)
     if "momentum" in state:
-        new_state["momentum"] = _averaged(state["momentum"], grad, momentum_rate, may_write)
+        new_state["momentum"] = _averaged(state["momentum"], grad, momentum_rate, store)
     if "second_moment" in state:
-        new_state["second_moment"] = _averaged(state["second_moment"], grad, moment_rate, may_write, of_squares=True)
+        new_state["second_moment"] = _averaged(state["second_moment"], grad, moment_rate, store, of_squares=True)
     if "gradient_power" in state:
         new_state["gradient_power"] = gradient_power(state, grad, constants)
     if "rotated_moment" in state:
@@ -49,35 +50,24 @@ def accumulate(
 
         def in_new_bases(grad: Tensor, momentum: Tensor, moment: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             grad = into_bases(grad, new_state)
-            new_momentum = turned_over(momentum, state, new_state) if turn else momentum
-            new_momentum = torch.lerp(new_momentum, grad, momentum_rate)
-            new_moment = torch.lerp(moment, grad.square(), rate)
-            return grad, _if_allowed(may_write, new_momentum, momentum), _if_allowed(may_write, new_moment, moment)
+            momentum = turned_over(momentum, state, new_state) if turn else momentum
+            return grad, torch.lerp(momentum, grad, momentum_rate), torch.lerp(moment, grad.square(), rate)
 
         averages = state["rotated_momentum"], state["rotated_moment"]
-        memory = {0: grad} if overwrites else {}
-        memory |= {} if may_write is False else dict(enumerate(averages, 1))
-        basis_grad, momentum, moment = in_blocks(
-            in_new_bases, grad, *averages, axis=free_axis(state), may_overwrite=memory
-        )
+        outputs = {0: Output(grad)} if overwrites else {}
+        outputs |= {} if store is None else {index: Output(x, store) for index, x in enumerate(averages, 1)}
+        basis_grad, momentum, moment = in_blocks(in_new_bases, grad, *averages, axis=free_axis(state), outputs=outputs)
         new_state |= {"rotated_momentum": momentum, "rotated_moment": moment}
     return new_state, basis_grad
 
 
-def _averaged(
-    average: Tensor, grad: Tensor, rate: Tensor, may_write: bool | Tensor, *, of_squares: bool = False
-) -> Tensor:
+def _averaged(average: Tensor, grad: Tensor, rate: Tensor, store: Store | None, *, of_squares: bool = False) -> Tensor:
     """The running mean of gradients, or of squares, after ``grad``, whose weight is ``rate``, 0-dim."""
 
     def with_gradient(average: Tensor, grad: Tensor) -> tuple[Tensor]:
-        return (_if_allowed(may_write, torch.lerp(average, grad.square() if of_squares else grad, rate), average),)
+        return (torch.lerp(average, grad.square() if of_squares else grad, rate),)
 
-    return in_blocks(with_gradient, average, grad, may_overwrite={} if may_write is False else {0: average})[0]
-
-
-def _if_allowed(may_write: bool | Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """``new``, or ``old`` on a device that finds that ``old`` may not be overwritten."""
-    return torch.where(may_write, new, old) if isinstance(may_write, Tensor) else new
+    return in_blocks(with_gradient, average, grad, outputs={} if store is None else {0: Output(average, store)})[0]
 
 
 def momentum_of(state: Mapping[str, Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from lightning_lopt.rules.residual_parts.eigenbasis import out_evened, out_of_ba
 from lightning_lopt.rules.residual_parts.role_constants import Constants
 from lightning_lopt.rules.residual_parts.running_averages import momentum_of
 from lightning_lopt.rules.shared.arithmetic import orthogonalise, rms, sum_of_squares
-from lightning_lopt.rules.shared.blocks import in_blocks
+from lightning_lopt.rules.shared.blocks import Output, in_blocks
 
 
 def has_role(param: Tensor, role: Role, roles: frozenset[str]) -> bool:
@@ -58,15 +58,15 @@ def direction_of(
         direction = torch.lerp(basis_grad, momentum, momentum_share)
     else:
         moment = state["rotated_moment" if is_rotated else "second_moment"]
-        largest = largest_entry(moment)
+        largest = largest_entry(moment).to(dtype)
 
         def adam_direction(grad: Tensor, momentum: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
             scale = inverse_root(moment, largest)
             direction = torch.lerp(grad, momentum, momentum_share) * scale
             return cautious(direction, grad * scale, caution), sum_of_squares(direction)
 
-        memory = {0: basis_grad} if overwrites else {}
-        direction, squares = in_blocks(adam_direction, basis_grad, momentum, moment, may_overwrite=memory, sums=1)
+        outputs = {0: Output(basis_grad)} if overwrites else {}
+        direction, squares = in_blocks(adam_direction, basis_grad, momentum, moment, outputs=outputs, sums=1)
         unbiased = (constants.rotated_root if is_rotated else constants.moment_root) * constants.mix_factor
         length = length * coherence_factor(squares / max(grad.numel(), 1), unbiased, constants.coherence_power)
     if is_rotated:
@@ -94,4 +94,4 @@ def update_of(direction: Tensor, length: Tensor, param: Tensor, decay: Tensor) -
     def scaled_and_decayed(direction: Tensor, param: Tensor) -> tuple[Tensor]:
         return (torch.addcmul(direction * -length, param, decay, value=-1).to(param.dtype),)
 
-    return in_blocks(scaled_and_decayed, direction, param, may_overwrite={0: direction})[0]
+    return in_blocks(scaled_and_decayed, direction, param, outputs={0: Output(direction)})[0]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import reduce
 from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +20,18 @@ DEVICE_BLOCK = 2**24
 """Both of these numbers for other devices, on which blocks save only memory."""
 
 _uses_blocks: ContextVar[bool] = ContextVar("uses_blocks", default=True)
+
+
+class Output(NamedTuple):
+    """Where a result is written.
+
+    Attributes:
+        memory: a contiguous tensor.
+        write: writes values of a block to a part of ``memory``; it may convert their type.
+    """
+
+    memory: Tensor
+    write: Callable[[Tensor, Tensor], object] = Tensor.copy_
 
 
 @contextmanager
@@ -35,7 +49,7 @@ def in_blocks(
     *tensors: Tensor,
     axis: int = 0,
     sums: int = 0,
-    may_overwrite: Mapping[int, Tensor] = MappingProxyType({}),
+    outputs: Mapping[int, Output] = MappingProxyType({}),
 ) -> list[Tensor]:
     """``function(*tensors)``, computed block by block if the tensors are large and no derivative is needed.
 
@@ -47,11 +61,11 @@ def in_blocks(
             depends only on the slices i of the tensors; the last ``sums`` results are sums over the slices, of any
             shape.
         tensors: tensors of one shape s; ``function`` receives large tensors of rank > 2 as matrices (s[0], everything
-            else).
+            else), and large tensors of different types in the widest of these types.
         axis: 0, or 1 if the rank is 2 or more.
         sums: number of results that are sums.
-        may_overwrite: some of ``tensors``, by the index of the result that may be written to the memory of the tensor;
-            if the tensor is large and contiguous, this result is the tensor itself.
+        outputs: memory, which may be that of ``tensors``, by the index of the result that may be written to it; if the
+            tensors are large and the memory is contiguous, the result is the memory itself.
 
     Returns:
         the results; sums may be rounded in another order.
@@ -66,23 +80,31 @@ def in_blocks(
     matrices = [tensor.reshape(len(tensor), -1) if tensor.ndim > 2 else tensor for tensor in tensors]
     length = matrices[0].shape[axis]
     width = max(1, (BLOCK if x.device.type == "cpu" else DEVICE_BLOCK) * length // x.numel())
-    results: list[Tensor] = []
+    dtype = reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
+    results: list[Output] = []
+    totals: list[Tensor] = []
     for start in range(0, length, width):
-        block = [matrix.narrow(axis, start, min(width, length - start)) for matrix in matrices]
+        block = [matrix.narrow(axis, start, min(width, length - start)).to(dtype) for matrix in matrices]
         block_results = list(function(*block))
         count = len(block_results) - sums
-        if not results:
-            for index, y in enumerate(block_results[:count]):
-                memory = may_overwrite.get(index)
-                if memory is None or memory.dtype != y.dtype or not memory.is_contiguous():
-                    memory = y.new_empty(x.shape)
-                results.append(memory)
-            results += [torch.zeros_like(y) for y in block_results[count:]]
-        for result, y in zip(results[:count], block_results[:count], strict=True):
-            result.view(matrices[0].shape).narrow(axis, start, y.shape[axis]).copy_(y)
-        for result, y in zip(results[count:], block_results[count:], strict=True):
-            result += y
-    return results
+        if start == 0:
+            results = _memory_of(block_results[:count], x.shape, outputs)
+            totals = [torch.zeros_like(y) for y in block_results[count:]]
+        for (memory, write), y in zip(results, block_results[:count], strict=True):
+            write(memory.view(matrices[0].shape).narrow(axis, start, y.shape[axis]), y)
+        for total, y in zip(totals, block_results[count:], strict=True):
+            total += y
+    return [*(memory for memory, _ in results), *totals]
+
+
+def _memory_of(block_results: Sequence[Tensor], shape: torch.Size, outputs: Mapping[int, Output]) -> list[Output]:
+    """The memory of each result of this shape: that of ``outputs`` where it is usable, else new memory."""
+    memory = []
+    for index, y in enumerate(block_results):
+        output = outputs.get(index)
+        is_usable = output is not None and output.memory.is_contiguous()
+        memory.append(output if output is not None and is_usable else Output(y.new_empty(shape)))
+    return memory
 
 
 def is_large(x: Tensor) -> bool:
