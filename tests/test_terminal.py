@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,7 +62,9 @@ def test_info_of_a_foreign_card(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("command", ["info", "evaluate", "convert"])
-def test_errors_with_hostile_names(command, tmp_path, capsys):
+def test_errors_with_hostile_names(command, tmp_path, capsys, monkeypatch):
+    (tmp_path / "started_here").mkdir()
+    monkeypatch.chdir(tmp_path / "started_here")
     folder = save_rule(AdamRule(), tmp_path / "rule")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"rule": EVERYTHING}))
@@ -72,6 +75,7 @@ def test_errors_with_hostile_names(command, tmp_path, capsys):
         assert printed.splitlines()[-1].startswith("lightning-lopt: ")
         assert printed.count("lightning-lopt: ") == 1
         assert harmless(printed)
+    assert not list(Path.cwd().iterdir()), "a command that could not read its rule left something behind"
 
 
 def test_meta_train_says_that_a_config_is_code(capsys):

@@ -53,11 +53,8 @@ def _main(command: str, arguments: Sequence[str]) -> int:
     options = _parser(command).parse_args(arguments)
     torch.set_num_threads(options.threads)
     rule_names, suite = ", ".join(options.rules), options.suite
-    folder = writable_folder(Path(options.out or _folder_name(options.rules, suite)), "--out")
-    baseline_file = folder / "baselines.json"
-    if options.baselines is not None:
-        baseline_file = Path(options.baselines)
-        writable_folder(baseline_file.parent, "--baselines")
+    folder = Path(options.out or _folder_name(options.rules, suite))
+    baseline_file = Path(options.baselines or folder / "baselines.json")
     try:
         with Progress(f"{rule_names} on {suite}", unit="measurements") as progress:
             progress.doing("reading rules and problems")
@@ -65,6 +62,8 @@ def _main(command: str, arguments: Sequence[str]) -> int:
             rules, records = _load(options.rules)
             against = [name for name in options.against.split(",") if name]
             problems = _selected(problems_of(suite, options.data), options.only)
+            writable_folder(folder, "--out")
+            writable_folder(baseline_file.parent, "--baselines")
             baselines = Baselines(baseline_file, options.seeds, device=options.device)
             results = evaluate(
                 rules,
