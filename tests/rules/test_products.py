@@ -6,7 +6,7 @@ from torch import nn
 
 from lightning_lopt import LearnedOptimizer
 from lightning_lopt.rules.shared import products
-from lightning_lopt.rules.shared.arithmetic import newton_schulz
+from lightning_lopt.rules.shared.arithmetic import NEWTON_SCHULZ, newton_schulz
 from lightning_lopt.rules.shared.products import WIDE, added_product, gram, product
 
 ROUNDING = 2**-8
@@ -66,6 +66,15 @@ class TestWithUnits:
         assert torch.equal(added_product(x, a, blank, beta=1.0), x)
         expected = 2 * x.double() + 3 * (a.double() @ a.double())
         assert relative_distance(added_product(x, a, a, beta=2.0, alpha=3.0), expected) < ROUNDING
+
+    @pytest.mark.parametrize("shape", [(WIDE, 2 * WIDE), (2 * WIDE, WIDE)])
+    def test_newton_schulz_is_that_of_torch(self, shape: tuple[int, int]) -> None:
+        muon = pytest.importorskip("torch.optim._muon", reason="torch has no Muon")
+        x = normal(*shape)
+        x = (x / x.norm()).bfloat16()
+        assert x.norm() == 1  # torch divides by the norm in bfloat16
+        expected = muon._zeropower_via_newtonschulz(x, NEWTON_SCHULZ, 5, 1e-7)
+        assert torch.equal(newton_schulz(x.float()), expected.float())
 
     def test_newton_schulz_makes_the_same_matrix_nearly(self, monkeypatch: pytest.MonkeyPatch) -> None:
         x = normal(WIDE, 2 * WIDE) / WIDE

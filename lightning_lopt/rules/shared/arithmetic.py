@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_lopt.rules.shared.products import gram, product
+from lightning_lopt.rules.shared.products import added_product, rounded_if_wide
 
 TINY = 1e-30  # added to mean squares; a gradient with an RMS above about 1e-15 keeps its direction
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic coefficients of Jordan et al. 2024: steep at 0, fixed near 1
@@ -107,11 +107,16 @@ def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
 
 
 def newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
-    """The iteration of :func:`orthogonalise`, on matrices (..., rows, columns) of Frobenius norm at most 1."""
+    """The iteration of :func:`orthogonalise`, on matrices (..., rows, columns) of Frobenius norm at most 1.
+
+    The iterations on wide matrices are in bfloat16 where a device has units for it, as in ``torch.optim.Muon``.
+    """
     a, b, c = NEWTON_SCHULZ
-    is_tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if is_tall else x
+    is_tall, dtype = x.shape[-2] > x.shape[-1], x.dtype
+    x = rounded_if_wide(x.mT if is_tall else x)
     for _ in range(steps):
-        squared = gram(x)
-        x = a * x + product(b * squared + c * product(squared, squared), x)
+        squared = x @ x.mT
+        polynomial = added_product(squared, squared, squared, beta=b, alpha=c)
+        x = added_product(x, polynomial, x, beta=a)
+    x = x.to(dtype)
     return x.mT if is_tall else x

@@ -53,18 +53,27 @@ def added_product(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1.0, alpha: 
     """``beta * x + alpha * product(a, b)``, where the sum is not rounded to bfloat16.
 
     Args:
-        x: (n, k).
-        a: (n, m).
-        b: (m, k).
+        x: (..., n, k).
+        a: (..., n, m).
+        b: (..., m, k).
         beta, alpha: factors.
 
     >>> added_product(torch.eye(2), torch.ones(2, 3), torch.ones(3, 2), beta=2.0)
     tensor([[5., 3.],
             [3., 5.]])
     """
-    if not _is_rounded(a, b):
+    if not _is_rounded(a, b) and x.ndim == 2:
         return torch.addmm(x, a, b, beta=beta, alpha=alpha)
     return torch.add(beta * x, product(a, b), alpha=alpha)
+
+
+def rounded_if_wide(x: Tensor) -> Tensor:
+    """``x`` (..., n, m) in bfloat16 if products of it would be rounded, else ``x`` itself.
+
+    >>> rounded_if_wide(torch.ones(2, 3)).dtype
+    torch.float32
+    """
+    return _rounded(x) if _is_rounded(x) else x
 
 
 def _rounded(x: Tensor) -> Tensor:
