@@ -4,13 +4,15 @@ python examples/research/controllers.py --minutes 4
 python examples/research/controllers.py --minutes 5 --kinds recurrent --hidden 4 --accelerator gpu --groups 16 \
     --pairs 64 --estimator nres --truncation 100 --sigma 0.1 --lr 0.01 --last 0.5 --horizons 200 3000 \
     --out controllers --problems
+python examples/research/controllers.py --minutes 60 --kinds blind --hidden 4 --tasks three --compile --groups 6 \
+    --pairs 32 --estimator nres --sigma 0.1 --lr 0.01 --last 0.5 --horizons 200 1500 --out controllers --problems
 
 Each kind is meta-trained for the same time, while other constants of `base` do not change. It is then compared with
 `base` on held-out families: with the last θ, and with the mean of θ over the second half of the outer steps. The script
 prints the signal-to-noise ratio of the meta-gradient (median over outer steps; 1 is pure noise), the speed-up over
 tuned AdamW (IQM) and the mean log-ratios of the final losses to those of `base`, training / validation. The second
-command, for a GPU, makes no measurement. It writes the rule after each 25 outer steps, and the mean rule, to folders,
-which `constants.py --rule` measures.
+command, for a GPU, and the third, for one CPU thread, make no measurement. They write the rule after each 25 outer
+steps, and the mean rule, to folders, which `constants.py --rule` measures.
 """
 
 from __future__ import annotations
@@ -33,9 +35,11 @@ from lightning_lopt.evaluation.results import ProblemResult
 from lightning_lopt.evaluation.suites import make_suite
 from lightning_lopt.rules.base import ROLES
 from lightning_lopt.rules.residual_parts.controller import Controller, Controls
+from lightning_lopt.tasks import ImageCNN, ImageMLP
 from lightning_lopt.tasks.text import resolve_texts
 
 TASKS = "image_mlp+tabular_classification+tabular_regression+teacher+least_squares"
+THREE = "three"  # a value of --tasks: three small networks, since each network is compiled for some minutes
 ALL_TASKS = f"{TASKS}+image_cnn+image_mixer+image_autoencoder+char_transformer"  # for a GPU
 PROBLEMS = ("digits-vit", "digits-resnet", "digits-deep")
 
@@ -62,7 +66,24 @@ class OneForEachRole(Controller):
         return controls, (role[..., None] * torch.stack([memory for _, memory in outputs])).sum(0)
 
 
-KINDS = {"recurrent": Controller, "memoryless": Memoryless, "one for each role": OneForEachRole}
+class Blind(Controller):
+    """A controller that does not read the loss, so that a constant in the loss changes nothing."""
+
+    LOSS = slice(3, 5)  # the signals that depend on the loss
+
+    def forward(self, signals: Tensor, hidden: Tensor) -> tuple[Controls, Tensor]:
+        is_read = torch.ones_like(signals[0])
+        is_read[self.LOSS] = 0
+        return super().forward(signals * is_read, hidden)
+
+    @torch.no_grad()
+    def as_plain(self) -> None:
+        """Set the weights of the loss to 0, so that a :class:`Controller` with the same weights does the same."""
+        for weight in (self.gate_weight, self.candidate_weight):
+            weight[:, self.LOSS] = 0
+
+
+KINDS = {"recurrent": Controller, "memoryless": Memoryless, "one for each role": OneForEachRole, "blind": Blind}
 
 
 def with_controller(kind: str, hidden: int) -> ResidualRule:
@@ -76,6 +97,20 @@ def with_controller(kind: str, hidden: int) -> ResidualRule:
     hidden, inputs = controller.candidate_weight.shape
     rule.controller = KINDS[kind](inputs - hidden, hidden, rule.config["step_range"])
     return rule
+
+
+def data_module(tasks: str, accelerator: str) -> TaskDataModule:
+    """The tasks of meta-training."""
+    if tasks == THREE:
+        options = {"variety": False, "init_scales": (0.5, 2.0)}
+        wide = ImageMLP("digits", depths=(1,), widths=(32,), activations=("relu",), batch_sizes=(64,), **options)
+        deep = ImageMLP("digits", depths=(3,), widths=(32,), activations=("tanh",), batch_sizes=(32,), **options)
+        shape = {"depths": (2,), "channels": (8,), "downsamplings": ("max",), "readouts": ("flatten",)}
+        cnn = ImageCNN("digits", **shape, activations=("relu",), batch_sizes=(32,), **options)
+        return TaskDataModule([wide, deep, cnn])
+    if accelerator == "gpu":
+        return TaskDataModule(ALL_TASKS, "digits", resolve_texts(None)[1:])  # the first text belongs to the suites
+    return TaskDataModule(TASKS, "digits")
 
 
 class Trajectory(L.Callback):
@@ -106,6 +141,8 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--last", type=float, default=1.0, help="last share of the horizon, which counts")
     parser.add_argument("--horizons", type=int, nargs=2, default=(100, 1000))
+    parser.add_argument("--tasks", choices=("all", THREE), default="all")
+    parser.add_argument("--compile", action="store_true", help="compile inner steps")
     parser.add_argument("--accelerator", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--out", default=None, help="folder for the rules")
     arguments = parser.parse_args()
@@ -146,13 +183,9 @@ def main() -> None:
             horizons=tuple(arguments.horizons),
             lr=arguments.lr,
             warmup_steps=10,
+            compile=arguments.compile,
         )
-        gpu = arguments.accelerator == "gpu"
-        # the first text belongs to the suites
-        trainer.fit(
-            module,
-            TaskDataModule(ALL_TASKS, "digits", resolve_texts(None)[1:]) if gpu else TaskDataModule(TASKS, "digits"),
-        )
+        trainer.fit(module, data_module(arguments.tasks, arguments.accelerator))
         rule.cpu()
         thetas = trajectory.thetas
         second_half = thetas[len(thetas) // 2 :]
@@ -162,6 +195,8 @@ def main() -> None:
             snapshots = {f"{step:04d}": thetas[step - 1] for step in range(25, len(thetas) + 1, 25)}
             for name, theta in (snapshots | {"mean": mean, "end": thetas[-1]}).items():
                 rule.load_state_dict(theta)
+                if isinstance(rule.controller, Blind):
+                    rule.controller.as_plain()
                 save_rule(
                     rule, Path(arguments.out) / f"{kind.replace(' ', '_')}_{name}", meta_training=module.trained_on
                 )

@@ -5,10 +5,10 @@ python examples/research/third_party.py --out third_party.jsonl --table
 
 Only the callback `LearnedOptimizerAdapter("base")` is added for `base`. AdamW has the defaults of PyTorch and a cosine
 schedule to 0. Models and losses are those of the packages. Data sets are small; they are synthetic or come with the
-packages. Each run is a line of JSON in the file; a second call makes only the missing runs. The script skips a model if
-its package is missing. Three losses are compared: the mean training loss of the last 5 % of the steps, and of the
-validation losses that Lightning logs at 15 points, the last one and the lowest one. Seconds are processor seconds of
-the whole fit.
+packages. Two pretrained models are fine-tuned to classify tones, with few and with many examples. Each run is a line of
+JSON in the file; a second call makes only the missing runs. The script skips a model if its package is missing. Three
+losses are compared: the mean training loss of the last 5 % of the steps, and of the validation losses that Lightning
+logs at 15 points, the last one and the lowest one. Seconds are processor seconds of the whole fit.
 """
 
 from __future__ import annotations
@@ -461,6 +461,78 @@ def unet(run: Run) -> None:
     L.Trainer(**run.trainer(300)).fit(Plain(net, loss), *batches)
 
 
+# -- fine-tuning of pretrained models
+
+
+TIMBRES = 8
+
+
+def tones(count: int, seconds: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Noisy tones at 16 kHz, (count, samples), and the index of their timbre, (count,).
+
+    A timbre is a mean power of each of 12 harmonics. Pitch, phases and deviations from the mean power are random.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    recipes = torch.rand(TIMBRES, 12, generator=torch.Generator().manual_seed(7)) ** 4
+    labels = torch.randint(TIMBRES, (count,), generator=draw)
+    pitches = 90 * (400 / 90) ** torch.rand(count, generator=draw)
+    times = torch.arange(int(16_000 * seconds)) / 16_000
+    waves = torch.zeros(count, len(times))
+    for harmonic in range(12):
+        power = recipes[labels, harmonic] * (0.5 * torch.randn(count, generator=draw)).exp()
+        phases = 2 * math.pi * torch.rand(count, generator=draw)
+        angles = 2 * math.pi * (harmonic + 1) * pitches[:, None] * times + phases[:, None]
+        waves += power[:, None] * angles.sin()
+    waves /= waves.std(1, keepdim=True)
+    return normalised(waves + 0.5 * torch.randn(waves.shape, generator=draw)), labels
+
+
+def normalised(waves: Tensor) -> Tensor:
+    return (waves - waves.mean(1, keepdim=True)) / waves.std(1, keepdim=True)
+
+
+def timbre_loss(net: nn.Module, batch: Any) -> Tensor:
+    return F.cross_entropy(net(batch[0]), batch[1])
+
+
+def pitch_tracker(run: Run, count: int, steps: int) -> None:
+    import torchcrepe
+
+    class Timbre(nn.Module):
+        """CREPE with a new classifier."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.crepe = torchcrepe.Crepe("tiny")
+            weights = Path(torchcrepe.__file__).parent / "assets" / "tiny.pth"
+            self.crepe.load_state_dict(torch.load(weights, weights_only=True))
+            self.crepe.classifier = nn.Linear(self.crepe.in_features, TIMBRES)
+
+        def forward(self, frames: Tensor) -> Tensor:
+            crepe = self.crepe
+            features = crepe.layer(crepe.embed(frames), crepe.conv6, crepe.conv6_BN)
+            return crepe.classifier(features.permute(0, 2, 1, 3).reshape(len(frames), crepe.in_features))
+
+    batches = loaders(tones(count, 0.064, 1), tones(160, 0.064, 2), 16)
+    L.Trainer(**run.trainer(steps)).fit(Plain(Timbre(), timbre_loss), *batches)
+
+
+def voice_encoder(run: Run, count: int, steps: int) -> None:
+    from resemblyzer import VoiceEncoder, audio
+
+    def spectrograms(count: int, seed: int) -> tuple[Tensor, Tensor]:
+        waves, labels = tones(count, 1.0, seed)
+        mels = [audio.wav_to_mel_spectrogram(0.1 * wave.numpy())[:80] for wave in waves]
+        return torch.stack([torch.from_numpy(mel) for mel in mels]), labels
+
+    net = nn.Sequential(VoiceEncoder("cpu", verbose=False), nn.Linear(256, TIMBRES))
+    batches = loaders(spectrograms(count, 1), spectrograms(160, 2), 16)
+    L.Trainer(**run.trainer(steps)).fit(Plain(net, timbre_loss), *batches)
+
+
+FEW, MANY = (160, 210), (2400, 300)
+"""Numbers of examples and of steps of a fine-tuning: 21 epochs, and 2."""
+
 MODELS: dict[str, tuple[str, Callable[[Run], None]]] = {
     "TemporalFusionTransformer": ("pytorch-forecasting", temporal_fusion_transformer),
     "DeepAR": ("pytorch-forecasting", deep_ar),
@@ -475,6 +547,10 @@ MODELS: dict[str, tuple[str, Callable[[Run], None]]] = {
     "SimCLR": ("lightly timm", sim_clr),
     "Unet": ("segmentation-models-pytorch", unet),
     "VisionTransformer": ("timm", vision_transformer),
+    "CREPE, few": ("torchcrepe torchaudio", lambda run: pitch_tracker(run, *FEW)),
+    "CREPE, many": ("torchcrepe torchaudio", lambda run: pitch_tracker(run, *MANY)),
+    "VoiceEncoder, few": ("resemblyzer", lambda run: voice_encoder(run, *FEW)),
+    "VoiceEncoder, many": ("resemblyzer", lambda run: voice_encoder(run, *MANY)),
 }
 """For the name of each model: the packages to install, and the function that fits the model."""
 
