@@ -55,6 +55,10 @@ def _main(command: str, arguments: Sequence[str]) -> int:
     rule_names, suite = ", ".join(options.rules), options.suite
     folder = Path(options.out or _folder_name(options.rules, suite))
     baseline_file = Path(options.baselines or folder / "baselines.json")
+    if options.out is not None:
+        writable_folder(folder, "--out")
+    if options.baselines is not None:
+        writable_folder(baseline_file.parent, "--baselines")
     try:
         with Progress(f"{rule_names} on {suite}", unit="measurements") as progress:
             progress.doing("reading rules and problems")
@@ -62,8 +66,7 @@ def _main(command: str, arguments: Sequence[str]) -> int:
             rules, records = _load(options.rules)
             against = [name for name in options.against.split(",") if name]
             problems = _selected(problems_of(suite, options.data), options.only)
-            writable_folder(folder, "--out")
-            writable_folder(baseline_file.parent, "--baselines")
+            writable_folder(folder, "--out")  # the default folder is made only once there is something to measure
             baselines = Baselines(baseline_file, options.seeds, device=options.device)
             results = evaluate(
                 rules,
