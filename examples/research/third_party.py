@@ -132,6 +132,11 @@ class Plain(L.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
 
+def class_loss(net: nn.Module, batch: Any) -> Tensor:
+    """The cross-entropy of a batch of inputs and indices of classes."""
+    return F.cross_entropy(net(batch[0]), batch[1])
+
+
 def loaders(train: tuple[Tensor, ...], valid: tuple[Tensor, ...], batch_size: int) -> tuple[DataLoader, DataLoader]:
     """Shuffled batches of training data, and batches of validation data."""
     batches = DataLoader(TensorDataset(*train), batch_size, shuffle=True, drop_last=True)
@@ -429,12 +434,8 @@ def vision_transformer(run: Run) -> None:
 
     images, labels = digit_images()
     net = timm.create_model("test_vit", img_size=32, patch_size=8, in_chans=1, num_classes=10)
-
-    def loss(net: nn.Module, batch: Any) -> Tensor:
-        return F.cross_entropy(net(batch[0]), batch[1])
-
     batches = loaders((images[:-400], labels[:-400]), (images[-400:], labels[-400:]), 64)
-    L.Trainer(**run.trainer(300)).fit(Plain(net, loss), *batches)
+    L.Trainer(**run.trainer(300)).fit(Plain(net, class_loss), *batches)
 
 
 def unet(run: Run) -> None:
@@ -483,16 +484,8 @@ def tones(count: int, seconds: float, seed: int) -> tuple[Tensor, Tensor]:
         phases = 2 * math.pi * torch.rand(count, generator=draw)
         angles = 2 * math.pi * (harmonic + 1) * pitches[:, None] * times + phases[:, None]
         waves += power[:, None] * angles.sin()
-    waves /= waves.std(1, keepdim=True)
-    return normalised(waves + 0.5 * torch.randn(waves.shape, generator=draw)), labels
-
-
-def normalised(waves: Tensor) -> Tensor:
-    return (waves - waves.mean(1, keepdim=True)) / waves.std(1, keepdim=True)
-
-
-def timbre_loss(net: nn.Module, batch: Any) -> Tensor:
-    return F.cross_entropy(net(batch[0]), batch[1])
+    waves = waves / waves.std(1, keepdim=True) + 0.5 * torch.randn(waves.shape, generator=draw)
+    return (waves - waves.mean(1, keepdim=True)) / waves.std(1, keepdim=True), labels
 
 
 def pitch_tracker(run: Run, count: int, steps: int) -> None:
@@ -514,7 +507,7 @@ def pitch_tracker(run: Run, count: int, steps: int) -> None:
             return crepe.classifier(features.permute(0, 2, 1, 3).reshape(len(frames), crepe.in_features))
 
     batches = loaders(tones(count, 0.064, 1), tones(160, 0.064, 2), 16)
-    L.Trainer(**run.trainer(steps)).fit(Plain(Timbre(), timbre_loss), *batches)
+    L.Trainer(**run.trainer(steps)).fit(Plain(Timbre(), class_loss), *batches)
 
 
 def voice_encoder(run: Run, count: int, steps: int) -> None:
@@ -527,7 +520,7 @@ def voice_encoder(run: Run, count: int, steps: int) -> None:
 
     net = nn.Sequential(VoiceEncoder("cpu", verbose=False), nn.Linear(256, TIMBRES))
     batches = loaders(spectrograms(count, 1), spectrograms(160, 2), 16)
-    L.Trainer(**run.trainer(steps)).fit(Plain(net, timbre_loss), *batches)
+    L.Trainer(**run.trainer(steps)).fit(Plain(net, class_loss), *batches)
 
 
 FEW, MANY = (160, 210), (2400, 300)

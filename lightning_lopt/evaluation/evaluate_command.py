@@ -66,7 +66,8 @@ def _main(command: str, arguments: Sequence[str]) -> int:
             rules, records = _load(options.rules)
             against = [name for name in options.against.split(",") if name]
             problems = _selected(problems_of(suite, options.data), options.only)
-            writable_folder(folder, "--out")  # the default folder is made only once there is something to measure
+            if options.out is None:
+                writable_folder(folder, "--out")  # the default folder is made only once there is something to measure
             baselines = Baselines(baseline_file, options.seeds, device=options.device)
             results = evaluate(
                 rules,

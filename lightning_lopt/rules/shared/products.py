@@ -43,14 +43,12 @@ def gram(x: Tensor) -> Tensor:
     >>> gram(torch.tensor([[3.0, 4.0]]))
     tensor([[25.]])
     """
-    if not _is_rounded(x):
-        return x @ x.mT
-    rounded = _rounded(x)
+    rounded = rounded_if_wide(x)
     return (rounded @ rounded.mT).to(x.dtype)
 
 
 def added_product(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1.0, alpha: float = 1.0) -> Tensor:
-    """``beta * x + alpha * product(a, b)``, where the sum is not rounded to bfloat16.
+    """``beta * x + alpha * product(a, b)`` in the type of ``x``: a sum of float32 is not rounded to bfloat16.
 
     Args:
         x: (..., n, k).
